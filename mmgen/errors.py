@@ -1,0 +1,70 @@
+"""What a user is told when something they gave cannot be used: what it is, what was got, what is expected, how to fix it."""
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+
+class UserError(ValueError):
+    """An input that cannot be used, in one line: ``what: got X, expected Y; fix``.
+
+    Args:
+        what: the thing that is wrong, named as the user named it.
+        got: the offending value; shortened to 120 characters.
+        expected: what would have been accepted.
+        fix: the next thing to type or change.
+
+    >>> print(UserError("fit.steps", got=-1, expected="a whole number >= 1", fix="set fit.steps=500"))
+    fit.steps: got -1, expected a whole number >= 1; set fit.steps=500
+    """
+
+    def __init__(self, what: str, *, got: Any, expected: str, fix: str) -> None:
+        shown = got if isinstance(got, str) else repr(got)
+        shown = shown if len(shown) <= 120 else f"{shown[:117]}..."
+        super().__init__(_one_line(f"{what}: got {shown}, expected {expected}; {fix}"))
+
+
+class UserErrors(UserError):
+    """Several independent mistakes reported together, a line each."""
+
+    def __init__(self, errors: Iterable[UserError]) -> None:
+        self.errors = list(errors)
+        ValueError.__init__(self, "\n".join(str(error) for error in self.errors))
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """A hint naming the most similar of ``names``, or all of them when none is similar.
+
+    >>> nearest("captionning", ["captioning", "judge"])
+    "did you mean 'captioning'?"
+    """
+    names = sorted(names)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    return f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(names) or '(none)'}"
+
+
+def check_one_of(what: str, value: str, names: Iterable[str]) -> str:
+    """Return ``value`` if it is one of ``names``.
+
+    Raises:
+        UserError: it is not; the message names the nearest.
+    """
+    names = list(names)
+    if value not in names:
+        raise UserError(what, got=value, expected="a known name", fix=nearest(value, names))
+    return value
+
+
+def check_at_least(what: str, value: float, low: float) -> float:
+    """Return ``value`` if it is at least ``low``.
+
+    Raises:
+        UserError: it is smaller.
+    """
+    if not value >= low:  # a NaN fails too
+        raise UserError(what, got=value, expected=f"a number >= {low}", fix=f"set {what} to {low} or more")
+    return value
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

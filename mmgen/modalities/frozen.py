@@ -1,0 +1,27 @@
+"""Frozen means frozen: no gradient for the weights, eval mode for ever."""
+
+from torch import nn
+
+
+def freeze(module: nn.Module) -> nn.Module:
+    """Freeze ``module`` in place: its weights take no gradient and it stays in eval mode through any ``.train()``.
+
+    Gradients still flow through it to its inputs.
+
+    Returns:
+        The same module.
+
+    >>> frozen = freeze(nn.Dropout())
+    >>> nn.Sequential(frozen).train()[0].training
+    False
+    """
+    module.requires_grad_(False).eval()
+    for part in module.modules():
+        part.train = lambda mode=True, part=part: part
+    module.is_frozen = True
+    return module
+
+
+def frozen_prefixes(module: nn.Module) -> tuple[str, ...]:
+    """The state-dict prefixes of the frozen parts inside ``module``, as ``("language_model.",)``."""
+    return tuple(f"{name}." for name, part in module.named_modules() if getattr(part, "is_frozen", False) and name)

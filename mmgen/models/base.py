@@ -1,0 +1,199 @@
+"""The verbs every model shares, and the literal table of model names."""
+
+import importlib
+import inspect
+import json
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from huggingface_hub import ModelHubMixin, snapshot_download
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mmgen.data.batch import Batch
+from mmgen.data.processors import Processor, load_processors, save_processors
+from mmgen.errors import UserError, check_one_of
+from mmgen.modalities.frozen import frozen_prefixes
+
+# name in config.json -> where the class is. A downloaded config can name a key of this table and nothing else.
+MODELS = {
+    "classifier": "mmgen.models.classifier:Classifier",
+    "captioner": "mmgen.models.captioner:Captioner",
+}
+
+
+class Losses(dict[str, Tensor]):
+    """Named loss terms, each a mean over the batch; `total` is their sum.
+
+    >>> Losses(reconstruction=torch.tensor(2.0), kl=torch.tensor(0.5)).total.item()
+    2.5
+    """
+
+    @property
+    def total(self) -> Tensor:
+        """The sum of all terms: what is minimised."""
+        return torch.stack(list(self.values())).sum()
+
+
+class Model(nn.Module, ModelHubMixin):
+    """A model of one system: subclasses define the verbs that their mathematics defines.
+
+    A subclass takes plain values in ``__init__`` (they become ``config.json``), names itself in `MODELS` by `name`, and
+    overrides what applies of `losses`, `encode`, `decode`, `generate`, `log_likelihood`. Systems with several optimisers
+    list them in `phases` and split their parameters in `phase_parameters`.
+    """
+
+    name: ClassVar[str]
+    phases: ClassVar[tuple[str, ...]] = ("train",)
+    #: names of the batch entries of varying length, for `mmgen.data.batch.collate`
+    sequences: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.processors: dict[str, Processor] = {}
+
+    def losses(self, batch: Batch, phase: str = "train") -> Losses:
+        """Named terms whose sum is minimised in ``phase``: summed over event dimensions, mean over the batch."""
+        raise self._undefined("losses")
+
+    def encode(self, batch: Batch) -> Any:
+        """The posterior over the latents given whatever ``batch`` holds."""
+        raise self._undefined("encode")
+
+    def decode(self, z: Tensor, to: str) -> torch.distributions.Distribution:
+        """The distribution p(to | z)."""
+        raise self._undefined("decode")
+
+    def generate(self, given: Batch, to: str, n: int = 1, generator: torch.Generator | None = None, **options: Any) -> Any:
+        """``n`` samples of modality ``to`` for each item of ``given``."""
+        raise self._undefined("generate")
+
+    def log_likelihood(self, batch: Batch, samples: int = 1) -> Tensor:
+        """log p(batch), one a item (b,): exact, or a bound where the model's documentation says so."""
+        raise self._undefined("log_likelihood")
+
+    def forward(self, batch: Batch, phase: str = "train") -> Losses:
+        """`losses`, under the name that data-parallel wrappers call."""
+        return self.losses(batch, phase)
+
+    def phase_parameters(self, phase: str) -> list[nn.Parameter]:
+        """The parameters that ``phase`` trains."""
+        return [p for p in self.parameters() if p.requires_grad]
+
+    def own_state(self) -> dict[str, Tensor]:
+        """The state dict without the frozen parts, which are named in the config and never change."""
+        skipped = frozen_prefixes(self)
+        return {key: value for key, value in self.state_dict().items() if not key.startswith(skipped)}
+
+    def load_own_state(self, state: dict[str, Tensor], source: str = "weights") -> None:
+        """Load what `own_state` returned.
+
+        Raises:
+            UserError: the names or shapes are those of another model.
+        """
+        own = self.own_state()
+        wrong = sorted(own.keys() ^ state.keys()) or [k for k in own if own[k].shape != state[k].shape]
+        if wrong:
+            expected = f"the weights of this {self.name}"
+            raise UserError(source, got=f"{len(wrong)} differing tensors ({wrong[0]}, ...)", expected=expected,
+                            fix="use the config and the weights of one run")  # fmt: skip
+        self.load_state_dict(state, strict=False)
+
+    def _undefined(self, verb: str) -> UserError:
+        defined = [v for v in _VERBS if getattr(type(self), v) is not getattr(Model, v)]
+        return UserError(f"{self.name}.{verb}", got="a call", expected=f"one of {', '.join(defined)}",
+                         fix=f"{self.name} does not define {verb}")  # fmt: skip
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        config = {"model": self.name, **self._hub_mixin_config}
+        (save_directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        state = {key: value.contiguous() for key, value in self.own_state().items()}
+        save_file(state, save_directory / "model.safetensors", metadata={"format": "pt"})
+        save_processors(self.processors, save_directory / "processors")
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, revision=None, cache_dir=None, force_download=False,
+                         local_files_only=False, token=None, **overrides: Any) -> "Model":  # fmt: skip
+        folder = Path(model_id)
+        if not folder.is_dir():
+            folder = Path(snapshot_download(model_id, revision=revision, cache_dir=cache_dir, token=token,
+                                            force_download=force_download, local_files_only=local_files_only))  # fmt: skip
+        config = read_config(folder)
+        if config.pop("model") != cls.name:
+            raise UserError(str(folder), got=read_config(folder)["model"], expected=cls.name, fix="use mmgen.load")
+        allowed = inspect.signature(cls.__init__).parameters
+        for key in config:
+            check_one_of(f"{folder / 'config.json'}: key", key, [p for p in allowed if p != "self"])
+        model = cls(**{**config, **{k: v for k, v in overrides.items() if k in allowed}})
+        model.load_own_state(read_weights(folder / "model.safetensors"), str(folder / "model.safetensors"))
+        model.processors = {**model.processors, **load_processors(folder / "processors")}
+        return model.eval()
+
+
+_VERBS = ("losses", "encode", "decode", "generate", "log_likelihood")
+
+
+def model_class(name: str) -> type[Model]:
+    """The class that `MODELS` lists under ``name``.
+
+    Raises:
+        UserError: there is none; the message names the nearest.
+    """
+    module, cls = MODELS[check_one_of("model", name, MODELS)].split(":")
+    return getattr(importlib.import_module(module), cls)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The ``config.json`` of a saved model."""
+    file = folder / "config.json"
+    fix = "give a folder that save_pretrained wrote, or a run folder"
+    if not file.is_file():
+        raise UserError(str(folder), got="no config.json", expected="a saved model", fix=fix)
+    try:
+        config = json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise UserError(str(file), got=str(error), expected="a JSON object", fix=fix) from error
+    if not isinstance(config, dict) or "model" not in config:
+        raise UserError(str(file), got="no key 'model'", expected="a config written by mmgen", fix=fix)
+    return config
+
+
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    if not file.is_file():
+        raise UserError(str(file), got="no such file", expected="weights", fix="give a folder that save_pretrained wrote")
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        fix = "the file is damaged: take an earlier checkpoint or download it again"
+        raise UserError(str(file), got=str(error), expected="a whole safetensors file", fix=fix) from error
+
+
+def load(place: str | Path, **overrides: Any) -> Model:
+    """Load a trained model: from a run folder, a folder that ``save_pretrained`` wrote, or a Hub name.
+
+    Args:
+        place: the folder or name; of a run folder, its ``model/`` is taken.
+        overrides: constructor values that differ on this machine, such as ``language_model=FOLDER``.
+
+    Returns:
+        The model in eval mode, its processors in ``model.processors``.
+
+    Raises:
+        UserError: there is no model, or it is damaged or of an unknown class.
+    """
+    folder = Path(place)
+    if folder.is_dir():
+        folder = folder / "model" if (folder / "model").is_dir() else folder
+    elif len(folder.parts) == 2 and not str(place).startswith((".", "/", "~")):
+        folder = Path(snapshot_download(str(place)))
+    else:
+        fix = "train one with `mmgen train captioning`"
+        raise UserError(str(place), got="no such folder", expected="a run folder or a Hub name", fix=fix)
+    return model_class(read_config(folder)["model"]).from_pretrained(folder, **overrides)
