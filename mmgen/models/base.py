@@ -11,6 +11,7 @@ from huggingface_hub import ModelHubMixin, snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mmgen.data.batch import Batch
 from mmgen.data.processors import Processor, load_processors, save_processors
@@ -83,9 +84,12 @@ class Model(nn.Module, ModelHubMixin):
         return [p for p in self.parameters() if p.requires_grad]
 
     def own_state(self) -> dict[str, Tensor]:
-        """The state dict without the frozen parts, which are named in the config and never change."""
+        """The state dict without the frozen parts, which are named in the config and never change.
+
+        Sharded tensors are gathered, so of a sharded model every process must call this.
+        """
         skipped = frozen_prefixes(self)
-        return {key: value for key, value in self.state_dict().items() if not key.startswith(skipped)}
+        return {key: whole(value) for key, value in self.state_dict().items() if not key.startswith(skipped)}
 
     def load_own_state(self, state: dict[str, Tensor], source: str = "weights") -> None:
         """Load what `own_state` returned.
@@ -93,33 +97,63 @@ class Model(nn.Module, ModelHubMixin):
         Raises:
             UserError: the names or shapes are those of another model.
         """
-        own = self.own_state()
+        skipped = frozen_prefixes(self)
+        own = {key: value for key, value in self.state_dict().items() if not key.startswith(skipped)}
         wrong = sorted(own.keys() ^ state.keys()) or [k for k in own if own[k].shape != state[k].shape]
         if wrong:
             expected = f"the weights of this {self.name}"
-            raise UserError(source, got=f"{len(wrong)} differing tensors ({wrong[0]}, ...)", expected=expected,
-                            fix="use the config and the weights of one run")  # fmt: skip
-        self.load_state_dict(state, strict=False)
+            raise UserError(
+                source,
+                got=f"{len(wrong)} differing tensors ({wrong[0]}, ...)",
+                expected=expected,
+                fix="use the config and the weights of one run",
+            )
+        self.load_state_dict({key: like(value, own[key]) for key, value in state.items()}, strict=False)
 
     def _undefined(self, verb: str) -> UserError:
         defined = [v for v in _VERBS if getattr(type(self), v) is not getattr(Model, v)]
-        return UserError(f"{self.name}.{verb}", got="a call", expected=f"one of {', '.join(defined)}",
-                         fix=f"{self.name} does not define {verb}")  # fmt: skip
+        return UserError(
+            f"{self.name}.{verb}",
+            got="a call",
+            expected=f"one of {', '.join(defined)}",
+            fix=f"{self.name} does not define {verb}",
+        )
+
+    def write(self, folder: Path, state: dict[str, Tensor]) -> None:
+        """Write ``config.json``, ``state`` as ``model.safetensors`` and the processors to an existing folder."""
+        config = {"model": self.name, **(self._hub_mixin_config or {})}
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        state = {key: value.contiguous() for key, value in state.items()}
+        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+        save_processors(self.processors, folder / "processors")
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        config = {"model": self.name, **self._hub_mixin_config}
-        (save_directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        state = {key: value.contiguous() for key, value in self.own_state().items()}
-        save_file(state, save_directory / "model.safetensors", metadata={"format": "pt"})
-        save_processors(self.processors, save_directory / "processors")
+        self.write(save_directory, self.own_state())
 
     @classmethod
-    def _from_pretrained(cls, *, model_id: str, revision=None, cache_dir=None, force_download=False,
-                         local_files_only=False, token=None, **overrides: Any) -> "Model":  # fmt: skip
+    def _from_pretrained(
+        cls,
+        *,
+        model_id: str,
+        revision=None,
+        cache_dir=None,
+        force_download=False,
+        local_files_only=False,
+        token=None,
+        **overrides: Any,
+    ) -> "Model":
         folder = Path(model_id)
         if not folder.is_dir():
-            folder = Path(snapshot_download(model_id, revision=revision, cache_dir=cache_dir, token=token,
-                                            force_download=force_download, local_files_only=local_files_only))  # fmt: skip
+            folder = Path(
+                snapshot_download(
+                    model_id,
+                    revision=revision,
+                    cache_dir=cache_dir,
+                    token=token,
+                    force_download=force_download,
+                    local_files_only=local_files_only,
+                )
+            )
         config = read_config(folder)
         if config.pop("model") != cls.name:
             raise UserError(str(folder), got=read_config(folder)["model"], expected=cls.name, fix="use mmgen.load")
@@ -143,6 +177,17 @@ def model_class(name: str) -> type[Model]:
     """
     module, cls = MODELS[check_one_of("model", name, MODELS)].split(":")
     return getattr(importlib.import_module(module), cls)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The full tensor of a shard; a plain tensor as it is. Every process must call it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def like(tensor: Tensor, other: Tensor) -> Tensor:
+    """``tensor`` on the device of ``other`` and sharded as it is."""
+    tensor = tensor.to(other.device)
+    return distribute_tensor(tensor, other.device_mesh, other.placements) if isinstance(other, DTensor) else tensor
 
 
 def read_config(folder: Path) -> dict[str, Any]:

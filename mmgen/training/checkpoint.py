@@ -1,0 +1,173 @@
+"""Checkpoints: written whole or not at all, read without executing anything.
+
+A checkpoint is a folder ``step_00000500`` of ``model.safetensors`` (the weights that are not frozen),
+``optimizer_PHASE.safetensors``, ``ema.safetensors`` where an average is kept, ``state.json`` (step and counters) and
+``random_RANK.json`` (the state of every random generator of that process). It is written to a temporary folder and renamed, so
+a kill leaves the one before.
+"""
+
+import json
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from mmgen.errors import UserError
+from mmgen.models.base import like, read_weights, whole
+
+PREFIX = "step_"
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in ``folder``, oldest first; what a kill left half-written has another name and is not among them."""
+    return sorted(folder.glob(f"{PREFIX}*"))
+
+
+def write(
+    folder: Path,
+    step: int,
+    tensors: dict[str, dict[str, Tensor]],
+    state: dict[str, Any],
+    keep: int,
+    rank: int = 0,
+    barrier=lambda: None,
+) -> Path:
+    """Write one checkpoint and remove the oldest beyond ``keep``; every process calls it.
+
+    Args:
+        folder: where checkpoints live.
+        step: optimiser steps done.
+        tensors: file name -> name -> whole (unsharded) tensor.
+        state: JSON values.
+        keep: newest checkpoints that stay.
+        rank: of this process; rank 0 writes the tensors, each its random state.
+        barrier: waits for the other processes.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        UserError: the disk is full or not writable; earlier checkpoints are untouched.
+    """
+    final = folder / f"{PREFIX}{step:08d}"
+    partial = folder / f".partial_{step:08d}"
+    try:
+        if rank == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        barrier()
+        (partial / f"random_{rank}.json").write_text(json.dumps(random_state()))
+        if rank == 0:
+            for name, values in tensors.items():
+                save_file({key: value.detach().cpu().contiguous() for key, value in values.items()}, partial / name)
+            (partial / "state.json").write_text(json.dumps(state, indent=2) + "\n")
+        barrier()
+        if rank == 0:
+            shutil.rmtree(final, ignore_errors=True)  # the same step saved again, after a resume
+            partial.rename(final)
+            for old in checkpoints(folder)[:-keep]:
+                shutil.rmtree(old)
+    except (OSError, SafetensorError) as error:  # a full disk is either, by who writes
+        shutil.rmtree(partial, ignore_errors=True)
+        fix = "free space or set --out, then add --resume; earlier checkpoints are whole"
+        raise UserError(f"checkpoint in {folder}", got=str(error), expected="a folder with room to write", fix=fix) from error
+    barrier()
+    return final
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """The JSON values of a checkpoint."""
+    return _read_json(checkpoint / "state.json")
+
+
+def read_tensors(checkpoint: Path, name: str) -> dict[str, Tensor]:
+    """The tensors of one file of a checkpoint.
+
+    Raises:
+        UserError: it is missing or cut short.
+    """
+    return read_weights(checkpoint / name)
+
+
+def random_state() -> dict[str, Any]:
+    """The state of Python's, NumPy's and torch's generators as JSON values."""
+    kind, internal, gauss = random.getstate()
+    legacy = numpy.random.get_state(legacy=False)
+    return {
+        "python": [kind, list(internal), gauss],
+        "numpy": {**legacy, "state": {**legacy["state"], "key": legacy["state"]["key"].tolist()}},
+        "torch": _hex(torch.get_rng_state()),
+        "cuda": [_hex(state) for state in torch.cuda.get_rng_state_all()] if torch.cuda.is_available() else [],
+    }
+
+
+def restore_random_state(checkpoint: Path, rank: int = 0) -> None:
+    """Put every generator of this process back to where it was when ``checkpoint`` was written.
+
+    Raises:
+        UserError: the checkpoint was written by fewer processes.
+    """
+    file = checkpoint / f"random_{rank}.json"
+    if not file.is_file():
+        count = len(list(checkpoint.glob("random_*.json")))
+        fix = f"resume with --processes {count}"
+        raise UserError(str(checkpoint), got=f"the state of {count} processes", expected=f"one for process {rank}", fix=fix)
+    state = _read_json(file)
+    kind, internal, gauss = state["python"]
+    random.setstate((kind, tuple(internal), gauss))
+    key = numpy.array(state["numpy"]["state"]["key"], dtype=numpy.uint32)
+    numpy.random.set_state({**state["numpy"], "state": {**state["numpy"]["state"], "key": key}})
+    torch.set_rng_state(_bytes(state["torch"]))
+    if torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([_bytes(text) for text in state["cuda"]])
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[nn.Parameter, str]) -> dict[str, Tensor]:
+    """The optimiser's state under the names of the parameters, as ``{"head.weight/exp_avg": ...}``."""
+    return {
+        f"{names[parameter]}/{key}": whole(value)
+        for parameter, values in optimizer.state.items()
+        for key, value in values.items()
+        if torch.is_tensor(value)
+    }
+
+
+def load_optimizer_tensors(
+    optimizer: torch.optim.Optimizer, names: dict[nn.Parameter, str], state: dict[str, Tensor], source: str
+) -> None:
+    """Restore what `optimizer_tensors` returned.
+
+    Raises:
+        UserError: a tensor belongs to no parameter of this optimiser.
+    """
+    parameters = {names[p]: p for group in optimizer.param_groups for p in group["params"]}
+    for key, value in state.items():
+        name, _, kind = key.rpartition("/")
+        if name not in parameters:
+            fix = "resume with the config that wrote it"
+            raise UserError(source, got=key, expected="the optimiser of this model", fix=fix)
+        parameter = parameters[name]
+        # the step counter is a scalar that stays where the optimiser made it
+        optimizer.state[parameter][kind] = value if value.ndim == 0 else like(value, parameter)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        fix = f"remove {file.parent.name} to resume from the checkpoint before it"
+        raise UserError(str(file), got=str(error), expected="a whole checkpoint", fix=fix) from error
+
+
+def _hex(state: Tensor) -> str:
+    return state.numpy().tobytes().hex()
+
+
+def _bytes(text: str) -> Tensor:
+    return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)

@@ -1,0 +1,217 @@
+"""Configs are values: a dataclass a recipe, a YAML file over it, ``key.sub=value`` over that."""
+
+import dataclasses
+import typing
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+
+from mmgen.errors import UserError, UserErrors, check_at_least, nearest
+
+Config = TypeVar("Config")
+
+
+@dataclasses.dataclass
+class FitConfig:
+    """How `mmgen.training.loop.fit` trains; everything is counted in optimiser steps.
+
+    Args:
+        steps: optimiser steps in all.
+        batch_size: items a process reads at once; one step sees batch_size x accumulation x processes items.
+        accumulation: batches whose gradients are added before a step.
+        learning_rate: peak learning rate of AdamW.
+        weight_decay: AdamW's decoupled weight decay.
+        betas: AdamW's decay rates of the two moments.
+        warmup: steps over which the learning rate rises linearly to its peak.
+        schedule: what follows the warm-up: ``cosine`` and ``linear`` fall to zero at ``steps``.
+        clip: largest gradient norm; 0 leaves gradients as they are.
+        ema: decay of the exponential moving average of the weights, which is what is saved and used; 0 keeps none.
+        precision: arithmetic of the forward pass; weights and optimiser state stay in fp32.
+        compile: torch.compile the model.
+        seed: of the order of the data, dropout and sampling.
+        workers: processes that load data; 0 loads in this one.
+        processes: processes that must be running, checked at start; 0 takes what the launcher started.
+        log_every: steps between lines of ``metrics.jsonl``.
+        sample_every: steps between samples; 0 makes none.
+        checkpoint_every: steps between checkpoints; the last step always makes one.
+        keep: newest checkpoints that stay on disk.
+        tracker: where accelerate sends figures beside ``metrics.jsonl``.
+    """
+
+    steps: int = 1000
+    batch_size: int = 32
+    accumulation: int = 1
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.95)
+    warmup: int = 20
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    clip: float = 1.0
+    ema: float = 0.0
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    compile: bool = False
+    seed: int = 0
+    workers: int = 0
+    processes: int = 0
+    log_every: int = 10
+    sample_every: int = 0
+    checkpoint_every: int = 200
+    keep: int = 2
+    tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
+
+    def __post_init__(self) -> None:
+        errors = []
+        for name, low in _LEAST.items():
+            try:
+                check_at_least(f"fit.{name}", getattr(self, name), low)
+            except UserError as error:
+                errors.append(error)
+        if self.ema >= 1:
+            errors.append(UserError("fit.ema", got=self.ema, expected="a decay below 1", fix="set fit.ema=0.999"))
+        if errors:
+            raise errors[0] if len(errors) == 1 else UserErrors(errors)
+
+
+_LEAST = {"steps": 1, "batch_size": 1, "accumulation": 1, "learning_rate": 0, "weight_decay": 0, "warmup": 0, "clip": 0,
+          "ema": 0, "workers": 0, "processes": 0, "log_every": 1, "sample_every": 0, "checkpoint_every": 1,
+          "keep": 1}  # fmt: skip
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; an empty file is an empty mapping.
+
+    Raises:
+        UserError: the file cannot be read or holds something else.
+    """
+    try:
+        values = yaml.safe_load(file.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(str(file), got=str(error), expected="a YAML file", fix="correct the file or its name") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(str(file), got=values, expected="a mapping of keys to values", fix="write lines `key: value`")
+    return values
+
+
+def parse_overrides(arguments: list[str]) -> dict[str, Any]:
+    """Turn ``["fit.steps=5", "fit.ema=0.9"]`` into a nested mapping, values read as YAML.
+
+    Raises:
+        UserError: an argument is not of the form ``key=value``.
+
+    >>> parse_overrides(["fit.steps=5", "data.card=mnist"])
+    {'fit': {'steps': 5}, 'data': {'card': 'mnist'}}
+    """
+    values: dict[str, Any] = {}
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        if not equals or not key:
+            raise UserError("argument", got=argument, expected="key.sub=value", fix="write for example fit.steps=100")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = text
+        *parents, last = key.split(".")
+        place = values
+        for parent in parents:
+            place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                fix = "give the section or its keys, not both"
+                raise UserError(key, got=argument, expected="one value a key", fix=fix)
+        place[last] = value
+    return values
+
+
+def build_config(cls: type[Config], *layers: dict[str, Any]) -> Config:
+    """Lay mappings over the defaults of a dataclass, the last on top.
+
+    Args:
+        cls: the recipe's dataclass; nested dataclasses are sections.
+        layers: nested mappings, as from `read_yaml` and `parse_overrides`.
+
+    Raises:
+        UserErrors: every unknown key (naming the nearest) and every value of a wrong type, all at once.
+
+    >>> build_config(FitConfig, {"steps": 5}, {"steps": 7}).steps
+    7
+    """
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        _merge(merged, layer)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(cls, None)
+    errors: list[UserError] = []
+    _check(cls, merged, "", parser, errors)
+    if errors:
+        raise errors[0] if len(errors) == 1 else UserErrors(errors)
+    return _instantiate(cls, parser.parse_object(merged).as_dict())
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The config as plain values, ready for YAML."""
+    return _plain(dataclasses.asdict(config))
+
+
+def write_config(config: Any, file: Path) -> None:
+    """Write the resolved config as YAML, keys in the order of the dataclass."""
+    file.write_text(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))
+
+
+def _merge(under: dict[str, Any], over: dict[str, Any]) -> None:
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(under.get(key), dict):
+            _merge(under[key], value)
+        else:
+            under[key] = value
+
+
+def _check(cls: type, values: dict[str, Any], path: str, parser: ArgumentParser, errors: list[UserError]) -> None:
+    """Collect the mistakes in ``values`` key by key, so that one does not hide the next."""
+    types = typing.get_type_hints(cls)
+    fields = {f.name: types[f.name] for f in dataclasses.fields(cls)}
+    for key, value in values.items():
+        name = f"{path}{key}"
+        if key not in fields:
+            fix = nearest(str(key), fields)
+            errors.append(UserError(f"config key {name}", got="an unknown key", expected="a known one", fix=fix))
+        elif dataclasses.is_dataclass(fields[key]):
+            if isinstance(value, dict):
+                _check(fields[key], value, f"{name}.", parser, errors)
+            else:
+                fix = f"write {name}.KEY=VALUE"
+                errors.append(UserError(f"config key {name}", got=value, expected="a section of keys", fix=fix))
+        else:
+            nested: Any = value
+            for part in reversed(name.split(".")):
+                nested = {part: nested}
+            try:
+                parser.parse_object(nested)
+            except ArgumentError:
+                expected = getattr(fields[key], "__name__", None) or str(fields[key])
+                expected = str(fields[key]).replace("typing.", "") if "[" in str(fields[key]) else expected
+                fix = f"write for example {name}={_example(cls, key)}"
+                errors.append(UserError(f"config key {name}", got=value, expected=expected, fix=fix))
+
+
+def _example(cls: type, key: str) -> Any:
+    field = next(f for f in dataclasses.fields(cls) if f.name == key)
+    value = field.default if field.default is not dataclasses.MISSING else field.default_factory()  # type: ignore[misc]
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _instantiate(cls: type[Config], values: dict[str, Any]) -> Config:
+    types = typing.get_type_hints(cls)
+    made = {
+        key: _instantiate(types[key], value) if dataclasses.is_dataclass(types[key]) else value
+        for key, value in values.items()
+    }
+    return cls(**made)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,396 @@
+"""The one training loop: any model of `mmgen.models`, one process or many, resumable to the bit."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from types import FrameType
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
+from accelerate.utils import set_seed
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+from tqdm.auto import tqdm
+
+from mmgen.data.batch import collate
+from mmgen.errors import UserError
+from mmgen.models.base import Model, like, whole
+from mmgen.training import checkpoint as ckpt
+from mmgen.training.config import FitConfig
+
+Samples = Callable[[Model, Path], None]
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training was asked to stop (SIGTERM or Ctrl-C) and saved a checkpoint first."""
+
+    def __init__(self, step: int, number: int) -> None:
+        self.number = number
+        super().__init__(f"stopped by {signal.Signals(number).name} after step {step}, which is saved; add --resume to go on")
+
+
+class Order(Sampler[list[int]]):
+    """The items of each batch of this process, from any step on, without end.
+
+    Epochs are seeded permutations laid one after another and cut into batches, so every batch is full, no item is dropped,
+    and the items of a batch follow from its number alone.
+
+    Args:
+        size: items in the data.
+        config: seed, batch size and accumulation.
+        start: optimiser steps already done.
+        rank, processes: which share of each batch is this process's.
+    """
+
+    def __init__(self, size: int, config: FitConfig, start: int, rank: int, processes: int) -> None:
+        self.size, self.config, self.start, self.rank, self.processes = size, config, start, rank, processes
+        self._epoch, self._permutation = -1, torch.empty(0)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        number = self.start * self.config.accumulation
+        while True:
+            yield self.batch(number)
+            number += 1
+
+    def batch(self, number: int) -> list[int]:
+        """The items of this process in batch ``number`` since the start of training."""
+        width = self.config.batch_size
+        first = (number * self.processes + self.rank) * width
+        return [self._item(position) for position in range(first, first + width)]
+
+    def _item(self, position: int) -> int:
+        epoch, place = divmod(position, self.size)
+        if epoch != self._epoch:
+            generator = torch.Generator().manual_seed(hash((self.config.seed, epoch)) % 2**63)
+            self._epoch, self._permutation = epoch, torch.randperm(self.size, generator=generator)
+        return int(self._permutation[place])
+
+
+def learning_rate(config: FitConfig, step: int) -> float:
+    """The learning rate of optimiser step ``step`` (from 0): linear warm-up, then the schedule.
+
+    >>> learning_rate(FitConfig(warmup=10, learning_rate=1.0), 4)
+    0.5
+    """
+    warm = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
+    done = min(1.0, max(0.0, (step - config.warmup) / max(1, config.steps - config.warmup)))
+    fall = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[config.schedule]
+    return config.learning_rate * warm * fall
+
+
+def fit(
+    model: Model,
+    data: Sequence[Mapping[str, Tensor | None]],
+    config: FitConfig,
+    folder: Path,
+    samples: Samples | None = None,
+    resume: bool = False,
+) -> Model:
+    """Train ``model`` on ``data`` and save it to ``folder/model``.
+
+    Args:
+        model: its `losses` are minimised, phase after phase in every step.
+        data: ``data[i]`` is item i as a row for `mmgen.data.batch.collate`; the same i always gives the same row.
+        config: see `FitConfig`.
+        folder: receives ``metrics.jsonl checkpoints/ samples/ tensorboard/ model/``.
+        samples: called as ``samples(model, folder / "samples" / "step_N")`` every ``config.sample_every`` steps.
+        resume: go on from the newest checkpoint in ``folder``, if there is one; the result is that of a run never stopped.
+
+    Returns:
+        The trained model (its moving average where one is kept), in eval mode.
+
+    Raises:
+        UserError: no data; the wrong number of processes; a loss that is not finite; a checkpoint that does not fit.
+        Interrupted: SIGTERM or Ctrl-C, after saving.
+    """
+    if len(data) == 0:
+        raise UserError("training data", got="no items", expected="at least one", fix="check the card's split")
+    trainer = _Trainer(model, data, config, Path(folder), samples)
+    if resume and (found := ckpt.checkpoints(trainer.folder / "checkpoints")):
+        trainer.load(found[-1])
+    elif trainer.main:
+        (trainer.folder / "metrics.jsonl").unlink(missing_ok=True)
+    return trainer.run()
+
+
+class _Trainer:
+    def __init__(self, model: Model, data: Sequence, config: FitConfig, folder: Path, samples: Samples | None) -> None:
+        self.config, self.data, self.folder, self.samples = config, data, folder, samples
+        several = len(model.phases) > 1  # each phase leaves the other's parameters without a gradient
+        AcceleratorState._reset_state()  # an earlier stage may have set another precision; the processes stay connected
+        self.accelerator = Accelerator(
+            mixed_precision=config.precision,
+            log_with=None if config.tracker == "none" else config.tracker,
+            project_dir=str(folder / "tensorboard"),
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=several)],
+        )
+        check_processes(config.processes, self.accelerator.num_processes)
+        self.rank, self.main = self.accelerator.process_index, self.accelerator.is_main_process
+        set_seed(config.seed + self.rank)
+        optimizers = [
+            torch.optim.AdamW(
+                model.phase_parameters(phase), config.learning_rate, config.betas, weight_decay=config.weight_decay
+            )
+            for phase in model.phases
+        ]
+        self.plain = model
+        prepared = self.accelerator.prepare(model, *optimizers)
+        self.model, self.optimizers = prepared[0], dict(zip(model.phases, prepared[1:]))
+        self.unwrapped = self.accelerator.unwrap_model(self.model)
+        self.names = {p: name for name, p in self.unwrapped.named_parameters()}  # sharding has replaced the parameters
+        self.trained = {name: p for p, name in self.names.items() if p.requires_grad}
+        self.average = {n: p.detach().clone() for n, p in self.trained.items()} if config.ema else {}
+        if config.compile:
+            self.model = torch.compile(self.model)
+        self.step, self.window, self.counted, self.items, self.seconds = 0, {}, 0, 0, 0.0
+        self.signal: int | None = None
+
+    def run(self) -> Model:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.config.tracker != "none":
+            self.accelerator.init_trackers("mmgen")
+        order = Order(len(self.data), self.config, self.step, self.rank, self.accelerator.num_processes)
+        # a generator of its own, so that starting the workers draws nothing from the model's
+        loader = iter(
+            DataLoader(
+                self.data,
+                batch_sampler=order,
+                num_workers=self.config.workers,
+                collate_fn=partial(collate, sequences=self.plain.sequences),
+                generator=torch.Generator().manual_seed(self.config.seed),
+                pin_memory=self.accelerator.device.type == "cuda",
+            )
+        )
+        self.model.train()
+        with (
+            _signals(self),
+            tqdm(
+                total=self.config.steps,
+                initial=self.step,
+                disable=not self.main,
+                unit="step",
+                desc=self.folder.name,
+                dynamic_ncols=True,
+            ) as bar,
+        ):
+            while self.step < self.config.steps:
+                self._step(loader, order)
+                self._after_step(bar)
+        for tracker in self.accelerator.trackers:  # not end_training(): the next stage needs the process group
+            tracker.finish()
+        return self._finish()
+
+    def _step(self, loader: Iterator, order: Order) -> None:
+        began = time.perf_counter()
+        batches = [next(loader).to(self.accelerator.device) for _ in range(self.config.accumulation)]
+        rate = learning_rate(self.config, self.step)
+        for phase, optimizer in self.optimizers.items():
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            for number, batch in enumerate(batches):
+                last = number == len(batches) - 1
+                with nullcontext() if last else self.accelerator.no_sync(self.model):
+                    losses = self.model(batch, phase)
+                    total = losses.total
+                    if not math.isfinite(value := total.item()):
+                        raise _not_finite(losses, value, self.step, order.batch(self.step * len(batches) + number))
+                    self.accelerator.backward(total / len(batches))
+                prefix = "" if len(self.optimizers) == 1 else f"{phase}/"
+                for name, term in [*losses.items(), ("loss", total)]:
+                    self._count(prefix + name, term.detach() / len(batches))
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            if self.config.clip:
+                norm = self.accelerator.clip_grad_norm_(parameters, self.config.clip)
+                if norm is not None:
+                    self._count("gradient_norm" if len(self.optimizers) == 1 else f"{phase}/gradient_norm", norm)
+            optimizer.step()
+            # a phase may push gradients into parameters of another: clear them all
+            self.model.zero_grad(set_to_none=True)
+        if self.average:
+            torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.trained.values()], 1 - self.config.ema)
+        self.step += 1
+        self.counted += 1
+        self.items += sum(batch.size for batch in batches) * self.accelerator.num_processes
+        self.seconds += time.perf_counter() - began
+
+    def _count(self, name: str, value: Tensor) -> None:
+        value = whole(value).float()
+        self.window[name] = self.window[name] + value if name in self.window else value
+
+    def _after_step(self, bar: tqdm) -> None:
+        bar.update(1)
+        config, done = self.config, self.step == self.config.steps
+        if self.step % config.log_every == 0 or done:
+            self._log(bar)
+        stop = self._asked_to_stop()
+        if self.samples and config.sample_every and (self.step % config.sample_every == 0 or done):
+            self._sample()
+        if self.step % config.checkpoint_every == 0 or done or stop is not None:
+            self.save()
+        if stop is not None and not done:
+            raise Interrupted(self.step, stop)
+
+    def _log(self, bar: tqdm) -> None:
+        means = {name: self.accelerator.reduce(value, "mean").item() / self.counted for name, value in self.window.items()}
+        rate = learning_rate(self.config, self.step - 1)
+        figures = {"step": self.step, **means, "learning_rate": rate, "items_per_s": self.items / self.seconds}
+        self.window, self.counted, self.items, self.seconds = {}, 0, 0, 0.0
+        if self.main:
+            with (self.folder / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(figures) + "\n")
+            shown = {name: f"{figures[name]:.4g}" for name in figures if name.endswith("loss")}
+            bar.set_postfix(**shown, lr=f"{rate:.2g}", items_per_s=f"{figures['items_per_s']:.1f}", refresh=False)
+        if self.config.tracker != "none":
+            self.accelerator.log({name: value for name, value in figures.items() if name != "step"}, step=self.step)
+
+    def _asked_to_stop(self) -> int | None:
+        if self.accelerator.num_processes == 1:
+            return self.signal
+        # one process may have heard the signal a step before the others: all must leave together
+        heard = torch.tensor(self.signal or 0, device=self.accelerator.device)
+        torch.distributed.all_reduce(heard, torch.distributed.ReduceOp.MAX)
+        return int(heard) or None
+
+    def _sample(self) -> None:
+        # drawing samples must not move the generators that training draws from
+        devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
+        if self.main and self.accelerator.distributed_type != "FSDP":
+            with torch.random.fork_rng(devices), self._averaged(), torch.no_grad():
+                self.plain.eval()
+                self.samples(self.plain, self.folder / "samples" / f"step_{self.step:08d}")
+        self.model.train()
+        self.accelerator.wait_for_everyone()
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The moving average in place of the weights, where one is kept."""
+        kept = {name: p.detach().clone() for name, p in self.trained.items()} if self.average else {}
+        with torch.no_grad():
+            for name, value in self.average.items():
+                self.trained[name].copy_(value)
+            yield
+            for name, value in kept.items():
+                self.trained[name].copy_(value)
+
+    def save(self) -> None:
+        tensors = {"model.safetensors": self.unwrapped.own_state()}
+        for phase, optimizer in self.optimizers.items():
+            tensors[f"optimizer_{phase}.safetensors"] = ckpt.optimizer_tensors(optimizer.optimizer, self.names)
+        if self.average:
+            tensors["ema.safetensors"] = {name: whole(v) for name, v in self.average.items()}
+        scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else {}
+        window = {name: self.accelerator.reduce(value, "mean").item() for name, value in self.window.items()}
+        state = {
+            "step": self.step,
+            "model": self.plain.name,
+            "processes": self.accelerator.num_processes,
+            "window": window,
+            "counted": self.counted,
+            "items": self.items,
+            "seconds": self.seconds,
+            "scaler": scaler,
+        }
+        ckpt.write(
+            self.folder / "checkpoints",
+            self.step,
+            tensors,
+            state,
+            self.config.keep,
+            self.rank,
+            self.accelerator.wait_for_everyone,
+        )
+
+    def load(self, folder: Path) -> None:
+        state = ckpt.read_state(folder)
+        if state["model"] != self.plain.name:
+            fix = "resume with the config that wrote it, or choose another --out"
+            raise UserError(str(folder), got=f"a {state['model']}", expected=f"a {self.plain.name}", fix=fix)
+        if state["processes"] != self.accelerator.num_processes:
+            fix = f"resume with --processes {state['processes']}"
+            raise UserError(
+                str(folder), got=f"{state['processes']} processes", expected=f"{self.accelerator.num_processes}", fix=fix
+            )
+        self.unwrapped.load_own_state(ckpt.read_tensors(folder, "model.safetensors"), str(folder))
+        for phase, optimizer in self.optimizers.items():
+            file = f"optimizer_{phase}.safetensors"
+            ckpt.load_optimizer_tensors(optimizer.optimizer, self.names, ckpt.read_tensors(folder, file), str(folder / file))
+        if self.average:
+            for name, value in ckpt.read_tensors(folder, "ema.safetensors").items():
+                self.average[name] = like(value, self.trained[name])
+        if self.accelerator.scaler and state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        device = self.accelerator.device
+        self.window = {name: torch.tensor(value, device=device) for name, value in state["window"].items()}
+        self.step, self.counted = state["step"], state["counted"]
+        self.items, self.seconds = state["items"], state["seconds"]
+        ckpt.restore_random_state(folder, self.rank)
+        if self.main:
+            _cut_log(self.folder / "metrics.jsonl", self.step)
+
+    def _finish(self) -> Model:
+        with torch.no_grad():
+            for name, value in self.average.items():
+                self.trained[name].copy_(value)
+        state = self.unwrapped.own_state()
+        if self.main:
+            partial_folder = self.folder / ".partial_model"
+            shutil.rmtree(partial_folder, ignore_errors=True)
+            partial_folder.mkdir()
+            self.unwrapped.write(partial_folder, state)
+            shutil.rmtree(self.folder / "model", ignore_errors=True)
+            partial_folder.rename(self.folder / "model")
+        self.accelerator.wait_for_everyone()
+        return self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False, keep_torch_compile=False).eval()
+
+
+def check_processes(asked: int, running: int) -> None:
+    """Fail unless as many processes run as were asked for.
+
+    Raises:
+        UserError: the counts differ, as under ``accelerate launch --cpu --num_processes 2``, which starts one.
+    """
+    asked = int(os.environ.get("MMGEN_PROCESSES", asked))
+    if asked and asked != running:
+        fix = f"start with `mmgen train --processes {asked}`, or `torchrun --nproc_per_node {asked}`"
+        raise UserError("processes", got=f"{running} running", expected=f"{asked} as asked", fix=fix)
+
+
+@contextmanager
+def _signals(trainer: _Trainer) -> Iterator[None]:
+    def note(number: int, frame: FrameType | None) -> None:
+        trainer.signal = number
+
+    try:
+        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    except ValueError:  # only the main thread may handle signals
+        before = {}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _not_finite(losses: Mapping[str, Tensor], value: float, step: int, items: list[int]) -> UserError:
+    terms = ", ".join(f"{name} {term.item():.4g}" for name, term in losses.items())
+    return UserError(
+        f"loss of step {step + 1} on items {items[:8]}{' and others' if len(items) > 8 else ''}",
+        got=f"{value} ({terms})",
+        expected="a finite number",
+        fix="look at these items, or lower fit.learning_rate; the checkpoint before is whole",
+    )
+
+
+def _cut_log(file: Path, step: int) -> None:
+    """Drop the lines that were logged after the checkpoint: they will be written again."""
+    if file.is_file():
+        lines = [line for line in file.read_text().splitlines() if line.endswith("}")]  # a kill may cut the last
+        file.write_text("".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= step))

@@ -1,0 +1,272 @@
+"""The loop: what must be equal is equal to the bit, and what goes wrong loses nothing."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from mmgen.data.batch import Batch
+from mmgen.errors import UserError
+from mmgen.models.base import Losses, Model
+from mmgen.training import checkpoint, loop
+from mmgen.training.config import FitConfig
+from mmgen.training.loop import Order, fit, learning_rate
+
+
+class Regression(Model):
+    """y = Wx by least squares, through dropout so that random generators matter."""
+
+    name = "regression"
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.linear, self.dropout = nn.Linear(3, 2), nn.Dropout(dropout)
+
+    def losses(self, batch: Batch, phase: str = "train") -> Losses:
+        error = self.linear(self.dropout(batch["x"])) - batch["y"]  # (b, 2)
+        return Losses(squared=error.square().sum(-1).mean())
+
+
+class Adversaries(Model):
+    """Two phases: one moves `a` towards `b`, the other `b` away from `a`."""
+
+    name = "adversaries"
+    phases = ("near", "far")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.ones(3))
+
+    def phase_parameters(self, phase: str) -> list[nn.Parameter]:
+        return [self.a] if phase == "near" else [self.b]
+
+    def losses(self, batch: Batch, phase: str = "near") -> Losses:
+        gap = (self.a - self.b).square().sum()
+        return Losses(gap=gap if phase == "near" else -0.1 * gap)
+
+
+def rows(n: int = 40) -> list[dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(n, 3, generator=generator)
+    return [{"x": x[i], "y": x[i, :2] * 2 + 1} for i in range(n)]
+
+
+def settings(**changes) -> FitConfig:
+    values = {"steps": 12, "batch_size": 4, "checkpoint_every": 3, "log_every": 5, "tracker": "none", "warmup": 2}
+    return FitConfig(**{**values, **changes})
+
+
+def make(cls=Regression, **values) -> Model:
+    torch.manual_seed(1)
+    return cls(**values)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def log(folder: Path, name: str = "loss") -> list[float]:
+    return [json.loads(line)[name] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_it_learns(tmp_path):
+    fit(make(), rows(), settings(steps=300, learning_rate=0.05, log_every=1, weight_decay=0), tmp_path)
+    losses = log(tmp_path)
+    assert losses[-1] < 1e-3 < 1 < losses[0]
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("options", [{}, {"ema": 0.9}, {"precision": "bf16"}, {"accumulation": 2}, {"workers": 1}])
+@pytest.mark.parametrize("at", [1, 3, 7, 11])
+def test_killed_and_resumed_is_never_stopped(tmp_path, monkeypatch, options, at):
+    fit(make(dropout=0.5), rows(), settings(**options), tmp_path / "whole")
+
+    step = loop._Trainer._step
+
+    def stop(self, *arguments):
+        if self.step == at:
+            raise Stop
+        step(self, *arguments)
+
+    monkeypatch.setattr(loop._Trainer, "_step", stop)
+    with pytest.raises(Stop):
+        fit(make(dropout=0.5), rows(), settings(**options), tmp_path / "stopped")
+    monkeypatch.undo()
+    fit(make(dropout=0.5), rows(), settings(**options), tmp_path / "stopped", resume=True)
+    assert equal(weights(tmp_path / "whole"), weights(tmp_path / "stopped"))
+    assert log(tmp_path / "whole") == log(tmp_path / "stopped")
+
+
+def test_phases_train_their_own_parameters_and_resume(tmp_path, monkeypatch):
+    fit(make(Adversaries), rows(), settings(weight_decay=0), tmp_path / "whole")
+    now = weights(tmp_path / "whole")
+    assert (now["a"] > 0).all() and (now["b"] > 1).all()
+    save = loop._Trainer.save
+
+    def save_then_stop(self):
+        save(self)
+        raise Stop
+
+    monkeypatch.setattr(loop._Trainer, "save", save_then_stop)
+    with pytest.raises(Stop):
+        fit(make(Adversaries), rows(), settings(weight_decay=0), tmp_path / "stopped")
+    monkeypatch.undo()
+    fit(make(Adversaries), rows(), settings(weight_decay=0), tmp_path / "stopped", resume=True)
+    assert equal(now, weights(tmp_path / "stopped"))
+
+
+def test_accumulation_equals_a_larger_batch(tmp_path):
+    fit(make(), rows(), settings(batch_size=16, log_every=1), tmp_path / "16")
+    fit(make(), rows(), settings(batch_size=4, accumulation=4, log_every=1), tmp_path / "4x4")
+    torch.testing.assert_close(log(tmp_path / "16"), log(tmp_path / "4x4"), rtol=1e-5, atol=1e-6)
+    a, b = weights(tmp_path / "16"), weights(tmp_path / "4x4")
+    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_every_item_once_an_epoch_on_any_number_of_processes():
+    config = FitConfig(batch_size=3, accumulation=2)
+    for processes in (1, 2, 4):
+        orders = [Order(20, config, 0, rank, processes) for rank in range(processes)]
+        stream = [item for number in range(20) for order in orders for item in order.batch(number)]
+        assert sorted(stream[:20]) == sorted(stream[20:40]) == list(range(20))
+        assert stream[:20] != stream[20:40]
+
+
+def test_order_starts_anywhere():
+    config = FitConfig(batch_size=3)
+    whole, late = iter(Order(20, config, 0, 0, 1)), iter(Order(20, config, 9, 0, 1))
+    assert [next(whole) for _ in range(15)][9:] == [next(late) for _ in range(6)]
+
+
+def test_data_smaller_than_a_batch(tmp_path):
+    fit(make(), rows(3), settings(batch_size=8), tmp_path)
+    assert len(log(tmp_path)) == 3
+
+
+def test_schedules():
+    for name, middle in {"constant": 1.0, "linear": 0.5, "cosine": 0.5}.items():
+        config = FitConfig(steps=110, warmup=10, schedule=name, learning_rate=1.0)
+        assert learning_rate(config, 0) == pytest.approx(0.1)
+        assert learning_rate(config, 60) == pytest.approx(middle)
+
+
+def test_average_is_what_is_saved(tmp_path):
+    model = fit(make(), rows(), settings(ema=0.5), tmp_path)
+    last = load_file(checkpoint.checkpoints(tmp_path / "checkpoints")[-1] / "model.safetensors")
+    average = load_file(checkpoint.checkpoints(tmp_path / "checkpoints")[-1] / "ema.safetensors")
+    assert equal(weights(tmp_path), average) and not equal(weights(tmp_path), last)
+    assert equal(dict(model.own_state()), average)
+
+
+def test_samples_draw_nothing_from_training(tmp_path):
+    seen = []
+
+    def samples(model, folder):
+        assert not model.training
+        seen.append((folder.name, torch.rand(3)))
+
+    fit(make(dropout=0.5), rows(), settings(), tmp_path / "without")
+    fit(make(dropout=0.5), rows(), settings(sample_every=5), tmp_path / "with", samples=samples)
+    assert [name for name, _ in seen] == ["step_00000005", "step_00000010", "step_00000012"]
+    assert equal(weights(tmp_path / "without"), weights(tmp_path / "with"))
+
+
+def test_oldest_checkpoints_go(tmp_path):
+    fit(make(), rows(), settings(keep=2), tmp_path)
+    assert [c.name for c in checkpoint.checkpoints(tmp_path / "checkpoints")] == ["step_00000009", "step_00000012"]
+
+
+def test_a_loss_that_is_not_finite_names_its_items(tmp_path):
+    data = rows(4)
+    data[2] = {**data[2], "x": torch.full((3,), float("nan"))}
+    with pytest.raises(UserError, match=r"loss of step 1 on items \[.*2.*\].*nan"):
+        fit(make(), data, settings(), tmp_path)
+    assert not (tmp_path / "model").exists() and not checkpoint.checkpoints(tmp_path / "checkpoints")
+
+
+def test_no_data(tmp_path):
+    with pytest.raises(UserError, match="training data: got no items"):
+        fit(make(), [], settings(), tmp_path)
+
+
+def test_full_disk_while_saving_keeps_the_earlier_checkpoint(tmp_path, monkeypatch):
+    save_file = checkpoint.save_file
+
+    def full(tensors, file):
+        if "00000006" in str(file):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save_file(tensors, file)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        fit(make(dropout=0.5), rows(), settings(), tmp_path / "full")
+    assert [c.name for c in (tmp_path / "full" / "checkpoints").iterdir()] == ["step_00000003"]
+    monkeypatch.undo()
+    fit(make(dropout=0.5), rows(), settings(), tmp_path / "full", resume=True)
+    fit(make(dropout=0.5), rows(), settings(), tmp_path / "whole")
+    assert equal(weights(tmp_path / "whole"), weights(tmp_path / "full"))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer_train.safetensors", "state.json", "random_0.json"])
+def test_a_checkpoint_cut_in_half(tmp_path, name):
+    fit(make(), rows(), settings(), tmp_path)
+    file = checkpoint.checkpoints(tmp_path / "checkpoints")[-1] / name
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(UserError, match=name):
+        fit(make(), rows(), settings(steps=15), tmp_path, resume=True)
+    assert (tmp_path / "checkpoints" / "step_00000009" / "state.json").is_file()
+
+
+def test_a_checkpoint_of_another_model(tmp_path):
+    fit(make(), rows(), settings(), tmp_path)
+    with pytest.raises(UserError, match=r"got a regression, expected a adversaries"):
+        fit(make(Adversaries), rows(), settings(steps=15), tmp_path, resume=True)
+
+
+def test_asking_for_two_processes_and_getting_one(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="1 running, expected 2"):
+        fit(make(), rows(), settings(processes=2), tmp_path)
+    monkeypatch.setenv("MMGEN_PROCESSES", "2")
+    with pytest.raises(UserError, match="1 running, expected 2"):
+        fit(make(), rows(), settings(), tmp_path)
+
+
+RUN = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_loop import *
+fit(make(), rows(), settings(batch_size=int(sys.argv[2]), log_every=1, steps=int(sys.argv[3])), Path(sys.argv[1]), resume=True)
+"""
+
+
+def launch(folder: Path, *arguments: str, **environment: str) -> None:
+    script = folder.parent / "run.py"
+    script.write_text(RUN.format(tests=str(Path(__file__).parent)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", str(script),
+               str(folder), *arguments]  # fmt: skip
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **environment}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_two_processes_equal_one(tmp_path):
+    fit(make(), rows(), settings(batch_size=16, log_every=1), tmp_path / "one")
+    launch(tmp_path / "two", "8", "12")
+    torch.testing.assert_close(log(tmp_path / "one"), log(tmp_path / "two"), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(weights(tmp_path / "one"), weights(tmp_path / "two"), rtol=1e-5, atol=1e-6)
+    assert len(list((tmp_path / "two" / "checkpoints" / "step_00000012").glob("random_*.json"))) == 2
