@@ -75,6 +75,11 @@ class Model(nn.Module, ModelHubMixin):
         """log p(batch), one a item (b,): exact, or a bound where the model's documentation says so."""
         raise self._undefined("log_likelihood")
 
+    def generation_options(self) -> list[str]:
+        """The names of the options that this model's `generate` takes beside the common ones."""
+        common = inspect.signature(Model.generate).parameters
+        return [name for name in inspect.signature(type(self).generate).parameters if name not in common]
+
     def forward(self, batch: Batch, phase: str = "train") -> Losses:
         """`losses`, under the name that data-parallel wrappers call."""
         return self.losses(batch, phase)

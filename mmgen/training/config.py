@@ -1,6 +1,7 @@
 """Configs are values: a dataclass a recipe, a YAML file over it, ``key.sub=value`` over that."""
 
 import dataclasses
+import inspect
 import typing
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -77,6 +78,24 @@ class FitConfig:
 _LEAST = {"steps": 1, "batch_size": 1, "accumulation": 1, "learning_rate": 0, "weight_decay": 0, "warmup": 0, "clip": 0,
           "ema": 0, "workers": 0, "processes": 0, "log_every": 1, "sample_every": 0, "checkpoint_every": 1,
           "keep": 1}  # fmt: skip
+
+
+def section_of(cls: type) -> type:
+    """A dataclass of the constructor arguments of a model, so that they are written once.
+
+    >>> from mmgen.training.config import section_of
+    >>> class Model:
+    ...     def __init__(self, width: int = 8) -> None: ...
+    >>> section_of(Model)()
+    ModelConfig(width=8)
+    """
+    types = typing.get_type_hints(cls.__init__)
+    fields = [
+        (name, types[name], dataclasses.field(default=parameter.default))
+        for name, parameter in inspect.signature(cls.__init__).parameters.items()
+        if name != "self"
+    ]
+    return dataclasses.make_dataclass(f"{cls.__name__}Config", fields, module=cls.__module__)
 
 
 def read_yaml(file: Path) -> dict[str, Any]:

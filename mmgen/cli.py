@@ -1,0 +1,189 @@
+"""The ``mmgen`` command: parses, calls, prints."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import mmgen
+from mmgen.errors import UserError, UserErrors
+
+MODALITIES = ("image", "text", "audio", "vector")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 2 after a one-line error, 130 or 143 when stopped."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it warns when data workers fork
+    try:
+        parser = _parser()
+        options, rest = parser.parse_known_args(arguments)
+        unknown = [a for a in rest if a.startswith("-") or "=" not in a or not hasattr(options, "values")]
+        if unknown:
+            fix = f"see `mmgen {options.command} --help`"
+            raise UserError("argument", got=unknown[0], expected="a known option or key=value", fix=fix)
+        if hasattr(options, "values"):
+            options.values = rest
+        return options.run(options) or 0
+    except UserErrors as errors:
+        print("\n".join(f"mmgen: {error}" for error in errors.errors), file=sys.stderr)
+        return 2
+    except UserError as error:
+        print(f"mmgen: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as stop:
+        print(f"mmgen: {stop or 'stopped'}", file=sys.stderr)
+        return 128 + getattr(stop, "number", 2)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="mmgen", description="Multimodal generation: train, evaluate and use its systems.")
+    parser.add_argument("--version", action="version", version=f"mmgen {mmgen.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    command = commands.add_parser("list", help="recipes, models and data cards")
+    command.set_defaults(run=_list)
+
+    command = commands.add_parser("train", help="train a recipe into a run folder", epilog=_OVERRIDES)
+    command.add_argument("recipe", help="a recipe's name, or a folder with a train.py of your own")
+    command.add_argument("--config", default="config", help="a named config of the recipe, or a YAML file (default: config)")
+    command.add_argument("--out", type=Path, help="the run folder (default: runs/RECIPE, runs/RECIPE-CONFIG)")
+    command.add_argument("--resume", action="store_true", help="go on with what the run folder holds")
+    command.add_argument("--processes", type=int, help="processes on this machine, each with its GPU if there are any")
+    command.set_defaults(run=_train, values=[])
+
+    command = commands.add_parser("evaluate", help="a run's figures on held-out data, beside its baselines")
+    command.add_argument("folder", type=Path, metavar="RUN")
+    command.add_argument("--split", help="the split (default: the recipe's first, usually test)")
+    command.add_argument("--json", type=Path, metavar="F", help="write the figures there as one JSON object")
+    command.set_defaults(run=_evaluate)
+
+    command = commands.add_parser("generate", help="any subset of modalities in, one out", epilog=_OPTIONS)
+    command.add_argument("folder", metavar="RUN", help="a run folder, a saved model or a Hub name")
+    command.add_argument("--to", required=True, help="the modality to make")
+    for name in MODALITIES:
+        command.add_argument(f"--{name}", action="append", help=f"{name} to start from; repeat for several items")
+    command.add_argument("--n", type=int, default=1, help="results for each item")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--out", type=Path, help="folder for pictures and sounds")
+    command.add_argument("--json", type=Path, metavar="F", help="write what was made there")
+    command.set_defaults(run=_generate, values=[])
+
+    command = commands.add_parser("data", help="list, show and check data cards")
+    actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions.add_parser("list", help="the data cards that come with mmgen").set_defaults(run=_data_list)
+    for name, run, text in [("show", _data_show, "a card and its first rows"), ("check", _data_check, "every mistake in it")]:
+        action = actions.add_parser(name, help=text)
+        action.add_argument("card", help="a card's name, or the path of your own")
+        action.set_defaults(run=run)
+    return parser
+
+
+_OVERRIDES = (
+    "Any key of the config can follow as key.sub=value, for example fit.steps=100. "
+    "STAGE.from=RUN takes a stage from another run instead of training it."
+)
+_OPTIONS = "Options of the model can follow as key=value, for example beams=3."
+
+
+def _list(options: argparse.Namespace) -> None:
+    from mmgen.data.cards import card_names, read_card
+    from mmgen.models.base import MODELS
+    from mmgen.training.recipe import recipe_folder, recipe_names
+
+    recipes = {n: ", ".join(sorted(f.stem for f in recipe_folder(n).glob("*.yaml"))) for n in recipe_names()}
+    cards = {name: read_card(name).pretty_name for name in card_names()}
+    _table("recipe", "configs", recipes)
+    _table("model", "class", MODELS)
+    _table("data card", "", cards)
+
+
+def _train(options: argparse.Namespace) -> int | None:
+    from mmgen.training import recipe as recipes
+
+    if options.processes is not None and options.processes != 1 and "RANK" not in os.environ:
+        if options.processes < 1:
+            raise UserError("--processes", got=options.processes, expected="1 or more", fix="leave it out for one process")
+        return recipes.launch(options.processes, sys.argv[1:])
+    recipe = recipes.load_recipe(options.recipe)
+    stages_from = {v.partition(".from=")[0]: Path(v.partition(".from=")[2]) for v in options.values if ".from=" in v}
+    overrides = [value for value in options.values if ".from=" not in value]
+    config = recipes.recipe_config(recipe, options.config, overrides)
+    suffix = "" if options.config == "config" else f"-{Path(options.config).stem}"
+    out = options.out or Path("runs") / f"{recipe.name}{suffix}"
+    recipes.train(recipe, config, out, options.resume, stages_from)
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(f"trained {out}; next: mmgen evaluate {out}")
+    return None
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from mmgen.training import recipe as recipes
+
+    recipe, config = recipes.open_run(options.folder)
+    split = options.split or recipe.splits[0]
+    figures = recipes.evaluate(recipe, config, options.folder, split)
+    _write_json(options.json, figures)
+    _table(f"{recipe.name} on {split}", "", {name: _figure(value) for name, value in figures.items()})
+    print(f"report: {options.folder / 'report.html'}")
+
+
+def _generate(options: argparse.Namespace) -> None:
+    from mmgen.models.base import load
+    from mmgen.training.generate import generate
+
+    given = {name: values for name in MODALITIES if (values := getattr(options, name))}
+    made = generate(load(options.folder), given, options.to, options.n, options.seed, options.values, options.out)
+    _write_json(options.json, made)
+    for number, results in enumerate(made):
+        for result in results:
+            print(f"{number}\t{result}" if len(made) > 1 else result)
+
+
+def _data_list(options: argparse.Namespace) -> None:
+    from mmgen.data.cards import card_names, read_card
+
+    _table("data card", "", {name: read_card(name).pretty_name for name in card_names()})
+
+
+def _data_show(options: argparse.Namespace) -> None:
+    from mmgen.data.cards import describe, read_card
+
+    print(describe(read_card(options.card)))
+
+
+def _data_check(options: argparse.Namespace) -> None:
+    from mmgen.data.cards import check_card
+
+    problems = check_card(options.card)
+    if problems:
+        raise UserErrors(problems)
+    print(f"{options.card}: no problem found")
+
+
+def _table(first: str, second: str, rows: dict[str, Any]) -> None:
+    width = max(len(name) for name in [first, *rows]) + 2
+    print(f"{first:<{width}}{second}".rstrip())
+    for name, value in rows.items():
+        print(f"  {name:<{width}}{value}".rstrip())
+
+
+def _figure(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _write_json(file: Path | None, value: Any) -> None:
+    if file is None:
+        return
+    try:
+        file.write_text(json.dumps(value, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(str(file), got=str(error), expected="a file that can be written", fix="choose another") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

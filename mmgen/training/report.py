@@ -1,0 +1,218 @@
+"""The report of a run: one HTML file with the figures and the pictures beside their captions, readable anywhere."""
+
+import io
+import math
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+from PIL import Image
+
+# split -> system -> metric -> figure, or (mean, standard deviation over seeds)
+Figure = float | tuple[float, float]
+Table = Mapping[str, Mapping[str, Mapping[str, Figure]]]
+
+# How a metric is shown; one not listed is shown by its key.
+LABELS = {
+    "cider": "CIDEr (0-10)",
+    "bleu4": "BLEU-4 (0-100)",
+    "rouge_l": "ROUGE-L (0-1)",
+    "exact_match": "exact match (0-1)",
+}
+_NONE = "\N{EN DASH}"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture and what was said about it.
+
+    Args:
+        image: encoded bytes (PNG, JPEG, ...; shown as they are) or a PIL picture (shown as PNG).
+        text: label -> text in the order shown, the model's own first; several references are lines of one text.
+        note: a few words under the picture, such as ``CIDEr 4.2``.
+        group: the heading the card stands under; neighbours of one group share it.
+    """
+
+    image: bytes | Image.Image
+    text: Mapping[str, str]
+    note: str = ""
+    group: str = ""
+
+    def picture(self) -> Image.Image:
+        """The picture, decoded."""
+        return Image.open(io.BytesIO(self.image)) if isinstance(self.image, bytes) else self.image
+
+
+def metrics_of(table: Table) -> list[str]:
+    """The metrics of ``table``, each once, in order of appearance.
+
+    >>> metrics_of({"test": {"captioner": {"cider": 4.6, "bleu4": 30.0}, "blind": {"cider": 0.3}}})
+    ['cider', 'bleu4']
+    """
+    return list(dict.fromkeys(m for systems in table.values() for figures in systems.values() for m in figures))
+
+
+def cell(table: Table, split: str, system: str, metric: str) -> str:
+    """One figure as text: as many decimals as the largest of its metric needs for three digits, a dash where there is none.
+
+    >>> cell({"test": {"captioner": {"cider": 4.6}, "blind": {"cider": 0.3}}}, "test", "captioner", "cider")
+    '4.60'
+    """
+    column = [figures[metric] for systems in table.values() for figures in systems.values() if metric in figures]
+    means = [abs(f[0] if isinstance(f, tuple) else f) for f in column]
+    largest = max((m for m in means if math.isfinite(m)), default=0.0)
+    decimals = 1 if largest >= 10 else 2 if largest > 1 else 3
+    figure = table[split][system].get(metric)
+    if figure is None:
+        return _NONE
+    values = [f"{v:.{decimals}f}" for v in (figure if isinstance(figure, tuple) else (figure,)) if math.isfinite(v)]
+    return " ±\N{NO-BREAK SPACE}".join(values) or _NONE
+
+
+def write_report(
+    path: str | Path,
+    title: str,
+    table: Table,
+    samples: Sequence[Sample],
+    details: Mapping[str, str],
+    summary: str = "",
+) -> None:
+    """Write a self-contained HTML page: figures, pictures with their captions, and how they were made.
+
+    It loads nothing: pictures are embedded, there is no script, and a content security policy forbids both.
+
+    Args:
+        path: the file, replaced when it exists.
+        title: of the page.
+        table: split -> system -> metric -> figure or (mean, sd); the model itself is the first system.
+        samples: the cards, in the order shown.
+        details: heading -> text shown as it is, folded: command, config, versions.
+        summary: one or two sentences under the title: what was trained on what, and what each baseline is.
+
+    Raises:
+        PIL.UnidentifiedImageError: the bytes of a sample are no picture.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     cards = [Sample(Image.new("RGB", (8, 8)), {"captioner": "a cat", "reference": "a dog"})]
+    ...     scores = {"test": {"captioner": {"cider": 0.5}}}
+    ...     write_report(f"{folder}/report.html", "Captions", scores, cards, {"command": "mmgen train captioning"})
+    ...     Path(folder, "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    True
+    """
+    folds = "".join(
+        f"<details><summary>{escape(heading)}</summary><pre>{escape(text)}</pre></details>\n"
+        for heading, text in details.items()
+    )
+    page = f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>{escape(title)}</title>
+<style>{_STYLE}</style>
+</head>
+<body>
+<header><h1>{escape(title)}</h1>{f"<p>{escape(summary)}</p>" if summary else ""}</header>
+<main>
+{_figures(table)}
+{_cards(samples)}
+{folds}</main>
+</body>
+</html>
+"""
+    Path(path).write_text(page, encoding="utf-8")
+
+
+def _figures(table: Table) -> str:
+    metrics = metrics_of(table)
+    names = [escape(LABELS.get(metric, metric)).replace(" (", "<br>(") for metric in metrics]
+    head = "".join(f'<th scope="col">{name}</th>' for name in names)
+    bodies = []
+    for split, systems in table.items():
+        rows = [f'<tr><th class="split" scope="rowgroup" colspan="{len(metrics) + 1}">{escape(split)}</th></tr>']
+        for system in systems:
+            cells = "".join(f"<td>{cell(table, split, system, metric)}</td>" for metric in metrics)
+            rows.append(f'<tr><th scope="row">{escape(system)}</th>{cells}</tr>')
+        bodies.append(f"<tbody>{''.join(rows)}</tbody>")
+    head = f'<thead><tr><th scope="col">system</th>{head}</tr></thead>'
+    return f'<section class="figures"><table>{head}{"".join(bodies)}</table></section>' if table else ""
+
+
+def _cards(samples: Sequence[Sample]) -> str:
+    parts, group = [], None
+    for sample in samples:
+        if sample.group != group:
+            parts.append("</section>" if parts else "")
+            parts.append(f"<h2>{escape(sample.group)}</h2>" if sample.group else "")
+            parts.append('<section class="cards">')
+            group = sample.group
+        parts.append(_card(sample))
+    return "\n".join([*parts, "</section>"]) if parts else ""
+
+
+def _card(sample: Sample) -> str:
+    picture = sample.picture()
+    data, mime = sample.image, Image.MIME.get(picture.format or "")
+    if not isinstance(data, bytes) or mime is None:
+        buffer = io.BytesIO()
+        picture.save(buffer, format="PNG")
+        data, mime = buffer.getvalue(), "image/png"
+    alt = sample.text.get("reference", next(iter(sample.text.values()), "picture"))
+    size = f'width="{picture.width}" height="{picture.height}"'
+    lines = "".join(f"<dt>{escape(label)}</dt><dd>{escape(text) or '&nbsp;'}</dd>" for label, text in sample.text.items())
+    note = f'<p class="note">{escape(sample.note)}</p>' if sample.note else ""
+    source = f"data:{mime};base64,{b64encode(data).decode()}"
+    return f'<article><div><img src="{source}" alt="{escape(alt)}" {size}>{note}</div><dl>{lines}</dl></article>'
+
+
+_STYLE = """
+:root { color-scheme: light dark;
+  --page: #f6f7f9; --card: #fff; --ink: #1b1f24; --soft: #5c6773; --line: #dde2e8; --mark: #0b5cad; }
+@media (prefers-color-scheme: dark) {
+  :root { --page: #14171b; --card: #1d2127; --ink: #e8ebef; --soft: #9ba6b2; --line: #323942; --mark: #7cb7ff; }
+}
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 76rem; padding: 1.5rem 1rem 4rem; background: var(--page); color: var(--ink);
+  font: 16px/1.45 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif; }
+h1 { margin: 0; font-size: 1.7rem; line-height: 1.2; overflow-wrap: anywhere; }
+h2 { margin: 2.2rem 0 .8rem; font-size: 1.15rem; }
+header p { margin: .5rem 0 0; max-width: 50rem; color: var(--soft); white-space: pre-line; }
+.figures { margin: 1.5rem 0 0; overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
+table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .5rem .9rem; text-align: right; white-space: nowrap; }
+th:first-child { text-align: left; }
+thead th { color: var(--soft); font-size: .85rem; font-weight: 500; vertical-align: bottom; }
+tbody th { font-weight: 400; }
+tbody tr + tr { border-top: 1px solid var(--line); }
+tbody th.split { padding-top: 1rem; font-size: .85rem; font-weight: 600; border-top: 1px solid var(--line); }
+tbody tr:nth-child(2) { font-weight: 600; }
+tbody tr:nth-child(2) th { color: var(--mark); font-weight: 600; }
+@media (max-width: 36rem) {
+  table { font-size: .85rem; }
+  thead th { font-size: .75rem; }
+  th, td { padding: .45rem .35rem; }
+  th:first-child { padding-left: .7rem; }
+  th:last-child, td:last-child { padding-right: .7rem; }
+  td { white-space: normal; }
+}
+.cards { display: grid; gap: .9rem; margin-top: 1.5rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); }
+h2 + .cards { margin-top: 0; }
+article { display: grid; grid-template-columns: minmax(6rem, 36%) 1fr; gap: .9rem; padding: .8rem; align-items: start;
+  background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
+img { width: 100%; height: auto; border-radius: 6px; background: #fff; }
+.note { margin: .4rem 0 0; text-align: center; font-size: .8rem; color: var(--soft); font-variant-numeric: tabular-nums; }
+dl { margin: 0; min-width: 0; }
+dt { margin-top: .5rem; font-size: .75rem; color: var(--soft); }
+dd { margin: 0; font-size: .92rem; white-space: pre-line; overflow-wrap: anywhere; }
+dt:first-of-type { margin-top: 0; color: var(--mark); }
+dd:first-of-type { font-size: 1.05rem; font-weight: 600; line-height: 1.3; }
+details { margin-top: 1rem; background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
+.cards + details { margin-top: 2.2rem; }
+summary { padding: .7rem .9rem; cursor: pointer; font-weight: 600; }
+pre { margin: 0; padding: 0 .9rem .9rem; overflow-x: auto; font: .85rem/1.5 ui-monospace, Menlo, Consolas, monospace; }
+"""

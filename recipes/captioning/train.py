@@ -1,0 +1,245 @@
+"""Captioning: a frozen language model reads a prefix made from a picture, or from a sound.
+
+mmgen train captioning                                                     # openmoji, minutes on two CPU cores
+mmgen train captioning --config full fit.steps=2000                        # more steps; any key of the config
+accelerate launch recipes/captioning/train.py --config recipes/captioning/gpu.yaml
+"""
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from mmgen.cli import main
+from mmgen.data.batch import Batch, collate
+from mmgen.data.cards import open_card, read_card
+from mmgen.metrics.captioning import caption_scores, cider
+from mmgen.metrics.retrieval import nearest
+from mmgen.modalities.feature_cache import cached_features
+from mmgen.modalities.image import fingerprint
+from mmgen.models.base import load
+from mmgen.models.captioner import Captioner
+from mmgen.training.config import FitConfig, section_of
+from mmgen.training.loop import fit
+from mmgen.training.model_card import ModelCard, contact_sheet, write_model_card
+from mmgen.training.recipe import Recipe
+from mmgen.training.report import Sample, write_report
+
+
+@dataclass
+class Data:
+    """A data card and its columns; a text column may hold several captions an item. ``limit`` 0 takes all."""
+
+    card: str = "openmoji"
+    input: str = "image"
+    text: str = "caption"
+    limit: int = 0
+
+
+@dataclass
+class Decoding:
+    """How captions are made in evaluation; the keys are those of `Captioner.generate`."""
+
+    beams: int = 3
+    length_penalty: float = 1.0
+    max_tokens: int = 24
+
+
+@dataclass
+class Config:
+    """The config of the recipe ``captioning``; the blind baseline trains by the same ``fit``."""
+
+    data: Data = field(default_factory=Data)
+    model: section_of(Captioner) = field(default_factory=section_of(Captioner))
+    fit: FitConfig = field(default_factory=FitConfig)
+    decoding: Decoding = field(default_factory=Decoding)
+    seed: int = 0
+    seeds: int = 1
+
+
+class Captions(Sequence):
+    """Pairs of features and one caption: item i of the card with its j-th caption.
+
+    Args:
+        model: whose processors and frozen encoder are used.
+        data: the card and its columns.
+        split: of the card.
+        blind: leave the input out.
+    """
+
+    def __init__(self, model: Captioner, data: Data, split: str, blind: bool = False) -> None:
+        self.rows = open_card(data.card, split, limit=data.limit or None)
+        self.inputs, self.process, self.blind = self.rows[data.input], model.processors[model.modality], blind
+        self.references = [[t] if isinstance(t, str) else list(t) for t in self.rows[data.text]]
+        text = model.processors["text"]
+        self.pairs = [(i, text(caption)) for i, captions in enumerate(self.references) for caption in captions]
+        self.features: dict[str, Tensor] = {}
+        self.modality = model.modality
+        if getattr(model.encoder, "is_frozen", False):
+            key = {
+                "weights": fingerprint(model.encoder),
+                "process": asdict(self.process),
+                "stages": model.stages,
+                "grid": model.grid,
+                "data": [self.rows._fingerprint, data.input],
+            }
+            with PartialState().main_process_first():
+                self.features = cached_features(model.read, self.inputs, self.process, key)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        item, ids = self.pairs[index]
+        return {"text": ids} if self.blind else {**self.given(item), "text": ids}
+
+    def given(self, item: int) -> dict[str, Tensor]:
+        """What the captioner sees of one item."""
+        if self.features:
+            return {"features": self.features["features"][item]}
+        return {self.modality: self.process(self.inputs[item])}
+
+    def batches(self, size: int = 64) -> list[Batch]:
+        """All items in order, without their captions."""
+        items = range(len(self.references))
+        return [collate([self.given(i) for i in items[start : start + size]]) for start in items[::size]]
+
+
+def train(config: Config, folder: Path, resume: bool, blind: bool = False) -> None:
+    """Train the captioner, or the same without its pictures."""
+    torch.manual_seed(config.seed)
+    model = Captioner(**asdict(config.model))
+    data = Captions(model, config.data, "train", blind)
+    fit_config = FitConfig(**{**asdict(config.fit), "seed": config.seed})
+    shown = None if blind else Captions(model, Data(**{**asdict(config.data), "limit": 16}), "validation")
+
+    def samples(model: Captioner, place: Path) -> None:
+        device = model.mapper.queries.device
+        captions = [c for batch in shown.batches() for c in model.generate(batch.to(device), **asdict(config.decoding))]
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_samples(place.with_suffix(".png"), shown, captions)
+
+    fit(model, data, fit_config, folder, samples=samples if shown else None, resume=resume)
+
+
+def write_samples(file: Path, data: Captions, captions: list[str]) -> None:
+    """Draw pictures with their captions; sounds are listed as text."""
+    if data.modality == "image":
+        pictures = [data.inputs[i]["bytes"] for i in range(len(captions))]
+        contact_sheet([Sample(p, {"captioner": c}) for p, c in zip(pictures, captions)]).save(file)
+    else:
+        file.with_suffix(".txt").write_text("\n".join(captions) + "\n")
+
+
+@torch.no_grad()
+def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
+    """CIDEr, BLEU-4, ROUGE-L and exact match of the captioner and of its two baselines on ``split``."""
+    model, blind = load(run), load(run / "stages" / "blind")
+    train_data, data = Captions(model, config.data, "train"), Captions(model, config.data, split)
+    options = asdict(config.decoding)
+    batches = tqdm(data.batches(), desc=f"captions of {split}", dynamic_ncols=True)
+    captions = [caption for batch in batches for caption in model.generate(batch, **options)]
+    nothing = torch.zeros(1, model.positions, model.features_width)
+    unseen = blind.generate(Batch({"features": nothing}, present={"features": torch.tensor([False])}), **options)
+    without = unseen * len(captions)  # every blind item is the same prompt, so one caption serves all
+
+    figures = caption_scores(captions, data.references)
+    figures |= {f"{key}_blind": value for key, value in caption_scores(without, data.references).items()}
+    features = {"encoder": (train_data.features["pooled"], data.features["pooled"])} if data.features else {}
+    features["own"] = tuple(torch.cat([model.encode(b).flatten(1) for b in d.batches()]) for d in (train_data, data))
+    best: dict[str, float] = {}
+    for name, (keys, queries) in features.items():
+        neighbours = [train_data.references[i] for i in nearest(queries.float(), keys.float())]
+        # every caption of the neighbour stands for the item once; the mean is the baseline's score
+        scores = [caption_scores(list(said), data.references) for said in zip(*neighbours)]
+        means = {f"{key}_nearest": sum(score[key] for score in scores) / len(scores) for key in scores[0]}
+        figures[f"cider_nearest_{name}"] = means["cider_nearest"]
+        if means["cider_nearest"] > best.get("cider_nearest", -1.0):
+            best, said = means, [n[0] for n in neighbours]
+    figures |= best
+
+    file = run / "predictions" / f"{split}.json"
+    file.parent.mkdir(exist_ok=True)
+    predictions = {"captioner": captions, "blind": without, "nearest": said, "references": data.references,
+                   "cider": cider(captions, data.references)[1].tolist()}  # fmt: skip
+    file.write_text(json.dumps(predictions))
+    return figures
+
+
+def report(run: Path, config: Config) -> None:
+    """Write ``report.html`` and ``README.md`` from the metrics and predictions that evaluations left in ``run``."""
+    metrics = json.loads((run / "metrics.json").read_text())
+    table: dict[str, dict[str, dict[str, float]]] = {}
+    samples: list[Sample] = []
+    for split, figures in metrics.items():
+        said = json.loads((run / "predictions" / f"{split}.json").read_text())
+        names = {"captioner": "", "blind": "_blind", "nearest": "_nearest"}
+        keys = ("cider", "bleu4", "rouge_l", "exact_match")
+        table[split] = {name: {key: figures[key + end] for key in keys} for name, end in names.items()}
+        samples += split_samples(config, split, said)
+    card = read_card(config.data.card)
+    arguments = json.loads((run / "run.json").read_text())["argv"]
+    command = shlex.join(["mmgen", *arguments])
+    summary = (
+        f"{config.model.language_model}, frozen, reads {config.model.prefix} embeddings made from {config.data.card} by "
+        f"{config.model.encoder}. blind: the same training without the {config.model.modality}. nearest: the caption of the "
+        "training item nearest by cosine."
+    )
+    write_report(run / "report.html", f"Captions of {config.data.card}", table, samples,
+                 {"command": command, "config": (run / "config.yaml").read_text()}, summary)  # fmt: skip
+    (run / "samples").mkdir(exist_ok=True)
+    contact_sheet(samples[:16]).save(run / "samples" / "captions.png")
+    write_model_card(run / "README.md", ModelCard(
+        name=f"captioning-{config.data.card}",
+        description=f"Captions for {config.data.card} by a frozen {config.model.language_model} that reads a trained prefix.",
+        license="apache-2.0",
+        task="image-to-text" if config.model.modality == "image" else "automatic-speech-recognition",
+        data=config.data.card,
+        data_license=card.license,
+        table=table,
+        command=command,
+        picture="samples/captions.png",
+        intended_use="Research on prefixes for frozen language models, and captions of pictures like those of the data card.",
+        limitations=[
+            "It names what the data card's captions name and nothing else; a photograph given to a model of drawings gets the "
+            "name of a drawing.",
+            "It repeats the card's wording for skin tone, gender and age, right or wrong: do not use it to describe people.",
+            "The frozen language model brings the biases of its own training text.",
+        ],
+        tags=["image-captioning", "prefix-tuning"],
+        base_model=config.model.language_model if "/" in config.model.language_model else None,
+    ))  # fmt: skip
+
+
+def split_samples(config: Config, split: str, said: dict[str, Any], count: int = 24) -> list[Sample]:
+    """``count`` items spread over the split by a fixed stride, each with what every system said."""
+    rows = open_card(config.data.card, split, limit=config.data.limit or None)
+    samples = []
+    for i in range(0, len(rows), max(1, len(rows) // count)):
+        text = {name: said[name][i] for name in ("captioner", "blind", "nearest")}
+        text["reference"] = "\n".join(said["references"][i])
+        if config.model.modality == "image":
+            samples.append(Sample(rows[i][config.data.input]["bytes"], text, f"CIDEr {said['cider'][i]:.1f}", split))
+    return samples[:count]
+
+
+RECIPE = Recipe(
+    name="captioning",
+    config=Config,
+    stages={"captioner": train, "blind": partial(train, blind=True)},
+    evaluate=evaluate,
+    splits=("test", "test_compositional"),
+    report=report,
+)
+
+if __name__ == "__main__":
+    sys.exit(main(["train", "captioning", *sys.argv[1:]]))
