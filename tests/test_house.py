@@ -1,0 +1,92 @@
+"""The house: imports point one way, packages are listed, nothing starts slowly."""
+
+import ast
+import configparser
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# rooms from the ground up: a module imports from its own room or a lower one; metrics stands alone
+ROOMS = ["errors", "distributions", "data", "modalities", "latents", "conditioning", "models", "training", "cli", "recipes"]
+BESIDE = {("modalities", "latents"), ("latents", "modalities"), ("cli", "recipes"), ("recipes", "cli")}
+
+
+def modules() -> list[Path]:
+    return [f for folder in ("mmgen", "recipes") for f in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def room(file: Path) -> str:
+    first, *rest = file.relative_to(ROOT).with_suffix("").parts
+    return "recipes" if first == "recipes" else rest[0]
+
+
+def imported_rooms(file: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} if node.module != "mmgen" else {f"mmgen.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    parts = {name.split(".")[1] for name in names if name.startswith("mmgen.")}
+    return {part for part in parts if part in [*ROOMS, "metrics"]}
+
+
+@pytest.mark.parametrize("file", [f for f in modules() if room(f) != "__init__"], ids=lambda f: str(f.relative_to(ROOT)))
+def test_imports_point_one_way(file):
+    own = room(file)
+    for other in imported_rooms(file) - {own}:
+        if own == "metrics":
+            pytest.fail(f"metrics stands alone, but {file.name} imports {other}")
+        if other == "metrics":
+            assert ROOMS.index(own) >= ROOMS.index("training")
+        else:
+            assert ROOMS.index(other) < ROOMS.index(own) or (own, other) in BESIDE, f"{own} imports {other}"
+
+
+def test_every_package_is_listed():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    listed = set(config["options"]["packages"].split())
+    found = {".".join(f.parent.relative_to(ROOT).parts) for f in (ROOT / "mmgen").rglob("__init__.py")}
+    assert listed == found | {"mmgen.recipes", "mmgen.data_cards"}
+    assert "==" not in (ROOT / "setup.cfg").read_text()
+
+
+def test_every_recipe_has_its_files():
+    recipes = [f.parent for f in (ROOT / "recipes").glob("*/train.py")]
+    assert recipes
+    for folder in recipes:
+        for name in ("config.yaml", "smoke.yaml", "README.md"):
+            assert (folder / name).is_file(), f"{folder.name} lacks {name}"
+
+
+def test_no_drawers_and_no_files_of_two_ideas():
+    for file in modules():
+        assert file.stem not in ("utils", "util", "helpers", "common", "misc"), file
+        assert len(file.read_text().splitlines()) <= 500, file
+
+
+def test_only_the_command_line_prints():
+    for file in modules():
+        calls = [n for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.Call)]
+        printing = [n for n in calls if isinstance(n.func, ast.Name) and n.func.id == "print"]
+        assert not printing or file.name == "cli.py", file
+
+
+@pytest.mark.parametrize("code", ["import mmgen", "import mmgen.cli; mmgen.cli._parser()"])
+def test_importing_loads_no_torch(code):
+    check = f"{code}; import sys; assert not {{'torch', 'transformers', 'datasets'}} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", check], check=True, cwd=ROOT)
+
+
+def test_public_names_can_be_had():
+    import mmgen
+
+    for name in mmgen.__all__:
+        assert getattr(mmgen, name) is not None
+        assert name in dir(mmgen)
+    with pytest.raises(AttributeError, match="lod"):
+        mmgen.lod  # noqa: B018
