@@ -129,7 +129,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     figures = recipes.evaluate(recipe, config, options.folder, split)
     _write_json(options.json, figures)
     _table(f"{recipe.name} on {split}", "", {name: _figure(value) for name, value in figures.items()})
-    print(f"report: {options.folder / 'report.html'}")
+    if (file := options.folder / "report.html").is_file():
+        print(f"report: {file}")
 
 
 def _generate(options: argparse.Namespace) -> None:

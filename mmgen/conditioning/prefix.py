@@ -24,47 +24,57 @@ class Prompt(NamedTuple):
 
 
 class PrefixMapper(nn.Module):
-    """Turns a set of feature vectors into ``n`` embeddings that a language model reads as if they were words.
+    """Turns features into ``n`` embeddings that a language model reads as if they were words.
 
-    ``n`` learned queries and the projected features attend to each other in a small transformer; what the queries become is
-    layer-normalised and scaled to the norm of the model's own token embeddings, so that training starts where the model can
-    read.
+    ``prefix = scale * LN(W2 dropout(GELU(LN(W1 dropout((x - mean) / std)))))``: standardised features through one hidden
+    layer, each embedding normalised to the spread of the model's own token embeddings, where the model can read.
 
     Args:
-        features: width c of a feature vector.
         positions: p, how many feature vectors an item has.
+        features: c, the width of one.
         n: prefix embeddings.
-        width: d_m of the transformer.
-        depth: its layers.
-        heads: its attention heads.
-        dropout: on features and inside the transformer.
-        embedding: width d of the language model's embeddings.
-        scale: standard deviation of those embeddings.
+        embedding: d, width of the language model's embeddings.
+        width: of the hidden layer.
+        dropout: on the features and on the hidden layer.
+        scale: standard deviation of the language model's token embeddings.
 
-    Source: Tsimpoukelli et al. 2021, section 3 (a linear map from one pooled vector there); the queries are those of
-        Jaegle et al. 2021 and Mokady et al. 2021.
+    Source: Tsimpoukelli et al. 2021, section 3, where the map is linear and unnormalised; Mokady et al. 2021, section 3.2.
 
-    >>> PrefixMapper(features=5, positions=9, n=2, width=8, depth=1, heads=2, embedding=16)(torch.zeros(3, 9, 5)).shape
+    >>> PrefixMapper(positions=4, features=5, n=2, embedding=16)(torch.zeros(3, 4, 5)).shape
     torch.Size([3, 2, 16])
     """
 
-    def __init__(self, features: int, positions: int, n: int, embedding: int, width: int = 256, depth: int = 2,
-                 heads: int = 4, dropout: float = 0.1, scale: float = 1.0) -> None:  # fmt: skip
+    def __init__(self, positions: int, features: int, n: int, embedding: int, width: int = 768, dropout: float = 0.2,
+                 scale: float = 1.0) -> None:  # fmt: skip
         super().__init__()
-        self.project = nn.Sequential(nn.LayerNorm(features), nn.Dropout(dropout), nn.Linear(features, width))
-        self.positions = nn.Parameter(0.02 * torch.randn(positions, width))
-        self.queries = nn.Parameter(0.02 * torch.randn(n, width))
-        layer = nn.TransformerEncoderLayer(width, heads, 4 * width, dropout, F.gelu, batch_first=True, norm_first=True)
-        self.transformer = nn.TransformerEncoder(layer, depth, nn.LayerNorm(width), enable_nested_tensor=False)
-        self.read_out = nn.Linear(width, embedding)
+        self.n = n
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("std", torch.ones(features))
+        self.hidden = nn.Sequential(
+            nn.Dropout(dropout),
+            nn.Linear(positions * features, width),
+            nn.LayerNorm(width),
+            nn.GELU(),
+            nn.Dropout(dropout),
+        )
+        self.read_out = nn.Linear(width, n * embedding)
         self.normalise = nn.LayerNorm(embedding)
         nn.init.constant_(self.normalise.weight, scale)
 
+    @torch.no_grad()
+    def standardise(self, features: Tensor, rows: int = 1024) -> None:
+        """Set the mean and standard deviation of each of the c features from training features (m, p, c)."""
+        parts = [part.double() for part in features.split(rows)]  # a memory map is read piece by piece
+        count = features.shape[0] * features.shape[1]
+        mean = sum(part.sum((0, 1)) for part in parts) / count
+        variance = sum((part - mean).square().sum((0, 1)) for part in parts) / count
+        self.mean.copy_(mean)
+        self.std.copy_(variance.sqrt().clamp(min=1e-3))
+
     def forward(self, features: Tensor) -> Tensor:
         """Features (b, p, c) -> prefix embeddings (b, n, d)."""
-        queries = self.queries.expand(len(features), -1, -1)  # (b, n, d_m)
-        read = self.transformer(torch.cat([queries, self.project(features) + self.positions], 1))  # (b, n + p, d_m)
-        return self.normalise(self.read_out(read[:, : queries.shape[1]]))  # (b, n, d)
+        hidden = self.hidden(((features - self.mean) / self.std).flatten(1))  # (b, width)
+        return self.normalise(self.read_out(hidden).unflatten(1, (self.n, -1)))  # (b, n, d)
 
 
 class PrefixLanguageModel(nn.Module):
@@ -85,14 +95,19 @@ class PrefixLanguageModel(nn.Module):
         self.model, self.tokenizer = load_language_model(language_model, dtype)
 
     @property
+    def embedding_table(self) -> Tensor:
+        """(v, d), the embedding of every token."""
+        return self.model.get_input_embeddings().weight
+
+    @property
     def width(self) -> int:
         """d, the width of an embedding."""
-        return self.model.get_input_embeddings().weight.shape[1]
+        return self.embedding_table.shape[1]
 
     @property
     def scale(self) -> float:
         """The standard deviation of the token embeddings."""
-        return self.model.get_input_embeddings().weight.float().std().item()
+        return self.embedding_table.float().std().item()
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids (...) -> their embeddings (..., d)."""
@@ -143,7 +158,7 @@ class PrefixLanguageModel(nn.Module):
         return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
     def _part(self, part: Tensor | str) -> Tensor:
-        table = self.model.get_input_embeddings().weight
+        table = self.embedding_table
         if isinstance(part, str):
             ids = self.tokenizer(part, add_special_tokens=False, return_tensors="pt").input_ids[0]
             return self.embed(ids.long().to(table.device))

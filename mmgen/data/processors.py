@@ -3,12 +3,15 @@
 import dataclasses
 import importlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from mmgen.errors import UserError, check_one_of
+
+Source = bytes | str | Path | Mapping[str, Any]  # the content of a file, its path, or a datasets struct {"bytes", "path"}
 
 # A saved model names its processors by these keys only; it can not name an import path.
 PROCESSORS = {
@@ -64,3 +67,40 @@ def load_processors(folder: Path) -> dict[str, Processor]:
         load = getattr(cls, "load_files", None)
         processors[file.parent.name] = load(file.parent, settings) if load else cls(**settings)
     return processors
+
+
+def read_bytes(source: Source, kind: str) -> tuple[str, bytes]:
+    """The content of a file that holds a picture or a sound, and the name that its errors give it.
+
+    Args:
+        source: the bytes themselves, a path, or a struct with "bytes" and "path" as `datasets` stores it.
+        kind: what it should hold, for the messages: "image", "audio".
+
+    Returns:
+        (name, content).
+
+    Raises:
+        UserError: the file is missing, a folder, not readable or empty.
+
+    >>> read_bytes({"bytes": b"abc", "path": "a.png"}, "image")
+    ('a.png', b'abc')
+    """
+    if isinstance(source, Mapping):
+        name, content = source.get("path") or f"{kind} bytes", source.get("bytes")
+        source = content if content is not None else name
+    else:
+        name = f"{kind} bytes" if isinstance(source, bytes) else str(source)
+    if not isinstance(source, bytes):
+        expected = f"an {kind} file"
+        try:
+            source = Path(source).read_bytes()
+        except FileNotFoundError as error:
+            raise UserError(name, got="no such file", expected=expected, fix="check the path") from error
+        except PermissionError as error:
+            fix = f"run `chmod +r {name}`"
+            raise UserError(name, got="no permission to read it", expected=expected, fix=fix) from error
+        except IsADirectoryError as error:
+            raise UserError(name, got="a folder", expected=expected, fix="name a file in it") from error
+    if not source:
+        raise UserError(name, got="0 bytes", expected=f"an {kind} file", fix="copy or download it again")
+    return str(name), source

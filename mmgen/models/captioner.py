@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmgen.conditioning.language_model import weights_digest
 from mmgen.conditioning.prefix import PrefixLanguageModel, PrefixMapper, Prompt
 from mmgen.data.audio import AudioProcessor
 from mmgen.data.batch import Batch
@@ -14,8 +13,7 @@ from mmgen.data.image import ImageProcessor
 from mmgen.data.text import TextProcessor
 from mmgen.errors import UserError, check_one_of
 from mmgen.modalities.audio import AudioEncoder
-from mmgen.modalities.frozen import freeze
-from mmgen.modalities.image import ImageEncoder
+from mmgen.modalities.image import ImageEncoder, fingerprint
 from mmgen.models.base import Losses, Model
 
 
@@ -23,7 +21,11 @@ class Captioner(Model):
     """p(text | image) or p(text | audio) by a frozen language model that reads a prefix.
 
     log p(text | x) = sum_t log LM(text_t | BOS, prefix(x), text_<t), of which only prefix(x) has weights to train.
-    A missing image is a blank feature map, so that the model without a picture is a learned constant prefix.
+    Where the picture is missing its features are the mean of all: the model without pictures is a learned constant prefix.
+
+    A forward pass of the language model is dear, so training starts without it: in the phase ``words`` the i-th prefix
+    embedding learns to point to the embedding of the caption's i-th token, a caption in soft words. In the phase ``train``
+    the language model then reads them.
 
     Args:
         language_model: folder, Hub name, installed package, or ``tiny``; never changed and not saved with the model.
@@ -36,7 +38,7 @@ class Captioner(Model):
         stages: which stages of the image encoder are read, from 0.
         grid: the feature maps are averaged down to grid x grid positions.
         prefix: n, embeddings the language model reads.
-        width, depth, heads, dropout: of the `PrefixMapper`.
+        width, dropout: of the `PrefixMapper`.
 
     Source: Tsimpoukelli et al. 2021, section 3. The encoder is pretrained and frozen by default where the paper trains an
         NF-ResNet-50 from scratch, and several of its stages are read.
@@ -54,45 +56,44 @@ class Captioner(Model):
         weights: str | None = "package",
         trained_encoder: bool = False,
         size: int = 128,
-        stages: tuple[int, ...] = (1, 2, 3, 4),
+        stages: list[int] | tuple[int, ...] = (1, 2, 3, 4),
         grid: int = 4,
         prefix: int = 8,
-        width: int = 256,
-        depth: int = 2,
-        heads: int = 4,
-        dropout: float = 0.1,
+        width: int = 768,
+        dropout: float = 0.2,
     ) -> None:
         super().__init__()
-        self.modality, self.stages, self.grid = check_one_of("modality", modality, ("image", "audio")), tuple(stages), grid
+        self.modality, self.stages, self.grid = check_one_of("modality", modality, ("image", "audio")), list(stages), grid
         self.language_model = PrefixLanguageModel(language_model, dtype)
         if modality == "image":
-            self.encoder = ImageEncoder(encoder, weights)
-            if not trained_encoder:
-                freeze(self.encoder)
+            self.encoder = ImageEncoder(encoder, weights, frozen=not trained_encoder)
             self.processors["image"] = ImageProcessor(size=size, mean=self.encoder.mean, std=self.encoder.std)
-            with torch.no_grad():
+            with torch.no_grad():  # a look at one blank picture tells the shape
+                self.encoder.eval()
                 positions, features = self.read(torch.zeros(1, 3, size, size))["features"].shape[1:]
+                self.encoder.train()
         else:
             self.processors["audio"] = AudioProcessor()
-            self.encoder = AudioEncoder(self.processors["audio"].mels, width)
+            self.encoder = AudioEncoder(self.processors["audio"].shape, width)
             positions, features = 1, width
         self.processors["text"] = TextProcessor(self.language_model.tokenizer)
         self.positions, self.features_width = positions, features
         lm = self.language_model
-        self.mapper = PrefixMapper(features, positions, prefix, lm.width, width, depth, heads, dropout, lm.scale)
-        digest = bytes.fromhex(weights_digest(lm.model))
+        self.mapper = PrefixMapper(positions, features, prefix, lm.width, width, dropout, lm.scale)
+        self.register_buffer("vocabulary", torch.arange(len(lm.embedding_table)), persistent=False)
+        digest = bytes.fromhex(fingerprint(lm.model))
         self.register_buffer("language_model_digest", torch.frombuffer(bytearray(digest), dtype=torch.uint8))
 
     def features(self, batch: Batch) -> Tensor:
-        """(b, p, c): the encoder's features, or those that ``batch["features"]`` holds; zero where the input is missing."""
+        """(b, p, c): the encoder's features, or those that ``batch["features"]`` holds; their mean where they are missing."""
         for name in ("features", self.modality):
             if name in batch:
                 read = batch[name].float() if name == "features" else self.read(batch[name])["features"]
-                return torch.where(batch.present[name][:, None, None], read, 0)
-        return torch.zeros(batch.size, self.positions, self.features_width, device=self.mapper.queries.device)
+                return torch.where(batch.present[name][:, None, None], read, self.mapper.mean)
+        return self.mapper.mean.expand(batch.size, self.positions, -1)
 
     def read(self, values: Tensor) -> dict[str, Tensor]:
-        """What the encoder sees in pictures or sounds (b, ...): ``features`` (b, p, c) of all positions, ``pooled`` (b, c')."""
+        """What the encoder sees in pictures or sounds (b, ...): ``features`` (b, p, c) by position, ``pooled`` (b, c')."""
         if self.modality == "audio":
             pooled = self.encoder(values)  # (b, c)
             return {"features": pooled[:, None], "pooled": pooled}
@@ -105,8 +106,29 @@ class Captioner(Model):
         return self.mapper(self.features(batch))
 
     def losses(self, batch: Batch, phase: str = "train") -> Losses:
-        """``caption``: -log p(text | image), summed over tokens, mean over the batch."""
-        return Losses(caption=-self.log_likelihood(batch).mean())
+        """``caption``, or ``words`` in the phase of that name: summed over tokens, mean over the batch.
+
+        ``caption = -log p(text | image)``.
+        ``words = -sum_i log softmax_w(20 cos(prefix_i, E_w))[text_i]`` for the first n tokens, E the model's token embeddings
+        and w over `vocabulary`; after the end of the text comes its last token, the end-of-text token, again.
+        """
+        if phase != "words":
+            return Losses(caption=-self.log_likelihood(batch).mean())
+        prefix = self.encode(batch)  # (b, n, d)
+        ids, mask = batch["text"], batch.masks["text"]
+        ids = F.pad(torch.where(mask, ids, self._end), (0, self.mapper.n), value=self._end)[:, : self.mapper.n]  # (b, n)
+        words = F.normalize(self.language_model.embed(self.vocabulary).float(), dim=-1)  # (v, d)
+        logits = 20 * F.normalize(prefix, dim=-1) @ words.T  # (b, n, v)
+        place = torch.searchsorted(self.vocabulary, ids.contiguous())  # vocabulary is sorted
+        return Losses(words=F.cross_entropy(logits.flatten(0, 1), place.flatten(), reduction="sum") / len(ids))
+
+    def use_vocabulary(self, ids: Tensor) -> None:
+        """Let the phase ``words`` choose among the tokens in ``ids`` and the end, rather than among all the model has."""
+        self.vocabulary = torch.cat([ids, ids.new_tensor([self._end])]).unique().to(self.vocabulary.device)
+
+    @property
+    def _end(self) -> int:
+        return self.language_model.tokenizer.eos_token_id
 
     def log_likelihood(self, batch: Batch, samples: int = 1) -> Tensor:
         """log p(text | image), exact, (b,)."""

@@ -1,6 +1,7 @@
 """Configs are values: a dataclass a recipe, a YAML file over it, ``key.sub=value`` over that."""
 
 import dataclasses
+import functools
 import inspect
 import typing
 from pathlib import Path
@@ -80,8 +81,9 @@ _LEAST = {"steps": 1, "batch_size": 1, "accumulation": 1, "learning_rate": 0, "w
           "keep": 1}  # fmt: skip
 
 
+@functools.cache
 def section_of(cls: type) -> type:
-    """A dataclass of the constructor arguments of a model, so that they are written once.
+    """A dataclass of the constructor arguments of a model, so that they are written once; always the same one.
 
     >>> from mmgen.training.config import section_of
     >>> class Model:
@@ -95,7 +97,7 @@ def section_of(cls: type) -> type:
         for name, parameter in inspect.signature(cls.__init__).parameters.items()
         if name != "self"
     ]
-    return dataclasses.make_dataclass(f"{cls.__name__}Config", fields, module=cls.__module__)
+    return dataclasses.make_dataclass(f"{cls.__name__}Config", fields)
 
 
 def read_yaml(file: Path) -> dict[str, Any]:

@@ -93,6 +93,7 @@ def fit(
     folder: Path,
     samples: Samples | None = None,
     resume: bool = False,
+    phases: Sequence[str] | None = None,
 ) -> Model:
     """Train ``model`` on ``data`` and save it to ``folder/model``.
 
@@ -103,6 +104,7 @@ def fit(
         folder: receives ``metrics.jsonl checkpoints/ samples/ tensorboard/ model/``.
         samples: called as ``samples(model, folder / "samples" / "step_N")`` every ``config.sample_every`` steps.
         resume: go on from the newest checkpoint in ``folder``, if there is one; the result is that of a run never stopped.
+        phases: which of the model's objectives each step goes through; None takes ``model.phases``.
 
     Returns:
         The trained model (its moving average where one is kept), in eval mode.
@@ -113,7 +115,7 @@ def fit(
     """
     if len(data) == 0:
         raise UserError("training data", got="no items", expected="at least one", fix="check the card's split")
-    trainer = _Trainer(model, data, config, Path(folder), samples)
+    trainer = _Trainer(model, data, config, Path(folder), samples, tuple(phases or model.phases))
     if resume and (found := ckpt.checkpoints(trainer.folder / "checkpoints")):
         trainer.load(found[-1])
     elif trainer.main:
@@ -122,9 +124,11 @@ def fit(
 
 
 class _Trainer:
-    def __init__(self, model: Model, data: Sequence, config: FitConfig, folder: Path, samples: Samples | None) -> None:
+    def __init__(
+        self, model: Model, data: Sequence, config: FitConfig, folder: Path, samples: Samples | None, phases: tuple[str, ...]
+    ) -> None:
         self.config, self.data, self.folder, self.samples = config, data, folder, samples
-        several = len(model.phases) > 1  # each phase leaves the other's parameters without a gradient
+        several = len(phases) > 1  # each phase leaves the other's parameters without a gradient
         AcceleratorState._reset_state()  # an earlier stage may have set another precision; the processes stay connected
         self.accelerator = Accelerator(
             mixed_precision=config.precision,
@@ -139,11 +143,11 @@ class _Trainer:
             torch.optim.AdamW(
                 model.phase_parameters(phase), config.learning_rate, config.betas, weight_decay=config.weight_decay
             )
-            for phase in model.phases
+            for phase in phases
         ]
         self.plain = model
         prepared = self.accelerator.prepare(model, *optimizers)
-        self.model, self.optimizers = prepared[0], dict(zip(model.phases, prepared[1:]))
+        self.model, self.optimizers = prepared[0], dict(zip(phases, prepared[1:]))
         self.unwrapped = self.accelerator.unwrap_model(self.model)
         self.names = {p: name for name, p in self.unwrapped.named_parameters()}  # sharding has replaced the parameters
         self.trained = {name: p for p, name in self.names.items() if p.requires_grad}

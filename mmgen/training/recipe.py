@@ -28,8 +28,8 @@ class Recipe:
     Args:
         name: of the recipe and of its folder.
         config: its dataclass; it has a ``seed`` and a ``seeds`` among its fields.
-        stages: name -> ``stage(config, folder, resume)``, run in this order; each leaves ``folder/model``.
-            The first works in the run folder itself, the others in ``RUN/stages/NAME``.
+        stages: name -> ``stage(config, run, resume)``, run in this order; each leaves ``model/`` in its `stage_folder`.
+        main: the stage that works in the run folder itself, the others in ``RUN/stages/NAME``.
         evaluate: ``evaluate(run, config, split)`` -> figures of that run on that split.
         splits: the held-out splits it can be evaluated on, the default first.
         report: ``report(run, config, command)`` writes the run's ``report.html`` and ``README.md`` from what evaluation left.
@@ -38,6 +38,7 @@ class Recipe:
     name: str
     config: type
     stages: Mapping[str, Stage]
+    main: str
     evaluate: Callable[[Path, Any, str], dict[str, float]]
     splits: tuple[str, ...]
     report: Callable[[Path, Any], None]
@@ -70,7 +71,7 @@ def recipe_folder(name: str) -> Path:
 def load_recipe(name: str) -> Recipe:
     """The ``RECIPE`` of a recipe's ``train.py``."""
     file = recipe_folder(name) / "train.py"
-    key = f"mmgen.recipes.{file.parent.name}.train"
+    key = f"mmgen_recipe_{file.parent.name}"
     if key not in sys.modules:
         spec = importlib.util.spec_from_file_location(key, file)
         module: ModuleType = importlib.util.module_from_spec(spec)
@@ -139,7 +140,7 @@ def train(recipe: Recipe, config: Any, out: Path, resume: bool = False, stages_f
             if name in stages_from:
                 _link_stage(stage_folder(recipe, stages_from[name], name), folder)
             else:
-                stage(seeded, folder, resume)
+                stage(seeded, run, resume)
 
 
 def evaluate(recipe: Recipe, config: Any, out: Path, split: str) -> dict[str, float]:
@@ -183,8 +184,8 @@ def seed_runs(config: Any, out: Path) -> list[tuple[Path, Any]]:
 
 
 def stage_folder(recipe: Recipe, run: Path, name: str) -> Path:
-    """Where a stage works: the first stage in the run folder itself, the others in ``stages/NAME``."""
-    return run if name == next(iter(recipe.stages)) else run / "stages" / name
+    """Where a stage works: the main one in the run folder itself, the others in ``stages/NAME``."""
+    return run if name == recipe.main else run / "stages" / name
 
 
 def launch(processes: int, arguments: list[str]) -> int:

@@ -9,7 +9,7 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from mmgen.models.captioner import Captioner
 from mmgen.training.config import FitConfig, section_of
 from mmgen.training.loop import fit
 from mmgen.training.model_card import ModelCard, contact_sheet, write_model_card
-from mmgen.training.recipe import Recipe
+from mmgen.training.recipe import Recipe, stage_folder
 from mmgen.training.report import Sample, write_report
 
 
@@ -56,10 +56,14 @@ class Decoding:
 
 @dataclass
 class Config:
-    """The config of the recipe ``captioning``; the blind baseline trains by the same ``fit``."""
+    """The config of the recipe ``captioning``: ``words`` trains without the language model, ``fit`` then through it.
+
+    The blind baseline trains by the same two.
+    """
 
     data: Data = field(default_factory=Data)
     model: section_of(Captioner) = field(default_factory=section_of(Captioner))
+    words: FitConfig = field(default_factory=FitConfig)
     fit: FitConfig = field(default_factory=FitConfig)
     decoding: Decoding = field(default_factory=Decoding)
     seed: int = 0
@@ -84,7 +88,7 @@ class Captions(Sequence):
         self.pairs = [(i, text(caption)) for i, captions in enumerate(self.references) for caption in captions]
         self.features: dict[str, Tensor] = {}
         self.modality = model.modality
-        if getattr(model.encoder, "is_frozen", False):
+        if not any(p.requires_grad for p in model.encoder.parameters()):
             key = {
                 "weights": fingerprint(model.encoder),
                 "process": asdict(self.process),
@@ -114,21 +118,32 @@ class Captions(Sequence):
         return [collate([self.given(i) for i in items[start : start + size]]) for start in items[::size]]
 
 
-def train(config: Config, folder: Path, resume: bool, blind: bool = False) -> None:
-    """Train the captioner, or the same without its pictures."""
+def train_words(config: Config, run: Path, resume: bool, blind: bool = False) -> None:
+    """Teach the prefix to name the caption's tokens, without the language model's forward pass."""
     torch.manual_seed(config.seed)
     model = Captioner(**asdict(config.model))
     data = Captions(model, config.data, "train", blind)
-    fit_config = FitConfig(**{**asdict(config.fit), "seed": config.seed})
-    shown = None if blind else Captions(model, Data(**{**asdict(config.data), "limit": 16}), "validation")
+    if data.features:
+        model.mapper.standardise(data.features["features"])
+    model.use_vocabulary(torch.cat([ids for _, ids in data.pairs]))
+    folder = stage_folder(RECIPE, run, "blind_words" if blind else "words")
+    fit(model, data, replace(config.words, seed=config.seed), folder, resume=resume, phases=("words",))
+
+
+def train(config: Config, run: Path, resume: bool, blind: bool = False) -> None:
+    """Train the captioner through the frozen language model, or the same without its pictures."""
+    model = load(stage_folder(RECIPE, run, "blind_words" if blind else "words"))
+    data = Captions(model, config.data, "train", blind)
+    shown = Captions(model, replace(config.data, limit=16), "validation")
 
     def samples(model: Captioner, place: Path) -> None:
-        device = model.mapper.queries.device
+        device = model.mapper.mean.device
         captions = [c for batch in shown.batches() for c in model.generate(batch.to(device), **asdict(config.decoding))]
         place.parent.mkdir(parents=True, exist_ok=True)
         write_samples(place.with_suffix(".png"), shown, captions)
 
-    fit(model, data, fit_config, folder, samples=samples if shown else None, resume=resume)
+    folder = stage_folder(RECIPE, run, "blind" if blind else "captioner")
+    fit(model, data, replace(config.fit, seed=config.seed), folder, samples=None if blind else samples, resume=resume)
 
 
 def write_samples(file: Path, data: Captions, captions: list[str]) -> None:
@@ -204,7 +219,7 @@ def report(run: Path, config: Config) -> None:
         license="apache-2.0",
         task="image-to-text" if config.model.modality == "image" else "automatic-speech-recognition",
         data=config.data.card,
-        data_license=card.license,
+        data_license=card.front["license"],
         table=table,
         command=command,
         picture="samples/captions.png",
@@ -235,7 +250,13 @@ def split_samples(config: Config, split: str, said: dict[str, Any], count: int =
 RECIPE = Recipe(
     name="captioning",
     config=Config,
-    stages={"captioner": train, "blind": partial(train, blind=True)},
+    stages={
+        "words": train_words,
+        "captioner": train,
+        "blind_words": partial(train_words, blind=True),
+        "blind": partial(train, blind=True),
+    },
+    main="captioner",
     evaluate=evaluate,
     splits=("test", "test_compositional"),
     report=report,

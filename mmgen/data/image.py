@@ -1,0 +1,175 @@
+"""Pictures: any file that PIL reads becomes RGB, then a square normalised tensor, and back."""
+
+import struct
+import warnings
+import zlib
+from dataclasses import dataclass
+from io import BytesIO
+from typing import ClassVar
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from mmgen.data.processors import Source, read_bytes
+from mmgen.errors import UserError, check_at_least, check_one_of
+
+# Larger pictures are refused by their header, before a pixel is decoded: about 0.27 GB as RGB.
+MAX_PIXELS = 89_478_485
+EIGHT_BIT_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "YCbCr")
+# What PIL's decoders raise for damaged files (RuntimeError: AVIF's).
+DAMAGED = (
+    OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, OverflowError, RuntimeError, struct.error, zlib.error
+)  # fmt: skip
+
+
+def read_image(source: Source | Image.Image) -> Image.Image:
+    """Read a picture as 8-bit RGB, upright, transparent parts on white, grey and palette converted.
+
+    Args:
+        source: bytes, a path, a `datasets` struct {"bytes", "path"}, or an open picture.
+
+    Returns:
+        The picture in mode RGB.
+
+    Raises:
+        UserError: missing, unreadable, empty, not a picture, cut short, above `MAX_PIXELS`, of several frames, CMYK, or
+            of more than 8 bits a channel.
+
+    >>> read_image(Image.new("RGBA", (2, 2), (0, 0, 0, 0))).getpixel((0, 0))
+    (255, 255, 255)
+    """
+    if isinstance(source, Image.Image):
+        name, picture = "image", source
+        check_header(name, picture)
+    else:
+        name, content = read_bytes(source, "image")
+        picture = open_image(name, content)
+        check_header(name, picture)
+    try:
+        picture = ImageOps.exif_transpose(picture)  # decodes
+        if picture.has_transparency_data:
+            picture = picture.convert("RGBA")
+            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+        return picture.convert("RGB")
+    except DAMAGED as error:
+        raise damaged(name, error) from error
+
+
+def open_image(name: str, content: bytes) -> Image.Image:
+    """Open a picture, its header read and its pixels not yet.
+
+    Raises:
+        UserError: it is no picture, or too large.
+    """
+    expected = "an image file such as PNG, JPEG, WebP or GIF"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            return Image.open(BytesIO(content))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        fix = "make it smaller"
+        raise UserError(name, got=str(error), expected=f"at most {MAX_PIXELS} pixels", fix=fix) from error
+    except UnidentifiedImageError as error:
+        got = f"a file that begins with {content[:12]!r}"
+        raise UserError(name, got=got, expected=expected, fix="check that it is an image") from error
+    except DAMAGED as error:
+        raise damaged(name, error) from error
+
+
+def check_header(name: str, picture: Image.Image) -> None:
+    """Refuse by its header a picture that cannot be used.
+
+    Raises:
+        UserError: see `read_image`.
+    """
+    width, height = picture.size
+    if width * height > MAX_PIXELS:
+        raise UserError(name, got=f"{width} x {height} pixels", expected=f"at most {MAX_PIXELS} in all", fix="make it smaller")
+    if width == 0 or height == 0:
+        raise UserError(name, got=f"{width} x {height} pixels", expected="at least one pixel", fix="use another picture")
+    try:
+        frames = getattr(picture, "n_frames", 1)
+    except DAMAGED as error:
+        raise damaged(name, error) from error
+    if frames > 1 and picture.format != "MPO":  # MPO: what phones write, one photograph with previews of itself
+        fix = "save one frame as PNG"
+        raise UserError(name, got=f"an animation of {frames} frames", expected="a single picture", fix=fix)
+    if picture.mode == "CMYK":
+        fix = "convert it to RGB"
+        raise UserError(name, got="a CMYK picture", expected="RGB, grey or a palette", fix=fix)
+    raw_modes = [str(tile[3]) for tile in getattr(picture, "tile", [])]  # PIL opens 16-bit RGB in mode RGB
+    if picture.mode.startswith("I") or picture.mode == "F" or any(";16" in mode for mode in raw_modes):
+        got = f"a picture of 16 bits or more a channel (mode {picture.mode})"
+        raise UserError(name, got=got, expected="8 bits", fix="convert it to 8 bits a channel")
+    if picture.mode not in EIGHT_BIT_MODES:
+        raise UserError(name, got=f"mode {picture.mode}", expected="RGB, grey or a palette", fix="convert it to RGB")
+
+
+def damaged(name: str, error: Exception) -> UserError:
+    """What a user is told of a picture that ends early or holds nonsense."""
+    got = f"a damaged or truncated image ({error})"
+    return UserError(name, got=got, expected="a whole one", fix="copy or download it again")
+
+
+@dataclass(frozen=True)
+class ImageProcessor:
+    """Picture -> (channels, size, size): the longer side scaled to ``size``, the rest padded, then (x / 255 - mean) / std.
+
+    Args:
+        size: side in pixels.
+        channels: 3 (RGB) or 1 (grey).
+        mean: subtracted from values in [0, 1]: one number, or one a channel.
+        std: divided by, likewise.
+        padding: colour beside a picture that is not square, "white" or "black".
+
+    Raises:
+        UserError: a setting out of range; or as `read_image`.
+
+    >>> ImageProcessor(size=8)(Image.new("RGB", (4, 2), "black"))[0, :, 0].tolist()
+    [1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0]
+    """
+
+    size: int
+    channels: int = 3
+    mean: float | list[float] = 0.0
+    std: float | list[float] = 1.0
+    padding: str = "white"
+    kind: ClassVar[str] = "image"
+
+    def __post_init__(self) -> None:
+        check_at_least("size", self.size, 1)
+        check_one_of("padding", self.padding, ("white", "black"))
+        if self.channels not in (1, 3):
+            raise UserError("channels", got=self.channels, expected="1 or 3", fix="set channels=3")
+        for what, value in (("mean", self.mean), ("std", self.std)):
+            if not isinstance(value, int | float) and len(value) != self.channels:
+                expected = f"one number or {self.channels}"
+                raise UserError(what, got=list(value), expected=expected, fix=f"give one {what} a channel")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(c, h, w) of the tensors."""
+        return self.channels, self.size, self.size
+
+    def __call__(self, value: Source | Image.Image) -> Tensor:
+        """A picture -> (c, h, w)."""
+        picture = read_image(value)
+        scale = self.size / max(picture.size)
+        size = [max(1, round(side * scale)) for side in picture.size]
+        picture = picture.resize(size, Image.Resampling.BICUBIC).convert("RGB" if self.channels == 3 else "L")
+        square = Image.new(picture.mode, (self.size, self.size), self.padding)
+        square.paste(picture, ((self.size - size[0]) // 2, (self.size - size[1]) // 2))
+        pixels = torch.from_numpy(np.array(square)).reshape(self.size, self.size, self.channels)  # (h, w, c)
+        return (pixels.permute(2, 0, 1) / 255 - self._each(self.mean)) / self._each(self.std)  # (c, h, w)
+
+    def decode(self, tensor: Tensor) -> Image.Image:
+        """(c, h, w) -> a picture, values beyond black and white cut off."""
+        pixels = tensor.detach().float().cpu() * self._each(self.std) + self._each(self.mean)  # (c, h, w)
+        pixels = (pixels.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0)  # (h, w, c)
+        return Image.fromarray(pixels.squeeze(-1).numpy() if self.channels == 1 else pixels.numpy())
+
+    @staticmethod
+    def _each(value: float | list[float]) -> Tensor:
+        return torch.tensor(value, dtype=torch.float32).reshape(-1, 1, 1)

@@ -1,0 +1,120 @@
+"""Text: a transformers tokenizer that travels with the model, or a small one trained from the data."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from mmgen.errors import UserError, check_at_least
+
+SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>")
+BYTES = 256
+
+
+@dataclass(frozen=True)
+class TextProcessor:
+    """Text -> token ids (t,), and back.
+
+    Args:
+        tokenizer: of transformers; its files are saved beside the model.
+        eos: end every text with the tokenizer's EOS.
+        max_length: most tokens, EOS included; a longer text is cut. None for no limit.
+
+    Raises:
+        UserError: ``eos`` with a tokenizer that has none; a value that is no text, or an empty one.
+
+    >>> processor = train_tokenizer(["a cat", "a dog"], vocab_size=260)
+    >>> processor.decode(processor("a cat"))
+    'a cat'
+    """
+
+    tokenizer: PreTrainedTokenizerBase = field(repr=False)
+    eos: bool = True
+    max_length: int | None = None
+    kind: ClassVar[str] = "text"
+
+    def __post_init__(self) -> None:
+        if self.eos and self.tokenizer.eos_token_id is None:
+            raise UserError("tokenizer", got="no EOS token", expected="one that ends texts", fix="set eos=False")
+        if self.max_length is not None:
+            check_at_least("max_length", self.max_length, 2)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, **settings: Any) -> "TextProcessor":
+        """With the tokenizer of a folder or of a Hub name.
+
+        Raises:
+            UserError: there is no tokenizer.
+        """
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name)
+        except (OSError, ValueError) as error:
+            fix = "check the name, or train one with train_tokenizer"
+            raise UserError("tokenizer", got=str(name), expected="a folder or a Hub name", fix=fix) from error
+        return cls(tokenizer, **settings)
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of tokens."""
+        return len(self.tokenizer)
+
+    def __call__(self, value: str) -> Tensor:
+        """Text -> ids (t,), int64. The names of special tokens in it are read as plain text."""
+        if not isinstance(value, str):
+            raise UserError("text", got=value, expected="a string", fix="check the column's name")
+        if not value.strip():
+            raise UserError("text", got=repr(value), expected="at least one word", fix="drop the row, or fill it in")
+        value = value.encode("utf-8", "replace").decode()  # half a surrogate pair cannot be tokenised
+        ids = self.tokenizer(value, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        ids = ids if self.max_length is None else ids[: self.max_length - self.eos]
+        return torch.tensor([*ids, self.tokenizer.eos_token_id] if self.eos else ids)
+
+    def decode(self, tensor: Tensor) -> str:
+        """ids (t,) -> text, up to the first EOS, special tokens left out."""
+        ids = tensor.tolist()
+        if self.tokenizer.eos_token_id in ids:
+            ids = ids[: ids.index(self.tokenizer.eos_token_id)]
+        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def save_files(self, folder: Path) -> None:
+        """Write the tokenizer's files."""
+        self.tokenizer.save_pretrained(folder)
+
+    @classmethod
+    def load_files(cls, folder: Path, settings: dict[str, Any]) -> "TextProcessor":
+        """What `save_files` wrote, with the settings saved beside it."""
+        return cls.from_pretrained(folder, **settings)
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, eos: bool = True, max_length: int | None = None) -> TextProcessor:
+    """Train a byte-level BPE tokenizer with the special tokens <pad> (0), <bos> (1), <eos> (2): any text can be written.
+
+    Args:
+        texts: the training texts.
+        vocab_size: most tokens: the special ones, 256 bytes, and merges.
+        eos, max_length: as in `TextProcessor`.
+
+    Raises:
+        UserError: no texts, or ``vocab_size`` below 259.
+    """
+    check_at_least("vocab_size", vocab_size, len(SPECIAL_TOKENS) + BYTES)
+    texts = iter(texts)
+    first = next(texts, None)
+    if first is None:
+        raise UserError("texts", got="none", expected="at least one", fix="check that the split is not empty")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS), initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator((text for part in ([first], texts) for text in part), trainer)
+    pad, bos, eos_token = SPECIAL_TOKENS
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=pad, bos_token=bos, eos_token=eos_token)
+    return TextProcessor(fast, eos, max_length)

@@ -1,0 +1,92 @@
+"""Vectors of measurements, each entry standardised by the training data's mean and standard deviation."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from mmgen.errors import UserError
+
+
+@dataclass(frozen=True)
+class VectorProcessor:
+    """d numbers -> (x - mean) / std, (d,), and back.
+
+    Args:
+        mean: d numbers, in the data's own units.
+        std: d numbers above 0.
+
+    Raises:
+        UserError: lists that differ in length, a std that is not above 0; a value of another length or not finite.
+
+    >>> VectorProcessor(mean=[1.0, 0.0], std=[2.0, 1.0])([3.0, 5.0]).tolist()
+    [1.0, 5.0]
+    """
+
+    mean: list[float]
+    std: list[float]
+    kind: ClassVar[str] = "vector"
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != len(self.std) or not self.mean:
+            got = f"{len(self.mean)} means and {len(self.std)} stds"
+            raise UserError("vector", got=got, expected="as many of each", fix="fit them with VectorProcessor.fit")
+        if not min(self.std) > 0:
+            raise UserError("std", got=min(self.std), expected="numbers > 0", fix="set 1 for constant entries")
+
+    @classmethod
+    def fit(cls, rows: Iterable[Sequence[float] | Tensor]) -> "VectorProcessor":
+        """With the mean and standard deviation of ``rows``, each (d,); entries that never change keep their scale.
+
+        Raises:
+            UserError: no rows, rows of several lengths, or numbers that are not finite.
+        """
+        rows = [as_vector(row) for row in rows]
+        if not rows:
+            raise UserError("rows", got="none", expected="at least one", fix="check that the split is not empty")
+        lengths = sorted({len(row) for row in rows})
+        if len(lengths) > 1:
+            raise UserError("rows", got=f"lengths {lengths}", expected="one length", fix="check the column")
+        values = torch.stack(rows)  # (n, d)
+        mean, std = values.mean(0), values.std(0, correction=0)
+        std = torch.where(std > 1e-9 * mean.abs(), std, torch.ones_like(std))
+        return cls(mean.tolist(), std.tolist())
+
+    @property
+    def shape(self) -> tuple[int]:
+        """(d,) of the tensors."""
+        return (len(self.mean),)
+
+    def __call__(self, value: Sequence[float] | Tensor) -> Tensor:
+        """d numbers -> (d,) float32."""
+        vector = as_vector(value)
+        if len(vector) != len(self.mean):
+            raise UserError("vector", got=f"{len(vector)} numbers", expected=f"{len(self.mean)}", fix="check the column")
+        mean, std = torch.tensor(self.mean, dtype=vector.dtype), torch.tensor(self.std, dtype=vector.dtype)
+        return ((vector - mean) / std).float()
+
+    def decode(self, tensor: Tensor) -> list[float]:
+        """(d,) -> d numbers in the data's own units."""
+        return (tensor.detach().double().cpu() * torch.tensor(self.std).double() + torch.tensor(self.mean).double()).tolist()
+
+
+def as_vector(value: Sequence[float] | Tensor) -> Tensor:
+    """A flat float64 vector of finite numbers.
+
+    Raises:
+        UserError: it is anything else.
+    """
+    try:
+        vector = torch.as_tensor(value, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError("vector", got=value, expected="a list of numbers", fix="check the column's name") from error
+    if vector.dim() != 1:
+        got = f"shape {tuple(vector.shape)}"
+        raise UserError("vector", got=got, expected="a list of numbers", fix="flatten it")
+    if not vector.isfinite().all():
+        at = (~vector.isfinite()).nonzero()[0].item()
+        got = f"{vector[at].item()} at entry {at}"
+        raise UserError("vector", got=got, expected="finite numbers", fix="drop or fill the row")
+    return vector

