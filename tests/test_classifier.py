@@ -46,7 +46,7 @@ def test_items_without_a_label_count_nowhere():
 
 def test_sampled_labels_follow_the_probabilities():
     model, batch = build(), batch_of("image", 2).without("label")
-    labels = model.generate(batch, n=20000, generator=torch.Generator().manual_seed(0))  # (2, n)
+    labels = model.generate(batch, n=20000, generator=torch.Generator().manual_seed(0)).unflatten(0, (2, -1))
     shares = torch.nn.functional.one_hot(labels, 3).double().mean(1)
     torch.testing.assert_close(shares, model.predict(batch).probs.double(), atol=0.02, rtol=0)
 

@@ -19,6 +19,7 @@ PROCESSORS = {
     "text": "mmgen.data.text:TextProcessor",
     "audio": "mmgen.data.audio:AudioProcessor",
     "vector": "mmgen.data.vector:VectorProcessor",
+    "label": "mmgen.data.label:LabelProcessor",
 }
 
 

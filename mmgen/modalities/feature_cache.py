@@ -34,9 +34,7 @@ def cached_features(read: Callable[[Tensor], Mapping[str, Tensor]], values: Sequ
     folder = cache_folder() / "features" / digest
     if not folder.is_dir():
         _write(read, values, process, folder, batch_size)
-    return {
-        file.stem: torch.from_numpy(numpy.load(file, mmap_mode="c", allow_pickle=False)) for file in folder.glob("*.npy")
-    }
+    return {file.stem: torch.from_numpy(numpy.load(file, mmap_mode="c", allow_pickle=False)) for file in folder.glob("*.npy")}
 
 
 def _write(read, values: Sequence[Any], process, folder: Path, batch_size: int) -> None:

@@ -68,7 +68,7 @@ class Model(nn.Module, ModelHubMixin):
         raise self._undefined("decode")
 
     def generate(self, given: Batch, to: str, n: int = 1, generator: torch.Generator | None = None, **options: Any) -> Any:
-        """``n`` samples of modality ``to`` for each item of ``given``."""
+        """``n`` samples of ``to`` for each item of ``given``, those of one item together: b * n values, or strings."""
         raise self._undefined("generate")
 
     def log_likelihood(self, batch: Batch, samples: int = 1) -> Tensor:

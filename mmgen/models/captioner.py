@@ -64,9 +64,12 @@ class Captioner(Model):
     ) -> None:
         super().__init__()
         self.modality, self.stages, self.grid = check_one_of("modality", modality, ("image", "audio")), list(stages), grid
+        self.trained_encoder = trained_encoder or modality == "audio"
         self.language_model = PrefixLanguageModel(language_model, dtype)
         if modality == "image":
             self.encoder = ImageEncoder(encoder, weights, frozen=not trained_encoder)
+            if trained_encoder:  # layers that nothing reads would get no gradient
+                self.encoder.backbone.prune_intermediate_layers(self.stages, prune_norm=True, prune_head=True)
             self.processors["image"] = ImageProcessor(size=size, mean=self.encoder.mean, std=self.encoder.std)
             with torch.no_grad():  # a look at one blank picture tells the shape
                 self.encoder.eval()
@@ -93,13 +96,13 @@ class Captioner(Model):
         return self.mapper.mean.expand(batch.size, self.positions, -1)
 
     def read(self, values: Tensor) -> dict[str, Tensor]:
-        """What the encoder sees in pictures or sounds (b, ...): ``features`` (b, p, c) by position, ``pooled`` (b, c')."""
+        """``features`` (b, p, c) of pictures or sounds (b, ...), and of a frozen image encoder its ``pooled`` ones (b, c')."""
         if self.modality == "audio":
-            pooled = self.encoder(values)  # (b, c)
-            return {"features": pooled[:, None], "pooled": pooled}
+            return {"features": self.encoder(values)[:, None]}
         maps = self.encoder.maps(values, self.stages)  # each (b, c_i, h_i, w_i)
         cells = [F.adaptive_avg_pool2d(m, self.grid).flatten(2) for m in maps]  # each (b, c_i, grid^2)
-        return {"features": torch.cat(cells, 1).transpose(1, 2), "pooled": self.encoder(values)}
+        features = {"features": torch.cat(cells, 1).transpose(1, 2)}  # (b, p, c)
+        return features if self.trained_encoder else {**features, "pooled": self.encoder(values)}
 
     def encode(self, batch: Batch) -> Tensor:
         """The prefix (b, n, d): deterministic, so no posterior but a point."""

@@ -93,7 +93,7 @@ class Classifier(Model):
         return self.encoder(batch[self.modality], *mask)
 
     def generate(self, given: Batch, to: str = "label", n: int = 1, generator: torch.Generator | None = None) -> Tensor:
-        """``n`` labels drawn from p(label | x) for each item: (b, n). The likeliest is ``predict(given).mode``.
+        """``n`` labels drawn from p(label | x) for each item in order: (b * n,). The likeliest is ``predict(given).mode``.
 
         Raises:
             UserError: ``to`` is not "label", or ``n`` below 1.
@@ -101,7 +101,7 @@ class Classifier(Model):
         check_one_of("to", to, ["label"])
         check_at_least("n", n, 1)
         with torch.no_grad():
-            return draw(self.predict(given).probs, n, generator)
+            return draw(self.predict(given).probs, n, generator).flatten()
 
     def _log_likelihood(self, batch: Batch) -> Tensor:
         labels = batch["label"]
@@ -136,7 +136,7 @@ def build_encoder(kind: str, shape: list[int], settings: dict[str, Any]) -> nn.M
     length = {"image": 3, "audio": 2}.get(kind, 1)
     if len(shape) != length:
         raise UserError("shape", got=shape, expected=f"{length} numbers for {kind}", fix="see the Classifier's documentation")
-    encoder = ENCODERS["backbone" if "backbone" in settings else kind]
+    encoder = ENCODERS["backbone" if kind == "image" and "backbone" in settings else kind]
     for key in settings:
         check_one_of(f"encoder.{key}", key, inspect.signature(encoder).parameters)
     if encoder is ImageEncoder:

@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import soundfile
 import torch
-from PIL.Image import Image
 
 from mmgen.data.batch import collate
+from mmgen.data.processors import Processor
 from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.models.base import Model
 from mmgen.training.config import parse_overrides
@@ -36,36 +37,38 @@ def generate(model: Model, given: dict[str, list[str]], to: str, n: int = 1, see
     if len(set(counts.values())) > 1:
         fix = "repeat each option as often as the others"
         raise UserError("inputs", got=counts, expected="as many of each modality", fix=fix)
+    if not given:
+        fix = f"add --{next(iter(model.processors))} VALUE"
+        raise UserError("inputs", got="none", expected="something to start from", fix=fix)
     for name in given:
         check_one_of("input modality", name, model.processors)
     known = model.generation_options()
     values = parse_overrides(list(options))
     for name in values:
         check_one_of(f"option of {model.name}", name, known)
-    rows = [{} for _ in range(max(counts.values(), default=1))]
+    rows: list[dict[str, torch.Tensor]] = [{} for _ in range(max(counts.values()))]
     for name, items in given.items():
         for row, value in zip(rows, items):
             row[name] = model.processors[name](value)
     generator = torch.Generator().manual_seed(seed)
     made = model.generate(collate(rows, model.sequences), to, n=n, generator=generator, **values)
-    results = [value if isinstance(value, str) else _write(model.processors[to].decode(value), to, i, out)
-               for i, value in enumerate(made)]  # fmt: skip
+    results = [
+        value if isinstance(value, str) else _write(model.processors[to].decode(value), model.processors[to], i, out)
+        for i, value in enumerate(made)
+    ]
     return [results[i : i + n] for i in range(0, len(results), n)]
 
 
-def _write(value: Any, to: str, number: int, out: Path | None) -> str:
-    if not isinstance(value, Image) and to != "audio":
+def _write(value: Any, processor: Processor, number: int, out: Path | None) -> str:
+    if processor.kind not in ("image", "audio"):
         return str(value)
     if out is None:
-        raise UserError("--out", got="none", expected=f"a folder for the {to} files", fix="add --out DIR")
+        raise UserError("--out", got="none", expected=f"a folder for the {processor.kind} files", fix="add --out DIR")
     out.mkdir(parents=True, exist_ok=True)
-    if isinstance(value, Image):
+    if processor.kind == "image":
         file = out / f"{number:04d}.png"
         value.save(file)
     else:
-        import soundfile
-
-        samples, rate = value
         file = out / f"{number:04d}.wav"
-        soundfile.write(file, samples, rate)
+        soundfile.write(file, value.numpy(), processor.rate)
     return str(file)

@@ -71,7 +71,7 @@ def recipe_folder(name: str) -> Path:
 def load_recipe(name: str) -> Recipe:
     """The ``RECIPE`` of a recipe's ``train.py``."""
     file = recipe_folder(name) / "train.py"
-    key = f"mmgen_recipe_{file.parent.name}"
+    key = f"mmgen_recipe_{file.parent.resolve().as_posix()}"
     if key not in sys.modules:
         spec = importlib.util.spec_from_file_location(key, file)
         module: ModuleType = importlib.util.module_from_spec(spec)
@@ -93,7 +93,7 @@ def recipe_config(recipe: Recipe, config: str, overrides: list[str]) -> Any:
     """
     file = Path(config)
     if file.suffix not in (".yaml", ".yml"):
-        folder = recipe_folder(recipe.name)
+        folder = _folder(recipe)
         names = [f.stem for f in folder.glob("*.yaml")]
         file = folder / f"{check_one_of(f'config of {recipe.name}', config, names)}.yaml"
     return build_config(recipe.config, read_yaml(file), parse_overrides(overrides))
@@ -223,8 +223,12 @@ def _make_run_folder(recipe: Recipe, config: Any, out: Path, resume: bool) -> No
 
 def _reference(recipe: Recipe) -> str:
     """The recipe's name, or the path of a recipe of one's own."""
-    file = Path(sys.modules[recipe.config.__module__].__file__)
-    return recipe.name if file.parent.parent == recipes_folder() else str(file.parent.resolve())
+    folder = _folder(recipe)
+    return recipe.name if folder.parent == recipes_folder() else str(folder.resolve())
+
+
+def _folder(recipe: Recipe) -> Path:
+    return Path(sys.modules[recipe.config.__module__].__file__).parent
 
 
 def _link_stage(source: Path, folder: Path) -> None:

@@ -88,7 +88,7 @@ class Captions(Sequence):
         self.pairs = [(i, text(caption)) for i, captions in enumerate(self.references) for caption in captions]
         self.features: dict[str, Tensor] = {}
         self.modality = model.modality
-        if not any(p.requires_grad for p in model.encoder.parameters()):
+        if not model.trained_encoder:
             key = {
                 "weights": fingerprint(model.encoder),
                 "process": asdict(self.process),

@@ -22,6 +22,7 @@ from mmgen.data.audio import AudioProcessor
 from mmgen.data.batch import collate
 from mmgen.data.cards import cache_folder, open_card, read_card
 from mmgen.data.image import ImageProcessor
+from mmgen.data.label import LabelProcessor
 from mmgen.data.processors import Processor
 from mmgen.data.text import train_tokenizer
 from mmgen.data.vector import VectorProcessor
@@ -113,7 +114,7 @@ def train_judge(config: Config, run: Path, resume: bool) -> None:
     kind = input_kind(config.data)
     shape = [processor.vocabulary] if kind == "text" else list(processor.shape)
     model = Classifier(config.data.input, kind, shape, len(names), config.encoder, names)
-    model.processors[config.data.input] = processor
+    model.processors |= {config.data.input: processor, "label": LabelProcessor(names)}
     data = Labelled(config.data, config.data.split, processor, names)
     fit(model, data, replace(config.fit, seed=config.seed), run, resume=resume)
 

@@ -1,0 +1,147 @@
+"""The command line: what it prints, and one line on stderr for every mistake."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+
+import mmgen
+from mmgen.cli import main
+from mmgen.data.image import ImageProcessor
+from mmgen.data.label import LabelProcessor
+from mmgen.models.classifier import Classifier
+
+
+@pytest.fixture
+def saved(tmp_path):
+    model = Classifier("image", "image", [1, 8, 8], classes=3, encoder={"width": 4, "dim": 8})
+    model.processors |= {"image": ImageProcessor(size=8, channels=1), "label": LabelProcessor(["red", "green", "blue"])}
+    model.save_pretrained(tmp_path / "model")
+    return tmp_path
+
+
+@pytest.fixture
+def picture(tmp_path):
+    Image.new("L", (8, 8), 200).save(tmp_path / "a.png")
+    return tmp_path / "a.png"
+
+
+def fails(capsys, *arguments: str) -> str:
+    assert main([str(a) for a in arguments]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("mmgen: ")
+    return error
+
+
+def test_list(capsys):
+    assert main(["list"]) == 0
+    text = capsys.readouterr().out
+    for name in ("captioning", "judge", "openmoji", "flickr8k", "captioner", "smoke"):
+        assert name in text
+
+
+def test_help_names_every_command():
+    done = subprocess.run([sys.executable, "-m", "mmgen.cli", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert all(f"    {name}" in done.stdout for name in ("list", "train", "evaluate", "generate", "data"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "captionning"], "recipe: got captionning, expected a known name; did you mean 'captioning'?"),
+        (["train", "judge", "--config", "smok"], "config of judge: got smok, expected a known name; did you mean 'smoke'?"),
+        (
+            ["train", "judge", "fit.stps=3"],
+            "config key fit.stps: got an unknown key, expected a known one; did you mean 'steps'?",
+        ),
+        (["train", "judge", "stray"], "argument: got stray, expected a known option or key=value"),
+        (["train", "judge", "--sed", "3"], "argument: got --sed"),
+        (["train", "judge", "--processes", "0"], "--processes: got 0"),
+        (["evaluate", "nowhere"], "nowhere: got no run.json and config.yaml, expected a run folder"),
+        (["generate", "nowhere/at/all", "--to", "text"], "nowhere/at/all: got no such folder"),
+        (["data", "show", "openmojo"], "did you mean 'openmoji'?"),
+    ],
+)
+def test_a_mistake_is_one_line(capsys, arguments, message):
+    assert message in fails(capsys, *arguments)
+
+
+def test_two_mistakes_are_two_lines(capsys):
+    assert main(["train", "judge", "fit.stps=3", "seeds=many"]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 2 and all(line.startswith("mmgen: config key") for line in lines)
+
+
+def test_a_folder_without_permission(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    error = fails(capsys, "train", "judge", "--config", "smoke", "--out", tmp_path / "file" / "run")
+    assert "Not a directory" in error and "choose another --out" in error
+
+
+def test_generate(capsys, saved, picture):
+    assert main(["generate", str(saved), "--to", "label", "--image", str(picture), "--n", "2"]) == 0
+    once = capsys.readouterr().out
+    assert main(["generate", str(saved), "--to", "label", "--image", str(picture), "--n", "2"]) == 0
+    assert capsys.readouterr().out == once and set(once.split()) <= {"red", "green", "blue"}
+
+
+def test_generate_writes_json(capsys, saved, picture, tmp_path):
+    arguments = ["generate", saved, "--to", "label", "--image", picture, "--image", picture, "--json", tmp_path / "f.json"]
+    assert main([str(a) for a in arguments]) == 0
+    assert len(json.loads((tmp_path / "f.json").read_text())) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "inputs: got none, expected something to start from; add --image VALUE"),
+        (["--text", "hello"], "input modality: got text"),
+        (["--image", "a.png", "beams=2"], "option of classifier: got beams"),
+        (["--image", "a.png", "--n", "0"], "--n: got 0"),
+    ],
+)
+def test_generate_mistakes(capsys, saved, picture, arguments, message):
+    arguments = [str(picture) if a == "a.png" else a for a in arguments]
+    assert message in fails(capsys, "generate", saved, "--to", "label", *arguments)
+
+
+def test_a_picture_that_is_text(capsys, saved, tmp_path):
+    (tmp_path / "b.png").write_text("hello")
+    error = fails(capsys, "generate", saved, "--to", "label", "--image", tmp_path / "b.png")
+    assert "b.png" in error
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("config.json", lambda b: b[: len(b) // 2], "config.json"),
+        ("config.json", lambda b: b.replace(b"classifier", b"os.system"), "got os.system"),
+        ("config.json", lambda b: b.replace(b'"classes"', b'"clases"'), "did you mean 'classes'?"),
+        ("model.safetensors", lambda b: b[: len(b) // 2], "model.safetensors"),
+        ("processors/image/processor.json", lambda b: b.replace(b'"image"', b'"pickle"'), "got pickle"),
+    ],
+)
+def test_a_damaged_model(capsys, saved, picture, file, change, message):
+    place = saved / "model" / file
+    place.write_bytes(change(place.read_bytes()))
+    assert message in fails(capsys, "generate", saved, "--to", "label", "--image", picture)
+
+
+def test_weights_of_another_model(capsys, saved, picture, tmp_path):
+    other = Classifier("image", "image", [1, 8, 8], classes=5, encoder={"width": 4, "dim": 8})
+    other.save_pretrained(tmp_path / "other")
+    (saved / "model" / "model.safetensors").write_bytes((tmp_path / "other" / "model.safetensors").read_bytes())
+    error = fails(capsys, "generate", saved, "--to", "label", "--image", picture)
+    assert "differing tensors" in error and "head" in error
+
+
+def test_load_returns_the_same_model(saved):
+    model = mmgen.load(saved)
+    image = torch.rand(2, 1, 8, 8)
+    again = mmgen.load(saved / "model")
+    batch = mmgen.Batch({"image": image})
+    assert torch.equal(model.predict(batch).logits, again.predict(batch).logits)

@@ -1,0 +1,179 @@
+"""Every recipe's smoke config through the real command; killed at random moments and resumed, it lands on the same weights."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mmgen.training.recipe import load_recipe, recipe_config, recipe_folder, recipe_names, stage_folder
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "mmgen.cli", *map(str, arguments)]
+
+
+def mmgen(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, **ENVIRONMENT, "MMGEN_CACHE": os.environ["MMGEN_CACHE"], **environment}
+    return subprocess.run(command(*arguments), env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module", params=recipe_names())
+def smoke(request, tmp_path_factory):
+    out = tmp_path_factory.mktemp(request.param) / "run"
+    done = mmgen("train", request.param, "--config", "smoke", "--out", out)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return request.param, out
+
+
+def stages(name: str, run: Path) -> list[Path]:
+    recipe = load_recipe(name)
+    return [stage_folder(recipe, run, stage) for stage in recipe.stages]
+
+
+def same_weights(name: str, one: Path, two: Path) -> bool:
+    for a, b in zip(stages(name, one), stages(name, two)):
+        first, second = (load_file(folder / "model" / "model.safetensors") for folder in (a, b))
+        if first.keys() != second.keys() or not all(torch.equal(first[k], second[k]) for k in first):
+            return False
+    return True
+
+
+def test_smoke_trains_and_is_evaluated(smoke, tmp_path):
+    name, run = smoke
+    done = mmgen("evaluate", run, "--split", load_recipe(name).splits[0], "--json", tmp_path / "figures.json")
+    assert done.returncode == 0, done.stderr[-3000:]
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures and all(isinstance(value, int | float) for value in figures.values())
+    assert json.loads((run / "metrics.json").read_text())[load_recipe(name).splits[0]] == figures
+    assert (run / "README.md").is_file()
+
+
+def test_every_config_of_every_recipe_is_valid():
+    for name in recipe_names():
+        recipe = load_recipe(name)
+        for file in recipe_folder(name).glob("*.yaml"):
+            recipe_config(recipe, file.stem, [])
+
+
+def kill_and_resume(name: str, smoke_run: Path, out: Path, kills: int, seed: int) -> None:
+    chance = random.Random(seed)
+    environment = {**os.environ, **ENVIRONMENT}
+    arguments = command("train", name, "--config", "smoke", "--out", out, "--resume")
+    began = time.monotonic()
+    mmgen("train", name, "--config", "smoke", "--out", out.with_name("timed"))
+    length = time.monotonic() - began
+    for _ in range(kills):
+        process = subprocess.Popen(arguments, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        try:
+            process.wait(chance.uniform(0.4, 1.0) * length)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert same_weights(name, smoke_run, out)
+
+
+def test_killed_once_and_resumed(tmp_path, tmp_path_factory):
+    plain = tmp_path / "plain"
+    assert mmgen("train", "judge", "--config", "smoke", "--out", plain).returncode == 0
+    kill_and_resume("judge", plain, tmp_path / "killed", kills=1, seed=0)
+
+
+@pytest.mark.recipe
+def test_killed_at_ten_random_moments_and_resumed(smoke, tmp_path):
+    name, run = smoke
+    kill_and_resume(name, run, tmp_path / "killed", kills=10, seed=1)
+
+
+def test_stopped_by_sigterm_saves_first(tmp_path):
+    out = tmp_path / "run"
+    arguments = command("train", "judge", "--config", "smoke", "--out", out, "fit.steps=100000", "fit.checkpoint_every=100000")
+    process = subprocess.Popen(arguments, env={**os.environ, **ENVIRONMENT}, stderr=subprocess.PIPE, text=True)
+    while not (out / "metrics.jsonl").is_file() and process.poll() is None:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "mmgen: stopped by SIGTERM after step" in error and "--resume" in error
+    assert len(list((out / "checkpoints").glob("step_*"))) == 1
+
+
+def test_a_run_folder_that_exists(smoke):
+    name, run = smoke
+    before = {f: f.stat().st_mtime_ns for f in run.rglob("*")}
+    done = mmgen("train", name, "--config", "smoke", "--out", run)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(f"mmgen: {run}: got a folder that exists, expected a new one; add --resume")
+    assert before == {f: f.stat().st_mtime_ns for f in run.rglob("*")}
+
+
+def test_resuming_with_another_config(smoke):
+    name, run = smoke
+    done = mmgen("train", name, "--config", "smoke", "--out", run, "--resume", "seed=5")
+    assert done.returncode == 2 and "got other values of seed" in done.stderr
+
+
+def test_seeds_give_mean_and_deviation(tmp_path):
+    out = tmp_path / "study"
+    done = mmgen("train", "judge", "--config", "smoke", "--out", out, "seeds=2")
+    assert done.returncode == 0, done.stderr[-3000:]
+    done = mmgen("evaluate", out, "--json", tmp_path / "f.json")
+    assert done.returncode == 0, done.stderr[-3000:]
+    figures = json.loads((tmp_path / "f.json").read_text())
+    each = [json.loads((out / f"seed_{i}" / "metrics.json").read_text())["test"]["accuracy"] for i in range(2)]
+    assert each[0] != each[1]
+    assert figures["accuracy"] == pytest.approx(sum(each) / 2)
+    assert figures["accuracy_sd"] == pytest.approx(abs(each[0] - each[1]) / 2**0.5)
+    assert figures["seeds"] == 2
+    done = mmgen("train", "judge", "--config", "smoke", "--out", out, "seeds=2", "--resume")
+    assert done.returncode == 0  # the same command finds nothing left to do
+
+
+def test_a_stage_from_another_run(tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert mmgen("train", "judge", "--config", "smoke", "--out", first).returncode == 0
+    done = mmgen("train", "judge", "--config", "smoke", "--out", second, "seed=3", f"judge.from={first}")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert same_weights("judge", first, second)
+    done = mmgen("train", "judge", "--config", "smoke", "--out", tmp_path / "third", f"judgee.from={first}")
+    assert done.returncode == 2 and "did you mean 'judge'?" in done.stderr
+
+
+def test_two_processes_run_and_one_is_refused(tmp_path):
+    done = mmgen("train", "judge", "--config", "smoke", "--out", tmp_path / "two", "--processes", "2")
+    assert done.returncode == 0, done.stderr[-3000:]
+    state = json.loads((tmp_path / "two" / "checkpoints" / "step_00000008" / "state.json").read_text())
+    assert state["processes"] == 2
+    done = mmgen("train", "judge", "--config", "smoke", "--out", tmp_path / "one", "fit.processes=2")
+    assert done.returncode == 2 and "processes: got 1 running, expected 2" in done.stderr
+
+
+def test_a_recipe_of_ones_own(tmp_path):
+    own = tmp_path / "mine"
+    own.mkdir()
+    for name in ("train.py", "smoke.yaml"):
+        text = (recipe_folder("judge") / name).read_text()
+        (own / name).write_text(text.replace('name="judge"', 'name="mine"'))
+    done = mmgen("train", own, "--config", "smoke", "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr[-3000:]
+    done = mmgen("evaluate", tmp_path / "run")
+    assert done.returncode == 0 and "mine on test" in done.stdout, done.stderr[-3000:]
+
+
+def test_training_script_by_itself(tmp_path):
+    script = recipe_folder("judge") / "train.py"
+    arguments = [sys.executable, str(script), "--config", str(script.with_name("smoke.yaml")), "--out", str(tmp_path / "run")]
+    done = subprocess.run(arguments, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "run" / "model").is_dir()
