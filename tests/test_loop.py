@@ -44,8 +44,8 @@ class Adversaries(Model):
         super().__init__()
         self.a, self.b = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.ones(3))
 
-    def phase_parameters(self, phase: str) -> list[nn.Parameter]:
-        return [self.a] if phase == "near" else [self.b]
+    def phase_parameters(self, phase: str) -> list[dict]:
+        return [{"params": [self.a if phase == "near" else self.b], "scale": 2.0}]
 
     def losses(self, batch: Batch, phase: str = "near") -> Losses:
         gap = (self.a - self.b).square().sum()
@@ -250,23 +250,35 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_loop import *
-fit(make(), rows(), settings(batch_size=int(sys.argv[2]), log_every=1, steps=int(sys.argv[3])), Path(sys.argv[1]), resume=True)
+from torch.distributed.tensor import DTensor
+
+folder, batch_size, steps = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+config = settings(batch_size=batch_size, log_every=1, steps=steps, schedule="constant", ema=0.5)
+model = fit(make(), rows(), config, folder, resume=True)
+(folder / "sharded").write_text(str(isinstance(model.linear.weight, DTensor)))
 """
+SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true"}
 
 
-def launch(folder: Path, *arguments: str, **environment: str) -> None:
+def launch(folder: Path, batch_size: int, steps: int, **environment: str) -> None:
     script = folder.parent / "run.py"
     script.write_text(RUN.format(tests=str(Path(__file__).parent)))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", str(script),
-               str(folder), *arguments]  # fmt: skip
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **environment}
+    command += [str(folder), str(batch_size), str(steps)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def test_two_processes_equal_one(tmp_path):
-    fit(make(), rows(), settings(batch_size=16, log_every=1), tmp_path / "one")
-    launch(tmp_path / "two", "8", "12")
+@pytest.mark.parametrize("environment", [{}, SHARDED], ids=["replicated", "sharded"])
+def test_two_processes_equal_one_and_resume(tmp_path, environment):
+    config = settings(batch_size=16, log_every=1, schedule="constant", ema=0.5)
+    fit(make(), rows(), config, tmp_path / "one")
+    launch(tmp_path / "two", 8, 12, **environment)
+    assert (tmp_path / "two" / "sharded").read_text() == str(bool(environment))
     torch.testing.assert_close(log(tmp_path / "one"), log(tmp_path / "two"), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(weights(tmp_path / "one"), weights(tmp_path / "two"), rtol=1e-5, atol=1e-6)
     assert len(list((tmp_path / "two" / "checkpoints" / "step_00000012").glob("random_*.json"))) == 2
+    launch(tmp_path / "resumed", 8, 7, **environment)
+    launch(tmp_path / "resumed", 8, 12, **environment)
+    assert equal(weights(tmp_path / "two"), weights(tmp_path / "resumed"))

@@ -4,8 +4,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
-from mmgen.conditioning.prefix import PrefixLanguageModel, PrefixMapper, Prompt
+from mmgen.conditioning.prefix import PrefixLanguageModel, Prompt, SoftWords
 from mmgen.errors import UserError
 
 READER = PrefixLanguageModel("tiny", "fp32")
@@ -68,15 +69,36 @@ def test_a_prefix_of_the_wrong_width():
         READER.prompt([[torch.zeros(2, 5)]])
 
 
-def test_the_mapper_starts_at_the_scale_of_words():
-    mapper = PrefixMapper(features=12, positions=4, n=3, embedding=READER.width, scale=READER.scale)
-    prefix = mapper(torch.randn(16, 4, 12))
-    assert prefix.shape == (16, 3, READER.width)
-    assert prefix.std().item() == pytest.approx(READER.scale, rel=0.05)
+def test_soft_words_are_mixtures_of_words():
+    table = READER.embed(torch.arange(20, 40))
+    words = SoftWords(positions=4, features=12, n=3, embedding=READER.width, width=16).eval()
+    features = torch.randn(5, 4, 12)
+    probabilities = words.logits(features, table).softmax(-1)  # (b, n, v)
+    expected = torch.einsum("bnv,vd->bnd", probabilities, table)
+    torch.testing.assert_close(words(features, table), expected)
+    torch.testing.assert_close(probabilities.sum(-1), torch.ones(5, 3))
 
 
-def test_the_mapper_reads_every_position():
-    mapper = PrefixMapper(features=12, positions=4, n=3, embedding=READER.width, width=16, heads=2).eval()
+def test_a_soft_word_that_is_sure_is_a_word():
+    """With h_i = E_w the mixture is E_w to within what the temperature leaves to the others."""
+    words = SoftWords(positions=1, features=2, n=1, embedding=READER.width, width=4).eval()
+    words.temperature = 1e3
+    table = READER.embed(torch.arange(20, 40)).detach()
+    nn.init.zeros_(words.hidden[-1].weight)
+    words.hidden[-1].bias.data = table[7].clone()
+    torch.testing.assert_close(words(torch.randn(2, 1, 2), table), table[7].expand(2, 1, -1))
+
+
+def test_soft_words_read_every_position():
+    words = SoftWords(positions=4, features=12, n=3, embedding=READER.width, width=16).eval()
     features = torch.randn(1, 4, 12, requires_grad=True)
-    mapper(features).square().sum().backward()
+    words(features, READER.embedding_table.detach()).square().sum().backward()
     assert (features.grad.abs().sum(-1) > 0).all()
+
+
+def test_features_are_standardised():
+    words = SoftWords(positions=2, features=3, n=1, embedding=4)
+    features = torch.randn(500, 2, 3) * torch.tensor([1.0, 10.0, 0.1]) + 5
+    words.standardise(features, rows=64)
+    torch.testing.assert_close(words.mean, features.mean(0), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(words.std, features.std(0, correction=0), rtol=1e-4, atol=1e-4)

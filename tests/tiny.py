@@ -51,7 +51,7 @@ def tiny_models() -> dict[str, Tiny]:
                 size=32,
                 stages=[3],
                 grid=1,
-                prefix=2,
+                words=3,
                 width=8,
             ),
             batch=lambda n: Batch(

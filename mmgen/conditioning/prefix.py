@@ -23,58 +23,76 @@ class Prompt(NamedTuple):
     mask: Tensor
 
 
-class PrefixMapper(nn.Module):
-    """Turns features into ``n`` embeddings that a language model reads as if they were words.
+class SoftWords(nn.Module):
+    """Turns features into ``n`` soft words: mixtures of word embeddings that a language model reads as if they were words.
 
-    ``prefix = scale * LN(W2 dropout(GELU(LN(W1 dropout((x - mean) / std)))))``: standardised features through one hidden
-    layer, each embedding normalised to the spread of the model's own token embeddings, where the model can read.
+    ``p_i(w) = softmax_w(20 cos(h_i, E_w))`` and ``prefix_i = sum_w p_i(w) E_w``, with h = f(features) a network of one hidden
+    layer and E_w the language model's own embedding of token w. A language model cannot read an arbitrary vector until it is
+    trained to, and this one never is; its own words it reads from the first step.
 
     Args:
         positions: p, how many feature vectors an item has.
         features: c, the width of one.
-        n: prefix embeddings.
+        n: soft words.
         embedding: d, width of the language model's embeddings.
         width: of the hidden layer.
         dropout: on the features and on the hidden layer.
-        scale: standard deviation of the language model's token embeddings.
+        hard: let the language model read the likeliest word, while the gradient is that of the mixture (straight-through).
 
-    Source: Tsimpoukelli et al. 2021, section 3, where the map is linear and unnormalised; Mokady et al. 2021, section 3.2.
+    Source: Tsimpoukelli et al. 2021, section 3, has f linear and ``prefix_i = h_i``.
 
-    >>> PrefixMapper(positions=4, features=5, n=2, embedding=16)(torch.zeros(3, 4, 5)).shape
+    >>> words = SoftWords(positions=4, features=5, n=2, embedding=16)
+    >>> words(torch.zeros(3, 4, 5), table=torch.randn(9, 16)).shape
     torch.Size([3, 2, 16])
     """
 
-    def __init__(self, positions: int, features: int, n: int, embedding: int, width: int = 768, dropout: float = 0.2,
-                 scale: float = 1.0) -> None:  # fmt: skip
+    temperature = 20.0
+
+    def __init__(
+        self,
+        positions: int,
+        features: int,
+        n: int,
+        embedding: int,
+        width: int = 768,
+        dropout: float = 0.2,
+        hard: bool = False,
+    ) -> None:
         super().__init__()
-        self.n = n
-        self.register_buffer("mean", torch.zeros(features))
-        self.register_buffer("std", torch.ones(features))
+        self.n, self.hard = n, hard
+        self.register_buffer("mean", torch.zeros(positions, features))
+        self.register_buffer("std", torch.ones(positions, features))
         self.hidden = nn.Sequential(
             nn.Dropout(dropout),
             nn.Linear(positions * features, width),
             nn.LayerNorm(width),
             nn.GELU(),
             nn.Dropout(dropout),
+            nn.Linear(width, n * embedding),
         )
-        self.read_out = nn.Linear(width, n * embedding)
-        self.normalise = nn.LayerNorm(embedding)
-        nn.init.constant_(self.normalise.weight, scale)
 
     @torch.no_grad()
     def standardise(self, features: Tensor, rows: int = 1024) -> None:
-        """Set the mean and standard deviation of each of the c features from training features (m, p, c)."""
-        parts = [part.double() for part in features.split(rows)]  # a memory map is read piece by piece
-        count = features.shape[0] * features.shape[1]
-        mean = sum(part.sum((0, 1)) for part in parts) / count
-        variance = sum((part - mean).square().sum((0, 1)) for part in parts) / count
+        """Take the mean and standard deviation of every feature from training features (m, p, c)."""
+        parts = features.split(rows)  # a memory map is read piece by piece
+        mean = sum(part.double().sum(0) for part in parts) / len(features)  # (p, c)
+        variance = sum((part.double() - mean).square().sum(0) for part in parts) / len(features)
         self.mean.copy_(mean)
         self.std.copy_(variance.sqrt().clamp(min=1e-3))
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Features (b, p, c) -> prefix embeddings (b, n, d)."""
-        hidden = self.hidden(((features - self.mean) / self.std).flatten(1))  # (b, width)
-        return self.normalise(self.read_out(hidden).unflatten(1, (self.n, -1)))  # (b, n, d)
+    def logits(self, features: Tensor, table: Tensor) -> Tensor:
+        """Features (b, p, c) and word embeddings (v, d) -> the logits of p_i(w), (b, n, v)."""
+        h = self.hidden(((features - self.mean) / self.std).flatten(1)).unflatten(1, (self.n, -1))  # (b, n, d)
+        return self.temperature * F.normalize(h, dim=-1) @ F.normalize(table, dim=-1).T
+
+    def mix(self, logits: Tensor, table: Tensor) -> Tensor:
+        """The logits of p_i(w), (b, n, v), and word embeddings (v, d) -> soft words (b, n, d)."""
+        words = logits.softmax(-1) @ table  # (b, n, d)
+        return table[logits.argmax(-1)] + (words - words.detach()) if self.hard else words
+
+    def forward(self, features: Tensor, table: Tensor) -> Tensor:
+        """Features (b, p, c) and word embeddings (v, d) -> soft words (b, n, d)."""
+        return self.mix(self.logits(features, table), table)
 
 
 class PrefixLanguageModel(nn.Module):

@@ -88,6 +88,16 @@ class ImageEncoder(nn.Module):
         maps = self.backbone.forward_intermediates(images, ascending, intermediates_only=True)
         return [maps[ascending.index(stage)] for stage in stages]
 
+    def maps_and_features(self, images: Tensor, stages: list[int]) -> tuple[list[Tensor], Tensor]:
+        """`maps` of ascending stages, and `features`, in one pass.
+
+        Raises:
+            UserError: the backbone has no such stage.
+        """
+        self.map_dims(stages)
+        last, maps = self.backbone.forward_intermediates(images, stages)
+        return maps, self.backbone.forward_head(last, pre_logits=True)
+
     def map_dims(self, stages: list[int]) -> list[int]:
         """The channels c_i of `maps`."""
         count = len(self.backbone.feature_info)

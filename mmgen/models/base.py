@@ -84,9 +84,13 @@ class Model(nn.Module, ModelHubMixin):
         """`losses`, under the name that data-parallel wrappers call."""
         return self.losses(batch, phase)
 
-    def phase_parameters(self, phase: str) -> list[nn.Parameter]:
-        """The parameters that ``phase`` trains."""
-        return [p for p in self.parameters() if p.requires_grad]
+    def phase_parameters(self, phase: str) -> list[dict[str, Any]]:
+        """The parameters that ``phase`` trains, in the optimiser's groups.
+
+        A group holds ``params`` and, where they differ from the config's, ``weight_decay`` and ``scale``, a factor on the
+        learning rate.
+        """
+        return decayed([p for p in self.parameters() if p.requires_grad])
 
     def own_state(self) -> dict[str, Tensor]:
         """The state dict without the frozen parts, which are named in the config and never change.
@@ -182,6 +186,13 @@ def model_class(name: str) -> type[Model]:
     """
     module, cls = MODELS[check_one_of("model", name, MODELS)].split(":")
     return getattr(importlib.import_module(module), cls)
+
+
+def decayed(parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
+    """Two groups of an optimiser: matrices, and the biases and norms that weight decay would only pull off their place."""
+    groups = [{"params": [p for p in parameters if p.ndim > 1]}, {"params": [p for p in parameters if p.ndim <= 1]}]
+    groups[1]["weight_decay"] = 0.0
+    return [group for group in groups if group["params"]]
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -4,9 +4,9 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from mmgen.conditioning.prefix import PrefixLanguageModel, PrefixMapper, Prompt
+from mmgen.conditioning.prefix import PrefixLanguageModel, Prompt, SoftWords
 from mmgen.data.audio import AudioProcessor
 from mmgen.data.batch import Batch
 from mmgen.data.image import ImageProcessor
@@ -14,18 +14,19 @@ from mmgen.data.text import TextProcessor
 from mmgen.errors import UserError, check_one_of
 from mmgen.modalities.audio import AudioEncoder
 from mmgen.modalities.image import ImageEncoder, fingerprint
-from mmgen.models.base import Losses, Model
+from mmgen.models.base import Losses, Model, decayed
 
 
 class Captioner(Model):
-    """p(text | image) or p(text | audio) by a frozen language model that reads a prefix.
+    """p(text | image) or p(text | audio) by a frozen language model that reads soft words.
 
-    log p(text | x) = sum_t log LM(text_t | BOS, prefix(x), text_<t), of which only prefix(x) has weights to train.
-    Where the picture is missing its features are the mean of all: the model without pictures is a learned constant prefix.
+    ``log p(text | x) = sum_t log LM(text_t | before, words(x), after, text_<t)``: of all that the language model reads, only
+    the soft words depend on x. They and the few embeddings before and after them are all that is trained.
 
-    A forward pass of the language model is dear, so training starts without it: in the phase ``words`` the i-th prefix
-    embedding learns to point to the embedding of the caption's i-th token, a caption in soft words. In the phase ``train``
-    the language model then reads them.
+    A forward pass of the language model is dear, so training starts without it: in the phase ``words`` the i-th soft word
+    learns to be the caption's i-th token. In the phase ``train`` the language model reads the words and the likelihood of the
+    caption is added. Where the picture is missing its features are the mean of all: a captioner without pictures is a learned
+    constant prompt.
 
     Args:
         language_model: folder, Hub name, installed package, or ``tiny``; never changed and not saved with the model.
@@ -35,13 +36,16 @@ class Captioner(Model):
         weights: where the image encoder's weights come from, see `mmgen.modalities.image.ImageEncoder`.
         trained_encoder: train the image encoder too, rather than freeze it.
         size: side of the picture in pixels.
-        stages: which stages of the image encoder are read, from 0.
-        grid: the feature maps are averaged down to grid x grid positions.
-        prefix: n, embeddings the language model reads.
-        width, dropout: of the `PrefixMapper`.
+        stages: which stages of the image encoder are read beside the picture itself, ascending from 0.
+        grid: the maps' local means and maxima are averaged over grid x grid cells.
+        words: n, soft words.
+        vocabulary: the token ids that soft words mix; None: all.
+        before, after: the text around the soft words at the start of training, in the language model's own chat format.
+        width, dropout, hard: of `SoftWords`.
+        words_weight: weight of the objective ``words`` in the phase ``train``.
 
-    Source: Tsimpoukelli et al. 2021, section 3. The encoder is pretrained and frozen by default where the paper trains an
-        NF-ResNet-50 from scratch, and several of its stages are read.
+    Source: Tsimpoukelli et al. 2021, section 3. There the encoder is trained from scratch and the prefix is any vector; here
+        the encoder is pretrained and frozen by default, several of its stages are read, and the prefix is made of words.
     """
 
     name = "captioner"
@@ -56,16 +60,22 @@ class Captioner(Model):
         weights: str | None = "package",
         trained_encoder: bool = False,
         size: int = 128,
-        stages: list[int] | tuple[int, ...] = (1, 2, 3, 4),
-        grid: int = 4,
-        prefix: int = 8,
+        stages: list[int] | tuple[int, ...] = (0, 1, 2, 3, 4),
+        grid: int = 2,
+        words: int = 12,
+        vocabulary: list[int] | None = None,
+        before: str = "<|im_start|>user\n",
+        after: str = "<|im_start|>assistant\n",
         width: int = 768,
         dropout: float = 0.2,
+        hard: bool = True,
+        words_weight: float = 0.3,
     ) -> None:
         super().__init__()
         self.modality, self.stages, self.grid = check_one_of("modality", modality, ("image", "audio")), list(stages), grid
         self.trained_encoder = trained_encoder or modality == "audio"
-        self.language_model = PrefixLanguageModel(language_model, dtype)
+        self.words_weight = words_weight
+        self.language_model = lm = PrefixLanguageModel(language_model, dtype)
         if modality == "image":
             self.encoder = ImageEncoder(encoder, weights, frozen=not trained_encoder)
             if trained_encoder:  # layers that nothing reads would get no gradient
@@ -79,11 +89,11 @@ class Captioner(Model):
             self.processors["audio"] = AudioProcessor()
             self.encoder = AudioEncoder(self.processors["audio"].shape, width)
             positions, features = 1, width
-        self.processors["text"] = TextProcessor(self.language_model.tokenizer)
-        self.positions, self.features_width = positions, features
-        lm = self.language_model
-        self.mapper = PrefixMapper(positions, features, prefix, lm.width, width, dropout, lm.scale)
-        self.register_buffer("vocabulary", torch.arange(len(lm.embedding_table)), persistent=False)
+        self.processors["text"] = TextProcessor(lm.tokenizer)
+        self.words = SoftWords(positions, features, words, lm.width, width, dropout, hard)
+        ids = torch.arange(len(lm.embedding_table)) if vocabulary is None else torch.tensor(vocabulary)
+        self.register_buffer("vocabulary", torch.cat([ids, ids.new_tensor([self._end])]).unique(), persistent=False)  # sorted
+        self.before, self.after = (nn.Parameter(lm.prompt([[text]]).embeddings[0].float()) for text in (before, after))
         digest = bytes.fromhex(fingerprint(lm.model))
         self.register_buffer("language_model_digest", torch.frombuffer(bytearray(digest), dtype=torch.uint8))
 
@@ -92,51 +102,48 @@ class Captioner(Model):
         for name in ("features", self.modality):
             if name in batch:
                 read = batch[name].float() if name == "features" else self.read(batch[name])["features"]
-                return torch.where(batch.present[name][:, None, None], read, self.mapper.mean)
-        return self.mapper.mean.expand(batch.size, self.positions, -1)
+                return torch.where(batch.present[name][:, None, None], read, self.words.mean)
+        return self.words.mean.expand(batch.size, -1, -1)
 
     def read(self, values: Tensor) -> dict[str, Tensor]:
         """``features`` (b, p, c) of pictures or sounds (b, ...), and of a frozen image encoder its ``pooled`` ones (b, c')."""
         if self.modality == "audio":
             return {"features": self.encoder(values)[:, None]}
-        maps = self.encoder.maps(values, self.stages)  # each (b, c_i, h_i, w_i)
-        cells = [F.adaptive_avg_pool2d(m, self.grid).flatten(2) for m in maps]  # each (b, c_i, grid^2)
-        features = {"features": torch.cat(cells, 1).transpose(1, 2)}  # (b, p, c)
-        return features if self.trained_encoder else {**features, "pooled": self.encoder(values)}
+        more = {}
+        if self.trained_encoder:
+            maps = self.encoder.maps(values, self.stages)  # each (b, c_i, h_i, w_i)
+        else:
+            maps, more["pooled"] = self.encoder.maps_and_features(values, self.stages)
+        maps = [values, *maps]
+        side = max(maps[-1].shape[-1], self.grid)
+        pooled = [pool(m, side) for m in maps for pool in (F.adaptive_avg_pool2d, F.adaptive_max_pool2d)]
+        cells = F.adaptive_avg_pool2d(torch.cat(pooled, 1), self.grid)  # (b, c, grid, grid)
+        return {"features": cells.flatten(2).transpose(1, 2), **more}  # (b, p, c)
 
     def encode(self, batch: Batch) -> Tensor:
-        """The prefix (b, n, d): deterministic, so no posterior but a point."""
-        return self.mapper(self.features(batch))
+        """The soft words (b, n, d): deterministic, so no posterior but a point."""
+        return self.words(self.features(batch), self._table)
 
     def losses(self, batch: Batch, phase: str = "train") -> Losses:
-        """``caption``, or ``words`` in the phase of that name: summed over tokens, mean over the batch.
+        """``caption`` and ``words``, or in the phase ``words`` the second alone: summed over tokens, mean over the batch.
 
-        ``caption = -log p(text | image)``.
-        ``words = -sum_i log softmax_w(20 cos(prefix_i, E_w))[text_i]`` for the first n tokens, E the model's token embeddings
-        and w over `vocabulary`; after the end of the text comes its last token, the end-of-text token, again.
+        ``caption = -log p(text | x)``; ``words = -sum_i log p_i(text_i | x)`` over the n soft words; after the end of a text
+        comes its end-of-text token again.
         """
-        if phase != "words":
-            return Losses(caption=-self.log_likelihood(batch).mean())
-        prefix = self.encode(batch)  # (b, n, d)
+        logits = self.words.logits(self.features(batch), self._table)  # (b, n, v)
         ids, mask = batch["text"], batch.masks["text"]
-        ids = F.pad(torch.where(mask, ids, self._end), (0, self.mapper.n), value=self._end)[:, : self.mapper.n]  # (b, n)
-        words = F.normalize(self.language_model.embed(self.vocabulary).float(), dim=-1)  # (v, d)
-        logits = 20 * F.normalize(prefix, dim=-1) @ words.T  # (b, n, v)
-        place = torch.searchsorted(self.vocabulary, ids.contiguous())  # vocabulary is sorted
-        return Losses(words=F.cross_entropy(logits.flatten(0, 1), place.flatten(), reduction="sum") / len(ids))
-
-    def use_vocabulary(self, ids: Tensor) -> None:
-        """Let the phase ``words`` choose among the tokens in ``ids`` and the end, rather than among all the model has."""
-        self.vocabulary = torch.cat([ids, ids.new_tensor([self._end])]).unique().to(self.vocabulary.device)
-
-    @property
-    def _end(self) -> int:
-        return self.language_model.tokenizer.eos_token_id
+        n = self.words.n
+        ids = F.pad(torch.where(mask, ids, self._end), (0, n), value=self._end)[:, :n].contiguous()  # (b, n)
+        place = torch.searchsorted(self.vocabulary, ids).clamp(max=len(self.vocabulary) - 1)
+        named = F.cross_entropy(logits.flatten(0, 1), place.flatten(), reduction="sum") / len(ids)
+        if phase == "words":
+            return Losses(words=named)
+        caption = self._log_prob(self.words.mix(logits, self._table), batch)
+        return Losses(caption=-caption.mean(), words=self.words_weight * named)
 
     def log_likelihood(self, batch: Batch, samples: int = 1) -> Tensor:
-        """log p(text | image), exact, (b,)."""
-        ids, mask = batch["text"], batch.masks["text"]
-        return self.language_model.log_prob(self._prompt(batch), ids, mask).sum(1)
+        """log p(text | x), exact, (b,)."""
+        return self._log_prob(self.encode(batch), batch)
 
     def generate(
         self,
@@ -173,7 +180,14 @@ class Captioner(Model):
         with torch.random.fork_rng(), torch.no_grad():
             if generator is not None:  # transformers samples from the global generator
                 torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
-            return self.language_model.generate(self._prompt(given), **options)
+            return self.language_model.generate(self._prompt(self.encode(given)), **options)
+
+    def phase_parameters(self, phase: str) -> list[dict[str, Any]]:
+        """The prompt around the words learns faster, and only where the language model reads it."""
+        prompt = [self.before, self.after]
+        others = [p for p in self.parameters() if p.requires_grad and not any(p is q for q in prompt)]
+        faster = [{"params": prompt, "weight_decay": 0.0, "scale": 6.0}] if phase == "train" else []
+        return [*decayed(others), *faster]
 
     def load_own_state(self, state: dict[str, Tensor], source: str = "weights") -> None:
         """As the base class, after checking that the language model is the one this prefix was trained for."""
@@ -185,10 +199,19 @@ class Captioner(Model):
                             expected=f"weights {bytes(expected.tolist()).hex()[:12]}", fix=fix)  # fmt: skip
         super().load_own_state(state, source)
 
-    def _prompt(self, batch: Batch) -> Prompt:
-        prefix = self.encode(batch)  # (b, n, d)
-        start = self.language_model.tokenizer.bos_token_id
-        if start is not None:  # the position that causal models learn to fall back on
-            first = self.language_model.embed(torch.tensor([start], device=prefix.device)).to(prefix.dtype)  # (1, d)
-            prefix = torch.cat([first.expand(len(prefix), 1, -1), prefix], 1)  # (b, 1 + n, d)
-        return Prompt(prefix, torch.ones(prefix.shape[:2], dtype=torch.bool, device=prefix.device))
+    @property
+    def _end(self) -> int:
+        return self.language_model.tokenizer.eos_token_id
+
+    @property
+    def _table(self) -> Tensor:
+        return self.language_model.embed(self.vocabulary).to(self.before.dtype)  # (v, d)
+
+    def _log_prob(self, words: Tensor, batch: Batch) -> Tensor:
+        return self.language_model.log_prob(self._prompt(words), batch["text"], batch.masks["text"]).sum(1)  # (b,)
+
+    def _prompt(self, words: Tensor) -> Prompt:
+        b = len(words)
+        parts = [self.before.expand(b, -1, -1), words, self.after.expand(b, -1, -1)]
+        embeddings = torch.cat(parts, 1)  # (b, before + n + after, d)
+        return Prompt(embeddings, torch.ones(embeddings.shape[:2], dtype=torch.bool, device=words.device))

@@ -128,21 +128,21 @@ class _Trainer:
         self, model: Model, data: Sequence, config: FitConfig, folder: Path, samples: Samples | None, phases: tuple[str, ...]
     ) -> None:
         self.config, self.data, self.folder, self.samples = config, data, folder, samples
-        several = len(phases) > 1  # each phase leaves the other's parameters without a gradient
+        groups = {phase: model.phase_parameters(phase) for phase in phases}
+        trained = sum(p.requires_grad for p in model.parameters())
+        partial_phases = any(sum(len(g["params"]) for g in groups[phase]) < trained for phase in phases)
         AcceleratorState._reset_state()  # an earlier stage may have set another precision; the processes stay connected
         self.accelerator = Accelerator(
             mixed_precision=config.precision,
             log_with=None if config.tracker == "none" else config.tracker,
             project_dir=str(folder / "tensorboard"),
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=several)],
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=partial_phases)],
         )
         check_processes(config.processes, self.accelerator.num_processes)
         self.rank, self.main = self.accelerator.process_index, self.accelerator.is_main_process
         set_seed(config.seed + self.rank)
         optimizers = [
-            torch.optim.AdamW(
-                model.phase_parameters(phase), config.learning_rate, config.betas, weight_decay=config.weight_decay
-            )
+            torch.optim.AdamW(groups[phase], config.learning_rate, config.betas, weight_decay=config.weight_decay)
             for phase in phases
         ]
         self.plain = model
@@ -198,7 +198,7 @@ class _Trainer:
         rate = learning_rate(self.config, self.step)
         for phase, optimizer in self.optimizers.items():
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group.get("scale", 1.0)
             for number, batch in enumerate(batches):
                 last = number == len(batches) - 1
                 with nullcontext() if last else self.accelerator.no_sync(self.model):

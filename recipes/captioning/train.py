@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from mmgen.cli import main
+from mmgen.conditioning.language_model import load_language_model
 from mmgen.data.batch import Batch, collate
 from mmgen.data.cards import open_card, read_card
 from mmgen.metrics.captioning import caption_scores, cider
@@ -118,14 +119,22 @@ class Captions(Sequence):
         return [collate([self.given(i) for i in items[start : start + size]]) for start in items[::size]]
 
 
+def caption_vocabulary(config: Config) -> list[int]:
+    """The tokens of the training captions: all that soft words can be made of."""
+    _, tokenizer = load_language_model(config.model.language_model, config.model.dtype)
+    texts = open_card(config.data.card, "train", limit=config.data.limit or None)[config.data.text]
+    captions = [caption for text in texts for caption in ([text] if isinstance(text, str) else text)]
+    return sorted({token for ids in tokenizer(captions, add_special_tokens=False)["input_ids"] for token in ids})
+
+
 def train_words(config: Config, run: Path, resume: bool, blind: bool = False) -> None:
     """Teach the prefix to name the caption's tokens, without the language model's forward pass."""
+    values = asdict(config.model)
     torch.manual_seed(config.seed)
-    model = Captioner(**asdict(config.model))
+    model = Captioner(**{**values, "vocabulary": values["vocabulary"] or caption_vocabulary(config)})
     data = Captions(model, config.data, "train", blind)
     if data.features:
-        model.mapper.standardise(data.features["features"])
-    model.use_vocabulary(torch.cat([ids for _, ids in data.pairs]))
+        model.words.standardise(data.features["features"])
     folder = stage_folder(RECIPE, run, "blind_words" if blind else "words")
     fit(model, data, replace(config.words, seed=config.seed), folder, resume=resume, phases=("words",))
 
@@ -137,7 +146,7 @@ def train(config: Config, run: Path, resume: bool, blind: bool = False) -> None:
     shown = Captions(model, replace(config.data, limit=16), "validation")
 
     def samples(model: Captioner, place: Path) -> None:
-        device = model.mapper.mean.device
+        device = model.before.device
         captions = [c for batch in shown.batches() for c in model.generate(batch.to(device), **asdict(config.decoding))]
         place.parent.mkdir(parents=True, exist_ok=True)
         write_samples(place.with_suffix(".png"), shown, captions)
@@ -163,7 +172,7 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     options = asdict(config.decoding)
     batches = tqdm(data.batches(), desc=f"captions of {split}", dynamic_ncols=True)
     captions = [caption for batch in batches for caption in model.generate(batch, **options)]
-    nothing = torch.zeros(1, model.positions, model.features_width)
+    nothing = model.words.mean[None]
     unseen = blind.generate(Batch({"features": nothing}, present={"features": torch.tensor([False])}), **options)
     without = unseen * len(captions)  # every blind item is the same prompt, so one caption serves all
 
@@ -205,7 +214,7 @@ def report(run: Path, config: Config) -> None:
     arguments = json.loads((run / "run.json").read_text())["argv"]
     command = shlex.join(["mmgen", *arguments])
     summary = (
-        f"{config.model.language_model}, frozen, reads {config.model.prefix} embeddings made from {config.data.card} by "
+        f"{config.model.language_model}, frozen, reads {config.model.words} soft words made from {config.data.card} by "
         f"{config.model.encoder}. blind: the same training without the {config.model.modality}. nearest: the caption of the "
         "training item nearest by cosine."
     )
@@ -215,7 +224,7 @@ def report(run: Path, config: Config) -> None:
     contact_sheet(samples[:16]).save(run / "samples" / "captions.png")
     write_model_card(run / "README.md", ModelCard(
         name=f"captioning-{config.data.card}",
-        description=f"Captions for {config.data.card} by a frozen {config.model.language_model} that reads a trained prefix.",
+        description=f"Captions for {config.data.card} by a frozen {config.model.language_model} that reads soft words.",
         license="apache-2.0",
         task="image-to-text" if config.model.modality == "image" else "automatic-speech-recognition",
         data=config.data.card,

@@ -1,0 +1,64 @@
+"""A fair race: the contenders run in turn, round after round, and the medians are compared."""
+
+import csv
+import json
+import os
+import platform
+import statistics
+import time
+from argparse import ArgumentParser
+from collections.abc import Callable, Mapping
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+PACKAGES = ("torch", "transformers", "accelerate")
+
+
+def race(contenders: Mapping[str, Callable[[], None]], rounds: int = 7) -> dict[str, list[float]]:
+    """Seconds of each contender in each round, after one warm-up of all."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for number in range(rounds + 1):
+        for name, run in contenders.items():
+            began = time.perf_counter()
+            run()
+            if number:
+                seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def ratio(seconds: dict[str, list[float]], ours: str, theirs: str) -> float:
+    """Median time of ``ours`` over that of ``theirs``: below 1, ours is faster."""
+    return statistics.median(seconds[ours]) / statistics.median(seconds[theirs])
+
+
+def report(benchmark: str, figures: dict[str, float], seconds: dict[str, list[float]]) -> None:
+    """Print the figures and each contender's median and spread; ``--json F`` writes the figures, ``--csv F`` appends rows."""
+    parser = ArgumentParser()
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--csv", type=Path)
+    options = parser.parse_args()
+    for name, times in seconds.items():
+        print(f"{name:24} median {statistics.median(times):.4f} s, from {min(times):.4f} to {max(times):.4f}")
+    for name, value in figures.items():
+        print(f"{name:24} {value:.4f}")
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+    if options.csv:
+        new = not options.csv.is_file()
+        with options.csv.open("a", newline="") as file:
+            writer = csv.writer(file)
+            if new:
+                writer.writerow(
+                    ["benchmark", "figure", "value", "date", "machine", "cores", "torch", "transformers", "accelerate"]
+                )
+            versions = [version(name) for name in ("torch", "transformers", "accelerate")]
+            for name, value in figures.items():
+                row = [benchmark, name, f"{value:.4f}", date.today(), _machine(), os.cpu_count(), *versions]
+                writer.writerow(row)
+
+
+def _machine() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
