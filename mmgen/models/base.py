@@ -80,9 +80,9 @@ class Model(nn.Module, ModelHubMixin):
         common = inspect.signature(Model.generate).parameters
         return [name for name in inspect.signature(type(self).generate).parameters if name not in common]
 
-    def forward(self, batch: Batch, phase: str = "train") -> Losses:
-        """`losses`, under the name that data-parallel wrappers call."""
-        return self.losses(batch, phase)
+    def forward(self, batch: Batch, phase: str = "train") -> dict[str, Tensor]:
+        """`losses` under the name that data-parallel wrappers call, as a plain dict, the only kind they find tensors in."""
+        return dict(self.losses(batch, phase))
 
     def phase_parameters(self, phase: str) -> list[dict[str, Any]]:
         """The parameters that ``phase`` trains, in the optimiser's groups.

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from mmgen.data.batch import collate
 from mmgen.errors import UserError
-from mmgen.models.base import Model, like, whole
+from mmgen.models.base import Losses, Model, like, whole
 from mmgen.training import checkpoint as ckpt
 from mmgen.training.config import FitConfig
 
@@ -202,7 +202,7 @@ class _Trainer:
             for number, batch in enumerate(batches):
                 last = number == len(batches) - 1
                 with nullcontext() if last else self.accelerator.no_sync(self.model):
-                    losses = self.model(batch, phase)
+                    losses = Losses(self.model(batch, phase))
                     total = losses.total
                     if not math.isfinite(value := total.item()):
                         raise _not_finite(losses, value, self.step, order.batch(self.step * len(batches) + number))
