@@ -14,7 +14,7 @@ from mmgen.training.config import FitConfig
 from mmgen.training.loop import fit
 
 SETTINGS = {
-    **{"language_model": "tiny", "dtype": "fp32", "before": "a", "after": "b"},
+    **{"language_model": "tiny", "dtype": "fp32", "before": "a", "between": "-", "after": "b"},
     **{"encoder": "test_convnext", "weights": None, "trained_encoder": True, "size": 32, "stages": [3], "grid": 1},
     **{"words": 3, "width": 8, "dropout": 0.0},
 }
@@ -41,8 +41,8 @@ def test_log_likelihood_is_the_language_models_own():
     batch = batch_of(model, "cat")
     lm = model.language_model
     words = model.vocabulary[model.words.logits(model.features(batch), model._table).argmax(-1)][0]
-    around = [lm.tokenizer(text, return_tensors="pt").input_ids[0] for text in ("a", "b")]
-    prompt, caption = torch.cat([around[0], words, around[1]]), batch["text"][0]
+    before, between, after = (lm.tokenizer(text, return_tensors="pt").input_ids[0] for text in ("a", "-", "b"))
+    prompt, caption = torch.cat([before, words[:2], between, words[2:], after]), batch["text"][0]
     logits = lm.model(input_ids=torch.cat([prompt, caption])[None]).logits[0].log_softmax(-1)
     expected = logits[len(prompt) - 1 : -1].gather(1, caption[:, None]).sum()
     torch.testing.assert_close(model.log_likelihood(batch)[0], expected, rtol=1e-4, atol=1e-3)
@@ -81,7 +81,7 @@ def test_training_leaves_the_language_model_bitwise_the_same(tmp_path):
 def test_gradients_reach_words_prompt_and_encoder():
     model = build()
     model.losses(batch_of(model, "cat", "a dog")).total.backward()
-    for part in (model.before, model.after, model.words.hidden[1].weight, next(model.encoder.parameters())):
+    for part in (*model.text.values(), model.words.hidden[1].weight, next(model.encoder.parameters())):
         assert part.grad.abs().sum() > 0
 
 

@@ -21,7 +21,7 @@ class Captioner(Model):
     """p(text | image) or p(text | audio) by a frozen language model that reads soft words.
 
     ``log p(text | x) = sum_t log LM(text_t | before, words(x), after, text_<t)``: of all that the language model reads, only
-    the soft words depend on x. They and the few embeddings before and after them are all that is trained.
+    the soft words depend on x. They and the few embeddings around them are all that is trained.
 
     A forward pass of the language model is dear, so training starts without it: in the phase ``words`` each soft word learns
     to be one token of the caption, see `targets`. In the phase ``train`` the language model reads the words and the likelihood
@@ -40,7 +40,8 @@ class Captioner(Model):
         grid: the maps' local means and maxima are averaged over grid x grid cells.
         words: n, soft words.
         vocabulary: the token ids that soft words mix; None: all.
-        before, after: the text around the soft words at the start of training, in the language model's own chat format.
+        before, between, after: the text around the two halves of the soft words at the start of training, in the language
+            model's own chat format.
         width, dropout, hard: of `SoftWords`.
         words_weight: weight of the objective ``words`` in the phase ``train``.
 
@@ -65,6 +66,7 @@ class Captioner(Model):
         words: int = 14,
         vocabulary: list[int] | None = None,
         before: str = "<|im_start|>user\n",
+        between: str = " ...",
         after: str = "<|im_start|>assistant\n",
         width: int = 768,
         dropout: float = 0.2,
@@ -93,7 +95,8 @@ class Captioner(Model):
         self.words = SoftWords(positions, features, words, lm.width, width, dropout, hard)
         ids = torch.arange(len(lm.embedding_table)) if vocabulary is None else torch.tensor(vocabulary)
         self.register_buffer("vocabulary", torch.cat([ids, ids.new_tensor([self._end])]).unique(), persistent=False)  # sorted
-        self.before, self.after = (nn.Parameter(lm.prompt([[text]]).embeddings[0].float()) for text in (before, after))
+        texts = {"before": before, "between": between, "after": after}
+        self.text = nn.ParameterDict({k: nn.Parameter(lm.prompt([[t]]).embeddings[0].float()) for k, t in texts.items()})
         digest = bytes.fromhex(fingerprint(lm.model))
         self.register_buffer("language_model_digest", torch.frombuffer(bytearray(digest), dtype=torch.uint8))
 
@@ -195,7 +198,7 @@ class Captioner(Model):
 
     def phase_parameters(self, phase: str) -> list[dict[str, Any]]:
         """The prompt around the words learns faster, and only where the language model reads it."""
-        prompt = [self.before, self.after]
+        prompt = list(self.text.values())
         others = [p for p in self.parameters() if p.requires_grad and not any(p is q for q in prompt)]
         faster = [{"params": prompt, "weight_decay": 0.0, "scale": 6.0}] if phase == "train" else []
         return [*decayed(others), *faster]
@@ -216,13 +219,13 @@ class Captioner(Model):
 
     @property
     def _table(self) -> Tensor:
-        return self.language_model.embed(self.vocabulary).to(self.before.dtype)  # (v, d)
+        return self.language_model.embed(self.vocabulary).to(self.text.before.dtype)  # (v, d)
 
     def _log_prob(self, words: Tensor, batch: Batch) -> Tensor:
         return self.language_model.log_prob(self._prompt(words), batch["text"], batch.masks["text"]).sum(1)  # (b,)
 
     def _prompt(self, words: Tensor) -> Prompt:
-        b = len(words)
-        parts = [self.before.expand(b, -1, -1), words, self.after.expand(b, -1, -1)]
-        embeddings = torch.cat(parts, 1)  # (b, before + n + after, d)
+        before, between, after = (self.text[k].expand(len(words), -1, -1) for k in ("before", "between", "after"))
+        first, last = words.tensor_split([self.words.n - self.words.n // 2], 1)  # (b, n - h, d), (b, h, d)
+        embeddings = torch.cat([before, first, between, last, after], 1)  # (b, t, d)
         return Prompt(embeddings, torch.ones(embeddings.shape[:2], dtype=torch.bool, device=words.device))

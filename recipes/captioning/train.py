@@ -113,7 +113,7 @@ class Captions(Sequence):
             return {"features": self.features["features"][item]}
         return {self.modality: self.process(self.inputs[item])}
 
-    def batches(self, size: int = 64) -> list[Batch]:
+    def batches(self, size: int = 128) -> list[Batch]:
         """All items in order, without their captions."""
         items = range(len(self.references))
         return [collate([self.given(i) for i in items[start : start + size]]) for start in items[::size]]
@@ -146,7 +146,7 @@ def train(config: Config, run: Path, resume: bool, blind: bool = False) -> None:
     shown = Captions(model, replace(config.data, limit=16), "validation")
 
     def samples(model: Captioner, place: Path) -> None:
-        device = model.before.device
+        device = model.words.mean.device
         captions = [c for batch in shown.batches() for c in model.generate(batch.to(device), **asdict(config.decoding))]
         place.parent.mkdir(parents=True, exist_ok=True)
         write_samples(place.with_suffix(".png"), shown, captions)

@@ -1,0 +1,74 @@
+"""Every command and snippet of the READMEs: parsed, its recipe and config found, and run where it takes seconds."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from mmgen import cli
+from mmgen.data.cards import read_card
+from mmgen.training.recipe import load_recipe, recipe_config
+
+ROOT = Path(__file__).parent.parent
+READMES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "recipes").glob("*/README.md"))]
+
+
+def blocks(file: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", file.read_text(), re.M | re.S)
+
+
+def commands(file: Path) -> list[list[str]]:
+    text = "\n".join(blocks(file, "sh")).replace("\\\n", " ")
+    return [words for line in text.splitlines() if (words := shlex.split(line, comments=True))]
+
+
+MMGEN = [words[1:] for file in READMES for words in commands(file) if words[0] == "mmgen"]
+
+
+@pytest.mark.parametrize("words", MMGEN, ids=" ".join)
+def test_command_is_one_that_runs(words):
+    options, rest = cli._parser().parse_known_args(words)
+    assert all("=" in word and not word.startswith("-") for word in rest)
+    if options.command == "train":
+        recipe = load_recipe(options.recipe)
+        recipe_config(recipe, options.config, [word for word in rest if ".from=" not in word])
+    if options.command == "data" and options.action == "show":
+        assert read_card(options.card)
+    if options.command == "generate":
+        for picture in options.image or []:
+            assert (ROOT / picture).is_file()
+
+
+@pytest.mark.parametrize("words", [["list"], ["data", "show", "openmoji"]], ids=" ".join)
+def test_quick_command_runs(words, capsys):
+    assert words in MMGEN
+    assert cli.main(words) == 0
+    assert capsys.readouterr().out
+
+
+def test_scripts_that_are_named_exist():
+    for file in READMES:
+        for words in commands(file):
+            for word in words:
+                if word.startswith("recipes/"):
+                    assert (ROOT / word).is_file(), f"{file.name}: {word}"
+            if words[0] == "make":
+                assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.M)
+
+
+def test_python_snippets_run(tmp_path, monkeypatch, capsys):
+    assert cli.main(["train", "captioning", "--config", "smoke", "--out", str(tmp_path / "run")]) == 0
+    snippets = [code for file in READMES for code in blocks(file, "python")]
+    assert snippets
+    monkeypatch.chdir(ROOT)
+    for code in snippets:
+        exec(compile(code.replace("runs/captioning", str(tmp_path / "run")), "README.md", "exec"), {})
+    assert "[" in capsys.readouterr().out  # the captions it prints
+
+
+def test_links_lead_somewhere():
+    for file in READMES:
+        prose = re.sub(r"^```.*?^```", "", file.read_text(), flags=re.M | re.S)
+        for link in re.findall(r"\]\(([^)#]+)\)", prose):
+            assert link.startswith("http") or (file.parent / link).exists(), f"{file.name}: {link}"
