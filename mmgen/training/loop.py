@@ -1,5 +1,6 @@
 """The one training loop: any model of `mmgen.models`, one process or many, resumable to the bit."""
 
+import atexit
 import json
 import math
 import os
@@ -139,6 +140,8 @@ class _Trainer:
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=partial_phases)],
         )
         check_processes(config.processes, self.accelerator.num_processes)
+        if self.accelerator.num_processes > 1:  # gloo's threads abort a process that leaves without
+            atexit.register(self.accelerator.state.destroy_process_group)
         self.rank, self.main = self.accelerator.process_index, self.accelerator.is_main_process
         set_seed(config.seed + self.rank)
         optimizers = [
