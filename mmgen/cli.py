@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import mmgen
-from mmgen.errors import UserError, UserErrors
+from mmgen.errors import UserError, UserErrors, check_at_least
 
 MODALITIES = ("image", "text", "audio", "vector")
 
@@ -28,16 +28,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError("argument", got=unknown[0], expected="a known option or key=value", fix=fix)
         if hasattr(options, "values"):
             options.values = rest
+        options.arguments = arguments
         return options.run(options) or 0
     except UserErrors as errors:
-        print("\n".join(f"mmgen: {error}" for error in errors.errors), file=sys.stderr)
+        _complain(*errors.errors)
         return 2
     except UserError as error:
-        print(f"mmgen: {error}", file=sys.stderr)
+        _complain(error)
         return 2
     except KeyboardInterrupt as stop:
-        print(f"mmgen: {stop or 'stopped'}", file=sys.stderr)
+        _complain(stop if stop.args else "stopped")
         return 128 + getattr(stop, "number", 2)
+
+
+def _complain(*messages: object) -> None:
+    if _first_process():
+        print("\n".join(f"mmgen: {message}" for message in messages), file=sys.stderr)
+
+
+def _first_process() -> bool:
+    return int(os.environ.get("RANK", 0)) == 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -105,18 +115,19 @@ def _list(options: argparse.Namespace) -> None:
 def _train(options: argparse.Namespace) -> int | None:
     from mmgen.training import recipe as recipes
 
-    if options.processes is not None and options.processes != 1 and "RANK" not in os.environ:
-        if options.processes < 1:
-            raise UserError("--processes", got=options.processes, expected="1 or more", fix="leave it out for one process")
-        return recipes.launch(options.processes, sys.argv[1:])
     recipe = recipes.load_recipe(options.recipe)
     stages_from = {v.partition(".from=")[0]: Path(v.partition(".from=")[2]) for v in options.values if ".from=" in v}
     overrides = [value for value in options.values if ".from=" not in value]
     config = recipes.recipe_config(recipe, options.config, overrides)
     suffix = "" if options.config == "config" else f"-{Path(options.config).stem}"
     out = options.out or Path("runs") / f"{recipe.name}{suffix}"
-    recipes.train(recipe, config, out, options.resume, stages_from)
-    if int(os.environ.get("RANK", 0)) == 0:
+    if options.processes is not None and "RANK" not in os.environ:
+        check_at_least("--processes", options.processes, 1)
+        recipes.check_run_folder(config, out, options.resume)
+        if options.processes > 1:
+            return recipes.launch(options.processes, options.arguments)
+    recipes.train(recipe, config, out, options.resume, stages_from, options.arguments)
+    if _first_process():
         print(f"trained {out}; next: mmgen evaluate {out}")
     return None
 

@@ -23,6 +23,13 @@ class UserError(ValueError):
         shown = shown if len(shown) <= 120 else f"{shown[:117]}..."
         super().__init__(_one_line(f"{what}: got {shown}, expected {expected}; {fix}"))
 
+    @classmethod
+    def from_line(cls, line: str) -> "UserError":
+        """The error whose message is ``line``."""
+        error = cls.__new__(cls)
+        ValueError.__init__(error, line)
+        return error
+
 
 class UserErrors(UserError):
     """Several independent mistakes reported together, a line each."""
@@ -62,7 +69,7 @@ def check_at_least(what: str, value: float, low: float) -> float:
         UserError: it is smaller.
     """
     if not value >= low:  # a NaN fails too
-        raise UserError(what, got=value, expected=f"a number >= {low}", fix=f"set {what} to {low} or more")
+        raise UserError(what, got=value, expected=f"a number >= {low}", fix=f"use {low} or more")
     return value
 
 

@@ -11,6 +11,7 @@ from mmgen.errors import UserError
 from mmgen.modalities.image import fingerprint
 from mmgen.models.captioner import Captioner
 from mmgen.training.config import FitConfig
+from mmgen.training.generate import generate
 from mmgen.training.loop import fit
 
 SETTINGS = {
@@ -149,3 +150,14 @@ def test_an_unknown_modality():
 def test_an_empty_caption():
     with pytest.raises(UserError, match="text: got ' ', expected at least one word"):
         rows(build(), "  ")
+
+
+def test_generation_options_have_types(tmp_path):
+    model = build().eval()
+    Image.new("RGB", (20, 30), "red").save(tmp_path / "red.png")
+    given = {"image": [str(tmp_path / "red.png")]}
+    with pytest.raises(UserError, match="option beams: got x, expected int"):
+        generate(model, given, "text", options=["beams=x"])
+    with pytest.raises(UserError, match="input modality: got text"):
+        generate(model, {"text": ["hello"]}, "text")
+    assert len(generate(model, given, "text", n=2, options=["max_tokens=3"])[0]) == 2

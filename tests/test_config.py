@@ -54,6 +54,16 @@ def test_a_wrong_value_is_named(values, message):
         build_config(Config, values)
 
 
+def test_values_out_of_range_are_reported_under_their_section():
+    stages = dataclasses.make_dataclass(
+        "Stages", [(name, FitConfig, dataclasses.field(default_factory=FitConfig)) for name in ("words", "fit")]
+    )
+    with pytest.raises(UserErrors) as caught:
+        build_config(stages, {"fit": {"steps": -1}, "words": {"steps": 0, "ema": 2.0}})
+    lines = sorted(str(caught.value).splitlines())
+    assert [line.split(",")[0] for line in lines] == ["fit.steps: got -1", "words.ema: got 2.0", "words.steps: got 0"]
+
+
 def test_two_mistakes_are_both_reported():
     with pytest.raises(UserErrors) as caught:
         build_config(Config, {"fit": {"steps": "many", "batchsize": 3}, "sedes": 1})

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mmgen.training.checkpoint import checkpoints
 from mmgen.training.recipe import load_recipe, recipe_config, recipe_folder, recipe_names, stage_folder
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
@@ -151,12 +152,76 @@ def test_a_stage_from_another_run(tmp_path):
 
 
 def test_two_processes_run_and_one_is_refused(tmp_path):
-    done = mmgen("train", "judge", "--config", "smoke", "--out", tmp_path / "two", "--processes", "2")
+    done = mmgen("train", "captioning", "--config", "smoke", "--out", tmp_path / "two", "--processes", "2")
     assert done.returncode == 0, done.stderr[-3000:]
-    state = json.loads((tmp_path / "two" / "checkpoints" / "step_00000008" / "state.json").read_text())
-    assert state["processes"] == 2
+    for folder in stages("captioning", tmp_path / "two"):
+        state = json.loads((checkpoints(folder / "checkpoints")[-1] / "state.json").read_text())
+        assert state["processes"] == 2
     done = mmgen("train", "judge", "--config", "smoke", "--out", tmp_path / "one", "fit.processes=2")
     assert done.returncode == 2 and "processes: got 1 running, expected 2" in done.stderr
+
+
+def test_mistakes_under_two_processes_are_one_line(tmp_path):
+    done = mmgen("train", "judge", "--config", "smoke", "--out", tmp_path, "--processes", "2")
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "got a folder that exists" in done.stderr
+
+
+def test_sigterm_reaches_every_process(tmp_path):
+    out = tmp_path / "run"
+    endless = ("fit.steps=100000", "fit.checkpoint_every=100000")
+    arguments = command("train", "judge", "--config", "smoke", "--out", out, "--processes", "2", *endless)
+    process = subprocess.Popen(arguments, env={**os.environ, **ENVIRONMENT}, stderr=subprocess.PIPE, text=True)
+    while not (out / "metrics.jsonl").is_file() and process.poll() is None:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    error = process.communicate(timeout=120)[1]
+    assert process.returncode == 128 + signal.SIGTERM, error[-2000:]
+    assert error.count("mmgen: stopped by SIGTERM after step") == 1
+    assert len(list(checkpoints(out / "checkpoints")[0].glob("random_*.json"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["captioning", "data.input=nope"], "data.input (a column of digits): got nope"),
+        (["captioning", "data.text=image"], "data.text=image: got a column of image, expected text; choose one of word"),
+        (["judge", "data.label=nope"], "data.label (a column of digits): got nope"),
+        (["judge", "seeds=0"], "seeds: got 0"),
+    ],
+)
+def test_a_config_that_does_not_fit_the_data(tmp_path, arguments, message):
+    name, *overrides = arguments
+    done = mmgen("train", name, "--config", "smoke", "--out", tmp_path / "run", *overrides)
+    assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [("", "got no RECIPE"), ("import nothing_of_the_kind", "nothing_of_the_kind")],
+    ids=["empty", "broken"],
+)
+def test_a_script_that_is_no_recipe(tmp_path, script, message):
+    (tmp_path / "train.py").write_text(script)
+    done = mmgen("train", tmp_path, "--out", tmp_path / "run")
+    assert done.returncode == 2 and message in done.stderr
+
+
+def test_a_stage_of_another_model_is_refused(tmp_path):
+    first = tmp_path / "first"
+    assert mmgen("train", "judge", "--config", "smoke", "--out", first).returncode == 0
+    done = mmgen("train", "judge", "--config", "smoke", "--out", tmp_path / "b", f"judge.from={first}", "encoder.width=4")
+    assert done.returncode == 2 and "got other values of encoder" in done.stderr
+
+
+def test_metrics_cut_short(smoke):
+    _, run = smoke
+    file = run / "metrics.json"
+    kept = file.read_text() if file.is_file() else "{}"
+    file.write_text('{"te')
+    done = mmgen("evaluate", run)
+    file.write_text(kept)
+    assert done.returncode == 2 and "metrics.json" in done.stderr.splitlines()[-1]
 
 
 def test_a_recipe_of_ones_own(tmp_path):

@@ -129,8 +129,10 @@ def _converted(name: str) -> Path:
     AutoTokenizer.from_pretrained(source, gguf_file=package.file).save_pretrained(partial)
     try:
         partial.rename(folder)
-    except OSError:  # another process finished first
+    except OSError:
         shutil.rmtree(partial)
+        if not folder.is_dir():  # otherwise another process finished first
+            raise
     return folder
 
 

@@ -122,11 +122,6 @@ class PrefixLanguageModel(nn.Module):
         """d, the width of an embedding."""
         return self.embedding_table.shape[1]
 
-    @property
-    def scale(self) -> float:
-        """The standard deviation of the token embeddings."""
-        return self.embedding_table.float().std().item()
-
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids (...) -> their embeddings (..., d)."""
         return self.model.get_input_embeddings()(ids)
@@ -181,7 +176,7 @@ class PrefixLanguageModel(nn.Module):
             ids = self.tokenizer(part, add_special_tokens=False, return_tensors="pt").input_ids[0]
             return self.embed(ids.long().to(table.device))
         if part.ndim != 2 or part.shape[1] != self.width:
-            fix = "map features with PrefixMapper first"
+            fix = "turn features into words with SoftWords first"
             raise UserError("prefix", got=f"shape {tuple(part.shape)}", expected=f"(n, {self.width})", fix=fix)
         return part.to(table.device, table.dtype)
 

@@ -183,6 +183,26 @@ def check_card(name_or_path: str | Path, *, data: bool = True, data_folder: str 
     return list(problems.values())
 
 
+def check_column(card: Card, key: str, column: str, *kinds: str) -> None:
+    """Fail unless ``column`` is one of the card's and of one of ``kinds``.
+
+    Args:
+        card: whose columns are meant.
+        key: the config key that names the column, for the message.
+        column: its name.
+        kinds: kinds that will do; none: any.
+
+    Raises:
+        UserError: it is not.
+    """
+    check_one_of(f"{key} (a column of {card.name})", column, card.columns)
+    kind = card.columns[column]["kind"]
+    if kinds and kind not in kinds:
+        fitting = [name for name, entry in card.columns.items() if entry["kind"] in kinds]
+        fix = f"choose one of {', '.join(fitting) or '(none)'}"
+        raise UserError(f"{key}={column}", got=f"a column of {kind}", expected=" or ".join(kinds), fix=fix)
+
+
 def describe(card: Card) -> str:
     """What `mmgen data show` prints: the card's fields, sources, columns and splits, then its prose.
 

@@ -53,5 +53,7 @@ def _write(read, values: Sequence[Any], process, folder: Path, batch_size: int) 
         array.flush()
     try:
         partial.rename(folder)
-    except OSError:  # another process finished first
+    except OSError:
         shutil.rmtree(partial)
+        if not folder.is_dir():  # otherwise another process finished first
+            raise

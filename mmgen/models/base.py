@@ -75,6 +75,11 @@ class Model(nn.Module, ModelHubMixin):
         """log p(batch), one a item (b,): exact, or a bound where the model's documentation says so."""
         raise self._undefined("log_likelihood")
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The modalities that `generate` can start from."""
+        return tuple(self.processors)
+
     def generation_options(self) -> list[str]:
         """The names of the options that this model's `generate` takes beside the common ones."""
         common = inspect.signature(Model.generate).parameters
@@ -153,15 +158,13 @@ class Model(nn.Module, ModelHubMixin):
     ) -> "Model":
         folder = Path(model_id)
         if not folder.is_dir():
-            folder = Path(
-                snapshot_download(
-                    model_id,
-                    revision=revision,
-                    cache_dir=cache_dir,
-                    token=token,
-                    force_download=force_download,
-                    local_files_only=local_files_only,
-                )
+            folder = download(
+                model_id,
+                revision=revision,
+                cache_dir=cache_dir,
+                token=token,
+                force_download=force_download,
+                local_files_only=local_files_only,
             )
         config = read_config(folder)
         if config.pop("model") != cls.name:
@@ -169,7 +172,13 @@ class Model(nn.Module, ModelHubMixin):
         allowed = inspect.signature(cls.__init__).parameters
         for key in config:
             check_one_of(f"{folder / 'config.json'}: key", key, [p for p in allowed if p != "self"])
-        model = cls(**{**config, **{k: v for k, v in overrides.items() if k in allowed}})
+        try:
+            model = cls(**{**config, **{k: v for k, v in overrides.items() if k in allowed}})
+        except TypeError as error:
+            fix = "take the config.json that save_pretrained wrote"
+            raise UserError(
+                str(folder / "config.json"), got=str(error), expected=f"values of a {cls.name}", fix=fix
+            ) from error
         model.load_own_state(read_weights(folder / "model.safetensors"), str(folder / "model.safetensors"))
         model.processors = {**model.processors, **load_processors(folder / "processors")}
         return model.eval()
@@ -236,6 +245,19 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         raise UserError(str(file), got=str(error), expected="a whole safetensors file", fix=fix) from error
 
 
+def download(name: str, **options: Any) -> Path:
+    """The folder of a model on the Hub, downloaded once.
+
+    Raises:
+        UserError: the Hub has none of this name, or cannot be reached.
+    """
+    try:
+        return Path(snapshot_download(name, **options))
+    except (OSError, ValueError) as error:  # huggingface_hub's own errors are of these kinds
+        reason = str(error).splitlines()[0]
+        raise UserError(f"model {name}", got=reason, expected="a folder or a Hub name", fix="check the name") from error
+
+
 def load(place: str | Path, **overrides: Any) -> Model:
     """Load a trained model: from a run folder, a folder that ``save_pretrained`` wrote, or a Hub name.
 
@@ -251,9 +273,11 @@ def load(place: str | Path, **overrides: Any) -> Model:
     """
     folder = Path(place)
     if folder.is_dir():
+        if (folder / "run.json").is_file() and (studied := sorted(folder.glob("seed_*"))):
+            raise UserError(str(place), got="a study of several seeds", expected="one run", fix=f"give {studied[0]}")
         folder = folder / "model" if (folder / "model").is_dir() else folder
     elif len(folder.parts) == 2 and not str(place).startswith((".", "/", "~")):
-        folder = Path(snapshot_download(str(place)))
+        folder = download(str(place))
     else:
         fix = "train one with `mmgen train captioning`"
         raise UserError(str(place), got="no such folder", expected="a run folder or a Hub name", fix=fix)

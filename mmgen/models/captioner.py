@@ -127,6 +127,11 @@ class Captioner(Model):
         """The soft words (b, n, d): deterministic, so no posterior but a point."""
         return self.words(self.features(batch), self._table)
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The modality it reads."""
+        return (self.modality,)
+
     def losses(self, batch: Batch, phase: str = "train") -> Losses:
         """``caption`` and ``words``, or in the phase ``words`` the second alone: summed over tokens, mean over the batch.
 

@@ -71,6 +71,11 @@ class Classifier(Model):
         self.encoder = build_encoder(kind, shape, encoder or {})
         self.head = nn.Linear(self.encoder.dim, classes)
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The modality it reads."""
+        return (self.modality,)
+
     def losses(self, batch: Batch, phase: str = "train") -> Losses:
         """The cross-entropy, -log p(label | x), mean over the items that have both."""
         return Losses(cross_entropy=-self._log_likelihood(batch.items(self._observed(batch))).mean())

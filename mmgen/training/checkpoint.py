@@ -82,8 +82,17 @@ def write(
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """The JSON values of a checkpoint."""
-    return _read_json(checkpoint / "state.json")
+    """The JSON values of a checkpoint.
+
+    Raises:
+        UserError: they are missing or incomplete.
+    """
+    state = _read_json(checkpoint / "state.json")
+    missing = [key for key in ("step", "model", "processes", "window", "counted", "items", "seconds") if key not in state]
+    if missing:
+        fix = f"remove {checkpoint.name} to resume from the checkpoint before it"
+        raise UserError(str(checkpoint / "state.json"), got=f"no {missing[0]}", expected="a whole checkpoint", fix=fix)
+    return state
 
 
 def read_tensors(checkpoint: Path, name: str) -> dict[str, Tensor]:

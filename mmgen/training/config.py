@@ -32,7 +32,7 @@ class FitConfig:
         ema: decay of the exponential moving average of the weights, which is what is saved and used; 0 keeps none.
         precision: arithmetic of the forward pass; weights and optimiser state stay in fp32.
         compile: torch.compile the model.
-        seed: of the order of the data, dropout and sampling.
+        seed: of the order of the data, dropout and sampling; a recipe sets it to its own ``seed``.
         workers: processes that load data; 0 loads in this one.
         processes: processes that must be running, checked at start; 0 takes what the launcher started.
         log_every: steps between lines of ``metrics.jsonl``.
@@ -67,11 +67,11 @@ class FitConfig:
         errors = []
         for name, low in _LEAST.items():
             try:
-                check_at_least(f"fit.{name}", getattr(self, name), low)
+                check_at_least(name, getattr(self, name), low)
             except UserError as error:
                 errors.append(error)
         if self.ema >= 1:
-            errors.append(UserError("fit.ema", got=self.ema, expected="a decay below 1", fix="set fit.ema=0.999"))
+            errors.append(UserError("ema", got=self.ema, expected="a decay below 1", fix="use 0.999 for example"))
         if errors:
             raise errors[0] if len(errors) == 1 else UserErrors(errors)
 
@@ -168,7 +168,10 @@ def build_config(cls: type[Config], *layers: dict[str, Any]) -> Config:
     _check(cls, merged, "", parser, errors)
     if errors:
         raise errors[0] if len(errors) == 1 else UserErrors(errors)
-    return _instantiate(cls, parser.parse_object(merged).as_dict())
+    made = _instantiate(cls, parser.parse_object(merged).as_dict(), "", errors)
+    if errors:
+        raise errors[0] if len(errors) == 1 else UserErrors(errors)
+    return made
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -223,13 +226,19 @@ def _example(cls: type, key: str) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _instantiate(cls: type[Config], values: dict[str, Any]) -> Config:
+def _instantiate(cls: type[Config], values: dict[str, Any], path: str, errors: list[UserError]) -> Config | None:
+    """Build nested dataclasses, collecting what their own checks say under the path of their section."""
     types = typing.get_type_hints(cls)
     made = {
-        key: _instantiate(types[key], value) if dataclasses.is_dataclass(types[key]) else value
+        key: _instantiate(types[key], value, f"{path}{key}.", errors) if dataclasses.is_dataclass(types[key]) else value
         for key, value in values.items()
     }
-    return cls(**made)
+    try:
+        return cls(**made)
+    except UserError as error:
+        for one in getattr(error, "errors", [error]):
+            errors.append(UserError.from_line(f"{path}{one}"))
+        return None
 
 
 def _plain(value: Any) -> Any:

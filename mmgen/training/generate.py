@@ -1,10 +1,12 @@
 """What ``mmgen generate`` does: raw values in, text or files out."""
 
+import typing
 from pathlib import Path
 from typing import Any
 
 import soundfile
 import torch
+from accelerate import PartialState
 
 from mmgen.data.batch import collate
 from mmgen.data.processors import Processor
@@ -38,10 +40,10 @@ def generate(model: Model, given: dict[str, list[str]], to: str, n: int = 1, see
         fix = "repeat each option as often as the others"
         raise UserError("inputs", got=counts, expected="as many of each modality", fix=fix)
     if not given:
-        fix = f"add --{next(iter(model.processors))} VALUE"
+        fix = f"add --{model.inputs[0]} VALUE"
         raise UserError("inputs", got="none", expected="something to start from", fix=fix)
     for name in given:
-        check_one_of("input modality", name, model.processors)
+        check_one_of("input modality", name, model.inputs)
     known = model.generation_options()
     values = parse_overrides(list(options))
     for name in values:
@@ -50,13 +52,29 @@ def generate(model: Model, given: dict[str, list[str]], to: str, n: int = 1, see
     for name, items in given.items():
         for row, value in zip(rows, items):
             row[name] = model.processors[name](value)
-    generator = torch.Generator().manual_seed(seed)
-    made = model.generate(collate(rows, model.sequences), to, n=n, generator=generator, **values)
+    check_options(model, values)
+    device = PartialState().device
+    batch = collate(rows, model.sequences).to(device)
+    made = model.to(device).generate(batch, to, n=n, generator=torch.Generator().manual_seed(seed), **values)
     results = [
         value if isinstance(value, str) else _write(model.processors[to].decode(value), model.processors[to], i, out)
         for i, value in enumerate(made)
     ]
     return [results[i : i + n] for i in range(0, len(results), n)]
+
+
+def check_options(model: Model, values: dict[str, Any]) -> None:
+    """Fail unless each option is of the type that the model's ``generate`` says.
+
+    Raises:
+        UserError: one is not.
+    """
+    types = typing.get_type_hints(type(model).generate)
+    for name, value in values.items():
+        accepted = (int, float) if types[name] is float else types[name]
+        if not isinstance(value, accepted) or isinstance(value, bool) != (types[name] is bool):
+            fix = f"see the documentation of {type(model).__name__}.generate"
+            raise UserError(f"option {name}", got=value, expected=types[name].__name__, fix=fix)
 
 
 def _write(value: Any, processor: Processor, number: int, out: Path | None) -> str:
@@ -70,5 +88,5 @@ def _write(value: Any, processor: Processor, number: int, out: Path | None) -> s
         value.save(file)
     else:
         file = out / f"{number:04d}.wav"
-        soundfile.write(file, value.numpy(), processor.rate)
+        soundfile.write(file, value.cpu().numpy(), processor.rate)
     return str(file)

@@ -159,6 +159,7 @@ class _Trainer:
             self.model = torch.compile(self.model)
         self.step, self.window, self.counted, self.items, self.seconds = 0, {}, 0, 0, 0.0
         self.signal: int | None = None
+        self.stopped: int | None = None
 
     def run(self) -> Model:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -193,7 +194,10 @@ class _Trainer:
                 self._after_step(bar)
         for tracker in self.accelerator.trackers:  # not end_training(): the next stage needs the process group
             tracker.finish()
-        return self._finish()
+        model = self._finish()
+        if self.stopped is not None:  # the last step was done, but no next stage shall begin
+            raise Interrupted(self.step, self.stopped)
+        return model
 
     def _step(self, loader: Iterator, order: Order) -> None:
         began = time.perf_counter()
@@ -242,6 +246,7 @@ class _Trainer:
             self._sample()
         if self.step % config.checkpoint_every == 0 or done or stop is not None:
             self.save()
+        self.stopped = stop
         if stop is not None and not done:
             raise Interrupted(self.step, stop)
 

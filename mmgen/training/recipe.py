@@ -1,21 +1,26 @@
 """A recipe: named stages that train into one run folder, and the evaluation that judges the result."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
 import os
+import signal
+import socket
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any
 
 import yaml
 
-from mmgen.errors import UserError, check_one_of
+from mmgen.errors import UserError, check_at_least, check_one_of
+from mmgen.metrics.significance import paired_low
 from mmgen.training.config import build_config, parse_overrides, read_yaml, to_dict, write_config
 
 Stage = Callable[[Any, Path, bool], None]
@@ -32,7 +37,10 @@ class Recipe:
         main: the stage that works in the run folder itself, the others in ``RUN/stages/NAME``.
         evaluate: ``evaluate(run, config, split)`` -> figures of that run on that split.
         splits: the held-out splits it can be evaluated on, the default first.
-        report: ``report(run, config, command)`` writes the run's ``report.html`` and ``README.md`` from what evaluation left.
+        report: ``report(run, config)`` writes the run's ``report.html`` and ``README.md`` from what evaluation left.
+        check: ``check(config)`` raises UserError for a config whose values do not fit the data.
+        above: figure -> the baselines it is compared with; a study adds ``<baseline>_diff_low`` for each, the lower end of
+            the 95 % interval of the difference, paired by seed.
     """
 
     name: str
@@ -42,6 +50,8 @@ class Recipe:
     evaluate: Callable[[Path, Any, str], dict[str, float]]
     splits: tuple[str, ...]
     report: Callable[[Path, Any], None]
+    check: Callable[[Any], None]
+    above: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
 
 def recipes_folder() -> Path:
@@ -76,8 +86,15 @@ def load_recipe(name: str) -> Recipe:
         spec = importlib.util.spec_from_file_location(key, file)
         module: ModuleType = importlib.util.module_from_spec(spec)
         sys.modules[key] = module
-        spec.loader.exec_module(module)
-    return sys.modules[key].RECIPE
+        try:
+            spec.loader.exec_module(module)
+        except (ImportError, SyntaxError) as error:
+            del sys.modules[key]
+            raise UserError(str(file), got=str(error), expected="a script that imports", fix="mend it") from error
+    recipe = getattr(sys.modules[key], "RECIPE", None)
+    if not isinstance(recipe, Recipe):
+        raise UserError(str(file), got="no RECIPE", expected="RECIPE = Recipe(...)", fix="see recipes/judge/train.py")
+    return recipe
 
 
 def recipe_config(recipe: Recipe, config: str, overrides: list[str]) -> Any:
@@ -96,7 +113,7 @@ def recipe_config(recipe: Recipe, config: str, overrides: list[str]) -> Any:
         folder = _folder(recipe)
         names = [f.stem for f in folder.glob("*.yaml")]
         file = folder / f"{check_one_of(f'config of {recipe.name}', config, names)}.yaml"
-    return build_config(recipe.config, read_yaml(file), parse_overrides(overrides))
+    return _checked(recipe, build_config(recipe.config, read_yaml(file), parse_overrides(overrides)))
 
 
 def open_run(folder: Path) -> tuple[Recipe, Any]:
@@ -109,11 +126,24 @@ def open_run(folder: Path) -> tuple[Recipe, Any]:
     if not file.is_file() or not (folder / "config.yaml").is_file():
         fix = "give a folder that `mmgen train` made"
         raise UserError(str(folder), got="no run.json and config.yaml", expected="a run folder", fix=fix)
-    recipe = load_recipe(json.loads(file.read_text())["recipe"])
-    return recipe, build_config(recipe.config, read_yaml(folder / "config.yaml"))
+    recipe = load_recipe(str(read_json(file).get("recipe")))
+    return recipe, _checked(recipe, build_config(recipe.config, read_yaml(folder / "config.yaml")))
 
 
-def train(recipe: Recipe, config: Any, out: Path, resume: bool = False, stages_from: Mapping[str, Path] | None = None) -> None:
+def _checked(recipe: Recipe, config: Any) -> Any:
+    check_at_least("seeds", config.seeds, 1)
+    recipe.check(config)
+    return config
+
+
+def train(
+    recipe: Recipe,
+    config: Any,
+    out: Path,
+    resume: bool = False,
+    stages_from: Mapping[str, Path] | None = None,
+    command: Sequence[str] = (),
+) -> None:
     """Run the stages that are missing in ``out``, once a seed.
 
     Args:
@@ -122,6 +152,7 @@ def train(recipe: Recipe, config: Any, out: Path, resume: bool = False, stages_f
         out: the run folder; with several seeds, ``seed_0``, ``seed_1``, ... inside it are the runs.
         resume: go on with what ``out`` holds; without it the folder must not exist.
         stages_from: stage -> a run folder to take that stage from instead of training it.
+        command: the arguments of ``mmgen`` that the reports name.
 
     Raises:
         UserError: the folder exists, cannot be written, or was made with another config.
@@ -130,8 +161,10 @@ def train(recipe: Recipe, config: Any, out: Path, resume: bool = False, stages_f
     stages_from = stages_from or {}
     for name in stages_from:
         check_one_of("stage", name, recipe.stages)
+        _check_same_model(config, stages_from[name])
     if main:
-        _make_run_folder(recipe, config, out, resume)
+        check_run_folder(config, out, resume)
+        _make_run_folder(recipe, config, out, command)
     for run, seeded in seed_runs(config, out):
         for name, stage in recipe.stages.items():
             folder = stage_folder(recipe, run, name)
@@ -167,7 +200,14 @@ def evaluate(recipe: Recipe, config: Any, out: Path, split: str) -> dict[str, fl
     result = {}
     for key in figures[0]:
         values = [f[key] for f in figures]
-        result |= {key: statistics.fmean(values), f"{key}_sd": statistics.stdev(values)}
+        if isinstance(values[0], bool):
+            result[key] = all(values)
+        else:
+            result |= {key: statistics.fmean(values), f"{key}_sd": statistics.stdev(values)}
+    for key, baselines in recipe.above.items():
+        for baseline in baselines:
+            low = paired_low([f[key] for f in figures], [f[baseline] for f in figures])
+            result[f"{baseline}_diff_low"] = low
     result["seeds"] = len(runs)
     _add_metrics(out, split, result)
     return result
@@ -188,20 +228,54 @@ def stage_folder(recipe: Recipe, run: Path, name: str) -> Path:
     return run if name == recipe.main else run / "stages" / name
 
 
-def launch(processes: int, arguments: list[str]) -> int:
-    """Run ``mmgen ARGUMENTS`` on several processes of this machine through torchrun; returns its exit code."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes),
-               "-m", "mmgen.cli", *arguments]  # fmt: skip
-    environment = {**os.environ, "MMGEN_PROCESSES": str(processes)}
+def launch(processes: int, arguments: Sequence[str]) -> int:
+    """Run ``mmgen ARGUMENTS`` on several processes of this machine and wait for them; returns their exit code.
+
+    SIGTERM and Ctrl-C are passed on, so that they save before they leave; when one process fails, the others are stopped.
+    """
     import torch
 
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "MMGEN_PROCESSES": str(processes), "WORLD_SIZE": str(processes),
+                   "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
     if not torch.cuda.is_available():
         threads = max(1, (os.cpu_count() or 1) // processes)
         environment = {"OMP_NUM_THREADS": str(threads), **environment, "ACCELERATE_USE_CPU": "true"}
-    return subprocess.run(command, env=environment).returncode
+    command = [sys.executable, "-m", "mmgen.cli", *arguments]
+    running = [
+        subprocess.Popen(command, env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(processes)
+    ]
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        for process in running:
+            process.send_signal(signal.SIGTERM)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        codes: list[int] = []
+        while not any(codes) and len(codes) < processes:
+            time.sleep(0.1)
+            codes = [code for process in running if (code := process.poll()) is not None]
+        if any(codes):
+            time.sleep(2)  # the others may be leaving for the same reason
+            for process in running:
+                process.terminate()
+        for process in running:
+            process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return next((code for code in codes if code), 0)
 
 
-def _make_run_folder(recipe: Recipe, config: Any, out: Path, resume: bool) -> None:
+def check_run_folder(config: Any, out: Path, resume: bool) -> None:
+    """Fail if ``out`` exists and is not to be resumed, or was made with another config.
+
+    Raises:
+        UserError: it does.
+    """
     if out.exists() and not resume:
         fix = "add --resume to go on with it, or choose another --out"
         raise UserError(str(out), got="a folder that exists", expected="a new one", fix=fix)
@@ -211,14 +285,42 @@ def _make_run_folder(recipe: Recipe, config: Any, out: Path, resume: bool) -> No
             changed = [key for key in now if before.get(key) != now[key]]
             fix = "resume with the same config, or choose another --out"
             raise UserError(str(out), got=f"other values of {', '.join(changed)}", expected="its own config", fix=fix)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        UserError: it is cut short or holds something else.
+    """
+    try:
+        values = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(str(file), got=str(error), expected="a JSON object", fix="remove it and run again") from error
+    if not isinstance(values, dict):
+        raise UserError(str(file), got=values, expected="a JSON object", fix="remove it and run again")
+    return values
+
+
+def _make_run_folder(recipe: Recipe, config: Any, out: Path, command: Sequence[str]) -> None:
     try:
         for run, seeded in [(out, config), *seed_runs(config, out)]:
             run.mkdir(parents=True, exist_ok=True)
             write_config(seeded, run / "config.yaml")
-            (run / "run.json").write_text(json.dumps({"recipe": _reference(recipe), "argv": sys.argv[1:]}) + "\n")
+            if not (run / "run.json").is_file():  # the command that began the run, not the one that resumed it
+                _write_json(run / "run.json", {"recipe": _reference(recipe), "command": ["mmgen", *command]})
     except OSError as error:
         expected = "a folder that can be written"
         raise UserError(str(out), got=str(error), expected=expected, fix="choose another --out") from error
+
+
+def _check_same_model(config: Any, source: Path) -> None:
+    """A stage taken from another run must have been made for the same data and model."""
+    before, now = read_yaml(source / "config.yaml"), yaml.safe_load(yaml.safe_dump(to_dict(config)))
+    changed = [key for key in ("data", "model", "encoder") if before.get(key) != now.get(key)]
+    if changed:
+        fix = "use the same values, or train the stage"
+        raise UserError(str(source), got=f"other values of {', '.join(changed)}", expected="a run of the same model", fix=fix)
 
 
 def _reference(recipe: Recipe) -> str:
@@ -236,10 +338,17 @@ def _link_stage(source: Path, folder: Path) -> None:
         fix = "name a run whose stage is trained"
         raise UserError(str(source), got="no trained model", expected="a finished stage", fix=fix)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "model").symlink_to((source / "model").resolve(), target_is_directory=True)
+    with contextlib.suppress(FileExistsError):  # another process was first
+        (folder / "model").symlink_to((source / "model").resolve(), target_is_directory=True)
 
 
 def _add_metrics(run: Path, split: str, figures: dict[str, float]) -> None:
     file = run / "metrics.json"
-    known = json.loads(file.read_text()) if file.is_file() else {}
-    file.write_text(json.dumps({**known, split: figures}, indent=2) + "\n")
+    _write_json(file, {**(read_json(file) if file.is_file() else {}), split: figures})
+
+
+def _write_json(file: Path, values: dict[str, Any]) -> None:
+    """Write whole or not at all."""
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(values, indent=2) + "\n")
+    partial.replace(file)

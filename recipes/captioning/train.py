@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from mmgen.cli import main
 from mmgen.conditioning.language_model import load_language_model
 from mmgen.data.batch import Batch, collate
-from mmgen.data.cards import open_card, read_card
+from mmgen.data.cards import check_column, open_card, read_card
 from mmgen.metrics.captioning import caption_scores, cider
 from mmgen.metrics.retrieval import nearest
 from mmgen.modalities.feature_cache import cached_features
@@ -32,7 +32,7 @@ from mmgen.models.captioner import Captioner
 from mmgen.training.config import FitConfig, section_of
 from mmgen.training.loop import fit
 from mmgen.training.model_card import ModelCard, contact_sheet, write_model_card
-from mmgen.training.recipe import Recipe, stage_folder
+from mmgen.training.recipe import Recipe, read_json, stage_folder
 from mmgen.training.report import Sample, write_report
 
 
@@ -98,7 +98,9 @@ class Captions(Sequence):
                 "data": [self.rows._fingerprint, data.input],
             }
             with PartialState().main_process_first():
-                self.features = cached_features(model.read, self.inputs, self.process, key)
+                device = PartialState().device
+                model.to(device)
+                self.features = cached_features(lambda v: model.read(v.to(device)), self.inputs, self.process, key)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -119,6 +121,13 @@ class Captions(Sequence):
         return [collate([self.given(i) for i in items[start : start + size]]) for start in items[::size]]
 
 
+def check(config: Config) -> None:
+    """The columns are there, and of the kind that the captioner reads."""
+    card = read_card(config.data.card)
+    check_column(card, "data.input", config.data.input, config.model.modality)
+    check_column(card, "data.text", config.data.text, "text")
+
+
 def caption_vocabulary(config: Config) -> list[int]:
     """The tokens of the training captions: all that soft words can be made of."""
     _, tokenizer = load_language_model(config.model.language_model, config.model.dtype)
@@ -132,6 +141,8 @@ def train_words(config: Config, run: Path, resume: bool, blind: bool = False) ->
     values = asdict(config.model)
     torch.manual_seed(config.seed)
     model = Captioner(**{**values, "vocabulary": values["vocabulary"] or caption_vocabulary(config)})
+    if blind:  # what nothing reads has no gradient
+        model.encoder.requires_grad_(False)
     data = Captions(model, config.data, "train", blind)
     if data.features:
         model.words.standardise(data.features["features"])
@@ -142,6 +153,8 @@ def train_words(config: Config, run: Path, resume: bool, blind: bool = False) ->
 def train(config: Config, run: Path, resume: bool, blind: bool = False) -> None:
     """Train the captioner through the frozen language model, or the same without its pictures."""
     model = load(stage_folder(RECIPE, run, "blind_words" if blind else "words"))
+    if blind:
+        model.encoder.requires_grad_(False)
     data = Captions(model, config.data, "train", blind)
     shown = Captions(model, replace(config.data, limit=16), "validation")
 
@@ -167,19 +180,24 @@ def write_samples(file: Path, data: Captions, captions: list[str]) -> None:
 @torch.no_grad()
 def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     """CIDEr, BLEU-4, ROUGE-L and exact match of the captioner and of its two baselines on ``split``."""
-    model, blind = load(run), load(run / "stages" / "blind")
+    device = PartialState().device
+    model, blind = load(run).to(device), load(run / "stages" / "blind").to(device)
     train_data, data = Captions(model, config.data, "train"), Captions(model, config.data, split)
     options = asdict(config.decoding)
     batches = tqdm(data.batches(), desc=f"captions of {split}", dynamic_ncols=True)
-    captions = [caption for batch in batches for caption in model.generate(batch, **options)]
+    captions = [caption for batch in batches for caption in model.generate(batch.to(device), **options)]
     nothing = model.words.mean[None]
-    unseen = blind.generate(Batch({"features": nothing}, present={"features": torch.tensor([False])}), **options)
+    unseen = blind.generate(
+        Batch({"features": nothing}, present={"features": torch.tensor([False], device=device)}), **options
+    )
     without = unseen * len(captions)  # every blind item is the same prompt, so one caption serves all
 
     figures = caption_scores(captions, data.references)
     figures |= {f"{key}_blind": value for key, value in caption_scores(without, data.references).items()}
     features = {"encoder": (train_data.features["pooled"], data.features["pooled"])} if data.features else {}
-    features["own"] = tuple(torch.cat([model.encode(b).flatten(1) for b in d.batches()]) for d in (train_data, data))
+    features["own"] = tuple(
+        torch.cat([model.encode(b.to(device)).flatten(1).cpu() for b in d.batches()]) for d in (train_data, data)
+    )
     best: dict[str, float] = {}
     for name, (keys, queries) in features.items():
         neighbours = [train_data.references[i] for i in nearest(queries.float(), keys.float())]
@@ -201,7 +219,7 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
 
 def report(run: Path, config: Config) -> None:
     """Write ``report.html`` and ``README.md`` from the metrics and predictions that evaluations left in ``run``."""
-    metrics = json.loads((run / "metrics.json").read_text())
+    metrics = read_json(run / "metrics.json")
     table: dict[str, dict[str, dict[str, float]]] = {}
     samples: list[Sample] = []
     for split, figures in metrics.items():
@@ -211,8 +229,7 @@ def report(run: Path, config: Config) -> None:
         table[split] = {name: {key: figures[key + end] for key in keys} for name, end in names.items()}
         samples += split_samples(config, split, said)
     card = read_card(config.data.card)
-    arguments = json.loads((run / "run.json").read_text())["argv"]
-    command = shlex.join(["mmgen", *arguments])
+    command = shlex.join(read_json(run / "run.json")["command"])
     summary = (
         f"{config.model.language_model}, frozen, reads {config.model.words} soft words made from {config.data.card} by "
         f"{config.model.encoder}. blind: the same training without the {config.model.modality}. nearest: the caption of the "
@@ -269,6 +286,8 @@ RECIPE = Recipe(
     evaluate=evaluate,
     splits=("test", "test_compositional"),
     report=report,
+    check=check,
+    above={"cider": ("cider_blind", "cider_nearest")},
 )
 
 if __name__ == "__main__":

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from accelerate import PartialState
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from mmgen.cli import main
 from mmgen.data.audio import AudioProcessor
 from mmgen.data.batch import collate
-from mmgen.data.cards import cache_folder, open_card, read_card
+from mmgen.data.cards import cache_folder, check_column, open_card, read_card
 from mmgen.data.image import ImageProcessor
 from mmgen.data.label import LabelProcessor
 from mmgen.data.processors import Processor
@@ -28,10 +29,10 @@ from mmgen.data.text import train_tokenizer
 from mmgen.data.vector import VectorProcessor
 from mmgen.errors import UserError
 from mmgen.models.base import load
-from mmgen.models.classifier import Classifier
+from mmgen.models.classifier import KINDS, Classifier
 from mmgen.training.config import FitConfig, to_dict
 from mmgen.training.loop import fit
-from mmgen.training.recipe import Recipe, train
+from mmgen.training.recipe import Recipe, read_json, train
 
 
 @dataclass
@@ -87,12 +88,14 @@ class Labelled(Sequence):
 
 def input_kind(data: Data) -> str:
     """The kind of the judged column: image, text, audio or vector."""
-    columns = read_card(data.card).columns
-    if data.input not in columns:
-        raise UserError(
-            "data.input", got=data.input, expected=f"a column of {data.card}", fix=f"choose of {', '.join(columns)}"
-        )
-    return columns[data.input]["kind"]
+    return read_card(data.card).columns[data.input]["kind"]
+
+
+def check(config: Config) -> None:
+    """The columns are there, and the judged one is of a kind that classifiers read."""
+    card = read_card(config.data.card)
+    check_column(card, "data.input", config.data.input, *KINDS)
+    check_column(card, "data.label", config.data.label)
 
 
 def make_processor(data: Data) -> Processor:
@@ -125,18 +128,19 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     if split == config.data.split:
         fix = "choose another --split"
         raise UserError("--split", got=split, expected="one the judge was not trained on", fix=fix)
-    model = load(run)
+    device = PartialState().device
+    model = load(run).to(device)
     data = Labelled(config.data, split, model.processors[config.data.input], model.class_names)
     right = 0
     for start in tqdm(range(0, len(data), 256), desc=f"judging {split}", dynamic_ncols=True):
-        batch = collate([data[i] for i in range(start, min(start + 256, len(data)))], model.sequences)
+        batch = collate([data[i] for i in range(start, min(start + 256, len(data)))], model.sequences).to(device)
         right += (model.predict(batch).mode == batch["label"]).sum().item()
     return {"accuracy": right / len(data), "judge_disjoint": config.data.split != "train"}
 
 
 def report(run: Path, config: Config) -> None:
     """Write the run's ``README.md``: the accuracy that stands beside every figure this judge makes."""
-    metrics = json.loads((run / "metrics.json").read_text())
+    metrics = read_json(run / "metrics.json")
     lines = [f"- {split}: accuracy {100 * figures['accuracy']:.1f} %" for split, figures in metrics.items()]
     data = config.data
     title = f"# Judge of {data.label} from {data.input} ({data.card}, trained on its {data.split} split)"
@@ -162,6 +166,7 @@ RECIPE = Recipe(
     evaluate=evaluate,
     splits=("test", "validation", "train"),
     report=report,
+    check=check,
 )
 
 if __name__ == "__main__":
