@@ -27,7 +27,10 @@ MMGEN = [words[1:] for file in READMES for words in commands(file) if words[0] =
 
 
 @pytest.mark.parametrize("words", MMGEN, ids=" ".join)
-def test_command_is_one_that_runs(words):
+def test_command_is_one_that_runs(words, tmp_path, monkeypatch):
+    card = (ROOT / "data_cards" / "digits.md").read_text()
+    (tmp_path / "my.md").write_text(card.replace(" image: {", " photo: {").replace(" label: {", " kind: {"))
+    monkeypatch.chdir(tmp_path)
     options, rest = cli._parser().parse_known_args(words)
     assert all("=" in word and not word.startswith("-") for word in rest)
     if options.command == "train":
