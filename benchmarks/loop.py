@@ -15,7 +15,7 @@ from mmgen.models.classifier import Classifier
 from mmgen.training.config import FitConfig
 from mmgen.training.loop import Order, fit, learning_rate
 
-CONFIG = FitConfig(steps=60, batch_size=64, checkpoint_every=60, tracker="none")
+CONFIG = FitConfig(steps=200, batch_size=64, checkpoint_every=200, tracker="none")
 
 
 def model() -> Classifier:
