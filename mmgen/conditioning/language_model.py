@@ -1,8 +1,6 @@
 """A causal language model of transformers: found, loaded, frozen."""
 
 import importlib.util
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +16,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from mmgen.data.cards import cache_folder
+from mmgen.data.cards import cache_folder, filled_whole
 from mmgen.data.text import train_tokenizer
 from mmgen.errors import UserError, check_one_of
 from mmgen.modalities.frozen import freeze
@@ -124,15 +122,9 @@ def _converted(name: str) -> Path:
     values = {key: value for key, value in loaded.config.to_dict().items() if key != "quantization_config"}
     plain = AutoModelForCausalLM.from_config(type(loaded.config).from_dict(values), dtype=torch.bfloat16)
     plain.load_state_dict(loaded.state_dict())
-    partial = folder.with_name(f".partial-{folder.name}-{os.getpid()}")
-    plain.save_pretrained(partial)
-    AutoTokenizer.from_pretrained(source, gguf_file=package.file).save_pretrained(partial)
-    try:
-        partial.rename(folder)
-    except OSError:
-        shutil.rmtree(partial)
-        if not folder.is_dir():  # otherwise another process finished first
-            raise
+    with filled_whole(folder) as partial:
+        plain.save_pretrained(partial)
+        AutoTokenizer.from_pretrained(source, gguf_file=package.file).save_pretrained(partial)
     return folder
 
 

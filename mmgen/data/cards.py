@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,20 @@ class NoSource(UserError):
 def cache_folder() -> Path:
     """The folder for everything that can be made again: ``$MMGEN_CACHE``, or ``~/.cache/mmgen``; not created here."""
     return Path(os.environ.get("MMGEN_CACHE") or "~/.cache/mmgen").expanduser()
+
+
+@contextlib.contextmanager
+def filled_whole(folder: Path) -> Iterator[Path]:
+    """A new folder to fill, which becomes ``folder`` only once it is filled; a kill or another process leaves no half."""
+    partial = folder.with_name(f".partial-{folder.name}-{os.getpid()}")
+    partial.mkdir(parents=True, exist_ok=True)
+    yield partial
+    try:
+        partial.rename(folder)
+    except OSError:
+        shutil.rmtree(partial)
+        if not folder.is_dir():  # otherwise another process finished first
+            raise
 
 
 def cards_folder() -> Path:

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from mmgen.data.cards import cache_folder
+from mmgen.data.cards import cache_folder, filled_whole
 
 
 def cached_features(read: Callable[[Tensor], Mapping[str, Tensor]], values: Sequence[Any], process: Callable[[Any], Tensor],
@@ -38,10 +36,8 @@ def cached_features(read: Callable[[Tensor], Mapping[str, Tensor]], values: Sequ
 
 
 def _write(read, values: Sequence[Any], process, folder: Path, batch_size: int) -> None:
-    partial = folder.with_name(f".partial-{folder.name}-{os.getpid()}")
-    partial.mkdir(parents=True, exist_ok=True)
     arrays: dict[str, numpy.memmap] = {}
-    with torch.no_grad():
+    with filled_whole(folder) as partial, torch.no_grad():
         for start in tqdm(range(0, len(values), batch_size), desc="features", unit="batch", dynamic_ncols=True):
             batch = torch.stack([process(value) for value in values[start : start + batch_size]])
             for name, features in read(batch).items():
@@ -49,11 +45,5 @@ def _write(read, values: Sequence[Any], process, folder: Path, batch_size: int) 
                     shape = (len(values), *features.shape[1:])
                     arrays[name] = numpy.lib.format.open_memmap(partial / f"{name}.npy", "w+", numpy.float16, shape)
                 arrays[name][start : start + len(batch)] = features.half().cpu().numpy()
-    for array in arrays.values():
-        array.flush()
-    try:
-        partial.rename(folder)
-    except OSError:
-        shutil.rmtree(partial)
-        if not folder.is_dir():  # otherwise another process finished first
-            raise
+        for array in arrays.values():
+            array.flush()
