@@ -1,0 +1,234 @@
+"""Discrete latents: relaxed draws, their temperature, the KL to uniform, and vector quantisation."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from mmgen.errors import UserError, check_at_least, check_one_of
+
+
+def gumbel_softmax(logits: Tensor, temperature: float, hard: bool = False, generator: torch.Generator | None = None) -> Tensor:
+    """A draw from a categorical, relaxed so that gradients flow: softmax((logits + g) / temperature), g Gumbel noise.
+
+    It is torch's ``gumbel_softmax`` with a generator: without one, the same seed gives the same draw.
+
+    Args:
+        logits: (..., v).
+        temperature: above 0; the lower, the nearer to one-hot.
+        hard: straight-through: the value is exactly the one-hot of the largest entry, the gradient that of the relaxed draw.
+        generator: makes the draw reproducible.
+
+    Returns:
+        (..., v), rows summing to 1, in float32 or wider.
+
+    Raises:
+        UserError: a temperature that is not above 0.
+
+    Source: Jang et al. 2017, arXiv 1611.01144; Maddison et al. 2017, arXiv 1611.00712.
+
+    >>> gumbel_softmax(torch.zeros(2, 3), temperature=0.5, hard=True).sum(-1).tolist()
+    [1.0, 1.0]
+    """
+    if not temperature > 0:
+        raise UserError("temperature", got=temperature, expected="a number > 0", fix="anneal towards 1/16 rather than 0")
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    device = logits.device if generator is None else generator.device
+    waiting = torch.empty(logits.shape, device=device, dtype=logits.dtype).exponential_(generator=generator)
+    noise = -waiting.clamp(min=torch.finfo(logits.dtype).tiny).log().to(logits.device)  # (..., v)
+    soft = ((logits + noise) / temperature).softmax(-1)
+    if not hard:
+        return soft
+    one_hot = torch.zeros_like(soft).scatter_(-1, soft.argmax(-1, keepdim=True), 1.0)
+    return one_hot + (soft - soft.detach())  # the difference is exactly 0
+
+
+def annealed(step: int, steps: int, start: float = 1.0, end: float = 1 / 16, shape: str = "cosine") -> float:
+    """A temperature that falls from ``start`` to ``end`` over ``steps`` optimiser steps and then stays.
+
+    It depends on ``step`` alone, never on the value before: calling it more or less often, or resuming, changes nothing.
+
+    - "cosine": ``end + (start - end) (1 + cos(pi step / steps)) / 2``
+    - "exponential": ``start (end / start)^(step / steps)``
+
+    Args:
+        step: optimiser steps done, 0 or more.
+        steps: when ``end`` is reached, 1 or more.
+        start: above 0.
+        end: above 0.
+        shape: "cosine" or "exponential".
+
+    Raises:
+        UserError: a value out of range, or an unknown shape.
+
+    Source: the defaults are those of Ramesh et al. 2021, DALL-E, there over 150,000 steps.
+
+    >>> [round(annealed(step, steps=100), 3) for step in (0, 50, 100, 200)]
+    [1.0, 0.531, 0.062, 0.062]
+    """
+    check_at_least("step", step, 0)
+    check_at_least("steps", steps, 1)
+    for name, value in (("start", start), ("end", end)):
+        if not value > 0:
+            raise UserError(name, got=value, expected="a temperature > 0", fix=f"set {name}=1.0")
+    done = min(step / steps, 1.0)
+    if check_one_of("shape", shape, ["cosine", "exponential"]) == "exponential":
+        return start * (end / start) ** done
+    return end + (start - end) * (1 + math.cos(math.pi * done)) / 2
+
+
+def kl_to_uniform(logits: Tensor) -> Tensor:
+    """KL(q || u) = log v + sum_i q_i log q_i for u uniform over v values, summed over positions, mean over the batch.
+
+    Args:
+        logits: (b, ..., v), one categorical q a position.
+
+    Returns:
+        A scalar in nats, from 0 to positions x log v.
+
+    >>> round(kl_to_uniform(torch.tensor([[[0.0, 0.0], [100.0, 0.0]]])).item(), 4)  # log 2 = 0.6931
+    0.6931
+    """
+    log_q = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)  # (b, ..., v)
+    terms = math.log(logits.shape[-1]) + (log_q.exp() * log_q).sum(-1)  # (b, ...)
+    return terms.sum() / len(logits)
+
+
+class Quantized(NamedTuple):
+    """What `VectorQuantizer` gives."""
+
+    z: Tensor
+    """(b, ..., d) the nearest codes; its gradient passes to the encoder unchanged."""
+    ids: Tensor
+    """(b, ...) which codes those are."""
+    commitment: Tensor
+    """The loss that holds the encoder near the codes, summed over positions and dimensions, mean over the batch."""
+    perplexity: Tensor
+    """exp of the entropy of the codes' use: from 1, one code for all, to the number of codes, all alike."""
+    usage: Tensor
+    """The share of codes used at least once, from 0 to 1."""
+
+
+class VectorQuantizer(nn.Module):
+    """z -> the nearest of K codes, which follow the encoder by exponential moving averages and take no gradient.
+
+    ``N_i <- g N_i + (1 - g) n_i``, ``m_i <- g m_i + (1 - g) sum_{z in i} z``, ``e_i = m_i / N_i``, with ``N_i`` smoothed as
+    ``(N_i + eps) / (N + K eps) N``; the loss is ``commitment |z - sg(e)|^2``. In training, the first batch gives the first
+    codes, and a dead code moves to a vector of the batch. In eval mode nothing changes. With several processes, all see the
+    counts of all and keep the same codes; call it in training on every one of them.
+
+    Args:
+        codes: K, their number.
+        dim: their size d.
+        commitment: weight of the loss.
+        decay: g, from 0 (the codes are the means of the last batch) to below 1.
+        smoothing: eps, in vectors, above 0.
+        revive: a code whose average use is below this share of the mean use is dead; 0 leaves all as they are.
+
+    Raises:
+        UserError: a value out of range; in use, vectors of another size.
+
+    Source: van den Oord et al. 2017, VQ-VAE, arXiv 1711.00937, appendix A.1; dead codes moved as in Dhariwal et al. 2020,
+        Jukebox, where the threshold is a count and here a share of the mean.
+
+    >>> quantizer = VectorQuantizer(codes=4, dim=2)
+    >>> quantizer(torch.randn(3, 5, 2)).ids.shape
+    torch.Size([3, 5])
+    """
+
+    codebook: Tensor
+    counts: Tensor
+    sums: Tensor
+
+    def __init__(
+        self,
+        codes: int,
+        dim: int,
+        commitment: float = 0.25,
+        decay: float = 0.99,
+        smoothing: float = 1e-5,
+        revive: float = 0.01,
+    ) -> None:
+        super().__init__()
+        check_at_least("codes", codes, 1)
+        check_at_least("dim", dim, 1)
+        check_at_least("commitment", commitment, 0)
+        if not smoothing > 0:
+            raise UserError("smoothing", got=smoothing, expected="a number > 0", fix="leave out smoothing")
+        for name, value in (("decay", decay), ("revive", revive)):
+            if not 0 <= value < 1:
+                raise UserError(name, got=value, expected="a number from 0 to below 1", fix=f"leave out {name}")
+        self.commitment, self.decay, self.smoothing, self.revive = commitment, decay, smoothing, revive
+        self.register_buffer("codebook", torch.randn(codes, dim))  # (K, d)
+        self.register_buffer("counts", torch.zeros(codes))  # (K,) average vectors a batch; 0 for all before the first
+        self.register_buffer("sums", torch.zeros(codes, dim))  # (K, d)
+
+    def forward(self, z: Tensor) -> Quantized:
+        """z (b, ..., d) -> the nearest codes."""
+        if z.shape[-1] != self.codebook.shape[1]:
+            raise UserError(
+                "z", got=tuple(z.shape), expected=f"(b, ..., {self.codebook.shape[1]})", fix="set dim to its last size"
+            )
+        z = z.to(self.codebook.dtype)
+        flat = z.detach().reshape(-1, z.shape[-1])  # (n, d)
+        if self.training:
+            self._revive(flat)
+        ids = self._nearest(flat)  # (n,)
+        counts = torch.bincount(ids, minlength=len(self.codebook)).to(flat.dtype)  # (K,)
+        codes = self.codebook[ids].reshape(z.shape)  # before the update: what these vectors were compared with
+        if self.training:
+            counts = self._update(flat, ids, counts)
+        entropy = torch.special.entr(counts / counts.sum()).sum()
+        return Quantized(
+            z=codes + (z - z.detach()),
+            ids=ids.reshape(z.shape[:-1]),
+            commitment=self.commitment * (z - codes).square().sum() / len(z),
+            perplexity=entropy.exp(),
+            usage=(counts > 0).to(counts.dtype).mean(),
+        )
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """The codes of ids (...): (..., d)."""
+        return self.codebook[ids]
+
+    def _nearest(self, flat: Tensor) -> Tensor:
+        with torch.autocast(flat.device.type, enabled=False):  # in half precision near codes cannot be told apart
+            scores = flat @ self.codebook.T - self.codebook.square().sum(1) / 2  # (n, K): highest where |z - e|^2 is lowest
+        return scores.argmax(1)
+
+    @torch.no_grad()
+    def _update(self, flat: Tensor, ids: Tensor, counts: Tensor) -> Tensor:
+        """Move the codes; the counts of all processes come back."""
+        sums = torch.zeros_like(self.sums).index_add_(0, ids, flat)  # (K, d)
+        if _distributed():
+            both = torch.cat([sums, counts[:, None]], 1)  # (K, d + 1): one message for the two
+            dist.all_reduce(both)
+            sums, counts = both[:, :-1], both[:, -1]
+        self.counts.lerp_(counts, 1 - self.decay)
+        self.sums.lerp_(sums, 1 - self.decay)
+        total = self.counts.sum()
+        smoothed = (self.counts + self.smoothing) / (total + len(self.counts) * self.smoothing) * total
+        self.codebook.copy_(self.sums / smoothed[:, None])
+        return counts
+
+    @torch.no_grad()
+    def _revive(self, flat: Tensor) -> None:
+        first = self.counts.sum() == 0
+        dead = (self.counts < self.revive * self.counts.mean()) | first  # (K,) the same on all processes
+        if not dead.any():
+            return
+        repeats = -(-len(self.codebook) // len(flat))
+        chosen = torch.randperm(len(flat), device=flat.device).repeat(repeats)[: len(self.codebook)]  # distinct if they can be
+        vectors = flat[chosen]  # (K, d)
+        if _distributed():
+            dist.broadcast(vectors, src=0)
+        counts = torch.where(first, 1.0, self.counts.mean())  # an average code, so that it has time to be used
+        self.codebook.copy_(torch.where(dead[:, None], vectors, self.codebook))
+        self.counts.copy_(torch.where(dead, counts, self.counts))
+        self.sums.copy_(torch.where(dead[:, None], vectors * counts, self.sums))
+
+
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

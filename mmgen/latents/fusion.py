@@ -1,0 +1,170 @@
+"""One posterior from those of the modalities that are present: product, mixture, and mixture of products of experts.
+
+Each modality is encoded once. Its posterior is an expert; a modality that an item lacks is masked before any arithmetic, so
+whatever its row holds, NaN included, changes no number and gets a gradient of exactly zero.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.distributions import Independent, MixtureSameFamily
+
+from mmgen.errors import UserError
+from mmgen.latents.spaces import diagonal_normal, gaussian_mixture
+
+
+def stack_experts(posteriors: Sequence[Independent]) -> Independent:
+    """m Gaussian posteriors of batch shape (b,) as one of batch shape (m, b), event (k,).
+
+    Raises:
+        UserError: there is none, or their shapes differ.
+
+    >>> q = diagonal_normal(torch.zeros(4, 2), torch.ones(4, 2))
+    >>> stack_experts([q, q, q]).batch_shape
+    torch.Size([3, 4])
+    """
+    shapes = sorted({tuple(q.mean.shape) for q in posteriors})
+    if len(shapes) != 1:
+        fix = "encode the same items into one latent space"
+        raise UserError("experts", got=f"shapes {shapes}", expected="one shape (b, k) for all, of at least one", fix=fix)
+    normals = [q.base_dist for q in posteriors]  # not their .stddev: it is sqrt(scale^2), with a NaN for a gradient of 0
+    return diagonal_normal(torch.stack([normal.loc for normal in normals]), torch.stack([normal.scale for normal in normals]))
+
+
+def present_experts(experts: Independent, present: Tensor) -> Independent:
+    """The experts with those that are missing replaced by N(0, 1), which no gradient leaves.
+
+    Args:
+        experts: batch shape (m, b), event (k,).
+        present: (..., m, b) bool; leading dimensions ask for several patterns of the same experts at once.
+
+    Returns:
+        Batch shape (..., m, b), event (k,).
+
+    Raises:
+        UserError: ``present`` has another shape, or is not bool.
+    """
+    if present.shape[-2:] != experts.batch_shape or present.dtype != torch.bool:
+        got, expected = f"{tuple(present.shape)} {present.dtype}", f"(..., m, b) = {tuple(experts.batch_shape)} of bool"
+        raise UserError("present", got=got, expected=expected, fix="give one row of bool a modality")
+    normal, present = experts.base_dist, present[..., None]  # (..., m, b, 1)
+    return diagonal_normal(torch.where(present, normal.loc, 0.0), torch.where(present, normal.scale, 1.0))  # (..., m, b, k)
+
+
+def product_of_experts(experts: Independent, present: Tensor, prior: bool = True) -> Independent:
+    """q(z) ∝ p(z) prod_i q(z | x_i) over the present modalities, with p(z) = N(0, 1).
+
+    ``1 / sigma^2 = 1 + sum_i 1 / sigma_i^2`` and ``mu = sigma^2 sum_i mu_i / sigma_i^2``
+
+    Args:
+        experts: batch shape (m, b), event (k,).
+        present: (..., m, b) bool; leading dimensions ask for several patterns of the same experts at once.
+        prior: whether N(0, 1) is one of the experts (the 1 in the sum).
+
+    Returns:
+        Batch shape (..., b), event (k,); the prior for items with nothing present.
+
+    Raises:
+        UserError: without prior, an item has nothing present; ``present`` has another shape.
+
+    Source: Wu and Goodman 2018, MVAE, arXiv 1802.05335 (with prior); Hwang et al. 2021, MVTCAE (without).
+
+    >>> experts = diagonal_normal(torch.tensor([[[4.0]], [[9.0]]]), torch.ones(2, 1, 1))  # two modalities, one item
+    >>> product_of_experts(experts, torch.tensor([[True], [False]])).mean.tolist()
+    [[2.0]]
+    """
+    known = present_experts(experts, present).base_dist
+    if not prior:
+        _check_something(present)
+    precision = known.scale.pow(-2) * present[..., None]  # (..., m, b, k)
+    total = precision.sum(-3) + float(prior)  # (..., b, k)
+    return diagonal_normal((precision * known.loc).sum(-3) / total, total.rsqrt())
+
+
+def mixture_of_experts(experts: Independent, present: Tensor) -> MixtureSameFamily:
+    """q(z) = 1/n sum_i q(z | x_i) over the n present modalities.
+
+    Args:
+        experts: batch shape (m, b), event (k,).
+        present: (..., m, b) bool.
+
+    Returns:
+        Batch shape (..., b), event (k,). ``component_distribution`` holds the experts, batch shape (..., b, m), those that
+        are missing as N(0, 1); ``mixture_distribution.probs`` their weights (..., b, m), exactly 0 for the missing.
+
+    Raises:
+        UserError: an item has nothing present; ``present`` has another shape.
+
+    Source: Shi et al. 2019, MMVAE, arXiv 1911.03393.
+
+    >>> experts = diagonal_normal(torch.tensor([[[4.0]], [[9.0]]]), torch.ones(2, 1, 1))
+    >>> mixture_of_experts(experts, torch.tensor([[True], [False]])).mixture_distribution.probs.tolist()
+    [[1.0, 0.0]]
+    """
+    known = present_experts(experts, present).base_dist
+    _check_something(present)
+    return _uniform_mixture(present, known.loc, known.scale)
+
+
+def mixture_of_products(experts: Independent, present: Tensor, prior: bool | Tensor = False) -> MixtureSameFamily:
+    """q(z) = 1/n sum_S q_S(z) over the n non-empty subsets S of the present modalities, q_S their product.
+
+    All products are two matrix products of the subsets with the experts' precisions; nothing is encoded again.
+
+    Args:
+        experts: batch shape (m, b), event (k,).
+        present: (..., m, b) bool.
+        prior: whether N(0, 1) joins each product; one value a subset (s,), in the order of `subsets`, lets it join some.
+
+    Returns:
+        Batch shape (..., b), event (k,). ``component_distribution`` holds the products in the order of `subsets`, batch
+        shape (..., b, 2^m - 1), those with a missing modality as N(0, 1); ``mixture_distribution.probs`` their weights,
+        exactly 0 for those.
+
+    Raises:
+        UserError: an item has nothing present; ``present`` has another shape.
+
+    Source: Sutter et al. 2021, MoPoE, arXiv 2105.02470. Its code adds the prior to the product of all modalities only, which
+        is ``prior=subsets(m).all(1)``.
+
+    >>> experts = diagonal_normal(torch.tensor([[[4.0]], [[9.0]]]), torch.ones(2, 1, 1))
+    >>> mixture_of_products(experts, torch.tensor([[True], [True]])).component_distribution.mean.flatten().tolist()
+    [4.0, 9.0, 6.5]
+    """
+    known = present_experts(experts, present).base_dist
+    _check_something(present)
+    precision = known.scale.pow(-2)  # (..., m, b, k)
+    members = subsets(experts.batch_shape[0], precision.device)  # (s, m)
+    valid = ~(members[:, :, None] & ~present[..., None, :, :]).any(-2)  # (..., s, b): no member is missing
+    joins = torch.as_tensor(prior, device=precision.device).to(precision.dtype)
+    with torch.autocast(precision.device.type, enabled=False):  # half precision is too coarse for precisions
+        inside = members.to(precision.dtype)
+        total = torch.einsum("sm,...mbk->...sbk", inside, precision) + joins.reshape(-1, 1, 1)
+        mean = torch.einsum("sm,...mbk->...sbk", inside, precision * known.loc) / total  # (..., s, b, k)
+    keep = valid[..., None]
+    return _uniform_mixture(valid, torch.where(keep, mean, 0.0), torch.where(keep, total.rsqrt(), 1.0))
+
+
+def subsets(m: int, device: torch.device | str | None = None) -> Tensor:
+    """Which of m modalities each non-empty subset holds, (2^m - 1, m) bool; row i - 1 is i in binary, lowest digit first.
+
+    >>> subsets(2).tolist()
+    [[True, False], [False, True], [True, True]]
+    """
+    numbers = torch.arange(1, 2**m, device=device)[:, None]  # (s, 1)
+    return (numbers >> torch.arange(m, device=device)) % 2 == 1
+
+
+def _uniform_mixture(valid: Tensor, mean: Tensor, scale: Tensor) -> MixtureSameFamily:
+    """Components (..., c, b, k), weighted alike where ``valid`` (..., c, b), as a mixture of batch shape (..., b)."""
+    logits = torch.where(valid, 0.0, -torch.inf).to(mean.dtype).movedim(-2, -1)  # (..., b, c): probabilities of exactly 0
+    return gaussian_mixture(logits, mean.movedim(-3, -2), scale.movedim(-3, -2))
+
+
+def _check_something(present: Tensor) -> None:
+    nothing = ~present.any(-2)  # (..., b)
+    if nothing.any():
+        item = nothing.nonzero()[0, -1].item()
+        fix = "leave the item out, or fuse by a product with the prior"
+        raise UserError("modalities", got=f"none for item {item}", expected="at least one for every item", fix=fix)

@@ -1,0 +1,204 @@
+"""Latent spaces: the Gaussian posterior an encoder ends in, the priors by name, and draws that a generator can repeat."""
+
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import zuko
+from torch import Tensor, nn
+from torch.distributions import Categorical, Distribution, Independent, MixtureSameFamily, Normal
+from zuko.distributions import NormalizingFlow
+
+from mmgen.distributions import draw
+from mmgen.errors import UserError, check_at_least, check_one_of
+
+#: |log sigma| stays below this: sigma from 0.0025 to 403, precisions up to 1.6e5, which float32 adds without loss that matters
+LOG_SCALE_BOUND = 6.0
+
+
+class GaussianHead(nn.Module):
+    """The last layer of an encoder: q(z | x) = N(mu, sigma^2), independent over dimensions.
+
+    ``mu, s = W features + b`` and ``log sigma = B tanh(s / B)`` with B = `LOG_SCALE_BOUND`: near ``s`` for small s, bounded
+    for any, so no feature, however large, makes a variance 0 or infinite.
+
+    Args:
+        dim: size d of the features.
+        latent_dim: size k of z.
+
+    >>> GaussianHead(8, latent_dim=2)(torch.zeros(3, 8)).batch_shape
+    torch.Size([3])
+    """
+
+    def __init__(self, dim: int, latent_dim: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(dim, 2 * check_at_least("latent_dim", latent_dim, 1))
+
+    def forward(self, features: Tensor) -> Independent:
+        """features (..., d) -> q(z | x), batch shape (...), one event of k numbers in float32 or wider."""
+        parameters = self.linear(features)  # (..., 2k)
+        parameters = parameters.to(torch.promote_types(parameters.dtype, torch.float32))  # bf16 is too coarse for KL
+        mean, log_scale = parameters.chunk(2, -1)  # (..., k) each
+        return diagonal_normal(mean, bounded_scale(log_scale))
+
+
+class StandardPrior(nn.Module):
+    """p(z) = N(0, 1) in every dimension; nothing is learned.
+
+    Args:
+        latent_dim: size k of z.
+
+    >>> StandardPrior(2)().log_prob(torch.zeros(3, 2)).shape
+    torch.Size([3])
+    """
+
+    mean: Tensor
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(check_at_least("latent_dim", latent_dim, 1)), persistent=False)
+
+    def forward(self) -> Independent:
+        """p(z), batch shape (), event (k,)."""
+        return diagonal_normal(self.mean, torch.ones_like(self.mean))
+
+
+class MixturePrior(nn.Module):
+    """p(z) = sum_c w_c N(mu_c, sigma_c^2), all three learned, diagonal in z.
+
+    Args:
+        latent_dim: size k of z.
+        components: number of Gaussians.
+        spread: standard deviation of their means at the start; each begins with unit variance and equal weight.
+
+    Raises:
+        UserError: less than one component, or a negative spread.
+
+    >>> MixturePrior(2, components=5)().component_distribution.batch_shape
+    torch.Size([5])
+    """
+
+    def __init__(self, latent_dim: int, components: int = 10, spread: float = 1.0) -> None:
+        super().__init__()
+        check_at_least("components", components, 1)
+        shape = (components, check_at_least("latent_dim", latent_dim, 1))
+        self.mean = nn.Parameter(check_at_least("spread", spread, 0) * torch.randn(shape))
+        self.log_scale = nn.Parameter(torch.zeros(shape))
+        self.logits = nn.Parameter(torch.zeros(components))
+
+    def forward(self) -> MixtureSameFamily:
+        """p(z), batch shape (), event (k,)."""
+        return gaussian_mixture(self.logits, self.mean, bounded_scale(self.log_scale))
+
+
+class FlowPrior(nn.Module):
+    """p(z) = N(f(z); 0, 1) |det df/dz|: a neural spline flow of coupling layers, one pass each way.
+
+    A spline bends z inside [-5, 5] and leaves it as it is beyond, so posteriors belong near the unit Gaussian.
+
+    Args:
+        latent_dim: size k of z.
+        transforms: number of coupling layers, at least 3 for every dimension to see all others.
+        hidden: width of the two hidden layers of each one's network.
+        bins: pieces of each spline.
+
+    Source: Durkan et al. 2019, Neural Spline Flows, arXiv 1906.04032; computed by zuko.
+
+    >>> FlowPrior(4, transforms=2)().sample((3,)).shape
+    torch.Size([3, 4])
+    """
+
+    def __init__(self, latent_dim: int, transforms: int = 4, hidden: int = 64, bins: int = 8) -> None:
+        super().__init__()
+        for name, value in (("latent_dim", latent_dim), ("transforms", transforms), ("hidden", hidden), ("bins", bins)):
+            check_at_least(name, value, 1)
+        self.flow = zuko.flows.NSF(latent_dim, transforms=transforms, hidden_features=(hidden, hidden), bins=bins, passes=2)
+
+    def forward(self) -> NormalizingFlow:
+        """p(z), batch shape (), event (k,)."""
+        return self.flow()
+
+
+PRIORS: dict[str, Callable[..., nn.Module]] = {"standard": StandardPrior, "mixture": MixturePrior, "flow": FlowPrior}
+
+
+def make_prior(name: str, latent_dim: int, **options: Any) -> nn.Module:
+    """The prior of this name: a module whose call returns p(z).
+
+    Args:
+        name: a key of `PRIORS`.
+        latent_dim: size k of z.
+        options: the other arguments of its class.
+
+    Raises:
+        UserError: an unknown name or option.
+
+    >>> make_prior("mixture", 2, components=3)().event_shape
+    torch.Size([2])
+    """
+    prior = PRIORS[check_one_of("prior", name, PRIORS)]
+    known = [option for option in inspect.signature(prior).parameters if option != "latent_dim"]
+    for option in options:
+        check_one_of(f"prior.{option}", option, known)
+    return prior(latent_dim, **options)
+
+
+def rsample(distribution: Distribution, shape: tuple[int, ...] = (), generator: torch.Generator | None = None) -> Tensor:
+    """Draws through which gradients flow, from a diagonal Gaussian, a mixture of them, or a flow.
+
+    It is torch's ``rsample`` with what that lacks: a generator, and mixtures. Of a mixture the component is drawn, then
+    its Gaussian reparameterised, so the gradient reaches means and scales but not the mixture's weights.
+
+    Args:
+        distribution: batch shape (...), event (k,).
+        shape: how many of each.
+        generator: makes the draw reproducible.
+
+    Returns:
+        (*shape, ..., k).
+
+    Raises:
+        UserError: a distribution of another kind.
+
+    >>> rsample(StandardPrior(2)(), (5,), torch.Generator().manual_seed(0)).shape
+    torch.Size([5, 2])
+    """
+    if isinstance(distribution, NormalizingFlow):
+        return distribution.transform.inv(rsample(distribution.base, shape, generator))
+    if isinstance(distribution, MixtureSameFamily):
+        weights, component = distribution.mixture_distribution.probs, distribution.component_distribution
+        chosen = draw(weights.reshape(-1, weights.shape[-1]), math.prod(shape), generator)  # (batch, n)
+        chosen = chosen.T.reshape(*shape, *distribution.batch_shape, 1, 1)  # (*shape, ..., 1, 1)
+        chosen = chosen.expand(*chosen.shape[:-1], *distribution.event_shape)  # (*shape, ..., 1, k)
+        mean, scale = (
+            value.expand(*shape, *value.shape).gather(-2, chosen).squeeze(-2)  # (*shape, ..., k)
+            for value in (component.base_dist.loc, component.base_dist.scale)
+        )
+    elif isinstance(distribution, Independent) and isinstance(distribution.base_dist, Normal):
+        normal = distribution.base_dist
+        mean, scale = (value.expand(*shape, *value.shape) for value in (normal.loc, normal.scale))
+    else:
+        expected = "a diagonal Gaussian, a mixture of them, or a flow"
+        raise UserError("rsample", got=type(distribution).__name__, expected=expected, fix="use its own rsample")
+    device = mean.device if generator is None else generator.device
+    noise = torch.randn(mean.shape, generator=generator, device=device, dtype=mean.dtype).to(mean.device)
+    return mean + scale * noise
+
+
+def bounded_scale(log_scale: Tensor) -> Tensor:
+    """exp(B tanh(s / B)) with B = `LOG_SCALE_BOUND`: any number -> a standard deviation that is neither 0 nor infinite."""
+    return (LOG_SCALE_BOUND * torch.tanh(log_scale / LOG_SCALE_BOUND)).exp()
+
+
+def diagonal_normal(mean: Tensor, scale: Tensor) -> Independent:
+    """N(mean, scale^2), independent over the last dimension: (..., k) each -> batch shape (...), event (k,)."""
+    # unchecked: the rows of missing modalities may hold anything, and each check would wait for the device
+    return Independent(Normal(mean, scale, validate_args=False), 1, validate_args=False)
+
+
+def gaussian_mixture(logits: Tensor, mean: Tensor, scale: Tensor) -> MixtureSameFamily:
+    """sum_c softmax(logits)_c N(mean_c, scale_c^2): logits (..., c), the others (..., c, k) -> batch shape (...)."""
+    weights = Categorical(logits=logits, validate_args=False)
+    return MixtureSameFamily(weights, diagonal_normal(mean, scale), validate_args=False)
