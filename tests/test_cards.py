@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from mmgen.data import cards
 from mmgen.data.cards import NoSource, cache_folder, card_names, check_card, describe, open_card, read_card
+from mmgen.data.sources.columns import check_value
 from mmgen.data.sources.encode import wav
 from mmgen.data.sources.files import escapes
 from mmgen.data.sources.front_matter import check_front_matter
@@ -25,7 +26,8 @@ from mmgen.data.sources.readers import READERS
 from mmgen.errors import UserError, UserErrors
 
 NAMES = [
-    "digits", "digits_image_text_audio", "easy_vqa", "flickr8k", "free_spoken_digits", "mnist", "openmoji", "openmoji_spoken",
+    "cmu_mosi", "digits", "digits_image_text_audio", "easy_vqa", "factor_shapes", "flickr8k", "free_spoken_digits", "mnist",
+    "openmoji", "openmoji_spoken",
 ]  # fmt: skip
 
 
@@ -442,6 +444,21 @@ def test_check_compares_data_and_card(write, toy):
     assert len(problems) == 7, problems
     for words in ("10 rows, expected 11", "empty text", "7, expected", "8000 Hz", "0..2", "unreadable picture", "1 texts"):
         assert sum(words in problem for problem in problems) == 1, words
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "value", "got"),
+    [
+        ("vector", [2], [0.0, float("nan")], "nan at entry 1"),
+        ("vector", [2], [float("-inf"), 0.0], "-inf at entry 0"),
+        ("vector", [2], [0.0, None], "nan at entry 1"),
+        ("vector", [2], [0.0, 0.0, 0.0], "shape [3]"),
+        ("sequence", [None, 2], [[0.0, 0.0], [float("inf"), 0.0]], "inf at entry 1, 0"),
+        ("sequence", [None, 2], [0.0, 0.0], "shape [2]"),
+    ],
+)
+def test_numbers_that_are_none(kind, shape, value, got):
+    assert check_value({"kind": kind, "shape": shape, "range": [None, None]}, value)[0] == got
 
 
 # archives and tables

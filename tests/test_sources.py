@@ -14,7 +14,7 @@ import soundfile
 from PIL import Image
 
 from mmgen.data.cards import NoSource, card_names, check_card, open_card, read_card
-from mmgen.data.sources import digits, easy_vqa, mnist, openmoji
+from mmgen.data.sources import digits, easy_vqa, factor_shapes, mnist, openmoji
 from mmgen.data.sources.encode import png, wav
 from mmgen.errors import UserError
 
@@ -224,6 +224,104 @@ def test_triples_name_the_part_that_is_missing(tiny):
             open_card("digits_image_text_audio", "train")
 
 
+# factor shapes and CMU-MOSI, made here
+
+
+@pytest.fixture
+def shapes(tmp_path, monkeypatch):
+    """A data folder with a grid of 3 x 1 x 10 x 2 x 4 random pictures, every second one a copy; its file."""
+    file = tmp_path / "data" / "factor_shapes" / "factor_shapes.npz"
+    file.parent.mkdir(parents=True)
+    latents = np.stack(np.meshgrid(*map(range, (3, 1, 10, 2, 4)), indexing="ij"), axis=-1).reshape(-1, 5).astype(np.int8)
+    pictures = np.random.default_rng(0).integers(0, 256, (len(latents) // 2, 512), dtype=np.uint8).repeat(2, axis=0)
+    np.savez(file, images_packed=pictures, latents=latents)
+    monkeypatch.setenv("MMGEN_DATA", str(tmp_path / "data"))
+    return file
+
+
+def test_factor_shapes_grid(shapes):
+    rows, stored = open_card("factor_shapes", "grid"), np.load(shapes)
+    factors = np.stack([rows[name][:] for name in factor_shapes.FACTORS], axis=1)
+    assert np.array_equal(factors, stored["latents"]) and len(rows) == 240
+    pixels = np.asarray(picture(rows[7]["image"]))
+    assert pixels.shape == (64, 64) and set(np.unique(pixels)) == {0, 255}
+    assert np.array_equal(np.packbits(pixels.reshape(-1) > 0), stored["images_packed"][7])
+    assert rows[7]["image_id"] == "factor_shapes-7"
+
+
+def test_factor_shapes_that_look_the_same_stay_in_one_split(shapes):
+    rows = {split: open_card("factor_shapes", split) for split in SPLITS}
+    names = [name for of in rows.values() for name in of["image_id"]]
+    assert sorted(names) == sorted(open_card("factor_shapes", "grid")["image_id"])
+    seen = {split: {row["image"]["bytes"] for row in of} for split, of in rows.items()}
+    assert (
+        not seen["train"] & seen["test"] and not seen["train"] & seen["validation"] and not seen["validation"] & seen["test"]
+    )
+    assert sum(map(len, seen.values())) == 120 and len(seen["train"]) > 80 and len(seen["test"]) >= 5
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [{}, {"latents": np.zeros((2, 5), int)}, {"images_packed": np.zeros((2, 9), np.uint8), "latents": np.zeros((2, 5))}],
+)
+def test_factor_shapes_damaged(shapes, arrays):
+    np.savez(shapes, **arrays)
+    with pytest.raises(UserError, match=r"factor_shapes\.npz.*images_packed"):
+        open_card("factor_shapes", "grid")
+
+
+@pytest.fixture
+def utterances(tmp_path, monkeypatch):
+    """Writes 60 videos of two utterances each into both files of a data folder; values of the first row can be changed."""
+
+    def write(**changes):
+        folder = tmp_path / "data" / "cmu_mosi_utterances"
+        folder.mkdir(parents=True, exist_ok=True)
+        for part in ("train", "test"):
+            rows = [
+                {"id": f"{part}{v}_{i}", "video_id": f"{part}{v}", "utterance": i, "transcript": "I LIKED IT", "label": v % 2,
+                 "text_features": [-1.5] * 100, "audio_features": [376.0] * 73, "video_features": [0.0] * 100}
+                for v in range(60)
+                for i in (1, 2)
+            ]  # fmt: skip
+            rows[0] |= changes
+            pq.write_table(pa.Table.from_pylist(rows), folder / f"{part}.parquet")
+        monkeypatch.setenv("MMGEN_DATA", str(tmp_path / "data"))
+
+    write()
+    return write
+
+
+def test_cmu_mosi(utterances):
+    rows = {split: open_card("cmu_mosi", split) for split in SPLITS}
+    videos = {split: set(of["video_id"]) for split, of in rows.items()}
+    assert not videos["train"] & videos["validation"] and len(videos["train"] | videos["validation"]) == 60
+    assert 5 <= len(videos["validation"]) <= 20 and all(name.startswith("test") for name in videos["test"])
+    assert [row["utterance_id"] for row in rows["test"]][:3] == ["test0_1", "test0_2", "test1_1"]
+    row = rows["test"][2]
+    assert (row["label"], row["transcript"], row["text_features"]) == (1, "I LIKED IT", [-1.5] * 100)
+    assert [len(row[name]) for name in ("audio_features", "video_features")] == [73, 100]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"audio_features": [0.0] * 72 + [np.nan]},
+            r"audio_features of utterance test0_1: got nan at entry 72, expected finite",
+        ),
+        ({"video_features": [np.inf] * 100}, r"video_features of utterance test0_1: got inf at entry 0"),
+        ({"text_features": [None] + [0.0] * 99}, r"text_features of utterance test0_1: got nan at entry 0"),
+        ({"text_features": [0.0] * 300}, r"text_features of utterance test0_1: got shape \[300\], expected shape \[100\]"),
+        ({"video_features": None}, r"video_features of utterance test0_1: got nothing"),
+    ],
+)
+def test_cmu_mosi_damaged(utterances, changes, message):
+    utterances(id="test0_1", **changes)
+    with pytest.raises(UserError, match=message):
+        open_card("cmu_mosi", "test")
+
+
 # the Hub, as far as the request
 
 
@@ -290,6 +388,30 @@ def test_real_triples():
     rows = open_card("digits_image_text_audio", "test", limit=50)
     for row in rows:
         assert row["recording"].startswith(f"{row['label']}_") and digits.WORDS[row["label"]] == row["word"]
+
+
+@needs_data
+def test_real_utterances_follow_one_another_in_each_video():
+    videos = {split: open_card("cmu_mosi", split) for split in SPLITS}
+    names = {split: list(dict.fromkeys(of["video_id"])) for split, of in videos.items()}
+    assert [len(of) for of in names.values()] == [51, 11, 31] and len({name for of in names.values() for name in of}) == 93
+    for of in videos.values():
+        places = [(row["video_id"], int(row["utterance_id"].rsplit("_", 1)[1])) for row in of]
+        assert places == sorted(places)
+
+
+@pytest.mark.slow
+@needs_data
+def test_real_shapes_are_a_whole_grid():
+    rows = open_card("factor_shapes", "grid")
+    factors = np.stack([rows[name][:] for name in factor_shapes.FACTORS], axis=1)
+    sizes = [3, 6, 10, 16, 16]
+    assert np.array_equal(factors, np.stack(np.unravel_index(range(46080), sizes), axis=1))
+    places = {}
+    for x, y in ((0, 0), (15, 0), (0, 15)):
+        pixels = np.asarray(picture(rows[int(np.ravel_multi_index((2, 5, 0, x, y), sizes))]["image"]))
+        places[x, y] = np.argwhere(pixels).mean(axis=0)  # row, column of the centre
+    assert places[15, 0][1] - places[0, 0][1] > 25 and places[0, 15][0] - places[0, 0][0] > 25  # x goes across, y down
 
 
 @pytest.mark.slow

@@ -114,9 +114,12 @@ def check_value(spec: dict[str, Any], value: Any) -> tuple[str, str] | None:
         import numpy as np
 
         low, high = spec["range"]
-        array = np.asarray(value)
+        array = np.asarray(value, dtype=float)  # what is left empty becomes nan
         if array.ndim != len(spec["shape"]) or any(want not in (None, n) for want, n in zip(spec["shape"], array.shape)):
             return f"shape {list(array.shape)}", f"shape {spec['shape']}"
+        if not np.isfinite(array).all():
+            entry = tuple(np.argwhere(~np.isfinite(array))[0].tolist())
+            return f"{array[entry]} at entry {', '.join(map(str, entry))}", "finite numbers"
         if not np.all((array >= (-np.inf if low is None else low)) & (array <= (np.inf if high is None else high))):
             return f"values {array.min():g}..{array.max():g}", f"values {low}..{high}"
     return None

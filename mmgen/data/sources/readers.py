@@ -8,9 +8,11 @@ from typing import Any
 # A card names its reader by these keys only; it can not name an import path.
 READERS = {
     "archive_table": "mmgen.data.sources.tables:read_archive",
+    "cmu_mosi": "mmgen.data.sources.cmu_mosi:read",
     "digits": "mmgen.data.sources.digits:read",
     "digits_image_text_audio": "mmgen.data.sources.digits_image_text_audio:read",
     "easy_vqa": "mmgen.data.sources.easy_vqa:read",
+    "factor_shapes": "mmgen.data.sources.factor_shapes:read",
     "flickr8k_hub": "mmgen.data.sources.flickr8k:read_hub",
     "free_spoken_digits_hub": "mmgen.data.sources.free_spoken_digits:read_hub",
     "free_spoken_digits_parquet": "mmgen.data.sources.free_spoken_digits:read_parquet",
