@@ -113,6 +113,36 @@ def test_generate_makes_n_captions_of_each_item():
         model.generate(given, to="image")
 
 
+def test_candidates_agree_on_a_caption():
+    model = build(dropout=0.5).eval()
+    given = batch_of(model, "cat", "dog", "owl").without("text")
+    seeded = lambda: torch.Generator().manual_seed(3)  # noqa: E731
+    captions = model.generate(given, candidates=5, generator=seeded(), max_tokens=4)
+    assert captions == model.generate(given, candidates=5, generator=seeded(), max_tokens=4) and len(captions) == 3
+    assert len(model.generate(given, n=2, candidates=5, max_tokens=4)) == 6
+    assert not model.words.training  # dropout is for the candidates alone
+    with pytest.raises(UserError, match="candidates: got 0, expected a number >= 1"):
+        model.generate(given, candidates=0)
+
+
+def test_without_dropout_all_candidates_are_the_one_caption():
+    model = build(dropout=0.0).eval()
+    given = batch_of(model, "cat", "dog").without("text")
+    assert model.generate(given, candidates=4, max_tokens=1) == model.generate(given, max_tokens=1)
+
+
+def test_a_colour_is_read_wherever_it_stands():
+    """The same few pixels of another colour move the features by much more than their share of the picture's mean."""
+    model = build(colours=4, stages=[3]).eval()
+    plain = torch.ones(1, 3, 32, 32)
+    spot = plain.clone()
+    spot[:, :, 3:5, 3:5] = torch.tensor([0.9, -0.9, -0.9])[:, None, None]
+    with torch.no_grad():
+        before, after = (model.read(x)["features"][0, -4 * 64 :] for x in (plain, spot))
+    changed = (before - after).abs().max()
+    assert changed == pytest.approx((4 / 256) ** 0.5, abs=1e-3)  # 4 of the 16 x 16 pixels of a cell
+
+
 def test_saved_without_the_language_model_and_loaded_with_it(tmp_path):
     model = build(vocabulary=[68, 69, 70]).eval()
     model.save_pretrained(tmp_path)

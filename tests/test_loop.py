@@ -131,6 +131,20 @@ def test_phases_train_their_own_parameters_and_resume(tmp_path, monkeypatch):
     assert equal(now, weights(tmp_path / "stopped"))
 
 
+def test_a_model_knows_the_step(tmp_path):
+    seen = []
+
+    class Scheduled(Regression):
+        def losses(self, batch: Batch, phase: str = "train") -> Losses:
+            seen.append(int(self.step))
+            return super().losses(batch, phase)
+
+    fit(make(Scheduled), rows(), settings(steps=3, accumulation=2), tmp_path)
+    assert seen == [0, 0, 1, 1, 2, 2]
+    fit(make(Scheduled), rows(), settings(steps=4, accumulation=2), tmp_path, resume=True)
+    assert seen[6:] == [3, 3]
+
+
 def test_accumulation_equals_a_larger_batch(tmp_path):
     fit(make(), rows(), settings(batch_size=16, log_every=1), tmp_path / "16")
     fit(make(), rows(), settings(batch_size=4, accumulation=4, log_every=1), tmp_path / "4x4")

@@ -71,6 +71,9 @@ def load_language_model(name: str, dtype: str = "bf16") -> tuple[PreTrainedModel
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # masked everywhere, so any token serves
     check_causal(model, name)
+    # Only the last positions' logits are wanted, a slice that is not contiguous: its product with the vocabulary would copy
+    # that matrix once an item.
+    model.get_output_embeddings().register_forward_pre_hook(lambda layer, inputs: (inputs[0].contiguous(),))
     return freeze(model), tokenizer
 
 

@@ -31,8 +31,7 @@ class SoftWords(nn.Module):
     trained to, and this one never is; its own words it reads from the first step.
 
     Args:
-        positions: p, how many feature vectors an item has.
-        features: c, the width of one.
+        features: c, the width of an item's features.
         n: soft words.
         embedding: d, width of the language model's embeddings.
         width: of the hidden layer.
@@ -41,8 +40,8 @@ class SoftWords(nn.Module):
 
     Source: Tsimpoukelli et al. 2021, section 3, has f linear and ``prefix_i = h_i``.
 
-    >>> words = SoftWords(positions=4, features=5, n=2, embedding=16)
-    >>> words(torch.zeros(3, 4, 5), table=torch.randn(9, 16)).shape
+    >>> words = SoftWords(features=5, n=2, embedding=16)
+    >>> words(torch.zeros(3, 5), table=torch.randn(9, 16)).shape
     torch.Size([3, 2, 16])
     """
 
@@ -50,7 +49,6 @@ class SoftWords(nn.Module):
 
     def __init__(
         self,
-        positions: int,
         features: int,
         n: int,
         embedding: int,
@@ -60,11 +58,11 @@ class SoftWords(nn.Module):
     ) -> None:
         super().__init__()
         self.n, self.hard = n, hard
-        self.register_buffer("mean", torch.zeros(positions, features))
-        self.register_buffer("std", torch.ones(positions, features))
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("std", torch.ones(features))
         self.hidden = nn.Sequential(
             nn.Dropout(dropout),
-            nn.Linear(positions * features, width),
+            nn.Linear(features, width),
             nn.LayerNorm(width),
             nn.GELU(),
             nn.Dropout(dropout),
@@ -73,16 +71,18 @@ class SoftWords(nn.Module):
 
     @torch.no_grad()
     def standardise(self, features: Tensor, rows: int = 1024) -> None:
-        """Take the mean and standard deviation of every feature from training features (m, p, c)."""
+        """Take the mean and standard deviation of every feature from training features (m, c)."""
         parts = features.split(rows)  # a memory map is read piece by piece
-        mean = sum(part.double().sum(0) for part in parts) / len(features)  # (p, c)
+        mean = sum(part.double().sum(0) for part in parts) / len(features)  # (c,)
         variance = sum((part.double() - mean).square().sum(0) for part in parts) / len(features)
         self.mean.copy_(mean)
         self.std.copy_(variance.sqrt().clamp(min=1e-3))
 
     def logits(self, features: Tensor, table: Tensor) -> Tensor:
-        """Features (b, p, c) and word embeddings (v, d) -> the logits of p_i(w), (b, n, v)."""
-        h = self.hidden(((features - self.mean) / self.std).flatten(1)).unflatten(1, (self.n, -1))  # (b, n, d)
+        """Features (b, c) and word embeddings (v, d) -> the logits of p_i(w), (b, n, v)."""
+        # a feature that is constant in training, such as a colour no picture has, must not drown the others when it is not
+        standard = ((features - self.mean) / self.std).clamp(-10, 10)  # (b, c)
+        h = self.hidden(standard).unflatten(1, (self.n, -1))  # (b, n, d)
         return self.temperature * F.normalize(h, dim=-1) @ F.normalize(table, dim=-1).T
 
     def mix(self, logits: Tensor, table: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ class SoftWords(nn.Module):
         return table[logits.argmax(-1)] + (words - words.detach()) if self.hard else words
 
     def forward(self, features: Tensor, table: Tensor) -> Tensor:
-        """Features (b, p, c) and word embeddings (v, d) -> soft words (b, n, d)."""
+        """Features (b, c) and word embeddings (v, d) -> soft words (b, n, d)."""
         return self.mix(self.logits(features, table), table)
 
 

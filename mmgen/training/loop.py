@@ -203,6 +203,7 @@ class _Trainer:
         began = time.perf_counter()
         batches = [next(loader).to(self.accelerator.device) for _ in range(self.config.accumulation)]
         rate = learning_rate(self.config, self.step)
+        self.unwrapped.step.fill_(self.step)
         for phase, optimizer in self.optimizers.items():
             for group in optimizer.param_groups:
                 group["lr"] = rate * group.get("scale", 1.0)

@@ -35,6 +35,8 @@ from mmgen.training.model_card import ModelCard, contact_sheet, write_model_card
 from mmgen.training.recipe import Recipe, read_json, stage_folder
 from mmgen.training.report import Sample, write_report
 
+PREFIXES = 128  # that the language model reads at once in evaluation
+
 
 @dataclass
 class Data:
@@ -50,9 +52,10 @@ class Data:
 class Decoding:
     """How captions are made in evaluation; the keys are those of `Captioner.generate`."""
 
-    beams: int = 3
+    beams: int = 1
     length_penalty: float = 1.0
     max_tokens: int = 24
+    candidates: int = 1
 
 
 @dataclass
@@ -95,6 +98,7 @@ class Captions(Sequence):
                 "process": asdict(self.process),
                 "stages": model.stages,
                 "grid": model.grid,
+                "colours": model.colours,
                 "data": [self.rows._fingerprint, data.input],
             }
             with PartialState().main_process_first():
@@ -115,7 +119,7 @@ class Captions(Sequence):
             return {"features": self.features["features"][item]}
         return {self.modality: self.process(self.inputs[item])}
 
-    def batches(self, size: int = 128) -> list[Batch]:
+    def batches(self, size: int = PREFIXES) -> list[Batch]:
         """All items in order, without their captions."""
         items = range(len(self.references))
         return [collate([self.given(i) for i in items[start : start + size]]) for start in items[::size]]
@@ -183,8 +187,9 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     device = PartialState().device
     model, blind = load(run).to(device), load(run / "stages" / "blind").to(device)
     train_data, data = Captions(model, config.data, "train"), Captions(model, config.data, split)
-    options = asdict(config.decoding)
-    batches = tqdm(data.batches(), desc=f"captions of {split}", dynamic_ncols=True)
+    options = {**asdict(config.decoding), "generator": torch.Generator().manual_seed(config.seed)}
+    at_once = max(1, PREFIXES // config.decoding.candidates)
+    batches = tqdm(data.batches(at_once), desc=f"captions of {split}", dynamic_ncols=True)
     captions = [caption for batch in batches for caption in model.generate(batch.to(device), **options)]
     nothing = model.words.mean[None]
     unseen = blind.generate(

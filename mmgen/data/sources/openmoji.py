@@ -67,6 +67,8 @@ def caption(name: str, code_points: tuple[int, ...]) -> str:
     for tone in sorted(tones, key=len, reverse=True):  # "medium-dark skin tone" holds "dark skin tone"
         text = text.replace(f" {tone}", "", 1)
     text = " ".join(text.split())
+    if text in tones:  # a swatch, which is its tone and nothing else
+        return text
     return f"{text}: {' and '.join(tones)}" if tones else text
 
 
