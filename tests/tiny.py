@@ -9,6 +9,10 @@ from mmgen.data.batch import Batch
 from mmgen.models.base import Model
 from mmgen.models.captioner import Captioner
 from mmgen.models.classifier import Classifier
+from mmgen.models.factorized import Factorized
+from mmgen.models.multimodal_vae import MultimodalVAE
+from mmgen.models.sentence_vae import SentenceVAE
+from mmgen.models.vae import VAE
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,7 @@ class Tiny:
     Args:
         model: builds it.
         batch: (items) -> a batch with all its modalities.
-        optional: a modality that some items may lack, of floating-point values.
+        optional: a modality that some items may lack, of floating-point values where the model has any such.
         to: what `generate` draws.
     """
 
@@ -61,4 +65,75 @@ def tiny_models() -> dict[str, Tiny]:
             optional="image",
             to="text",
         ),
+        "factorized": Tiny(
+            model=lambda: Factorized(
+                {
+                    "image": {"kind": "image", "shape": [1, 8, 8], "encoder": {"dim": 8, "width": 4}, "decoder": {"width": 4}},
+                    "touch": {"kind": "vector", "shape": [6], "encoder": {"dim": 8}},
+                },
+                classes=3,
+                hidden=8,
+                mmd_weight=0.0,  # a repeated batch would draw more from the prior
+            ),
+            batch=lambda n: Batch({"image": torch.rand(n, 1, 8, 8), "touch": torch.randn(n, 6), "label": torch.arange(n) % 3}),
+            optional="touch",
+            to="label",
+        ),
+        "vae": Tiny(
+            model=tiny_vae,
+            batch=lambda n: Batch({"image": torch.rand(n, 1, 8, 8), "label": torch.arange(n) % 3}),
+            optional="image",
+            to="image",
+        ),
+        "sentence_vae": Tiny(
+            model=tiny_sentence_vae,
+            batch=lambda n: Batch(
+                {"text": torch.randint(3, 9, (n, 4)), "label": torch.arange(n) % 3},
+                {"text": torch.arange(4) < torch.arange(n)[:, None] % 4 + 1},
+            ),
+            optional="text",
+            to="text",
+        ),
+        "multimodal_vae": Tiny(
+            model=tiny_multimodal_vae,
+            batch=lambda n: Batch(
+                {"image": torch.rand(n, 1, 8, 8), "text": torch.randint(3, 9, (n, 4)), "vector": torch.randn(n, 5)},
+                {"text": torch.arange(4) < torch.arange(n)[:, None] % 4 + 1},
+            ),
+            optional="image",
+            to="text",
+        ),
     }
+
+
+def tiny_multimodal_vae() -> MultimodalVAE:
+    """One of three modalities whose p(x | z) do not depend on z: its loss is the same whatever noise a batch draws."""
+    text = {"dim": 8, "depth": 1, "heads": 2}
+    model = MultimodalVAE(
+        {
+            "image": {"kind": "image", "shape": [1, 8, 8], "encoder": {"dim": 8, "width": 4}, "decoder": {"width": 4}},
+            "text": {"kind": "text", "shape": [9, 5], "encoder": text, "decoder": {**text, "stop": 2}},
+            "vector": {"kind": "vector", "shape": [5]},
+        },
+        latent_dim=3,
+        objective="mvae",
+    )
+    for layer in (model.decoders["image"].deconvolution.expand, model.decoders["text"].prefix):
+        torch.nn.init.zeros_(layer.weight)
+    torch.nn.init.zeros_(model.decoders["vector"].layers[0].weight)
+    return model
+
+
+def tiny_vae() -> VAE:
+    """One whose p(x | z) does not depend on z, as `tiny_multimodal_vae`."""
+    model = VAE("image", "image", [1, 8, 8], 3, encoder={"dim": 8, "width": 4}, decoder={"width": 4})
+    torch.nn.init.zeros_(model.decoder.deconvolution.expand.weight)
+    return model
+
+
+def tiny_sentence_vae() -> SentenceVAE:
+    """One whose p(text | z) does not depend on z, as `tiny_multimodal_vae`."""
+    small = {"dim": 8, "depth": 1, "heads": 2}
+    model = SentenceVAE(9, length=5, latent_dim=3, word_dropout=0.3, free_bits=1e-4, encoder=small, decoder=small)
+    torch.nn.init.zeros_(model.decoder.prefix.weight)
+    return model

@@ -22,6 +22,10 @@ from mmgen.modalities.frozen import frozen_prefixes
 MODELS = {
     "classifier": "mmgen.models.classifier:Classifier",
     "captioner": "mmgen.models.captioner:Captioner",
+    "vae": "mmgen.models.vae:VAE",
+    "sentence_vae": "mmgen.models.sentence_vae:SentenceVAE",
+    "multimodal_vae": "mmgen.models.multimodal_vae:MultimodalVAE",
+    "factorized": "mmgen.models.factorized:Factorized",
 }
 
 
@@ -50,10 +54,14 @@ class Model(nn.Module, ModelHubMixin):
     phases: ClassVar[tuple[str, ...]] = ("train",)
     #: names of the batch entries of varying length, for `mmgen.data.batch.collate`
     sequences: ClassVar[tuple[str, ...]] = ()
+    #: whether `generate` can start from nothing: an item without any modality then comes from the prior
+    from_prior: ClassVar[bool] = False
 
     def __init__(self) -> None:
         super().__init__()
         self.processors: dict[str, Processor] = {}
+        #: optimiser steps done, written by the training loop: what schedules read; a tensor, so compiled code stays valid
+        self.register_buffer("step", torch.zeros((), dtype=torch.long), persistent=False)
 
     def losses(self, batch: Batch, phase: str = "train") -> Losses:
         """Named terms whose sum is minimised in ``phase``: summed over event dimensions, mean over the batch."""

@@ -8,7 +8,7 @@ import soundfile
 import torch
 from accelerate import PartialState
 
-from mmgen.data.batch import collate
+from mmgen.data.batch import Batch, collate
 from mmgen.data.processors import Processor
 from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.models.base import Model
@@ -17,19 +17,20 @@ from mmgen.training.config import parse_overrides
 
 def generate(model: Model, given: dict[str, list[str]], to: str, n: int = 1, seed: int = 0,
              options: list[str] = (), out: Path | None = None) -> list[list[Any]]:  # fmt: skip
-    """Make ``n`` results of modality ``to`` for every item.
+    """Make ``n`` results of modality ``to`` for every item; from nothing, of the prior, with a model that has one.
 
     Args:
         model: a trained model with its processors.
         given: modality -> one raw value an item: a file, or a sentence.
-        to: the modality to make.
+        to: the modality to make; several joined by commas with a model that makes them together.
         n: results an item.
         seed: of the sampling.
         options: ``key=value`` options that the model's ``generate`` takes, as in ``["beams=3"]``.
         out: folder for results that are files.
 
     Returns:
-        For each item its results: text as it is, everything else as the path of a file written to ``out``.
+        For each item its results: text as it is, everything else as the path of a file written to ``out``; of several
+        modalities a dict of these by name.
 
     Raises:
         UserError: a modality or an option the model does not know, or a number of items that differs.
@@ -39,7 +40,7 @@ def generate(model: Model, given: dict[str, list[str]], to: str, n: int = 1, see
     if len(set(counts.values())) > 1:
         fix = "repeat each option as often as the others"
         raise UserError("inputs", got=counts, expected="as many of each modality", fix=fix)
-    if not given:
+    if not given and not model.from_prior:
         fix = f"add --{model.inputs[0]} VALUE"
         raise UserError("inputs", got="none", expected="something to start from", fix=fix)
     for name in given:
@@ -48,18 +49,22 @@ def generate(model: Model, given: dict[str, list[str]], to: str, n: int = 1, see
     values = parse_overrides(list(options))
     for name in values:
         check_one_of(f"option of {model.name}", name, known)
-    rows: list[dict[str, torch.Tensor]] = [{} for _ in range(max(counts.values()))]
+    rows: list[dict[str, torch.Tensor]] = [{} for _ in range(max(counts.values(), default=0))]
     for name, items in given.items():
         for row, value in zip(rows, items):
             row[name] = model.processors[name](value)
     check_options(model, values)
     device = PartialState().device
-    batch = collate(rows, model.sequences).to(device)
-    made = model.to(device).generate(batch, to, n=n, generator=torch.Generator().manual_seed(seed), **values)
-    results = [
-        value if isinstance(value, str) else _write(model.processors[to].decode(value), model.processors[to], i, out)
-        for i, value in enumerate(made)
-    ]
+    if given:
+        batch = collate(rows, model.sequences)
+    else:  # one item that lacks everything
+        batch = Batch({model.inputs[0]: torch.zeros(1)}, present={model.inputs[0]: torch.tensor([False])})
+    made = model.to(device).generate(batch.to(device), to, n=n, generator=torch.Generator().manual_seed(seed), **values)
+    if isinstance(made, dict):
+        each = [[_result(model, name, v, f"{i:04d}_{name}", out) for i, v in enumerate(made[name])] for name in made]
+        results = [dict(zip(made, together)) for together in zip(*each)]
+    else:
+        results = [_result(model, to, value, f"{i:04d}", out) for i, value in enumerate(made)]
     return [results[i : i + n] for i in range(0, len(results), n)]
 
 
@@ -77,16 +82,19 @@ def check_options(model: Model, values: dict[str, Any]) -> None:
             raise UserError(f"option {name}", got=value, expected=types[name].__name__, fix=fix)
 
 
-def _write(value: Any, processor: Processor, number: int, out: Path | None) -> str:
+def _result(model: Model, to: str, value: Any, stem: str, out: Path | None) -> str:
+    return value if isinstance(value, str) else _write(model.processors[to].decode(value), model.processors[to], stem, out)
+
+
+def _write(value: Any, processor: Processor, stem: str, out: Path | None) -> str:
     if processor.kind not in ("image", "audio"):
         return str(value)
     if out is None:
         raise UserError("--out", got="none", expected=f"a folder for the {processor.kind} files", fix="add --out DIR")
     out.mkdir(parents=True, exist_ok=True)
+    file = out / f"{stem}.{'png' if processor.kind == 'image' else 'wav'}"
     if processor.kind == "image":
-        file = out / f"{number:04d}.png"
         value.save(file)
     else:
-        file = out / f"{number:04d}.wav"
         soundfile.write(file, value.cpu().numpy(), processor.rate)
     return str(file)

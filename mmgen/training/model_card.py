@@ -35,6 +35,7 @@ class ModelCard:
         limitations: known biases and limits, a sentence each.
         tags: more of the Hub's tags.
         base_model: the Hub name of a frozen model inside, if any.
+        picture_text: what the picture shows.
     """
 
     name: str
@@ -50,6 +51,7 @@ class ModelCard:
     limitations: Sequence[str]
     tags: Sequence[str] = ()
     base_model: str | None = None
+    picture_text: str = "Pictures of held-out data with the captions the model gave them"
 
 
 def write_model_card(path: str | Path, card: ModelCard) -> None:
@@ -87,7 +89,7 @@ def write_model_card(path: str | Path, card: ModelCard) -> None:
 
 {card.description}
 
-![Pictures of held-out data with the captions the model gave them]({card.picture})
+![{card.picture_text}]({card.picture})
 
 ## Figures
 

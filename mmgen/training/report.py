@@ -10,6 +10,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from mmgen.errors import UserError
+
 # split -> system -> metric -> figure, or (mean, standard deviation over seeds)
 Figure = float | tuple[float, float]
 Table = Mapping[str, Mapping[str, Mapping[str, Figure]]]
@@ -20,8 +22,17 @@ LABELS = {
     "bleu4": "BLEU-4 (0-100)",
     "rouge_l": "ROUGE-L (0-1)",
     "exact_match": "exact match (0-1)",
+    "elbo": "ELBO (nats)",
+    "log_likelihood": "log-likelihood (nats)",
+    "betavae_score": "BetaVAE score (0-1)",
+    "factorvae_score": "FactorVAE score (0-1)",
+    "mig": "MIG (0-1)",
+    "modularity": "modularity (0-1)",
+    "dci": "DCI (0-1)",
+    "sap": "SAP (0-1)",
 }
 _NONE = "\N{EN DASH}"
+_GAP = 4  # pixels between the pictures of a grid
 
 
 @dataclass(frozen=True)
@@ -33,12 +44,14 @@ class Sample:
         text: label -> text in the order shown, the model's own first; several references are lines of one text.
         note: a few words under the picture, such as ``CIDEr 4.2``.
         group: the heading the card stands under; neighbours of one group share it.
+        wide: give the picture the width of the page, as a grid of many needs.
     """
 
     image: bytes | Image.Image
     text: Mapping[str, str]
     note: str = ""
     group: str = ""
+    wide: bool = False
 
     def picture(self) -> Image.Image:
         """The picture, decoded."""
@@ -127,6 +140,32 @@ def write_report(
     Path(path).write_text(page, encoding="utf-8")
 
 
+def picture_grid(rows: Sequence[Sequence[Image.Image]], side: int = 48) -> Image.Image:
+    """Pictures of one size in rows and columns, the pixels of small ones drawn larger.
+
+    Args:
+        rows: the pictures, as many in each row.
+        side: least length of the longer side of each as drawn, in pixels.
+
+    Raises:
+        UserError: there is no picture, or rows differ in length.
+
+    >>> picture_grid([[Image.new("L", (8, 8))] * 3] * 2).size
+    (152, 100)
+    """
+    lengths = sorted({len(row) for row in rows})
+    if len(lengths) != 1 or lengths == [0]:
+        expected = "one or more pictures a row, as many in each"
+        raise UserError("picture grid", got=f"rows of {lengths}", expected=expected, fix="generate samples first")
+    scale = max(1, -(-side // max(rows[0][0].size)))
+    width, height = (scale * length for length in rows[0][0].size)
+    grid = Image.new("RGB", (lengths[0] * (width + _GAP) - _GAP, len(rows) * (height + _GAP) - _GAP), "#808080")
+    for i, row in enumerate(rows):
+        for j, picture in enumerate(row):
+            grid.paste(picture.resize((width, height), Image.Resampling.NEAREST), (j * (width + _GAP), i * (height + _GAP)))
+    return grid
+
+
 def _figures(table: Table) -> str:
     metrics = metrics_of(table)
     names = [escape(LABELS.get(metric, metric)).replace(" (", "<br>(") for metric in metrics]
@@ -166,7 +205,8 @@ def _card(sample: Sample) -> str:
     lines = "".join(f"<dt>{escape(label)}</dt><dd>{escape(text) or '&nbsp;'}</dd>" for label, text in sample.text.items())
     note = f'<p class="note">{escape(sample.note)}</p>' if sample.note else ""
     source = f"data:{mime};base64,{b64encode(data).decode()}"
-    return f'<article><div><img src="{source}" alt="{escape(alt)}" {size}>{note}</div><dl>{lines}</dl></article>'
+    kind = ' class="wide"' if sample.wide else ""
+    return f'<article{kind}><div><img src="{source}" alt="{escape(alt)}" {size}>{note}</div><dl>{lines}</dl></article>'
 
 
 _STYLE = """
@@ -205,6 +245,8 @@ h2 + .cards { margin-top: 0; }
 article { display: grid; grid-template-columns: minmax(6rem, 36%) 1fr; gap: .9rem; padding: .8rem; align-items: start;
   background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
 img { width: 100%; height: auto; border-radius: 6px; background: #fff; }
+.wide { grid-column: 1 / -1; grid-template-columns: 1fr; }
+.wide img { width: auto; max-width: 100%; }
 .note { margin: .4rem 0 0; text-align: center; font-size: .8rem; color: var(--soft); font-variant-numeric: tabular-nums; }
 dl { margin: 0; min-width: 0; }
 dt { margin-top: .5rem; font-size: .75rem; color: var(--soft); }

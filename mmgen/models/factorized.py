@@ -1,0 +1,465 @@
+"""MFM: a label factor shared by all modalities, and for each modality a private factor with what the label leaves open.
+
+Codes are deterministic, and held to N(0, 1) by MMD (a Wasserstein autoencoder). With all modalities there, each code comes
+from its encoder; where some are missing, a surrogate infers it from the features of those that are there.
+"""
+
+import inspect
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Categorical, Distribution, Laplace
+
+from mmgen.data.batch import Batch
+from mmgen.distributions import AutoregressiveCategorical, draw
+from mmgen.errors import UserError, check_at_least, check_one_of
+from mmgen.latents.divergences import mmd
+from mmgen.latents.fusion import subsets
+from mmgen.modalities.audio import AudioDecoder
+from mmgen.modalities.image import ImageDecoder
+from mmgen.modalities.memory_fusion import MemoryFusion
+from mmgen.modalities.sequence import SequenceDecoder, SequenceEncoder
+from mmgen.modalities.text import TextDecoder
+from mmgen.modalities.vector import VectorDecoder, multilayer_perceptron
+from mmgen.models.base import Losses, Model
+from mmgen.models.classifier import KINDS, build_encoder
+
+DECODERS = {"vector": VectorDecoder, "image": ImageDecoder, "audio": AudioDecoder, "text": TextDecoder}
+PARTS = ("", "generative", "factorization")
+
+
+@dataclass(frozen=True)
+class Modality:
+    """How one modality is read and written.
+
+    Args:
+        kind: "vector", "image", "audio", "text" or "sequence".
+        shape: of one value: image (c, h, w), audio (mels, frames), vector (d,), text (number of tokens in the vocabulary,),
+            sequence (d,).
+        encoder: settings of the kind's encoder; two of them are built, for the label factor and for the private one.
+        decoder: settings of the kind's decoder; text needs ``length`` and ``stop``, a sequence that is one item ``length``.
+        code: size of z_m.
+        factor: size of f_m.
+        weight: of -log p(x_m | f_y, f_m) in the loss.
+        dropout: share of its features that the label factor does without in training; None takes the model's.
+    """
+
+    kind: str
+    shape: list[int]
+    encoder: dict[str, Any] = field(default_factory=dict)
+    decoder: dict[str, Any] = field(default_factory=dict)
+    code: int = 16
+    factor: int = 16
+    weight: float = 0.01
+    dropout: float | None = None
+
+
+@dataclass(frozen=True)
+class Factors:
+    """The factors of some items: ``label`` f_y (..., k), and ``private`` modality -> f_m (..., k_m)."""
+
+    label: Tensor
+    private: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A batch as the encoders see it; ``label`` and ``private`` hold features (..., d), zero where a modality is missing."""
+
+    values: dict[str, Tensor]
+    masks: dict[str, Tensor]
+    present: dict[str, Tensor]  # modality -> (...) bool: (b,), or (b, t) where positions have labels of their own
+    label: list[Tensor]  # of all modalities, what the label factor is inferred from
+    private: list[Tensor]  # and what private factors are
+    memory: Tensor | None  # (..., d) what the memory fusion adds to `label`
+
+    @property
+    def real(self) -> Tensor:
+        """(...) bool: what has any modality."""
+        return self.all.any(0)
+
+    @property
+    def all(self) -> Tensor:
+        """(m, ...) bool, the rows of `present`."""
+        return torch.stack(list(self.present.values()))
+
+
+class Factorized(Model):
+    """The multimodal factorization model.
+
+    ``f_y = F_y(z_y)``, ``f_m = F_m(z_m)``; ``p(x, y) = p(y | f_y) prod_m p(x_m | f_y, f_m)``, and the loss is
+
+    ``-log p(y | f_y) - sum_m w_m log p(x_m | f_y, f_m) + lambda sum_z MMD(z, N(0, 1))``
+
+    plus what trains the surrogates: over the patterns of missing modalities that can be made of those an item has, the mean of
+    ``|s - z|^2``, z the code of everything the item has (no gradient reaches it), and of -log p(y | F_y(s_y)); and for each
+    modality m, taken away alone, -w_m log p(x_m | F_y(s_y), F_m(s_m)). A surrogate reads the features of the modalities that
+    are there, and which they are; that of z_m never sees x_m, and one network serves all patterns.
+
+    With ``per_position``, all modalities are aligned sequences, and every position (such as an utterance of a video) has its
+    own label, codes and reconstruction, read in the light of the others by the encoders: then labels are (b, t), and losses
+    are means over positions. Items or positions without a label count in all terms but its own.
+
+    Args:
+        modalities: name -> the values of `Modality`; one or more.
+        classes: number of labels, ``batch["label"]`` in int64; None where it holds numbers, -log p(y) = |y - y'| + log 2.
+        per_position: whether each position of the sequences has a label of its own.
+        code: size of z_y.
+        factor: size of f_y.
+        hidden: width of the networks from features to codes, factors and label.
+        dropout: share dropped in training of z_y, and of the features it is made from where `Modality` says no other.
+        fusion: what z_y is made from: "concatenation" of the features, or "memory" beside it, for aligned sequences.
+        memory: size of the memory.
+        mmd_weight: lambda.
+        bandwidth: of the kernel, as in `mmgen.latents.divergences.mmd`; None takes the median rule.
+        surrogate_weight: of the terms that train the surrogates.
+        without: an ablation: "generative" has neither private factors nor reconstruction, "factorization" one factor, as large
+            as all together, that carries the label and all modalities.
+        class_names: what the labels are called, in order.
+
+    Raises:
+        UserError: an unknown setting or a value out of range; in use, an item with nothing, a feature that is not finite, a
+            label out of range, or a modality the model has not.
+
+    Source: Tsai et al. 2019, Learning Factorized Multimodal Representations, arXiv 1806.06176. There each surrogate reads the
+        raw values of a fixed pair of modalities; here the features of any. MMD's bandwidth is not scaled by the dimension.
+
+    >>> model = Factorized({"a": {"kind": "vector", "shape": [3]}, "b": {"kind": "vector", "shape": [5]}}, classes=2)
+    >>> batch = Batch({"a": torch.zeros(4, 3), "label": torch.tensor([0, 1, 0, 1])})
+    >>> model.predict(batch).probs.shape, model.generate(batch, to="b").shape
+    (torch.Size([4, 2]), torch.Size([4, 5]))
+    """
+
+    name = "factorized"
+
+    def __init__(
+        self,
+        modalities: dict[str, dict[str, Any]] | None = None,
+        classes: int | None = 2,
+        per_position: bool = False,
+        code: int = 32,
+        factor: int = 16,
+        hidden: int = 64,
+        dropout: float = 0.0,
+        fusion: str = "concatenation",
+        memory: int = 32,
+        mmd_weight: float = 1.0,
+        bandwidth: float | None = None,
+        surrogate_weight: float = 1.0,
+        without: str = "",
+        class_names: list[str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.modalities = {name: _modality(name, values) for name, values in (modalities or {}).items()}
+        check_at_least("modalities", len(self.modalities), 1)
+        check_one_of("fusion", fusion, ["concatenation", "memory"])
+        check_one_of("without", without, PARTS)
+        kinds = {m.kind for m in self.modalities.values()}
+        if (per_position or fusion == "memory") and kinds != {"sequence"}:
+            what = "per_position" if per_position else "fusion"
+            fix = "give all modalities as sequences, or switch it off"
+            raise UserError(f"{what} of kinds", got=sorted(kinds), expected="sequences only", fix=fix)
+        if classes is not None:
+            check_at_least("classes", classes, 2)
+        if class_names is not None and len(class_names) != classes:
+            raise UserError("class_names", got=class_names, expected=f"{classes} names", fix=f"set classes={len(class_names)}")
+        self.classes, self.class_names, self.per_position = classes, class_names, per_position
+        self.mmd_weight, self.bandwidth, self.surrogate_weight = mmd_weight, bandwidth, surrogate_weight
+        self.sequences = tuple(name for name, m in self.modalities.items() if m.kind in ("text", "sequence"))
+        self.sequences += ("label",) if per_position else ()
+        self.private = () if without else tuple(self.modalities)
+        if without == "factorization":
+            code += sum(m.code for m in self.modalities.values())
+            factor += sum(m.factor for m in self.modalities.values())
+
+        self.label_encoders = nn.ModuleDict({name: _encoder(name, m) for name, m in self.modalities.items()})
+        self.private_encoders = nn.ModuleDict({name: _encoder(name, self.modalities[name]) for name in self.private})
+        self.sizes = sizes = {name: encoder.dim for name, encoder in self.label_encoders.items()}  # of the features
+        self.fusion = MemoryFusion(list(sizes.values()), memory, hidden) if fusion == "memory" else None
+        rates = {name: dropout if m.dropout is None else m.dropout for name, m in self.modalities.items()}
+        self.dropouts = nn.ModuleDict({name: nn.Dropout(rate) for name, rate in rates.items()})
+        together = sum(sizes.values())
+        self.label_code = multilayer_perceptron([together + (memory if self.fusion else 0), hidden, code])
+        self.label_factor = nn.Sequential(nn.Dropout(dropout), *multilayer_perceptron([code, hidden, factor]))
+        self.label_head = multilayer_perceptron([factor, hidden, classes or 1])
+        self.private_codes = nn.ModuleDict({n: nn.Linear(sizes[n], self.modalities[n].code) for n in self.private})
+        self.private_factors = nn.ModuleDict(
+            {n: multilayer_perceptron([m.code, hidden, m.factor]) for n, m in self.modalities.items() if n in self.private}
+        )
+        self.decoders = nn.ModuleDict(
+            {n: self._decoder(n, m, factor) for n, m in self.modalities.items() if without != "generative"}
+        )
+        surrogates = len(self.modalities) > 1  # of a single modality nothing can be inferred
+        seen = together + len(sizes)  # features, and which are there
+        self.label_surrogate = multilayer_perceptron([seen, hidden, code]) if surrogates else None
+        self.private_surrogates = nn.ModuleDict(
+            {n: multilayer_perceptron([seen, hidden, self.modalities[n].code]) for n in self.private if surrogates}
+        )
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The modalities it reads."""
+        return tuple(self.modalities)
+
+    def losses(self, batch: Batch, phase: str = "train") -> Losses:
+        """The label's term, a reconstruction a modality, the prior's, and those of the surrogates."""
+        seen = self._read(batch)
+        codes = self._codes(seen)
+        factors, labels, losses = self._factors(codes), self._labels(batch, seen), Losses()
+        if labels is not None:
+            losses["label"] = -masked_mean(self.decode(factors, "label").log_prob(labels[0]), labels[1])
+        for name in self.decoders:
+            if name in seen.values:
+                losses[f"reconstruction_{name}"] = self._reconstruction(factors, name, seen, seen.present[name])
+        if self.mmd_weight:
+            rows = {**seen.present, "label": seen.real}
+            flat = [z[rows[name]] for name, z in codes.items() if name == "label" or name in seen.values]  # (n, k) each
+            terms = [mmd(z, torch.randn_like(z), self.bandwidth, unbiased=False) for z in flat]
+            losses["prior"] = self.mmd_weight * torch.stack(terms).sum()
+        if self.label_surrogate is not None and self.surrogate_weight:
+            terms = self._surrogate_losses(seen, codes, labels)
+            losses |= {f"surrogate_{name}": self.surrogate_weight * value for name, value in terms.items()}
+        return losses
+
+    def encode(self, batch: Batch) -> Factors:
+        """The factors, each from its encoder or, with modalities missing, its surrogate; f_m of missing modalities too."""
+        return self._factors(self._codes(self._read(batch)))
+
+    def decode(self, factors: Factors, to: str) -> Distribution:
+        """p(to | f_y, f_to), or p(label | f_y): batch shape (...) of the factors."""
+        if to == "label":
+            scores = self.label_head(factors.label)  # (..., classes or 1)
+            scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+            return Categorical(logits=scores) if self.classes else Laplace(scores.squeeze(-1), 1.0)
+        check_one_of("to", to, ["label", *self.decoders])
+        return self.decoders[to](torch.cat([factors.label, *([factors.private[to]] if self.private else [])], -1))
+
+    def predict(self, batch: Batch) -> Distribution:
+        """p(label | f_y) from whatever is present: batch shape (b,), or (b, t) where each position has a label."""
+        return self.decode(self.encode(batch), "label")
+
+    @torch.no_grad()
+    def generate(
+        self, given: Batch, to: str, n: int = 1, generator: torch.Generator | None = None, swap: str = "none",
+        private: str = "inferred",
+    ) -> Tensor:  # fmt: skip
+        """``n`` of ``to`` for each item: the means of p(to | f_y, f_to); texts and labels are drawn from it.
+
+        Args:
+            given: any of the modalities.
+            to: a modality, or "label".
+            n: how many an item; they differ where something is drawn.
+            generator: makes draws reproducible.
+            swap: "label" takes f_y from the next item of ``given`` (the last's from the first), "private" f_to.
+            private: "inferred" from what is given, or drawn from its "prior".
+
+        Returns:
+            (b * n, ...), those of one item together.
+
+        Raises:
+            UserError: an unknown ``to`` or option.
+        """
+        check_one_of("to", to, ["label", *self.decoders])
+        check_one_of("swap", swap, ["none", "label", "private"])
+        check_one_of("private", private, ["inferred", "prior"])
+        check_at_least("n", n, 1)
+        codes = self._codes(self._read(given.without("label")))
+        if swap != "none":
+            codes = {k: z.roll(-1, 0) if (k == "label") == (swap == "label") else z for k, z in codes.items()}
+        codes = {k: z.repeat_interleave(n, 0) for k, z in codes.items()}  # (b n, ..., k)
+        if private == "prior" and to in codes:
+            device = codes[to].device if generator is None else generator.device
+            codes[to] = torch.randn(codes[to].shape, generator=generator, device=device).to(codes[to])
+        made = self.decode(self._factors(codes), to)
+        if isinstance(made, Categorical):
+            return draw(made.probs.flatten(0, -2), 1, generator).reshape(made.batch_shape)
+        return made.sample((), generator) if isinstance(made, AutoregressiveCategorical) else made.mean
+
+    def _decoder(self, name: str, modality: Modality, factor: int) -> nn.Module:
+        latent = factor + (modality.factor if self.private else 0)
+        if modality.kind != "sequence":
+            shape = modality.shape[0] if len(modality.shape) == 1 else tuple(modality.shape)
+            decoder, values = DECODERS[modality.kind], [latent, shape]
+        else:
+            decoder, values = VectorDecoder if self.per_position else SequenceDecoder, [latent, modality.shape[0]]
+        parameters = list(inspect.signature(decoder).parameters.values())
+        for key in modality.decoder:
+            check_one_of(f"modalities.{name}.decoder.{key}", key, [p.name for p in parameters])
+        for lacking in [p.name for p in parameters[2:] if p.default is p.empty and p.name not in modality.decoder]:
+            got, fix = sorted(modality.decoder), f"add modalities.{name}.decoder.{lacking}"
+            raise UserError(f"modalities.{name}.decoder", got=got, expected=f"its {lacking}", fix=fix)
+        return decoder(*values, **modality.decoder)
+
+    def _read(self, batch: Batch) -> _Seen:
+        """Encode each modality once for each kind of factor; what an item lacks is zero before and after."""
+        for name in batch.values:
+            check_one_of("modality", name, ["label", *self.modalities])
+        values, masks, present = {}, {}, {}
+        for name in self.modalities:
+            if name not in batch:
+                continue
+            x, there = batch[name], batch.present[name]  # (b, ...), (b,)
+            if name in self.sequences:
+                mask = batch.masks.get(name, torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)) & there[:, None]
+                there = mask if self.per_position else there
+            if not there.any():
+                continue
+            if name in self.sequences:
+                masks[name] = mask  # (b, t)
+            values[name] = x = torch.where(there.reshape(*there.shape, *[1] * (x.ndim - there.ndim)), x, 0)
+            present[name] = there
+            if x.is_floating_point() and not x.isfinite().all():
+                item = (~x.flatten(1).isfinite().all(1)).nonzero()[0].item()
+                got = f"a number that is not finite, in item {item}"
+                raise UserError(name, got=got, expected="finite numbers", fix="drop the item, or fill the feature in")
+        aligned = present if self.fusion is None else masks
+        lengths = {name: tuple(where.shape) for name, where in aligned.items()}
+        if len(set(lengths.values())) > 1:
+            raise UserError("sequences", got=lengths, expected="one length for all", fix="align them")
+        nothing = torch.ones(batch.size, dtype=torch.bool)
+        for there in present.values():
+            nothing = nothing.to(there.device) & ~there.reshape(batch.size, -1).any(1)  # (b,)
+        if nothing.any():
+            got, fix = f"none for item {nothing.nonzero()[0].item()}", "leave the item out"
+            raise UserError("modalities", got=got, expected=f"at least one of {', '.join(self.modalities)}", fix=fix)
+        nobody = torch.zeros_like(next(iter(present.values())))
+        present = {name: present.get(name, nobody) for name in self.modalities}
+
+        steps = {name: self._features(self.label_encoders[name], name, x, masks) for name, x in values.items()}
+        memory = None
+        if self.fusion is not None and len(values) == len(self.modalities):
+            together = torch.stack(list(masks.values())).all(0)  # (b, t)
+            memory = self.fusion(list(steps.values()), together)  # (b, t, memory)
+            memory = memory if self.per_position else memory[:, -1]
+        if self.fusion is not None and not self.per_position:
+            steps = {n: x.sum(1) / masks[n].sum(1, keepdim=True).clamp(min=1) for n, x in steps.items()}  # (b, d)
+        private = {n: self._features(self.private_encoders[n], n, x, masks) for n, x in values.items() if self.private}
+        label = [self.dropouts[name](self._known(steps, name, there)) for name, there in present.items()]  # (..., d) each
+        private = [self._known(private, name, present[name]) for name in self.private]
+        return _Seen(values, masks, present, label, private, memory)
+
+    def _known(self, found: dict[str, Tensor], name: str, there: Tensor) -> Tensor:
+        """Features (..., d), exactly zero where ``there`` (...) is False."""
+        if name in found:
+            return torch.where(there[..., None], found[name], 0.0)
+        return self.label_head[0].weight.new_zeros(*there.shape, self.sizes[name])
+
+    def _features(self, encoder: nn.Module, name: str, x: Tensor, masks: dict[str, Tensor]) -> Tensor:
+        """(b, ...) -> (b, d); (b, t, d) where each position has codes of its own."""
+        if name not in masks:
+            return encoder(x)
+        if self.per_position or (self.fusion is not None and encoder is self.label_encoders[name]):
+            return encoder.steps(x, masks[name])
+        return encoder(x, masks[name])
+
+    def _codes(self, seen: _Seen) -> dict[str, Tensor]:
+        """z_y, under "label", and z_m of every modality, (..., k): by the encoders or, for what they lack, by surrogates."""
+        everyone, codes = seen.all, {}  # (m, ...)
+        complete = everyone.all(0)  # (...)
+        if len(seen.values) == len(self.modalities):
+            codes["label"] = self.label_code(torch.cat([*seen.label, *([] if seen.memory is None else [seen.memory])], -1))
+        if self.label_surrogate is not None:
+            inferred = self.label_surrogate(known(seen.label, everyone))
+            codes["label"] = torch.where(complete[..., None], codes["label"], inferred) if codes else inferred
+        for i, name in enumerate(self.private):
+            z = self.private_codes[name](seen.private[i])
+            if name in self.private_surrogates:
+                inferred = self.private_surrogates[name](known(seen.private, lacking(everyone, i)))
+                z = torch.where(everyone[i][..., None], z, inferred)
+            codes[name] = z
+        return codes
+
+    def _factors(self, codes: dict[str, Tensor]) -> Factors:
+        private = {name: self.private_factors[name](codes[name]) for name in self.private}
+        return Factors(self.label_factor(codes["label"]), private)
+
+    def _reconstruction(self, factors: Factors, name: str, seen: _Seen, rows: Tensor) -> Tensor:
+        """-w_m log p(x_m | f_y, f_m), summed over ``rows`` (...), over all that has any modality."""
+        mask = (seen.masks[name],) if name in seen.masks and not self.per_position else ()
+        log_prob = self.decode(factors, name).log_prob(seen.values[name], *mask)  # (...)
+        return -self.modalities[name].weight * masked_mean(log_prob, rows, seen.real)
+
+    def _surrogate_losses(
+        self, seen: _Seen, codes: dict[str, Tensor], labels: tuple[Tensor, Tensor] | None
+    ) -> dict[str, Tensor]:
+        """What the codes that surrogates infer miss of those of everything present, and how well they decode."""
+        m, everyone = len(self.modalities), seen.all  # (m, ...)
+        patterns = subsets(m, everyone.device)[:-1].T.reshape(
+            m, -1, *[1] * (everyone.ndim - 1)
+        )  # (m, s, ...): all but the whole
+        kept = patterns & everyone[:, None]
+        valid = kept.any(0) & (kept != everyone[:, None]).any(0)  # (s, ...) something is left, something was taken
+        inferred = {"label": self.label_surrogate(known(seen.label, kept))}  # (s, ..., k)
+        error = (inferred["label"] - codes["label"].detach()).square().sum(-1)  # (s, ...)
+        for i, name in enumerate(self.private):
+            inferred[name] = self.private_surrogates[name](known(seen.private, lacking(kept, i)))
+            miss = (inferred[name] - codes[name].detach()).square().sum(-1)
+            error = error + torch.where(everyone[i] & ~kept[i], miss, 0.0)
+        terms = {"codes": masked_mean(error, valid)}
+        if labels is not None:
+            log_prob = self.decode(Factors(self.label_factor(inferred["label"]), {}), "label").log_prob(labels[0])
+            terms["label"] = -masked_mean(log_prob, valid & labels[1])
+        for i, name in enumerate(self.modalities):
+            if name in self.decoders and name in seen.values:
+                row = 2**m - 2 - 2**i  # of the pattern that lacks this modality alone: `subsets` counts in binary, from 1
+                factors = self._factors({**codes, **{k: z[row] for k, z in inferred.items()}})
+                terms[f"reconstruction_{name}"] = self._reconstruction(factors, name, seen, everyone[i] & kept[:, row].any(0))
+        return terms
+
+    def _labels(self, batch: Batch, seen: _Seen) -> tuple[Tensor, Tensor] | None:
+        """The labels with 0 where there is none, and who has one, both (...); None if nobody has."""
+        if "label" not in batch or not batch.present["label"].any():
+            return None
+        labels, there = batch["label"], batch.present["label"]
+        if labels.shape != seen.real.shape:
+            got, expected = tuple(labels.shape), f"{tuple(seen.real.shape)}, as the modalities have"
+            raise UserError("label", got=got, expected=expected, fix="give each item, or each position, one label")
+        if self.per_position:
+            there = there[:, None] & batch.masks.get("label", torch.ones_like(labels, dtype=torch.bool))  # (b, t)
+        labels = torch.where(there, labels, 0)
+        if self.classes is None:
+            wrong, expected = labels[~labels.isfinite()], "a finite number"
+        else:
+            wrong, expected = labels[(labels < 0) | (labels >= self.classes)], f"0 to {self.classes - 1}"
+        if len(wrong):
+            raise UserError("label", got=wrong[0].item(), expected=expected, fix="check the column and `classes`")
+        return labels, there & seen.real
+
+
+def known(features: list[Tensor], present: Tensor) -> Tensor:
+    """What a surrogate reads: the features (..., d) of modalities that are there, present (m, s, ...), and which they are."""
+    parts = [torch.where(there[..., None], x, 0.0) for x, there in zip(features, present)]  # (s, ..., d) each
+    return torch.cat([*parts, present.movedim(0, -1).to(parts[0].dtype)], -1)  # (s, ..., sum d + m)
+
+
+def lacking(present: Tensor, i: int) -> Tensor:
+    """``present`` (m, ...) with modality ``i`` taken away from all."""
+    return present & (torch.arange(len(present), device=present.device) != i).reshape(-1, *[1] * (present.ndim - 1))
+
+
+def masked_mean(values: Tensor, rows: Tensor, of: Tensor | None = None) -> Tensor:
+    """The sum of ``values`` over ``rows``, by the number of them, or of those in ``of``; 0 where there is none."""
+    return torch.where(rows, values, 0.0).sum() / (rows if of is None else of).sum().clamp(min=1)
+
+
+def _modality(name: str, values: dict[str, Any]) -> Modality:
+    for key in values:
+        check_one_of(f"modalities.{name}.{key}", key, inspect.signature(Modality).parameters)
+    if name == "label":
+        raise UserError("modality", got=name, expected="another name than that of the labels", fix="rename it")
+    for key in ("kind", "shape"):
+        if key not in values:
+            fix = f"add modalities.{name}.{key}"
+            raise UserError(f"modalities.{name}", got=sorted(values), expected="kind and shape", fix=fix)
+    check_one_of(f"modalities.{name}.kind", values["kind"], [*KINDS, "sequence"])
+    return Modality(**values)
+
+
+def _encoder(name: str, modality: Modality) -> nn.Module:
+    if modality.kind != "sequence":
+        return build_encoder(modality.kind, modality.shape, modality.encoder)
+    for key in modality.encoder:
+        check_one_of(f"modalities.{name}.encoder.{key}", key, inspect.signature(SequenceEncoder).parameters)
+    return SequenceEncoder(modality.shape[0], **modality.encoder)

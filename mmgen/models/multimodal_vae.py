@@ -1,0 +1,359 @@
+"""Multimodal VAEs: any set of modalities is encoded to one latent z, and each is decoded from it: MVAE, MMVAE, MoPoE, MVTCAE.
+
+p(x_1, ..., x_M, z) = N(z; 0, 1) prod_i p(x_i | z). The objectives differ in how the posteriors q(z | x_i) of the modalities
+present become one, and in which bounds are summed. Each modality is encoded once a step, whatever the number of subsets.
+"""
+
+import inspect
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, Independent, MixtureSameFamily
+
+from mmgen.data.batch import Batch
+from mmgen.distributions import until_stop
+from mmgen.errors import UserError, check_at_least, check_one_of
+from mmgen.latents.divergences import kl, kl_to_standard
+from mmgen.latents.fusion import (
+    mixture_of_experts,
+    mixture_of_products,
+    present_experts,
+    product_of_experts,
+    stack_experts,
+    subsets,
+)
+from mmgen.latents.importance import importance_bound
+from mmgen.latents.spaces import GaussianHead, StandardPrior, rsample
+from mmgen.modalities.audio import AudioDecoder
+from mmgen.modalities.image import ImageDecoder
+from mmgen.modalities.text import TextDecoder
+from mmgen.modalities.vector import VectorDecoder
+from mmgen.models.base import Losses, Model
+from mmgen.models.classifier import build_encoder
+
+DECODERS = {"image": ImageDecoder, "text": TextDecoder, "audio": AudioDecoder, "vector": VectorDecoder}
+LENGTHS = {"image": 3, "text": 2, "audio": 2, "vector": 1}
+KEYS = ("kind", "shape", "encoder", "decoder", "weight")
+OBJECTIVES = ("mvae", "mmvae", "mopoe", "mvtcae")
+
+
+class MultimodalVAE(Model):
+    """One latent space for any set of modalities.
+
+    Let q_S be the product of the posteriors q_i of the modalities in S, X what an item has, M the number of modalities of the
+    model, and ``R(q) = E_q[sum_{i in X} w_i log p(x_i | z)]``. The loss is minus
+
+    - "mvae": ``E(X) + sum_i E({i})`` and E(S) of ``random_subsets`` subsets S of two or more, drawn anew each step, where
+      ``E(S) = E_{q_S}[sum_{i in S} w_i log p(x_i | z)] - beta KL(q_S || p)`` and p is one of the factors of q_S.
+    - "mmvae": with q the mean of the q_i, the mean over i of ``E_{z_1..z_K ~ q_i}[log 1/K sum_k r(z_k)]``, where
+      ``r(z) = (p(z) / q(z))^beta prod_j p(x_j | z)^w_j`` and K = ``samples``; for K = 1 the ELBO, stratified over experts.
+    - "mopoe": ``R(q) - beta 1/n sum_S KL(q_S || p)``, q the mean of q_S over the n subsets S of X; each item's z comes from
+      one subset, drawn at random.
+    - "mvtcae": ``(M - alpha)/M R(q) - beta ((1 - alpha) KL(q || p) + alpha/M sum_i KL(q || q_i))`` with q = q_X.
+
+    A modality that an item lacks is neither encoded nor scored, and gets a gradient of exactly zero. Subsets that an item has
+    nothing of add 0 to its loss; the loss is the mean over all items.
+
+    Args:
+        modalities: name in a batch -> ``kind`` ("image", "text", "audio", "vector"), ``shape`` of one value (image (c, h, w),
+            audio (mels, frames), vector (d,), text (number of tokens in the vocabulary, longest text in tokens)), settings of
+            the kind's ``encoder`` and ``decoder`` (text needs ``stop`` there, the others take ``likelihood``), and ``weight``,
+            its w_i.
+        latent_dim: size k of z.
+        objective: "mvae", "mmvae", "mopoe" or "mvtcae".
+        beta: weight of the KL terms, 0 or above.
+        random_subsets: of "mvae", at most as many as there are subsets of 2 to M - 1 modalities.
+        samples: K of "mmvae".
+        alpha: of "mvtcae", from 0 to 1.
+        rescale: without a ``weight``, w_i is the largest dimension over that of i (of a text its length) and not 1.
+
+    Raises:
+        UserError: an unknown name, or a value out of range; in use, a modality the model has not, an item with nothing, values
+            that are not finite, of another shape, or that their likelihood gives no probability.
+
+    Source: Wu and Goodman 2018, MVAE, arXiv 1802.05335; Shi et al. 2019, MMVAE, arXiv 1911.03393, with Gaussians for its
+        Laplace distributions, a fixed prior, and without DReG's gradient; Sutter et al. 2021, MoPoE, arXiv 2105.02470, without
+        the prior that its code adds to the product of all; Hwang et al. 2021, MVTCAE. w_i as in Javaloy et al. 2022.
+
+    >>> image = {"kind": "image", "shape": [1, 8, 8], "encoder": {"width": 4}, "decoder": {"width": 4}}
+    >>> model = MultimodalVAE({"image": image, "vector": {"kind": "vector", "shape": [6]}}, latent_dim=2)
+    >>> batch = Batch({"image": torch.zeros(3, 1, 8, 8)})
+    >>> {name: tuple(x.shape) for name, x in model.generate(batch, to="image,vector", n=2).items()}
+    {'image': (6, 1, 8, 8), 'vector': (6, 6)}
+    """
+
+    name = "multimodal_vae"
+    from_prior = True
+
+    def __init__(
+        self,
+        modalities: dict[str, dict[str, Any]] | None = None,
+        latent_dim: int = 16,
+        objective: str = "mopoe",
+        beta: float = 1.0,
+        random_subsets: int = 0,
+        samples: int = 1,
+        alpha: float = 0.9,
+        rescale: bool = False,
+    ) -> None:
+        super().__init__()
+        self.modalities = {name: check_modality(name, values) for name, values in (modalities or {}).items()}
+        m = len(self.modalities)
+        if m == 0:
+            fix = 'give {"image": {"kind": "image", "shape": [1, 28, 28]}}'
+            raise UserError("modalities", got="none", expected="at least one", fix=fix)
+        self.objective = check_one_of("objective", objective, OBJECTIVES)
+        self.beta, self.samples = check_at_least("beta", beta, 0), check_at_least("samples", samples, 1)
+        most = max(0, 2**m - m - 2)
+        if not 0 <= random_subsets <= most:
+            fix = f"use {most} or fewer"
+            raise UserError("random_subsets", got=random_subsets, expected=f"0 to {most} with {m} modalities", fix=fix)
+        if not 0 <= alpha <= 1:
+            raise UserError("alpha", got=alpha, expected="a number from 0 to 1", fix="set alpha=0.9")
+        self.random_subsets, self.alpha = random_subsets, alpha
+        self.sequences = tuple(name for name, values in self.modalities.items() if values["kind"] == "text")
+        self.weights = likelihood_weights(self.modalities, rescale)
+        self.encoders, self.heads, self.decoders = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
+        for name, values in self.modalities.items():
+            kind, shape = values["kind"], values["shape"]
+            self.encoders[name] = build_encoder(kind, shape[:1] if kind == "text" else shape, values.get("encoder") or {})
+            self.heads[name] = GaussianHead(self.encoders[name].dim, latent_dim)
+            self.decoders[name] = build_decoder(name, kind, latent_dim, shape, values.get("decoder") or {})
+        self.prior = StandardPrior(latent_dim)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The modalities it reads and makes."""
+        return tuple(self.modalities)
+
+    def losses(self, batch: Batch, phase: str = "train") -> Losses:
+        """The objective's terms: a reconstruction for each modality of the model, 0 where no item has it, and the KL.
+
+        MMVAE has one term, minus its bound.
+        """
+        batch = self._checked(batch)
+        objective = {"mvae": self._mvae, "mmvae": self._mmvae, "mopoe": self._mopoe, "mvtcae": self._mvtcae}[self.objective]
+        return objective(batch, *self._experts(batch))
+
+    def encode(self, batch: Batch) -> Distribution:
+        """q(z | x) given whatever each item has, batch shape (b,): a product for MVAE and MVTCAE, else a mixture."""
+        experts, present = self._experts(self._checked(batch))
+        if self.objective == "mmvae":
+            return mixture_of_experts(experts, present)
+        if self.objective == "mopoe":
+            return mixture_of_products(experts, present)
+        return product_of_experts(experts, present, prior=self.objective == "mvae")
+
+    def decode(self, z: Tensor, to: str) -> Distribution:
+        """p(to | z), z (..., k); (b, k) for a text."""
+        return self.decoders[check_one_of("to", to, self.modalities)](z)
+
+    @torch.no_grad()
+    def generate(
+        self, given: Batch, to: str, n: int = 1, generator: torch.Generator | None = None, temperature: float = 0.0
+    ) -> Tensor | dict[str, Tensor]:
+        """``n`` draws of z an item, from its posterior or, where it has nothing, the prior, each decoded to all that is asked.
+
+        Args:
+            given: what each item has.
+            to: a modality, or several joined by commas, all from the same z.
+            n: draws an item.
+            generator: makes them reproducible.
+            temperature: of a text's tokens; 0 takes the likeliest, 1 draws from p(text | z).
+
+        Returns:
+            The mean of p(to | z), of a text its token ids: (b * n, *shape), those of one item together; for several modalities
+            a dict of them by name.
+
+        Raises:
+            UserError: a name the model has not, or ``n`` below 1.
+        """
+        names = [check_one_of("to", name.strip(), self.modalities) for name in to.split(",")]
+        check_at_least("n", n, 1)
+        z = rsample(self.prior(), (given.size, n), generator)  # (b, n, k)
+        known = torch.stack([given.present[name] for name in given.values]).any(0)  # (b,)
+        if known.any():
+            q = self.encode(given.items(known))
+            z[known] = rsample(q, (n,), generator).transpose(0, 1).to(z.dtype)  # (b', n, k)
+        made = {}
+        for name in names:
+            p = self.decoders[name](z.flatten(0, 1))  # batch shape (b n,)
+            made[name] = p.sample((), generator, temperature=temperature) if name in self.sequences else p.mean
+        return made if "," in to else made[names[0]]
+
+    @torch.no_grad()
+    def log_likelihood(self, batch: Batch, samples: int = 1) -> Tensor:
+        """A lower bound on log p of all that each item has: the importance-weighted one of ``samples`` draws from `encode`.
+
+        Returns:
+            (b,) in nats, without weights and without gradient.
+        """
+        batch, q, prior = self._checked(batch), self.encode(batch), self.prior()
+        return importance_bound(q, lambda z: sum(self._log_probs(batch, z).values()) + prior.log_prob(z), samples)
+
+    def _mvae(self, batch: Batch, experts: Independent, present: Tensor) -> Losses:
+        members = torch.tensor([[name in subset for name in batch.values] for subset in self._subsets()])  # (s, m)
+        rows = {name: members[:, i].nonzero().squeeze(1).to(present.device) for i, name in enumerate(batch.values)}
+        q = product_of_experts(experts, members[:, :, None].to(present.device) & present)  # batch shape (s, b)
+        z = rsample(q)  # (s, b, k)
+        # every subset that holds a modality is decoded at once
+        terms = {name: self._log_prob(batch, name, z[rows[name]]).sum(0) for name in batch.values}  # (b,) each
+        return self._terms(terms, kl_to_standard(q).sum(0))
+
+    def _mmvae(self, batch: Batch, experts: Independent, present: Tensor) -> Losses:
+        q = mixture_of_experts(experts, present)
+        z = rsample(q.component_distribution, (self.samples,)).movedim(-2, 1)  # (K, m, b, k)
+        scored = sum(self.weights[name] * log_p for name, log_p in self._log_probs(batch, z).items())  # (K, m, b)
+        ratios = scored + self.beta * (self.prior().log_prob(z) - q.log_prob(z))
+        bounds = ratios.logsumexp(0) - math.log(self.samples)  # (m, b)
+        # a missing expert's draws are of weight 0, and finite
+        return Losses(bound=-(q.mixture_distribution.probs.T * bounds).sum(0).mean())
+
+    def _mopoe(self, batch: Batch, experts: Independent, present: Tensor) -> Losses:
+        q: MixtureSameFamily = mixture_of_products(experts, present)
+        divergences = kl_to_standard(q.component_distribution)  # (b, s)
+        return self._terms(self._log_probs(batch, rsample(q)), (q.mixture_distribution.probs * divergences).sum(-1))
+
+    def _mvtcae(self, batch: Batch, experts: Independent, present: Tensor) -> Losses:
+        m, q = len(self.modalities), product_of_experts(experts, present, prior=False)
+        terms = {name: (m - self.alpha) / m * log_p for name, log_p in self._log_probs(batch, rsample(q)).items()}  # (b,) each
+        conditional = torch.where(present, kl(q, present_experts(experts, present)), 0.0).sum(0)  # (b,)
+        return self._terms(terms, (1 - self.alpha) * kl_to_standard(q) + self.alpha / m * conditional)
+
+    def _terms(self, log_probs: dict[str, Tensor], divergence: Tensor) -> Losses:
+        """The loss of log p(x_i | z) and a KL, (b,) each; the same names whatever the batch lacks."""
+        zero = divergence.new_zeros(1)
+        terms = {f"reconstruction_{n}": -w * log_probs.get(n, zero).mean() for n, w in self.weights.items()}
+        return Losses(**terms, kl=self.beta * divergence.mean())
+
+    def _subsets(self) -> list[tuple[str, ...]]:
+        """The subsets of a step of MVAE: all, each alone, and those drawn."""
+        names = list(self.modalities)
+        chosen = [tuple(names), *((name,) for name in names)] if len(names) > 1 else [tuple(names)]
+        if self.random_subsets:
+            members = subsets(len(names))  # (s, m)
+            others = members[(members.sum(1) > 1) & (members.sum(1) < len(names))]
+            for row in others[torch.randperm(len(others))[: self.random_subsets]].tolist():
+                chosen.append(tuple(name for name, inside in zip(names, row) if inside))
+        return chosen
+
+    def _experts(self, batch: Batch) -> tuple[Independent, Tensor]:
+        """Each modality encoded once: q(z | x_i) of batch shape (m, b), and who has which, (m, b)."""
+        posteriors = []
+        for name, x in batch.values.items():
+            mask = (batch.masks[name],) if name in batch.masks else ()
+            posteriors.append(self.heads[name](self.encoders[name](x, *mask)))
+        return stack_experts(posteriors), torch.stack(list(batch.present.values()))
+
+    def _log_probs(self, batch: Batch, z: Tensor) -> dict[str, Tensor]:
+        """log p(x_i | z) of every modality at z (..., b, k): (..., b) each, 0 where it is missing."""
+        return {name: self._log_prob(batch, name, z) for name in batch.values}
+
+    def _log_prob(self, batch: Batch, name: str, z: Tensor) -> Tensor:
+        x = batch[name]
+        if name in self.sequences:  # its decoder takes one dimension of items
+            draws = z.shape[:-2]
+            ids, mask = (v.expand(*draws, *v.shape).flatten(0, -2) for v in (x, batch.masks[name]))  # (n b, t)
+            log_p = self.decoders[name](z.flatten(0, -2)).log_prob(ids, mask).reshape(z.shape[:-1])
+        else:
+            log_p = self.decoders[name](z).log_prob(x)  # (..., b)
+        return torch.where(batch.present[name], log_p, 0.0)
+
+    def _checked(self, batch: Batch) -> Batch:
+        """The modalities that some item has, in the model's order, with zeros where an item lacks one.
+
+        Raises:
+            UserError: see the class.
+        """
+        for name in batch.values:
+            check_one_of("modality", name, self.modalities)
+        names = [name for name in self.modalities if name in batch and batch.present[name].any()]
+        present = {name: batch.present[name] for name in names}
+        something = torch.stack(list(present.values())).any(0) if names else torch.zeros(batch.size, dtype=torch.bool)  # (b,)
+        if not something.all():
+            item = (~something).nonzero()[0].item()
+            fix = "leave the item out; generate draws from the prior for it"
+            raise UserError("modalities", got=f"none for item {item}", expected="at least one for every item", fix=fix)
+        values, masks = {}, {}
+        for name in names:
+            here, x = present[name], batch[name]
+            if name in self.sequences:
+                real = batch.masks[name] if name in batch.masks else until_stop(x, self.decoders[name].stop)
+                masks[name] = real & here[:, None]  # (b, t)
+                x = torch.where(masks[name], x, 0)
+            values[name] = torch.where(here.reshape(-1, *[1] * (x.dim() - 1)), x, torch.zeros_like(x))
+            self._check_values(name, values[name])
+        return Batch(values, masks, present)
+
+    def _check_values(self, name: str, x: Tensor) -> None:
+        kind, shape = self.modalities[name]["kind"], tuple(self.modalities[name]["shape"])
+        if kind == "text":
+            low, high, expected, fix = 0, shape[0] - 1, f"token ids from 0 to {shape[0] - 1}", "use the model's own processor"
+        else:
+            if tuple(x.shape[1:]) != shape:
+                fix = "use the model's own processor"
+                raise UserError(name, got=f"shape {tuple(x.shape[1:])}", expected=f"{shape}", fix=fix)
+            finite = x.isfinite()
+            if not finite.all():
+                item, value = (~finite).nonzero()[0, 0].item(), x[~finite][0].item()
+                fix = "mend the value, or mark the modality as missing"
+                raise UserError(f"{name} of item {item}", got=value, expected="finite numbers", fix=fix)
+            if "bernoulli" not in self.decoders[name].likelihood.family:
+                return
+            low, high, expected = 0, 1, f"0 to 1 for the likelihood {self.decoders[name].likelihood.family}"
+            fix = 'scale it, or set the likelihood "normal"'
+        wrong = (x < low) | (x > high)
+        if wrong.any():
+            item, value = wrong.nonzero()[0, 0].item(), x[wrong][0].item()
+            raise UserError(f"{name} of item {item}", got=value, expected=expected, fix=fix)
+
+
+def check_modality(name: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Return what a config says of one modality, if it can be used.
+
+    Raises:
+        UserError: an unknown key or kind, or a shape or weight that does not fit.
+    """
+    for key in values:
+        check_one_of(f"modalities.{name}: key", key, KEYS)
+    kind, shape = check_one_of(f"modalities.{name}.kind", str(values.get("kind")), DECODERS), values.get("shape")
+    if shape is None or len(shape) != LENGTHS[kind]:
+        fix = "see the documentation of MultimodalVAE"
+        raise UserError(f"modalities.{name}.shape", got=shape, expected=f"{LENGTHS[kind]} numbers for {kind}", fix=fix)
+    if values.get("weight") is not None:
+        check_at_least(f"modalities.{name}.weight", values["weight"], 0)
+    return values
+
+
+def build_decoder(name: str, kind: str, latent_dim: int, shape: list[int], settings: dict[str, Any]) -> nn.Module:
+    """The decoder z -> p(x | z) of a modality of this kind and shape.
+
+    Raises:
+        UserError: an unknown setting, or a text without ``stop``.
+    """
+    decoder = DECODERS[kind]
+    own = ("latent_dim", "shape", "size", "vocabulary", "length")
+    for key in settings:
+        check_one_of(f"decoder.{key}", key, [p for p in inspect.signature(decoder).parameters if p not in own])
+    if kind == "text":
+        if "stop" not in settings:
+            fix = "give the tokenizer's EOS"
+            raise UserError(f"modalities.{name}.decoder", got=settings, expected="the token that ends a text as stop", fix=fix)
+        return TextDecoder(latent_dim, *shape, **settings)
+    return decoder(latent_dim, shape[0] if kind == "vector" else tuple(shape), **settings)
+
+
+def likelihood_weights(modalities: dict[str, dict[str, Any]], rescale: bool) -> dict[str, float]:
+    """w_i of each modality: its own ``weight``; else, rescaled, the largest dimension over its own; else 1.
+
+    >>> likelihood_weights({"a": {"kind": "vector", "shape": [8]}, "b": {"kind": "vector", "shape": [2]}}, rescale=True)
+    {'a': 1.0, 'b': 4.0}
+    """
+    dims = {name: math.prod(v["shape"][1:] if v["kind"] == "text" else v["shape"]) for name, v in modalities.items()}
+    weights = {}
+    for name, values in modalities.items():
+        own = values.get("weight")
+        weights[name] = float(own) if own is not None else max(dims.values()) / dims[name] if rescale else 1.0
+    return weights

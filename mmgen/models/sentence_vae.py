@@ -1,0 +1,259 @@
+"""A sentence VAE: one latent for a whole sentence, an autoregressive decoder, and two guards against posterior collapse."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Independent, Normal, kl_divergence
+
+from mmgen.data.batch import Batch
+from mmgen.distributions import AutoregressiveCategorical, until_stop
+from mmgen.errors import UserError, check_at_least, check_one_of
+from mmgen.latents.divergences import kl
+from mmgen.latents.importance import importance_bound
+from mmgen.latents.spaces import GaussianHead, StandardPrior, rsample
+from mmgen.modalities.autoregressive import check_sampling
+from mmgen.modalities.text import TextDecoder, TextEncoder
+from mmgen.models.base import Losses, Model
+
+
+class SentenceVAE(Model):
+    """p(text) = E_N(z; 0, 1)[prod_i p(x_i | x_1, ..., x_{i-1}, z)] with the posterior q(z | text) = N(mu, sigma^2).
+
+    ``loss = E_q[-log p(text | z)] + w(step) sum_j max(free_bits, KL_j)``, KL_j the mean over the batch of dimension j's KL and
+    w rising linearly from 0 to 1 over ``anneal_steps``.
+
+    An autoregressive decoder can model text without z and then leaves it unused. Against that: each dimension may hold
+    ``free_bits`` at no cost; the KL's weight starts at 0; and word dropout hides words that the decoder has written from it in
+    training, so that it must look for them in z. What is to be predicted stays whole. Sentences that are missing count
+    nowhere.
+
+    Args:
+        vocabulary: number of tokens.
+        length: longest sentence in tokens, ``stop`` included.
+        latent_dim: size k of z.
+        stop: the tokenizer's EOS, 2 in one that `mmgen.data.text.train_tokenizer` made.
+        dropped: the token that stands for a dropped word; one that no sentence holds, as the padding token, 0 there: positions
+            are padding by their mask, never by this number.
+        word_dropout: probability with which a word that the decoder reads is dropped in training, 0 to 1.
+        free_bits: lambda, in nats a dimension, 0 or above.
+        anneal_steps: steps over which the KL's weight rises; 0: it is 1 from the start.
+        encoder: settings of `mmgen.modalities.text.TextEncoder`.
+        decoder: settings of `mmgen.modalities.text.TextDecoder`.
+
+    Raises:
+        UserError: a value out of range, or an unknown setting; in use, no item with text.
+
+    Source: Bowman et al. 2016, Generating sentences from a continuous space, arXiv 1511.06349 (word dropout, annealing by a
+        sigmoid); Kingma et al. 2016, arXiv 1606.04934, appendix C.8 (free bits). Transformers in place of recurrent networks.
+
+    >>> small = {"dim": 16, "depth": 1, "heads": 2}
+    >>> model = SentenceVAE(vocabulary=10, length=5, latent_dim=2, encoder=small, decoder=small)
+    >>> sorted(model.losses(Batch({"text": torch.tensor([[5, 6, 2], [7, 2, 0]])})))
+    ['kl', 'reconstruction']
+    """
+
+    name = "sentence_vae"
+    from_prior = True
+    sequences = ("text",)
+
+    def __init__(
+        self,
+        vocabulary: int = 1024,
+        length: int = 32,
+        latent_dim: int = 32,
+        stop: int = 2,
+        dropped: int = 0,
+        word_dropout: float = 0.0,
+        free_bits: float = 0.0,
+        anneal_steps: int = 0,
+        encoder: dict[str, Any] | None = None,
+        decoder: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        for what, value in (("stop", stop), ("dropped", dropped)):
+            if not 0 <= value < vocabulary:
+                raise UserError(what, got=value, expected=f"a token, 0 to {vocabulary - 1}", fix="see the tokenizer")
+        if dropped == stop:
+            raise UserError("dropped", got=dropped, expected="another token than stop", fix="take the padding token")
+        if not 0 <= word_dropout <= 1:
+            raise UserError("word_dropout", got=word_dropout, expected="a probability, 0 to 1", fix="set word_dropout=0.3")
+        for what, settings, known in (("encoder", encoder, _ENCODER), ("decoder", decoder, _DECODER)):
+            for key in settings or {}:
+                check_one_of(f"{what}.{key}", key, known)
+        self.vocabulary, self.stop, self.dropped, self.word_dropout = vocabulary, stop, dropped, word_dropout
+        self.free_bits, self.anneal_steps = (
+            check_at_least("free_bits", free_bits, 0),
+            check_at_least("anneal_steps", anneal_steps, 0),
+        )
+        self.encoder = TextEncoder(vocabulary, **(encoder or {}))
+        self.head = GaussianHead(self.encoder.dim, latent_dim)
+        self.decoder = TextDecoder(latent_dim, vocabulary, check_at_least("length", length, 1), stop, **(decoder or {}))
+        self.prior = StandardPrior(latent_dim)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """What it reads and writes."""
+        return ("text",)
+
+    @property
+    def kl_weight(self) -> float | Tensor:
+        """w(step)."""
+        return (self.step / self.anneal_steps).clamp(max=1) if self.anneal_steps else 1.0
+
+    def losses(self, batch: Batch, phase: str = "train") -> Losses:
+        """The reconstruction and the weighted KL above its floor, over the items that have text."""
+        ids, mask, _ = self._observed(batch)  # (b', t) each
+        q = self.posterior(ids, mask)
+        p = self.decoder(rsample(q))
+        if self.training and self.word_dropout:
+            p = self.reading(p, self.drop_words(ids))
+        each = kl_divergence(q.base_dist, Normal(0.0, 1.0)).mean(0)  # (k,)
+        floored = each.clamp(min=self.free_bits) if self.free_bits else each
+        return Losses(reconstruction=-p.log_prob(ids, mask).mean(), kl=self.kl_weight * floored.sum())
+
+    def drop_words(self, ids: Tensor) -> Tensor:
+        """``ids`` (b, t), each of them the token ``dropped`` with probability ``word_dropout``."""
+        return ids.masked_fill(torch.rand(ids.shape, device=ids.device) < self.word_dropout, self.dropped)
+
+    @staticmethod
+    def reading(p: AutoregressiveCategorical, read: Tensor) -> AutoregressiveCategorical:
+        """``p`` that reads ``read`` (b, t) as the words before; its log_prob is still of those that it is given."""
+        length = p.event_shape[0]
+        return AutoregressiveCategorical(
+            p.context, lambda z, _, mask: p.logits_of(z, read, mask), p.sampler, length=length, stop=p.stop
+        )
+
+    def posterior(self, ids: Tensor, mask: Tensor) -> Independent:
+        """q(z | text): ids and mask (b, t) -> batch shape (b,), event (k,)."""
+        return self.head(self.encoder(ids, mask))
+
+    def encode(self, batch: Batch) -> Independent:
+        """q(z | text), batch shape (b,); without meaning where the text is missing."""
+        ids, mask, observed = self._observed(batch)
+        rows = observed.nonzero()[:, 0]
+        blank = ids.new_zeros(batch.size, ids.shape[1])  # (b, t): padding where there is no text
+        return self.posterior(blank.index_copy(0, rows, ids), blank.bool().index_copy(0, rows, mask))
+
+    def decode(self, z: Tensor, to: str = "text") -> AutoregressiveCategorical:
+        """p(text | z), z (b, k)."""
+        check_one_of("to", to, ["text"])
+        return self.decoder(z)
+
+    def generate(
+        self,
+        given: Batch,
+        to: str = "text",
+        n: int = 1,
+        generator: torch.Generator | None = None,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+    ) -> Tensor:
+        """``n`` sentences an item: drawn from z of q(z | text) where text is given, else of p(z).
+
+        Args:
+            given: its size says for how many items.
+            to: "text".
+            n: sentences an item.
+            generator: makes them reproducible.
+            temperature: of the words; 0 takes the likeliest.
+            top_p: share of probability that a word is drawn from.
+
+        Returns:
+            Token ids (b * n, length), those of one item together; what follows ``stop`` is padding.
+
+        Raises:
+            UserError: another ``to``, or a number out of range.
+        """
+        check_one_of("to", to, ["text"])
+        check_at_least("n", n, 1)
+        check_sampling(temperature, None, top_p)
+        with torch.no_grad():
+            z = rsample(self.prior(), (given.size * n,), generator)  # (b n, k)
+            if "text" in given and given.present["text"].any():
+                own = rsample(self.encode(given), (n,), generator).transpose(0, 1).flatten(0, 1)  # (b n, k)
+                z = torch.where(given.present["text"].repeat_interleave(n)[:, None], own, z)
+            return self.decoder(z).sample(generator=generator, temperature=temperature, top_p=top_p)
+
+    @torch.no_grad()
+    def interpolate(self, a: Batch, b: Batch, n: int = 5) -> Tensor:
+        """Sentences between those of ``a`` and ``b``: the likeliest words at ``n`` points from one to the other.
+
+        Linear between the posterior means, ``z = (1 - t) mu_a + t mu_b`` with t = 0, ..., 1: means lie nearer to the origin
+        than draws from the prior do, so a straight line between them does not leave the region where the decoder was trained.
+
+        Args:
+            a, b: as many items each, all with text.
+            n: points, both ends included, 2 or more.
+
+        Returns:
+            Token ids (items, n, length).
+
+        Raises:
+            UserError: different numbers of items, a missing text, or ``n`` below 2.
+
+        Source: Bowman et al. 2016, section 4.3 (homotopies).
+        """
+        check_at_least("n", n, 2)
+        if a.size != b.size:
+            raise UserError("interpolate", got=f"{a.size} and {b.size} items", expected="as many of each", fix="pair them")
+        for batch in (a, b):
+            if not self._observed(batch)[2].all():
+                raise UserError("interpolate", got="an item without text", expected="text everywhere", fix="leave it out")
+        ends = [self.encode(batch).mean[:, None] for batch in (a, b)]  # (items, 1, k) each
+        t = torch.linspace(0, 1, n, device=ends[0].device)[:, None]  # (n, 1)
+        z = (1 - t) * ends[0] + t * ends[1]  # (items, n, k)
+        return self.decoder(z.flatten(0, 1)).sample(temperature=0.0).unflatten(0, (a.size, n))
+
+    @torch.no_grad()
+    def elbo(self, batch: Batch, samples: int = 1) -> Tensor:
+        """E_q[log p(text | z)] - KL(q || p), a lower bound on log p(text), the expectation by ``samples`` draws.
+
+        Returns:
+            (b,) in nats; 0 for items that lack text.
+        """
+        check_at_least("samples", samples, 1)
+        ids, mask, observed = self._observed(batch)
+        q = self.posterior(ids, mask)
+        total = sum(self.decoder(rsample(q)).log_prob(ids, mask) for _ in range(samples)) / samples  # (b',)
+        found = total - kl(q, self.prior())
+        return found.new_zeros(batch.size).masked_scatter(observed, found)
+
+    def log_likelihood(self, batch: Batch, samples: int = 1) -> Tensor:
+        """A lower bound on log p(text): the importance-weighted one of ``samples`` draws, see `importance_bound`.
+
+        Returns:
+            (b,) in nats; 0 for items that lack text.
+        """
+        ids, mask, observed = self._observed(batch)
+        prior = self.prior()
+
+        def log_joint(z: Tensor) -> Tensor:  # (n, b, k) -> (n, b)
+            many = [value.expand(len(z), *value.shape).flatten(0, 1) for value in (ids, mask)]  # (n b, t) each
+            text = self.decoder(z.flatten(0, 1)).log_prob(*many)  # (n b,)
+            return text.unflatten(0, z.shape[:2]) + prior.log_prob(z)
+
+        found = importance_bound(self.posterior(ids, mask), log_joint, samples, chunk=256)
+        return found.new_zeros(batch.size).masked_scatter(observed, found)
+
+    def _observed(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """The ids and the mask (b', t) of the items with text, and who they are, (b,); without a mask text ends at ``stop``.
+
+        Raises:
+            UserError: there is none, or a number that is no token.
+        """
+        if "text" not in batch or not batch.present["text"].any():
+            found = ", ".join(name for name in batch.values if batch.present[name].any()) or "nothing"
+            got, fix = f"no item that has it (the batch holds {found})", "check the names of the columns"
+            raise UserError("text", got=got, expected="at least one item", fix=fix)
+        observed = batch.present["text"]
+        ids = batch["text"][observed]
+        mask = batch.masks["text"][observed] if "text" in batch.masks else until_stop(ids, self.stop)
+        wrong = (ids < 0) | (ids >= self.vocabulary)
+        if wrong.any():
+            expected = f"token ids from 0 to {self.vocabulary - 1}"
+            raise UserError("text", got=ids[wrong][0].item(), expected=expected, fix="use the model's own processor")
+        return ids, mask, observed
+
+
+_ENCODER = _DECODER = ("dim", "depth", "heads", "dropout")

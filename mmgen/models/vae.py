@@ -1,0 +1,379 @@
+"""The variational autoencoder of one modality, its objective by name: VAE, beta, annealed, TC, FactorVAE, DIP and WAE."""
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, Independent
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from mmgen.data.batch import Batch
+from mmgen.errors import UserError, check_at_least, check_one_of
+from mmgen.latents.divergences import covariance_penalty, decompose_kl, density_ratio_tc, kl, mmd, permute_dims
+from mmgen.latents.importance import importance_bound
+from mmgen.latents.spaces import GaussianHead, make_prior, rsample
+from mmgen.modalities.audio import AudioDecoder
+from mmgen.modalities.image import ImageDecoder
+from mmgen.modalities.vector import VectorDecoder, multilayer_perceptron
+from mmgen.models.base import Losses, Model, decayed
+from mmgen.models.classifier import build_encoder
+
+DECODERS = {"image": ImageDecoder, "audio": AudioDecoder, "vector": VectorDecoder}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an objective sees of one batch.
+
+    Args:
+        reconstruction: -log p(x | z), mean over the batch, a scalar.
+        q: q(z | x), batch shape (b,), event (k,).
+        z: one draw from each, (b, k).
+        prior: p(z).
+        step: optimiser steps done.
+        logits: of the discriminator, z (b, k) -> (b, 2), its weights constant; FactorVAE's.
+    """
+
+    reconstruction: Tensor
+    q: Independent
+    z: Tensor
+    prior: Distribution
+    step: Tensor
+    logits: Callable[[Tensor], Tensor]
+
+    @property
+    def kl(self) -> Tensor:
+        """KL(q(z | x) || p(z)), mean over the batch: closed form where there is one, else by one draw."""
+        return kl(self.q, self.prior).mean()
+
+
+def vae(o: Outcome) -> Losses:
+    """-ELBO = E[-log p(x | z)] + KL. Source: Kingma and Welling 2014, arXiv 1312.6114."""
+    return Losses(reconstruction=o.reconstruction, kl=o.kl)
+
+
+def beta(o: Outcome, *, beta: float = 4.0) -> Losses:
+    """E[-log p(x | z)] + beta KL. Source: Higgins et al. 2017, beta-VAE."""
+    return Losses(reconstruction=o.reconstruction, kl=beta * o.kl)
+
+
+def annealed(o: Outcome, *, gamma: float = 1000.0, capacity: float = 25.0, capacity_steps: int = 100_000) -> Losses:
+    """E[-log p(x | z)] + gamma |KL - C|, C rising linearly from 0 to ``capacity`` nats over ``capacity_steps``.
+
+    Source: Burgess et al. 2018, Understanding disentangling in beta-VAE, arXiv 1804.03599.
+    """
+    now = capacity * (o.step / capacity_steps).clamp(max=1)
+    return Losses(reconstruction=o.reconstruction, kl=gamma * (o.kl - now).abs())
+
+
+def beta_tc(o: Outcome, *, dataset_size: int, beta: float = 6.0, sampling: str = "stratified") -> Losses:
+    """E[-log p(x | z)] + KL + (beta - 1) TC, TC estimated over the batch by `decompose_kl`.
+
+    Source: Chen et al. 2018, arXiv 1802.04942. As disentanglement_lib does, the two terms whose weight is 1 stay in the KL,
+    which has a closed form.
+    """
+    tc = decompose_kl(o.z, o.q, o.prior, dataset_size, sampling).total_correlation
+    return Losses(reconstruction=o.reconstruction, kl=o.kl, total_correlation=(beta - 1) * tc)
+
+
+def factor(o: Outcome, *, gamma: float = 40.0) -> Losses:
+    """E[-log p(x | z)] + KL + gamma TC, TC by a discriminator of q(z) from prod_j q(z_j), see `VAE.discriminator_loss`.
+
+    Source: Kim and Mnih 2018, FactorVAE, arXiv 1802.05983.
+    """
+    return Losses(reconstruction=o.reconstruction, kl=o.kl, total_correlation=gamma * density_ratio_tc(o.logits(o.z)))
+
+
+def dip_i(o: Outcome, *, off_diagonal: float = 10.0, diagonal: float = 100.0) -> Losses:
+    """E[-log p(x | z)] + KL + the penalty of Cov[mu(x)]. Source: Kumar et al. 2018, DIP-VAE-I, arXiv 1711.00848."""
+    penalty = covariance_penalty(o.q, "i", off_diagonal, diagonal)
+    return Losses(reconstruction=o.reconstruction, kl=o.kl, covariance=penalty)
+
+
+def dip_ii(o: Outcome, *, off_diagonal: float = 10.0, diagonal: float = 10.0) -> Losses:
+    """E[-log p(x | z)] + KL + the penalty of Cov[z]. Source: Kumar et al. 2018, DIP-VAE-II, arXiv 1711.00848."""
+    penalty = covariance_penalty(o.q, "ii", off_diagonal, diagonal)
+    return Losses(reconstruction=o.reconstruction, kl=o.kl, covariance=penalty)
+
+
+def wae_mmd(
+    o: Outcome, *, weight: float = 1000.0, bandwidth: float | list[float] | None = None, unbiased: bool = True
+) -> Losses:
+    """E[-log p(x | z)] + weight MMD^2(q(z), p(z)), between the draws of the batch and as many from the prior.
+
+    Source: Tolstikhin et al. 2018, Wasserstein auto-encoders, arXiv 1711.01558, with a Gaussian in place of their
+    deterministic encoder and the kernel of `mmgen.latents.divergences.mmd` in place of the inverse multiquadratic.
+    """
+    distance = mmd(o.z, rsample(o.prior, (len(o.z),)), bandwidth, unbiased)
+    return Losses(reconstruction=o.reconstruction, mmd=weight * distance)
+
+
+OBJECTIVES: dict[str, Callable[..., Losses]] = {
+    "vae": vae,
+    "beta": beta,
+    "annealed": annealed,
+    "beta_tc": beta_tc,
+    "factor": factor,
+    "dip_i": dip_i,
+    "dip_ii": dip_ii,
+    "wae_mmd": wae_mmd,
+}
+
+
+class VAE(Model):
+    """p(x) = E_p(z)[p(x | z)] of one modality x, with the posterior q(z | x) = N(mu(x), sigma(x)^2).
+
+    What is minimised is a function of `OBJECTIVES`. FactorVAE trains in two phases: "train", and "discriminator", whose
+    parameters are its own. Items without x count nowhere: a loss is the mean over the others.
+
+    Args:
+        modality: name of x in a batch.
+        kind: what x is: "image", "audio" or "vector".
+        shape: of one x: image (c, h, w), audio (mels, frames), vector (d,).
+        latent_dim: size k of z.
+        objective: key of `OBJECTIVES`.
+        settings: the keyword arguments of the objective's function, such as ``{"beta": 4.0}``.
+        prior: "standard", "mixture" or "flow", see `mmgen.latents.spaces.make_prior`.
+        prior_settings: its options.
+        encoder: settings of the kind's encoder, such as ``{"dim": 256}``.
+        decoder: settings of the kind's decoder, such as ``{"likelihood": "bernoulli"}``.
+        discriminator: widths of the hidden layers of FactorVAE's; six of 1000 as published, with SiLU for leaky ReLU.
+
+    Raises:
+        UserError: an unknown name, a setting missing or out of range, a shape that does not fit the kind; in use, no item
+            with x, values that cannot be x, too few items for the objective, or another ``to``.
+
+    >>> model = VAE("image", "image", [1, 8, 8], latent_dim=2, objective="beta", settings={"beta": 2.0}, encoder={"width": 4})
+    >>> batch = Batch({"image": torch.zeros(3, 1, 8, 8)})
+    >>> sorted(model.losses(batch)), model.log_likelihood(batch, samples=4).shape
+    (['kl', 'reconstruction'], torch.Size([3]))
+    """
+
+    name = "vae"
+    from_prior = True
+
+    def __init__(
+        self,
+        modality: str = "image",
+        kind: str = "image",
+        shape: Sequence[int] = (1, 28, 28),
+        latent_dim: int = 10,
+        objective: str = "vae",
+        settings: dict[str, Any] | None = None,
+        prior: str = "standard",
+        prior_settings: dict[str, Any] | None = None,
+        encoder: dict[str, Any] | None = None,
+        decoder: dict[str, Any] | None = None,
+        discriminator: Sequence[int] = (1000,) * 6,
+    ) -> None:
+        super().__init__()
+        check_one_of("kind", kind, DECODERS)
+        self.modality, self.shape = modality, tuple(shape)
+        self.objective, self.settings = objective, check_settings(objective, settings or {})
+        self.encoder = build_encoder(kind, list(shape), encoder or {})
+        self.head = GaussianHead(self.encoder.dim, latent_dim)
+        self.decoder = build_decoder(kind, latent_dim, shape, decoder or {})
+        self.prior = make_prior(prior, latent_dim, **(prior_settings or {}))
+        if objective == "factor":
+            self.phases = ("train", "discriminator")
+            self.discriminator = multilayer_perceptron([latent_dim, *discriminator, 2])
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The modality it reads and makes."""
+        return (self.modality,)
+
+    def losses(self, batch: Batch, phase: str = "train") -> Losses:
+        """The objective's terms over the items that have x; in the phase "discriminator", its cross-entropy."""
+        check_one_of("phase", phase, self.phases)
+        x, _ = self._observed(batch)  # (b', *shape)
+        if phase == "discriminator":
+            return Losses(cross_entropy=self.discriminator_loss(x))
+        q = self.posterior(x)
+        z = rsample(q)  # (b, k)
+        reconstruction = -self.decoder(z).log_prob(x).mean()
+        with torch.autocast(x.device.type, enabled=False):  # half precision is too coarse for densities
+            outcome = Outcome(reconstruction, q, z, self.prior(), self.step, self._constant_discriminator)
+            return OBJECTIVES[self.objective](outcome, **self.settings)
+
+    def discriminator_loss(self, x: Tensor) -> Tensor:
+        """-1/2 log D(z) - 1/2 log(1 - D(z')), z from one half of the batch, z' permuted from the other half.
+
+        The paper draws a second batch for z'; here the batch is split in two, so that as there no item is in both.
+
+        Args:
+            x: (b, *shape), b of 4 or more; of an odd number the last item is left out.
+
+        Raises:
+            UserError: fewer items, whose halves have nothing to permute.
+
+        Source: Kim and Mnih 2018, arXiv 1802.05983, algorithm 1. disentanglement_lib permutes the first batch itself.
+        """
+        half = len(x) // 2
+        if half < 2:
+            raise UserError("batch", got=f"{len(x)} items", expected="4 or more, two in each half", fix="raise batch_size")
+        with torch.no_grad():
+            z = rsample(self.posterior(x[: 2 * half]))  # (2 half, k)
+        logits = self.discriminator(torch.cat([z[:half], permute_dims(z[half:])]))  # (2 half, 2)
+        classes = (torch.arange(2 * half, device=x.device) >= half).long()  # 0: q(z), 1: prod_j q(z_j)
+        return F.cross_entropy(logits.float(), classes)
+
+    def phase_parameters(self, phase: str) -> list[dict[str, Any]]:
+        """The discriminator's parameters, or all others."""
+        own = phase == "discriminator"
+        named = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
+        return decayed([p for name, p in named if name.startswith("discriminator.") == own])
+
+    def posterior(self, x: Tensor) -> Independent:
+        """q(z | x): x (b, *shape) -> batch shape (b,), event (k,)."""
+        return self.head(self.encoder(x))
+
+    def encode(self, batch: Batch) -> Independent:
+        """q(z | x), batch shape (b,); without meaning where x is missing."""
+        found, observed = self._observed(batch)
+        x = found.new_zeros(batch.size, *self.shape)  # (b, *shape)
+        x[observed] = found
+        return self.posterior(x)
+
+    def decode(self, z: Tensor, to: str) -> Distribution:
+        """p(x | z), z (..., k)."""
+        check_one_of("to", to, [self.modality])
+        return self.decoder(z)
+
+    @torch.no_grad()
+    def generate(self, given: Batch, to: str, n: int = 1, generator: torch.Generator | None = None) -> Tensor:
+        """The mean of p(x | z) at ``n`` draws of z an item: from q(z | x) where x is given, which reconstructs it, else p(z).
+
+        Returns:
+            (b * n, *shape), those of one item together.
+
+        Raises:
+            UserError: ``to`` is not the model's modality, or ``n`` below 1.
+        """
+        check_one_of("to", to, [self.modality])
+        check_at_least("n", n, 1)
+        z = rsample(self.prior(), (given.size * n,), generator)  # (b n, k)
+        if self.modality in given and given.present[self.modality].any():
+            own = rsample(self.encode(given), (n,), generator).transpose(0, 1).flatten(0, 1)  # (b n, k)
+            z = torch.where(given.present[self.modality].repeat_interleave(n)[:, None], own, z)
+        return self.decoder(z).mean
+
+    @torch.no_grad()
+    def traverse(self, batch: Batch, steps: int = 7, span: float = 2.0) -> Tensor:
+        """What each latent does: the mean of p(x | z) at the posterior mean, one latent moved from -span to span.
+
+        Args:
+            batch: items that have x.
+            steps: places along the way, 2 or more.
+            span: in standard deviations of a standard prior, 0 or above.
+
+        Returns:
+            (b, k, steps, *shape).
+        """
+        check_at_least("steps", steps, 2)
+        check_at_least("span", span, 0)
+        mean = self.encode(batch).mean  # (b, k)
+        k = mean.shape[1]
+        places = torch.linspace(-span, span, steps, device=mean.device, dtype=mean.dtype)
+        moved = torch.eye(k, dtype=torch.bool, device=mean.device)[:, None]  # (k, 1, k)
+        return self.decoder(torch.where(moved, places[:, None], mean[:, None, None])).mean  # z: (b, k, steps, k)
+
+    @torch.no_grad()
+    def elbo(self, batch: Batch, samples: int = 1) -> Tensor:
+        """E_q[log p(x | z)] - KL(q || p), a lower bound on log p(x), by ``samples`` draws in chunks.
+
+        The KL is exact for the standard prior and estimated by as many draws for the others.
+
+        Returns:
+            (b,) in nats; 0 for items that lack x.
+        """
+        check_at_least("samples", samples, 1)
+        x, observed = self._observed(batch)  # (b', *shape)
+        q, size = self.posterior(x), max(1, 1024 // len(x))
+        total = -samples * kl(q, self.prior(), samples)  # (b',)
+        for start in range(0, samples, size):
+            total += self.decoder(rsample(q, (min(size, samples - start),))).log_prob(x).sum(0)
+        return _placed(total / samples, observed)
+
+    def log_likelihood(self, batch: Batch, samples: int = 1) -> Tensor:
+        """A lower bound on log p(x): the importance-weighted one of ``samples`` draws, see `importance_bound`.
+
+        Returns:
+            (b,) in nats; 0 for items that lack x.
+        """
+        (x, observed), prior = self._observed(batch), self.prior()  # (b', *shape)
+        bound = importance_bound(self.posterior(x), lambda z: self.decoder(z).log_prob(x) + prior.log_prob(z), samples)
+        return _placed(bound, observed)
+
+    def _constant_discriminator(self, z: Tensor) -> Tensor:
+        constant = {name: p.detach() for name, p in self.discriminator.named_parameters()}
+        return functional_call(self.discriminator, constant, z)
+
+    def _observed(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """x of the items that have it, (b', *shape), and who they are, (b,); what others hold in its place is never read.
+
+        Raises:
+            UserError: there is none, or an x of another shape, not finite, or without probability under the likelihood.
+        """
+        name = self.modality
+        if name not in batch or not batch.present[name].any():
+            found = ", ".join(n for n in batch.values if batch.present[n].any()) or "nothing"
+            got, fix = f"no item that has it (the batch holds {found})", "check the names of the columns"
+            raise UserError(name, got=got, expected="at least one item", fix=fix)
+        observed = batch.present[name]
+        x = batch[name][observed]
+        if tuple(x.shape[1:]) != self.shape:
+            fix = "use the model's own processor"
+            raise UserError(name, got=f"shape {tuple(x.shape[1:])}", expected=f"{self.shape}", fix=fix)
+        low, high = (0.0, 1.0) if "bernoulli" in self.decoder.likelihood.family else (-math.inf, math.inf)
+        wrong = ~(x.isfinite() & (x >= low) & (x <= high))  # (b', *shape)
+        if wrong.any():
+            expected = f"finite numbers, {low:g} to {high:g} for the likelihood {self.decoder.likelihood.family}"
+            fix = "mend or scale the data, or choose another likelihood"
+            raise UserError(f"{name} of an item", got=x[wrong][0].item(), expected=expected, fix=fix)
+        return x, observed
+
+
+def check_settings(objective: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return ``settings`` if they are those of ``objective``.
+
+    Raises:
+        UserError: an unknown objective or setting, one missing, or a number of another type or out of range.
+    """
+    function = OBJECTIVES[check_one_of("objective", objective, OBJECTIVES)]
+    known = {name: p for name, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    for name, parameter in known.items():
+        if parameter.default is parameter.empty and name not in settings:
+            raise UserError(f"settings of {objective}", got=settings, expected=f"a {name}", fix=f"add {name}=VALUE")
+    for name, value in settings.items():
+        what, kind = f"settings.{name}", known[check_one_of(f"setting of {objective}", name, known)].annotation
+        if kind in (int, float):
+            if not isinstance(value, int if kind is int else int | float) or isinstance(value, bool):
+                raise UserError(what, got=value, expected=f"a number ({kind.__name__})", fix=f"write {what}=2")
+            check_at_least(what, value, 1 if kind is int else 0)  # counts are of steps and items
+    if "sampling" in settings:
+        check_one_of("settings.sampling", settings["sampling"], ["stratified", "weighted"])
+    return settings
+
+
+def build_decoder(kind: str, latent_dim: int, shape: Sequence[int], settings: dict[str, Any]) -> nn.Module:
+    """The decoder z -> p(x | z) of a modality of this kind and shape.
+
+    Raises:
+        UserError: an unknown kind or setting.
+    """
+    decoder = DECODERS[check_one_of("kind", kind, DECODERS)]
+    known = [name for name in inspect.signature(decoder).parameters if name not in ("latent_dim", "shape", "size")]
+    for key in settings:
+        check_one_of(f"decoder.{key}", key, known)
+    return decoder(latent_dim, shape[0] if kind == "vector" else tuple(shape), **settings)
+
+
+def _placed(values: Tensor, observed: Tensor) -> Tensor:
+    """``values`` (b',) at the places where ``observed`` (b,), 0 elsewhere."""
+    return values.new_zeros(len(observed)).masked_scatter(observed, values)

@@ -1,0 +1,338 @@
+"""MFM: a label factor that all modalities share, and a private factor for each; missing modalities are inferred.
+
+mmgen train factorized                                  # sentiment of utterances, read under $MMGEN_DATA/cmu_mosi_utterances
+mmgen train factorized --config digits                  # digits as picture, word and speech; factors swapped
+accelerate launch recipes/factorized/train.py --config recipes/factorized/gpu.yaml
+"""
+
+import inspect
+import math
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from PIL import Image
+from torch import Tensor
+
+from mmgen.cli import main
+from mmgen.data.audio import AudioProcessor
+from mmgen.data.batch import Batch, collate
+from mmgen.data.cards import check_column, open_card, read_card
+from mmgen.data.image import ImageProcessor
+from mmgen.data.label import LabelProcessor
+from mmgen.data.processors import Processor
+from mmgen.data.text import train_tokenizer
+from mmgen.data.vector import VectorProcessor
+from mmgen.errors import UserError, check_one_of
+from mmgen.metrics.robustness import missing_loss_ratio
+from mmgen.models.base import load
+from mmgen.models.classifier import Classifier
+from mmgen.models.factorized import Factorized, Factors
+from mmgen.training.config import FitConfig, build_config, section_of
+from mmgen.training.loop import fit
+from mmgen.training.recipe import Recipe, load_recipe, read_json, stage_folder
+from mmgen.training.report import write_report
+
+# what a modality's settings can name beside its column
+SETTINGS = {
+    "image": list(inspect.signature(ImageProcessor).parameters),
+    "audio": list(inspect.signature(AudioProcessor).parameters),
+    "text": ["vocab_size", "max_length"],
+    "vector": [],
+}
+AT_ONCE = 250  # items read together in evaluation
+GIVEN = ("classes", "class_names", "per_position", "without")  # what the data and the stages decide
+
+
+@dataclass
+class Data:
+    """A data card; modality -> its ``column`` and the settings of its processor; the column of labels.
+
+    ``sequence`` names the column that tells which rows follow one another, such as the utterances of a video: the item is then
+    the whole sequence, with a label a row. ``limit`` is the number of training rows, 0 for all.
+    """
+
+    card: str = "digits"
+    modalities: dict[str, dict[str, Any]] = field(
+        default_factory=lambda: {"image": {"column": "image", "size": 8, "channels": 1}, "text": {"column": "word"}}
+    )
+    label: str = "label"
+    sequence: str = ""
+    limit: int = 0
+
+
+@dataclass
+class Config:
+    """The config of the recipe ``factorized``; the ablations train by the same values.
+
+    ``model.modalities`` holds what the data do not say: settings of encoders and decoders, sizes and weights. ``judge`` is the
+    config of the recipe ``judge`` for the picture whose factors are swapped; empty, none are.
+    """
+
+    data: Data = field(default_factory=Data)
+    model: section_of(Factorized) = field(default_factory=section_of(Factorized))
+    fit: FitConfig = field(default_factory=FitConfig)
+    judge: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    seeds: int = 1
+
+
+class Items(Sequence):
+    """The items of a card's split: a row each, or the rows of a sequence."""
+
+    def __init__(self, model: Factorized, data: Data, split: str, limit: int = 0) -> None:
+        self.rows, self.model = open_card(data.card, split, limit=limit or None), model
+        self.columns = {name: settings["column"] for name, settings in data.modalities.items()}
+        self.label, self.sequence = data.label, data.sequence
+        groups: dict[Any, list[int]] = {}
+        for i, name in enumerate(self.rows[data.sequence] if data.sequence else range(len(self.rows))):
+            groups.setdefault(name, []).append(i)
+        self.groups = list(groups.values())
+        self.read: dict[Any, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        rows = self.rows[self.groups[index]]
+        item = {name: [self._read(name, value) for value in rows[column]] for name, column in self.columns.items()}
+        item["label"] = [torch.tensor(label) for label in rows[self.label]]
+        return {name: torch.stack(values) if self.sequence else values[0] for name, values in item.items()}
+
+    def _read(self, name: str, value: Any) -> Tensor:
+        kind = self.model.processors[name].kind
+        if kind == "image":
+            return self.model.processors[name](value)
+        # several items share a recording or a word, and vectors are small
+        key = (name, value["bytes"] if kind == "audio" else value if kind == "text" else tuple(value))
+        if key not in self.read:
+            self.read[key] = self.model.processors[name](value)
+        return self.read[key]
+
+    def batches(self) -> Iterator[Batch]:
+        """All items in order."""
+        for start in range(0, len(self), AT_ONCE):
+            rows = [self[i] for i in range(start, min(start + AT_ONCE, len(self)))]
+            yield collate(rows, self.model.sequences).to(PartialState().device)
+
+
+def check(config: Config) -> None:
+    """The columns are there and of kinds the model has; settings name modalities of the data."""
+    card, data = read_card(config.data.card), config.data
+    check_column(card, "data.label", data.label, "label")
+    if data.sequence:
+        check_column(card, "data.sequence", data.sequence, "id", "group")
+    if len(data.modalities) < 2:
+        fix = "add one to data.modalities"
+        raise UserError("data.modalities", got=", ".join(data.modalities) or "none", expected="two or more", fix=fix)
+    for name, settings in data.modalities.items():
+        what = f"data.modalities.{name}"
+        check_column(card, f"{what}.column", str(settings.get("column")), *(["vector"] if data.sequence else SETTINGS))
+        for key in settings:
+            check_one_of(f"{what}.{key}", key, ["column", *SETTINGS[card.columns[settings["column"]]["kind"]]])
+    for name in config.model.modalities or {}:
+        check_one_of("model.modalities", name, data.modalities)
+    for name in GIVEN:
+        value, default = getattr(config.model, name), inspect.signature(Factorized).parameters[name].default
+        if value != default:
+            fix = "leave it out"
+            raise UserError(f"model.{name}", got=value, expected="what the data card and the stages decide", fix=fix)
+    if config.judge:
+        judge = build_config(judge_recipe().Config, config.judge)
+        judge_recipe().check(judge)
+        pictures = [name for name, settings in data.modalities.items() if settings["column"] == judge.data.input]
+        if not pictures or card.columns[judge.data.input]["kind"] != "image":
+            fix = "set judge.data.input to a column of pictures"
+            raise UserError("judge.data.input", got=judge.data.input, expected="a picture among the modalities", fix=fix)
+
+
+def judge_recipe() -> ModuleType:
+    """The recipe ``judge``, which trains judges and keeps them."""
+    return sys.modules[load_recipe("judge").config.__module__]
+
+
+def make_processors(data: Data) -> dict[str, Processor]:
+    """The processor of each modality, fitted to the training split where it has something to fit."""
+    columns, processors = read_card(data.card).columns, {}
+    for name, settings in data.modalities.items():
+        settings = dict(settings)
+        column = settings.pop("column")
+        kind = columns[column]["kind"]
+        if kind in ("image", "audio"):
+            processors[name] = ImageProcessor(**settings) if kind == "image" else AudioProcessor(**settings)
+            continue
+        values = open_card(data.card, "train", limit=data.limit or None)[column][:]
+        if kind == "text":
+            processors[name] = train_tokenizer(values, **{"vocab_size": 259, "max_length": 32, **settings})
+        else:
+            processors[name] = VectorProcessor.fit(torch.tensor(values))
+    return processors
+
+
+def build(config: Config, without: str) -> Factorized:
+    """The model, or an ablation of it, for the config's data."""
+    processors, modalities, data = make_processors(config.data), {}, config.data
+    for name, processor in processors.items():
+        own = dict((config.model.modalities or {}).get(name, {}))
+        kind, shape = processor.kind, [] if processor.kind == "text" else list(processor.shape)
+        if kind == "text":
+            shape, stop = [processor.vocabulary], processor.tokenizer.eos_token_id
+            own["decoder"] = {"stop": stop, "length": processor.max_length, **own.get("decoder", {})}
+        modalities[name] = {"kind": "sequence" if data.sequence else kind, "shape": shape, **own}
+    classes = read_card(data.card).columns[data.label]["classes"]
+    names = [str(i) for i in range(classes)] if isinstance(classes, int) else list(classes)
+    given = {"modalities": modalities, "classes": len(names), "class_names": names, "without": without}
+    model = Factorized(**{**asdict(config.model), **given, "per_position": bool(data.sequence)})
+    model.processors |= {**processors, "label": LabelProcessor(names)}
+    return model
+
+
+def train(config: Config, run: Path, resume: bool, without: str = "") -> None:
+    """Train the model, or an ablation of it, on the card's training split."""
+    torch.manual_seed(config.seed)
+    model = build(config, without)
+    folder = stage_folder(RECIPE, run, f"without_{without}" if without else "factorized")
+    fit(
+        model,
+        Items(model, config.data, "train", config.data.limit),
+        replace(config.fit, seed=config.seed),
+        folder,
+        resume=resume,
+    )
+
+
+def accuracy(model: Factorized, data: Items, edit: Callable[[Batch], Batch] = lambda batch: batch) -> float:
+    """The share of labels that are the likeliest by what ``edit`` leaves of the modalities."""
+    right = counted = 0
+    for batch in data.batches():
+        there = batch.masks.get("label", batch.present["label"])  # (b,) or (b, t)
+        found = model.predict(edit(batch.without("label"))).mode
+        right += ((found == batch["label"]) & there).sum().item()
+        counted += there.sum().item()
+    return right / counted
+
+
+def zero_filled(batch: Batch, name: str, text: bool) -> Batch:
+    """The batch with zeros for modality ``name``, as if they were measured; of a text not even the length is kept."""
+    masks = {**batch.masks, name: torch.ones_like(batch.masks[name])} if text else batch.masks
+    return Batch({**batch.values, name: torch.zeros_like(batch[name])}, masks, batch.present)
+
+
+def swaps(model: Factorized, data: Items, name: str, judge: Classifier) -> dict[str, float]:
+    """What a judge reads in pictures made with one factor of the next item, in the split's order.
+
+    With its private factor: how many keep their own label; with its label factor, another one's: how many take that.
+    """
+    kept, taken = [], []
+    for batch in data.batches():
+        given, own = batch.without("label"), batch["label"]
+        theirs = own.roll(-1, 0)
+        kept.append(read_by(judge, model, name, model.generate(given, name, swap="private")) == own)
+        taken.append((read_by(judge, model, name, model.generate(given, name, swap="label")) == theirs)[own != theirs])
+    figures = {"swap_private_keeps": torch.cat(kept), "swap_shared_changes": torch.cat(taken)}
+    return {key: value.float().mean().item() for key, value in figures.items()}
+
+
+def read_by(judge: Classifier, model: Factorized, name: str, pictures: Tensor) -> Tensor:
+    """The labels a judge reads in pictures the model made, as the model counts them."""
+    own = judge.processors[judge.modality]
+    values = torch.stack([own(model.processors[name].decode(picture)) for picture in pictures]).to(pictures.device)
+    numbers = torch.tensor([model.class_names.index(label) for label in judge.class_names], device=pictures.device)
+    return numbers[judge.predict(Batch({judge.modality: values})).mode]
+
+
+def swap_grid(model: Factorized, data: Items, name: str, items: int = 8) -> Image.Image:
+    """Pictures with the label factor of the item above them and the private factor of the item at their left."""
+    batch = next(data.batches()).items(slice(0, items))
+    factors, n = model.encode(batch.without("label")), batch.size
+    label, private = factors.label.repeat(n, 1), factors.private[name].repeat_interleave(n, 0)  # (n n, k)
+    made = model.decode(Factors(label, {name: private}), name).mean
+    decode, side = model.processors[name].decode, 48
+    sheet = Image.new("RGB", (side * (n + 1), side * (n + 1)), "#5c6773")
+    cells = [((i + 1, 0), batch[name][i]) for i in range(n)] + [((0, i + 1), batch[name][i]) for i in range(n)]
+    cells += [((i % n + 1, i // n + 1), picture) for i, picture in enumerate(made)]
+    for (column, row), picture in cells:
+        tile = decode(picture).convert("RGB").resize((side - 2, side - 2), Image.Resampling.NEAREST)
+        sheet.paste(tile, (column * side, row * side))
+    return sheet
+
+
+@torch.no_grad()
+def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
+    """Accuracy of the model and its ablations, and of the model with each modality missing, inferred or zero."""
+    device = PartialState().device
+    model = load(run).to(device)
+    data = Items(model, config.data, split)
+    figures = {"accuracy": accuracy(model, data)}
+    for part in ("generative", "factorization"):
+        name = f"without_{part}"
+        figures[f"accuracy_{name}"] = accuracy(load(stage_folder(RECIPE, run, name)).to(device), data)
+    inferred = [accuracy(model, data, lambda batch, name=name: batch.without(name)) for name in model.inputs]
+    zeros = [
+        accuracy(model, data, partial(zero_filled, name=name, text=model.modalities[name].kind == "text"))
+        for name in model.inputs
+    ]
+    ratio = missing_loss_ratio(figures["accuracy"], zeros, inferred)
+    if math.isfinite(ratio):  # JSON has no word for a loss too small to divide by
+        figures["missing_loss_ratio"] = ratio
+    for name, by_inference, by_zeros in zip(model.inputs, inferred, zeros):
+        figures |= {f"accuracy_no_{name}_inferred": by_inference, f"accuracy_no_{name}_zeros": by_zeros}
+    if config.judge:
+        judged = build_config(judge_recipe().Config, config.judge)
+        with torch.enable_grad():  # it may have to be trained first
+            judge, figures["judge_accuracy"] = judge_recipe().judge(judged)
+        name = next(name for name, column in data.columns.items() if column == judged.data.input)
+        figures |= swaps(model, data, name, judge.to(device))
+        figures["judge_disjoint"] = judged.data.split != "train"
+        (run / "samples").mkdir(exist_ok=True)
+        swap_grid(model, data, name).save(run / "samples" / f"swaps_{split}.png")
+    return figures
+
+
+def report(run: Path, config: Config) -> None:
+    """Write ``report.html`` and ``README.md`` from the metrics that evaluations left in ``run``."""
+    table, command = {}, shlex.join(read_json(run / "run.json")["command"])
+    lines = [f"# Label and private factors of {config.data.card}", "", "```sh", command, "```", ""]
+    for split, figures in read_json(run / "metrics.json").items():
+        systems = {"factorized": {k: v for k, v in figures.items() if not k.startswith("accuracy_")}}
+        for key, value in figures.items():
+            if key.startswith("accuracy_"):
+                systems[key.removeprefix("accuracy_").replace("_", " ")] = {"accuracy": value}
+        table[split] = systems
+        lines += [f"## {split}", "", "| figure | |", "| --- | ---: |", *(f"| {k} | {v:.3f} |" for k, v in figures.items()), ""]
+        if (run / "samples" / f"swaps_{split}.png").is_file():
+            lines += [f"![Columns: whose label factor; rows: whose private factor](samples/swaps_{split}.png)", ""]
+    (run / "README.md").write_text("\n".join(lines))
+    details = {"command": command, "config": (run / "config.yaml").read_text()}
+    summary = (
+        "without generative: the same network without private factors and reconstruction. without factorization: one factor "
+        "for everything. no NAME: that modality missing, its codes inferred from the others, or zeros in its place."
+    )
+    write_report(run / "report.html", f"Factors of {config.data.card}", table, [], details, summary)
+
+
+RECIPE = Recipe(
+    name="factorized",
+    config=Config,
+    stages={
+        "factorized": train,
+        "without_generative": partial(train, without="generative"),
+        "without_factorization": partial(train, without="factorization"),
+    },
+    main="factorized",
+    evaluate=evaluate,
+    splits=("test", "validation"),
+    report=report,
+    check=check,
+    above={"accuracy": ("accuracy_without_generative", "accuracy_without_factorization")},
+)
+
+if __name__ == "__main__":
+    sys.exit(main(["train", "factorized", *sys.argv[1:]]))
