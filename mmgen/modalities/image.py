@@ -203,7 +203,7 @@ def colour_histogram(images: Tensor, bins: int, grid: int) -> Tensor:
     colour = (red * bins + green) * bins + blue
     h, w = (side // grid for side in colour.shape[1:])
     cells = colour.unfold(1, h, h).unfold(2, w, w)[:, :grid, :grid].flatten(3).flatten(1, 2)  # (b, p, h * w)
-    ones = torch.ones((), device=images.device).expand(cells.shape)
+    ones = images.new_ones(()).expand(cells.shape)
     counts = images.new_zeros(*cells.shape[:2], bins**3).scatter_add_(2, cells, ones)  # (b, p, bins^3)
     return (counts / (h * w)).sqrt()
 
