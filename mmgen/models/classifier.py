@@ -3,7 +3,6 @@
 Trained apart by the recipe `judge`, it tells what a generated picture, sound or text shows.
 """
 
-import inspect
 from typing import Any
 
 import torch
@@ -13,21 +12,8 @@ from torch.distributions import Categorical
 from mmgen.data.batch import Batch
 from mmgen.distributions import draw
 from mmgen.errors import UserError, check_at_least, check_one_of
-from mmgen.modalities.audio import AudioEncoder
-from mmgen.modalities.convolution import ConvEncoder
-from mmgen.modalities.image import ImageEncoder
-from mmgen.modalities.text import TextEncoder
-from mmgen.modalities.vector import VectorEncoder
+from mmgen.modalities.kinds import build_encoder
 from mmgen.models.base import Losses, Model
-
-ENCODERS = {
-    "image": ConvEncoder,
-    "backbone": ImageEncoder,
-    "text": TextEncoder,
-    "audio": AudioEncoder,
-    "vector": VectorEncoder,
-}
-KINDS = ("image", "text", "audio", "vector")
 
 
 class Classifier(Model):
@@ -129,21 +115,3 @@ class Classifier(Model):
         found = [name for name in batch.values if batch.present[name].any()]
         got = f"no item that has it (the batch holds {', '.join(found) or 'nothing'})"
         return UserError(what, got=got, expected="at least one item", fix="check the names of the columns")
-
-
-def build_encoder(kind: str, shape: list[int], settings: dict[str, Any]) -> nn.Module:
-    """The encoder of a modality of this kind and shape.
-
-    Raises:
-        UserError: an unknown kind or setting, or a shape of the wrong length.
-    """
-    check_one_of("kind", kind, KINDS)
-    length = {"image": 3, "audio": 2}.get(kind, 1)
-    if len(shape) != length:
-        raise UserError("shape", got=shape, expected=f"{length} numbers for {kind}", fix="see the Classifier's documentation")
-    encoder = ENCODERS["backbone" if kind == "image" and "backbone" in settings else kind]
-    for key in settings:
-        check_one_of(f"encoder.{key}", key, inspect.signature(encoder).parameters)
-    if encoder is ImageEncoder:
-        return ImageEncoder(**settings)
-    return encoder(shape[0] if length == 1 else tuple(shape), **settings)

@@ -17,16 +17,12 @@ from mmgen.distributions import AutoregressiveCategorical, draw
 from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.latents.divergences import mmd
 from mmgen.latents.fusion import subsets
-from mmgen.modalities.audio import AudioDecoder
-from mmgen.modalities.image import ImageDecoder
+from mmgen.modalities.kinds import DECODERS, KINDS, build_encoder
 from mmgen.modalities.memory_fusion import MemoryFusion
 from mmgen.modalities.sequence import SequenceDecoder, SequenceEncoder
-from mmgen.modalities.text import TextDecoder
 from mmgen.modalities.vector import VectorDecoder, multilayer_perceptron
 from mmgen.models.base import Losses, Model
-from mmgen.models.classifier import KINDS, build_encoder
 
-DECODERS = {"vector": VectorDecoder, "image": ImageDecoder, "audio": AudioDecoder, "text": TextDecoder}
 PARTS = ("", "generative", "factorization")
 
 

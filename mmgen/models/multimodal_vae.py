@@ -4,7 +4,6 @@ p(x_1, ..., x_M, z) = N(z; 0, 1) prod_i p(x_i | z). The objectives differ in how
 present become one, and in which bounds are summed. Each modality is encoded once a step, whatever the number of subsets.
 """
 
-import inspect
 import math
 from typing import Any
 
@@ -26,14 +25,9 @@ from mmgen.latents.fusion import (
 )
 from mmgen.latents.importance import importance_bound
 from mmgen.latents.spaces import GaussianHead, StandardPrior, rsample
-from mmgen.modalities.audio import AudioDecoder
-from mmgen.modalities.image import ImageDecoder
-from mmgen.modalities.text import TextDecoder
-from mmgen.modalities.vector import VectorDecoder
+from mmgen.modalities.kinds import DECODERS, build_decoder, build_encoder
 from mmgen.models.base import Losses, Model
-from mmgen.models.classifier import build_encoder
 
-DECODERS = {"image": ImageDecoder, "text": TextDecoder, "audio": AudioDecoder, "vector": VectorDecoder}
 LENGTHS = {"image": 3, "text": 2, "audio": 2, "vector": 1}
 KEYS = ("kind", "shape", "encoder", "decoder", "weight")
 OBJECTIVES = ("mvae", "mmvae", "mopoe", "mvtcae")
@@ -120,7 +114,7 @@ class MultimodalVAE(Model):
             kind, shape = values["kind"], values["shape"]
             self.encoders[name] = build_encoder(kind, shape[:1] if kind == "text" else shape, values.get("encoder") or {})
             self.heads[name] = GaussianHead(self.encoders[name].dim, latent_dim)
-            self.decoders[name] = build_decoder(name, kind, latent_dim, shape, values.get("decoder") or {})
+            self.decoders[name] = build_decoder(kind, latent_dim, shape, values.get("decoder") or {})
         self.prior = StandardPrior(latent_dim)
 
     @property
@@ -314,7 +308,7 @@ def check_modality(name: str, values: dict[str, Any]) -> dict[str, Any]:
     """Return what a config says of one modality, if it can be used.
 
     Raises:
-        UserError: an unknown key or kind, or a shape or weight that does not fit.
+        UserError: an unknown key or kind, a shape or weight that does not fit, or a text without ``stop``.
     """
     for key in values:
         check_one_of(f"modalities.{name}: key", key, KEYS)
@@ -324,25 +318,11 @@ def check_modality(name: str, values: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"modalities.{name}.shape", got=shape, expected=f"{LENGTHS[kind]} numbers for {kind}", fix=fix)
     if values.get("weight") is not None:
         check_at_least(f"modalities.{name}.weight", values["weight"], 0)
+    settings = values.get("decoder") or {}
+    if kind == "text" and "stop" not in settings:
+        fix = "give the tokenizer's EOS"
+        raise UserError(f"modalities.{name}.decoder", got=settings, expected="the token that ends a text as stop", fix=fix)
     return values
-
-
-def build_decoder(name: str, kind: str, latent_dim: int, shape: list[int], settings: dict[str, Any]) -> nn.Module:
-    """The decoder z -> p(x | z) of a modality of this kind and shape.
-
-    Raises:
-        UserError: an unknown setting, or a text without ``stop``.
-    """
-    decoder = DECODERS[kind]
-    own = ("latent_dim", "shape", "size", "vocabulary", "length")
-    for key in settings:
-        check_one_of(f"decoder.{key}", key, [p for p in inspect.signature(decoder).parameters if p not in own])
-    if kind == "text":
-        if "stop" not in settings:
-            fix = "give the tokenizer's EOS"
-            raise UserError(f"modalities.{name}.decoder", got=settings, expected="the token that ends a text as stop", fix=fix)
-        return TextDecoder(latent_dim, *shape, **settings)
-    return decoder(latent_dim, shape[0] if kind == "vector" else tuple(shape), **settings)
 
 
 def likelihood_weights(modalities: dict[str, dict[str, Any]], rescale: bool) -> dict[str, float]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Distribution, Independent
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -17,13 +17,11 @@ from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.latents.divergences import covariance_penalty, decompose_kl, density_ratio_tc, kl, mmd, permute_dims
 from mmgen.latents.importance import importance_bound
 from mmgen.latents.spaces import GaussianHead, make_prior, rsample
-from mmgen.modalities.audio import AudioDecoder
-from mmgen.modalities.image import ImageDecoder
-from mmgen.modalities.vector import VectorDecoder, multilayer_perceptron
+from mmgen.modalities.kinds import build_decoder, build_encoder
+from mmgen.modalities.vector import multilayer_perceptron
 from mmgen.models.base import Losses, Model, decayed
-from mmgen.models.classifier import build_encoder
 
-DECODERS = {"image": ImageDecoder, "audio": AudioDecoder, "vector": VectorDecoder}
+KINDS = ("image", "audio", "vector")
 
 
 @dataclass(frozen=True)
@@ -172,7 +170,7 @@ class VAE(Model):
         discriminator: Sequence[int] = (1000,) * 6,
     ) -> None:
         super().__init__()
-        check_one_of("kind", kind, DECODERS)
+        check_one_of("kind", kind, KINDS)
         self.modality, self.shape = modality, tuple(shape)
         self.objective, self.settings = objective, check_settings(objective, settings or {})
         self.encoder = build_encoder(kind, list(shape), encoder or {})
@@ -359,19 +357,6 @@ def check_settings(objective: str, settings: dict[str, Any]) -> dict[str, Any]:
     if "sampling" in settings:
         check_one_of("settings.sampling", settings["sampling"], ["stratified", "weighted"])
     return settings
-
-
-def build_decoder(kind: str, latent_dim: int, shape: Sequence[int], settings: dict[str, Any]) -> nn.Module:
-    """The decoder z -> p(x | z) of a modality of this kind and shape.
-
-    Raises:
-        UserError: an unknown kind or setting.
-    """
-    decoder = DECODERS[check_one_of("kind", kind, DECODERS)]
-    known = [name for name in inspect.signature(decoder).parameters if name not in ("latent_dim", "shape", "size")]
-    for key in settings:
-        check_one_of(f"decoder.{key}", key, known)
-    return decoder(latent_dim, shape[0] if kind == "vector" else tuple(shape), **settings)
 
 
 def _placed(values: Tensor, observed: Tensor) -> Tensor:

@@ -28,8 +28,9 @@ from mmgen.data.processors import Processor
 from mmgen.data.text import train_tokenizer
 from mmgen.data.vector import VectorProcessor
 from mmgen.errors import UserError
+from mmgen.modalities.kinds import KINDS
 from mmgen.models.base import load
-from mmgen.models.classifier import KINDS, Classifier
+from mmgen.models.classifier import Classifier
 from mmgen.training.config import FitConfig, to_dict
 from mmgen.training.loop import fit
 from mmgen.training.recipe import Recipe, read_json, train

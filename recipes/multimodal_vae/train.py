@@ -35,9 +35,10 @@ from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.metrics.coherence import conditional_coherence, joint_coherence
 from mmgen.metrics.frechet import frechet_distance
 from mmgen.modalities.image import ImageEncoder
+from mmgen.modalities.kinds import DECODERS
 from mmgen.models.base import load
 from mmgen.models.classifier import Classifier
-from mmgen.models.multimodal_vae import DECODERS, OBJECTIVES, MultimodalVAE
+from mmgen.models.multimodal_vae import OBJECTIVES, MultimodalVAE
 from mmgen.training.config import FitConfig, build_config, section_of
 from mmgen.training.loop import fit
 from mmgen.training.model_card import ModelCard, contact_sheet, write_model_card
