@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from mmgen.training.checkpoint import checkpoints
-from mmgen.training.recipe import load_recipe, recipe_config, recipe_folder, recipe_names, stage_folder
+from mmgen.training.recipe import Recipe, evaluate, load_recipe, recipe_config, recipe_folder, recipe_names, stage_folder
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
 
@@ -123,6 +124,24 @@ def test_resuming_with_another_config(smoke):
     name, run = smoke
     done = mmgen("train", name, "--config", "smoke", "--out", run, "--resume", "seed=5")
     assert done.returncode == 2 and "got other values of seed" in done.stderr
+
+
+@dataclass
+class OnlySeeds:
+    seed: int = 0
+    seeds: int = 1
+
+
+def test_a_figure_that_one_seed_lacks_is_no_figure_of_the_study(tmp_path):
+    def judge(run, config, split):
+        return {"accuracy": 0.5} | ({"ratio": 0.1} if config.seed else {})
+
+    recipe = Recipe("none", OnlySeeds, {}, "", judge, ("test",), lambda run, config: None, lambda config: None)
+    for seed in range(2):
+        (tmp_path / f"seed_{seed}").mkdir()
+    assert evaluate(recipe, OnlySeeds(seeds=2), tmp_path, "test") == {
+        "accuracy": 0.5, "accuracy_sd": 0.0, "seeds": 2
+    }  # fmt: skip
 
 
 def test_seeds_give_mean_and_deviation(tmp_path):

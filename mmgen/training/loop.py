@@ -26,6 +26,7 @@ from mmgen.errors import UserError
 from mmgen.models.base import Losses, Model, like, whole
 from mmgen.training import checkpoint as ckpt
 from mmgen.training.config import FitConfig
+from mmgen.training.memory import keep_freed_memory
 
 Samples = Callable[[Model, Path], None]
 
@@ -116,6 +117,7 @@ def fit(
     """
     if len(data) == 0:
         raise UserError("training data", got="no items", expected="at least one", fix="check the card's split")
+    keep_freed_memory()
     trainer = _Trainer(model, data, config, Path(folder), samples, tuple(phases or model.phases))
     if resume and (found := ckpt.checkpoints(trainer.folder / "checkpoints")):
         trainer.load(found[-1])

@@ -22,6 +22,7 @@ import yaml
 from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.metrics.significance import paired_low
 from mmgen.training.config import build_config, parse_overrides, read_yaml, to_dict, write_config
+from mmgen.training.memory import keep_freed_memory
 
 Stage = Callable[[Any, Path, bool], None]
 
@@ -185,6 +186,7 @@ def evaluate(recipe: Recipe, config: Any, out: Path, split: str) -> dict[str, fl
         UserError: the split is unknown, or a stage was not trained to its end.
     """
     check_one_of("split", split, recipe.splits)
+    keep_freed_memory()
     runs = seed_runs(config, out)
     figures = []
     for run, seeded in runs:
@@ -199,6 +201,8 @@ def evaluate(recipe: Recipe, config: Any, out: Path, split: str) -> dict[str, fl
         return figures[0]
     result = {}
     for key in figures[0]:
+        if not all(key in f for f in figures):  # a figure that some seeds cannot have, such as a share of no loss
+            continue
         values = [f[key] for f in figures]
         if isinstance(values[0], bool):
             result[key] = all(values)
