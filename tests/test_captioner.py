@@ -82,7 +82,7 @@ def test_training_leaves_the_language_model_bitwise_the_same(tmp_path):
 def test_gradients_reach_words_prompt_and_encoder():
     model = build()
     model.losses(batch_of(model, "cat", "a dog")).total.backward()
-    for part in (*model.text.values(), model.words.hidden[1].weight, next(model.encoder.parameters())):
+    for part in (*model.text.values(), model.words.members[0][1].weight, next(model.encoder.parameters())):
         assert part.grad.abs().sum() > 0
 
 
@@ -129,6 +129,17 @@ def test_without_dropout_all_candidates_are_the_one_caption():
     model = build(dropout=0.0).eval()
     given = batch_of(model, "cat", "dog").without("text")
     assert model.generate(given, candidates=4, max_tokens=1) == model.generate(given, max_tokens=1)
+
+
+def test_the_members_share_the_candidates_of_every_item():
+    model = build(dropout=0.0, members=2).eval()
+    given = batch_of(model, "cat", "dog", "owl").without("text")
+    draws = model._draws(given, 4).unflatten(0, (3, 4))  # (b, m, n, d)
+    assert torch.equal(draws[:, 0], draws[:, 1]) and torch.equal(draws[:, 2], draws[:, 3])
+    for i, member in enumerate(model.words.members):
+        alone = build(dropout=0.0).eval()
+        alone.words.members[0].load_state_dict(member.state_dict())
+        torch.testing.assert_close(draws[:, 2 * i], alone.encode(given))
 
 
 def test_a_colour_is_read_wherever_it_stands():

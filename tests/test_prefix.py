@@ -84,9 +84,23 @@ def test_a_soft_word_that_is_sure_is_a_word():
     words = SoftWords(features=2, n=1, embedding=READER.width, width=4).eval()
     words.temperature = 1e3
     table = READER.embed(torch.arange(20, 40)).detach()
-    nn.init.zeros_(words.hidden[-1].weight)
-    words.hidden[-1].bias.data = table[7].clone()
+    nn.init.zeros_(words.members[0][-1].weight)
+    words.members[0][-1].bias.data = table[7].clone()
     torch.testing.assert_close(words(torch.randn(2, 2), table), table[7].expand(2, 1, -1))
+
+
+def test_members_share_a_batch_and_agree_on_the_mean():
+    words = SoftWords(features=12, n=3, embedding=READER.width, width=16, dropout=0.0, members=2)
+    table, features = READER.embedding_table.detach(), torch.randn(5, 12)
+    alone = []
+    for member in words.members:
+        one = SoftWords(features=12, n=3, embedding=READER.width, width=16, dropout=0.0)
+        one.members[0].load_state_dict(member.state_dict())
+        alone.append(one.logits(features, table))
+    torch.testing.assert_close(words.logits(features, table), torch.cat([alone[0][:3], alone[1][3:]]))
+    torch.testing.assert_close(words.eval().logits(features, table), (alone[0] + alone[1]) / 2)
+    with pytest.raises(UserError, match="members: got 0, expected a number >= 1"):
+        SoftWords(features=12, n=3, embedding=8, members=0)
 
 
 def test_soft_words_read_every_feature():

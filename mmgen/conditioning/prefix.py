@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmgen.conditioning.language_model import load_language_model
-from mmgen.errors import UserError
+from mmgen.errors import UserError, check_at_least
 
 
 class Prompt(NamedTuple):
@@ -37,8 +37,11 @@ class SoftWords(nn.Module):
         width: of the hidden layer.
         dropout: on the features and on the hidden layer.
         hard: let the language model read the likeliest word, while the gradient is that of the mixture (straight-through).
+        members: networks f that are trained apart: in training each reads its share of a batch, in order; in eval mode h_i is
+            the mean of theirs, each of length 1.
 
-    Source: Tsimpoukelli et al. 2021, section 3, has f linear and ``prefix_i = h_i``.
+    Source: Tsimpoukelli et al. 2021, section 3, has f linear and ``prefix_i = h_i``. Of members, Lakshminarayanan et al.
+        2017, arXiv 1612.01474.
 
     >>> words = SoftWords(features=5, n=2, embedding=16)
     >>> words(torch.zeros(3, 5), table=torch.randn(9, 16)).shape
@@ -55,18 +58,23 @@ class SoftWords(nn.Module):
         width: int = 768,
         dropout: float = 0.2,
         hard: bool = False,
+        members: int = 1,
     ) -> None:
         super().__init__()
+        check_at_least("members", members, 1)
         self.n, self.hard = n, hard
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("std", torch.ones(features))
-        self.hidden = nn.Sequential(
-            nn.Dropout(dropout),
-            nn.Linear(features, width),
-            nn.LayerNorm(width),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(width, n * embedding),
+        self.members = nn.ModuleList(
+            nn.Sequential(
+                nn.Dropout(dropout),
+                nn.Linear(features, width),
+                nn.LayerNorm(width),
+                nn.GELU(),
+                nn.Dropout(dropout),
+                nn.Linear(width, n * embedding),
+            )
+            for _ in range(members)
         )
 
     @torch.no_grad()
@@ -82,8 +90,16 @@ class SoftWords(nn.Module):
         """Features (b, c) and word embeddings (v, d) -> the logits of p_i(w), (b, n, v)."""
         # a feature that is constant in training, such as a colour no picture has, must not drown the others when it is not
         standard = ((features - self.mean) / self.std).clamp(-10, 10)  # (b, c)
-        h = self.hidden(standard).unflatten(1, (self.n, -1))  # (b, n, d)
-        return self.temperature * F.normalize(h, dim=-1) @ F.normalize(table, dim=-1).T
+        if self.training:
+            shares = standard.tensor_split(len(self.members))
+            h = self._h(torch.cat([member(share) for member, share in zip(self.members, shares)]))  # (b, n, d)
+        else:
+            h = torch.stack([self._h(member(standard)) for member in self.members]).mean(0)  # (b, n, d)
+        return self.temperature * h @ F.normalize(table, dim=-1).T
+
+    def _h(self, outputs: Tensor) -> Tensor:
+        """(b, n * d) -> (b, n, d), each of length 1."""
+        return F.normalize(outputs.unflatten(1, (self.n, -1)), dim=-1)
 
     def mix(self, logits: Tensor, table: Tensor) -> Tensor:
         """The logits of p_i(w), (b, n, v), and word embeddings (v, d) -> soft words (b, n, d)."""

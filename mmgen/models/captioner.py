@@ -45,7 +45,7 @@ class Captioner(Model):
         vocabulary: the token ids that soft words mix; None: all.
         before, between, after: the text around the two halves of the soft words at the start of training, in the language
             model's own chat format.
-        width, dropout, hard: of `SoftWords`.
+        width, dropout, hard, members: of `SoftWords`.
         words_weight: weight of the objective ``words`` in the phase ``train``.
 
     Source: Tsimpoukelli et al. 2021, section 3. There the encoder is trained from scratch and the prefix is any vector; here
@@ -75,6 +75,7 @@ class Captioner(Model):
         width: int = 768,
         dropout: float = 0.2,
         hard: bool = True,
+        members: int = 1,
         words_weight: float = 0.3,
     ) -> None:
         super().__init__()
@@ -96,7 +97,7 @@ class Captioner(Model):
             self.encoder = AudioEncoder(self.processors["audio"].shape, width)
             features = width
         self.processors["text"] = TextProcessor(lm.tokenizer)
-        self.words = SoftWords(features, words, lm.width, width, dropout, hard)
+        self.words = SoftWords(features, words, lm.width, width, dropout, hard, members)
         ids = torch.arange(len(lm.embedding_table)) if vocabulary is None else torch.tensor(vocabulary)
         self.register_buffer("vocabulary", torch.cat([ids, ids.new_tensor([self._end])]).unique(), persistent=False)  # sorted
         texts = {"before": before, "between": between, "after": after}
@@ -186,9 +187,9 @@ class Captioner(Model):
     ) -> list[str]:
         """Captions, ``n`` for each item in order: the best ``n`` of a beam search, or samples if ``temperature`` > 0.
 
-        With ``candidates`` above 1, that many prefixes are drawn for each item under the dropout of training, one caption is
-        made from each, and the ``n`` that agree best with all are given, see `mmgen.conditioning.consensus`. Where the
-        prefixes differ, the model does not know.
+        With ``candidates`` above 1, that many prefixes are drawn for each item, by the members of the soft words in turn and
+        under the dropout of training, one caption is made from each, and the ``n`` that agree best with all are given, see
+        `mmgen.conditioning.consensus`. Where the prefixes differ, the model does not know.
 
         Args:
             given: pictures (or sounds), or their ``features``.
@@ -227,11 +228,12 @@ class Captioner(Model):
 
     def _draws(self, given: Batch, m: int) -> Tensor:
         """``m`` prefixes of each item in order, under dropout: (b * m, n, d)."""
-        features, training = self.features(given).repeat_interleave(m, 0), self.words.training
+        features, training = self.features(given).repeat(m, 1), self.words.training  # (m * b, c)
         try:
-            return self.words.train()(features, self._table)
+            draws = self.words.train()(features, self._table)  # (m * b, n, d), each member of the words its share of the m
         finally:
             self.words.train(training)
+        return draws.unflatten(0, (m, -1)).transpose(0, 1).flatten(0, 1)
 
     def phase_parameters(self, phase: str) -> list[dict[str, Any]]:
         """The prompt around the words learns faster, and only where the language model reads it."""
