@@ -14,6 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mmgen.conditioning.language_model import load_language_model
+from mmgen.conditioning.representations import representation
+from mmgen.data.cards import open_card
 from mmgen.training.checkpoint import checkpoints
 from mmgen.training.recipe import Recipe, evaluate, load_recipe, recipe_config, recipe_folder, recipe_names, stage_folder
 
@@ -206,6 +209,10 @@ def test_sigterm_reaches_every_process(tmp_path):
         (["captioning", "data.text=image"], "data.text=image: got a column of image, expected text; choose one of word"),
         (["judge", "data.label=nope"], "data.label (a column of digits): got nope"),
         (["judge", "seeds=0"], "seeds: got 0"),
+        (
+            ["factorized", "data.modalities.image.language_model=tiny"],
+            "data.modalities.image.language_model: got language_model",
+        ),
     ],
 )
 def test_a_config_that_does_not_fit_the_data(tmp_path, arguments, message):
@@ -213,6 +220,21 @@ def test_a_config_that_does_not_fit_the_data(tmp_path, arguments, message):
     done = mmgen("train", name, "--config", "smoke", "--out", tmp_path / "run", *overrides)
     assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_a_text_read_by_a_frozen_language_model(tmp_path):
+    file = tmp_path / "read.yaml"
+    file.write_text(
+        "data: {card: digits, limit: 64, modalities: {image: {column: image, size: 8, channels: 1}, "
+        "text: {column: word, language_model: tiny, layers: [1, 2]}}}"
+    )
+    recipe = load_recipe("factorized")
+    script, config = sys.modules[recipe.config.__module__], recipe_config(recipe, str(file), [])
+    model = script.build(config, "")
+    assert model.modalities["text"].kind == "vector" and model.modalities["text"].shape == [64]
+    items = script.Items(model, config.data, "train", 64)
+    read = representation(*load_language_model("tiny"), open_card("digits", "train")["word"][5], [1, 2])
+    torch.testing.assert_close(items[5]["text"], model.processors["text"](read.half()))
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,8 @@ from PIL import Image
 from torch import Tensor
 
 from mmgen.cli import main
+from mmgen.conditioning.language_model import load_language_model
+from mmgen.conditioning.representations import representation
 from mmgen.data.audio import AudioProcessor
 from mmgen.data.batch import Batch, collate
 from mmgen.data.cards import check_column, open_card, read_card
@@ -32,6 +34,8 @@ from mmgen.data.text import train_tokenizer
 from mmgen.data.vector import VectorProcessor
 from mmgen.errors import UserError, check_one_of
 from mmgen.metrics.robustness import missing_loss_ratio
+from mmgen.modalities.feature_cache import cached_features
+from mmgen.modalities.image import fingerprint
 from mmgen.models.base import load
 from mmgen.models.classifier import Classifier
 from mmgen.models.factorized import Factorized, Factors
@@ -44,7 +48,7 @@ from mmgen.training.report import write_report
 SETTINGS = {
     "image": list(inspect.signature(ImageProcessor).parameters),
     "audio": list(inspect.signature(AudioProcessor).parameters),
-    "text": ["vocab_size", "max_length"],
+    "text": ["vocab_size", "max_length", "language_model", "layers"],
     "vector": [],
 }
 AT_ONCE = 250  # items read together in evaluation
@@ -54,6 +58,8 @@ GIVEN = ("classes", "class_names", "per_position", "without")  # what the data a
 @dataclass
 class Data:
     """A data card; modality -> its ``column`` and the settings of its processor; the column of labels.
+
+    A text with a ``language_model`` is read as a vector: its representation after that frozen model's ``layers``.
 
     ``sequence`` names the column that tells which rows follow one another, such as the utterances of a video: the item is then
     the whole sequence, with a label a row. ``limit`` is the number of training rows, 0 for all.
@@ -88,11 +94,11 @@ class Items(Sequence):
     """The items of a card's split: a row each, or the rows of a sequence."""
 
     def __init__(self, model: Factorized, data: Data, split: str, limit: int = 0) -> None:
-        self.rows, self.model = open_card(data.card, split, limit=limit or None), model
-        self.columns = {name: settings["column"] for name, settings in data.modalities.items()}
-        self.label, self.sequence = data.label, data.sequence
+        rows, self.model = open_card(data.card, split, limit=limit or None), model
+        self.values = {name: column_of(data, name, split, limit) for name in data.modalities}
+        self.labels, self.sequence = rows[data.label], data.sequence
         groups: dict[Any, list[int]] = {}
-        for i, name in enumerate(self.rows[data.sequence] if data.sequence else range(len(self.rows))):
+        for i, name in enumerate(rows[data.sequence] if data.sequence else range(len(rows))):
             groups.setdefault(name, []).append(i)
         self.groups = list(groups.values())
         self.read: dict[Any, Tensor] = {}
@@ -101,19 +107,19 @@ class Items(Sequence):
         return len(self.groups)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        rows = self.rows[self.groups[index]]
-        item = {name: [self._read(name, value) for value in rows[column]] for name, column in self.columns.items()}
-        item["label"] = [torch.tensor(label) for label in rows[self.label]]
+        rows = self.groups[index]
+        item = {name: [self._read(name, row) for row in rows] for name in self.values}
+        item["label"] = [torch.tensor(self.labels[row]) for row in rows]
         return {name: torch.stack(values) if self.sequence else values[0] for name, values in item.items()}
 
-    def _read(self, name: str, value: Any) -> Tensor:
-        kind = self.model.processors[name].kind
-        if kind == "image":
-            return self.model.processors[name](value)
+    def _read(self, name: str, row: int) -> Tensor:
+        value, process = self.values[name][row], self.model.processors[name]
+        if process.kind == "image":
+            return process(value)
         # several items share a recording or a word, and vectors are small
-        key = (name, value["bytes"] if kind == "audio" else value if kind == "text" else tuple(value))
+        key = (name, value["bytes"] if process.kind == "audio" else value if process.kind == "text" else row)
         if key not in self.read:
-            self.read[key] = self.model.processors[name](value)
+            self.read[key] = process(value)
         return self.read[key]
 
     def batches(self) -> Iterator[Batch]:
@@ -134,7 +140,8 @@ def check(config: Config) -> None:
         raise UserError("data.modalities", got=", ".join(data.modalities) or "none", expected="two or more", fix=fix)
     for name, settings in data.modalities.items():
         what = f"data.modalities.{name}"
-        check_column(card, f"{what}.column", str(settings.get("column")), *(["vector"] if data.sequence else SETTINGS))
+        kinds = ["vector", *(["text"] if "language_model" in settings else [])] if data.sequence else SETTINGS
+        check_column(card, f"{what}.column", str(settings.get("column")), *kinds)
         for key in settings:
             check_one_of(f"{what}.{key}", key, ["column", *SETTINGS[card.columns[settings["column"]]["kind"]]])
     for name in config.model.modalities or {}:
@@ -158,21 +165,37 @@ def judge_recipe() -> ModuleType:
     return sys.modules[load_recipe("judge").config.__module__]
 
 
+def column_of(data: Data, name: str, split: str, limit: int = 0) -> Sequence:
+    """The values of a modality in ``split``; of a text with a language model, its representations, made once and cached."""
+    settings = data.modalities[name]
+    rows = open_card(data.card, split, limit=limit or None)
+    values, reader = rows[settings["column"]], settings.get("language_model")
+    if not reader:
+        return values
+    model, tokenizer = load_language_model(reader)
+    layers = settings.get("layers", [model.config.num_hidden_layers // 2])
+    key = {"weights": fingerprint(model), "layers": layers, "data": [rows._fingerprint, settings["column"]]}
+
+    def read(text: str) -> Tensor:  # a language model knows few words in capitals
+        return representation(model, tokenizer, text.lower() if text.isupper() else text, layers)
+
+    return cached_features(lambda x: {"features": x}, values, read, key)["features"]
+
+
 def make_processors(data: Data) -> dict[str, Processor]:
     """The processor of each modality, fitted to the training split where it has something to fit."""
     columns, processors = read_card(data.card).columns, {}
     for name, settings in data.modalities.items():
         settings = dict(settings)
-        column = settings.pop("column")
-        kind = columns[column]["kind"]
+        kind = columns[settings.pop("column")]["kind"]
         if kind in ("image", "audio"):
             processors[name] = ImageProcessor(**settings) if kind == "image" else AudioProcessor(**settings)
             continue
-        values = open_card(data.card, "train", limit=data.limit or None)[column][:]
-        if kind == "text":
-            processors[name] = train_tokenizer(values, **{"vocab_size": 259, "max_length": 32, **settings})
+        values = column_of(data, name, "train", data.limit)
+        if kind == "text" and "language_model" not in settings:
+            processors[name] = train_tokenizer(values[:], **{"vocab_size": 259, "max_length": 32, **settings})
         else:
-            processors[name] = VectorProcessor.fit(torch.tensor(values))
+            processors[name] = VectorProcessor.fit(torch.as_tensor(values[:]))
     return processors
 
 
@@ -288,7 +311,7 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
         judged = build_config(judge_recipe().Config, config.judge)
         with torch.enable_grad():  # it may have to be trained first
             judge, figures["judge_accuracy"] = judge_recipe().judge(judged)
-        name = next(name for name, column in data.columns.items() if column == judged.data.input)
+        name = next(name for name, settings in config.data.modalities.items() if settings["column"] == judged.data.input)
         figures |= swaps(model, data, name, judge.to(device))
         figures["judge_disjoint"] = judged.data.split != "train"
         (run / "samples").mkdir(exist_ok=True)

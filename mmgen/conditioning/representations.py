@@ -1,0 +1,39 @@
+"""What a frozen language model makes of a text, as a vector for others to read."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from mmgen.errors import UserError
+
+
+@torch.no_grad()
+def representation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, layers: Sequence[int]) -> Tensor:
+    """The mean over its tokens of the hidden states of ``text`` after each of ``layers``, one after another.
+
+    Args:
+        model, tokenizer: see `mmgen.conditioning.language_model.load_language_model`.
+        text: not empty.
+        layers: 0, the embeddings, to the number of layers; the middle ones tell most of the meaning, the last the next token.
+
+    Returns:
+        (len(layers) * d,) float32.
+
+    Raises:
+        UserError: a layer that the model has not, or a text without a token.
+
+    >>> from mmgen.conditioning.language_model import load_language_model
+    >>> representation(*load_language_model("tiny", "fp32"), "hello", layers=[1, 2]).shape
+    torch.Size([64])
+    """
+    count = model.config.num_hidden_layers
+    for layer in layers:
+        if not 0 <= layer <= count:
+            raise UserError("layers", got=layer, expected=f"numbers from 0 to {count}", fix="leave it out")
+    ids = tokenizer(text, return_tensors="pt").input_ids.to(model.device)  # (1, t)
+    if not ids.numel():
+        raise UserError("text", got=repr(text), expected="at least one token", fix="leave the item out")
+    states = model(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states  # each (1, t, d)
+    return torch.cat([states[layer][0].float().mean(0) for layer in layers])
