@@ -238,6 +238,24 @@ def test_a_number_as_label_has_the_l1_loss():
     assert model.losses(batch)["label"].item() == pytest.approx(expected)
 
 
+def test_noise_is_for_what_is_read_and_not_for_what_is_made():
+    """Read, x becomes (x + s e) / sqrt(1 + s^2) in training, x / sqrt(1 + s^2) afterwards; the decoder learns x."""
+    torch.manual_seed(0)
+    plain = {"kind": "vector", "shape": [3], "decoder": {"scale": 1.0}}
+    model = Factorized({"a": {**plain, "noise": 2.0}, "b": {"kind": "vector", "shape": [5]}}, mmd_weight=0.0)
+    seen = []
+    model.label_encoders["a"].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    batch = Batch({"a": torch.full((20000, 3), 5.0), "label": torch.zeros(20000, dtype=torch.int64)})
+    model.losses(batch)
+    assert seen[0].mean().item() == pytest.approx(5 / 5**0.5, abs=0.02)
+    assert seen[0].std().item() == pytest.approx(2 / 5**0.5, abs=0.02)
+    model.eval().losses(batch)
+    torch.testing.assert_close(seen[1], batch["a"] / 5**0.5)
+    factors = model.encode(batch)
+    expected = -model.modalities["a"].weight * model.decode(factors, "a").log_prob(batch["a"]).mean()
+    torch.testing.assert_close(model.losses(batch)["reconstruction_a"], expected)
+
+
 def test_ablations():
     generative = vectors(without="generative")
     assert not generative.decoders and not generative.private
@@ -359,6 +377,8 @@ def test_settings_that_cannot_be_used(settings, message):
         ({"a": {"kind": "vector", "shape": [3], "decoder": {"hiden": [8]}}}, "modalities.a.decoder.hiden: got hiden"),
         ({"a": {"kind": "sequence", "shape": [3], "encoder": {"dimm": 8}}}, "modalities.a.encoder.dimm: got dimm"),
         ({"a": {"kind": "sequence", "shape": [3]}}, r"modalities.a.decoder: got \[\], expected its length"),
+        ({"a": {"kind": "vector", "shape": [3], "noise": -1.0}}, "modalities.a.noise: got -1.0"),
+        ({"a": {"kind": "text", "shape": [300], "noise": 1.0}}, "modalities.a.noise: got 1.0, expected 0 for a text"),
         ({"label": {"kind": "vector", "shape": [3]}}, "modality: got label, expected another name"),
         ({}, "modalities: got 0"),
     ],

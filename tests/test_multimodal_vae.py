@@ -20,6 +20,7 @@ from mmgen.models.multimodal_vae import OBJECTIVES, MultimodalVAE
 from mmgen.training.generate import generate
 
 SIZES, K = {"a": 4, "b": 5, "c": 6}, 3
+ONE = {"prior_settings": {"components": 1, "spread": 0.0}}
 PAIRS = {"random_subsets": 3}  # all the pairs of three modalities
 
 
@@ -194,6 +195,22 @@ def test_mopoe_is_the_mean_over_its_subsets(cubature):
         expected = expected + world.reconstruction(batch, "ab", mean, variance) / 3
         expected = expected - divergence(mean, variance, 0.0, torch.ones(K).double()) / 3
     torch.testing.assert_close(world.model.losses(batch.repeat(2 * K * 3)).total, -expected.mean())
+
+
+@pytest.mark.parametrize("objective", ["mmvae", "mopoe", "mvtcae"])
+def test_a_learned_prior_is_in_the_objective_and_in_the_likelihood(objective):
+    """A mixture of one Gaussian is that Gaussian: with it at N(0, 1) nothing changes, moved it is learned back."""
+    plain, learned = (LinearGaussian(objective, names="ab", **more) for more in ({}, {"prior": "mixture", **ONE}))
+    batch = plain.batch(20)
+    many = Batch({n: x.repeat(3000, 1) for n, x in batch.values.items()})
+    before, after = (lg.model.losses(many).total for lg in (plain, learned))
+    torch.testing.assert_close(after, before, rtol=0.01, atol=0)
+    after.backward()
+    assert learned.model.prior.mean.grad.abs().sum() > 0
+    for lg in (plain, learned):
+        torch.manual_seed(0)
+        lg.bound = lg.model.log_likelihood(batch, 50)
+    torch.testing.assert_close(learned.bound, plain.bound)
 
 
 def test_mopoe_with_one_modality_present_is_the_plain_vae(cubature):
@@ -401,6 +418,8 @@ A = {"kind": "vector", "shape": [4]}
         ({"modalities": {"a": A}, "alpha": 1.5}, "alpha: got 1.5"),
         ({"modalities": {"a": A}, "beta": -1.0}, "beta: got -1.0"),
         ({"modalities": {"a": A}, "samples": 0}, "samples: got 0"),
+        ({"modalities": {"a": A}, "objective": "mvae", "prior": "mixture"}, "prior: got mixture, expected standard"),
+        ({"modalities": {"a": A}, "prior_settings": {"components": 2}}, "prior.components: got components"),
     ],
 )
 def test_configs_that_cannot_be_used(arguments, message):

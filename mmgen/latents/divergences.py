@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, MixtureSameFamily, kl_divergence
 
 from mmgen.errors import UserError, check_at_least, check_one_of
-from mmgen.latents.spaces import diagonal_normal, rsample
+from mmgen.latents.spaces import rsample
 
 
 def kl(q: Distribution, p: Distribution, samples: int = 1, generator: torch.Generator | None = None) -> Tensor:
@@ -30,6 +30,7 @@ def kl(q: Distribution, p: Distribution, samples: int = 1, generator: torch.Gene
     Raises:
         UserError: less than one sample.
 
+    >>> from mmgen.latents.spaces import diagonal_normal
     >>> q = diagonal_normal(torch.ones(3, 2), torch.ones(3, 2))
     >>> kl(q, diagonal_normal(torch.zeros(2), torch.ones(2))).tolist()
     [1.0, 1.0, 1.0]
@@ -45,15 +46,6 @@ def kl(q: Distribution, p: Distribution, samples: int = 1, generator: torch.Gene
         return (q.mixture_distribution.probs.movedim(-1, 0) * ratio).sum(0)  # (b,)
     z = rsample(q, (samples,), generator)  # (n, b, k)
     return (q.log_prob(z) - p.log_prob(z)).mean(0)
-
-
-def kl_to_standard(q: Independent) -> Tensor:
-    """KL(N(mu, sigma^2) || N(0, 1)) = 1/2 sum_j (mu_j^2 + sigma_j^2 - 1 - log sigma_j^2), of batch shape (b,): (b,) in nats.
-
-    >>> kl_to_standard(diagonal_normal(torch.tensor([[3.0, 1.0]]), torch.ones(1, 2))).tolist()
-    [5.0]
-    """
-    return kl(q, diagonal_normal(torch.zeros_like(q.mean), torch.ones_like(q.mean)))
 
 
 def mmd(x: Tensor, y: Tensor, bandwidth: float | Sequence[float] | None = None, unbiased: bool = True) -> Tensor:
@@ -144,6 +136,7 @@ def decompose_kl(z: Tensor, q: Independent, prior: Distribution, dataset_size: i
 
     Source: Chen et al. 2018, beta-TCVAE, arXiv 1802.04942.
 
+    >>> from mmgen.latents.spaces import diagonal_normal
     >>> q = diagonal_normal(torch.randn(4, 2), torch.ones(4, 2))
     >>> prior = diagonal_normal(torch.zeros(2), torch.ones(2))
     >>> len(decompose_kl(q.sample(), q, prior, dataset_size=100))
@@ -245,6 +238,7 @@ def covariance_penalty(q: Independent, version: str, off_diagonal: float, diagon
 
     Source: Kumar et al. 2018, DIP-VAE, arXiv 1711.00848.
 
+    >>> from mmgen.latents.spaces import diagonal_normal
     >>> q = diagonal_normal(torch.tensor([[1.0, 1.0], [-1.0, -1.0]]), torch.ones(2, 2))
     >>> covariance_penalty(q, "i", off_diagonal=3.0, diagonal=1.0).item()
     6.0

@@ -39,7 +39,9 @@ class Modality:
         code: size of z_m.
         factor: size of f_m.
         weight: of -log p(x_m | f_y, f_m) in the loss.
-        dropout: share of its features that the label factor does without in training; None takes the model's.
+        noise: standard deviation s of what is added to its values in training before they are read; they are divided by
+            sqrt(1 + s^2) always. The decoder learns the values themselves. Where a modality tells more about the labels it was
+            trained on than about others, as features do that were themselves trained on those labels, this takes it away.
     """
 
     kind: str
@@ -49,7 +51,7 @@ class Modality:
     code: int = 16
     factor: int = 16
     weight: float = 0.01
-    dropout: float | None = None
+    noise: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ class Factorized(Model):
         code: size of z_y.
         factor: size of f_y.
         hidden: width of the networks from features to codes, factors and label.
-        dropout: share dropped in training of z_y, and of the features it is made from where `Modality` says no other.
+        dropout: share dropped in training of z_y and of the features it is made from.
         fusion: what z_y is made from: "concatenation" of the features, or "memory" beside it, for aligned sequences.
         memory: size of the memory.
         mmd_weight: lambda.
@@ -174,8 +176,7 @@ class Factorized(Model):
         self.private_encoders = nn.ModuleDict({name: _encoder(name, self.modalities[name]) for name in self.private})
         self.sizes = sizes = {name: encoder.dim for name, encoder in self.label_encoders.items()}  # of the features
         self.fusion = MemoryFusion(list(sizes.values()), memory, hidden) if fusion == "memory" else None
-        rates = {name: dropout if m.dropout is None else m.dropout for name, m in self.modalities.items()}
-        self.dropouts = nn.ModuleDict({name: nn.Dropout(rate) for name, rate in rates.items()})
+        self.dropout = nn.Dropout(dropout)
         together = sum(sizes.values())
         self.label_code = multilayer_perceptron([together + (memory if self.fusion else 0), hidden, code])
         self.label_factor = nn.Sequential(nn.Dropout(dropout), *multilayer_perceptron([code, hidden, factor]))
@@ -323,7 +324,8 @@ class Factorized(Model):
         nobody = torch.zeros_like(next(iter(present.values())))
         present = {name: present.get(name, nobody) for name in self.modalities}
 
-        steps = {name: self._features(self.label_encoders[name], name, x, masks) for name, x in values.items()}
+        noisy = {name: self._noisy(name, x) for name, x in values.items()}
+        steps = {name: self._features(self.label_encoders[name], name, x, masks) for name, x in noisy.items()}
         memory = None
         if self.fusion is not None and len(values) == len(self.modalities):
             together = torch.stack(list(masks.values())).all(0)  # (b, t)
@@ -331,10 +333,17 @@ class Factorized(Model):
             memory = memory if self.per_position else memory[:, -1]
         if self.fusion is not None and not self.per_position:
             steps = {n: x.sum(1) / masks[n].sum(1, keepdim=True).clamp(min=1) for n, x in steps.items()}  # (b, d)
-        private = {n: self._features(self.private_encoders[n], n, x, masks) for n, x in values.items() if self.private}
-        label = [self.dropouts[name](self._known(steps, name, there)) for name, there in present.items()]  # (..., d) each
+        private = {n: self._features(self.private_encoders[n], n, x, masks) for n, x in noisy.items() if self.private}
+        label = [self.dropout(self._known(steps, name, there)) for name, there in present.items()]  # (..., d) each
         private = [self._known(private, name, present[name]) for name in self.private]
         return _Seen(values, masks, present, label, private, memory)
+
+    def _noisy(self, name: str, x: Tensor) -> Tensor:
+        noise = self.modalities[name].noise
+        if not noise:
+            return x
+        x = x + noise * torch.randn_like(x) if self.training else x
+        return x / (1 + noise**2) ** 0.5
 
     def _known(self, found: dict[str, Tensor], name: str, there: Tensor) -> Tensor:
         """Features (..., d), exactly zero where ``there`` (...) is False."""
@@ -450,6 +459,9 @@ def _modality(name: str, values: dict[str, Any]) -> Modality:
             fix = f"add modalities.{name}.{key}"
             raise UserError(f"modalities.{name}", got=sorted(values), expected="kind and shape", fix=fix)
     check_one_of(f"modalities.{name}.kind", values["kind"], [*KINDS, "sequence"])
+    check_at_least(f"modalities.{name}.noise", values.get("noise", 0.0), 0)
+    if values.get("noise") and values["kind"] == "text":
+        raise UserError(f"modalities.{name}.noise", got=values["noise"], expected="0 for a text", fix="leave it out")
     return Modality(**values)
 
 

@@ -1,6 +1,6 @@
 """Multimodal VAEs: any set of modalities is encoded to one latent z, and each is decoded from it: MVAE, MMVAE, MoPoE, MVTCAE.
 
-p(x_1, ..., x_M, z) = N(z; 0, 1) prod_i p(x_i | z). The objectives differ in how the posteriors q(z | x_i) of the modalities
+p(x_1, ..., x_M, z) = p(z) prod_i p(x_i | z). The objectives differ in how the posteriors q(z | x_i) of the modalities
 present become one, and in which bounds are summed. Each modality is encoded once a step, whatever the number of subsets.
 """
 
@@ -14,7 +14,7 @@ from torch.distributions import Distribution, Independent, MixtureSameFamily
 from mmgen.data.batch import Batch
 from mmgen.distributions import until_stop
 from mmgen.errors import UserError, check_at_least, check_one_of
-from mmgen.latents.divergences import kl, kl_to_standard
+from mmgen.latents.divergences import kl
 from mmgen.latents.fusion import (
     mixture_of_experts,
     mixture_of_products,
@@ -24,7 +24,7 @@ from mmgen.latents.fusion import (
     subsets,
 )
 from mmgen.latents.importance import importance_bound
-from mmgen.latents.spaces import GaussianHead, StandardPrior, rsample
+from mmgen.latents.spaces import GaussianHead, make_prior, rsample
 from mmgen.modalities.kinds import DECODERS, build_decoder, build_encoder
 from mmgen.models.base import Losses, Model
 
@@ -62,6 +62,9 @@ class MultimodalVAE(Model):
         samples: K of "mmvae".
         alpha: of "mvtcae", from 0 to 1.
         rescale: without a ``weight``, w_i is the largest dimension over that of i (of a text its length) and not 1.
+        prior: "standard", "mixture" or "flow", see `mmgen.latents.spaces.make_prior`; "mvae" has the standard one. A learned
+            prior is what makes draws from nothing agree: under N(0, 1) they fall between the clusters of the posteriors too.
+        prior_settings: its options.
 
     Raises:
         UserError: an unknown name, or a value out of range; in use, a modality the model has not, an item with nothing, values
@@ -91,6 +94,8 @@ class MultimodalVAE(Model):
         samples: int = 1,
         alpha: float = 0.9,
         rescale: bool = False,
+        prior: str = "standard",
+        prior_settings: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.modalities = {name: check_modality(name, values) for name, values in (modalities or {}).items()}
@@ -115,7 +120,10 @@ class MultimodalVAE(Model):
             self.encoders[name] = build_encoder(kind, shape[:1] if kind == "text" else shape, values.get("encoder") or {})
             self.heads[name] = GaussianHead(self.encoders[name].dim, latent_dim)
             self.decoders[name] = build_decoder(kind, latent_dim, shape, values.get("decoder") or {})
-        self.prior = StandardPrior(latent_dim)
+        if objective == "mvae" and prior != "standard":
+            fix = "choose another objective"
+            raise UserError("prior", got=prior, expected="standard, one of the factors of mvae's product", fix=fix)
+        self.prior = make_prior(prior, latent_dim, **(prior_settings or {}))
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -185,7 +193,8 @@ class MultimodalVAE(Model):
             (b,) in nats, without weights and without gradient.
         """
         batch, q, prior = self._checked(batch), self.encode(batch), self.prior()
-        return importance_bound(q, lambda z: sum(self._log_probs(batch, z).values()) + prior.log_prob(z), samples)
+        # few draws at once: a decoder's maps of many pictures leave the cache, which costs more than it saves
+        return importance_bound(q, lambda z: sum(self._log_probs(batch, z).values()) + prior.log_prob(z), samples, chunk=128)
 
     def _mvae(self, batch: Batch, experts: Independent, present: Tensor) -> Losses:
         members = torch.tensor([[name in subset for name in batch.values] for subset in self._subsets()])  # (s, m)
@@ -194,7 +203,7 @@ class MultimodalVAE(Model):
         z = rsample(q)  # (s, b, k)
         # every subset that holds a modality is decoded at once
         terms = {name: self._log_prob(batch, name, z[rows[name]]).sum(0) for name in batch.values}  # (b,) each
-        return self._terms(terms, kl_to_standard(q).sum(0))
+        return self._terms(terms, kl(q, self.prior()).sum(0))
 
     def _mmvae(self, batch: Batch, experts: Independent, present: Tensor) -> Losses:
         q = mixture_of_experts(experts, present)
@@ -207,14 +216,14 @@ class MultimodalVAE(Model):
 
     def _mopoe(self, batch: Batch, experts: Independent, present: Tensor) -> Losses:
         q: MixtureSameFamily = mixture_of_products(experts, present)
-        divergences = kl_to_standard(q.component_distribution)  # (b, s)
+        divergences = kl(q.component_distribution, self.prior())  # (b, s)
         return self._terms(self._log_probs(batch, rsample(q)), (q.mixture_distribution.probs * divergences).sum(-1))
 
     def _mvtcae(self, batch: Batch, experts: Independent, present: Tensor) -> Losses:
         m, q = len(self.modalities), product_of_experts(experts, present, prior=False)
         terms = {name: (m - self.alpha) / m * log_p for name, log_p in self._log_probs(batch, rsample(q)).items()}  # (b,) each
         conditional = torch.where(present, kl(q, present_experts(experts, present)), 0.0).sum(0)  # (b,)
-        return self._terms(terms, (1 - self.alpha) * kl_to_standard(q) + self.alpha / m * conditional)
+        return self._terms(terms, (1 - self.alpha) * kl(q, self.prior()) + self.alpha / m * conditional)
 
     def _terms(self, log_probs: dict[str, Tensor], divergence: Tensor) -> Losses:
         """The loss of log p(x_i | z) and a KL, (b,) each; the same names whatever the batch lacks."""

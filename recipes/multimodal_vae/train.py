@@ -208,7 +208,7 @@ def train(config: Config, run: Path, resume: bool) -> None:
 
 def from_prior(model: MultimodalVAE, n: int, generator: torch.Generator) -> dict[str, Tensor]:
     """``n`` items made from nothing, every modality of one from the same z."""
-    name, device = model.inputs[0], model.prior.mean.device
+    name, device = model.inputs[0], model.step.device
     nothing = Batch({name: torch.zeros(1, device=device)}, present={name: torch.zeros(1, dtype=torch.bool, device=device)})
     parts = [
         model.generate(nothing, ",".join(model.inputs), min(AT_ONCE, n - start), generator) for start in range(0, n, AT_ONCE)
@@ -248,7 +248,7 @@ def coherence(
     if any(other != classes for other in names.values()):
         raise UserError("judges", got=names, expected="the same labels for all", fix="train them on the same label")
     truth = torch.tensor([classes.index(label) for label in data.labels])
-    device, pairs = model.prior.mean.device, {}
+    device, pairs = model.step.device, {}
     for source in model.inputs:
         seen: dict[str, list[Tensor]] = {name: [] for name in model.inputs if name != source}
         for start in tqdm(range(0, len(data), AT_ONCE), desc=f"from {source}", dynamic_ncols=True):
@@ -341,7 +341,7 @@ def write_samples(
     folder, listed = run / "samples", []
     folder.mkdir(exist_ok=True)
     samples = [("from nothing", shown(model, made, i)) for i in range(min(12, len(data)))]
-    batch = collate([data[i] for i in range(min(6, len(data)))], model.sequences).to(model.prior.mean.device)
+    batch = collate([data[i] for i in range(min(6, len(data)))], model.sequences).to(model.step.device)
     for source in model.inputs:
         generator = torch.Generator().manual_seed(0)
         out = model.generate(batch.keep([source]), ",".join(model.inputs), generator=generator)
