@@ -29,7 +29,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(options, "values"):
             options.values = rest
         options.arguments = arguments
-        return options.run(options) or 0
+        code = options.run(options) or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # a reader such as `head` had enough; nothing is left to write at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except UserErrors as errors:
         _complain(*errors.errors)
         return 2

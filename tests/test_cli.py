@@ -1,6 +1,7 @@
 """The command line: what it prints, and one line on stderr for every mistake."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -41,6 +42,14 @@ def test_list(capsys):
     text = capsys.readouterr().out
     for name in ("captioning", "judge", "openmoji", "flickr8k", "captioner", "smoke"):
         assert name in text
+
+
+def test_a_reader_that_had_enough():
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-m", "mmgen.cli", "list"], stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_help_names_every_command():
