@@ -142,6 +142,32 @@ def test_the_members_share_the_candidates_of_every_item():
         torch.testing.assert_close(draws[:, 2 * i], alone.encode(given))
 
 
+def test_neighbours_are_the_captions_of_the_pictures_most_alike(tmp_path):
+    model = build().eval()
+    seen = batch_of(model, "cat", "a dog", "owl", "cow")
+    model.remember([seen.items(slice(0, 3)), seen.items(slice(3, 4))])
+    words = model.encode(seen.without("text")).flatten(1)  # (b, n * d)
+    alike = torch.nn.functional.cosine_similarity(words[:, None], words[None], dim=-1)  # (b, b)
+    texts = ["cat", "a dog", "owl", "cow"]
+    for row, near in zip(alike, model.neighbours(seen.without("text"), 9)):
+        torch.testing.assert_close(row[[texts.index(text) for text in near]], row.sort(descending=True).values)
+    agreed = model.generate(seen.without("text"), neighbours=4, max_tokens=2)
+    assert len(agreed) == 4
+    model.save_pretrained(tmp_path)
+    again = mmgen.load(tmp_path)
+    assert again.neighbours(seen.without("text"), 2) == model.neighbours(seen.without("text"), 2)
+
+
+def test_neighbours_have_their_say():
+    """Three neighbours who agree outvote one caption that is like none of them."""
+    model = build().eval()
+    seen = batch_of(model, *["red owl"] * 3)
+    model.remember([seen])
+    assert model.generate(seen.without("text"), neighbours=3, max_tokens=2) == ["red owl"] * 3
+    with pytest.raises(UserError, match="neighbours: got 2, expected 0: this captioner remembers nothing"):
+        build().generate(seen.without("text"), neighbours=2)
+
+
 def test_a_colour_is_read_wherever_it_stands():
     """The same few pixels of another colour move the features by much more than their share of the picture's mean."""
     model = build(colours=4, stages=[3]).eval()

@@ -188,6 +188,16 @@ def test_average_is_what_is_saved(tmp_path):
     assert equal(dict(model.own_state()), average)
 
 
+def test_what_is_done_at_the_end_is_saved(tmp_path):
+    def finish(model):
+        assert not model.training
+        with torch.no_grad():
+            model.linear.bias.fill_(7.0)
+
+    fit(Regression(), rows(), FitConfig(steps=2, tracker="none"), tmp_path, finish=finish)
+    assert load_file(tmp_path / "model" / "model.safetensors")["linear.bias"].tolist() == [7.0, 7.0]
+
+
 def test_samples_draw_nothing_from_training(tmp_path):
     seen = []
 

@@ -1,5 +1,6 @@
 """A captioner: an encoder's features become a prefix that a frozen language model continues (Frozen, ClipCap)."""
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
@@ -16,6 +17,8 @@ from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.modalities.audio import AudioEncoder
 from mmgen.modalities.image import ImageEncoder, colour_histogram, fingerprint
 from mmgen.models.base import Losses, Model, decayed
+
+MEMORY = ("memory_words", "memory_texts")
 
 
 class Captioner(Model):
@@ -103,6 +106,8 @@ class Captioner(Model):
         texts = {"before": before, "between": between, "after": after}
         self.text = nn.ParameterDict({k: nn.Parameter(lm.prompt([[t]]).embeddings[0].float()) for k, t in texts.items()})
         digest = bytes.fromhex(fingerprint(lm.model))
+        for name in MEMORY:  # filled by `remember`
+            self.register_buffer(name, torch.zeros((0, words), dtype=torch.long))
         self.register_buffer("language_model_digest", torch.frombuffer(bytearray(digest), dtype=torch.uint8))
 
     def features(self, batch: Batch) -> Tensor:
@@ -168,6 +173,25 @@ class Captioner(Model):
         inside = (place >= 0) & (place < lengths)
         return torch.where(inside, ids.gather(1, place.clamp(0, ids.shape[1] - 1)), self._end)
 
+    @torch.no_grad()
+    def remember(self, batches: Iterable[Batch]) -> None:
+        """Keep the captions of ``batches`` and the likeliest soft words of their pictures, for `generate` to look up."""
+        words, texts = [], []
+        for batch in batches:
+            words.append(self.vocabulary[self.words.logits(self.features(batch), self._table).argmax(-1)])  # (b, n)
+            texts.append(torch.where(batch.masks["text"], batch["text"], self._end))  # (b, t)
+        longest = max(text.shape[1] for text in texts)
+        self.memory_words = torch.cat(words)  # (p, n)
+        self.memory_texts = torch.cat([F.pad(text, (0, longest - text.shape[1]), value=self._end) for text in texts])  # (p, t)
+
+    def neighbours(self, given: Batch, m: int) -> list[list[str]]:
+        """The remembered captions of the ``m`` pictures whose words are nearest to each item's, by cosine, nearest first."""
+        keys = F.normalize(self.language_model.embed(self.memory_words).flatten(1).float(), dim=1)  # (p, n * d)
+        queries = F.normalize(self.encode(given).flatten(1), dim=1)  # (b, n * d)
+        nearest = (queries @ keys.T).topk(min(m, len(keys))).indices  # (b, m)
+        decode = self.language_model.tokenizer.batch_decode
+        return [decode(ids, skip_special_tokens=True) for ids in self.memory_texts[nearest]]
+
     def log_likelihood(self, batch: Batch, samples: int = 1) -> Tensor:
         """log p(text | x), exact, (b,)."""
         return self._log_prob(self.encode(batch), batch)
@@ -184,12 +208,14 @@ class Captioner(Model):
         length_penalty: float = 1.0,
         max_tokens: int = 32,
         candidates: int = 1,
+        neighbours: int = 0,
     ) -> list[str]:
         """Captions, ``n`` for each item in order: the best ``n`` of a beam search, or samples if ``temperature`` > 0.
 
         With ``candidates`` above 1, that many prefixes are drawn for each item, by the members of the soft words in turn and
         under the dropout of training, one caption is made from each, and the ``n`` that agree best with all are given, see
-        `mmgen.conditioning.consensus`. Where the prefixes differ, the model does not know.
+        `mmgen.conditioning.consensus`. Where the prefixes differ, the model does not know. With ``neighbours``, that many
+        captions of training pictures have their say too: they know what kind of thing an unknown one is.
 
         Args:
             given: pictures (or sounds), or their ``features``.
@@ -202,13 +228,23 @@ class Captioner(Model):
             length_penalty: exponent of the length that a beam's score is divided by.
             max_tokens: longest caption.
             candidates: captions an item that are made, and agreed on, to give ``n``.
+            neighbours: captions an item that are looked up in what the model was made to `remember`, and agreed on too.
 
-        Source: of prefixes under dropout as draws from a posterior, Gal and Ghahramani 2016, arXiv 1506.02142.
+        Raises:
+            UserError: another ``to``, a number below its least, or neighbours of a model that remembers none.
+
+        Source: of prefixes under dropout as draws from a posterior, Gal and Ghahramani 2016, arXiv 1506.02142; of captions
+            that neighbours agree on, Devlin et al. 2015, Exploring Nearest Neighbor Approaches for Image Captioning.
         """
         if to != "text":
             raise UserError("--to", got=to, expected="text", fix="a captioner makes text only")
         check_at_least("candidates", candidates, 1)
-        kept = n if candidates == 1 else 1
+        check_at_least("neighbours", neighbours, 0)
+        if neighbours and not len(self.memory_words):
+            fix = "call remember() with training data, or set it to 0"
+            raise UserError("neighbours", got=neighbours, expected="0: this captioner remembers nothing", fix=fix)
+        alone = candidates == 1 and not neighbours
+        kept = n if alone else 1
         options: dict[str, Any] = {"max_new_tokens": max_tokens, "num_return_sequences": kept}
         if temperature > 0:
             options |= {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
@@ -217,13 +253,14 @@ class Captioner(Model):
         with torch.random.fork_rng(), torch.no_grad():
             if generator is not None:  # transformers samples from the global generator
                 torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
-            if candidates == 1:
+            if alone:
                 return self.language_model.generate(self._prompt(self.encode(given)), **options)
-            draws = self._draws(given, candidates)  # (b * m, n, d)
+            draws = self._draws(given, candidates) if candidates > 1 else self.encode(given)  # (b * m, n, d)
             different, which = draws.unique(dim=0, return_inverse=True)  # hard words are often the same
             said = self.language_model.generate(self._prompt(different), **options)
             items = which.unflatten(0, (-1, candidates)).tolist()
-            best = [consensus([said[i] for i in item], n) for item in items]
+            others = self.neighbours(given, neighbours) if neighbours else [[]] * given.size
+            best = [consensus([*(said[i] for i in item), *other], n) for item, other in zip(items, others)]
             return [text for texts in best for text in texts + texts[-1:] * (n - len(texts))]
 
     def _draws(self, given: Batch, m: int) -> Tensor:
@@ -250,6 +287,9 @@ class Captioner(Model):
             fix = "load it with language_model=NAME_OR_FOLDER of the model it was trained with"
             raise UserError(f"language model of {source}", got=f"weights {got}",
                             expected=f"weights {bytes(expected.tolist()).hex()[:12]}", fix=fix)  # fmt: skip
+        for name in MEMORY:
+            if name in state:  # of any size
+                setattr(self, name, torch.zeros_like(state[name], device=self.memory_words.device))
         super().load_own_state(state, source)
 
     @property

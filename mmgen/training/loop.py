@@ -96,6 +96,7 @@ def fit(
     samples: Samples | None = None,
     resume: bool = False,
     phases: Sequence[str] | None = None,
+    finish: Callable[[Model], None] | None = None,
 ) -> Model:
     """Train ``model`` on ``data`` and save it to ``folder/model``.
 
@@ -107,6 +108,7 @@ def fit(
         samples: called as ``samples(model, folder / "samples" / "step_N")`` every ``config.sample_every`` steps.
         resume: go on from the newest checkpoint in ``folder``, if there is one; the result is that of a run never stopped.
         phases: which of the model's objectives each step goes through; None takes ``model.phases``.
+        finish: called with the trained model, in eval mode, before it is saved: what is made of the data once, at the end.
 
     Returns:
         The trained model (its moving average where one is kept), in eval mode.
@@ -119,6 +121,7 @@ def fit(
         raise UserError("training data", got="no items", expected="at least one", fix="check the card's split")
     keep_freed_memory()
     trainer = _Trainer(model, data, config, Path(folder), samples, tuple(phases or model.phases))
+    trainer.finish = finish
     if resume and (found := ckpt.checkpoints(trainer.folder / "checkpoints")):
         trainer.load(found[-1])
     elif trainer.main:
@@ -160,6 +163,7 @@ class _Trainer:
         if config.compile:
             self.model = torch.compile(self.model)
         self.step, self.window, self.counted, self.items, self.seconds = 0, {}, 0, 0, 0.0
+        self.finish: Callable[[Model], None] | None = None
         self.signal: int | None = None
         self.stopped: int | None = None
 
@@ -354,6 +358,8 @@ class _Trainer:
         with torch.no_grad():
             for name, value in self.average.items():
                 self.trained[name].copy_(value)
+        if self.finish:
+            self.finish(self.unwrapped.eval())
         state = self.unwrapped.own_state()
         if self.main:
             partial_folder = self.folder / ".partial_model"

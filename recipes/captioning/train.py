@@ -56,6 +56,7 @@ class Decoding:
     length_penalty: float = 1.0
     max_tokens: int = 24
     candidates: int = 1
+    neighbours: int = 0
 
 
 @dataclass
@@ -162,14 +163,24 @@ def train(config: Config, run: Path, resume: bool, blind: bool = False) -> None:
     data = Captions(model, config.data, "train", blind)
     shown = Captions(model, replace(config.data, limit=16), "validation")
 
+    options = {**asdict(config.decoding), "neighbours": 0}  # that are remembered at the end only
+
     def samples(model: Captioner, place: Path) -> None:
         device = model.words.mean.device
-        captions = [c for batch in shown.batches() for c in model.generate(batch.to(device), **asdict(config.decoding))]
+        captions = [c for batch in shown.batches() for c in model.generate(batch.to(device), **options)]
         place.parent.mkdir(parents=True, exist_ok=True)
         write_samples(place.with_suffix(".png"), shown, captions)
 
+    def remember(model: Captioner) -> None:
+        device = model.words.mean.device
+        rows = range(len(data))
+        model.remember(
+            collate([data[i] for i in rows[at : at + PREFIXES]], model.sequences).to(device) for at in rows[::PREFIXES]
+        )
+
     folder = stage_folder(RECIPE, run, "blind" if blind else "captioner")
-    fit(model, data, replace(config.fit, seed=config.seed), folder, samples=None if blind else samples, resume=resume)
+    more = {} if blind else {"samples": samples, "finish": remember}  # what sees no picture has no neighbours
+    fit(model, data, replace(config.fit, seed=config.seed), folder, resume=resume, **more)
 
 
 def write_samples(file: Path, data: Captions, captions: list[str]) -> None:
@@ -193,7 +204,8 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     captions = [caption for batch in batches for caption in model.generate(batch.to(device), **options)]
     nothing = model.words.mean[None]
     unseen = blind.generate(
-        Batch({"features": nothing}, present={"features": torch.tensor([False], device=device)}), **options
+        Batch({"features": nothing}, present={"features": torch.tensor([False], device=device)}),
+        **{**options, "neighbours": 0},
     )
     without = unseen * len(captions)  # every blind item is the same prompt, so one caption serves all
 
