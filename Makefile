@@ -11,7 +11,7 @@ demo: $(VENV)/installed
 	$(BIN)/mmgen train captioning --out $(RUN) --resume
 	$(BIN)/mmgen evaluate $(RUN) --split test
 	$(BIN)/mmgen evaluate $(RUN) --split test_compositional
-	$(BIN)/mmgen generate $(RUN) --to text --image recipes/captioning/example.png
+	$(BIN)/mmgen generate $(RUN) --to text --image recipes/captioning/example.png candidates=8 neighbours=16
 
 test: $(VENV)/installed-test
 	$(BIN)/ruff check .

@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("data", help="list, show and check data cards")
     actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
     actions.add_parser("list", help="the data cards that come with mmgen").set_defaults(run=_data_list)
-    for name, run, text in [("show", _data_show, "a card and its first rows"), ("check", _data_check, "every mistake in it")]:
+    for name, run, text in [("show", _data_show, "a card and its first rows"), ("check", _data_check, "the mistakes in it")]:
         action = actions.add_parser(name, help=text)
         action.add_argument("card", help="a card's name, or the path of your own")
         action.set_defaults(run=run)
@@ -140,6 +140,7 @@ def _train(options: argparse.Namespace) -> int | None:
 def _evaluate(options: argparse.Namespace) -> None:
     from mmgen.training import recipe as recipes
 
+    _check_json(options.json)
     recipe, config = recipes.open_run(options.folder)
     split = options.split or recipe.splits[0]
     figures = recipes.evaluate(recipe, config, options.folder, split)
@@ -153,6 +154,8 @@ def _generate(options: argparse.Namespace) -> None:
     from mmgen.models.base import load
     from mmgen.training.generate import generate
 
+    if options.json is None or options.json.parent != options.out:  # that one is made
+        _check_json(options.json)
     given = {name: values for name in MODALITIES if (values := getattr(options, name))}
     made = generate(load(options.folder), given, options.to, options.n, options.seed, options.values, options.out)
     _write_json(options.json, made)
@@ -175,12 +178,12 @@ def _data_show(options: argparse.Namespace) -> None:
 
 
 def _data_check(options: argparse.Namespace) -> None:
-    from mmgen.data.cards import check_card
+    from mmgen.data.cards import CHECKED_ROWS, check_card
 
     problems = check_card(options.card)
     if problems:
         raise UserErrors(problems)
-    print(f"{options.card}: no problem found")
+    print(f"{options.card}: no problem found in the card, its row counts and the first {CHECKED_ROWS} rows of each split")
 
 
 def _table(first: str, second: str, rows: dict[str, Any]) -> None:
@@ -192,6 +195,18 @@ def _table(first: str, second: str, rows: dict[str, Any]) -> None:
 
 def _figure(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _check_json(file: Path | None) -> None:
+    """Fail before a result is computed that could not be written."""
+    if file is None:
+        return
+    fix = "choose another"
+    if not file.parent.is_dir():
+        raise UserError(str(file), got=f"no folder {file.parent}", expected="a file that can be written", fix=fix)
+    if file.is_dir() or not os.access(file if file.exists() else file.parent, os.W_OK):
+        got = "a folder" if file.is_dir() else "no permission"
+        raise UserError(str(file), got=got, expected="a file that can be written", fix=fix)
 
 
 def _write_json(file: Path | None, value: Any) -> None:

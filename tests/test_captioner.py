@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
 
 import mmgen
@@ -113,6 +112,15 @@ def test_generate_makes_n_captions_of_each_item():
         model.generate(given, to="image")
 
 
+def test_samples_follow_the_global_generator():
+    model = build().eval()
+    given = batch_of(model, "cat", "dog").without("text")
+    torch.manual_seed(5)
+    first, second = (model.generate(given, temperature=1.0, max_tokens=8) for _ in range(2))
+    torch.manual_seed(5)
+    assert first != second and first == model.generate(given, temperature=1.0, max_tokens=8)
+
+
 def test_candidates_agree_on_a_caption():
     model = build(dropout=0.5).eval()
     given = batch_of(model, "cat", "dog", "owl").without("text")
@@ -200,13 +208,17 @@ def test_another_language_model_is_refused(tmp_path):
 
 
 def test_sounds_are_captioned_too():
-    model = build(modality="audio", width=16)
-    audio = torch.rand(2, *model.processors["audio"].shape)
+    """Only the sound can tell the two orders apart; and the encoder learns from it."""
+    model = build(modality="audio", width=16, hard=False).eval()
+    audio = torch.rand(2, *model.processors["audio"].shape, generator=torch.Generator().manual_seed(1))
     batch = collate([{"audio": a, "text": model.processors["text"]("one")} for a in audio], model.sequences)
-    losses = model.losses(batch)
-    losses.total.backward()
-    assert F.relu(losses.total) > 0 and next(model.encoder.parameters()).grad.abs().sum() > 0
-    assert len(model.eval().generate(batch.without("text"), max_tokens=3)) == 2
+    swapped = Batch({**batch.values, "audio": audio.flip(0)}, batch.masks)
+    likelihood, other = model.log_likelihood(batch), model.log_likelihood(swapped)
+    assert (likelihood != other).all()
+    torch.testing.assert_close(likelihood, other.flip(0))  # the text is the same
+    model.losses(batch).total.backward()
+    assert next(model.encoder.parameters()).grad.abs().sum() > 0
+    assert len(model.generate(batch.without("text"), max_tokens=3)) == 2
 
 
 def test_an_unknown_modality():
@@ -228,3 +240,46 @@ def test_generation_options_have_types(tmp_path):
     with pytest.raises(UserError, match="input modality: got text"):
         generate(model, {"text": ["hello"]}, "text")
     assert len(generate(model, given, "text", n=2, options=["max_tokens=3"])[0]) == 2
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"stages": [9]}, r"stages: got \[9\], expected numbers from 0 to 3"),
+        ({"dropout": 2.0}, "dropout: got 2.0, expected 0 or more and below 1"),
+        ({"size": 1}, "size: got 1, expected pixels enough for test_convnext"),
+        ({"size": 0}, "size: got 0, expected a number >= 1"),
+        ({"grid": 0}, "grid: got 0"),
+        ({"words": 0}, "words: got 0"),
+        ({"width": 0}, "width: got 0"),
+        ({"colours": -1}, "colours: got -1"),
+    ],
+    ids=str,
+)
+def test_a_captioner_that_cannot_be(setting, message):
+    with pytest.raises(UserError, match=message):
+        build(**setting)
+
+
+def test_generation_options_out_of_range():
+    model = build().eval()
+    given = batch_of(model, "cat").without("text")
+    for option, value in {"n": 0, "beams": 0, "max_tokens": 0, "temperature": -1.0}.items():
+        with pytest.raises(UserError, match=f"{option}: got {value}, expected a number >= "):
+            model.generate(given, **{option: value})
+    for value in (0.0, 7.0, float("nan")):
+        with pytest.raises(UserError, match=f"top_p: got {value}, expected above 0 and at most 1"):
+            model.generate(given, top_p=value)
+
+
+def test_many_items_are_read_a_few_at_a_time(tmp_path, monkeypatch):
+    model = build().eval()
+    colours = ["red", "lime", "blue"] * 6
+    for i, colour in enumerate(colours):
+        Image.new("RGB", (20, 30), colour).save(tmp_path / f"{i}.png")
+    files, sizes, own = [str(tmp_path / f"{i}.png") for i in range(18)], [], model.generate
+    monkeypatch.setattr(model, "generate", lambda given, *a, **k: sizes.append(given.size) or own(given, *a, **k))
+    options = ["beams=2", "max_tokens=3"]
+    captions = generate(model, {"image": files}, "text", n=2, options=options)
+    assert sizes == [16, 2]
+    assert captions == generate(model, {"image": files[:3]}, "text", n=2, options=options) * 6

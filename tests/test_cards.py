@@ -15,6 +15,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from mmgen.data import cards
 from mmgen.data.cards import NoSource, cache_folder, card_names, check_card, describe, open_card, read_card
@@ -301,7 +302,7 @@ def test_a_link_out_of_the_data_folder(write, tmp_path):
     [
         ("tarin", {}, ["tarin", "'train'"]),
         ("train", {"strat": 1}, ["strat", "'start'"]),
-        ("train", {"limit": 0}, ["limit", "0"]),
+        ("train", {"limit": -1}, ["limit: got -1", "a number >= 0"]),
     ],
 )
 def test_bad_arguments(write, split, options, words):
@@ -312,6 +313,7 @@ def test_bad_arguments(write, split, options, words):
 
 def test_limit(write):
     assert open_card(write(), "train", limit=3)["text"][:] == ["row 0", "row 1", "row 2"]
+    assert len(open_card(write(), "train", limit=0)) == len(open_card(write(), "train")) == 10
 
 
 # the cache
@@ -444,6 +446,24 @@ def test_check_compares_data_and_card(write, toy):
     assert len(problems) == 7, problems
     for words in ("10 rows, expected 11", "empty text", "7, expected", "8000 Hz", "0..2", "unreadable picture", "1 texts"):
         assert sum(words in problem for problem in problems) == 1, words
+
+
+def test_check_decodes_pictures(write, toy):
+    file = io.BytesIO()
+    Image.effect_noise((64, 64), 50).save(file, "PNG")
+    cut = file.getvalue()[: len(file.getvalue()) // 2]  # the header is whole
+    toy.row = lambda i: {"image": {"bytes": cut if i == 3 else file.getvalue(), "path": None}}
+    path = write(columns={"image": {"kind": "image", "shape": [64, 64, 1], "unit": "grey", "range": [0, 255]}})
+    problems = [str(problem) for problem in check_card(path)]
+    assert len(problems) == 1 and "column image: image bytes: got a damaged or truncated image" in problems[0], problems
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_what_fails_while_it_is_filled_leaves_nothing(tmp_path, error):
+    with pytest.raises(error), cards.filled_whole(tmp_path / "cache" / "whole") as partial:
+        (partial / "half").write_text("")
+        raise error
+    assert list((tmp_path / "cache").iterdir()) == []
 
 
 @pytest.mark.parametrize(

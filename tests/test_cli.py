@@ -85,7 +85,7 @@ def test_two_mistakes_are_two_lines(capsys):
     assert len(lines) == 2 and all(line.startswith("mmgen: config key") for line in lines)
 
 
-def test_a_folder_without_permission(capsys, tmp_path):
+def test_a_run_folder_below_a_file(capsys, tmp_path):
     (tmp_path / "file").write_text("")
     error = fails(capsys, "train", "judge", "--config", "smoke", "--out", tmp_path / "file" / "run")
     assert "Not a directory" in error and "choose another --out" in error
@@ -102,6 +102,23 @@ def test_generate_writes_json(capsys, saved, picture, tmp_path):
     arguments = ["generate", saved, "--to", "label", "--image", picture, "--image", picture, "--json", tmp_path / "f.json"]
     assert main([str(a) for a in arguments]) == 0
     assert len(json.loads((tmp_path / "f.json").read_text())) == 2
+
+
+@pytest.mark.parametrize("command", ["generate", "evaluate"])
+def test_figures_that_cannot_be_written_are_not_computed(capsys, saved, picture, command, monkeypatch):
+    for module in ("mmgen.models.base.load", "mmgen.training.recipe.open_run"):
+        monkeypatch.setattr(module, lambda *given: pytest.fail("computed first"))
+    to = ["--to", "label", "--image", picture] if command == "generate" else []
+    error = fails(capsys, command, saved, *to, "--json", saved / "none" / "f.json")
+    assert f"f.json: got no folder {saved / 'none'}, expected a file that can be written" in error
+    assert "f: got a folder" not in error and "got a folder" in fails(capsys, command, saved, *to, "--json", saved)
+    monkeypatch.setattr("os.access", lambda file, mode: False)
+    assert "got no permission" in fails(capsys, command, saved, *to, "--json", saved / "f.json")
+
+
+def test_check_says_how_far_it_looked(capsys):
+    assert main(["data", "check", "digits"]) == 0
+    assert "the first 8 rows of each split" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

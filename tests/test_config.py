@@ -64,6 +64,18 @@ def test_values_out_of_range_are_reported_under_their_section():
     assert [line.split(",")[0] for line in lines] == ["fit.steps: got -1", "words.ema: got 2.0", "words.steps: got 0"]
 
 
+def test_a_range_and_an_unknown_key_are_both_reported():
+    stages = dataclasses.make_dataclass(
+        "Stages", [(name, FitConfig, dataclasses.field(default_factory=FitConfig)) for name in ("words", "fit")]
+    )
+    with pytest.raises(UserErrors) as caught:
+        build_config(stages, parse_overrides(["fit.steps=-3", "words.ema=2", "fit.bogus=1", "fit.clip=high"]))
+    lines = sorted(line.split(",")[0] for line in str(caught.value).splitlines())
+    assert lines == [
+        "config key fit.bogus: got an unknown key", "config key fit.clip: got high", "fit.steps: got -3", "words.ema: got 2.0"
+    ]  # fmt: skip
+
+
 def test_two_mistakes_are_both_reported():
     with pytest.raises(UserErrors) as caught:
         build_config(Config, {"fit": {"steps": "many", "batchsize": 3}, "sedes": 1})

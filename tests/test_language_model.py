@@ -121,3 +121,11 @@ def test_the_packaged_model_is_converted_once_and_speaks(monkeypatch):
     assert fingerprint(model) == fingerprint(again)
     ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
     assert "Paris" in tokenizer.decode(model.generate(ids, max_new_tokens=4, do_sample=False)[0])
+
+
+def test_damaged_weights(tmp_path, tiny):
+    folder = save(tiny.model, tmp_path)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(UserError, match=f"weights of {folder}: got .*, expected a whole safetensors file"):
+        load_language_model(folder, "fp32")

@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 from mmgen.data.batch import Batch
 from mmgen.errors import UserError
+from mmgen.models import base
 from mmgen.models.base import Losses, Model
 from mmgen.training import checkpoint, loop
 from mmgen.training.config import FitConfig
@@ -241,6 +243,24 @@ def test_full_disk_while_saving_keeps_the_earlier_checkpoint(tmp_path, monkeypat
     with pytest.raises(UserError, match="No space left on device"):
         fit(make(dropout=0.5), rows(), settings(), tmp_path / "full")
     assert [c.name for c in (tmp_path / "full" / "checkpoints").iterdir()] == ["step_00000003"]
+    monkeypatch.undo()
+    fit(make(dropout=0.5), rows(), settings(), tmp_path / "full", resume=True)
+    fit(make(dropout=0.5), rows(), settings(), tmp_path / "whole")
+    assert equal(weights(tmp_path / "whole"), weights(tmp_path / "full"))
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("No space left on device")]
+)
+def test_full_disk_while_the_model_is_written_loses_nothing(tmp_path, monkeypatch, error):
+    def full(tensors, file, metadata):
+        file.write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr(base, "save_file", full)
+    with pytest.raises(UserError, match=r"model in .*full: got .*No space left.*--resume"):
+        fit(make(dropout=0.5), rows(), settings(), tmp_path / "full")
+    assert sorted(f.name for f in (tmp_path / "full").iterdir()) == ["checkpoints", "metrics.jsonl"]
     monkeypatch.undo()
     fit(make(dropout=0.5), rows(), settings(), tmp_path / "full", resume=True)
     fit(make(dropout=0.5), rows(), settings(), tmp_path / "whole")

@@ -76,6 +76,11 @@ def test_the_card_says_what_a_user_asks(tmp_path):
     assert "transformers " in text
 
 
+def test_a_card_without_a_picture(tmp_path):
+    text = written(tmp_path, dataclasses.replace(CARD, picture=None))
+    assert "![" not in text and f"{CARD.description}\n\n## Figures" in text
+
+
 @pytest.mark.parametrize("picture", ["/tmp/test.png", "../other/test.png"])
 def test_the_picture_lies_in_the_run_folder(tmp_path, picture):
     with pytest.raises(UserError, match="model card: picture: got"):

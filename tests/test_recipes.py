@@ -7,18 +7,32 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file
 
 from mmgen.conditioning.language_model import load_language_model
 from mmgen.conditioning.representations import representation
-from mmgen.data.cards import open_card
+from mmgen.data.cards import cards_folder, open_card, read_card
+from mmgen.errors import UserError
 from mmgen.training.checkpoint import checkpoints
-from mmgen.training.recipe import Recipe, evaluate, load_recipe, recipe_config, recipe_folder, recipe_names, stage_folder
+from mmgen.training.config import read_yaml, write_config
+from mmgen.training.recipe import (
+    Recipe,
+    check_run_folder,
+    evaluate,
+    load_recipe,
+    recipe_config,
+    recipe_folder,
+    recipe_names,
+    stage_folder,
+)
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
 
@@ -70,35 +84,50 @@ def test_every_config_of_every_recipe_is_valid():
             recipe_config(recipe, file.stem, [])
 
 
-def kill_and_resume(name: str, smoke_run: Path, out: Path, kills: int, seed: int) -> None:
-    chance = random.Random(seed)
+def killed(arguments: list[str], now: Callable[[], bool]) -> int:
+    """The exit code of a command that is killed as soon as ``now()`` holds, if it has not ended before."""
     environment = {**os.environ, **ENVIRONMENT}
-    arguments = command("train", name, "--config", "smoke", "--out", out, "--resume")
-    began = time.monotonic()
-    mmgen("train", name, "--config", "smoke", "--out", out.with_name("timed"))
-    length = time.monotonic() - began
-    for _ in range(kills):
-        process = subprocess.Popen(arguments, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        try:
-            process.wait(chance.uniform(0.4, 1.0) * length)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=300)
+    process = subprocess.Popen(arguments, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while process.poll() is None and not now():
+        time.sleep(0.001)
+    process.kill()
+    return process.wait()
+
+
+def test_killed_once_and_resumed(tmp_path):
+    plain, out = tmp_path / "plain", tmp_path / "killed"
+    config = ("judge", "--config", "smoke", "fit.steps=60")
+    assert mmgen("train", *config, "--out", plain).returncode == 0
+    arguments = command("train", *config, "--out", out)
+    assert killed(arguments, lambda: bool(checkpoints(out / "checkpoints"))) == -signal.SIGKILL
+    assert checkpoints(out / "checkpoints") and not (out / "model").exists()
+    done = mmgen("train", *config, "--out", out, "--resume")
     assert done.returncode == 0, done.stderr[-3000:]
-    assert same_weights(name, smoke_run, out)
+    assert same_weights("judge", plain, out)
 
 
-def test_killed_once_and_resumed(tmp_path, tmp_path_factory):
-    plain = tmp_path / "plain"
-    assert mmgen("train", "judge", "--config", "smoke", "--out", plain).returncode == 0
-    kill_and_resume("judge", plain, tmp_path / "killed", kills=1, seed=0)
+def runs_for(run: Path, start: float, seconds: float) -> bool:
+    """Whether the command of ``start`` has been in its run folder, whose config it writes first, for so many seconds."""
+    file = run / "config.yaml"
+    return file.is_file() and start < file.stat().st_mtime < time.time() - seconds
 
 
 @pytest.mark.recipe
 def test_killed_at_ten_random_moments_and_resumed(smoke, tmp_path):
     name, run = smoke
-    kill_and_resume(name, run, tmp_path / "killed", kills=10, seed=1)
+    out, timed = tmp_path / "killed", tmp_path / "timed"
+    assert mmgen("train", name, "--config", "smoke", "--out", timed).returncode == 0
+    length = (timed / "model").stat().st_mtime - (timed / "config.yaml").stat().st_mtime
+    chance, unfinished = random.Random(1), 0
+    for _ in range(10):
+        arguments = command("train", name, "--config", "smoke", "--out", out, "--resume")
+        code = killed(arguments, partial(runs_for, out, time.time(), chance.uniform(0, 0.6) * length))
+        assert code in (0, -signal.SIGKILL)
+        unfinished += code == -signal.SIGKILL and not (out / "model").exists()
+    assert unfinished >= 3
+    done = mmgen("train", name, "--config", "smoke", "--out", out, "--resume")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert same_weights(name, run, out)
 
 
 def test_stopped_by_sigterm_saves_first(tmp_path):
@@ -126,7 +155,45 @@ def test_a_run_folder_that_exists(smoke):
 def test_resuming_with_another_config(smoke):
     name, run = smoke
     done = mmgen("train", name, "--config", "smoke", "--out", run, "--resume", "seed=5")
-    assert done.returncode == 2 and "got other values of seed" in done.stderr
+    assert done.returncode == 2 and "got other values of seed (0, now 5)" in done.stderr
+
+
+def test_the_keys_that_differ_are_named(tmp_path):
+    config = recipe_config(load_recipe("judge"), "smoke", [])
+    write_config(config, tmp_path / "config.yaml")
+    (tmp_path / "model").mkdir()
+    check_run_folder(config, tmp_path, resume=True)
+    before = read_yaml(tmp_path / "config.yaml")
+    del before["fit"]["ema"]
+    before["fit"] |= {"steps": 40, "old": 1}
+    (tmp_path / "config.yaml").write_text(json.dumps(before))
+    with pytest.raises(UserError) as error:
+        check_run_folder(config, tmp_path, resume=True)
+    changes = "fit.steps (40, now 8), fit.old (1, now no such key), fit.ema (no such key, now 0.0)"
+    assert f"got other values of {changes}, expected" in str(error.value)
+
+
+@pytest.mark.parametrize("resume", [[], ["--resume"]])
+def test_a_mistake_after_the_start_does_not_block_the_corrected_command(tmp_path, resume):
+    out = tmp_path / "run"
+    done = mmgen("train", "vae", "--config", "smoke", "--out", out, "data.limit=-1", "seed=1")
+    assert done.returncode == 2 and "limit: got -1, expected a number >= 0" in done.stderr
+    assert sorted(file.name for file in out.iterdir()) == ["config.yaml", "run.json"]
+    done = mmgen("train", "vae", "--config", "smoke", "--out", out, "seed=2", *resume)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert read_yaml(out / "config.yaml")["seed"] == 2 and "seed=2" in json.loads((out / "run.json").read_text())["command"]
+
+
+def test_a_card_of_ones_own_is_found_from_any_folder(tmp_path, monkeypatch):
+    (tmp_path / "my.md").write_text((cards_folder() / "digits.md").read_text())
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe("factorized")
+    (tmp_path / "own.yaml").write_text("{judge: {data: {card: my.md}}, data: {card: digits}}")
+    config = recipe_config(recipe, "own.yaml", [])
+    assert (config.judge["data"]["card"], config.data.card) == (str(tmp_path / "my.md"), "digits")
+    config = recipe_config(recipe, "smoke", ["data.card=my.md"])
+    monkeypatch.chdir("/")
+    assert config.data.card == str(tmp_path / "my.md") and read_card(config.data.card).name == "my"
 
 
 @dataclass
@@ -283,3 +350,65 @@ def test_training_script_by_itself(tmp_path):
     done = subprocess.run(arguments, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "run" / "model").is_dir()
+
+
+@pytest.fixture
+def captioning():
+    recipe = load_recipe("captioning")
+    return sys.modules[recipe.config.__module__]
+
+
+def captioning_config(*overrides: str):
+    return recipe_config(load_recipe("captioning"), "smoke", ["fit.checkpoint_every=9", *overrides])
+
+
+def test_a_captioner_of_sounds_is_reported(tmp_path, captioning):
+    overrides = ["data.card=free_spoken_digits", "data.input=audio", "model.modality=audio"]
+    scores = dict.fromkeys(("cider", "bleu4", "rouge_l", "exact_match"), 0.5)
+    figures = {key + end: value for end in ("", "_blind", "_nearest") for key, value in scores.items()}
+    said = {key: ["seven"] for key in ("captioner", "blind", "nearest")} | {"references": [["nine", "9"]], "cider": [0.5]}
+    (tmp_path / "predictions").mkdir()
+    (tmp_path / "predictions" / "test.json").write_text(json.dumps(said))
+    (tmp_path / "metrics.json").write_text(json.dumps({"test": figures}))
+    (tmp_path / "run.json").write_text(json.dumps({"command": ["mmgen", "train", "captioning"]}))
+    (tmp_path / "config.yaml").write_text("seed: 0")
+    captioning.report(tmp_path, captioning_config(*overrides))
+    assert "seven (reference: nine | 9)" in (tmp_path / "report.html").read_text()
+    assert "![" not in (tmp_path / "README.md").read_text() and not (tmp_path / "samples").exists()
+
+
+def test_a_card_without_validation_trains_a_captioner(tmp_path, captioning):
+    card = tmp_path / "own.md"
+    text = (cards_folder() / "digits.md").read_text()
+    card.write_text(text.replace("validation: 181, ", ""))
+    assert card.read_text() != text
+    config = captioning_config(f"data.card={card}", "words.steps=1", "fit.steps=1", "fit.sample_every=1")
+    captioning.train_words(config, tmp_path / "run", False)
+    captioning.train(config, tmp_path / "run", False)
+    assert (tmp_path / "run" / "model").is_dir() and not list((tmp_path / "run").glob("samples/*"))
+
+
+def rows_of_words(monkeypatch, script, *words):
+    rows = Dataset.from_dict({"image": [{"bytes": b"no picture"}] * len(words), "word": list(words)})
+    monkeypatch.setattr(script, "open_card", lambda *a, **k: rows)
+
+
+def test_a_mistake_in_a_row_names_the_row(monkeypatch, captioning):
+    config = captioning_config()
+    model = captioning.Captioner(**asdict(config.model))
+    rows_of_words(monkeypatch, captioning, "one", " ")
+    with pytest.raises(UserError, match="digits: test: row 1: text: got ' ', expected at least one word"):
+        captioning.Captions(model, config.data, "test")
+    rows_of_words(monkeypatch, captioning, "one", "two")
+    with pytest.raises(UserError, match="digits: test: row 1: image bytes: got"):
+        captioning.Captions(model, config.data, "test")[1]
+
+
+def test_references_are_checked_before_captions_are_made(tmp_path, monkeypatch, captioning):
+    config = captioning_config()
+    model = captioning.Captioner(**asdict(config.model))
+    monkeypatch.setattr(model, "generate", lambda *a, **k: pytest.fail("captions were made"))
+    monkeypatch.setattr(captioning, "load", lambda folder: model)
+    rows_of_words(monkeypatch, captioning, "one", "?!")
+    with pytest.raises(UserError, match=r"digits: test: row 1: references: got \['\?!'\], expected captions of at least one"):
+        captioning.evaluate(tmp_path, config, "test")

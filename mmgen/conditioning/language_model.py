@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -52,7 +53,7 @@ def load_language_model(name: str, dtype: str = "bf16") -> tuple[PreTrainedModel
         The model, whose weights take no gradient, and the tokenizer, which always has an end and a padding token.
 
     Raises:
-        UserError: it cannot be found, or is not causal.
+        UserError: it cannot be found, is damaged, or is not causal.
 
     >>> model, tokenizer = load_language_model("tiny", "fp32")
     >>> any(p.requires_grad for p in model.parameters()), tokenizer.decode(tokenizer("hi").input_ids)
@@ -103,6 +104,9 @@ def _load(name: str, folder: str, dtype: torch.dtype) -> tuple[PreTrainedModel, 
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except UserError:
         raise
+    except SafetensorError as error:
+        fix = "copy or download it again"
+        raise UserError(f"weights of {name}", got=str(error), expected="a whole safetensors file", fix=fix) from error
     except (OSError, ValueError) as error:  # transformers reports a bad name, a missing file and no network as these
         reason = str(error).splitlines()[0]
         raise UserError(f"language model {name}", got=reason, expected="a causal model of transformers", fix=fix) from error

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     import datasets  # slow to import: `mmgen list` reads cards without it
 
 
+CHECKED_ROWS = 8  # of each split, whose values `check_card` looks at
+
+
 @dataclass(frozen=True)
 class Card:
     """What a data card says.
@@ -72,7 +75,11 @@ def filled_whole(folder: Path) -> Iterator[Path]:
     """A new folder to fill, which becomes ``folder`` only once it is filled; a kill or another process leaves no half."""
     partial = folder.with_name(f".partial-{folder.name}-{os.getpid()}")
     partial.mkdir(parents=True, exist_ok=True)
-    yield partial
+    try:
+        yield partial
+    except BaseException:  # Ctrl-C too
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     try:
         partial.rename(folder)
     except OSError:
@@ -148,7 +155,7 @@ def open_card(
     Args:
         name_or_path: one of `card_names`, or the path of a ``.md`` file.
         split: one of the card's splits.
-        limit: at most so many rows, the first; None: all.
+        limit: at most so many rows, the first; 0 or None: all.
         data_folder: where the card's relative paths are; None: ``$MMGEN_DATA``.
         options: what the card's reader takes, such as ``size`` or ``seed``.
 
@@ -170,7 +177,7 @@ def check_card(name_or_path: str | Path, *, data: bool = True, data_folder: str 
 
     Args:
         name_or_path: one of `card_names`, or the path of a ``.md`` file.
-        data: open every split too, and compare columns, first values and row counts.
+        data: open every split too, and compare columns, row counts and the values of its first `CHECKED_ROWS` rows.
         data_folder: as in `open_card`.
 
     Returns:
@@ -238,24 +245,30 @@ def _words(value: Any) -> str:
 
 def _compare(card: Card, split: str, dataset: datasets.Dataset, source: dict[str, Any]) -> Iterator[UserError]:
     """How the data of one split differ from the card."""
+    from mmgen.data.image import read_image  # it imports torch
+
     want = source.get("splits", card.splits)[split]
     if len(dataset) != want:
         fix = f"write {split}: {len(dataset)}, or use the versions of the data that the card counted"
         yield UserError(f"data card {card.name}: splits.{split}", got=f"{len(dataset)} rows", expected=f"{want}", fix=fix)
-    for row in dataset.select(range(min(len(dataset), 8))):
+    for row in dataset.select(range(min(len(dataset), CHECKED_ROWS))):
         for name, value in row.items():
+            what = f"data card {card.name}: column {name}"
             wrong = check_value(card.columns[name], value)
             if wrong:
-                what = f"data card {card.name}: column {name}"
                 yield UserError(what, got=wrong[0], expected=wrong[1], fix="correct the card, or the data")
+            elif card.columns[name]["kind"] == "image":  # its header is good; its pixels may be cut short
+                try:
+                    read_image(value)
+                except UserError as error:
+                    yield UserError.from_line(f"{what}: {error}")
 
 
 def _open(
     card: Card, split: str, limit: int | None, data_folder: str | Path | None, options: dict[str, Any]
 ) -> tuple[datasets.Dataset, dict[str, Any]]:
     check_one_of(f"{card.name}: split", split, {s for source in card.sources for s in source.get("splits", card.splits)})
-    if limit is not None:
-        check_at_least("limit", limit, 1)
+    limit = check_at_least("limit", limit or 0, 0) or None
     readers = [reader_of(source) for source in card.sources]
     for name in options:
         check_one_of(f"{card.name}: option", name, {key for reader in readers for key in options_of(reader)})

@@ -69,8 +69,8 @@ def open_image(name: str, content: bytes) -> Image.Image:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             return Image.open(BytesIO(content))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        fix = "make it smaller"
-        raise UserError(name, got=str(error), expected=f"at most {MAX_PIXELS} pixels", fix=fix) from error
+        got, fix = str(error).split(" exceeds")[0], "make it smaller"  # what follows is PIL's own limit
+        raise UserError(name, got=got, expected=f"at most {MAX_PIXELS} pixels", fix=fix) from error
     except UnidentifiedImageError as error:
         got = f"a file that begins with {content[:12]!r}"
         raise UserError(name, got=got, expected=expected, fix="check that it is an image") from error

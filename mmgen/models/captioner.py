@@ -51,6 +51,9 @@ class Captioner(Model):
         width, dropout, hard, members: of `SoftWords`.
         words_weight: weight of the objective ``words`` in the phase ``train``.
 
+    Raises:
+        UserError: a number out of its range, or a picture too small for the encoder.
+
     Source: Tsimpoukelli et al. 2021, section 3. There the encoder is trained from scratch and the prefix is any vector; here
         the encoder is pretrained and frozen by default, several of its stages are read, and the prefix is made of words.
     """
@@ -82,18 +85,28 @@ class Captioner(Model):
         words_weight: float = 0.3,
     ) -> None:
         super().__init__()
+        for what, value in (("size", size), ("grid", grid), ("words", words), ("width", width)):
+            check_at_least(what, value, 1)
+        check_at_least("colours", colours, 0)
+        if not 0 <= dropout < 1:
+            raise UserError("dropout", got=dropout, expected="0 or more and below 1", fix="use 0.2 for example")
         self.modality, self.stages, self.grid = check_one_of("modality", modality, ("image", "audio")), list(stages), grid
         self.trained_encoder, self.colours = trained_encoder or modality == "audio", colours
         self.words_weight = words_weight
         self.language_model = lm = PrefixLanguageModel(language_model, dtype)
         if modality == "image":
             self.encoder = ImageEncoder(encoder, weights, frozen=not trained_encoder)
+            self.encoder.map_dims(self.stages)  # fails for a stage that is not there
             if trained_encoder:  # layers that nothing reads would get no gradient
                 self.encoder.backbone.prune_intermediate_layers(self.stages, prune_norm=True, prune_head=True)
             self.processors["image"] = ImageProcessor(size=size, mean=self.encoder.mean, std=self.encoder.std)
             with torch.no_grad():  # a look at one blank picture tells the shape
                 self.encoder.eval()
-                features = self.read(torch.zeros(1, 3, size, size))["features"].shape[1]
+                try:
+                    features = self.read(torch.zeros(1, 3, size, size))["features"].shape[1]
+                except RuntimeError as error:  # a layer was left without pixels
+                    expected = f"pixels enough for {encoder} and {2 * grid} cells a side"
+                    raise UserError("size", got=size, expected=expected, fix="use 128 for example") from error
                 self.encoder.train()
         else:
             self.processors["audio"] = AudioProcessor()
@@ -221,7 +234,7 @@ class Captioner(Model):
             given: pictures (or sounds), or their ``features``.
             to: ``text``.
             n: captions an item.
-            generator: of the sampling.
+            generator: of the sampling; None: the global one.
             beams: width of the beam search; 1 is greedy.
             temperature: divides the logits of the sampling; 0 searches instead.
             top_p: sample from the smallest set of tokens with this probability.
@@ -231,15 +244,19 @@ class Captioner(Model):
             neighbours: captions an item that are looked up in what the model was made to `remember`, and agreed on too.
 
         Raises:
-            UserError: another ``to``, a number below its least, or neighbours of a model that remembers none.
+            UserError: another ``to``, a number out of its range, or neighbours of a model that remembers none.
 
         Source: of prefixes under dropout as draws from a posterior, Gal and Ghahramani 2016, arXiv 1506.02142; of captions
             that neighbours agree on, Devlin et al. 2015, Exploring Nearest Neighbor Approaches for Image Captioning.
         """
         if to != "text":
             raise UserError("--to", got=to, expected="text", fix="a captioner makes text only")
-        check_at_least("candidates", candidates, 1)
+        for what, value in (("n", n), ("beams", beams), ("max_tokens", max_tokens), ("candidates", candidates)):
+            check_at_least(what, value, 1)
+        check_at_least("temperature", temperature, 0)
         check_at_least("neighbours", neighbours, 0)
+        if not 0 < top_p <= 1:
+            raise UserError("top_p", got=top_p, expected="above 0 and at most 1", fix="use 0.9 for example")
         if neighbours and not len(self.memory_words):
             fix = "call remember() with training data, or set it to 0"
             raise UserError("neighbours", got=neighbours, expected="0: this captioner remembers nothing", fix=fix)
@@ -250,9 +267,9 @@ class Captioner(Model):
             options |= {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
         else:
             options |= {"do_sample": False, "num_beams": max(beams, kept), "length_penalty": length_penalty}
+        seed = int(torch.randint(2**62, (1,), generator=generator))
         with torch.random.fork_rng(), torch.no_grad():
-            if generator is not None:  # transformers samples from the global generator
-                torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
+            torch.manual_seed(seed)  # transformers samples from the global generator
             if alone:
                 return self.language_model.generate(self._prompt(self.encode(given)), **options)
             draws = self._draws(given, candidates) if candidates > 1 else self.encode(given)  # (b * m, n, d)

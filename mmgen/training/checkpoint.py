@@ -9,6 +9,8 @@ a kill leaves the one before.
 import json
 import random
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +59,7 @@ def write(
     """
     final = folder / f"{PREFIX}{step:08d}"
     partial = folder / f".partial_{step:08d}"
-    try:
+    with whole_or_nothing(f"checkpoint in {folder}", partial):
         if rank == 0:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
@@ -73,12 +75,23 @@ def write(
             partial.rename(final)
             for old in checkpoints(folder)[:-keep]:
                 shutil.rmtree(old)
+    barrier()
+    return final
+
+
+@contextmanager
+def whole_or_nothing(what: str, partial: Path) -> Iterator[None]:
+    """Remove the folder ``partial`` when writing it fails.
+
+    Raises:
+        UserError: the disk is full or not writable.
+    """
+    try:
+        yield
     except (OSError, SafetensorError) as error:  # a full disk is either, by who writes
         shutil.rmtree(partial, ignore_errors=True)
         fix = "free space or set --out, then add --resume; earlier checkpoints are whole"
-        raise UserError(f"checkpoint in {folder}", got=str(error), expected="a folder with room to write", fix=fix) from error
-    barrier()
-    return final
+        raise UserError(what, got=str(error), expected="a folder with room to write", fix=fix) from error
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:

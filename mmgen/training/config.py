@@ -154,7 +154,7 @@ def build_config(cls: type[Config], *layers: dict[str, Any]) -> Config:
         layers: nested mappings, as from `read_yaml` and `parse_overrides`.
 
     Raises:
-        UserErrors: every unknown key (naming the nearest) and every value of a wrong type, all at once.
+        UserErrors: every unknown key (naming the nearest) and every value of a wrong type or out of range, all at once.
 
     >>> build_config(FitConfig, {"steps": 5}, {"steps": 7}).steps
     7
@@ -165,10 +165,8 @@ def build_config(cls: type[Config], *layers: dict[str, Any]) -> Config:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(cls, None)
     errors: list[UserError] = []
-    _check(cls, merged, "", parser, errors)
-    if errors:
-        raise errors[0] if len(errors) == 1 else UserErrors(errors)
-    made = _instantiate(cls, parser.parse_object(merged).as_dict(), "", errors)
+    good = _check(cls, merged, "", parser, errors)
+    made = _instantiate(cls, parser.parse_object(good).as_dict(), "", errors)
     if errors:
         raise errors[0] if len(errors) == 1 else UserErrors(errors)
     return made
@@ -192,8 +190,9 @@ def _merge(under: dict[str, Any], over: dict[str, Any]) -> None:
             under[key] = value
 
 
-def _check(cls: type, values: dict[str, Any], path: str, parser: ArgumentParser, errors: list[UserError]) -> None:
-    """Collect the mistakes in ``values`` key by key, so that one does not hide the next."""
+def _check(cls: type, values: dict[str, Any], path: str, parser: ArgumentParser, errors: list[UserError]) -> dict[str, Any]:
+    """Collect the mistakes in ``values`` key by key, so that one does not hide the next; returns what has none."""
+    good: dict[str, Any] = {}
     types = typing.get_type_hints(cls)
     fields = {f.name: types[f.name] for f in dataclasses.fields(cls)}
     for key, value in values.items():
@@ -203,7 +202,7 @@ def _check(cls: type, values: dict[str, Any], path: str, parser: ArgumentParser,
             errors.append(UserError(f"config key {name}", got="an unknown key", expected="a known one", fix=fix))
         elif dataclasses.is_dataclass(fields[key]):
             if isinstance(value, dict):
-                _check(fields[key], value, f"{name}.", parser, errors)
+                good[key] = _check(fields[key], value, f"{name}.", parser, errors)
             else:
                 fix = f"write {name}.KEY=VALUE"
                 errors.append(UserError(f"config key {name}", got=value, expected="a section of keys", fix=fix))
@@ -213,11 +212,13 @@ def _check(cls: type, values: dict[str, Any], path: str, parser: ArgumentParser,
                 nested = {part: nested}
             try:
                 parser.parse_object(nested)
+                good[key] = value
             except ArgumentError:
                 expected = getattr(fields[key], "__name__", None) or str(fields[key])
                 expected = str(fields[key]).replace("typing.", "") if "[" in str(fields[key]) else expected
                 fix = f"write for example {name}={_example(cls, key)}"
                 errors.append(UserError(f"config key {name}", got=value, expected=expected, fix=fix))
+    return good
 
 
 def _example(cls: type, key: str) -> Any:

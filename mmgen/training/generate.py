@@ -14,6 +14,8 @@ from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.models.base import Model
 from mmgen.training.config import parse_overrides
 
+AT_ONCE = 16  # items that the model reads together
+
 
 def generate(model: Model, given: dict[str, list[str]], to: str, n: int = 1, seed: int = 0,
              options: list[str] = (), out: Path | None = None) -> list[list[Any]]:  # fmt: skip
@@ -56,14 +58,17 @@ def generate(model: Model, given: dict[str, list[str]], to: str, n: int = 1, see
     check_options(model, values)
     device = PartialState().device
     if given:
-        batch = collate(rows, model.sequences)
+        batches = [collate(rows[i : i + AT_ONCE], model.sequences) for i in range(0, len(rows), AT_ONCE)]
     else:  # one item that lacks everything
-        batch = Batch({model.inputs[0]: torch.zeros(1)}, present={model.inputs[0]: torch.tensor([False])})
-    made = model.to(device).generate(batch.to(device), to, n=n, generator=torch.Generator().manual_seed(seed), **values)
-    if isinstance(made, dict):
+        batches = [Batch({model.inputs[0]: torch.zeros(1)}, present={model.inputs[0]: torch.tensor([False])})]
+    model, generator = model.to(device), torch.Generator().manual_seed(seed)
+    parts = [model.generate(batch.to(device), to, n=n, generator=generator, **values) for batch in batches]
+    if isinstance(parts[0], dict):
+        made = {name: [v for part in parts for v in part[name]] for name in parts[0]}
         each = [[_result(model, name, v, f"{i:04d}_{name}", out) for i, v in enumerate(made[name])] for name in made]
         results = [dict(zip(made, together)) for together in zip(*each)]
     else:
+        made = [value for part in parts for value in part]
         results = [_result(model, to, value, f"{i:04d}", out) for i, value in enumerate(made)]
     return [results[i : i + n] for i in range(0, len(results), n)]
 

@@ -114,7 +114,8 @@ def fit(
         The trained model (its moving average where one is kept), in eval mode.
 
     Raises:
-        UserError: no data; the wrong number of processes; a loss that is not finite; a checkpoint that does not fit.
+        UserError: no data; the wrong number of processes; a loss that is not finite; a checkpoint that does not fit; a full
+            disk.
         Interrupted: SIGTERM or Ctrl-C, after saving.
     """
     if len(data) == 0:
@@ -364,10 +365,11 @@ class _Trainer:
         if self.main:
             partial_folder = self.folder / ".partial_model"
             shutil.rmtree(partial_folder, ignore_errors=True)
-            partial_folder.mkdir()
-            self.unwrapped.write(partial_folder, state)
-            shutil.rmtree(self.folder / "model", ignore_errors=True)
-            partial_folder.rename(self.folder / "model")
+            with ckpt.whole_or_nothing(f"model in {self.folder}", partial_folder):
+                partial_folder.mkdir()
+                self.unwrapped.write(partial_folder, state)
+                shutil.rmtree(self.folder / "model", ignore_errors=True)
+                partial_folder.rename(self.folder / "model")
         self.accelerator.wait_for_everyone()
         return self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False, keep_torch_compile=False).eval()
 

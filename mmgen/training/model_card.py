@@ -30,7 +30,7 @@ class ModelCard:
         data_license: identifier of the data's licence.
         table: split -> system -> metric -> figure or (mean, sd); the model itself is the first system.
         command: the exact command that trained it.
-        picture: path of a picture relative to the card, such as ``samples/test.png``.
+        picture: path of a picture relative to the card, such as ``samples/test.png``; None: it shows none.
         intended_use: a sentence or more.
         limitations: known biases and limits, a sentence each.
         tags: more of the Hub's tags.
@@ -46,7 +46,7 @@ class ModelCard:
     data_license: str
     table: Table
     command: str
-    picture: str
+    picture: str | None
     intended_use: str
     limitations: Sequence[str]
     tags: Sequence[str] = ()
@@ -66,9 +66,10 @@ def write_model_card(path: str | Path, card: ModelCard) -> None:
 
     Source: Mitchell et al. 2019, Model cards for model reporting, arXiv 1810.03993.
     """
-    if Path(card.picture).is_absolute() or ".." in Path(card.picture).parts:
+    if card.picture and (Path(card.picture).is_absolute() or ".." in Path(card.picture).parts):
         expected = "a path inside the run folder"
         raise UserError("model card: picture", got=card.picture, expected=expected, fix="use samples/NAME.png")
+    picture = f"![{card.picture_text}]({card.picture})\n\n" if card.picture else ""
     results = _results(card)
     front = ModelCardData(
         model_name=card.name if results else None,  # a name without results is an empty model-index
@@ -89,9 +90,7 @@ def write_model_card(path: str | Path, card: ModelCard) -> None:
 
 {card.description}
 
-![{card.picture_text}]({card.picture})
-
-## Figures
+{picture}## Figures
 
 {_markdown(card.table)}
 

@@ -114,7 +114,8 @@ def recipe_config(recipe: Recipe, config: str, overrides: list[str]) -> Any:
         folder = _folder(recipe)
         names = [f.stem for f in folder.glob("*.yaml")]
         file = folder / f"{check_one_of(f'config of {recipe.name}', config, names)}.yaml"
-    return _checked(recipe, build_config(recipe.config, read_yaml(file), parse_overrides(overrides)))
+    layers = (read_yaml(file), parse_overrides(overrides))
+    return _checked(recipe, build_config(recipe.config, *map(_absolute_cards, layers)))
 
 
 def open_run(folder: Path) -> tuple[Recipe, Any]:
@@ -129,6 +130,16 @@ def open_run(folder: Path) -> tuple[Recipe, Any]:
         raise UserError(str(folder), got="no run.json and config.yaml", expected="a run folder", fix=fix)
     recipe = load_recipe(str(read_json(file).get("recipe")))
     return recipe, _checked(recipe, build_config(recipe.config, read_yaml(folder / "config.yaml")))
+
+
+def _absolute_cards(values: dict[str, Any]) -> dict[str, Any]:
+    """Make the paths of data cards absolute: a run is used from other folders too."""
+    return {
+        key: _absolute_cards(value) if isinstance(value, dict)
+        else str(Path(value).resolve()) if key == "card" and str(value).endswith(".md")
+        else value
+        for key, value in values.items()
+    }  # fmt: skip
 
 
 def _checked(recipe: Recipe, config: Any) -> Any:
@@ -151,7 +162,7 @@ def train(
         recipe: what to train.
         config: its resolved config.
         out: the run folder; with several seeds, ``seed_0``, ``seed_1``, ... inside it are the runs.
-        resume: go on with what ``out`` holds; without it the folder must not exist.
+        resume: go on with what ``out`` holds; without it nothing may have been trained in the folder.
         stages_from: stage -> a run folder to take that stage from instead of training it.
         command: the arguments of ``mmgen`` that the reports name.
 
@@ -275,18 +286,19 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
 
 
 def check_run_folder(config: Any, out: Path, resume: bool) -> None:
-    """Fail if ``out`` exists and is not to be resumed, or was made with another config.
+    """Fail if ``out`` exists and is not to be resumed, or was made with another config; a run that trained nothing yet is new.
 
     Raises:
         UserError: it does.
     """
+    if _nothing_trained(out):
+        return
     if out.exists() and not resume:
         fix = "add --resume to go on with it, or choose another --out"
         raise UserError(str(out), got="a folder that exists", expected="a new one", fix=fix)
     if resume and (out / "config.yaml").is_file():
         before, now = read_yaml(out / "config.yaml"), yaml.safe_load(yaml.safe_dump(to_dict(config)))
-        if before != now:
-            changed = [key for key in now if before.get(key) != now[key]]
+        if changed := _changes(before, now):
             fix = "resume with the same config, or choose another --out"
             raise UserError(str(out), got=f"other values of {', '.join(changed)}", expected="its own config", fix=fix)
 
@@ -307,22 +319,45 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def _make_run_folder(recipe: Recipe, config: Any, out: Path, command: Sequence[str]) -> None:
+    new = _nothing_trained(out)
     try:
         for run, seeded in [(out, config), *seed_runs(config, out)]:
             run.mkdir(parents=True, exist_ok=True)
             write_config(seeded, run / "config.yaml")
-            if not (run / "run.json").is_file():  # the command that began the run, not the one that resumed it
+            if new or not (run / "run.json").is_file():  # the command that began the run, not the one that resumed it
                 _write_json(run / "run.json", {"recipe": _reference(recipe), "command": ["mmgen", *command]})
     except OSError as error:
         expected = "a folder that can be written"
         raise UserError(str(out), got=str(error), expected=expected, fix="choose another --out") from error
 
 
+def _nothing_trained(out: Path) -> bool:
+    """Whether ``out`` is a run folder whose command failed, or was stopped, before the first checkpoint."""
+    return (out / "run.json").is_file() and not any(file.name in ("checkpoints", "model") for file in out.rglob("*"))
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The dotted keys whose values differ, each with both values."""
+    old, new = _flat(before), _flat(now)
+    return [
+        f"{key} ({old.get(key, 'no such key')}, now {new.get(key, 'no such key')})"
+        for key in {**old, **new}
+        if key not in old or key not in new or old[key] != new[key]
+    ]
+
+
+def _flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{path}{key}.") if isinstance(value, dict) and value else {f"{path}{key}": value}
+    return flat
+
+
 def _check_same_model(config: Any, source: Path) -> None:
     """A stage taken from another run must have been made for the same data and model."""
-    before, now = read_yaml(source / "config.yaml"), yaml.safe_load(yaml.safe_dump(to_dict(config)))
-    changed = [key for key in ("data", "model", "encoder") if before.get(key) != now.get(key)]
-    if changed:
+    configs = read_yaml(source / "config.yaml"), yaml.safe_load(yaml.safe_dump(to_dict(config)))
+    before, now = ({key: c[key] for key in ("data", "model", "encoder") if key in c} for c in configs)
+    if changed := _changes(before, now):
         fix = "use the same values, or train the stage"
         raise UserError(str(source), got=f"other values of {', '.join(changed)}", expected="a run of the same model", fix=fix)
 

@@ -8,7 +8,8 @@ accelerate launch recipes/captioning/train.py --config recipes/captioning/gpu.ya
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,8 @@ from mmgen.cli import main
 from mmgen.conditioning.language_model import load_language_model
 from mmgen.data.batch import Batch, collate
 from mmgen.data.cards import check_column, open_card, read_card
-from mmgen.metrics.captioning import caption_scores, cider
+from mmgen.errors import UserError
+from mmgen.metrics.captioning import caption_scores, cider, tokenize
 from mmgen.metrics.retrieval import nearest
 from mmgen.modalities.feature_cache import cached_features
 from mmgen.modalities.image import fingerprint
@@ -83,14 +85,21 @@ class Captions(Sequence):
         data: the card and its columns.
         split: of the card.
         blind: leave the input out.
+
+    Raises:
+        UserError: a caption that cannot be read; the message names the card, the split and the row, from 0.
     """
 
     def __init__(self, model: Captioner, data: Data, split: str, blind: bool = False) -> None:
+        self.place = f"{data.card}: {split}"
         self.rows = open_card(data.card, split, limit=data.limit or None)
         self.inputs, self.process, self.blind = self.rows[data.input], model.processors[model.modality], blind
         self.references = [[t] if isinstance(t, str) else list(t) for t in self.rows[data.text]]
         text = model.processors["text"]
-        self.pairs = [(i, text(caption)) for i, captions in enumerate(self.references) for caption in captions]
+        self.pairs: list[tuple[int, Tensor]] = []
+        for i, captions in enumerate(self.references):
+            with self.row(i):
+                self.pairs += [(i, text(caption)) for caption in captions]
         self.features: dict[str, Tensor] = {}
         self.modality = model.modality
         if not model.trained_encoder:
@@ -118,7 +127,28 @@ class Captions(Sequence):
         """What the captioner sees of one item."""
         if self.features:
             return {"features": self.features["features"][item]}
-        return {self.modality: self.process(self.inputs[item])}
+        with self.row(item):
+            return {self.modality: self.process(self.inputs[item])}
+
+    @contextmanager
+    def row(self, item: int) -> Iterator[None]:
+        """Mistakes found inside are said to be in this row."""
+        try:
+            yield
+        except UserError as error:
+            raise UserError.from_line(f"{self.place}: row {item}: {error}") from error
+
+    def check_references(self) -> None:
+        """Every item has captions that can be scored.
+
+        Raises:
+            UserError: one has none, or one without a word.
+        """
+        for i, captions in enumerate(self.references):
+            if not captions or not all(tokenize(caption) for caption in captions):
+                with self.row(i):
+                    fix = "drop the row, or fill it in"
+                    raise UserError("references", got=captions, expected="captions of at least one word each", fix=fix)
 
     def batches(self, size: int = PREFIXES) -> list[Batch]:
         """All items in order, without their captions."""
@@ -161,7 +191,8 @@ def train(config: Config, run: Path, resume: bool, blind: bool = False) -> None:
     if blind:
         model.encoder.requires_grad_(False)
     data = Captions(model, config.data, "train", blind)
-    shown = Captions(model, replace(config.data, limit=16), "validation")
+    shows = not blind and config.fit.sample_every > 0 and "validation" in read_card(config.data.card).splits
+    shown = Captions(model, replace(config.data, limit=16), "validation") if shows else None
 
     options = {**asdict(config.decoding), "neighbours": 0}  # that are remembered at the end only
 
@@ -179,7 +210,9 @@ def train(config: Config, run: Path, resume: bool, blind: bool = False) -> None:
         )
 
     folder = stage_folder(RECIPE, run, "blind" if blind else "captioner")
-    more = {} if blind else {"samples": samples, "finish": remember}  # what sees no picture has no neighbours
+    more = {} if blind else {"finish": remember}  # what sees no picture has no neighbours
+    if shown:
+        more["samples"] = samples
     fit(model, data, replace(config.fit, seed=config.seed), folder, resume=resume, **more)
 
 
@@ -198,6 +231,7 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     device = PartialState().device
     model, blind = load(run).to(device), load(run / "stages" / "blind").to(device)
     train_data, data = Captions(model, config.data, "train"), Captions(model, config.data, split)
+    data.check_references()
     options = {**asdict(config.decoding), "generator": torch.Generator().manual_seed(config.seed)}
     at_once = max(1, PREFIXES // config.decoding.candidates)
     batches = tqdm(data.batches(at_once), desc=f"captions of {split}", dynamic_ncols=True)
@@ -236,36 +270,44 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
 
 def report(run: Path, config: Config) -> None:
     """Write ``report.html`` and ``README.md`` from the metrics and predictions that evaluations left in ``run``."""
+    card = read_card(config.data.card)
     metrics = read_json(run / "metrics.json")
     table: dict[str, dict[str, dict[str, float]]] = {}
     samples: list[Sample] = []
+    command = shlex.join(read_json(run / "run.json")["command"])
+    details = {"command": command, "config": (run / "config.yaml").read_text()}
+    pictures = config.model.modality == "image"
     for split, figures in metrics.items():
         said = json.loads((run / "predictions" / f"{split}.json").read_text())
         names = {"captioner": "", "blind": "_blind", "nearest": "_nearest"}
         keys = ("cider", "bleu4", "rouge_l", "exact_match")
         table[split] = {name: {key: figures[key + end] for key in keys} for name, end in names.items()}
-        samples += split_samples(config, split, said)
-    card = read_card(config.data.card)
-    command = shlex.join(read_json(run / "run.json")["command"])
+        if pictures:
+            samples += split_samples(config, split, said)
+        else:  # a page shows no sounds
+            lines = (f"{c} (reference: {' | '.join(r)})" for c, r in zip(said["captioner"], said["references"]))
+            details[f"captions of {split}"] = "\n".join(lines)
+    encoder = config.model.encoder if pictures else "an audio encoder"
     summary = (
-        f"{config.model.language_model}, frozen, reads {config.model.words} soft words made from {config.data.card} by "
-        f"{config.model.encoder}. blind: the same training without the {config.model.modality}. nearest: the caption of the "
+        f"{config.model.language_model}, frozen, reads {config.model.words} soft words made from {card.name} by "
+        f"{encoder}. blind: the same training without the {config.model.modality}. nearest: the caption of the "
         "training item nearest by cosine."
     )
-    write_report(run / "report.html", f"Captions of {config.data.card}", table, samples,
-                 {"command": command, "config": (run / "config.yaml").read_text()}, summary)  # fmt: skip
-    (run / "samples").mkdir(exist_ok=True)
-    contact_sheet(samples[:16]).save(run / "samples" / "captions.png")
+    write_report(run / "report.html", f"Captions of {card.name}", table, samples,
+                 details, summary)  # fmt: skip
+    if samples:
+        (run / "samples").mkdir(exist_ok=True)
+        contact_sheet(samples[:16]).save(run / "samples" / "captions.png")
     write_model_card(run / "README.md", ModelCard(
-        name=f"captioning-{config.data.card}",
-        description=f"Captions for {config.data.card} by a frozen {config.model.language_model} that reads soft words.",
+        name=f"captioning-{card.name}",
+        description=f"Captions for {card.name} by a frozen {config.model.language_model} that reads soft words.",
         license="apache-2.0",
-        task="image-to-text" if config.model.modality == "image" else "automatic-speech-recognition",
-        data=config.data.card,
+        task="image-to-text" if pictures else "automatic-speech-recognition",
+        data=card.name,
         data_license=card.front["license"],
         table=table,
         command=command,
-        picture="samples/captions.png",
+        picture="samples/captions.png" if samples else None,
         intended_use="Research on prefixes for frozen language models, and captions of pictures like those of the data card.",
         limitations=[
             "It names what the data card's captions name and nothing else; a photograph given to a model of drawings gets the "
@@ -273,7 +315,7 @@ def report(run: Path, config: Config) -> None:
             "It repeats the card's wording for skin tone, gender and age, right or wrong: do not use it to describe people.",
             "The frozen language model brings the biases of its own training text.",
         ],
-        tags=["image-captioning", "prefix-tuning"],
+        tags=[f"{config.model.modality}-captioning", "prefix-tuning"],
         base_model=config.model.language_model if "/" in config.model.language_model else None,
     ))  # fmt: skip
 
@@ -285,8 +327,7 @@ def split_samples(config: Config, split: str, said: dict[str, Any], count: int =
     for i in range(0, len(rows), max(1, len(rows) // count)):
         text = {name: said[name][i] for name in ("captioner", "blind", "nearest")}
         text["reference"] = "\n".join(said["references"][i])
-        if config.model.modality == "image":
-            samples.append(Sample(rows[i][config.data.input]["bytes"], text, f"CIDEr {said['cider'][i]:.1f}", split))
+        samples.append(Sample(rows[i][config.data.input]["bytes"], text, f"CIDEr {said['cider'][i]:.1f}", split))
     return samples[:count]
 
 

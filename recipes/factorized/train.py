@@ -321,8 +321,9 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
 
 def report(run: Path, config: Config) -> None:
     """Write ``report.html`` and ``README.md`` from the metrics that evaluations left in ``run``."""
+    card = read_card(config.data.card)
     table, command = {}, shlex.join(read_json(run / "run.json")["command"])
-    lines = [f"# Label and private factors of {config.data.card}", "", "```sh", command, "```", ""]
+    lines = [f"# Label and private factors of {card.name}", "", "```sh", command, "```", ""]
     for split, figures in read_json(run / "metrics.json").items():
         systems = {"factorized": {k: v for k, v in figures.items() if not k.startswith("accuracy_")}}
         for key, value in figures.items():
@@ -338,7 +339,7 @@ def report(run: Path, config: Config) -> None:
         "without generative: the same network without private factors and reconstruction. without factorization: one factor "
         "for everything. no NAME: that modality missing, its codes inferred from the others, or zeros in its place."
     )
-    write_report(run / "report.html", f"Factors of {config.data.card}", table, [], details, summary)
+    write_report(run / "report.html", f"Factors of {card.name}", table, [], details, summary)
 
 
 RECIPE = Recipe(

@@ -363,6 +363,7 @@ def write_samples(
 
 def report(run: Path, config: Config) -> None:
     """Write ``report.html`` and ``README.md`` from the metrics and samples that evaluations left in ``run``."""
+    card = read_card(config.data.card)
     metrics = read_json(run / "metrics.json")
     table = {
         split: {config.model.objective: {k: v for k, v in f.items() if k != "judge_disjoint"}} for split, f in metrics.items()
@@ -373,22 +374,21 @@ def report(run: Path, config: Config) -> None:
         lines += [f"{split}: {pair} {100 * share:.1f} %" for pair, share in kept["pairs"].items()]
         for one in kept["samples"]:
             samples.append(Sample((run / "samples" / one["file"]).read_bytes(), one["text"], group=one["group"]))
-    card = read_card(config.data.card)
     command, names = shlex.join(read_json(run / "run.json")["command"]), ", ".join(config.data.modalities)
     summary = (
-        f"{names} of {config.data.card} on one latent space of {config.model.latent_dim} dimensions. "
+        f"{names} of {card.name} on one latent space of {config.model.latent_dim} dimensions. "
         "Pictures are means; a sound is shown as its spectrogram, and four are beside this file in samples/. Coherence is "
         "judged by classifiers trained on other data, whose own accuracy stands beside it."
     )
     details = {"command": command, "pairs": "\n".join(lines), "config": (run / "config.yaml").read_text()}
-    write_report(run / "report.html", f"Multimodal VAE of {config.data.card}", table, samples, details, summary)
+    write_report(run / "report.html", f"Multimodal VAE of {card.name}", table, samples, details, summary)
     contact_sheet(samples[:16]).save(run / "samples" / "samples.png")
     write_model_card(run / "README.md", ModelCard(
-        name=f"multimodal-vae-{config.data.card}",
-        description=f"A multimodal VAE ({config.model.objective}) of {names} of {config.data.card}.",
+        name=f"multimodal-vae-{card.name}",
+        description=f"A multimodal VAE ({config.model.objective}) of {names} of {card.name}.",
         license="apache-2.0",
         task="any-to-any",
-        data=config.data.card,
+        data=card.name,
         data_license=card.front["license"] if isinstance(card.front["license"], str) else ", ".join(card.front["license"]),
         table=table,
         command=command,

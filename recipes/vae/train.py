@@ -212,6 +212,7 @@ def codes_and_factors(model: VAE, data: Data, process: Processor) -> tuple[np.nd
 
 def report(run: Path, config: Config) -> None:
     """Write ``report.html`` and ``README.md`` from the metrics and pictures that evaluations left in ``run``."""
+    card = read_card(config.data.card)
     metrics, name = read_json(run / "metrics.json"), config.model.objective
     table = {split: {name: figures} for split, figures in metrics.items()}
     samples = []
@@ -223,9 +224,8 @@ def report(run: Path, config: Config) -> None:
         for kind, text in texts.items():
             picture = (run / "samples" / f"{split}_{kind}.png").read_bytes()
             samples.append(Sample(picture, {kind: text}, group=split, wide=True))
-    card = read_card(config.data.card)
     command = shlex.join(read_json(run / "run.json")["command"])
-    title = f"VAE of {config.data.card}"
+    title = f"VAE of {card.name}"
     summary = (
         f"Objective {name}, {config.model.latent_dim} latents, {config.fit.steps} steps of {config.fit.batch_size}. "
         f"log-likelihood: the importance-weighted bound of {config.evaluation.samples} draws, a lower bound."
@@ -233,11 +233,11 @@ def report(run: Path, config: Config) -> None:
     details = {"command": command, "config": (run / "config.yaml").read_text()}
     write_report(run / "report.html", title, table, samples, details, summary)
     write_model_card(run / "README.md", ModelCard(
-        name=f"vae-{config.data.card}",
-        description=f"A VAE of {config.data.card}, trained with the objective {name}.",
+        name=f"vae-{card.name}",
+        description=f"A VAE of {card.name}, trained with the objective {name}.",
         license="apache-2.0",
         task="unconditional-image-generation",
-        data=config.data.card,
+        data=card.name,
         data_license=card.front["license"],
         table=table,
         command=command,
