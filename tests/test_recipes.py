@@ -333,8 +333,8 @@ def test_metrics_cut_short(smoke):
 
 
 def test_a_recipe_of_ones_own(tmp_path):
-    own = tmp_path / "mine"
-    own.mkdir()
+    own = tmp_path / "version.2" / "mine"  # a folder with a dot, as the one that holds installed packages
+    own.mkdir(parents=True)
     for name in ("train.py", "smoke.yaml"):
         text = (recipe_folder("judge") / name).read_text()
         (own / name).write_text(text.replace('name="judge"', 'name="mine"'))

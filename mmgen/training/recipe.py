@@ -82,7 +82,7 @@ def recipe_folder(name: str) -> Path:
 def load_recipe(name: str) -> Recipe:
     """The ``RECIPE`` of a recipe's ``train.py``."""
     file = recipe_folder(name) / "train.py"
-    key = f"mmgen_recipe_{file.parent.resolve().as_posix()}"
+    key = f"mmgen_recipe_{file.parent.resolve().as_posix()}".replace(".", "_")  # a dot would stand for a package
     if key not in sys.modules:
         spec = importlib.util.spec_from_file_location(key, file)
         module: ModuleType = importlib.util.module_from_spec(spec)
