@@ -161,6 +161,11 @@ def test_neighbours_are_the_captions_of_the_pictures_most_alike(tmp_path):
         torch.testing.assert_close(row[[texts.index(text) for text in near]], row.sort(descending=True).values)
     agreed = model.generate(seen.without("text"), neighbours=4, max_tokens=2)
     assert len(agreed) == 4
+    read = []
+    maps, model.encoder.maps = model.encoder.maps, lambda *values: (read.append(1), maps(*values))[1]
+    model.generate(seen.without("text"), candidates=2, neighbours=2, max_tokens=2)
+    assert len(read) == 1  # a picture is read once, for the candidates and the neighbours
+    model.encoder.maps = maps
     model.save_pretrained(tmp_path)
     again = mmgen.load(tmp_path)
     assert again.neighbours(seen.without("text"), 2) == model.neighbours(seen.without("text"), 2)

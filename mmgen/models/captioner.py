@@ -188,7 +188,11 @@ class Captioner(Model):
 
     @torch.no_grad()
     def remember(self, batches: Iterable[Batch]) -> None:
-        """Keep the captions of ``batches`` and the likeliest soft words of their pictures, for `generate` to look up."""
+        """Keep the captions of ``batches`` and the likeliest soft words of their pictures, for `generate` to look up.
+
+        Args:
+            batches: one or more of pictures (or their ``features``) and ``text`` (b, t), token ids; replaces what was kept.
+        """
         words, texts = [], []
         for batch in batches:
             words.append(self.vocabulary[self.words.logits(self.features(batch), self._table).argmax(-1)])  # (b, n)
@@ -198,7 +202,15 @@ class Captioner(Model):
         self.memory_texts = torch.cat([F.pad(text, (0, longest - text.shape[1]), value=self._end) for text in texts])  # (p, t)
 
     def neighbours(self, given: Batch, m: int) -> list[list[str]]:
-        """The remembered captions of the ``m`` pictures whose words are nearest to each item's, by cosine, nearest first."""
+        """The remembered captions of the ``m`` pictures whose words are nearest to each item's, by cosine, nearest first.
+
+        Args:
+            given: pictures (or sounds), or their ``features``; b items.
+            m: captions an item, 1 or more; fewer where fewer are remembered.
+
+        Returns:
+            b lists of captions.
+        """
         keys = F.normalize(self.language_model.embed(self.memory_words).flatten(1).float(), dim=1)  # (p, n * d)
         queries = F.normalize(self.encode(given).flatten(1), dim=1)  # (b, n * d)
         nearest = (queries @ keys.T).topk(min(m, len(keys))).indices  # (b, m)
@@ -269,6 +281,7 @@ class Captioner(Model):
             options |= {"do_sample": False, "num_beams": max(beams, kept), "length_penalty": length_penalty}
         seed = int(torch.randint(2**62, (1,), generator=generator))
         with torch.random.fork_rng(), torch.no_grad():
+            given = Batch({"features": self.features(given)})  # read once, for the candidates and the neighbours
             torch.manual_seed(seed)  # transformers samples from the global generator
             if alone:
                 return self.language_model.generate(self._prompt(self.encode(given)), **options)

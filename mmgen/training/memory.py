@@ -10,7 +10,7 @@ def keep_freed_memory() -> bool:
     """Tell glibc to keep what tensors free for the next ones; elsewhere it does nothing.
 
     By default a tensor of 32 MB or more, and free memory at the end of the heap, goes back to the system, and the next step
-    gets it anew, a page fault for every 4 kB: up to half of a training step on a processor.
+    gets it anew, a page fault for every 4 kB: a fifth of a small network's training step on a processor, and more.
 
     Returns:
         Whether glibc took it.

@@ -293,8 +293,7 @@ def report(run: Path, config: Config) -> None:
         f"{encoder}. blind: the same training without the {config.model.modality}. nearest: the caption of the "
         "training item nearest by cosine."
     )
-    write_report(run / "report.html", f"Captions of {card.name}", table, samples,
-                 details, summary)  # fmt: skip
+    write_report(run / "report.html", f"Captions of {card.name}", table, samples, details, summary)
     if samples:
         (run / "samples").mkdir(exist_ok=True)
         contact_sheet(samples[:16]).save(run / "samples" / "captions.png")
