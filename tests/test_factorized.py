@@ -8,6 +8,7 @@ from torch import nn
 
 from mmgen.data.batch import Batch
 from mmgen.errors import UserError
+from mmgen.latents.divergences import dependence
 from mmgen.modalities.memory_fusion import MemoryFusion
 from mmgen.models.factorized import Factorized, known
 from mmgen.models.factorized import lacking as lacking_modality
@@ -77,6 +78,24 @@ def test_the_prior_s_term_by_hand():
             pairs = [math.exp(-(u - v).square().sum().item() / (2 * 1.5**2)) for u in x for v in y]
             total += 2.0 * sign * sum(pairs) / len(pairs)
     assert found.item() == pytest.approx(total, rel=1e-4)
+
+
+@pytest.mark.parametrize("classes", [3, None])
+def test_the_label_is_kept_out_of_the_private_codes(classes):
+    model = vectors(independence_weight=2.0, classes=classes)
+    batch = batch_of()
+    labels = batch["label"] if classes else batch["label"].double() / 7
+    present = {**batch.present, "a": torch.arange(6) != 4, "label": torch.arange(6) != 0}
+    batch = Batch({**batch.values, "label": labels}, present=present)
+    codes = model._codes(model._read(batch))
+    y = nn.functional.one_hot(labels, 3).double() if classes else labels[:, None]
+    rows = {"a": [1, 2, 3, 5], "b": [1, 2, 3, 4, 5], "c": [1, 2, 3, 4, 5]}  # who has both
+    expected = 2 * sum(dependence(codes[name][own], y[own]) for name, own in rows.items())
+    loss = model.losses(batch)["independence"]
+    torch.testing.assert_close(loss, expected, atol=1e-6, rtol=0)
+    assert reached(model, loss) == {"private_encoders", "private_codes"}
+    assert "independence" not in vectors(classes=classes).losses(batch)
+    assert model.losses(batch.items([0, 1]))["independence"] == 0  # one item alone with a label
 
 
 def test_the_label_s_gradient_goes_through_its_factor_alone():
@@ -360,6 +379,7 @@ def test_batches_that_cannot_be_used(batch, message):
         ({"fusion": "memory"}, r"fusion of kinds: got \['vector'\], expected sequences only"),
         ({"per_position": True}, r"per_position of kinds: got \['vector'\]"),
         ({"without": "generativ"}, "without: got generativ, expected a known name; did you mean 'generative'"),
+        ({"independence_weight": -1}, "independence_weight: got -1"),
         ({"class_names": ["x"]}, r"class_names: got \['x'\], expected 3 names"),
     ],
 )

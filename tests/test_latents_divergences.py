@@ -13,6 +13,7 @@ from mmgen.latents.divergences import (
     covariance_penalty,
     decompose_kl,
     density_ratio_tc,
+    dependence,
     kl,
     mmd,
     permute_dims,
@@ -159,6 +160,27 @@ def test_mmd_far_from_the_origin_and_its_gradient():
     torch.testing.assert_close(by_rule, torch.autograd.grad(mmd(x, y, h), x)[0])  # the bandwidth is a constant
 
 
+def test_dependence_is_the_normalised_trace():
+    x, y = normal(7, 3), normal(7, 2, seed=1)
+    k, m = (torch.exp(-torch.cdist(points, points).square() / (2 * 1.3**2)) for points in (x, y))
+    h = torch.eye(7).double() - 1 / 7
+    hsic = lambda a, b: torch.trace(a @ h @ b @ h)  # noqa: E731
+    torch.testing.assert_close(dependence(x, y, 1.3), hsic(k, m) / (hsic(k, k) * hsic(m, m)).sqrt())
+    torch.testing.assert_close(dependence(x, y), dependence(5 * x + 3, y / 4))  # the median rule: units do not count
+    torch.testing.assert_close(dependence(x, x), torch.tensor(1.0).double())
+    assert dependence(x, torch.ones(7, 1).double()).item() == 0
+    assert torch.autograd.gradcheck(lambda a, b: dependence(a, b, 2.0), (x.requires_grad_(), y.requires_grad_()))
+
+
+def test_dependence_sees_what_correlation_does_not():
+    x = normal(200, 1)
+    x = torch.cat([x, -x])  # symmetric: not correlated with its square
+    independent, square = dependence(x, normal(400, 1, seed=1)), dependence(x, x.square())
+    assert abs(torch.corrcoef(torch.cat([x, x.square()], 1).T)[0, 1]) < 1e-12
+    assert independent < 0.02 < 0.2 < square
+    assert dependence(x[:20], normal(20, 1, seed=1)) > independent  # few points look dependent
+
+
 def by_hand(z, q, prior, dataset_size, weights) -> tuple[float, float, float]:
     """The three terms with loops over the batch."""
     b, k = z.shape
@@ -270,6 +292,8 @@ def one() -> Independent:
     ("call", "message"),
     [
         (lambda: kl(posterior(2, 2), posterior(2, 2), samples=0), "samples: got 0"),
+        (lambda: dependence(normal(1, 2), normal(1, 2)), r"samples: got \(1, 2\) and \(1, 2\)"),
+        (lambda: dependence(normal(3, 2), normal(4, 2)), r"samples: got \(3, 2\) and \(4, 2\)"),
         (lambda: mmd(normal(1, 2), normal(3, 2)), r"samples: got \(1, 2\) and \(3, 2\)"),
         (lambda: mmd(normal(3, 2), normal(3, 4)), r"samples: got \(3, 2\) and \(3, 4\)"),
         (lambda: mmd(normal(3, 2), normal(3, 2), 0), "bandwidth: got 0"),

@@ -49,7 +49,7 @@ def kl(q: Distribution, p: Distribution, samples: int = 1, generator: torch.Gene
 
 
 def mmd(x: Tensor, y: Tensor, bandwidth: float | Sequence[float] | None = None, unbiased: bool = True) -> Tensor:
-    """The squared maximum mean discrepancy of two samples, by the kernel k(x, y) = exp(-|x - y|^2 / (2 h^2)).
+    """The squared maximum mean discrepancy of two samples, by the kernel k of `gaussian_kernel`.
 
     ``MMD^2 = mean_{i,j} k(x_i, x_j) + mean_{i,j} k(y_i, y_j) - 2 mean_{i,j} k(x_i, y_j)``
 
@@ -59,9 +59,7 @@ def mmd(x: Tensor, y: Tensor, bandwidth: float | Sequence[float] | None = None, 
     Args:
         x: (n, k).
         y: (m, k), such as draws from the prior.
-        bandwidth: h, in the unit of x; several give the mean of their kernels; None the median rule, where h is the median of
-            the distances between distinct members of x and y pooled (the lower of the middle two; 1 where it is 0), a
-            constant to the gradient.
+        bandwidth: h, in the unit of x, as in `gaussian_kernel` of x and y pooled.
         unbiased: which of the two estimates.
 
     Returns:
@@ -80,28 +78,82 @@ def mmd(x: Tensor, y: Tensor, bandwidth: float | Sequence[float] | None = None, 
     if x.ndim != 2 or x.shape[1:] != y.shape[1:] or min(n, m) < least:
         got, expected = f"{tuple(x.shape)} and {tuple(y.shape)}", f"(n, k) and (m, k), n and m at least {least}"
         raise UserError("samples", got=got, expected=expected, fix="use a larger batch, or unbiased=False for single points")
-    pooled = torch.cat([x, y])  # (n + m, k)
-    pooled = pooled.to(torch.promote_types(pooled.dtype, torch.float32))
-    pooled = pooled - pooled.detach().mean(0)  # the same distances, in smaller numbers
-    with torch.autocast(pooled.device.type, enabled=False):
-        norms = pooled.square().sum(1)  # (n + m,)
-        distances = (norms[:, None] + norms - 2 * pooled @ pooled.T).clamp(min=0)  # (n + m, n + m) squared
-    if bandwidth is None:
-        distinct = torch.triu_indices(n + m, n + m, 1, device=pooled.device)
-        median = distances.detach()[distinct[0], distinct[1]].median()  # of squares: the square of the median
-        squares = torch.where(median > 0, median, 1.0)[None]
-    else:
-        widths = [bandwidth] if isinstance(bandwidth, int | float) else list(bandwidth)
-        if not widths or not min(widths) > 0:
-            raise UserError("bandwidth", got=bandwidth, expected="numbers > 0", fix="set 1.0, or None for the median rule")
-        squares = torch.tensor(widths, dtype=pooled.dtype, device=pooled.device).square()
-    kernel = (-distances / (2 * squares[:, None, None])).exp().mean(0)  # (n + m, n + m)
+    kernel = gaussian_kernel(torch.cat([x, y]), bandwidth)  # (n + m, n + m)
     within = [(kernel[:n, :n], n), (kernel[n:, n:], m)]
     if unbiased:
         means = [(part.sum() - part.diagonal().sum()) / (size * (size - 1)) for part, size in within]
     else:
         means = [part.mean() for part, _ in within]
     return means[0] + means[1] - 2 * kernel[:n, n:].mean()
+
+
+def dependence(x: Tensor, y: Tensor, bandwidth: float | Sequence[float] | None = None) -> Tensor:
+    """How much x and y have to do with each other, by the normalised Hilbert-Schmidt independence criterion.
+
+    ``HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L))`` with ``HSIC(K, L) = sum_ij (H K H)_ij (H L H)_ij``, K and L the kernels of
+    `gaussian_kernel` of x and y, H = 1 - 1/n. Of infinitely many points it is 0 where they are independent and only there; of
+    n it is above 0, the more so the fewer they are.
+
+    Args:
+        x: (n, k).
+        y: (n, d), of the same items; of labels their one-hot vectors.
+        bandwidth: of both kernels, as in `gaussian_kernel`.
+
+    Returns:
+        A scalar from 0 to 1; 0 where all x or all y are the same.
+
+    Raises:
+        UserError: other shapes, less than two items, or a bandwidth that is not above 0.
+
+    Source: Gretton et al. 2005, Measuring statistical dependence with Hilbert-Schmidt norms, the biased estimate; normalised
+        as in Cortes et al. 2012. As a constraint on latents, Lopez et al. 2018, arXiv 1805.08672.
+
+    >>> x = torch.tensor([[0.0], [1.0], [2.0]])
+    >>> round(dependence(x, 3 * x).item(), 4)
+    1.0
+    """
+    if x.ndim != 2 or y.ndim != 2 or len(x) != len(y) or len(x) < 2:
+        got, expected = f"{tuple(x.shape)} and {tuple(y.shape)}", "(n, k) and (n, d), n at least 2"
+        raise UserError("samples", got=got, expected=expected, fix="use a larger batch")
+    kernels = (gaussian_kernel(points, bandwidth) for points in (x, y))
+    k, m = (kernel - kernel.mean(0) - kernel.mean(1, keepdim=True) + kernel.mean() for kernel in kernels)  # (n, n) each
+    scale = k.square().sum() * m.square().sum()
+    return (k * m).sum() / torch.where(scale > 0, scale, 1.0).sqrt()
+
+
+def gaussian_kernel(points: Tensor, bandwidth: float | Sequence[float] | None = None) -> Tensor:
+    """k(x, y) = exp(-|x - y|^2 / (2 h^2)) of every two points.
+
+    Args:
+        points: (n, k).
+        bandwidth: h, in the unit of the points; several give the mean of their kernels; None the median rule, where h is the
+            median of the distances between distinct members (the lower of the middle two; 1 where it is 0), a constant to the
+            gradient.
+
+    Returns:
+        (n, n), in float32 or wider.
+
+    Raises:
+        UserError: a bandwidth that is not above 0.
+
+    >>> gaussian_kernel(torch.tensor([[0.0], [1.0]]), bandwidth=1.0)[0, 1].log().item()
+    -0.5
+    """
+    points = points.to(torch.promote_types(points.dtype, torch.float32))
+    points = points - points.detach().mean(0)  # the same distances, in smaller numbers
+    with torch.autocast(points.device.type, enabled=False):
+        norms = points.square().sum(1)  # (n,)
+        distances = (norms[:, None] + norms - 2 * points @ points.T).clamp(min=0)  # (n, n) squared
+    if bandwidth is None:
+        distinct = torch.triu_indices(len(points), len(points), 1, device=points.device)
+        median = distances.detach()[distinct[0], distinct[1]].median()  # of squares: the square of the median
+        squares = torch.where(median > 0, median, 1.0)[None]
+    else:
+        widths = [bandwidth] if isinstance(bandwidth, int | float) else list(bandwidth)
+        if not widths or not min(widths) > 0:
+            raise UserError("bandwidth", got=bandwidth, expected="numbers > 0", fix="set 1.0, or None for the median rule")
+        squares = torch.tensor(widths, dtype=points.dtype, device=points.device).square()
+    return (-distances / (2 * squares[:, None, None])).exp().mean(0)
 
 
 class KLTerms(NamedTuple):

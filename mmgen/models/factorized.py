@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, Laplace
+from torch.nn import functional as F
 
 from mmgen.data.batch import Batch
 from mmgen.distributions import AutoregressiveCategorical, draw
 from mmgen.errors import UserError, check_at_least, check_one_of
-from mmgen.latents.divergences import mmd
+from mmgen.latents.divergences import dependence, mmd
 from mmgen.latents.fusion import subsets
 from mmgen.modalities.kinds import DECODERS, KINDS, build_encoder
 from mmgen.modalities.memory_fusion import MemoryFusion
@@ -89,7 +90,9 @@ class Factorized(Model):
 
     ``f_y = F_y(z_y)``, ``f_m = F_m(z_m)``; ``p(x, y) = p(y | f_y) prod_m p(x_m | f_y, f_m)``, and the loss is
 
-    ``-log p(y | f_y) - sum_m w_m log p(x_m | f_y, f_m) + lambda sum_z MMD(z, N(0, 1))``
+    ``-log p(y | f_y) - sum_m w_m log p(x_m | f_y, f_m) + lambda sum_z MMD(z, N(0, 1)) + eta sum_m D(z_m, y)``,
+
+    D the `dependence` of a private code and the label over the items of the batch that have both,
 
     plus what trains the surrogates: over the patterns of missing modalities that can be made of those an item has, the mean of
     ``|s - z|^2``, z the code of everything the item has (no gradient reaches it), and of -log p(y | F_y(s_y)); and for each
@@ -113,6 +116,7 @@ class Factorized(Model):
         mmd_weight: lambda.
         bandwidth: of the kernel, as in `mmgen.latents.divergences.mmd`; None takes the median rule.
         surrogate_weight: of the terms that train the surrogates.
+        independence_weight: eta, of what keeps the label out of the private codes.
         without: an ablation: "generative" has neither private factors nor reconstruction, "factorization" one factor, as large
             as all together, that carries the label and all modalities.
         class_names: what the labels are called, in order.
@@ -123,6 +127,8 @@ class Factorized(Model):
 
     Source: Tsai et al. 2019, Learning Factorized Multimodal Representations, arXiv 1806.06176. There each surrogate reads the
         raw values of a fixed pair of modalities; here the features of any. MMD's bandwidth is not scaled by the dimension.
+        The independence of y and z_m that its model assumes has no term there: eta is ours, after Lopez et al. 2018, arXiv
+        1805.08672.
 
     >>> model = Factorized({"a": {"kind": "vector", "shape": [3]}, "b": {"kind": "vector", "shape": [5]}}, classes=2)
     >>> batch = Batch({"a": torch.zeros(4, 3), "label": torch.tensor([0, 1, 0, 1])})
@@ -146,6 +152,7 @@ class Factorized(Model):
         mmd_weight: float = 1.0,
         bandwidth: float | None = None,
         surrogate_weight: float = 1.0,
+        independence_weight: float = 0.0,
         without: str = "",
         class_names: list[str] | None = None,
     ) -> None:
@@ -165,6 +172,7 @@ class Factorized(Model):
             raise UserError("class_names", got=class_names, expected=f"{classes} names", fix=f"set classes={len(class_names)}")
         self.classes, self.class_names, self.per_position = classes, class_names, per_position
         self.mmd_weight, self.bandwidth, self.surrogate_weight = mmd_weight, bandwidth, surrogate_weight
+        self.independence_weight = check_at_least("independence_weight", independence_weight, 0)
         self.sequences = tuple(name for name, m in self.modalities.items() if m.kind in ("text", "sequence"))
         self.sequences += ("label",) if per_position else ()
         self.private = () if without else tuple(self.modalities)
@@ -215,6 +223,8 @@ class Factorized(Model):
             flat = [z[rows[name]] for name, z in codes.items() if name == "label" or name in seen.values]  # (n, k) each
             terms = [mmd(z, torch.randn_like(z), self.bandwidth, unbiased=False) for z in flat]
             losses["prior"] = self.mmd_weight * torch.stack(terms).sum()
+        if self.independence_weight and labels is not None and self.private:
+            losses["independence"] = self.independence_weight * self._dependence(codes, seen, labels)
         if self.label_surrogate is not None and self.surrogate_weight:
             terms = self._surrogate_losses(seen, codes, labels)
             losses |= {f"surrogate_{name}": self.surrogate_weight * value for name, value in terms.items()}
@@ -385,6 +395,16 @@ class Factorized(Model):
         mask = (seen.masks[name],) if name in seen.masks and not self.per_position else ()
         log_prob = self.decode(factors, name).log_prob(seen.values[name], *mask)  # (...)
         return -self.modalities[name].weight * masked_mean(log_prob, rows, seen.real)
+
+    def _dependence(self, codes: dict[str, Tensor], seen: _Seen, labels: tuple[Tensor, Tensor]) -> Tensor:
+        """sum_m D(z_m, y), over what has modality m and a label."""
+        y = F.one_hot(labels[0], self.classes) if self.classes else labels[0][..., None]  # (..., classes or 1)
+        total = y.new_zeros((), dtype=torch.float32)
+        for name in self.private:
+            rows = seen.present[name] & labels[1]  # (...)
+            if rows.sum() > 1:
+                total = total + dependence(codes[name][rows], y[rows])
+        return total
 
     def _surrogate_losses(
         self, seen: _Seen, codes: dict[str, Tensor], labels: tuple[Tensor, Tensor] | None

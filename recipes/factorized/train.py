@@ -24,14 +24,11 @@ from torch import Tensor
 from mmgen.cli import main
 from mmgen.conditioning.language_model import load_language_model
 from mmgen.conditioning.representations import representation
-from mmgen.data.audio import AudioProcessor
 from mmgen.data.batch import Batch, collate
 from mmgen.data.cards import check_column, open_card, read_card
-from mmgen.data.image import ImageProcessor
+from mmgen.data.columns import SETTINGS, Columns, fit_processor
 from mmgen.data.label import LabelProcessor
 from mmgen.data.processors import Processor
-from mmgen.data.text import train_tokenizer
-from mmgen.data.vector import VectorProcessor
 from mmgen.errors import UserError, check_one_of
 from mmgen.metrics.robustness import missing_loss_ratio
 from mmgen.modalities.feature_cache import cached_features
@@ -44,14 +41,8 @@ from mmgen.training.loop import fit
 from mmgen.training.recipe import Recipe, load_recipe, read_json, stage_folder
 from mmgen.training.report import write_report
 
-# what a modality's settings can name beside its column
-SETTINGS = {
-    "image": list(inspect.signature(ImageProcessor).parameters),
-    "audio": list(inspect.signature(AudioProcessor).parameters),
-    "text": ["vocab_size", "max_length", "language_model", "layers"],
-    "vector": [],
-}
 AT_ONCE = 250  # items read together in evaluation
+READER = ("language_model", "layers")  # settings of a text that is read as a vector
 GIVEN = ("classes", "class_names", "per_position", "without")  # what the data and the stages decide
 
 
@@ -95,32 +86,21 @@ class Items(Sequence):
 
     def __init__(self, model: Factorized, data: Data, split: str, limit: int = 0) -> None:
         rows, self.model = open_card(data.card, split, limit=limit or None), model
-        self.values = {name: column_of(data, name, split, limit) for name in data.modalities}
+        self.columns = Columns({name: column_of(data, name, split, limit) for name in data.modalities}, model.processors)
         self.labels, self.sequence = rows[data.label], data.sequence
         groups: dict[Any, list[int]] = {}
         for i, name in enumerate(rows[data.sequence] if data.sequence else range(len(rows))):
             groups.setdefault(name, []).append(i)
         self.groups = list(groups.values())
-        self.read: dict[Any, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.groups)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         rows = self.groups[index]
-        item = {name: [self._read(name, row) for row in rows] for name in self.values}
+        item = {name: [self.columns.read(name, row) for row in rows] for name in self.columns.values}
         item["label"] = [torch.tensor(self.labels[row]) for row in rows]
         return {name: torch.stack(values) if self.sequence else values[0] for name, values in item.items()}
-
-    def _read(self, name: str, row: int) -> Tensor:
-        value, process = self.values[name][row], self.model.processors[name]
-        if process.kind == "image":
-            return process(value)
-        # several items share a recording or a word, and vectors are small
-        key = (name, value["bytes"] if process.kind == "audio" else value if process.kind == "text" else row)
-        if key not in self.read:
-            self.read[key] = process(value)
-        return self.read[key]
 
     def batches(self) -> Iterator[Batch]:
         """All items in order."""
@@ -143,7 +123,8 @@ def check(config: Config) -> None:
         kinds = ["vector", *(["text"] if "language_model" in settings else [])] if data.sequence else SETTINGS
         check_column(card, f"{what}.column", str(settings.get("column")), *kinds)
         for key in settings:
-            check_one_of(f"{what}.{key}", key, ["column", *SETTINGS[card.columns[settings["column"]]["kind"]]])
+            kind = card.columns[settings["column"]]["kind"]
+            check_one_of(f"{what}.{key}", key, ["column", *SETTINGS[kind], *(READER if kind == "text" else ())])
     for name in config.model.modalities or {}:
         check_one_of("model.modalities", name, data.modalities)
     for name in GIVEN:
@@ -186,16 +167,9 @@ def make_processors(data: Data) -> dict[str, Processor]:
     """The processor of each modality, fitted to the training split where it has something to fit."""
     columns, processors = read_card(data.card).columns, {}
     for name, settings in data.modalities.items():
-        settings = dict(settings)
-        kind = columns[settings.pop("column")]["kind"]
-        if kind in ("image", "audio"):
-            processors[name] = ImageProcessor(**settings) if kind == "image" else AudioProcessor(**settings)
-            continue
-        values = column_of(data, name, "train", data.limit)
-        if kind == "text" and "language_model" not in settings:
-            processors[name] = train_tokenizer(values[:], **{"vocab_size": 259, "max_length": 32, **settings})
-        else:
-            processors[name] = VectorProcessor.fit(torch.as_tensor(values[:]))
+        kind = "vector" if "language_model" in settings else columns[settings["column"]]["kind"]
+        own = {key: value for key, value in settings.items() if key not in ("column", *READER)}
+        processors[name] = fit_processor(kind, column_of(data, name, "train", data.limit), **own)
     return processors
 
 

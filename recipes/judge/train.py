@@ -19,14 +19,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from mmgen.cli import main
-from mmgen.data.audio import AudioProcessor
 from mmgen.data.batch import collate
 from mmgen.data.cards import cache_folder, check_column, open_card, read_card
-from mmgen.data.image import ImageProcessor
+from mmgen.data.columns import fit_processor
 from mmgen.data.label import LabelProcessor
 from mmgen.data.processors import Processor
-from mmgen.data.text import train_tokenizer
-from mmgen.data.vector import VectorProcessor
 from mmgen.errors import UserError
 from mmgen.modalities.kinds import KINDS
 from mmgen.models.base import load
@@ -101,13 +98,14 @@ def check(config: Config) -> None:
 
 def make_processor(data: Data) -> Processor:
     """The processor of the judged column, fitted to the judge's own split where it has something to fit."""
+    settings = {
+        "image": {"size": data.size, "channels": data.channels, "mean": 0.5, "std": 0.5},
+        "audio": {"frames": data.frames},
+        "text": {"vocab_size": 4096, "max_length": None},
+        "vector": {},
+    }
     kind = input_kind(data)
-    if kind == "image":
-        return ImageProcessor(size=data.size, channels=data.channels, mean=0.5, std=0.5)
-    if kind == "audio":
-        return AudioProcessor(frames=data.frames)
-    values = open_card(data.card, data.split)[data.input]
-    return train_tokenizer(values, 4096) if kind == "text" else VectorProcessor.fit(torch.tensor(values[:]))
+    return fit_processor(kind, open_card(data.card, data.split)[data.input], **settings[kind])
 
 
 def train_judge(config: Config, run: Path, resume: bool) -> None:

@@ -6,7 +6,6 @@ mmgen train multimodal_vae model.objective=mvtcae model.beta=2.5  # any key of t
 accelerate launch recipes/multimodal_vae/train.py --config recipes/multimodal_vae/gpu.yaml
 """
 
-import inspect
 import json
 import shlex
 import sys
@@ -24,13 +23,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from mmgen.cli import main
-from mmgen.data.audio import AudioProcessor
 from mmgen.data.batch import Batch, collate
 from mmgen.data.cards import check_column, open_card, read_card
+from mmgen.data.columns import SETTINGS, Columns, fit_processor
 from mmgen.data.image import ImageProcessor
 from mmgen.data.processors import Processor
-from mmgen.data.text import train_tokenizer
-from mmgen.data.vector import VectorProcessor
 from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.metrics.coherence import conditional_coherence, joint_coherence
 from mmgen.metrics.frechet import frechet_distance
@@ -45,13 +42,6 @@ from mmgen.training.model_card import ModelCard, contact_sheet, write_model_card
 from mmgen.training.recipe import Recipe, load_recipe, read_json
 from mmgen.training.report import Sample, write_report
 
-# what a modality's settings can name beside its column
-SETTINGS = {
-    "image": list(inspect.signature(ImageProcessor).parameters),
-    "audio": list(inspect.signature(AudioProcessor).parameters),
-    "text": ["vocab_size", "max_length"],
-    "vector": [],
-}
 AT_ONCE = 250  # items generated together
 
 
@@ -101,32 +91,10 @@ class Config:
     seeds: int = 1
 
 
-class Rows(Sequence):
-    """The modalities of a card's split as tensors; a recording or a text that several items share is processed once."""
-
-    def __init__(self, processors: dict[str, Processor], data: Data, split: str, limit: int = 0) -> None:
-        self.processors = processors
-        self.columns = {name: settings["column"] for name, settings in data.modalities.items()}
-        labels = {data.label} & set(read_card(data.card).columns)
-        self.rows = open_card(data.card, split, limit=limit or None).select_columns([*self.columns.values(), *labels])
-        self.labels = [str(label) for label in self.rows[data.label]] if labels else []
-        self.shared: dict[Any, Tensor] = {}
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        row = self.rows[index]
-        return {name: self._read(name, row[column]) for name, column in self.columns.items()}
-
-    def _read(self, name: str, value: Any) -> Tensor:
-        kind = self.processors[name].kind
-        if kind not in ("audio", "text"):
-            return self.processors[name](value)
-        key = (name, value["bytes"] if kind == "audio" else value)
-        if key not in self.shared:
-            self.shared[key] = self.processors[name](value)
-        return self.shared[key]
+def columns_of(processors: dict[str, Processor], data: Data, split: str, limit: int = 0) -> Columns:
+    """The modalities of a card's split."""
+    rows = open_card(data.card, split, limit=limit or None)
+    return Columns({name: rows[settings["column"]] for name, settings in data.modalities.items()}, processors)
 
 
 def check(config: Config) -> None:
@@ -160,19 +128,11 @@ def judge_recipe() -> ModuleType:
 
 def make_processors(data: Data) -> dict[str, Processor]:
     """The processor of each modality, fitted to the training split where it has something to fit."""
-    columns, processors = read_card(data.card).columns, {}
+    columns, rows = read_card(data.card).columns, open_card(data.card, "train", limit=data.limit or None)
+    processors = {}
     for name, settings in data.modalities.items():
-        settings = dict(settings)
-        column = settings.pop("column")
-        kind = columns[column]["kind"]
-        if kind in ("image", "audio"):
-            processors[name] = ImageProcessor(**settings) if kind == "image" else AudioProcessor(**settings)
-        else:
-            values = open_card(data.card, "train", limit=data.limit or None)[column]
-            if kind == "text":
-                processors[name] = train_tokenizer(values, **{"vocab_size": 259, "max_length": 32, **settings})
-            else:
-                processors[name] = VectorProcessor.fit(torch.tensor(values[:]))
+        column, own = settings["column"], {key: value for key, value in settings.items() if key != "column"}
+        processors[name] = fit_processor(columns[column]["kind"], rows[column], **own)
     return processors
 
 
@@ -196,7 +156,7 @@ def train(config: Config, run: Path, resume: bool) -> None:
     """Train on the card's training split."""
     torch.manual_seed(config.seed)
     model = build(config)
-    data = Rows(model.processors, config.data, "train", config.data.limit)
+    data = columns_of(model.processors, config.data, "train", config.data.limit)
 
     def samples(model: MultimodalVAE, place: Path) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -236,7 +196,12 @@ def labels_of(judge: Classifier, processor: Processor, values: Tensor) -> Tensor
 
 
 def coherence(
-    model: MultimodalVAE, judges: dict[str, Classifier], data: Rows, made: dict[str, Tensor], generator: torch.Generator
+    model: MultimodalVAE,
+    judges: dict[str, Classifier],
+    data: Columns,
+    labels: Sequence[Any],
+    made: dict[str, Tensor],
+    generator: torch.Generator,
 ) -> tuple[dict[str, float], float]:
     """Conditional coherence of every pair "a to b", and the joint coherence of ``made`` from the prior.
 
@@ -247,16 +212,16 @@ def coherence(
     classes = next(iter(names.values()))
     if any(other != classes for other in names.values()):
         raise UserError("judges", got=names, expected="the same labels for all", fix="train them on the same label")
-    truth = torch.tensor([classes.index(label) for label in data.labels])
+    truth = torch.tensor([classes.index(str(label)) for label in labels])
     device, pairs = model.step.device, {}
     for source in model.inputs:
         seen: dict[str, list[Tensor]] = {name: [] for name in model.inputs if name != source}
         for start in tqdm(range(0, len(data), AT_ONCE), desc=f"from {source}", dynamic_ncols=True):
             rows = [{source: data[i][source]} for i in range(start, min(start + AT_ONCE, len(data)))]
             out = model.generate(collate(rows, model.sequences).to(device), ",".join(model.inputs), generator=generator)
-            for name, labels in seen.items():
-                labels.append(labels_of(judges[name], model.processors[name], out[name]))
-        pairs |= {f"{source} to {name}": conditional_coherence(torch.cat(labels), truth) for name, labels in seen.items()}
+            for name, found in seen.items():
+                found.append(labels_of(judges[name], model.processors[name], out[name]))
+        pairs |= {f"{source} to {name}": conditional_coherence(torch.cat(found), truth) for name, found in seen.items()}
     joint = joint_coherence({name: labels_of(judge, model.processors[name], made[name]) for name, judge in judges.items()})
     return pairs, joint
 
@@ -276,17 +241,17 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     """Coherence, Fréchet distance and log-likelihood on ``split``, with the accuracy of each judge."""
     settings, device = config.evaluation, PartialState().device
     model = load(run).to(device)
-    data = Rows(model.processors, config.data, split, settings.items)
+    data = columns_of(model.processors, config.data, split, settings.items)
     generator = torch.Generator().manual_seed(config.seed)
     made, figures, pairs = from_prior(model, len(data), generator), {}, {}
     if config.judges and config.judges.keys() == config.data.modalities.keys():
-        recipe = judge_recipe()
+        recipe, labels = judge_recipe(), open_card(config.data.card, split, limit=settings.items)[config.data.label]
         configs = {name: build_config(recipe.Config, values) for name, values in config.judges.items()}
         judges, accuracy = {}, {}
         for name, one in configs.items():
             judge, accuracy[f"judge_accuracy_{name}"] = recipe.judge(one)
             judges[name] = judge.to(device)
-        pairs, joint = coherence(model, judges, data, made, generator)
+        pairs, joint = coherence(model, judges, data, labels, made, generator)
         figures |= {"conditional_coherence": sum(pairs.values()) / len(pairs), "joint_coherence": joint, **accuracy}
         figures["judge_disjoint"] = all(one.data.split != "train" for one in configs.values())
     image = next((name for name in model.inputs if model.processors[name].kind == "image"), None)
@@ -335,7 +300,7 @@ def shown(
 
 
 def write_samples(
-    run: Path, split: str, model: MultimodalVAE, data: Rows, made: dict[str, Tensor], pairs: dict[str, float]
+    run: Path, split: str, model: MultimodalVAE, data: Columns, made: dict[str, Tensor], pairs: dict[str, float]
 ) -> None:
     """Write pictures and sounds of ``made``, and what six items give from each of their modalities, for the report."""
     folder, listed = run / "samples", []

@@ -1,0 +1,97 @@
+"""MoPoE of multivae 1.0.3 (the extra ``bench``) on the networks, data, steps and optimiser of the recipe multimodal_vae.
+
+python -m benchmarks.multivae_mopoe --out runs/multivae     # then: mmgen evaluate runs/multivae
+
+Its loss and its way of drawing subsets are multivae's; its weights are saved as those of our `MultimodalVAE` under the
+standard prior, whose networks they are, so that one evaluation tells the coherence and the Fréchet distance of both. The
+decoder of a text needs the text that it scores, for which multivae's call of a decoder has no room: it hands on z, and the
+likelihood decodes.
+"""
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from multivae.data.datasets.base import MultimodalBaseDataset
+from multivae.models import MoPoE, MoPoEConfig
+from multivae.models.nn.base_architectures import BaseDecoder, BaseEncoder
+from pythae.models.base.base_utils import ModelOutput
+from torch import Tensor, nn
+
+from mmgen.data.batch import Batch
+from mmgen.models.base import Losses
+from mmgen.models.multimodal_vae import MultimodalVAE
+from mmgen.training import recipe as recipes
+from mmgen.training.loop import fit
+
+
+class Encoder(BaseEncoder):
+    """Our encoder and head as multivae calls them."""
+
+    def __init__(self, encoder: nn.Module, head: nn.Module, latent_dim: int) -> None:
+        super().__init__()
+        self.encoder, self.head, self.latent_dim = encoder, head, latent_dim
+
+    def forward(self, x: Tensor) -> ModelOutput:
+        normal = self.head(self.encoder(x)).base_dist
+        return ModelOutput(embedding=normal.loc, log_covariance=2 * normal.scale.log())
+
+
+class Decoder(BaseDecoder):
+    """Hands z on, for the likelihood to decode."""
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__()
+        self.latent_dim = latent_dim
+
+    def forward(self, z: Tensor) -> ModelOutput:
+        return ModelOutput(reconstruction=z)
+
+
+class PeerTrained(MultimodalVAE):
+    """Our networks under multivae's loss."""
+
+    def losses(self, batch: Batch, phase: str = "train") -> Losses:
+        """multivae's own loss of complete items."""
+        if not hasattr(self, "peer"):
+            object.__setattr__(self, "peer", self._peer())  # not a submodule: its parameters are ours
+        return Losses(loss=self.peer(MultimodalBaseDataset(dict(batch.values))).loss)
+
+    def _peer(self) -> MoPoE:
+        k = self.heads[self.inputs[0]].linear.out_features // 2
+        dims = {name: tuple(values["shape"]) for name, values in self.modalities.items()}
+        encoders = {name: Encoder(self.encoders[name], self.heads[name], k) for name in dims}
+        config = MoPoEConfig(n_modalities=len(dims), latent_dim=k, input_dims=dims, beta=self.beta)
+        peer = MoPoE(config, encoders, {name: Decoder(k) for name in dims})
+        for name in dims:
+            peer.recon_log_probs[name] = lambda z, x, decoder=self.decoders[name]: decoder(z).log_prob(x)[:, None]
+        peer.rescale_factors = dict(self.weights)
+        return peer.train()
+
+
+def main() -> int:
+    """Train it into a run folder of the recipe."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", default="config")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--resume", action="store_true")
+    options, values = parser.parse_known_args()
+    recipe = recipes.load_recipe("multimodal_vae")
+    config = recipes.recipe_config(recipe, options.config, [*values, "model.objective=mopoe", "model.prior=standard"])
+    module = sys.modules[recipe.config.__module__]
+
+    def train(config: object, run: Path, resume: bool) -> None:
+        torch.manual_seed(config.seed)
+        model = module.build(config)
+        model.__class__ = PeerTrained
+        data = module.Rows(model.processors, config.data, "train", config.data.limit)
+        fit(model, data, replace(config.fit, seed=config.seed), run, resume=resume)
+
+    recipes.train(replace(recipe, stages={"vae": train}), config, options.out, options.resume)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
