@@ -1,4 +1,5 @@
 import math
+import re
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from mmgen.errors import UserError
 from mmgen.latents.spaces import (
     LOG_SCALE_BOUND,
     PRIORS,
+    AggregatePrior,
     FlowPrior,
     GaussianHead,
     MixturePrior,
@@ -190,3 +192,35 @@ def test_the_standard_prior_follows_the_dtype_and_has_no_state():
 def test_wrong_use_says_so(call, message):
     with pytest.raises(UserError, match=message):
         call()
+
+
+def test_an_aggregate_prior_is_the_standard_one_until_it_is_fitted():
+    module, z = AggregatePrior(2, components=4).double(), torch.randn(9, 2).double()
+    standard = StandardPrior(2).double()()
+    for mode in (True, False):
+        torch.testing.assert_close(module.train(mode)().log_prob(z), standard.log_prob(z))
+    assert not list(module.parameters())  # nothing that a step could move
+
+
+def test_an_aggregate_prior_finds_the_clusters_and_comes_back():
+    generator = torch.Generator().manual_seed(0)
+    centres, n = torch.tensor([[-4.0, 0.0], [3.0, 2.0]]), 4000
+    chosen = (torch.rand(n, generator=generator) < 0.25).long()  # a quarter in the second
+    z = centres[chosen] + torch.tensor([[0.5, 1.0], [1.0, 0.2]])[chosen] * torch.randn(n, 2, generator=generator)
+    module = AggregatePrior(2, components=2)
+    module.fit(z)
+    order = module.mean[:, 0].argsort()
+    torch.testing.assert_close(module.weight[order], torch.tensor([0.75, 0.25]), atol=0.03, rtol=0)
+    torch.testing.assert_close(module.mean[order], centres, atol=0.1, rtol=0)
+    torch.testing.assert_close(module.scale[order], torch.tensor([[0.5, 1.0], [1.0, 0.2]]), atol=0.05, rtol=0)
+    again = AggregatePrior(2, components=2).eval()
+    again.load_state_dict(module.state_dict())
+    torch.testing.assert_close(again().log_prob(z), module.eval()().log_prob(z))
+    assert module().log_prob(z).mean() > StandardPrior(2)().log_prob(z).mean() + 5
+    torch.testing.assert_close(module.train()().log_prob(z), StandardPrior(2)().log_prob(z))  # as training goes on
+
+
+@pytest.mark.parametrize("shape", [(4, 2), (9, 3), (9,)])
+def test_an_aggregate_prior_needs_draws_of_its_size(shape):
+    with pytest.raises(UserError, match=rf"draws: got shape {re.escape(str(shape))}, expected \(n, 2\) with n at least 5"):
+        AggregatePrior(2, components=5).fit(torch.zeros(shape))

@@ -197,6 +197,30 @@ def test_mopoe_is_the_mean_over_its_subsets(cubature):
     torch.testing.assert_close(world.model.losses(batch.repeat(2 * K * 3)).total, -expected.mean())
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_an_aggregate_prior_is_fitted_to_the_product_of_what_each_item_has(objective):
+    world = LinearGaussian(objective, names="ab", prior="aggregate", prior_settings={"components": 1})
+    batch, model = world.batch(3000), world.model
+    half = Batch(batch.values, present={"a": torch.arange(3000) % 2 == 0, "b": torch.ones(3000, dtype=torch.bool)})
+    model.fit_prior([half.items(slice(0, 1000)), half.items(slice(1000, None))], torch.Generator().manual_seed(0))
+    both, alone = (world.product(batch, names, prior=objective == "mvae") for names in ("ab", "b"))  # (mean, variance) each
+    mean, variance = (
+        torch.cat([x[::2].expand(1500, K), y[1::2].expand(1500, K)])
+        for x, y in zip(*[[m.expand(3000, K) for m in pair] for pair in (both, alone)])
+    )
+    torch.testing.assert_close(model.prior.mean[0], mean.mean(0), atol=0.1, rtol=0)
+    torch.testing.assert_close(model.prior.scale[0] ** 2, (mean.var(0) + variance.mean(0)), atol=0, rtol=0.1)
+    draws = mean + variance.sqrt() * torch.randn_like(mean)
+    # of MVAE the product is the exact posterior, so that the mean of all is N(0, 1) already
+    assert model.eval().prior().log_prob(draws).mean() > model.train().prior().log_prob(draws).mean() - 0.01
+
+
+def test_another_prior_is_not_fitted():
+    world = LinearGaussian("mopoe", names="ab")
+    with pytest.raises(UserError, match="prior to fit: got StandardPrior, expected AggregatePrior"):
+        world.model.fit_prior([world.batch(3)])
+
+
 @pytest.mark.parametrize("objective", ["mmvae", "mopoe", "mvtcae"])
 def test_a_learned_prior_is_in_the_objective_and_in_the_likelihood(objective):
     """A mixture of one Gaussian is that Gaussian: with it at N(0, 1) nothing changes but the gradient."""

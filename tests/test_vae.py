@@ -216,6 +216,20 @@ def test_other_kinds_of_data(kind, shape):
     assert model.losses(batch).total.isfinite() and model.generate(batch, "x").shape == (3, *shape)
 
 
+def test_an_aggregate_prior_is_fitted_to_draws_of_the_posteriors():
+    model = tiny(prior="aggregate", prior_settings={"components": 1})
+    batch = Batch({"x": torch.rand(500, 1, 8, 8)})
+    model.fit_prior([batch.items(slice(0, 200)), batch.items(slice(200, 500))], torch.Generator().manual_seed(0))
+    q = model.encode(batch)
+    torch.testing.assert_close(model.prior.mean[0], q.mean.mean(0), atol=0.2, rtol=0)
+    total = q.variance.mean(0) + q.mean.var(0)
+    torch.testing.assert_close(model.prior.scale[0] ** 2, total, atol=0, rtol=0.2)
+    draws = q.sample((20,))
+    assert model.eval().prior().log_prob(draws).mean() > model.train().prior().log_prob(draws).mean()
+    with pytest.raises(UserError, match="prior to fit: got StandardPrior"):
+        tiny().fit_prior([batch])
+
+
 @pytest.mark.parametrize("prior", ["mixture", "flow"])
 def test_learned_priors(prior):
     settings = {"mixture": {"components": 3}, "flow": {"transforms": 2, "hidden": 8}}[prior]

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import zuko
+from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, Independent, MixtureSameFamily, Normal
 from zuko.distributions import NormalizingFlow
@@ -93,6 +94,63 @@ class MixturePrior(nn.Module):
         return gaussian_mixture(self.logits, self.mean, bounded_scale(self.log_scale))
 
 
+class AggregatePrior(nn.Module):
+    """p(z) = N(0, 1) while the model trains; then sum_c w_c N(mu_c, sigma_c^2), a mixture fitted to its posteriors.
+
+    What fits the posteriors of the training data best is their mean, the aggregate posterior 1/N sum_n q(z | x_n): N(0, 1) has
+    mass between its clusters, where decoders have learned nothing. `fit` takes draws of it; before, the mixture is N(0, 1)
+    too.
+
+    Args:
+        latent_dim: size k of z.
+        components: number of Gaussians.
+
+    Source: Ghosh et al. 2020, From Variational to Deterministic Autoencoders, arXiv 1903.12436, section 4 (ex-post density
+        estimation), there with 10 Gaussians of full covariance.
+
+    >>> prior = AggregatePrior(2, components=3)
+    >>> prior.fit(torch.randn(50, 2))
+    >>> prior.eval()().component_distribution.batch_shape
+    torch.Size([3])
+    """
+
+    weight: Tensor
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, latent_dim: int, components: int = 200) -> None:
+        super().__init__()
+        shape = (check_at_least("components", components, 1), check_at_least("latent_dim", latent_dim, 1))
+        self.register_buffer("weight", torch.full(shape[:1], 1 / components))
+        self.register_buffer("mean", torch.zeros(shape))
+        self.register_buffer("scale", torch.ones(shape))
+
+    def forward(self) -> Independent | MixtureSameFamily:
+        """p(z), batch shape (), event (k,)."""
+        if self.training:
+            return diagonal_normal(torch.zeros_like(self.mean[0]), torch.ones_like(self.mean[0]))
+        return gaussian_mixture(self.weight.log(), self.mean, self.scale)
+
+    def fit(self, z: Tensor) -> None:
+        """Fit the mixture by expectation maximisation.
+
+        Args:
+            z: (n, k) draws of the aggregate posterior, n at least the number of components.
+
+        Raises:
+            UserError: fewer draws, or another shape.
+        """
+        components, k = self.mean.shape
+        if z.ndim != 2 or z.shape[1] != k or len(z) < components:
+            expected, fix = f"(n, {k}) with n at least {components}", "give more draws, or fewer components"
+            raise UserError("draws", got=f"shape {tuple(z.shape)}", expected=expected, fix=fix)
+        mixture = GaussianMixture(components, covariance_type="diag", reg_covar=1e-4, random_state=0)
+        mixture.fit(z.detach().double().cpu().numpy())
+        found = {"weight": mixture.weights_, "mean": mixture.means_, "scale": mixture.covariances_**0.5}
+        for name, value in found.items():
+            getattr(self, name).copy_(torch.from_numpy(value))
+
+
 class FlowPrior(nn.Module):
     """p(z) = N(f(z); 0, 1) |det df/dz|: a neural spline flow of coupling layers, one pass each way.
 
@@ -121,7 +179,12 @@ class FlowPrior(nn.Module):
         return self.flow()
 
 
-PRIORS: dict[str, Callable[..., nn.Module]] = {"standard": StandardPrior, "mixture": MixturePrior, "flow": FlowPrior}
+PRIORS: dict[str, Callable[..., nn.Module]] = {
+    "standard": StandardPrior,
+    "mixture": MixturePrior,
+    "aggregate": AggregatePrior,
+    "flow": FlowPrior,
+}
 
 
 def make_prior(name: str, latent_dim: int, **options: Any) -> nn.Module:

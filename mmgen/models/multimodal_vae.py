@@ -5,6 +5,7 @@ present become one, and in which bounds are summed. Each modality is encoded onc
 """
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from mmgen.latents.fusion import (
     subsets,
 )
 from mmgen.latents.importance import importance_bound
-from mmgen.latents.spaces import GaussianHead, make_prior, rsample
+from mmgen.latents.spaces import AggregatePrior, GaussianHead, make_prior, rsample
 from mmgen.modalities.kinds import DECODERS, build_decoder, build_encoder
 from mmgen.models.base import Losses, Model
 
@@ -62,8 +63,9 @@ class MultimodalVAE(Model):
         samples: K of "mmvae".
         alpha: of "mvtcae", from 0 to 1.
         rescale: without a ``weight``, w_i is the largest dimension over that of i (of a text its length) and not 1.
-        prior: "standard", "mixture" or "flow", see `mmgen.latents.spaces.make_prior`; "mvae" has the standard one. A learned
-            prior is what makes draws from nothing agree: under N(0, 1) they fall between the clusters of the posteriors too.
+        prior: "standard", "mixture", "aggregate" or "flow", see `mmgen.latents.spaces.make_prior`; "mvae" trains by the
+            standard one, so it has that or "aggregate", which is made by `fit_prior` after training. A learned prior is what
+            makes draws from nothing agree: under N(0, 1) they fall between the clusters of the posteriors too.
         prior_settings: its options.
 
     Raises:
@@ -120,9 +122,9 @@ class MultimodalVAE(Model):
             self.encoders[name] = build_encoder(kind, shape[:1] if kind == "text" else shape, values.get("encoder") or {})
             self.heads[name] = GaussianHead(self.encoders[name].dim, latent_dim)
             self.decoders[name] = build_decoder(kind, latent_dim, shape, values.get("decoder") or {})
-        if objective == "mvae" and prior != "standard":
-            fix = "choose another objective"
-            raise UserError("prior", got=prior, expected="standard, one of the factors of mvae's product", fix=fix)
+        if objective == "mvae" and prior not in ("standard", "aggregate"):
+            expected = "standard, one of the factors of mvae's product, or aggregate"
+            raise UserError("prior", got=prior, expected=expected, fix="choose another objective")
         self.prior = make_prior(prior, latent_dim, **(prior_settings or {}))
 
     @property
@@ -195,6 +197,26 @@ class MultimodalVAE(Model):
         batch, q, prior = self._checked(batch), self.encode(batch), self.prior()
         # few draws at once: a decoder's maps of many pictures leave the cache, which costs more than it saves
         return importance_bound(q, lambda z: sum(self._log_probs(batch, z).values()) + prior.log_prob(z), samples, chunk=128)
+
+    @torch.no_grad()
+    def fit_prior(self, batches: Iterable[Batch], generator: torch.Generator | None = None) -> None:
+        """Fit the prior "aggregate" to a draw an item from the product of the posteriors of all that it has.
+
+        Args:
+            batches: of training items.
+            generator: makes the draws reproducible.
+
+        Raises:
+            UserError: the model has another prior, or the items are fewer than its components.
+        """
+        if not isinstance(self.prior, AggregatePrior):
+            fix = 'build the model with prior="aggregate"'
+            raise UserError("prior to fit", got=type(self.prior).__name__, expected="AggregatePrior", fix=fix)
+        draws = []
+        for batch in batches:
+            experts, present = self._experts(self._checked(batch))
+            draws.append(rsample(product_of_experts(experts, present, self.objective == "mvae"), (), generator))  # (b, k)
+        self.prior.fit(torch.cat(draws))
 
     def _mvae(self, batch: Batch, experts: Independent, present: Tensor) -> Losses:
         members = torch.tensor([[name in subset for name in batch.values] for subset in self._subsets()])  # (s, m)

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from mmgen.data.batch import Batch
 from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.latents.divergences import covariance_penalty, decompose_kl, density_ratio_tc, kl, mmd, permute_dims
 from mmgen.latents.importance import importance_bound
-from mmgen.latents.spaces import GaussianHead, make_prior, rsample
+from mmgen.latents.spaces import AggregatePrior, GaussianHead, make_prior, rsample
 from mmgen.modalities.kinds import build_decoder, build_encoder
 from mmgen.modalities.vector import multilayer_perceptron
 from mmgen.models.base import Losses, Model, decayed
@@ -136,7 +136,7 @@ class VAE(Model):
         latent_dim: size k of z.
         objective: key of `OBJECTIVES`.
         settings: the keyword arguments of the objective's function, such as ``{"beta": 4.0}``.
-        prior: "standard", "mixture" or "flow", see `mmgen.latents.spaces.make_prior`.
+        prior: "standard", "mixture", "aggregate" (see `fit_prior`) or "flow", see `mmgen.latents.spaces.make_prior`.
         prior_settings: its options.
         encoder: settings of the kind's encoder, such as ``{"dim": 256}``.
         decoder: settings of the kind's decoder, such as ``{"likelihood": "bernoulli"}``.
@@ -307,6 +307,18 @@ class VAE(Model):
         (x, observed), prior = self._observed(batch), self.prior()  # (b', *shape)
         bound = importance_bound(self.posterior(x), lambda z: self.decoder(z).log_prob(x) + prior.log_prob(z), samples)
         return _placed(bound, observed)
+
+    @torch.no_grad()
+    def fit_prior(self, batches: Iterable[Batch], generator: torch.Generator | None = None) -> None:
+        """Fit the prior "aggregate" to a draw from q(z | x) of each item of ``batches``.
+
+        Raises:
+            UserError: the model has another prior, or the items are fewer than its components.
+        """
+        if not isinstance(self.prior, AggregatePrior):
+            fix = 'build the model with prior="aggregate"'
+            raise UserError("prior to fit", got=type(self.prior).__name__, expected="AggregatePrior", fix=fix)
+        self.prior.fit(torch.cat([rsample(self.posterior(self._observed(batch)[0]), (), generator) for batch in batches]))
 
     def _constant_discriminator(self, z: Tensor) -> Tensor:
         constant = {name: p.detach() for name, p in self.discriminator.named_parameters()}

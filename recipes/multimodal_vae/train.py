@@ -43,6 +43,7 @@ from mmgen.training.recipe import Recipe, load_recipe, read_json
 from mmgen.training.report import Sample, write_report
 
 AT_ONCE = 250  # items generated together
+PRIOR_ITEMS = 10_000  # training items that the prior "aggregate" is fitted to
 
 
 @dataclass
@@ -163,7 +164,14 @@ def train(config: Config, run: Path, resume: bool) -> None:
         made = from_prior(model, 16, torch.Generator().manual_seed(config.seed))
         contact_sheet([shown(model, made, i) for i in range(16)]).save(place.with_suffix(".png"))
 
-    fit(model, data, replace(config.fit, seed=config.seed), run, samples=samples, resume=resume)
+    def finish(model: MultimodalVAE) -> None:
+        items = range(min(PRIOR_ITEMS, len(data)))
+        parts = (items[start : start + AT_ONCE] for start in items[::AT_ONCE])
+        batches = (collate([data[i] for i in part], model.sequences).to(model.step.device) for part in parts)
+        model.fit_prior(batches, torch.Generator().manual_seed(config.seed))
+
+    more = {"finish": finish} if config.model.prior == "aggregate" else {}
+    fit(model, data, replace(config.fit, seed=config.seed), run, samples=samples, resume=resume, **more)
 
 
 def from_prior(model: MultimodalVAE, n: int, generator: torch.Generator) -> dict[str, Tensor]:
