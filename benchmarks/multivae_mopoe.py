@@ -86,7 +86,7 @@ def main() -> int:
         torch.manual_seed(config.seed)
         model = module.build(config)
         model.__class__ = PeerTrained
-        data = module.Rows(model.processors, config.data, "train", config.data.limit)
+        data = module.columns_of(model.processors, config.data, "train", config.data.limit)
         fit(model, data, replace(config.fit, seed=config.seed), run, resume=resume)
 
     recipes.train(replace(recipe, stages={"vae": train}), config, options.out, options.resume)

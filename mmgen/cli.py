@@ -4,7 +4,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,21 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--json", type=Path, metavar="F", help="write what was made there")
     command.set_defaults(run=_generate, values=[])
 
+    command = commands.add_parser("ask", help="questions about pictures or sounds, after examples or without", epilog=_CHAT)
+    command.add_argument("folder", metavar="RUN", help="a captioner: a run folder, a saved model or a Hub name")
+    for name in ("image", "audio"):
+        text = f"{name} that a question is about; repeat for several, one for each question or one for all"
+        command.add_argument(f"--{name}", action="append", help=text)
+    command.add_argument("--question", action="append", help="repeat for several")
+    shot = ("FILE", "QUESTION", "ANSWER")
+    command.add_argument("--shot", nargs=3, action="append", metavar=shot, default=[], help="an example; repeat for several")
+    command.add_argument("--answers", metavar="A,B,...", help="choose the likeliest of these")
+    command.add_argument("--format", metavar="TEXT", help="how examples are written, with {image}, {question} and {answer}")
+    command.add_argument("--induction", metavar="TEXT", default="", help="a sentence before the examples")
+    command.add_argument("--chat", action="store_true", help="read questions line by line")
+    command.add_argument("--json", type=Path, metavar="F", help="write the answers there")
+    command.set_defaults(run=_ask)
+
     command = commands.add_parser("data", help="list, show and check data cards")
     actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
     actions.add_parser("list", help="the data cards that come with mmgen").set_defaults(run=_data_list)
@@ -101,6 +116,10 @@ def _parser() -> argparse.ArgumentParser:
 _OVERRIDES = (
     "Any key of the config can follow as key.sub=value, for example fit.steps=100. "
     "STAGE.from=RUN takes a stage from another run instead of training it."
+)
+_CHAT = (
+    "With --chat, a line `image PATH` (or `audio PATH`) sets what is asked about, `shot PATH | question | answer` adds an "
+    "example, `forget` drops them, `quit` ends; any other line is a question. In TEXT, \\n is a line's end."
 )
 _OPTIONS = "Options of the model can follow as key=value, for example beams=3."
 
@@ -163,6 +182,46 @@ def _generate(options: argparse.Namespace) -> None:
         for result in results:
             shown = "\t".join(result.values()) if isinstance(result, dict) else result
             print(f"{number}\t{shown}" if len(made) > 1 else shown)
+
+
+def _ask(options: argparse.Namespace) -> None:
+    from mmgen.conditioning.few_shot import Format
+    from mmgen.models.base import load
+    from mmgen.training import ask
+
+    _check_json(options.json)
+    format = Format(*(text.replace("\\n", "\n") for text in (options.format or Format.shot, options.induction)))
+    answers = options.answers.split(",") if options.answers is not None else []
+    if not (options.chat or options.question):
+        raise UserError("--question", got="none", expected="at least one, or --chat", fix='add --question "..."')
+    given = [(name, file) for name in ("image", "audio") for file in getattr(options, name) or []]
+    if options.chat and (options.question or options.json or given[1:]):
+        got = "--question" if options.question else "--json" if options.json else "several files"
+        expected = "one picture or sound at most, then questions line by line"
+        raise UserError("--chat", got=f"{got} too", expected=expected, fix=f"leave {got} out")
+    model = load(options.folder)
+    for name, file in given:
+        ask.check_modality(model, name, file)
+    files = [file for _, file in given]
+    if options.chat:
+        conversation = ask.Conversation(model, format, answers)
+        conversation.show(options.shot)
+        for reply in ask.chat(conversation, _lines(), *files):
+            _complain(reply) if isinstance(reply, UserError) else print(reply, flush=True)
+        return
+    made = ask.ask(model, options.question, files, options.shot, format, answers)
+    _write_json(options.json, made)
+    for number, result in enumerate(made):
+        print(f"{number}\t{result['answer']}" if len(made) > 1 else result["answer"])
+
+
+def _lines() -> Iterator[str]:
+    """What is typed, or piped in, line by line."""
+    try:
+        while True:
+            yield input("> " if sys.stdin.isatty() else "")
+    except EOFError:
+        return
 
 
 def _data_list(options: argparse.Namespace) -> None:

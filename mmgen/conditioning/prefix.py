@@ -142,6 +142,11 @@ class PrefixLanguageModel(nn.Module):
         """Token ids (...) -> their embeddings (..., d)."""
         return self.model.get_input_embeddings()(ids)
 
+    def tokens(self, text: str) -> Tensor:
+        """Text -> token ids (t,), with nothing before or after."""
+        ids = self.tokenizer(text, add_special_tokens=False).input_ids
+        return torch.tensor(ids, dtype=torch.long, device=self.embedding_table.device)
+
     def prompt(self, items: Sequence[Sequence[Tensor | str]]) -> Prompt:
         """Lay the parts of each item one after another and pad the items on the left.
 
@@ -168,7 +173,7 @@ class PrefixLanguageModel(nn.Module):
         """
         seen = torch.cat([prompt.embeddings.to(self.model.dtype), self.embed(ids[:, :-1])], 1)  # (b, p + t - 1, d)
         # padding on the right is after everything that counts: only padding on the left needs a mask
-        padded = {} if prompt.mask.all() else _positions(torch.cat([prompt.mask, torch.ones_like(mask[:, :-1])], 1))
+        padded = {} if prompt.mask.all() else positions(torch.cat([prompt.mask, torch.ones_like(mask[:, :-1])], 1))
         logits = self.model(inputs_embeds=seen, use_cache=False, logits_to_keep=ids.shape[1], **padded).logits  # (b, t, v)
         chosen = -F.cross_entropy(logits[mask].float(), ids[mask], reduction="none")
         return torch.zeros(mask.shape, device=ids.device).masked_scatter(mask, chosen)
@@ -189,13 +194,17 @@ class PrefixLanguageModel(nn.Module):
     def _part(self, part: Tensor | str) -> Tensor:
         table = self.embedding_table
         if isinstance(part, str):
-            ids = self.tokenizer(part, add_special_tokens=False, return_tensors="pt").input_ids[0]
-            return self.embed(ids.long().to(table.device))
+            return self.embed(self.tokens(part))
         if part.ndim != 2 or part.shape[1] != self.width:
             fix = "turn features into words with SoftWords first"
             raise UserError("prefix", got=f"shape {tuple(part.shape)}", expected=f"(n, {self.width})", fix=fix)
         return part.to(table.device, table.dtype)
 
 
-def _positions(mask: Tensor) -> dict[str, Tensor]:
-    return {"attention_mask": mask.long(), "position_ids": (mask.long().cumsum(1) - 1).clamp(min=0)}
+def positions(mask: Tensor, past: int = 0) -> dict[str, Tensor]:
+    """What a language model must be told of padding: which tokens are real, and the place of each after the first ``past``.
+
+    >>> positions(torch.tensor([[True, True, False, True]]), past=2)["position_ids"]
+    tensor([[1, 2]])
+    """
+    return {"attention_mask": mask.long(), "position_ids": (mask.long().cumsum(1) - 1).clamp(min=0)[:, past:]}

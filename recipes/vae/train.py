@@ -104,13 +104,17 @@ class Pictures(Sequence):
     def __init__(self, data: Data, split: str, process: Processor) -> None:
         self.rows = open_card(data.card, split, limit=data.limit or None)
         self.values, self.name, self.binary, self.process = self.rows[data.input], data.input, data.binary, process
+        self.kept: dict[int, Tensor] = {}  # black and white, a byte a pixel: decoding takes as long as a small network
 
     def __len__(self) -> int:
         return len(self.values)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        x = self.process(self.values[index])  # (c, h, w)
-        return {self.name: (x > 0.5).float() if self.binary else x}
+        if not self.binary:
+            return {self.name: self.process(self.values[index])}  # (c, h, w)
+        if index not in self.kept:
+            self.kept[index] = self.process(self.values[index]) > 0.5
+        return {self.name: self.kept[index].float()}
 
     def batch(self, items: Sequence[int]) -> Batch:
         """The pictures at ``items``, together."""

@@ -1,0 +1,395 @@
+"""Few-shot prompts of a frozen language model: examples are read once, any number of queries is answered after them."""
+
+import copy
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import Cache, DynamicCache
+
+from mmgen.conditioning.prefix import PrefixLanguageModel, Prompt, positions
+from mmgen.errors import UserError, check_at_least, nearest
+
+Part = Tensor | str
+PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
+PREFIXES = ("image", "audio")  # a prefix is a prefix: the two placeholders mean the same
+ROWS = 64  # answers that are scored in one forward pass, each with its own copy of the keys and values before it
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """What fills the placeholders of a `Format`.
+
+    Args:
+        question: for ``{question}``; "" where the format has none.
+        answer: for ``{answer}``; a query's own is not read.
+        image: for ``{image}`` or ``{audio}``: prefix embeddings (n, d), of a picture or of a sound; None where the format has
+            neither.
+    """
+
+    question: str = ""
+    answer: str = ""
+    image: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Episode:
+    """The examples that come before a query.
+
+    Args:
+        support: the shots, in order.
+        repeats: how many more times the support is shown, all of it in its order; 0 shows it once.
+        induction: whether the format's sentence comes first; or another sentence in its place.
+
+    Source: Tsimpoukelli et al. 2021, section 4, of induction, shots and repeats.
+    """
+
+    support: Sequence[Example] = ()
+    repeats: int = 0
+    induction: bool | str = True
+
+    def __post_init__(self) -> None:
+        check_at_least("repeats", self.repeats, 0)
+
+    @property
+    def shots(self) -> list[Example]:
+        """The examples in the order they are read, repeats among them."""
+        return [*self.support] * (1 + self.repeats)
+
+
+@dataclass(frozen=True)
+class Format:
+    """How an example is written; a query is written the same, up to its answer.
+
+    A shot is tokenised in two parts, the query and the answer, so that what is scored is what was shown. Spaces before
+    ``{answer}`` belong to the answer, as in most vocabularies.
+
+    Args:
+        shot: text with ``{answer}`` once, after at most one ``{question}`` and one ``{image}`` or ``{audio}``. What follows
+            ``{answer}`` ends an answer.
+        induction: a sentence before the shots that says what the task is, or "".
+
+    Raises:
+        UserError: a placeholder is unknown, missing, repeated, or after ``{answer}``; or nothing is before that.
+
+    >>> format = Format("Q: {question} A: {answer}.")
+    >>> format.query(Example("2 + 2?")), format.answer_text("4"), format.stop
+    (['Q: 2 + 2? A:'], ' 4', '.')
+    """
+
+    shot: str = "{image}Question: {question} Answer: {answer}\n"
+    induction: str = ""
+
+    def __post_init__(self) -> None:
+        known = (*PREFIXES, "question", "answer")
+        for name in self._names:
+            if name not in known:
+                fix = nearest(name, known)
+                raise UserError("format", got=f"{{{name}}} in {self.shot!r}", expected="a known placeholder", fix=fix)
+        prefixes = [name for name in self._names if name in PREFIXES]
+        if self._names.count("answer") != 1 or self._names[-1] != "answer":
+            expected = "{answer} once, after the other placeholders"
+        elif self._names.count("question") > 1 or len(prefixes) > 1:
+            expected = "{question} at most once, and {image} or {audio} at most once"
+        elif len(self._names) == 1 and not self._texts[0].strip(" "):
+            expected = "something before {answer}"
+        else:
+            return
+        raise UserError("format", got=repr(self.shot), expected=expected, fix=f"write it as in {Format.shot!r}")
+
+    @property
+    def stop(self) -> str:
+        """The text that ends an answer; "": only the end-of-text token does."""
+        return self._texts[-1]
+
+    @property
+    def lead(self) -> str:
+        """The spaces before an answer, which belong to it."""
+        before = self._texts[-2]
+        return before[len(before.rstrip(" ")) :]
+
+    def blind(self) -> "Format":
+        """The same format without pictures or sounds."""
+        return replace(self, shot=self.shot.replace("{image}", "").replace("{audio}", ""))
+
+    def answer_text(self, answer: str) -> str:
+        """An answer as it stands after a query."""
+        return self.lead + answer.strip()
+
+    def query(self, example: Example) -> list[Part]:
+        """What stands before the answer: text, with the prefix embeddings where their placeholder is.
+
+        Raises:
+            UserError: the example has not what the placeholders want.
+        """
+        self._check(example)
+        parts: list[Part] = [""]
+        for text, name in zip(self._texts, self._names):
+            parts[-1] += text + (example.question if name == "question" else "")
+            parts += [example.image, ""] if name in PREFIXES else []
+        parts[-1] = parts[-1].rstrip(" ")
+        return [part for part in parts if not isinstance(part, str) or part]
+
+    def shots(self, episode: Episode) -> list[list[Part]]:
+        """The parts of the induction sentence, none where there is no such sentence, then those of each shot.
+
+        Raises:
+            UserError: an example has not what the placeholders want, or no answer.
+        """
+        induction = self.induction if episode.induction is True else episode.induction or ""
+        written = [[induction] if induction else []]
+        for example in episode.shots:
+            if not example.answer.strip():
+                fix = "give every shot its answer"
+                raise UserError(f"answer of the shot {example.question!r}", got=repr(example.answer), expected="one", fix=fix)
+            written.append([*self.query(example), self.answer_text(example.answer) + self.stop])
+        return written
+
+    @property
+    def _texts(self) -> list[str]:
+        return PLACEHOLDER.split(self.shot)[::2]
+
+    @property
+    def _names(self) -> list[str]:
+        """The placeholders: each follows the text of its place in `_texts`."""
+        return PLACEHOLDER.split(self.shot)[1::2]
+
+    def _check(self, example: Example) -> None:
+        wanted, given = sum(name in PREFIXES for name in self._names), int(example.image is not None)
+        if wanted != given:
+            expected = f"{wanted}, as many as placeholders in {self.shot!r}"
+            fix = "give every example its picture or sound" if wanted else "add {image} to the format"
+            raise UserError(f"images of {example.question!r}", got=given, expected=expected, fix=fix)
+        if bool(example.question.strip()) != ("question" in self._names):
+            fix = "give it one" if "question" in self._names else "add {question} to the format"
+            raise UserError("question", got=repr(example.question), expected=f"what {self.shot!r} has place for", fix=fix)
+
+
+@dataclass(frozen=True, eq=False)
+class SharedPrompt:
+    """An episode that the language model has read: its keys and values, which no use changes.
+
+    Args:
+        format: how it was written, and how queries after it are.
+        cache: the keys and values of one row.
+        lengths: tokens of the induction sentence, then of each shot.
+    """
+
+    format: Format
+    cache: Cache
+    lengths: tuple[int, ...]
+
+    @property
+    def length(self) -> int:
+        """Tokens in all."""
+        return sum(self.lengths)
+
+
+@torch.no_grad()
+def read(reader: PrefixLanguageModel, format: Format, episode: Episode | None = None) -> SharedPrompt:
+    """Read an episode once, for all queries that come after it.
+
+    Args:
+        reader: the frozen language model.
+        format: how the examples are written.
+        episode: None, or one without support: no shots.
+
+    Raises:
+        UserError: an example does not suit the format, or the language model cannot read as much.
+
+    >>> reader = PrefixLanguageModel("tiny", "fp32")
+    >>> shared = read(reader, Format("{question}={answer}\\n"), Episode([Example("1+1", "2"), Example("1+2", "3")]))
+    >>> shared.lengths, score(reader, shared, [Example("2+2")], ["3", "4"]).shape
+    ((0, 6, 6), torch.Size([1, 2]))
+    """
+    written = format.shots(episode or Episode())
+    rows = [reader.prompt([parts]).embeddings if parts else None for parts in written]  # each (1, t_i, d)
+    lengths = tuple(0 if row is None else row.shape[1] for row in rows)
+    _check_room(reader, lengths, 0)
+    cache = DynamicCache(config=reader.model.config)
+    if any(lengths):
+        embeddings = torch.cat([row for row in rows if row is not None], 1)  # (1, t, d)
+        reader.model(inputs_embeds=embeddings, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return SharedPrompt(format, cache, lengths)
+
+
+@torch.no_grad()
+def score(
+    reader: PrefixLanguageModel,
+    shared: SharedPrompt,
+    queries: Sequence[Example],
+    answers: Sequence[str],
+    normalise: bool = True,
+    ended: bool = False,
+    prior: Tensor | None = None,
+    batch_size: int = 16,
+) -> Tensor:
+    """How likely each answer of a closed set is: ``log p(answer | shared, query)``, over its tokens if ``normalise``.
+
+    A query is read once for all answers, and one-token answers need nothing more.
+
+    Args:
+        reader: the frozen language model that read ``shared``.
+        shared: what `read` returned.
+        queries: b examples, whose answers are not read.
+        answers: a different texts.
+        normalise: the mean over an answer's tokens rather than their sum: long answers are not put at a disadvantage.
+        ended: an answer includes the format's stop text (or the end-of-text token where it has none). Without, no answer is
+            likelier in sum than one that it begins with.
+        prior: (a,), the answers' scores (under the same ``normalise`` and ``ended``) after a query without content, such as
+            "N/A", which are subtracted.
+        batch_size: queries read together.
+
+    Returns:
+        (b, a) float32.
+
+    Raises:
+        UserError: no queries; no answers, an empty one or two alike; a prior of another length; a prompt too long.
+
+    Source: of the prior, Zhao et al. 2021, Calibrate Before Use, arXiv 2102.09690, with W = diag(p_prior)^-1 and b = 0.
+    """
+    ids = _answer_ids(reader, shared.format, answers, ended)
+    if prior is not None and prior.shape != (len(ids),):
+        fix = "take score(...)[0] of one query without content"
+        raise UserError("prior", got=f"shape {tuple(prior.shape)}", expected=f"({len(ids)},)", fix=fix)
+    lengths = torch.tensor([len(row) for row in ids], device=ids[0].device)  # (a,)
+    padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)  # (a, t)
+    scores = torch.zeros(len(queries), len(ids), device=padded.device)  # (b, a)
+    for place, prompt, cache in _batches(reader, shared, queries, int(lengths.max()), batch_size):
+        past = shared.length
+        logits = reader.model(inputs_embeds=prompt.embeddings[:, past:], past_key_values=cache, use_cache=True,
+                              logits_to_keep=1, **positions(prompt.mask, past)).logits[:, -1]  # (b, v)  # fmt: skip
+        scores[place] = logits.float().log_softmax(-1)[:, padded[:, 0]]
+        longer = (lengths > 1).nonzero()[:, 0]
+        for some in longer.split(max(1, ROWS // len(place))) if len(longer) else ():
+            tails = _tails(reader, prompt.mask, cache, padded[some], lengths[some])  # (b, c)
+            scores[place[:, None], some] += tails
+    scores = scores / lengths if normalise else scores
+    return scores if prior is None else scores - prior.to(scores)
+
+
+@torch.no_grad()
+def answer(
+    reader: PrefixLanguageModel,
+    shared: SharedPrompt,
+    queries: Sequence[Example],
+    max_tokens: int = 16,
+    batch_size: int = 16,
+) -> list[str]:
+    """Answer each query by the likeliest next token, again and again, up to the format's stop text or the end of text.
+
+    Spaces and line ends before an answer are none of it: a stop text ends an answer only after something was said.
+
+    Args:
+        reader: the frozen language model that read ``shared``.
+        shared: what `read` returned.
+        queries: b examples, whose answers are not read.
+        max_tokens: longest answer.
+        batch_size: queries answered together.
+
+    Returns:
+        b answers, without spaces around them or the stop text.
+
+    Raises:
+        UserError: no queries, or a prompt too long.
+
+    >>> reader = PrefixLanguageModel("tiny", "fp32")
+    >>> len(answer(reader, read(reader, Format()), [Example("who?", image=torch.zeros(2, reader.width))], max_tokens=3))
+    1
+    """
+    check_at_least("max_tokens", max_tokens, 1)
+    format, tokenizer = shared.format, reader.tokenizer
+    answers = [""] * len(queries)
+
+    def text(ids: list[int]) -> str:
+        ids = ids[: ids.index(tokenizer.eos_token_id)] if tokenizer.eos_token_id in ids else ids
+        return tokenizer.decode(ids, clean_up_tokenization_spaces=False).lstrip()
+
+    def ended(ids: Tensor, scores: Tensor) -> Tensor:
+        """(b,): the rows whose answer is whole."""
+        return torch.tensor([bool(format.stop) and format.stop in text(row) for row in ids.tolist()], device=ids.device)
+
+    for place, prompt, cache in _batches(reader, shared, queries, max_tokens, batch_size):
+        ids = reader.model.generate(
+            inputs_embeds=prompt.embeddings, attention_mask=prompt.mask.long(), past_key_values=cache, do_sample=False,
+            max_new_tokens=max_tokens, stopping_criteria=[ended], pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )  # fmt: skip
+        for i, row in zip(place.tolist(), ids.tolist()):
+            said = text(row)
+            answers[i] = (said.partition(format.stop)[0] if format.stop else said).strip()
+    return answers
+
+
+def _batches(
+    reader: PrefixLanguageModel, shared: SharedPrompt, queries: Sequence[Example], more: int, batch_size: int
+) -> Iterator[tuple[Tensor, Prompt, Cache]]:
+    """The places of some queries, their whole prompts and the keys and values of the shared part, for each batch.
+
+    The embeddings of the shared part are left zero: its keys and values are there. Queries of one length come together, so
+    that there is little padding.
+    """
+    if not queries:
+        raise UserError("queries", got="none", expected="at least one", fix="ask something")
+    check_at_least("batch_size", batch_size, 1)
+    rows = [reader.prompt([shared.format.query(query)]).embeddings[0] for query in queries]  # each (t_i, d)
+    lengths = torch.tensor([len(row) for row in rows])
+    _check_room(reader, shared.lengths, int(lengths.max()) + more)
+    past = shared.length
+    for place in lengths.argsort(stable=True).split(batch_size):
+        embeddings, mask = reader.prompt([[rows[i]] for i in place])  # (b, t, d), (b, t)
+        whole = Prompt(F.pad(embeddings, (0, 0, past, 0)), F.pad(mask, (past, 0), value=True))
+        yield place.to(mask.device), whole, _repeated(shared.cache, len(place))
+
+
+def _tails(reader: PrefixLanguageModel, mask: Tensor, cache: Cache, ids: Tensor, lengths: Tensor) -> Tensor:
+    """log p of each answer's tokens after its first, which follow those of ``mask`` (b, p): ids (c, t) -> (b, c)."""
+    b, (c, t) = len(mask), ids.shape
+    counted = torch.arange(1, t, device=ids.device) < lengths[:, None]  # (c, t - 1)
+    # padding on the right is after everything that counts: only that before the query needs a mask
+    seen = F.pad(mask.repeat_interleave(c, 0), (0, t - 1), value=True)  # (b * c, p + t - 1)
+    embeddings = reader.embed(ids[:, :-1]).repeat(b, 1, 1)  # (b * c, t - 1, d)
+    logits = reader.model(inputs_embeds=embeddings, past_key_values=_repeated(cache, c), use_cache=True,
+                          **positions(seen, mask.shape[1])).logits  # (b * c, t - 1, v)  # fmt: skip
+    log_p = logits.float().log_softmax(-1).gather(2, ids[:, 1:].repeat(b, 1)[..., None])[..., 0]  # (b * c, t - 1)
+    return (log_p.unflatten(0, (b, c)) * counted).sum(-1)
+
+
+def _repeated(cache: Cache, rows: int) -> Cache:
+    """Each row of a cache ``rows`` times in a row; the cache itself stays as it is.
+
+    A forward pass lets a layer of the cache hold longer tensors rather than writes to those it holds, so copies of the layers
+    can share them.
+    """
+    other = copy.copy(cache)
+    other.layers = [copy.copy(layer) for layer in cache.layers]
+    other.batch_repeat_interleave(rows)
+    return other
+
+
+def _answer_ids(reader: PrefixLanguageModel, format: Format, answers: Sequence[str], ended: bool) -> list[Tensor]:
+    """The tokens of each answer as it stands after a query."""
+    fix = "give different texts, as in yes,no"
+    if not answers:
+        raise UserError("answers", got="none", expected="at least one", fix=fix)
+    texts = [text.strip() for text in answers]
+    for i, text in enumerate(texts):
+        if not text or text in texts[:i]:
+            raise UserError("answers", got=f"{answers[i]!r}{' twice' if text else ''}", expected="different texts", fix=fix)
+    end = (format.stop or reader.tokenizer.eos_token) if ended else ""
+    return [reader.tokens(format.answer_text(text) + end) for text in texts]
+
+
+def _check_room(reader: PrefixLanguageModel, lengths: Sequence[int], more: int) -> None:
+    """Fail if induction and shots of these lengths and ``more`` tokens are longer than the model's context."""
+    limit = getattr(reader.model.config.get_text_config(), "max_position_embeddings", None)
+    total, shots = sum(lengths) + more, len(lengths) - 1
+    if limit is None or total <= limit:
+        return
+    fit = sum(sum(lengths[: i + 2]) + more <= limit for i in range(shots))
+    got, expected = f"{total} tokens with {shots} shots", f"at most {limit}, what this language model reads"
+    fix = f"{fit} shots fit" if shots else "shorten the question"
+    raise UserError("prompt", got=got, expected=expected, fix=fix)

@@ -1,0 +1,163 @@
+"""What ``mmgen ask`` does: questions about pictures or sounds in, answers out, after examples or without any."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from torch import Tensor
+
+from mmgen.conditioning.few_shot import Episode, Example, Format, answer, read, score
+from mmgen.data.batch import collate
+from mmgen.errors import UserError
+from mmgen.models.base import Model
+from mmgen.models.captioner import Captioner
+from mmgen.training.generate import AT_ONCE
+
+
+class Conversation:
+    """A captioner whose language model is asked: a picture's soft words stand where its format has ``{image}``.
+
+    What it was shown is read once and serves all questions after it.
+
+    Args:
+        model: a captioner with its processors.
+        format: how examples are written.
+        answers: the closed set of answers to choose from, by their likelihood a token; none: whatever the model says.
+        max_tokens: longest answer, where it is not chosen.
+
+    Raises:
+        UserError: another model.
+    """
+
+    def __init__(self, model: Model, format: Format | None = None, answers: Sequence[str] = (), max_tokens: int = 16) -> None:
+        if not isinstance(model, Captioner):
+            fix = "train one with `mmgen train captioning`"
+            raise UserError("model", got=f"a {model.name}", expected="a captioner", fix=fix)
+        self.model, self.format = model.to(PartialState().device).eval(), format or Format()
+        self.answers, self.max_tokens = [text.strip() for text in answers], max_tokens
+        self.forget()
+
+    @torch.no_grad()
+    def encode(self, files: Sequence[str]) -> list[Tensor | None]:
+        """The soft words (n, d) of each picture or sound, each file read once; None for "".
+
+        Raises:
+            UserError: a file that cannot be read.
+        """
+        modality, different = self.model.modality, [file for file in dict.fromkeys(files) if file]
+        rows = [{modality: self.model.processors[modality](file)} for file in different]
+        batches = [collate(rows[i : i + AT_ONCE]) for i in range(0, len(rows), AT_ONCE)]
+        words = [row for batch in batches for row in self.model.encode(batch.to(self.model.step.device))]  # each (n, d)
+        found = dict(zip(different, words))
+        return [found.get(file) for file in files]
+
+    def show(self, shots: Sequence[Sequence[str]]) -> None:
+        """Add examples after those shown before.
+
+        Args:
+            shots: (file, question, answer); a file or a question is "" where the format has no place for it.
+        """
+        images = self.encode([file for file, _, _ in shots])
+        support = [*self.support, *(Example(q, a, image) for image, (_, q, a) in zip(images, shots))]
+        self.shared = read(self.model.language_model, self.format, Episode(support))  # fails before anything is kept
+        self.support = support
+
+    def forget(self) -> None:
+        """Drop the examples."""
+        self.support: list[Example] = []
+        self.shared = read(self.model.language_model, self.format)
+
+    def ask(self, queries: Sequence[Example]) -> list[dict[str, Any]]:
+        """For each question a dict of its ``answer`` and, of a closed set, the ``scores`` of all: log p a token."""
+        reader = self.model.language_model
+        if not self.answers:
+            return [{"answer": said} for said in answer(reader, self.shared, queries, self.max_tokens)]
+        scores = score(reader, self.shared, queries, self.answers).tolist()  # (b, a)
+        named = [dict(zip(self.answers, row)) for row in scores]
+        return [{"answer": max(row, key=row.get), "scores": row} for row in named]
+
+
+def ask(
+    model: Model,
+    questions: Sequence[str],
+    files: Sequence[str] = (),
+    shots: Sequence[Sequence[str]] = (),
+    format: Format | None = None,
+    answers: Sequence[str] = (),
+    max_tokens: int = 16,
+) -> list[dict[str, Any]]:
+    """Answer questions about pictures or sounds, after examples or without any.
+
+    Args:
+        model: a captioner.
+        questions: one for each file, or one for all.
+        files: pictures or sounds, what the captioner reads; one for each question, or one for all; none with a format that
+            has no place for them.
+        shots, format, answers, max_tokens: see `Conversation`.
+
+    Returns:
+        For each question a dict of ``question``, ``file``, ``answer`` and, of a closed set, ``scores``.
+
+    Raises:
+        UserError: numbers of questions and files that do not fit, a file that cannot be read, or what
+            `mmgen.conditioning.few_shot` refuses.
+    """
+    if not questions:
+        raise UserError("questions", got="none", expected="at least one", fix="ask something")
+    n = max(len(questions), len(files))
+    if len(questions) not in (1, n) or len(files) not in (0, 1, n):
+        got = f"{len(questions)} questions and {len(files)} files"
+        raise UserError("inputs", got=got, expected="one for each, or one for all", fix="repeat each as often as the other")
+    questions = [*questions] * (n // len(questions))
+    files = [*files] * (n // len(files)) if files else [""] * n
+    conversation = Conversation(model, format, answers, max_tokens)
+    conversation.show(shots)
+    made = conversation.ask([Example(question, image=image) for question, image in zip(questions, conversation.encode(files))])
+    return [{"question": question, "file": file, **result} for question, file, result in zip(questions, files, made)]
+
+
+def chat(conversation: Conversation, lines: Iterable[str], file: str = "") -> Iterator[str | UserError]:
+    """Follow lines, each a question or a command, and give the answer to every question or what is wrong with a line.
+
+    ``image PATH`` (or ``audio PATH``) sets what the questions are about, ``shot PATH | question | answer`` adds an example,
+    ``forget`` drops all examples, ``quit`` ends.
+
+    Args:
+        conversation: with what it was shown before.
+        lines: read one after another, as their answers are taken.
+        file: what the first questions are about; "" is nothing.
+
+    Raises:
+        UserError: ``file`` cannot be read.
+    """
+    modality, (image,) = conversation.model.modality, conversation.encode([file])
+    for line in lines:
+        command, _, rest = line.strip().partition(" ")
+        try:
+            if command == "quit" and not rest:
+                return
+            if command == "forget" and not rest:
+                conversation.forget()
+            elif command in ("image", "audio"):
+                check_modality(conversation.model, command, rest)
+                if not rest.strip():
+                    raise UserError(command, got=repr(rest), expected="a file", fix=f"write {command} PATH")
+                (image,) = conversation.encode([rest.strip()])
+            elif command == "shot":
+                shot = [part.strip() for part in rest.split("|")]
+                if len(shot) != 3:
+                    fix = f"write shot {modality.upper()} | question | answer"
+                    raise UserError("shot", got=rest, expected="a file, a question and an answer", fix=fix)
+                conversation.show([shot])
+            elif command:
+                yield conversation.ask([Example(line.strip(), image=image)])[0]["answer"]
+        except UserError as error:
+            yield error
+
+
+def check_modality(model: Model, name: str, file: str) -> None:
+    """Fail unless the model reads files of this kind."""
+    known = getattr(model, "modality", name)  # another model is refused for what it is
+    if name != known:
+        raise UserError(name, got=file, expected=f"{known}, which this {model.name} reads", fix=f"give it as {known}")
