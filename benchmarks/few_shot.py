@@ -13,15 +13,11 @@ those that queries are answered in: ``tokens_per_second`` with sharing, ``tokens
 generate over one query after another.
 """
 
-import json
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.interleave import race, report
+from benchmarks.interleave import peak_bytes, race, report
 from mmgen.conditioning.few_shot import Episode, Example, Format, answer, read, score
 from mmgen.conditioning.prefix import PrefixLanguageModel
 
@@ -42,17 +38,6 @@ def examples(reader: PrefixLanguageModel, n: int) -> list[Example]:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(1000, len(reader.embedding_table), (n, WORDS), generator=generator)
     return [Example(QUESTIONS[i % len(QUESTIONS)], ANSWERS[i % len(ANSWERS)], reader.embed(ids[i])) for i in range(n)]
-
-
-def peak_bytes(run: Callable[[], object]) -> int:
-    """The most memory that is allocated at once during ``run``, beyond what was before it."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        run()
-    with tempfile.TemporaryDirectory() as folder:
-        trace = Path(folder) / "trace.json"
-        profiler.export_chrome_trace(str(trace))
-        events = json.loads(trace.read_text())["traceEvents"]
-    return max(event["args"]["Total Allocated"] for event in events if event["name"] == "[memory]")
 
 
 def in_turn(run: Callable[[list[Example]], object], queries: list[Example], size: int, made: list) -> Callable[[], None]:

@@ -5,12 +5,15 @@ import json
 import os
 import platform
 import statistics
+import tempfile
 import time
 from argparse import ArgumentParser
 from collections.abc import Callable, Mapping
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
+
+from torch.profiler import ProfilerActivity, profile
 
 PACKAGES = ("torch", "transformers", "accelerate")
 
@@ -30,6 +33,17 @@ def race(contenders: Mapping[str, Callable[[], None]], rounds: int = 7) -> dict[
 def ratio(seconds: dict[str, list[float]], ours: str, theirs: str) -> float:
     """Median time of ``ours`` over that of ``theirs``: below 1, ours is faster."""
     return statistics.median(seconds[ours]) / statistics.median(seconds[theirs])
+
+
+def peak_bytes(run: Callable[[], object]) -> int:
+    """The most memory that is allocated at once during ``run``, beyond what was before it."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text())["traceEvents"]
+    return max(event["args"]["Total Allocated"] for event in events if event["name"] == "[memory]")
 
 
 def report(benchmark: str, figures: dict[str, float], seconds: dict[str, list[float]]) -> None:

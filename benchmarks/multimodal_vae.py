@@ -13,11 +13,8 @@ ours, ``growth`` and ``growth_multivae`` the time of a step of 5 modalities over
 faster. ``ratio_memory`` is our peak of allocated memory in a step of three modalities over multivae's; below 1 ours is less.
 """
 
-import json
-import tempfile
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
 from multivae.data.datasets.base import MultimodalBaseDataset
@@ -25,9 +22,8 @@ from multivae.models import MVAE, MVAEConfig
 from multivae.models.nn.base_architectures import BaseDecoder, BaseEncoder
 from pythae.models.base.base_utils import ModelOutput
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.interleave import race, ratio, report
+from benchmarks.interleave import peak_bytes, race, ratio, report
 from mmgen.data.batch import Batch
 from mmgen.models.multimodal_vae import MultimodalVAE
 
@@ -97,17 +93,6 @@ def seeded(value: Callable[[], Tensor]) -> Tensor:
 def step(loss: Callable[[], Tensor]) -> None:
     """Forward and backward; the gradients are added up, which costs both the same."""
     loss().backward()
-
-
-def peak_bytes(run: Callable[[], None]) -> int:
-    """The most memory that is allocated at once during ``run``, beyond what was before it."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        run()
-    with tempfile.TemporaryDirectory() as folder:
-        trace = Path(folder) / "trace.json"
-        profiler.export_chrome_trace(str(trace))
-        events = json.loads(trace.read_text())["traceEvents"]
-    return max(event["args"]["Total Allocated"] for event in events if event["name"] == "[memory]")
 
 
 if __name__ == "__main__":
