@@ -44,7 +44,7 @@ def fit_processor(kind: str, values: Sequence[Any], **settings: Any) -> Processo
     if kind == "audio":
         return AudioProcessor(**settings)
     if kind == "text":
-        return train_tokenizer(values, **{"vocab_size": 259, "max_length": 32, **settings})
+        return train_tokenizer(values[:], **{"vocab_size": 259, "max_length": 32, **settings})
     return VectorProcessor.fit(torch.as_tensor(values[:]))
 
 
@@ -61,7 +61,10 @@ class Columns(Sequence):
     """
 
     def __init__(self, values: Mapping[str, Sequence[Any]], processors: Mapping[str, Processor]) -> None:
-        self.values, self.processors = values, processors
+        # a column of `datasets` is slow to read value by value, so only what is large stays there
+        large = {name for name in values if processors[name].kind in ("image", "audio")}
+        self.values = {name: column if name in large else column[:] for name, column in values.items()}
+        self.processors = processors
         self.shared: dict[Any, Tensor] = {}
 
     def __len__(self) -> int:

@@ -87,7 +87,7 @@ class Items(Sequence):
     def __init__(self, model: Factorized, data: Data, split: str, limit: int = 0) -> None:
         rows, self.model = open_card(data.card, split, limit=limit or None), model
         self.columns = Columns({name: column_of(data, name, split, limit) for name in data.modalities}, model.processors)
-        self.labels, self.sequence = rows[data.label], data.sequence
+        self.labels, self.sequence = rows[data.label][:], data.sequence
         groups: dict[Any, list[int]] = {}
         for i, name in enumerate(rows[data.sequence] if data.sequence else range(len(rows))):
             groups.setdefault(name, []).append(i)
