@@ -30,7 +30,8 @@ def faults(how: str) -> int:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")
 def test_freed_memory_is_used_again():
     given_back, kept = faults("given back"), faults("kept")
-    assert kept < 0.1 * given_back, (kept, given_back)
+    # each of the four touches all its pages, or none but those that the system has meanwhile taken back
+    assert kept < 0.5 * given_back, (kept, given_back)
 
 
 def test_elsewhere_it_does_nothing(monkeypatch):
