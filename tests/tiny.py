@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from mmgen.data.batch import Batch
+from mmgen.models.answerer import Answerer
 from mmgen.models.base import Model
 from mmgen.models.captioner import Captioner
 from mmgen.models.classifier import Classifier
@@ -36,6 +37,20 @@ class Tiny:
 PENDING: frozenset[str] = frozenset()
 
 
+TINY_CAPTIONER = {
+    "language_model": "tiny",
+    "dtype": "fp32",
+    "encoder": "test_convnext",
+    "weights": None,
+    "trained_encoder": True,
+    "size": 32,
+    "stages": [3],
+    "grid": 1,
+    "words": 3,
+    "width": 8,
+}
+
+
 def tiny_models() -> dict[str, Tiny]:
     """Name in the table -> its tiny model."""
     return {
@@ -46,21 +61,28 @@ def tiny_models() -> dict[str, Tiny]:
             to="label",
         ),
         "captioner": Tiny(
-            model=lambda: Captioner(
-                language_model="tiny",
-                dtype="fp32",
-                encoder="test_convnext",
-                weights=None,
-                trained_encoder=True,
-                size=32,
-                stages=[3],
-                grid=1,
-                words=3,
-                width=8,
-            ),
+            model=lambda: Captioner(**TINY_CAPTIONER),
             batch=lambda n: Batch(
                 {"image": torch.rand(n, 3, 32, 32), "text": torch.randint(3, 200, (n, 4))},
                 {"text": torch.arange(4) < torch.arange(n)[:, None] % 4 + 1},
+            ),
+            optional="image",
+            to="text",
+        ),
+        "answerer": Tiny(
+            model=lambda: Answerer(TINY_CAPTIONER, support=[("a red dot", "is it red?", "yes")]),
+            batch=lambda n: Batch(
+                {
+                    "image": torch.rand(n, 3, 32, 32),
+                    "caption": torch.randint(3, 200, (n, 4)),
+                    "question": torch.randint(3, 200, (n, 5)),
+                    "text": torch.randint(3, 200, (n, 2)),
+                },
+                {
+                    "caption": torch.arange(4) < torch.arange(n)[:, None] % 4 + 1,
+                    "question": torch.arange(5) < torch.arange(n)[:, None] % 5 + 1,
+                    "text": torch.arange(2) < torch.arange(n)[:, None] % 2 + 1,
+                },
             ),
             optional="image",
             to="text",

@@ -22,6 +22,7 @@ from mmgen.modalities.frozen import frozen_prefixes
 MODELS = {
     "classifier": "mmgen.models.classifier:Classifier",
     "captioner": "mmgen.models.captioner:Captioner",
+    "answerer": "mmgen.models.answerer:Answerer",
     "vae": "mmgen.models.vae:VAE",
     "sentence_vae": "mmgen.models.sentence_vae:SentenceVAE",
     "multimodal_vae": "mmgen.models.multimodal_vae:MultimodalVAE",

@@ -153,6 +153,11 @@ class Captioner(Model):
         """The soft words (b, n, d): deterministic, so no posterior but a point."""
         return self.words(self.features(batch), self._table)
 
+    @torch.no_grad()
+    def likeliest(self, batch: Batch) -> Tensor:
+        """The tokens (b, n) that the soft words are most likely to be: with ``hard``, those that the language model reads."""
+        return self.vocabulary[self.words.logits(self.features(batch), self._table).argmax(-1)]
+
     @property
     def inputs(self) -> tuple[str, ...]:
         """The modality it reads."""
@@ -164,9 +169,7 @@ class Captioner(Model):
         ``caption = -log p(text | x)``; ``words = -sum_i log p_i(target_i | x)`` over the n soft words and their `targets`.
         """
         logits = self.words.logits(self.features(batch), self._table)  # (b, n, v)
-        place = torch.searchsorted(self.vocabulary, self.targets(batch["text"], batch.masks["text"]))  # (b, n)
-        place = place.clamp(max=len(self.vocabulary) - 1)
-        named = F.cross_entropy(logits.flatten(0, 1), place.flatten(), reduction="sum") / len(logits)
+        named = self._named(logits, batch["text"], batch.masks["text"]).mean()
         if phase == "words":
             return Losses(words=named)
         caption = self._log_prob(self.words.mix(logits, self._table), batch)
@@ -195,7 +198,7 @@ class Captioner(Model):
         """
         words, texts = [], []
         for batch in batches:
-            words.append(self.vocabulary[self.words.logits(self.features(batch), self._table).argmax(-1)])  # (b, n)
+            words.append(self.likeliest(batch))
             texts.append(torch.where(batch.masks["text"], batch["text"], self._end))  # (b, t)
         longest = max(text.shape[1] for text in texts)
         self.memory_words = torch.cat(words)  # (p, n)
@@ -328,7 +331,13 @@ class Captioner(Model):
 
     @property
     def _table(self) -> Tensor:
-        return self.language_model.embed(self.vocabulary).to(self.text.before.dtype)  # (v, d)
+        return self.language_model.embed(self.vocabulary).to(self.words.mean.dtype)  # (v, d)
+
+    def _named(self, logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """-log p of the `targets` of texts, summed over soft words: logits (b, n, v); ids, mask (b, t) -> (b,)."""
+        place = torch.searchsorted(self.vocabulary, self.targets(ids, mask))  # (b, n)
+        place = place.clamp(max=len(self.vocabulary) - 1)
+        return F.cross_entropy(logits.flatten(0, 1), place.flatten(), reduction="none").view_as(place).sum(1)
 
     def _log_prob(self, words: Tensor, batch: Batch) -> Tensor:
         return self.language_model.log_prob(self._prompt(words), batch["text"], batch.masks["text"]).sum(1)  # (b,)

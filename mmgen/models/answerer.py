@@ -1,0 +1,184 @@
+"""An answerer: a frozen language model is asked about a picture that it reads as soft words, after a learned prompt."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from mmgen.conditioning.few_shot import Episode, Example, Format, SharedPrompt, answer, read
+from mmgen.conditioning.prefix import positions
+from mmgen.data.batch import Batch
+from mmgen.errors import UserError, check_at_least
+from mmgen.models.base import Losses, decayed
+from mmgen.models.captioner import Captioner
+
+
+class Answerer(Captioner):
+    """p(answer | image, question) by a frozen language model: a captioner that is asked.
+
+    ``log p(a | x, q) = sum_t log LM(a_t | prompt, words(x), q, a_<t)``. The prompt is learned and is no text: it is the keys
+    and values of every layer, which at the start are those of a few examples in words.
+
+    Training starts without the language model: in the phase ``words`` the soft words learn the picture's caption. In the
+    phase ``prompt`` the language model reads the caption's own words instead and the prompt alone is trained; in the phase
+    ``train`` both are.
+
+    Args:
+        captioner: arguments of `Captioner`; its texts around the soft words are not used.
+        format: how a question is written, see `mmgen.conditioning.few_shot.Format`; ``{image}`` before ``{question}``.
+        support: the examples, of a caption, a question and an answer each, that the prompt starts from; at least one.
+        prompt_scale: the learning rate of the prompt over that of the soft words.
+
+    Raises:
+        UserError: a format of another form, or no examples.
+
+    Source: Li and Liang 2021, Prefix-Tuning, arXiv 2101.00190, of the prompt; they start from a network's output, not from
+        examples. Tsimpoukelli et al. 2021, section 3, of the soft words.
+    """
+
+    name = "answerer"
+    sequences = ("caption", "question", "text")
+
+    def __init__(
+        self,
+        captioner: Mapping[str, Any],
+        format: str = "Picture:{image}. {question} Answer: {answer}\n",
+        support: Sequence[Sequence[str]] = (),
+        prompt_scale: float = 20.0,
+    ) -> None:
+        super().__init__(**{**captioner, "before": "", "between": "", "after": ""})
+        del self.text
+        self.format, self.prompt_scale = Format(format), prompt_scale
+        if not -1 < format.find("{image}") < format.find("{question}"):
+            fix = "write it as in 'Picture:{image}. {question} Answer: {answer}\\n'"
+            raise UserError("format", got=repr(format), expected="{image} before {question}", fix=fix)
+        check_at_least("support", len(support), 1)
+        shots = [Example(q, a, self.named(*self._tokens(caption))[0]) for caption, q, a in support]
+        layers = read(self.language_model, self.format, Episode(shots)).cache.layers
+        self.keys = nn.ParameterList(layer.keys.float() for layer in layers)  # each (1, heads, p, d')
+        self.values = nn.ParameterList(layer.values.float() for layer in layers)
+
+    def row(self, question: str, answer: str, caption: str | None = None) -> dict[str, Tensor | None]:
+        """What an item of a batch holds beside its picture: ``question`` and ``text`` as the format writes them, ``caption``.
+
+        Args:
+            question, answer: of the picture.
+            caption: the words that the picture shows, if they are known.
+        """
+        tokens, format = self.language_model.tokens, self.format
+        *_, asked = format.query(Example(question, image=self._table[:1]))  # from the picture's end to the answer
+        end = format.stop or self.language_model.tokenizer.eos_token
+        named = None if caption is None else self.processors["text"](caption)
+        return {"question": tokens(asked), "text": tokens(format.answer_text(answer) + end), "caption": named}
+
+    def named(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """The words that the pictures with these captions should be read as: ids, mask (b, t) -> (b, n, d)."""
+        return self.language_model.embed(self.targets(ids, mask))
+
+    def losses(self, batch: Batch, phase: str = "train") -> Losses:
+        """``answer`` and ``words``: summed over tokens, mean over the batch, ``words`` over its items with a caption.
+
+        ``answer = -log p(a | x, q)``, in the phase ``prompt`` alone and with the caption in place of x; ``words`` is that of
+        `Captioner`, in the phase ``words`` alone.
+        """
+        captions = (batch["caption"], batch.masks["caption"]) if "caption" in batch else None
+        if phase == "prompt":
+            return Losses(answer=-self._log_prob(self.named(*captions), batch).mean())
+        logits = self.words.logits(self.features(batch), self._table)  # (b, n, v)
+        terms = Losses()
+        if captions:
+            present, weight = batch.present["caption"], 1.0 if phase == "words" else self.words_weight
+            terms["words"] = weight * (self._named(logits, *captions) * present).sum() / present.sum().clamp(min=1)
+        if phase != "words":
+            terms["answer"] = -self._log_prob(self.words.mix(logits, self._table), batch).mean()
+        return terms
+
+    def generate(
+        self,
+        given: Batch,
+        to: str = "text",
+        n: int = 1,
+        generator: torch.Generator | None = None,
+        max_tokens: int = 8,
+    ) -> list[str]:
+        """The likeliest answers, token by token: ``n`` times the same, as nothing is drawn.
+
+        Args:
+            given: pictures (or their ``features``) and ``question``, see `row`.
+            to: ``text``.
+            n: times an item's answer is given.
+            generator: not used.
+            max_tokens: longest answer.
+
+        Raises:
+            UserError: another ``to``, no question, or a number out of its range.
+        """
+        if to != "text":
+            raise UserError("--to", got=to, expected="text", fix="an answerer makes text only")
+        if "question" not in given:
+            raise UserError("question", got="none", expected="one for each item", fix="add the rows that Answerer.row makes")
+        check_at_least("n", n, 1)
+        asked = [ids[mask] for ids, mask in zip(given["question"], given.masks["question"])]
+        return [said for said in self.answer(self.encode(given), asked, max_tokens) for _ in range(n)]
+
+    @torch.no_grad()
+    def answer(self, words: Tensor, asked: Sequence[Tensor], max_tokens: int = 8, batch_size: int = 64) -> list[str]:
+        """Answer questions about pictures that are read as these words; what is asked twice is answered once.
+
+        Args:
+            words: (b, n, d), as `encode` makes them.
+            asked: the ``question`` of each, (q,) token ids.
+            max_tokens: longest answer.
+            batch_size: questions answered together.
+
+        Returns:
+            b answers.
+        """
+        heard = [(tuple(w.flatten().tolist()), tuple(q.tolist())) for w, q in zip(words, asked)]
+        first: dict[Any, int] = {}
+        for i, key in enumerate(heard):
+            first.setdefault(key, i)
+        queries = [Example(image=torch.cat([words[i], self.language_model.embed(asked[i])])) for i in first.values()]
+        whole = Format(f"{self._before}{{image}}{self.format.lead}{{answer}}{self.format.stop}")
+        shared = SharedPrompt(whole, self._cache(1), (self.keys[0].shape[2],))
+        said = dict(zip(first, answer(self.language_model, shared, queries, max_tokens, batch_size)))
+        return [said[key] for key in heard]
+
+    def phase_parameters(self, phase: str) -> list[dict[str, Any]]:
+        """The prompt learns faster, and is not pulled to zero."""
+        prompt = [*self.keys, *self.values]
+        faster = [{"params": prompt, "weight_decay": 0.0, "scale": self.prompt_scale}] if phase != "words" else []
+        if phase == "prompt":
+            return faster
+        others = [p for p in self.parameters() if p.requires_grad and not any(p is q for q in prompt)]
+        return [*decayed(others), *faster]
+
+    @property
+    def _before(self) -> str:
+        return self.format.shot.partition("{image}")[0]
+
+    def _tokens(self, caption: str) -> tuple[Tensor, Tensor]:
+        ids = self.processors["text"](caption)[None]  # (1, t)
+        return ids, torch.ones_like(ids, dtype=torch.bool)
+
+    def _cache(self, b: int) -> DynamicCache:
+        cache, dtype = DynamicCache(config=self.language_model.model.config), self.language_model.model.dtype
+        for i, (keys, values) in enumerate(zip(self.keys, self.values)):
+            cache.update(keys.to(dtype).expand(b, -1, -1, -1), values.to(dtype).expand(b, -1, -1, -1), i)
+        return cache
+
+    def _log_prob(self, words: Tensor, batch: Batch) -> Tensor:
+        lm, ids, mask = self.language_model, batch["text"], batch.masks["text"]  # (b, t)
+        asked = [lm.embed(q[m]) for q, m in zip(batch["question"], batch.masks["question"])]  # each (q_i, d)
+        before = [self._before] if self._before else []
+        prompt = lm.prompt([[*before, w, q] for w, q in zip(words, asked)])  # (b, p, d)
+        seen = torch.cat([prompt.embeddings, lm.embed(ids[:, :-1])], 1)  # (b, p + t - 1, d)
+        past = self.keys[0].shape[2]
+        real = F.pad(torch.cat([prompt.mask, torch.ones_like(mask[:, :-1])], 1), (past, 0), value=True)
+        logits = lm.model(inputs_embeds=seen, past_key_values=self._cache(len(ids)), use_cache=True,
+                          logits_to_keep=ids.shape[1], **positions(real, past)).logits  # (b, t, v)  # fmt: skip
+        chosen = -F.cross_entropy(logits[mask].float(), ids[mask], reduction="none")
+        return torch.zeros(mask.shape, device=ids.device).masked_scatter(mask, chosen).sum(1)  # (b,)

@@ -1,0 +1,401 @@
+"""Few-shot questions to a captioner: it has learned from captions only, and new tasks come as examples in its prompt.
+
+mmgen train vqa_fewshot                                                    # captions of openmoji, two CPU cores
+mmgen train vqa_fewshot words.from=RUN captioner.from=RUN                  # those that a run of `captioning` has learned
+accelerate launch recipes/vqa_fewshot/train.py --config recipes/vqa_fewshot/gpu.yaml
+"""
+
+import json
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from math import sqrt
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from mmgen.cli import main
+from mmgen.conditioning.channel import channel
+from mmgen.conditioning.few_shot import Episode, Example, Format, answer, read, score
+from mmgen.data.batch import collate
+from mmgen.data.cards import check_column, open_card, read_card
+from mmgen.data.episodes import FewShotEpisode, episodes
+from mmgen.errors import UserError, check_at_least
+from mmgen.metrics.vqa import exact_match
+from mmgen.modalities.feature_cache import cached_features
+from mmgen.modalities.image import fingerprint
+from mmgen.models.base import load
+from mmgen.models.captioner import Captioner
+from mmgen.training.model_card import ModelCard, write_model_card
+from mmgen.training.recipe import Recipe, load_recipe, read_json
+from mmgen.training.report import write_report
+
+AT_ONCE = 64  # pictures that are encoded together
+WAYS = {2: "two", 5: "five"}
+KINDS = {"seen": "", "blind": "_blind", "oracle": "_text_oracle"}  # what stands for a picture -> the end of the figure's name
+
+
+def captioning() -> ModuleType:
+    """The recipe ``captioning``, whose stages train the captioner."""
+    return sys.modules[load_recipe("captioning").config.__module__]
+
+
+@dataclass
+class Questions:
+    """Questions about pictures, asked after examples.
+
+    Args:
+        card: a data card.
+        support: its split that examples are taken from.
+        image, answer: its columns.
+        question: another; one that ends in "?" is asked about every picture instead.
+        template: the column that tells kinds of question apart, whose examples are of the same kind; "": all are one.
+        answers: the column of a question's closed set of answers; "": all answers of ``support``.
+        caption: the column of a picture's true description, read in its place by the text oracle; "": there is none.
+        format: how a question is written.
+        shots: numbers of examples.
+        supports: sets of examples of a kind, which share its questions.
+        queries: questions of a split, in an order by chance; 0 takes all.
+        open: let the language model say an answer, beside choosing one of the closed set.
+        max_tokens: longest answer that it says.
+        prior: subtract the score that each answer has where the picture is left out.
+    """
+
+    card: str
+    support: str
+    format: str
+    image: str = "image"
+    question: str = "question"
+    answer: str = "answer"
+    template: str = ""
+    answers: str = ""
+    caption: str = ""
+    shots: list[int] = field(default_factory=lambda: [0, 1, 4])
+    supports: int = 8
+    queries: int = 400
+    open: bool = True
+    max_tokens: int = 6
+    prior: bool = False
+
+
+@dataclass
+class Binding:
+    """Fast binding: invented words for classes that no caption named, learned from the prompt and asked of another picture.
+
+    Args:
+        card, image, label: a data card, its pictures and their classes; rows without a label are left out.
+        words: the invented words; episodes of w ways have the first w of them.
+        ways: classes of an episode.
+        inner_shots: examples of a class; each without the induction sentence, the last with it too.
+        repeats: how many more times the examples are shown, with the first of ``inner_shots``.
+        episodes: of each cell, a query each.
+        controls: how many of them are also answered in the order of ``format``, the word after the picture, and blind.
+        format, induction: how an example is written, and a sentence before them; ``{words}`` in it are the words.
+        between: what stands between a word and its picture where the picture comes after the word.
+    """
+
+    card: str = "openmoji"
+    image: str = "image"
+    label: str = "base"
+    words: list[str] = field(default_factory=lambda: ["dax", "blicket", "wug", "toma", "zav"])
+    ways: list[int] = field(default_factory=lambda: [2, 5])
+    inner_shots: list[int] = field(default_factory=lambda: [1, 3, 5])
+    repeats: list[int] = field(default_factory=lambda: [1])
+    episodes: int = 600
+    controls: int = 120
+    format: str = "{image} is a {answer}\n"
+    induction: str = "Answer with {words}.\n"
+    between: str = ":"
+
+
+@dataclass
+class Config(captioning().Config):
+    """The config of ``captioning``, and what the captioner is asked then: ``vqa``, ``knowledge`` and ``binding``."""
+
+    vqa: Questions = field(default_factory=lambda: Questions("easy_vqa", "train", "{image}. {question} {answer}\n"))
+    knowledge: Questions = field(
+        default_factory=lambda: Questions("openmoji_facts", "support", "{image}. {question} {answer}\n")
+    )
+    binding: Binding = field(default_factory=Binding)
+
+
+def check(config: Config) -> None:
+    """The columns are there, and the formats are such."""
+    captioning().check(config)
+    for name, part in (("vqa", config.vqa), ("knowledge", config.knowledge)):
+        card = read_card(part.card)
+        Format(part.format)
+        check_column(card, f"{name}.image", part.image, "image")
+        for key in ("question", "answer", "template", "answers", "caption"):
+            if (column := getattr(part, key)) and not column.endswith("?"):
+                check_column(card, f"{name}.{key}", column)
+        check_at_least(f"{name}.supports", part.supports, 1)
+    card, part = read_card(config.binding.card), config.binding
+    Format(part.format)
+    check_column(card, "binding.image", part.image, "image")
+    check_column(card, "binding.label", part.label)
+    check_at_least("binding.controls", part.controls, 1)
+    if max(part.ways) > len(part.words):
+        expected = f"at least {max(part.ways)}, the most ways"
+        fix = "add words, or take fewer ways"
+        raise UserError("binding.words", got=f"{len(part.words)} words", expected=expected, fix=fix)
+
+
+def read_words(model: Captioner, rows: Dataset, column: str) -> list[Tensor]:
+    """The tokens (n,) that each picture is read as: its likeliest soft words, each once, without that of a caption's end."""
+    images, device = rows[column], PartialState().device
+    if model.trained_encoder:
+        made = [model.processors["image"](image) for image in images]
+        given = [{"image": picture} for picture in made]
+    else:
+        process = model.processors["image"]
+        key = {
+            "weights": fingerprint(model.encoder),
+            "process": asdict(process),
+            "stages": model.stages,
+            "grid": model.grid,
+            "colours": model.colours,
+            "data": [rows._fingerprint, column],
+        }
+        features = cached_features(lambda v: model.read(v.to(device)), images, process, key)["features"]
+        given = [{"features": row} for row in features]
+    batches = [collate(given[i : i + AT_ONCE]).to(device) for i in range(0, len(given), AT_ONCE)]
+    ids = torch.cat([model.likeliest(batch) for batch in batches])  # (p, n)
+    end = model.language_model.tokenizer.eos_token_id
+    return [torch.tensor([i for i in dict.fromkeys(row) if i != end], dtype=torch.long, device=device) for row in ids.tolist()]
+
+
+def ask(model: Captioner, part: Questions, split: str, seed: int) -> tuple[Dataset, dict[str, list[str]]]:
+    """Ask questions after examples of their kind.
+
+    Returns:
+        The rows that were asked about, and the answers to each: under ``closed/KIND/SHOTS`` those chosen, under
+        ``open/KIND/SHOTS`` those said; KIND is ``seen``, ``blind`` or ``oracle``.
+    """
+    random = np.random.default_rng([seed, 0])
+    rows, pool = open_card(part.card, split), open_card(part.card, part.support)
+    rows = rows.select(random.permutation(len(rows))[: part.queries or None])
+    sets = []  # of each the rows of its examples and those of its questions
+    for kind in dict.fromkeys(column(rows, part.template)):
+        alike = [i for i, other in enumerate(column(pool, part.template)) if other == kind]
+        asked = [i for i, other in enumerate(column(rows, part.template)) if other == kind]
+        for s in range(min(part.supports, len(asked))):
+            sets.append((random.permutation(alike)[: max(part.shots)].tolist(), asked[s :: part.supports]))
+    shown = pool.select([i for support, _ in sets for i in support])
+    pictures = {"seen": (read_words(model, shown, part.image), read_words(model, rows, part.image)), "blind": None}
+    if part.caption:
+        pictures["oracle"] = tuple([model.language_model.tokens(t) for t in data[part.caption]] for data in (shown, rows))
+    everything = sorted(set(pool[part.answer]))
+    made: dict[str, list[str]] = {}
+    bar = tqdm(total=len(pictures) * len(part.shots) * len(sets), desc=f"questions of {part.card}", dynamic_ncols=True)
+    for name, words in pictures.items():
+        for k in part.shots:
+            place = 0
+            for support, asked in sets:
+                shots = [example(model, part, shown, place + i, words and words[0]) for i in range(min(k, len(support)))]
+                queries = [example(model, part, rows, i, words and words[1]) for i in asked]
+                answers = rows[asked[0]][part.answers] if part.answers else everything
+                for way, said in answered(model, part, shots, queries, answers):
+                    all_said = made.setdefault(f"{way}/{name}/{k}", [""] * len(rows))
+                    for i, text in zip(asked, said):
+                        all_said[i] = text
+                place += len(support)
+                bar.update()
+    return rows, made
+
+
+def column(rows: Dataset, name: str) -> Sequence[Any]:
+    """A column's values; without a name "" for each row, and a name that ends in "?" for each row."""
+    return rows[name] if name and not name.endswith("?") else [name] * len(rows)
+
+
+def example(model: Captioner, part: Questions, rows: Dataset, i: int, words: Sequence[Tensor] | None) -> Example:
+    """Row i, with these words as its picture or without a picture."""
+    image = None if words is None else model.language_model.embed(words[i])
+    return Example(column(rows, part.question)[i], rows[part.answer][i], image)
+
+
+def answered(
+    model: Captioner, part: Questions, shots: list[Example], queries: list[Example], answers: list[str]
+) -> Iterator[tuple[str, list[str]]]:
+    """``closed`` with the answers that are chosen, and ``open`` with those that are said."""
+    lm, format = model.language_model, Format(part.format)
+    blind = format.blind()
+    shared = read(lm, blind if queries[0].image is None else format, Episode(shots))
+    scores = score(lm, shared, queries, answers)  # (b, a)
+    if part.prior and queries[0].image is not None:
+        unseen = read(lm, blind, Episode([Example(shot.question, shot.answer) for shot in shots]))
+        scores -= score(lm, unseen, [Example(query.question) for query in queries], answers)
+    yield "closed", [answers[i] for i in scores.argmax(1).tolist()]
+    if part.open:
+        yield "open", answer(lm, shared, queries, part.max_tokens)
+
+
+def bind(model: Captioner, part: Binding, split: str, seed: int) -> dict[str, float]:
+    """Accuracies of fast binding by cell, such as ``two_way_5_shots_induction`` or ``two_way_1_shots_1_repeats``."""
+    rows = open_card(part.card, split)
+    words, labels, last = read_words(model, rows, part.image), rows[part.label], part.inner_shots[-1]
+    cells = [
+        *((ways, k, "", 0) for ways in part.ways for k in part.inner_shots),
+        *((ways, last, part.induction, 0) for ways in part.ways if part.induction),
+        *((ways, part.inner_shots[0], "", repeats) for ways in part.ways for repeats in part.repeats),
+    ]
+    figures: dict[str, float] = {}
+    for ways, k, induction, repeats in tqdm(cells, desc=f"episodes of {part.card}", dynamic_ncols=True):
+        name = f"{WAYS.get(ways, ways)}_way_{k}_shots"
+        name += ("_induction" if induction else "") + (f"_{repeats}_repeats" if repeats else "")
+        # the same episodes whatever the shots, as `at_least` is the same: cells are compared pair by pair
+        drawn = episodes(labels, ways, k, part.episodes, seed, part.words[:ways], at_least=last + 1)
+        figures |= {name + end: value for end, value in cell(model, part, drawn, words, ways, induction, repeats).items()}
+    return figures
+
+
+def cell(
+    model: Captioner,
+    part: Binding,
+    drawn: list[FewShotEpisode],
+    words: list[Tensor],
+    ways: int,
+    induction: str,
+    repeats: int,
+) -> dict[str, float]:
+    """Accuracy of the episodes, by the likelihood of the picture's words and with its 95 % interval; the controls beside."""
+    lm, names = model.language_model, part.words[:ways]
+    nothing = words[0][:0]
+    induction = induction.replace("{words}", " or ".join(names))
+    said: dict[str, list[str]] = {}
+    for end, see in (("", lambda row: words[row]), ("_blind", lambda row: nothing)):
+        some = drawn[: part.controls] if end else drawn
+        supports = [[(w, see(r)) for r, w in zip(e.support, e.support_words)] * (1 + repeats) for e in some]
+        scores = channel(lm, supports, [see(e.query) for e in some], names, induction, part.between)  # (e, w)
+        said[end] = [names[i] for i in scores.argmax(1).tolist()]
+    for end, format in (("_direct", Format(part.format)), ("_direct_blind", Format(part.format).blind())):
+        image = (lambda row: lm.embed(words[row])) if end == "_direct" else (lambda row: None)
+        prompts = []
+        for e in drawn[: part.controls]:
+            shots = [Example(answer=w, image=image(r)) for r, w in zip(e.support, e.support_words)]
+            written = format.shots(Episode(shots, repeats, induction))
+            parts = [piece for shot in written for piece in shot] + format.query(Example(image=image(e.query)))
+            prompts.append(Example(image=lm.prompt([parts]).embeddings[0]))
+        shared = read(lm, Format(f"{{image}}{format.lead}{{answer}}{format.stop}"))  # each prompt is an episode of its own
+        said[end] = [names[i] for i in score(lm, shared, prompts, names).argmax(1).tolist()]
+        if end == "_direct":
+            said["_open"] = answer(lm, shared, prompts, max_tokens=6)
+    figures = {end: exact_match(made, [e.word for e in drawn[: len(made)]]) for end, made in said.items()}
+    return {**figures, "_interval": 1.96 * sqrt(figures[""] * (1 - figures[""]) / len(drawn))}
+
+
+@torch.no_grad()
+def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
+    """Exact match by shots, knowledge of what is shown beyond what is seen, and fast binding, each beside its controls."""
+    model = load(run).to(PartialState().device)
+    rows, made = ask(model, config.vqa, split, config.seed)
+    true, pool = list(rows[config.vqa.answer]), open_card(config.vqa.card, config.vqa.support)[config.vqa.answer]
+    figures: dict[str, float] = {"accuracy_majority": exact_match([Counter(pool).most_common(1)[0][0]] * len(true), true)}
+    for name, said in made.items():
+        way, kind, k = name.split("/")
+        chosen = "_closed" if way == "closed" and config.vqa.open else ""
+        figures[f"accuracy{KINDS[kind]}_{k}{chosen}"] = exact_match(said, true)
+    asked = {"vqa": [{"question": q, "reference": t} for q, t in zip(column(rows, config.vqa.question), true)]}
+    for name, said in made.items():
+        for row, text in zip(asked["vqa"], said):
+            row[name] = text
+
+    part = config.knowledge
+    rows, made = ask(model, part, split, config.seed)
+    true, last = list(rows[part.answer]), max(part.shots)
+    for kind, end in KINDS.items():
+        if said := made.get(f"closed/{kind}/{last}"):
+            figures[f"knowledge_accuracy{end}"] = exact_match(said, true)
+    figures["knowledge_gain"] = figures["knowledge_accuracy"] - figures["knowledge_accuracy_blind"]
+    figures["knowledge_text_oracle"] = figures.pop("knowledge_accuracy_text_oracle")
+    templates: dict[str, dict[str, float]] = {}
+    for template in dict.fromkeys(column(rows, part.template)):
+        which = [i for i, other in enumerate(column(rows, part.template)) if other == template]
+        templates[template] = {
+            kind: exact_match([made[f"closed/{kind}/{last}"][i] for i in which], [true[i] for i in which]) for kind in KINDS
+        } | {"questions": len(which)}
+
+    figures |= bind(model, config.binding, split, config.seed)
+    for ways in config.binding.ways:
+        figures[f"{WAYS.get(ways, ways)}_way_accuracy"] = figures[
+            f"{WAYS.get(ways, ways)}_way_{config.binding.inner_shots[-1]}_shots"
+        ]
+    file = run / "predictions" / f"{split}.json"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps({"vqa": asked["vqa"], "knowledge": templates}))
+    return figures
+
+
+def report(run: Path, config: Config) -> None:
+    """Write ``report.html`` and ``README.md`` from the metrics and predictions that evaluations left in ``run``."""
+    metrics, card, lm = read_json(run / "metrics.json"), read_card(config.data.card), config.model.language_model
+    table: dict[str, dict[str, dict[str, float]]] = {}
+    command = shlex.join(read_json(run / "run.json")["command"])
+    details = {"command": command, "config": (run / "config.yaml").read_text()}
+    for split, figures in metrics.items():
+        said = json.loads((run / "predictions" / f"{split}.json").read_text())
+        rows: dict[str, dict[str, float]] = {}
+        for k in config.vqa.shots:
+            seen, blind = (figures[f"accuracy{end}_{k}"] for end in ("", "_blind"))
+            rows[f"{config.vqa.card}, {k} shots"] = {"seen": seen, "blind": blind, "majority": figures["accuracy_majority"]}
+        keys = {"seen": "knowledge_accuracy", "blind": "knowledge_accuracy_blind", "text oracle": "knowledge_text_oracle"}
+        rows[config.knowledge.card] = {name: figures[key] for name, key in keys.items()}
+        for key in (key for key in figures if key.endswith("_interval")):
+            name = key.removesuffix("_interval")
+            names = {"seen": "", "interval": "_interval", "blind": "_blind", "word last": "_direct", "said": "_open"}
+            rows[name.replace("_", " ")] = {n: figures[name + end] for n, end in names.items()}
+        table[split] = rows
+        details[f"{config.knowledge.card} by template, {split}"] = "\n".join(
+            f"{name}: " + ", ".join(f"{key} {value:.3g}" for key, value in row.items())
+            for name, row in said["knowledge"].items()
+        )
+    summary = (
+        f"{lm}, frozen, reads pictures as words that it learned from captions of {card.name}; tasks are shown in its prompt. "
+        "blind: the same prompts without pictures. word last: the invented word is scored after the picture, not before it."
+    )
+    write_report(run / "report.html", f"Few-shot questions after captions of {card.name}", table, [], details, summary)
+    write_model_card(run / "README.md", ModelCard(
+        name=f"fewshot-{card.name}",
+        description=f"A frozen {lm} that reads pictures as soft words learned from captions of {card.name}.",
+        license="apache-2.0",
+        task="visual-question-answering",
+        data=card.name,
+        data_license=card.front["license"],
+        table=table,
+        command=command,
+        picture=None,
+        intended_use="Research on few-shot learning by prompts of pictures and text.",
+        limitations=[
+            "It reads a picture as what the data card's captions name, and as nothing else.",
+            "It repeats the card's wording for skin tone, gender and age, right or wrong: do not use it to describe people.",
+            "The frozen language model brings the biases of its own training text.",
+        ],
+        tags=["few-shot", "visual-question-answering", "prefix-tuning"],
+        base_model=lm if "/" in lm else None,
+    ))  # fmt: skip
+
+
+RECIPE = Recipe(
+    name="vqa_fewshot",
+    config=Config,
+    stages={name: captioning().RECIPE.stages[name] for name in ("words", "captioner")},
+    main="captioner",
+    evaluate=evaluate,
+    splits=("test", "validation"),
+    report=report,
+    check=check,
+    above={"knowledge_accuracy": ("knowledge_accuracy_blind",)},
+)
+
+if __name__ == "__main__":
+    sys.exit(main(["train", "vqa_fewshot", *sys.argv[1:]]))
