@@ -19,28 +19,17 @@ from functools import partial
 import torch
 from multivae.data.datasets.base import MultimodalBaseDataset
 from multivae.models import MVAE, MVAEConfig
-from multivae.models.nn.base_architectures import BaseDecoder, BaseEncoder
+from multivae.models.nn.base_architectures import BaseDecoder
 from pythae.models.base.base_utils import ModelOutput
 from torch import Tensor, nn
 
 from benchmarks.interleave import peak_bytes, race, ratio, report
+from benchmarks.multivae_mopoe import Encoder
 from mmgen.data.batch import Batch
 from mmgen.models.multimodal_vae import MultimodalVAE
 
 BATCH, LATENT, SHAPE, ITEMS, SAMPLES = 64, 20, (3, 32, 32), 2, 1000
 PICTURE = {"kind": "image", "shape": list(SHAPE), "encoder": {"width": 16, "dim": 128}, "decoder": {"width": 16}}
-
-
-class Encoder(BaseEncoder):
-    """Our encoder and head as multivae calls them."""
-
-    def __init__(self, encoder: nn.Module, head: nn.Module) -> None:
-        super().__init__()
-        self.encoder, self.head, self.latent_dim = encoder, head, LATENT
-
-    def forward(self, x: Tensor) -> ModelOutput:
-        normal = self.head(self.encoder(x)).base_dist
-        return ModelOutput(embedding=normal.loc, log_covariance=2 * normal.scale.log())
 
 
 class Decoder(BaseDecoder):
@@ -67,7 +56,7 @@ def make(modalities: int, subsets: int) -> tuple[MultimodalVAE, MVAE]:
         k=subsets,
         warmup=0,
     )
-    encoders = {name: Encoder(ours.encoders[name], ours.heads[name]) for name in names}
+    encoders = {name: Encoder(ours.encoders[name], ours.heads[name], LATENT) for name in names}
     return ours, MVAE(config, encoders, {name: Decoder(ours.decoders[name].deconvolution) for name in names})
 
 

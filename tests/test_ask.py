@@ -25,7 +25,8 @@ def folder(tmp_path_factory):
     torch.manual_seed(0)
     tiny_models()["captioner"].model().save_pretrained(place / "model")
     Captioner("tiny", "fp32", "audio", words=2, width=8).save_pretrained(place / "hearing")
-    tiny_models()["classifier"].model().save_pretrained(place / "classifier")
+    for name in ("classifier", "answerer"):
+        tiny_models()[name].model().save_pretrained(place / name)
     for name, colour in (("red", (255, 0, 0)), ("blue", (0, 0, 255)), ("green", (0, 255, 0))):
         Image.new("RGB", (32, 32), colour).save(place / f"{name}.png")
     (place / "broken.png").write_bytes(b"not a picture")
@@ -203,6 +204,7 @@ def test_a_chat_that_starts_with_a_picture_and_shots(here, capsys, monkeypatch):
         (["hearing", "--audio", "broken.png", "--question", "a"], "broken.png: got a file that begins with"),
         (["model", *["--image", "red.png"] * 3, *["--question", "a"] * 2], "inputs: got 2 questions and 3 files"),
         (["classifier", "--image", "red.png", "--question", "a"], "model: got a classifier, expected a captioner"),
+        (["answerer", "--image", "red.png", "--question", "a"], "model: got a answerer, expected a captioner"),
         (["nowhere/at/all", "--image", "red.png", "--question", "a"], "nowhere/at/all: got no such folder"),
         (["model", "--chat", "--question", "a"], "--chat: got --question too, expected one picture or sound at most"),
         (["model", "--chat", "--json", "f.json"], "--chat: got --json too"),

@@ -1,5 +1,6 @@
 """What the recipes vqa_supervised and vqa_fewshot make of their data: captions from answers, words of pictures, episodes."""
 
+import json
 import sys
 
 import pytest
@@ -90,3 +91,17 @@ def test_every_question_is_answered_after_examples_of_its_kind(monkeypatch):
     assert len(rows) == 12 and all(said == list(rows["word"]) for said in made.values())  # each answer in its own place
     assert all(len(asked) == 1 and shown <= asked for shown, asked, _ in seen)
     assert {blind for *_, blind in seen} == {True, False}
+
+
+def test_without_captions_there_is_no_text_oracle(tmp_path):
+    torch.manual_seed(0)
+    Captioner(**TINY_CAPTIONER).save_pretrained(tmp_path / "model")
+    config = recipe_config(load_recipe("vqa_fewshot"), "smoke", ['knowledge.caption=""'])
+    figures = FEWSHOT.evaluate(tmp_path, config, "test")
+    assert figures["knowledge_gain"] == figures["knowledge_accuracy"] - figures["knowledge_accuracy_blind"]
+    assert not [name for name in figures if "oracle" in name]
+    (tmp_path / "metrics.json").write_text(json.dumps({"test": figures}))
+    (tmp_path / "run.json").write_text(json.dumps({"command": ["mmgen", "train", "vqa_fewshot"]}))
+    (tmp_path / "config.yaml").write_text("seed: 0\n")
+    FEWSHOT.report(tmp_path, config)
+    assert "mmgen train vqa_fewshot" in (tmp_path / "report.html").read_text()

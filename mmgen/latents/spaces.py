@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -177,6 +177,20 @@ class FlowPrior(nn.Module):
     def forward(self) -> NormalizingFlow:
         """p(z), batch shape (), event (k,)."""
         return self.flow()
+
+
+def fit_prior(prior: nn.Module, draws: Iterable[Tensor]) -> None:
+    """Fit the prior "aggregate" to draws of the posteriors, (n_i, k) each.
+
+    Raises:
+        UserError: another prior, or fewer draws than it has components.
+
+    >>> fit_prior(AggregatePrior(2, components=3), [torch.randn(25, 2), torch.randn(25, 2)])
+    """
+    if not isinstance(prior, AggregatePrior):
+        fix = 'build the model with prior="aggregate"'
+        raise UserError("prior to fit", got=type(prior).__name__, expected="AggregatePrior", fix=fix)
+    prior.fit(torch.cat(list(draws)))
 
 
 PRIORS: dict[str, Callable[..., nn.Module]] = {

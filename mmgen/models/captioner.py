@@ -1,10 +1,12 @@
 """A captioner: an encoder's features become a prefix that a frozen language model continues (Frozen, ClipCap)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from accelerate import PartialState
 from torch import Tensor, nn
 
 from mmgen.conditioning.consensus import consensus
@@ -15,6 +17,7 @@ from mmgen.data.image import ImageProcessor
 from mmgen.data.text import TextProcessor
 from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.modalities.audio import AudioEncoder
+from mmgen.modalities.feature_cache import cached_features
 from mmgen.modalities.image import ImageEncoder, colour_histogram, fingerprint
 from mmgen.models.base import Losses, Model, decayed
 
@@ -148,6 +151,29 @@ class Captioner(Model):
             mean, std = (values.new_tensor(v).view(3, 1, 1) for v in (self.encoder.mean, self.encoder.std))
             parts.append(colour_histogram(values * std + mean, self.colours, 2 * self.grid))  # (b, p, colours^3)
         return {"features": torch.cat([part.flatten(1) for part in parts], 1), **more}  # (b, c)
+
+    def all_features(self, values: Sequence[Any], data: Sequence[str]) -> dict[str, Tensor]:
+        """What `read` makes of all pictures by the frozen encoder, once and kept on disk; moves the model to the device.
+
+        Args:
+            values: raw pictures, n of them.
+            data: names that tell these pictures from all others.
+
+        Returns:
+            Name -> (n, ...) float16, memory-mapped.
+        """
+        process, device = self.processors[self.modality], PartialState().device
+        key = {
+            "weights": fingerprint(self.encoder),
+            "process": asdict(process),
+            "stages": self.stages,
+            "grid": self.grid,
+            "colours": self.colours,
+            "data": list(data),
+        }
+        with PartialState().main_process_first():
+            self.to(device)
+            return cached_features(lambda v: self.read(v.to(device)), values, process, key)
 
     def encode(self, batch: Batch) -> Tensor:
         """The soft words (b, n, d): deterministic, so no posterior but a point."""

@@ -5,7 +5,7 @@ present become one, and in which bounds are summed. Each modality is encoded onc
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from mmgen.latents.fusion import (
     subsets,
 )
 from mmgen.latents.importance import importance_bound
-from mmgen.latents.spaces import AggregatePrior, GaussianHead, make_prior, rsample
+from mmgen.latents.spaces import GaussianHead, fit_prior, make_prior, rsample
 from mmgen.modalities.kinds import DECODERS, build_decoder, build_encoder
 from mmgen.models.base import Losses, Model
 
@@ -209,14 +209,13 @@ class MultimodalVAE(Model):
         Raises:
             UserError: the model has another prior, or the items are fewer than its components.
         """
-        if not isinstance(self.prior, AggregatePrior):
-            fix = 'build the model with prior="aggregate"'
-            raise UserError("prior to fit", got=type(self.prior).__name__, expected="AggregatePrior", fix=fix)
-        draws = []
-        for batch in batches:
-            experts, present = self._experts(self._checked(batch))
-            draws.append(rsample(product_of_experts(experts, present, self.objective == "mvae"), (), generator))  # (b, k)
-        self.prior.fit(torch.cat(draws))
+
+        def draws() -> Iterator[Tensor]:  # (b, k) each
+            for batch in batches:
+                experts, present = self._experts(self._checked(batch))
+                yield rsample(product_of_experts(experts, present, self.objective == "mvae"), (), generator)
+
+        fit_prior(self.prior, draws())
 
     def _mvae(self, batch: Batch, experts: Independent, present: Tensor) -> Losses:
         members = torch.tensor([[name in subset for name in batch.values] for subset in self._subsets()])  # (s, m)

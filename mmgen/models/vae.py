@@ -16,7 +16,7 @@ from mmgen.data.batch import Batch
 from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.latents.divergences import covariance_penalty, decompose_kl, density_ratio_tc, kl, mmd, permute_dims
 from mmgen.latents.importance import importance_bound
-from mmgen.latents.spaces import AggregatePrior, GaussianHead, make_prior, rsample
+from mmgen.latents.spaces import GaussianHead, fit_prior, make_prior, rsample
 from mmgen.modalities.kinds import build_decoder, build_encoder
 from mmgen.modalities.vector import multilayer_perceptron
 from mmgen.models.base import Losses, Model, decayed
@@ -315,10 +315,7 @@ class VAE(Model):
         Raises:
             UserError: the model has another prior, or the items are fewer than its components.
         """
-        if not isinstance(self.prior, AggregatePrior):
-            fix = 'build the model with prior="aggregate"'
-            raise UserError("prior to fit", got=type(self.prior).__name__, expected="AggregatePrior", fix=fix)
-        self.prior.fit(torch.cat([rsample(self.posterior(self._observed(batch)[0]), (), generator) for batch in batches]))
+        fit_prior(self.prior, (rsample(self.posterior(self._observed(batch)[0]), (), generator) for batch in batches))
 
     def _constant_discriminator(self, z: Tensor) -> Tensor:
         constant = {name: p.detach() for name, p in self.discriminator.named_parameters()}

@@ -31,7 +31,7 @@ class Conversation:
     """
 
     def __init__(self, model: Model, format: Format | None = None, answers: Sequence[str] = (), max_tokens: int = 16) -> None:
-        if not isinstance(model, Captioner):
+        if model.name != Captioner.name:  # an answerer is a captioner too, but speaks after its own learned prompt only
             fix = "train one with `mmgen train captioning`"
             raise UserError("model", got=f"a {model.name}", expected="a captioner", fix=fix)
         self.model, self.format = model.to(PartialState().device).eval(), format or Format()

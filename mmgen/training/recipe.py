@@ -5,6 +5,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import shlex
 import signal
 import socket
 import statistics
@@ -301,6 +302,11 @@ def check_run_folder(config: Any, out: Path, resume: bool) -> None:
         if changed := _changes(before, now):
             fix = "resume with the same config, or choose another --out"
             raise UserError(str(out), got=f"other values of {', '.join(changed)}", expected="its own config", fix=fix)
+
+
+def run_details(run: Path) -> dict[str, str]:
+    """What every report of a run ends with: the ``command`` that made it, as a shell reads it, and its ``config``."""
+    return {"command": shlex.join(read_json(run / "run.json")["command"]), "config": (run / "config.yaml").read_text()}
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -6,7 +6,6 @@ accelerate launch recipes/captioning/train.py --config recipes/captioning/gpu.ya
 """
 
 import json
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,14 +26,12 @@ from mmgen.data.cards import check_column, open_card, read_card
 from mmgen.errors import UserError
 from mmgen.metrics.captioning import caption_scores, cider, tokenize
 from mmgen.metrics.retrieval import nearest
-from mmgen.modalities.feature_cache import cached_features
-from mmgen.modalities.image import fingerprint
 from mmgen.models.base import load
 from mmgen.models.captioner import Captioner
 from mmgen.training.config import FitConfig, section_of
 from mmgen.training.loop import fit
 from mmgen.training.model_card import ModelCard, contact_sheet, write_model_card
-from mmgen.training.recipe import Recipe, read_json, stage_folder
+from mmgen.training.recipe import Recipe, read_json, run_details, stage_folder
 from mmgen.training.report import Sample, write_report
 
 PREFIXES = 128  # that the language model reads at once in evaluation
@@ -103,18 +100,7 @@ class Captions(Sequence):
         self.features: dict[str, Tensor] = {}
         self.modality = model.modality
         if not model.trained_encoder:
-            key = {
-                "weights": fingerprint(model.encoder),
-                "process": asdict(self.process),
-                "stages": model.stages,
-                "grid": model.grid,
-                "colours": model.colours,
-                "data": [self.rows._fingerprint, data.input],
-            }
-            with PartialState().main_process_first():
-                device = PartialState().device
-                model.to(device)
-                self.features = cached_features(lambda v: model.read(v.to(device)), self.inputs, self.process, key)
+            self.features = model.all_features(self.inputs, [self.rows._fingerprint, data.input])
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -274,8 +260,7 @@ def report(run: Path, config: Config) -> None:
     metrics = read_json(run / "metrics.json")
     table: dict[str, dict[str, dict[str, float]]] = {}
     samples: list[Sample] = []
-    command = shlex.join(read_json(run / "run.json")["command"])
-    details = {"command": command, "config": (run / "config.yaml").read_text()}
+    details = run_details(run)
     pictures = config.model.modality == "image"
     for split, figures in metrics.items():
         said = json.loads((run / "predictions" / f"{split}.json").read_text())
@@ -305,7 +290,7 @@ def report(run: Path, config: Config) -> None:
         data=card.name,
         data_license=card.front["license"],
         table=table,
-        command=command,
+        command=details["command"],
         picture="samples/captions.png" if samples else None,
         intended_use="Research on prefixes for frozen language models, and captions of pictures like those of the data card.",
         limitations=[

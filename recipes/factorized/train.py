@@ -7,7 +7,6 @@ accelerate launch recipes/factorized/train.py --config recipes/factorized/gpu.ya
 
 import inspect
 import math
-import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -38,7 +37,7 @@ from mmgen.models.classifier import Classifier
 from mmgen.models.factorized import Factorized, Factors
 from mmgen.training.config import FitConfig, build_config, section_of
 from mmgen.training.loop import fit
-from mmgen.training.recipe import Recipe, load_recipe, read_json, stage_folder
+from mmgen.training.recipe import Recipe, load_recipe, read_json, run_details, stage_folder
 from mmgen.training.report import write_report
 
 AT_ONCE = 250  # items read together in evaluation
@@ -296,8 +295,8 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
 def report(run: Path, config: Config) -> None:
     """Write ``report.html`` and ``README.md`` from the metrics that evaluations left in ``run``."""
     card = read_card(config.data.card)
-    table, command = {}, shlex.join(read_json(run / "run.json")["command"])
-    lines = [f"# Label and private factors of {card.name}", "", "```sh", command, "```", ""]
+    table, details = {}, run_details(run)
+    lines = [f"# Label and private factors of {card.name}", "", "```sh", details["command"], "```", ""]
     for split, figures in read_json(run / "metrics.json").items():
         systems = {"factorized": {k: v for k, v in figures.items() if not k.startswith("accuracy_")}}
         for key, value in figures.items():
@@ -308,7 +307,6 @@ def report(run: Path, config: Config) -> None:
         if (run / "samples" / f"swaps_{split}.png").is_file():
             lines += [f"![Columns: whose label factor; rows: whose private factor](samples/swaps_{split}.png)", ""]
     (run / "README.md").write_text("\n".join(lines))
-    details = {"command": command, "config": (run / "config.yaml").read_text()}
     summary = (
         "without generative: the same network without private factors and reconstruction. without factorization: one factor "
         "for everything. no NAME: that modality missing, its codes inferred from the others, or zeros in its place."

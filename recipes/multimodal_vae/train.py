@@ -7,7 +7,6 @@ accelerate launch recipes/multimodal_vae/train.py --config recipes/multimodal_va
 """
 
 import json
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -39,7 +38,7 @@ from mmgen.models.multimodal_vae import OBJECTIVES, MultimodalVAE
 from mmgen.training.config import FitConfig, build_config, section_of
 from mmgen.training.loop import fit
 from mmgen.training.model_card import ModelCard, contact_sheet, write_model_card
-from mmgen.training.recipe import Recipe, load_recipe, read_json
+from mmgen.training.recipe import Recipe, load_recipe, read_json, run_details
 from mmgen.training.report import Sample, write_report
 
 AT_ONCE = 250  # items generated together
@@ -347,13 +346,12 @@ def report(run: Path, config: Config) -> None:
         lines += [f"{split}: {pair} {100 * share:.1f} %" for pair, share in kept["pairs"].items()]
         for one in kept["samples"]:
             samples.append(Sample((run / "samples" / one["file"]).read_bytes(), one["text"], group=one["group"]))
-    command, names = shlex.join(read_json(run / "run.json")["command"]), ", ".join(config.data.modalities)
+    details, names = run_details(run) | {"pairs": "\n".join(lines)}, ", ".join(config.data.modalities)
     summary = (
         f"{names} of {card.name} on one latent space of {config.model.latent_dim} dimensions. "
         "Pictures are means; a sound is shown as its spectrogram, and four are beside this file in samples/. Coherence is "
         "judged by classifiers trained on other data, whose own accuracy stands beside it."
     )
-    details = {"command": command, "pairs": "\n".join(lines), "config": (run / "config.yaml").read_text()}
     write_report(run / "report.html", f"Multimodal VAE of {card.name}", table, samples, details, summary)
     contact_sheet(samples[:16]).save(run / "samples" / "samples.png")
     write_model_card(run / "README.md", ModelCard(
@@ -364,7 +362,7 @@ def report(run: Path, config: Config) -> None:
         data=card.name,
         data_license=card.front["license"] if isinstance(card.front["license"], str) else ", ".join(card.front["license"]),
         table=table,
-        command=command,
+        command=details["command"],
         picture="samples/samples.png",
         intended_use="Research on latent spaces that several modalities share.",
         limitations=[

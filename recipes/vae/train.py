@@ -5,7 +5,6 @@ mmgen train vae --config factor_shapes model.objective=factor              # or 
 accelerate launch recipes/vae/train.py --config recipes/vae/gpu.yaml
 """
 
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -31,7 +30,7 @@ from mmgen.models.vae import VAE, check_settings
 from mmgen.training.config import FitConfig
 from mmgen.training.loop import fit
 from mmgen.training.model_card import ModelCard, write_model_card
-from mmgen.training.recipe import Recipe, read_json
+from mmgen.training.recipe import Recipe, read_json, run_details
 from mmgen.training.report import Sample, picture_grid, write_report
 
 PRIOR_ITEMS = 10_000  # training items that the prior "aggregate" is fitted to
@@ -236,13 +235,12 @@ def report(run: Path, config: Config) -> None:
         for kind, text in texts.items():
             picture = (run / "samples" / f"{split}_{kind}.png").read_bytes()
             samples.append(Sample(picture, {kind: text}, group=split, wide=True))
-    command = shlex.join(read_json(run / "run.json")["command"])
     title = f"VAE of {card.name}"
     summary = (
         f"Objective {name}, {config.model.latent_dim} latents, {config.fit.steps} steps of {config.fit.batch_size}. "
         f"log-likelihood: the importance-weighted bound of {config.evaluation.samples} draws, a lower bound."
     )
-    details = {"command": command, "config": (run / "config.yaml").read_text()}
+    details = run_details(run)
     write_report(run / "report.html", title, table, samples, details, summary)
     write_model_card(run / "README.md", ModelCard(
         name=f"vae-{card.name}",
@@ -252,7 +250,7 @@ def report(run: Path, config: Config) -> None:
         data=card.name,
         data_license=card.front["license"],
         table=table,
-        command=command,
+        command=details["command"],
         picture=f"samples/{next(iter(metrics))}_reconstructions.png",
         picture_text="First row: held-out data; second row: reconstructed; third row: made from the prior",
         intended_use="Research on latent spaces, and pictures like those of the data card.",

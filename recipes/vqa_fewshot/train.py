@@ -6,11 +6,10 @@ accelerate launch recipes/vqa_fewshot/train.py --config recipes/vqa_fewshot/gpu.
 """
 
 import json
-import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from math import sqrt
 from pathlib import Path
 from types import ModuleType
@@ -31,17 +30,16 @@ from mmgen.data.cards import check_column, open_card, read_card
 from mmgen.data.episodes import FewShotEpisode, episodes
 from mmgen.errors import UserError, check_at_least
 from mmgen.metrics.vqa import exact_match
-from mmgen.modalities.feature_cache import cached_features
-from mmgen.modalities.image import fingerprint
 from mmgen.models.base import load
 from mmgen.models.captioner import Captioner
 from mmgen.training.model_card import ModelCard, write_model_card
-from mmgen.training.recipe import Recipe, load_recipe, read_json
+from mmgen.training.recipe import Recipe, load_recipe, read_json, run_details
 from mmgen.training.report import write_report
 
 AT_ONCE = 64  # pictures that are encoded together
 WAYS = {2: "two", 5: "five"}
 KINDS = {"seen": "", "blind": "_blind", "oracle": "_text_oracle"}  # what stands for a picture -> the end of the figure's name
+KNOWLEDGE = {"seen": "knowledge_accuracy", "blind": "knowledge_accuracy_blind", "oracle": "knowledge_text_oracle"}
 
 
 def captioning() -> ModuleType:
@@ -157,17 +155,7 @@ def read_words(model: Captioner, rows: Dataset, column: str) -> list[Tensor]:
         made = [model.processors["image"](image) for image in images]
         given = [{"image": picture} for picture in made]
     else:
-        process = model.processors["image"]
-        key = {
-            "weights": fingerprint(model.encoder),
-            "process": asdict(process),
-            "stages": model.stages,
-            "grid": model.grid,
-            "colours": model.colours,
-            "data": [rows._fingerprint, column],
-        }
-        features = cached_features(lambda v: model.read(v.to(device)), images, process, key)["features"]
-        given = [{"features": row} for row in features]
+        given = [{"features": row} for row in model.all_features(images, [rows._fingerprint, column])["features"]]
     batches = [collate(given[i : i + AT_ONCE]).to(device) for i in range(0, len(given), AT_ONCE)]
     ids = torch.cat([model.likeliest(batch) for batch in batches])  # (p, n)
     end = model.language_model.tokenizer.eos_token_id
@@ -299,7 +287,7 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     """Exact match by shots, knowledge of what is shown beyond what is seen, and fast binding, each beside its controls."""
     model = load(run).to(PartialState().device)
     rows, made = ask(model, config.vqa, split, config.seed)
-    true, pool = list(rows[config.vqa.answer]), open_card(config.vqa.card, config.vqa.support)[config.vqa.answer]
+    true, pool = rows[config.vqa.answer][:], open_card(config.vqa.card, config.vqa.support)[config.vqa.answer][:]
     figures: dict[str, float] = {"accuracy_majority": exact_match([Counter(pool).most_common(1)[0][0]] * len(true), true)}
     for name, said in made.items():
         way, kind, k = name.split("/")
@@ -312,18 +300,15 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
 
     part = config.knowledge
     rows, made = ask(model, part, split, config.seed)
-    true, last = list(rows[part.answer]), max(part.shots)
-    for kind, end in KINDS.items():
-        if said := made.get(f"closed/{kind}/{last}"):
-            figures[f"knowledge_accuracy{end}"] = exact_match(said, true)
+    true, last, of = rows[part.answer][:], max(part.shots), column(rows, part.template)[:]
+    chosen = {kind: made[f"closed/{kind}/{last}"] for kind in KNOWLEDGE if f"closed/{kind}/{last}" in made}
+    figures |= {KNOWLEDGE[kind]: exact_match(said, true) for kind, said in chosen.items()}
     figures["knowledge_gain"] = figures["knowledge_accuracy"] - figures["knowledge_accuracy_blind"]
-    figures["knowledge_text_oracle"] = figures.pop("knowledge_accuracy_text_oracle")
     templates: dict[str, dict[str, float]] = {}
-    for template in dict.fromkeys(column(rows, part.template)):
-        which = [i for i, other in enumerate(column(rows, part.template)) if other == template]
-        templates[template] = {
-            kind: exact_match([made[f"closed/{kind}/{last}"][i] for i in which], [true[i] for i in which]) for kind in KINDS
-        } | {"questions": len(which)}
+    for template in dict.fromkeys(of):
+        which = [i for i, other in enumerate(of) if other == template]
+        right = {k: exact_match([said[i] for i in which], [true[i] for i in which]) for k, said in chosen.items()}
+        templates[template] = {**right, "questions": len(which)}
 
     figures |= bind(model, config.binding, split, config.seed)
     for ways in config.binding.ways:
@@ -340,16 +325,16 @@ def report(run: Path, config: Config) -> None:
     """Write ``report.html`` and ``README.md`` from the metrics and predictions that evaluations left in ``run``."""
     metrics, card, lm = read_json(run / "metrics.json"), read_card(config.data.card), config.model.language_model
     table: dict[str, dict[str, dict[str, float]]] = {}
-    command = shlex.join(read_json(run / "run.json")["command"])
-    details = {"command": command, "config": (run / "config.yaml").read_text()}
+    details = run_details(run)
     for split, figures in metrics.items():
         said = json.loads((run / "predictions" / f"{split}.json").read_text())
         rows: dict[str, dict[str, float]] = {}
         for k in config.vqa.shots:
             seen, blind = (figures[f"accuracy{end}_{k}"] for end in ("", "_blind"))
             rows[f"{config.vqa.card}, {k} shots"] = {"seen": seen, "blind": blind, "majority": figures["accuracy_majority"]}
-        keys = {"seen": "knowledge_accuracy", "blind": "knowledge_accuracy_blind", "text oracle": "knowledge_text_oracle"}
-        rows[config.knowledge.card] = {name: figures[key] for name, key in keys.items()}
+        rows[config.knowledge.card] = {
+            name.replace("oracle", "text oracle"): figures[key] for name, key in KNOWLEDGE.items() if key in figures
+        }
         for key in (key for key in figures if key.endswith("_interval")):
             name = key.removesuffix("_interval")
             names = {"seen": "", "interval": "_interval", "blind": "_blind", "word last": "_direct", "said": "_open"}
@@ -372,7 +357,7 @@ def report(run: Path, config: Config) -> None:
         data=card.name,
         data_license=card.front["license"],
         table=table,
-        command=command,
+        command=details["command"],
         picture=None,
         intended_use="Research on few-shot learning by prompts of pictures and text.",
         limitations=[

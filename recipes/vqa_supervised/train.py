@@ -6,7 +6,6 @@ accelerate launch recipes/vqa_supervised/train.py --config recipes/vqa_supervise
 """
 
 import json
-import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -25,15 +24,13 @@ from mmgen.data.batch import Batch, collate
 from mmgen.data.cards import check_column, open_card, read_card
 from mmgen.errors import UserError, check_at_least
 from mmgen.metrics.vqa import exact_match
-from mmgen.modalities.feature_cache import cached_features
-from mmgen.modalities.image import fingerprint
 from mmgen.models.answerer import Answerer
 from mmgen.models.base import load
 from mmgen.models.captioner import Captioner
 from mmgen.training.config import FitConfig, section_of
 from mmgen.training.loop import fit
 from mmgen.training.model_card import ModelCard, write_model_card
-from mmgen.training.recipe import Recipe, read_json, stage_folder
+from mmgen.training.recipe import Recipe, read_json, run_details, stage_folder
 from mmgen.training.report import Sample, write_report
 
 AT_ONCE = 128  # pictures that are encoded together in evaluation
@@ -97,9 +94,9 @@ class Questions:
     def __init__(self, data: Data, split: str) -> None:
         self.rows = open_card(data.card, split, limit=data.limit or None)
         n, fixed = len(self.rows), data.question.endswith("?")
-        self.questions = [data.question] * n if fixed else list(self.rows[data.question])
-        self.answers = list(self.rows[data.answer])
-        ids = list(self.rows[data.picture]) if data.picture else range(n)
+        self.questions = [data.question] * n if fixed else self.rows[data.question][:]
+        self.answers = self.rows[data.answer][:]
+        ids = self.rows[data.picture][:] if data.picture else range(n)
         self.numbers = {name: i for i, name in enumerate(dict.fromkeys(ids))}
         self.pictures = [self.numbers[name] for name in ids]  # of each question
         first = {number: row for row, number in reversed([*enumerate(self.pictures)])}
@@ -145,20 +142,8 @@ class Rows(Sequence):
         self.images = questions.rows[data.image]
         self.features: Tensor | None = None
         if not (blind or model.trained_encoder):
-            process = model.processors["image"]
-            key = {
-                "weights": fingerprint(model.encoder),
-                "process": asdict(process),
-                "stages": model.stages,
-                "grid": model.grid,
-                "colours": model.colours,
-                "data": [questions.rows._fingerprint, data.image, data.picture],
-            }
-            with PartialState().main_process_first():
-                device = PartialState().device
-                model.to(device)
-                images = [self.images[row] for row in questions.first]
-                self.features = cached_features(lambda v: model.read(v.to(device)), images, process, key)["features"]
+            images = [self.images[row] for row in questions.first]
+            self.features = model.all_features(images, [questions.rows._fingerprint, data.image, data.picture])["features"]
 
     def __len__(self) -> int:
         return len(self.items)
@@ -298,14 +283,13 @@ def report(run: Path, config: Config) -> None:
             text = {"question": known.questions[i], **{name: said[name][i] for name in ("answerer", "blind")}}
             image = known.rows[i][config.data.image]["bytes"]
             samples.append(Sample(image, {**text, "reference": known.answers[i]}, group=split))
-    command = shlex.join(read_json(run / "run.json")["command"])
     lm = config.model.language_model
     summary = (
         f"{lm}, frozen, is asked about pictures of {card.name} that it reads as {config.model.words} soft words. blind: the "
         "same training without pictures. text oracle: true captions in place of pictures, with a prompt trained on such. "
         "majority: the most frequent answer of training, to all questions or to each."
     )
-    details = {"command": command, "config": (run / "config.yaml").read_text()}
+    details = run_details(run)
     write_report(run / "report.html", f"Questions about {card.name}", table, samples[:24], details, summary)
     write_model_card(run / "README.md", ModelCard(
         name=f"vqa-{card.name}",
@@ -315,7 +299,7 @@ def report(run: Path, config: Config) -> None:
         data=card.name,
         data_license=card.front["license"],
         table=table,
-        command=command,
+        command=details["command"],
         picture=None,
         intended_use="Research on prefixes and prompts for frozen language models.",
         limitations=[
