@@ -16,7 +16,8 @@ from mmgen.data.image import ImageProcessor
 from mmgen.errors import UserError
 from mmgen.modalities.audio import AudioDecoder, AudioEncoder
 from mmgen.modalities.convolution import ConvEncoder
-from mmgen.modalities.image import ImageDecoder, ImageEncoder, fingerprint
+from mmgen.modalities.image import BroadcastDecoder, ImageDecoder, ImageEncoder, PixelEncoder, fingerprint
+from mmgen.modalities.kinds import build_decoder, build_encoder
 from mmgen.modalities.text import TextDecoder, TextEncoder
 from mmgen.modalities.vector import VectorDecoder, VectorEncoder
 
@@ -119,6 +120,7 @@ def test_pictures_of_any_size_there_and_back(c, h, w, draws):
 
 PAIRS = {
     "image": (lambda: (ConvEncoder((1, 9, 7), 8, 4), ImageDecoder(8, (1, 9, 7), width=4)), lambda: torch.rand(3, 1, 9, 7)),
+    "pixels": (lambda: (PixelEncoder((2, 9, 7), 8), BroadcastDecoder(8, (2, 9, 7), [6, 5])), lambda: torch.rand(3, 2, 9, 7)),
     "audio": (lambda: (AudioEncoder((16, 11), 8, 4), AudioDecoder(8, (16, 11), width=4)), lambda: torch.rand(3, 16, 11)),
     "vector": (lambda: (VectorEncoder(5, 8), VectorDecoder(8, 5)), lambda: torch.randn(3, 5)),
     "text": (
@@ -139,6 +141,28 @@ def test_every_weight_of_an_autoencoder_gets_a_gradient_and_items_do_not_mix(nam
     for part in (encoder, decoder):
         assert [n for n, p in part.named_parameters() if p.grad is None or not p.grad.any()] == []
     torch.testing.assert_close(decoder(encoder(x[1:2])).log_prob(x[1:2]), log_prob[1:2])
+
+
+def test_a_broadcast_pixel_is_a_perceptron_of_z_and_its_own_place():
+    decoder, z = BroadcastDecoder(3, (1, 5, 4), [6, 6]).double(), torch.randn(2, 3, dtype=torch.float64)
+    mean = decoder(z).mean  # (2, 1, 5, 4)
+    for row, y in enumerate(torch.linspace(-1, 1, 5).tolist()):
+        for column, x in enumerate(torch.linspace(-1, 1, 4).tolist()):
+            place = torch.tensor([y, x], dtype=torch.float64)
+            alone = decoder.layers(decoder.of_z(z) + decoder.of_place(place)).sigmoid()
+            torch.testing.assert_close(mean[:, :, row, column], alone, atol=1e-6, rtol=1e-6)
+
+
+def test_a_picture_has_the_network_that_its_settings_name():
+    shape = [3, 64, 64]
+    assert type(build_encoder("image", shape, {"hidden": [8]})) is PixelEncoder
+    assert type(build_encoder("image", shape, {"backbone": SMALL})) is ImageEncoder
+    assert type(build_encoder("image", shape, {"width": 4})) is ConvEncoder
+    assert type(build_decoder("image", 2, shape, {"broadcast": [8]})) is BroadcastDecoder
+    with pytest.raises(UserError, match=r"encoder\.hidden"):
+        build_encoder("audio", [64, 8], {"hidden": [8]})
+    with pytest.raises(UserError, match=r"decoder\.broadcast"):
+        build_decoder("audio", 2, [64, 8], {"broadcast": [8]})
 
 
 def test_text_features_ignore_padding_on_either_side():

@@ -18,7 +18,7 @@ from mmgen.distributions import AutoregressiveCategorical, draw
 from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.latents.divergences import dependence, mmd
 from mmgen.latents.fusion import subsets
-from mmgen.modalities.kinds import DECODERS, KINDS, build_encoder
+from mmgen.modalities.kinds import KINDS, build_encoder, decoder_class
 from mmgen.modalities.memory_fusion import MemoryFusion
 from mmgen.modalities.sequence import SequenceDecoder, SequenceEncoder
 from mmgen.modalities.vector import VectorDecoder, multilayer_perceptron
@@ -288,7 +288,7 @@ class Factorized(Model):
         latent = factor + (modality.factor if self.private else 0)
         if modality.kind != "sequence":
             shape = modality.shape[0] if len(modality.shape) == 1 else tuple(modality.shape)
-            decoder, values = DECODERS[modality.kind], [latent, shape]
+            decoder, values = decoder_class(modality.kind, modality.decoder), [latent, shape]
         else:
             decoder, values = VectorDecoder if self.per_position else SequenceDecoder, [latent, modality.shape[0]]
         parameters = list(inspect.signature(decoder).parameters.values())
