@@ -28,7 +28,7 @@ from mmgen.errors import UserError, UserErrors
 
 NAMES = [
     "cifar10", "cmu_mosi", "digits", "digits_image_text_audio", "easy_vqa", "factor_shapes", "flickr8k", "free_spoken_digits",
-    "mnist", "openmoji", "openmoji_facts", "openmoji_spoken",
+    "mnist", "openmoji", "openmoji_facts", "openmoji_shapes", "openmoji_spoken",
 ]  # fmt: skip
 
 

@@ -15,7 +15,7 @@ import soundfile
 from PIL import Image
 
 from mmgen.data.cards import NoSource, card_names, check_card, open_card, read_card
-from mmgen.data.sources import cifar10, digits, easy_vqa, factor_shapes, mnist, openmoji, openmoji_facts
+from mmgen.data.sources import cifar10, digits, easy_vqa, factor_shapes, mnist, openmoji, openmoji_facts, openmoji_shapes
 from mmgen.data.sources.encode import png, wav
 from mmgen.errors import UserError
 
@@ -301,6 +301,26 @@ def test_triples_are_paired_by_digit_inside_each_split(tiny):
     assert (
         not used["train"] & used["validation"] and not used["train"] & used["test"] and not used["validation"] & used["test"]
     )
+
+
+def test_shapes_are_named_by_what_their_open_questions_tell():
+    emoji = [{"image": {"bytes": b"e", "path": None}, "caption": "red circle"}]
+    asked = [
+        ("is it a triangle?", "no", "a"), ("what color is the circle?", "teal", "a"),  # told by one question
+        ("what shape is present?", "triangle", "b"), ("what is the color of the shape?", "gray", "b"),  # by two
+        ("what is the color of the shape?", "red", "c"), ("is there a red circle?", "yes", "c"),  # the shape is not told
+    ]  # fmt: skip
+    asked = {
+        "image": [{"bytes": f"{picture}{i}".encode(), "path": None} for i, (_, _, picture) in enumerate(asked)],
+        **{name: [row[j] for row in asked] for j, name in enumerate(("question", "answer", "image_id"))},
+    }
+    parts = {"openmoji": emoji, "easy_vqa": datasets.Dataset.from_dict(asked)}
+    rows = list(openmoji_shapes.read("train", parts))
+    assert [(row["image"]["bytes"], row["caption"], row["part"]) for row in rows] == [
+        (b"e", "red circle", "openmoji"),
+        (b"a0", "teal circle", "easy_vqa"),
+        (b"b2", "gray triangle", "easy_vqa"),
+    ]
 
 
 def test_the_pairing_is_fixed_by_the_seed(tiny, tmp_path, monkeypatch):

@@ -23,6 +23,7 @@ READERS = {
     "mnist_npz": "mmgen.data.sources.mnist:read_npz",
     "openmoji": "mmgen.data.sources.openmoji:read",
     "openmoji_facts": "mmgen.data.sources.openmoji_facts:read",
+    "openmoji_shapes": "mmgen.data.sources.openmoji_shapes:read",
     "openmoji_spoken": "mmgen.data.sources.openmoji_spoken:read",
     "table": "mmgen.data.sources.tables:read_folder",
 }
