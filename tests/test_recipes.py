@@ -196,6 +196,21 @@ def test_a_card_of_ones_own_is_found_from_any_folder(tmp_path, monkeypatch):
     assert config.data.card == str(tmp_path / "my.md") and read_card(config.data.card).name == "my"
 
 
+def test_settings_wait_for_the_objective_that_they_are_of():
+    recipe = load_recipe("vae")
+    for objective in ("beta_tc", "factor", "beta", "vae"):
+        config = recipe_config(recipe, "factor_shapes", [f"model.objective={objective}"])
+        recipe.check(config)
+        settings_of = sys.modules[recipe.config.__module__].settings_of
+        assert settings_of(config, objective, 9) == {
+            "beta_tc": {"dataset_size": 9, "beta": 10}, "factor": {"gamma": 40}, "beta": {"beta": 4}, "vae": {}
+        }[objective]  # fmt: skip
+    with pytest.raises(UserError, match="setting of beta: got gamma"):
+        recipe.check(recipe_config(recipe, "factor_shapes", ["model.settings.beta.gamma=2"]))
+    with pytest.raises(UserError, match="objective: got betas"):
+        recipe.check(recipe_config(recipe, "factor_shapes", ["model.settings.betas.beta=2"]))
+
+
 @dataclass
 class OnlySeeds:
     seed: int = 0

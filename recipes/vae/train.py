@@ -65,11 +65,15 @@ class Data:
 
 @dataclass
 class Model:
-    """The arguments of `VAE` that the data do not settle; ``beta_tc`` gets its ``dataset_size`` from them."""
+    """The arguments of `VAE` that the data do not settle.
+
+    ``settings`` holds those of each objective by its name, such as ``{"beta": {"beta": 4.0}}``, so that another objective is
+    one key away. ``beta_tc`` gets its ``dataset_size`` from the data.
+    """
 
     latent_dim: int = 10
     objective: str = "vae"
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     prior: str = "standard"
     prior_settings: dict[str, Any] = field(default_factory=dict)
     encoder: dict[str, Any] = field(default_factory=dict)
@@ -132,12 +136,13 @@ def check(config: Config) -> None:
         raise UserError("data.factors", got=data.factors, expected="two or more, or none", fix="name the other factors too")
     check_at_least("evaluation.samples", config.evaluation.samples, 1)
     check_at_least("evaluation.limit", config.evaluation.limit, 0)
-    check_settings(config.model.objective, settings_of(config, 1))
+    for objective in {config.model.objective, *config.model.settings}:
+        check_settings(objective, settings_of(config, objective, 1))
 
 
-def settings_of(config: Config, items: int) -> dict[str, Any]:
-    """The objective's settings, the size of the training data among them where it needs that."""
-    return {**({"dataset_size": items} if config.model.objective == "beta_tc" else {}), **config.model.settings}
+def settings_of(config: Config, objective: str, items: int) -> dict[str, Any]:
+    """An objective's settings, the size of the training data among them where it needs that."""
+    return {**({"dataset_size": items} if objective == "beta_tc" else {}), **config.model.settings.get(objective, {})}
 
 
 def train_vae(config: Config, run: Path, resume: bool) -> None:
@@ -145,7 +150,7 @@ def train_vae(config: Config, run: Path, resume: bool) -> None:
     torch.manual_seed(config.seed)
     processor = ImageProcessor(size=config.data.size, channels=config.data.channels)
     data = Pictures(config.data, config.data.split, processor)
-    values = {**asdict(config.model), "settings": settings_of(config, len(data))}
+    values = {**asdict(config.model), "settings": settings_of(config, config.model.objective, len(data))}
     model = VAE(config.data.input, "image", list(processor.shape), **values)
     model.processors[config.data.input] = processor
     shown = Pictures(config.data, "validation", processor).batch(range(10))

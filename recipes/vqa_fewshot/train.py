@@ -96,7 +96,8 @@ class Binding:
         inner_shots: examples of a class; each without the induction sentence, the last with it too.
         repeats: how many more times the examples are shown, with the first of ``inner_shots``.
         episodes: of each cell, a query each.
-        controls: how many of them are also answered in the order of ``format``, the word after the picture, and blind.
+        controls: how many of them cells with repeats or the induction sentence have; and how many of every cell are also
+            answered in the order of ``format``, the word after the picture, and blind.
         format, induction: how an example is written, and a sentence before them; ``{words}`` in it are the words.
         between: what stands between a word and its picture where the picture comes after the word.
     """
@@ -107,7 +108,7 @@ class Binding:
     words: list[str] = field(default_factory=lambda: ["dax", "blicket", "wug", "toma", "zav"])
     ways: list[int] = field(default_factory=lambda: [2, 5])
     inner_shots: list[int] = field(default_factory=lambda: [1, 3, 5])
-    repeats: list[int] = field(default_factory=lambda: [1])
+    repeats: list[int] = field(default_factory=lambda: [1, 3, 5])
     episodes: int = 600
     controls: int = 120
     format: str = "{image} is a {answer}\n"
@@ -242,7 +243,8 @@ def bind(model: Captioner, part: Binding, split: str, seed: int) -> dict[str, fl
         name = f"{WAYS.get(ways, ways)}_way_{k}_shots"
         name += ("_induction" if induction else "") + (f"_{repeats}_repeats" if repeats else "")
         # the same episodes whatever the shots, as `at_least` is the same: cells are compared pair by pair
-        drawn = episodes(labels, ways, k, part.episodes, seed, part.words[:ways], at_least=last + 1)
+        count = part.controls if induction or repeats else part.episodes
+        drawn = episodes(labels, ways, k, count, seed, part.words[:ways], at_least=last + 1)
         figures |= {name + end: value for end, value in cell(model, part, drawn, words, ways, induction, repeats).items()}
     return figures
 
