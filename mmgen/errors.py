@@ -73,5 +73,17 @@ def check_at_least(what: str, value: float, low: float) -> float:
     return value
 
 
+def check_sizes(what: str, sizes: object) -> list[int]:
+    """Return ``sizes`` as a list if they are whole numbers of 1 or more, such as the widths of layers.
+
+    Raises:
+        UserError: they are not, or there is none.
+    """
+    good = isinstance(sizes, list | tuple) and sizes and all(type(size) is int and size >= 1 for size in sizes)
+    if not good:
+        raise UserError(what, got=repr(sizes), expected="whole numbers of 1 or more", fix=f"write {what}=[32] for example")
+    return list(sizes)
+
+
 def _one_line(text: str) -> str:
     return " ".join(text.split())

@@ -7,11 +7,14 @@ import torch
 from torch import nn
 
 from mmgen.data.batch import Batch
+from mmgen.data.vector import VectorProcessor
 from mmgen.errors import UserError
 from mmgen.latents.divergences import dependence
 from mmgen.modalities.memory_fusion import MemoryFusion
-from mmgen.models.factorized import Factorized, known
-from mmgen.models.factorized import lacking as lacking_modality
+from mmgen.models.factorized import Factorized
+from mmgen.models.missing import known
+from mmgen.models.missing import lacking as lacking_modality
+from mmgen.training.generate import generate
 
 NAMES = ("a", "b", "c")
 SIZES = (3, 5, 4)
@@ -359,9 +362,11 @@ def not_finite() -> Batch:
     [
         (lambda: batch_of().keep(["label"]), "modalities: got none for item 0, expected at least one of a, b, c"),
         (lambda: lacking(lacking(batch_of(2, "ab"), "a", 1), "b", 1), "modalities: got none for item 1"),
-        (not_finite, "b: got a number that is not finite, in item 4"),
+        (not_finite, "b of item 4: got (nan|inf|-inf), expected finite"),
         (lambda: changed(label=torch.tensor([0, 1, 2, 3, 0, 1])), "label: got 3, expected 0 to 2"),
         (lambda: changed(label=torch.tensor([0, 1, 2, -1, 0, 1])), "label: got -1, expected 0 to 2"),
+        (lambda: changed(label=torch.tensor([0, 0.5, 1, 2, 0, 1])), r"label: got torch.float32, expected torch.int64"),
+        (lambda: changed(a=torch.zeros(6, 4).double()), r"a: got shape \(4,\), expected \(3,\)"),
         (lambda: changed(d=torch.zeros(6, 2)), "modality: got d, expected a known name"),
         (lambda: changed(label=torch.zeros(6, 2, dtype=torch.long)), r"label: got \(6, 2\), expected \(6,\)"),
     ],
@@ -380,6 +385,10 @@ def test_batches_that_cannot_be_used(batch, message):
         ({"per_position": True}, r"per_position of kinds: got \['vector'\]"),
         ({"without": "generativ"}, "without: got generativ, expected a known name; did you mean 'generative'"),
         ({"independence_weight": -1}, "independence_weight: got -1"),
+        ({"mmd_weight": -1}, "mmd_weight: got -1"),
+        ({"surrogate_weight": -1}, "surrogate_weight: got -1"),
+        ({"code": 0}, "code: got 0"),
+        ({"dropout": 1.0}, "dropout: got 1.0, expected 0 or more and below 1"),
         ({"class_names": ["x"]}, r"class_names: got \['x'\], expected 3 names"),
     ],
 )
@@ -397,6 +406,7 @@ def test_settings_that_cannot_be_used(settings, message):
         ({"a": {"kind": "vector", "shape": [3], "decoder": {"hiden": [8]}}}, "modalities.a.decoder.hiden: got hiden"),
         ({"a": {"kind": "sequence", "shape": [3], "encoder": {"dimm": 8}}}, "modalities.a.encoder.dimm: got dimm"),
         ({"a": {"kind": "sequence", "shape": [3]}}, r"modalities.a.decoder: got \[\], expected its length"),
+        ({"a": {"kind": "vector", "shape": [3], "weight": -1.0}}, "modalities.a.weight: got -1.0"),
         ({"a": {"kind": "vector", "shape": [3], "noise": -1.0}}, "modalities.a.noise: got -1.0"),
         ({"a": {"kind": "text", "shape": [300], "noise": 1.0}}, "modalities.a.noise: got 1.0, expected 0 for a text"),
         ({"label": {"kind": "vector", "shape": [3]}}, "modality: got label, expected another name"),
@@ -426,3 +436,36 @@ def test_generation_options_that_are_unknown():
     ):
         with pytest.raises(UserError, match=message):
             vectors().generate(batch_of(), **options)
+    with pytest.raises(UserError, match="swap=label: got one item, expected two or more"):
+        vectors().generate(batch_of(1), to="a", swap="label")
+    for options in ({"swap": "private"}, {"private": "prior"}):
+        with pytest.raises(UserError, match="private factors: got none in this model"):
+            vectors(without="factorization").generate(batch_of(), to="a", **options)
+
+
+def test_a_swap_reaches_the_last_item_of_many():
+    model, x = vectors(names="ab").float(), torch.randn(20, 3)  # more than the command reads at once
+    model.processors |= {name: VectorProcessor([0.0] * size, [1.0] * size) for name, size in zip("ab", SIZES)}
+    whole = model.generate(Batch({"a": x}), "a", swap="private")
+    made = generate(model, {"a": x.tolist()}, "a", options=["swap=private"])
+    assert made == [[str(model.processors["a"].decode(one))] for one in whole]
+
+
+def test_a_text_without_a_mask_ends_at_its_stop():
+    text = {
+        "kind": "text",
+        "shape": [12],
+        "encoder": {"dim": 8, "depth": 1},
+        "decoder": {"dim": 8, "depth": 1, "length": 4, "stop": 2},
+    }
+    model = Factorized({"text": text}).eval()
+    ids = torch.tensor([[5, 2, 0, 0], [5, 2, 7, 9]])
+    mask = torch.tensor([[True, True, False, False]] * 2)
+    torch.testing.assert_close(
+        model.predict(Batch({"text": ids})).probs[:1].expand(2, 2), model.predict(Batch({"text": ids})).probs
+    )
+    torch.testing.assert_close(
+        model.predict(Batch({"text": ids})).probs, model.predict(Batch({"text": ids}, {"text": mask})).probs
+    )
+    with pytest.raises(UserError, match="text of item 0: got 50, expected token ids from 0 to 11"):
+        model.predict(Batch({"text": torch.tensor([[50, 2]])}))

@@ -10,6 +10,7 @@ from mmgen.latents.spaces import LOG_SCALE_BOUND, StandardPrior, diagonal_normal
 from mmgen.models import vae
 from mmgen.models.base import load
 from mmgen.models.vae import OBJECTIVES, VAE, Outcome
+from mmgen.training.prior import prior_fit
 
 SETTINGS = {"beta_tc": {"dataset_size": 50}}
 X = torch.tensor([[0.5, -1.0, 0.2, 2.0], [1.0, 0.0, -0.3, 0.4], [-1.5, 0.7, 0.1, -0.2]], dtype=torch.double)
@@ -230,6 +231,16 @@ def test_an_aggregate_prior_is_fitted_to_draws_of_the_posteriors():
         tiny().fit_prior([batch])
 
 
+def test_a_prior_that_the_data_cannot_fit_is_refused_before_training():
+    data = [{"x": torch.rand(1, 8, 8)} for _ in range(5)]
+    assert prior_fit(tiny(), data, 0) is None
+    with pytest.raises(UserError, match="prior aggregate: got 5 training items, expected at least 6, its components"):
+        prior_fit(tiny(prior="aggregate", prior_settings={"components": 6}), data, 0)
+    model = tiny(prior="aggregate", prior_settings={"components": 5}).eval()
+    prior_fit(model, data, 0)(model)
+    assert model.prior.mean.any()
+
+
 @pytest.mark.parametrize("prior", ["mixture", "flow"])
 def test_learned_priors(prior):
     settings = {"mixture": {"components": 3}, "flow": {"transforms": 2, "hidden": 8}}[prior]
@@ -322,7 +333,13 @@ def test_traversal_moves_one_latent_at_a_time():
         (lambda: VAE(objective="betta"), "objective: got betta.*did you mean 'beta"),
         (lambda: VAE(objective="beta", settings={"gamma": 2.0}), "setting of beta: got gamma"),
         (lambda: VAE(objective="beta", settings={"beta": -1.0}), "settings.beta: got -1.0"),
-        (lambda: VAE(objective="beta", settings={"beta": "much"}), "settings.beta: got much, expected a number"),
+        (lambda: VAE(objective="beta", settings={"beta": math.inf}), "settings.beta: got inf, expected a finite number"),
+        (lambda: VAE(objective="wae_mmd", settings={"unbiased": "no"}), "settings.unbiased: got 'no', expected true or false"),
+        (lambda: VAE(objective="factor", discriminator=10), "discriminator: got 10, expected whole numbers of 1 or more"),
+        (lambda: VAE(decoder={"broadcast": [0]}), r"decoder.broadcast: got \[0\], expected whole numbers"),
+        (lambda: VAE(encoder={"hidden": 64}), "encoder.hidden: got 64, expected whole numbers"),
+        (lambda: VAE(encoder={"shape": 3}), "encoder.shape: got shape, expected a known name"),
+        (lambda: VAE(objective="beta", settings={"beta": "much"}), "settings.beta: got 'much', expected a number"),
         (lambda: VAE(objective="beta_tc"), "settings of beta_tc: got {}, expected a dataset_size"),
         (lambda: VAE(objective="beta_tc", settings={"dataset_size": 9, "sampling": "uniform"}), "sampling: got uniform"),
         (lambda: VAE(objective="annealed", settings={"capacity_steps": 0}), "settings.capacity_steps: got 0"),

@@ -1,5 +1,6 @@
 """How far distributions are apart: KL, MMD, total correlation, and the covariance penalties of DIP-VAE."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -150,7 +151,7 @@ def gaussian_kernel(points: Tensor, bandwidth: float | Sequence[float] | None = 
         squares = torch.where(median > 0, median, 1.0)[None]
     else:
         widths = [bandwidth] if isinstance(bandwidth, int | float) else list(bandwidth)
-        if not widths or not min(widths) > 0:
+        if not widths or not all(0 < width < math.inf for width in widths):
             raise UserError("bandwidth", got=bandwidth, expected="numbers > 0", fix="set 1.0, or None for the median rule")
         squares = torch.tensor(widths, dtype=points.dtype, device=points.device).square()
     return (-distances / (2 * squares[:, None, None])).exp().mean(0)

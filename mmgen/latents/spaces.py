@@ -98,8 +98,8 @@ class AggregatePrior(nn.Module):
     """p(z) = N(0, 1) while the model trains; then sum_c w_c N(mu_c, sigma_c^2), a mixture fitted to its posteriors.
 
     What fits the posteriors of the training data best is their mean, the aggregate posterior 1/N sum_n q(z | x_n): N(0, 1) has
-    mass between its clusters, where decoders have learned nothing. `fit` takes draws of it; before, the mixture is N(0, 1)
-    too.
+    mass between its clusters, where decoders have learned nothing. `fit` takes draws of it; from then on p(z) is the mixture
+    in eval mode, losses included, and N(0, 1) in training.
 
     Args:
         latent_dim: size k of z.
@@ -127,7 +127,7 @@ class AggregatePrior(nn.Module):
 
     def forward(self) -> Independent | MixtureSameFamily:
         """p(z), batch shape (), event (k,)."""
-        if self.training:
+        if self.training or not self.mean.any():  # not fitted yet
             return diagonal_normal(torch.zeros_like(self.mean[0]), torch.ones_like(self.mean[0]))
         return gaussian_mixture(self.weight.log(), self.mean, self.scale)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import Independent
 
 from mmgen.distributions import Likelihood
-from mmgen.errors import UserError, nearest
+from mmgen.errors import UserError, check_sizes, nearest
 from mmgen.modalities.convolution import Deconvolution
 from mmgen.modalities.frozen import freeze
 from mmgen.modalities.vector import multilayer_perceptron
@@ -179,7 +179,9 @@ class PixelEncoder(nn.Module):
     def __init__(self, shape: tuple[int, int, int], dim: int = 128, hidden: Sequence[int] = (256,)) -> None:
         super().__init__()
         self.dim = dim
-        self.layers = nn.Sequential(*multilayer_perceptron([math.prod(shape), *hidden, dim]), nn.SiLU())
+        self.layers = nn.Sequential(
+            *multilayer_perceptron([math.prod(shape), *check_sizes("encoder.hidden", hidden), dim]), nn.SiLU()
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """images (b, c, h, w) -> (b, d)."""
@@ -244,7 +246,7 @@ class BroadcastDecoder(nn.Module):
         scale: float | None = None,
     ) -> None:
         super().__init__()
-        self.shape = tuple(shape)
+        self.shape, broadcast = tuple(shape), check_sizes("decoder.broadcast", broadcast)
         down, across = (torch.linspace(-1, 1, side) for side in self.shape[1:])
         self.register_buffer("places", torch.cartesian_prod(down, across), persistent=False)  # (h w, 2)
         # the first layer, of z and place side by side, in two parts: z goes through it once, not once a pixel

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from mmgen.errors import UserError, check_one_of
 from mmgen.modalities.audio import AudioDecoder, AudioEncoder
@@ -24,6 +24,7 @@ ENCODERS = {
 KINDS = ("image", "text", "audio", "vector")
 DECODERS = {"image": ImageDecoder, "text": TextDecoder, "audio": AudioDecoder, "vector": VectorDecoder}
 PICTURES = ("backbone", "hidden")
+OWN = ("latent_dim", "shape", "size", "vocabulary", "length")  # arguments that the data settle
 
 
 def build_encoder(kind: str, shape: list[int], settings: dict[str, Any]) -> nn.Module:
@@ -35,10 +36,13 @@ def build_encoder(kind: str, shape: list[int], settings: dict[str, Any]) -> nn.M
     check_one_of("kind", kind, KINDS)
     length = {"image": 3, "audio": 2}.get(kind, 1)
     if len(shape) != length:
-        raise UserError("shape", got=shape, expected=f"{length} numbers for {kind}", fix="see the Classifier's documentation")
+        raise UserError(
+            "shape", got=shape, expected=f"{length} numbers for {kind}", fix="see the documentation of build_decoder"
+        )
     encoder = ENCODERS[next((key for key in PICTURES if kind == "image" and key in settings), kind)]
     for key in settings:
-        check_one_of(f"encoder.{key}", key, inspect.signature(encoder).parameters)
+        known = [name for name in inspect.signature(encoder).parameters if name not in OWN]
+        check_one_of(f"encoder.{key}", key, known)
     if encoder is ImageEncoder:
         return ImageEncoder(**settings)
     return encoder(shape[0] if length == 1 else tuple(shape), **settings)
@@ -70,8 +74,46 @@ def build_decoder(kind: str, latent_dim: int, shape: Sequence[int], settings: di
     6
     """
     decoder = decoder_class(kind, settings)
-    own = ("latent_dim", "shape", "size", "vocabulary", "length")
     for key in settings:
-        check_one_of(f"decoder.{key}", key, [name for name in inspect.signature(decoder).parameters if name not in own])
+        known = [name for name in inspect.signature(decoder).parameters if name not in OWN]
+        check_one_of(f"decoder.{key}", key, known)
     values = list(shape) if kind in ("text", "vector") else [tuple(shape)]
     return decoder(latent_dim, *values, **settings)
+
+
+def check_values(name: str, x: Tensor, kind: str, shape: Sequence[int], family: str = "normal") -> None:
+    """Fail unless x (b, ...) can be values of the modality ``name``.
+
+    Args:
+        name: for the message.
+        x: values of b items.
+        kind: a key of `DECODERS`, or "sequence", whose positions have the shape.
+        shape: of one value, see `build_decoder`.
+        family: of the likelihood that they are given to.
+
+    Raises:
+        UserError: another shape, a number that is not finite, token ids out of the vocabulary or no whole numbers, or values
+            without probability under the likelihood.
+    """
+    if kind == "text":
+        low, high, expected = 0, shape[0] - 1, f"token ids from 0 to {shape[0] - 1}"
+        fix = "use the model's own processor"
+        if x.is_floating_point():
+            raise UserError(name, got=str(x.dtype), expected="token ids, torch.int64", fix=fix)
+    else:
+        one = tuple(x.shape[2 if kind == "sequence" else 1 :])
+        if one != tuple(shape):
+            raise UserError(name, got=f"shape {one}", expected=f"{tuple(shape)}", fix="use the model's own processor")
+        finite = x.isfinite()
+        if not finite.all():
+            item, value = (~finite).nonzero()[0, 0].item(), x[~finite][0].item()
+            fix = "mend the value, or mark the modality as missing"
+            raise UserError(f"{name} of item {item}", got=value, expected="finite numbers", fix=fix)
+        if "bernoulli" not in family:
+            return
+        low, high, expected = 0, 1, f"0 to 1 for the likelihood {family}"
+        fix = 'scale it, or set the likelihood "normal"'
+    wrong = (x < low) | (x > high)
+    if wrong.any():
+        item, value = wrong.nonzero()[0, 0].item(), x[wrong][0].item()
+        raise UserError(f"{name} of item {item}", got=value, expected=expected, fix=fix)

@@ -57,6 +57,8 @@ class Model(nn.Module, ModelHubMixin):
     sequences: ClassVar[tuple[str, ...]] = ()
     #: whether `generate` can start from nothing: an item without any modality then comes from the prior
     from_prior: ClassVar[bool] = False
+    #: options of `generate` with which an item takes something from the others: it must then see all of them at once
+    across_items: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self) -> None:
         super().__init__()

@@ -14,15 +14,16 @@ from torch.distributions import Categorical, Distribution, Laplace
 from torch.nn import functional as F
 
 from mmgen.data.batch import Batch
-from mmgen.distributions import AutoregressiveCategorical, draw
+from mmgen.distributions import AutoregressiveCategorical, draw, until_stop
 from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.latents.divergences import dependence, mmd
 from mmgen.latents.fusion import subsets
-from mmgen.modalities.kinds import KINDS, build_encoder, decoder_class
+from mmgen.modalities.kinds import KINDS, build_encoder, check_values, decoder_class
 from mmgen.modalities.memory_fusion import MemoryFusion
 from mmgen.modalities.sequence import SequenceDecoder, SequenceEncoder
 from mmgen.modalities.vector import VectorDecoder, multilayer_perceptron
 from mmgen.models.base import Losses, Model
+from mmgen.models.missing import known, lacking, masked_mean
 
 PARTS = ("", "generative", "factorization")
 
@@ -137,6 +138,7 @@ class Factorized(Model):
     """
 
     name = "factorized"
+    across_items = ("swap",)
 
     def __init__(
         self,
@@ -159,6 +161,12 @@ class Factorized(Model):
         super().__init__()
         self.modalities = {name: _modality(name, values) for name, values in (modalities or {}).items()}
         check_at_least("modalities", len(self.modalities), 1)
+        for what, value in (("code", code), ("factor", factor), ("hidden", hidden), ("memory", memory)):
+            check_at_least(what, value, 1)
+        for what, value in (("mmd_weight", mmd_weight), ("surrogate_weight", surrogate_weight)):
+            check_at_least(what, value, 0)
+        if not 0 <= dropout < 1:
+            raise UserError("dropout", got=dropout, expected="0 or more and below 1", fix="use 0.2 for example")
         check_one_of("fusion", fusion, ["concatenation", "memory"])
         check_one_of("without", without, PARTS)
         kinds = {m.kind for m in self.modalities.values()}
@@ -272,6 +280,11 @@ class Factorized(Model):
         check_one_of("swap", swap, ["none", "label", "private"])
         check_one_of("private", private, ["inferred", "prior"])
         check_at_least("n", n, 1)
+        if not self.private and "private" in (swap, "private" if private == "prior" else ""):
+            fix = "use a model that is built without an ablation"
+            raise UserError("private factors", got="none in this model", expected="some to change", fix=fix)
+        if swap != "none" and given.size < 2:
+            raise UserError(f"swap={swap}", got="one item", expected="two or more", fix="give another item to swap with")
         codes = self._codes(self._read(given.without("label")))
         if swap != "none":
             codes = {k: z.roll(-1, 0) if (k == "label") == (swap == "label") else z for k, z in codes.items()}
@@ -294,9 +307,9 @@ class Factorized(Model):
         parameters = list(inspect.signature(decoder).parameters.values())
         for key in modality.decoder:
             check_one_of(f"modalities.{name}.decoder.{key}", key, [p.name for p in parameters])
-        for lacking in [p.name for p in parameters[2:] if p.default is p.empty and p.name not in modality.decoder]:
-            got, fix = sorted(modality.decoder), f"add modalities.{name}.decoder.{lacking}"
-            raise UserError(f"modalities.{name}.decoder", got=got, expected=f"its {lacking}", fix=fix)
+        for absent in [p.name for p in parameters[2:] if p.default is p.empty and p.name not in modality.decoder]:
+            got, fix = sorted(modality.decoder), f"add modalities.{name}.decoder.{absent}"
+            raise UserError(f"modalities.{name}.decoder", got=got, expected=f"its {absent}", fix=fix)
         return decoder(*values, **modality.decoder)
 
     def _read(self, batch: Batch) -> _Seen:
@@ -309,7 +322,12 @@ class Factorized(Model):
                 continue
             x, there = batch[name], batch.present[name]  # (b, ...), (b,)
             if name in self.sequences:
-                mask = batch.masks.get(name, torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)) & there[:, None]
+                if name in batch.masks:
+                    mask = batch.masks[name] & there[:, None]
+                elif self.modalities[name].kind == "text":
+                    mask = until_stop(x, self.modalities[name].decoder.get("stop")) & there[:, None]
+                else:  # all of it is real
+                    mask = there[:, None].expand(x.shape[:2])
                 there = mask if self.per_position else there
             if not there.any():
                 continue
@@ -317,10 +335,9 @@ class Factorized(Model):
                 masks[name] = mask  # (b, t)
             values[name] = x = torch.where(there.reshape(*there.shape, *[1] * (x.ndim - there.ndim)), x, 0)
             present[name] = there
-            if x.is_floating_point() and not x.isfinite().all():
-                item = (~x.flatten(1).isfinite().all(1)).nonzero()[0].item()
-                got = f"a number that is not finite, in item {item}"
-                raise UserError(name, got=got, expected="finite numbers", fix="drop the item, or fill the feature in")
+            kind, shape = self.modalities[name].kind, self.modalities[name].shape
+            family = "" if kind == "text" or name not in self.decoders else self.decoders[name].likelihood.family
+            check_values(name, x, kind, shape, family)
         aligned = present if self.fusion is None else masks
         lengths = {name: tuple(where.shape) for name, where in aligned.items()}
         if len(set(lengths.values())) > 1:
@@ -444,6 +461,9 @@ class Factorized(Model):
         if self.per_position:
             there = there[:, None] & batch.masks.get("label", torch.ones_like(labels, dtype=torch.bool))  # (b, t)
         labels = torch.where(there, labels, 0)
+        if self.classes is not None and labels.is_floating_point():
+            fix = "convert it with .long(), or set classes=None for numbers"
+            raise UserError("label", got=str(labels.dtype), expected="torch.int64", fix=fix)
         if self.classes is None:
             wrong, expected = labels[~labels.isfinite()], "a finite number"
         else:
@@ -451,22 +471,6 @@ class Factorized(Model):
         if len(wrong):
             raise UserError("label", got=wrong[0].item(), expected=expected, fix="check the column and `classes`")
         return labels, there & seen.real
-
-
-def known(features: list[Tensor], present: Tensor) -> Tensor:
-    """What a surrogate reads: the features (..., d) of modalities that are there, present (m, s, ...), and which they are."""
-    parts = [torch.where(there[..., None], x, 0.0) for x, there in zip(features, present)]  # (s, ..., d) each
-    return torch.cat([*parts, present.movedim(0, -1).to(parts[0].dtype)], -1)  # (s, ..., sum d + m)
-
-
-def lacking(present: Tensor, i: int) -> Tensor:
-    """``present`` (m, ...) with modality ``i`` taken away from all."""
-    return present & (torch.arange(len(present), device=present.device) != i).reshape(-1, *[1] * (present.ndim - 1))
-
-
-def masked_mean(values: Tensor, rows: Tensor, of: Tensor | None = None) -> Tensor:
-    """The sum of ``values`` over ``rows``, by the number of them, or of those in ``of``; 0 where there is none."""
-    return torch.where(rows, values, 0.0).sum() / (rows if of is None else of).sum().clamp(min=1)
 
 
 def _modality(name: str, values: dict[str, Any]) -> Modality:
@@ -479,7 +483,8 @@ def _modality(name: str, values: dict[str, Any]) -> Modality:
             fix = f"add modalities.{name}.{key}"
             raise UserError(f"modalities.{name}", got=sorted(values), expected="kind and shape", fix=fix)
     check_one_of(f"modalities.{name}.kind", values["kind"], [*KINDS, "sequence"])
-    check_at_least(f"modalities.{name}.noise", values.get("noise", 0.0), 0)
+    for key, low in (("noise", 0), ("weight", 0), ("code", 1), ("factor", 1)):
+        check_at_least(f"modalities.{name}.{key}", values.get(key, low), low)
     if values.get("noise") and values["kind"] == "text":
         raise UserError(f"modalities.{name}.noise", got=values["noise"], expected="0 for a text", fix="leave it out")
     return Modality(**values)

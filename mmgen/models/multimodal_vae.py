@@ -26,7 +26,7 @@ from mmgen.latents.fusion import (
 )
 from mmgen.latents.importance import importance_bound
 from mmgen.latents.spaces import GaussianHead, fit_prior, make_prior, rsample
-from mmgen.modalities.kinds import DECODERS, build_decoder, build_encoder
+from mmgen.modalities.kinds import DECODERS, build_decoder, build_encoder, check_values
 from mmgen.models.base import Losses, Model
 
 LENGTHS = {"image": 3, "text": 2, "audio": 2, "vector": 1}
@@ -308,30 +308,10 @@ class MultimodalVAE(Model):
                 masks[name] = real & here[:, None]  # (b, t)
                 x = torch.where(masks[name], x, 0)
             values[name] = torch.where(here.reshape(-1, *[1] * (x.dim() - 1)), x, torch.zeros_like(x))
-            self._check_values(name, values[name])
+            kind, shape = self.modalities[name]["kind"], self.modalities[name]["shape"]
+            family = "" if kind == "text" else self.decoders[name].likelihood.family
+            check_values(name, values[name], kind, shape, family)
         return Batch(values, masks, present)
-
-    def _check_values(self, name: str, x: Tensor) -> None:
-        kind, shape = self.modalities[name]["kind"], tuple(self.modalities[name]["shape"])
-        if kind == "text":
-            low, high, expected, fix = 0, shape[0] - 1, f"token ids from 0 to {shape[0] - 1}", "use the model's own processor"
-        else:
-            if tuple(x.shape[1:]) != shape:
-                fix = "use the model's own processor"
-                raise UserError(name, got=f"shape {tuple(x.shape[1:])}", expected=f"{shape}", fix=fix)
-            finite = x.isfinite()
-            if not finite.all():
-                item, value = (~finite).nonzero()[0, 0].item(), x[~finite][0].item()
-                fix = "mend the value, or mark the modality as missing"
-                raise UserError(f"{name} of item {item}", got=value, expected="finite numbers", fix=fix)
-            if "bernoulli" not in self.decoders[name].likelihood.family:
-                return
-            low, high, expected = 0, 1, f"0 to 1 for the likelihood {self.decoders[name].likelihood.family}"
-            fix = 'scale it, or set the likelihood "normal"'
-        wrong = (x < low) | (x > high)
-        if wrong.any():
-            item, value = wrong.nonzero()[0, 0].item(), x[wrong][0].item()
-            raise UserError(f"{name} of item {item}", got=value, expected=expected, fix=fix)
 
 
 def check_modality(name: str, values: dict[str, Any]) -> dict[str, Any]:

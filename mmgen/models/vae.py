@@ -13,7 +13,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from mmgen.data.batch import Batch
-from mmgen.errors import UserError, check_at_least, check_one_of
+from mmgen.errors import UserError, check_at_least, check_one_of, check_sizes
 from mmgen.latents.divergences import covariance_penalty, decompose_kl, density_ratio_tc, kl, mmd, permute_dims
 from mmgen.latents.importance import importance_bound
 from mmgen.latents.spaces import GaussianHead, fit_prior, make_prior, rsample
@@ -179,7 +179,7 @@ class VAE(Model):
         self.prior = make_prior(prior, latent_dim, **(prior_settings or {}))
         if objective == "factor":
             self.phases = ("train", "discriminator")
-            self.discriminator = multilayer_perceptron([latent_dim, *discriminator, 2])
+            self.discriminator = multilayer_perceptron([latent_dim, *check_sizes("discriminator", discriminator), 2])
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -292,10 +292,11 @@ class VAE(Model):
         """
         check_at_least("samples", samples, 1)
         x, observed = self._observed(batch)  # (b', *shape)
-        q, size = self.posterior(x), max(1, 1024 // len(x))
-        total = -samples * kl(q, self.prior(), samples)  # (b',)
+        q, prior, size = self.posterior(x), self.prior(), max(1, 1024 // len(x))
+        total = x.new_zeros(len(x))
         for start in range(0, samples, size):
-            total += self.decoder(rsample(q, (min(size, samples - start),))).log_prob(x).sum(0)
+            n = min(size, samples - start)
+            total += self.decoder(rsample(q, (n,))).log_prob(x).sum(0) - n * kl(q, prior, n)  # (b',)
         return _placed(total / samples, observed)
 
     def log_likelihood(self, batch: Batch, samples: int = 1) -> Tensor:
@@ -361,8 +362,12 @@ def check_settings(objective: str, settings: dict[str, Any]) -> dict[str, Any]:
         what, kind = f"settings.{name}", known[check_one_of(f"setting of {objective}", name, known)].annotation
         if kind in (int, float):
             if not isinstance(value, int if kind is int else int | float) or isinstance(value, bool):
-                raise UserError(what, got=value, expected=f"a number ({kind.__name__})", fix=f"write {what}=2")
+                raise UserError(what, got=repr(value), expected=f"a number ({kind.__name__})", fix=f"write {what}=2")
             check_at_least(what, value, 1 if kind is int else 0)  # counts are of steps and items
+            if value == math.inf:
+                raise UserError(what, got=value, expected="a finite number", fix=f"write {what}=2")
+        elif kind is bool and not isinstance(value, bool):
+            raise UserError(what, got=repr(value), expected="true or false", fix=f"write {what}=true")
     if "sampling" in settings:
         check_one_of("settings.sampling", settings["sampling"], ["stratified", "weighted"])
     return settings

@@ -38,6 +38,7 @@ def generate(model: Model, given: dict[str, list[str]], to: str, n: int = 1, see
         UserError: a modality or an option the model does not know, or a number of items that differs.
     """
     check_at_least("--n", n, 1)
+    to = ",".join(name.strip() for name in to.split(","))
     counts = {name: len(values) for name, values in given.items()}
     if len(set(counts.values())) > 1:
         fix = "repeat each option as often as the others"
@@ -58,7 +59,8 @@ def generate(model: Model, given: dict[str, list[str]], to: str, n: int = 1, see
     check_options(model, values)
     device = PartialState().device
     if given:
-        batches = [collate(rows[i : i + AT_ONCE], model.sequences) for i in range(0, len(rows), AT_ONCE)]
+        size = len(rows) if values.keys() & model.across_items else AT_ONCE
+        batches = [collate(rows[i : i + size], model.sequences) for i in range(0, len(rows), size)]
     else:  # one item that lacks everything
         batches = [Batch({model.inputs[0]: torch.zeros(1)}, present={model.inputs[0]: torch.tensor([False])})]
     model, generator = model.to(device), torch.Generator().manual_seed(seed)

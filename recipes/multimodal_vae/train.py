@@ -38,11 +38,11 @@ from mmgen.models.multimodal_vae import OBJECTIVES, MultimodalVAE
 from mmgen.training.config import FitConfig, build_config, section_of
 from mmgen.training.loop import fit
 from mmgen.training.model_card import ModelCard, contact_sheet, write_model_card
+from mmgen.training.prior import prior_fit
 from mmgen.training.recipe import Recipe, load_recipe, read_json, run_details
 from mmgen.training.report import Sample, write_report
 
 AT_ONCE = 250  # items generated together
-PRIOR_ITEMS = 10_000  # training items that the prior "aggregate" is fitted to
 
 
 @dataclass
@@ -163,14 +163,8 @@ def train(config: Config, run: Path, resume: bool) -> None:
         made = from_prior(model, 16, torch.Generator().manual_seed(config.seed))
         contact_sheet([shown(model, made, i) for i in range(16)]).save(place.with_suffix(".png"))
 
-    def finish(model: MultimodalVAE) -> None:
-        items = range(min(PRIOR_ITEMS, len(data)))
-        parts = (items[start : start + AT_ONCE] for start in items[::AT_ONCE])
-        batches = (collate([data[i] for i in part], model.sequences).to(model.step.device) for part in parts)
-        model.fit_prior(batches, torch.Generator().manual_seed(config.seed))
-
-    more = {"finish": finish} if config.model.prior == "aggregate" else {}
-    fit(model, data, replace(config.fit, seed=config.seed), run, samples=samples, resume=resume, **more)
+    finish = prior_fit(model, data, config.seed)
+    fit(model, data, replace(config.fit, seed=config.seed), run, samples=samples, resume=resume, finish=finish)
 
 
 def from_prior(model: MultimodalVAE, n: int, generator: torch.Generator) -> dict[str, Tensor]:

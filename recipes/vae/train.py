@@ -30,10 +30,9 @@ from mmgen.models.vae import VAE, check_settings
 from mmgen.training.config import FitConfig
 from mmgen.training.loop import fit
 from mmgen.training.model_card import ModelCard, write_model_card
+from mmgen.training.prior import prior_fit
 from mmgen.training.recipe import Recipe, read_json, run_details
 from mmgen.training.report import Sample, picture_grid, write_report
-
-PRIOR_ITEMS = 10_000  # training items that the prior "aggregate" is fitted to
 
 
 @dataclass
@@ -159,13 +158,8 @@ def train_vae(config: Config, run: Path, resume: bool) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         reconstructions(model, shown.to(model.step.device)).save(place.with_suffix(".png"))
 
-    def finish(model: VAE) -> None:
-        items = range(min(PRIOR_ITEMS, len(data)))
-        batches = (data.batch(items[start : start + 256]).to(model.step.device) for start in items[::256])
-        model.fit_prior(batches, torch.Generator().manual_seed(config.seed))
-
-    more = {"finish": finish} if config.model.prior == "aggregate" else {}
-    fit(model, data, replace(config.fit, seed=config.seed), run, samples=samples, resume=resume, **more)
+    finish = prior_fit(model, data, config.seed)
+    fit(model, data, replace(config.fit, seed=config.seed), run, samples=samples, resume=resume, finish=finish)
 
 
 def as_pictures(model: VAE, x: Tensor) -> list[Image.Image]:

@@ -1,0 +1,43 @@
+"""After training: the prior "aggregate" fitted to the posteriors of the training data."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from mmgen.data.batch import collate
+from mmgen.errors import UserError
+from mmgen.latents.spaces import AggregatePrior
+from mmgen.models.multimodal_vae import MultimodalVAE
+from mmgen.models.vae import VAE
+
+ITEMS = 10_000  # that it is fitted to, the first of the data
+AT_ONCE = 250
+
+
+def prior_fit(
+    model: VAE | MultimodalVAE, data: Sequence[Mapping[str, Tensor | None]], seed: int
+) -> Callable[[VAE | MultimodalVAE], None] | None:
+    """What `mmgen.training.loop.fit` has to call at the end: the fit of the prior "aggregate"; None for another prior.
+
+    Args:
+        model: about to be trained.
+        data: rows of training items, as `collate` takes them; a draw from the posterior of each of the first `ITEMS` is used.
+        seed: of the draws.
+
+    Raises:
+        UserError: the items are fewer than the prior's components, which would be found out after training only.
+    """
+    if not isinstance(model.prior, AggregatePrior):
+        return None
+    components, items = len(model.prior.weight), range(min(ITEMS, len(data)))
+    if len(items) < components:
+        got, fix = f"{len(items)} training items", f"set model.prior_settings.components={len(items)} or less"
+        raise UserError("prior aggregate", got=got, expected=f"at least {components}, its components", fix=fix)
+
+    def finish(model: VAE | MultimodalVAE) -> None:
+        parts = (items[start : start + AT_ONCE] for start in items[::AT_ONCE])
+        batches = (collate([data[i] for i in part], model.sequences).to(model.step.device) for part in parts)
+        model.fit_prior(batches, torch.Generator().manual_seed(seed))
+
+    return finish
