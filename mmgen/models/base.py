@@ -109,12 +109,11 @@ class Model(nn.Module, ModelHubMixin):
         return decayed([p for p in self.parameters() if p.requires_grad])
 
     def own_state(self) -> dict[str, Tensor]:
-        """The state dict without the frozen parts, which are named in the config and never change.
+        """The state dict without the frozen parts, which are named in the config and never change; tied weights once.
 
         Sharded tensors are gathered, so of a sharded model every process must call this.
         """
-        skipped = frozen_prefixes(self)
-        return {key: whole(value) for key, value in self.state_dict().items() if not key.startswith(skipped)}
+        return {key: whole(value) for key, value in self._own().items()}
 
     def load_own_state(self, state: dict[str, Tensor], source: str = "weights") -> None:
         """Load what `own_state` returned.
@@ -122,8 +121,7 @@ class Model(nn.Module, ModelHubMixin):
         Raises:
             UserError: the names or shapes are those of another model.
         """
-        skipped = frozen_prefixes(self)
-        own = {key: value for key, value in self.state_dict().items() if not key.startswith(skipped)}
+        own = self._own()
         wrong = sorted(own.keys() ^ state.keys()) or [k for k in own if own[k].shape != state[k].shape]
         if wrong:
             expected = f"the weights of this {self.name}"
@@ -134,6 +132,11 @@ class Model(nn.Module, ModelHubMixin):
                 fix="use the config and the weights of one run",
             )
         self.load_state_dict({key: like(value, own[key]) for key, value in state.items()}, strict=False)
+
+    def _own(self) -> dict[str, Tensor]:
+        tied = {name for name, _ in self.named_parameters(remove_duplicate=False)} - dict(self.named_parameters()).keys()
+        skipped = frozen_prefixes(self)
+        return {key: value for key, value in self.state_dict().items() if key not in tied and not key.startswith(skipped)}
 
     def _undefined(self, verb: str) -> UserError:
         defined = [v for v in _VERBS if getattr(type(self), v) is not getattr(Model, v)]

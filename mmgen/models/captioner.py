@@ -22,6 +22,7 @@ from mmgen.modalities.image import ImageEncoder, colour_histogram, fingerprint
 from mmgen.models.base import Losses, Model, decayed
 
 MEMORY = ("memory_words", "memory_texts")
+RATES = {"trained": 0.1, "scratch": 1.0}  # of a language model that is trained, over that of the soft words
 
 
 class Captioner(Model):
@@ -36,8 +37,10 @@ class Captioner(Model):
     learned constant prompt.
 
     Args:
-        language_model: folder, Hub name, installed package, or ``tiny``; never changed and not saved with the model.
-        dtype: of the frozen language model: ``bf16``, ``fp16``, ``fp32``.
+        language_model: folder, Hub name, installed package, or ``tiny``; frozen, it is not saved with the model.
+        dtype: of the language model: ``bf16``, ``fp16``, ``fp32``.
+        language_model_weights: ``frozen``; two controls train them too in the phase ``train``: ``trained`` from where they
+            are, at a tenth of the learning rate, and ``scratch`` from random ones. They need ``fp32``.
         modality: ``image`` or ``audio``.
         encoder: a timm name; audio has one encoder, which is trained.
         weights: where the image encoder's weights come from, see `mmgen.modalities.image.ImageEncoder`.
@@ -86,6 +89,7 @@ class Captioner(Model):
         hard: bool = True,
         members: int = 1,
         words_weight: float = 0.3,
+        language_model_weights: Literal["frozen", "trained", "scratch"] = "frozen",
     ) -> None:
         super().__init__()
         for what, value in (("size", size), ("grid", grid), ("words", words), ("width", width)):
@@ -95,8 +99,8 @@ class Captioner(Model):
             raise UserError("dropout", got=dropout, expected="0 or more and below 1", fix="use 0.2 for example")
         self.modality, self.stages, self.grid = check_one_of("modality", modality, ("image", "audio")), list(stages), grid
         self.trained_encoder, self.colours = trained_encoder or modality == "audio", colours
-        self.words_weight = words_weight
-        self.language_model = lm = PrefixLanguageModel(language_model, dtype)
+        self.words_weight, self.language_model_weights = words_weight, language_model_weights
+        self.language_model = lm = PrefixLanguageModel(language_model, dtype, language_model_weights)
         if modality == "image":
             self.encoder = ImageEncoder(encoder, weights, frozen=not trained_encoder)
             self.encoder.map_dims(self.stages)  # fails for a stage that is not there
@@ -121,10 +125,11 @@ class Captioner(Model):
         self.register_buffer("vocabulary", torch.cat([ids, ids.new_tensor([self._end])]).unique(), persistent=False)  # sorted
         texts = {"before": before, "between": between, "after": after}
         self.text = nn.ParameterDict({k: nn.Parameter(lm.prompt([[t]]).embeddings[0].float()) for k, t in texts.items()})
-        digest = bytes.fromhex(fingerprint(lm.model))
+        # tells which language model a prefix was trained for; one that is trained itself is saved
+        digest = bytes.fromhex(fingerprint(lm.model)) if language_model_weights == "frozen" else b""
         for name in MEMORY:  # filled by `remember`
             self.register_buffer(name, torch.zeros((0, words), dtype=torch.long))
-        self.register_buffer("language_model_digest", torch.frombuffer(bytearray(digest), dtype=torch.uint8))
+        self.register_buffer("language_model_digest", torch.tensor(list(digest), dtype=torch.uint8))
 
     def features(self, batch: Batch) -> Tensor:
         """(b, c): the encoder's features, or those that ``batch["features"]`` holds; their mean where they are missing."""
@@ -333,10 +338,16 @@ class Captioner(Model):
 
     def phase_parameters(self, phase: str) -> list[dict[str, Any]]:
         """The prompt around the words learns faster, and only where the language model reads it."""
-        prompt = list(self.text.values())
-        others = [p for p in self.parameters() if p.requires_grad and not any(p is q for q in prompt)]
-        faster = [{"params": prompt, "weight_decay": 0.0, "scale": 6.0}] if phase == "train" else []
-        return [*decayed(others), *faster]
+        return self._groups(phase, list(self.text.values()), scale=6.0)
+
+    def _groups(self, phase: str, prompt: list[nn.Parameter], scale: float) -> list[dict[str, Any]]:
+        read = [p for p in self.language_model.parameters() if p.requires_grad]
+        apart = {id(p) for p in [*prompt, *read]}
+        groups = decayed([p for p in self.parameters() if p.requires_grad and id(p) not in apart])
+        if phase == "train":
+            groups.append({"params": prompt, "weight_decay": 0.0, "scale": scale})
+            groups += [{**group, "scale": RATES[self.language_model_weights]} for group in decayed(read)]
+        return groups
 
     def load_own_state(self, state: dict[str, Tensor], source: str = "weights") -> None:
         """As the base class, after checking that the language model is the one this prefix was trained for."""
@@ -357,7 +368,7 @@ class Captioner(Model):
 
     @property
     def _table(self) -> Tensor:
-        return self.language_model.embed(self.vocabulary).to(self.words.mean.dtype)  # (v, d)
+        return self.language_model.embed(self.vocabulary).detach().to(self.words.mean.dtype)  # (v, d)
 
     def _named(self, logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         """-log p of the `targets` of texts, summed over soft words: logits (b, n, v); ids, mask (b, t) -> (b,)."""

@@ -41,9 +41,10 @@ class Modality:
         code: size of z_m.
         factor: size of f_m.
         weight: of -log p(x_m | f_y, f_m) in the loss.
-        noise: standard deviation s of what is added to its values in training before they are read; they are divided by
-            sqrt(1 + s^2) always. The decoder learns the values themselves. Where a modality tells more about the labels it was
-            trained on than about others, as features do that were themselves trained on those labels, this takes it away.
+        noise: standard deviation s of what is added to its values in training; they are divided by sqrt(1 + s^2) always. What
+            is read is what is reconstructed, noise and all: else the label factor would learn to undo it. Where a modality
+            tells more about the labels it was trained on than about others, as features do that were themselves trained on
+            those labels, this takes it away.
     """
 
     kind: str
@@ -68,7 +69,7 @@ class Factors:
 class _Seen:
     """A batch as the encoders see it; ``label`` and ``private`` hold features (..., d), zero where a modality is missing."""
 
-    values: dict[str, Tensor]
+    values: dict[str, Tensor]  # as they are read, with noise in training
     masks: dict[str, Tensor]
     present: dict[str, Tensor]  # modality -> (...) bool: (b,), or (b, t) where positions have labels of their own
     label: list[Tensor]  # of all modalities, what the label factor is inferred from
@@ -243,7 +244,7 @@ class Factorized(Model):
         return self._factors(self._codes(self._read(batch)))
 
     def decode(self, factors: Factors, to: str) -> Distribution:
-        """p(to | f_y, f_to), or p(label | f_y): batch shape (...) of the factors."""
+        """p(to | f_y, f_to), or p(label | f_y): batch shape (...) of the factors; with noise s, of to / sqrt(1 + s^2)."""
         if to == "label":
             scores = self.label_head(factors.label)  # (..., classes or 1)
             scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
@@ -295,7 +296,9 @@ class Factorized(Model):
         made = self.decode(self._factors(codes), to)
         if isinstance(made, Categorical):
             return draw(made.probs.flatten(0, -2), 1, generator).reshape(made.batch_shape)
-        return made.sample((), generator) if isinstance(made, AutoregressiveCategorical) else made.mean
+        if isinstance(made, AutoregressiveCategorical):
+            return made.sample((), generator)
+        return made.mean * _spread(self.modalities[to]) if to in self.modalities else made.mean
 
     def _decoder(self, name: str, modality: Modality, factor: int) -> nn.Module:
         latent = factor + (modality.factor if self.private else 0)
@@ -310,7 +313,11 @@ class Factorized(Model):
         for absent in [p.name for p in parameters[2:] if p.default is p.empty and p.name not in modality.decoder]:
             got, fix = sorted(modality.decoder), f"add modalities.{name}.decoder.{absent}"
             raise UserError(f"modalities.{name}.decoder", got=got, expected=f"its {absent}", fix=fix)
-        return decoder(*values, **modality.decoder)
+        built = decoder(*values, **modality.decoder)
+        if modality.noise and "bernoulli" in built.likelihood.family:
+            expected, fix = f"0 for {built.likelihood.family}", "take the likelihood normal or laplace, or no noise"
+            raise UserError(f"modalities.{name}.noise", got=modality.noise, expected=expected, fix=fix)
+        return built
 
     def _read(self, batch: Batch) -> _Seen:
         """Encode each modality once for each kind of factor; what an item lacks is zero before and after."""
@@ -351,8 +358,8 @@ class Factorized(Model):
         nobody = torch.zeros_like(next(iter(present.values())))
         present = {name: present.get(name, nobody) for name in self.modalities}
 
-        noisy = {name: self._noisy(name, x) for name, x in values.items()}
-        steps = {name: self._features(self.label_encoders[name], name, x, masks) for name, x in noisy.items()}
+        values = {name: self._noisy(name, x) for name, x in values.items()}
+        steps = {name: self._features(self.label_encoders[name], name, x, masks) for name, x in values.items()}
         memory = None
         if self.fusion is not None and len(values) == len(self.modalities):
             together = torch.stack(list(masks.values())).all(0)  # (b, t)
@@ -360,17 +367,17 @@ class Factorized(Model):
             memory = memory if self.per_position else memory[:, -1]
         if self.fusion is not None and not self.per_position:
             steps = {n: x.sum(1) / masks[n].sum(1, keepdim=True).clamp(min=1) for n, x in steps.items()}  # (b, d)
-        private = {n: self._features(self.private_encoders[n], n, x, masks) for n, x in noisy.items() if self.private}
+        private = {n: self._features(self.private_encoders[n], n, x, masks) for n, x in values.items() if self.private}
         label = [self.dropout(self._known(steps, name, there)) for name, there in present.items()]  # (..., d) each
         private = [self._known(private, name, present[name]) for name in self.private]
         return _Seen(values, masks, present, label, private, memory)
 
     def _noisy(self, name: str, x: Tensor) -> Tensor:
-        noise = self.modalities[name].noise
-        if not noise:
+        modality = self.modalities[name]
+        if not modality.noise:
             return x
-        x = x + noise * torch.randn_like(x) if self.training else x
-        return x / (1 + noise**2) ** 0.5
+        x = x + modality.noise * torch.randn_like(x) if self.training else x
+        return x / _spread(modality)
 
     def _known(self, found: dict[str, Tensor], name: str, there: Tensor) -> Tensor:
         """Features (..., d), exactly zero where ``there`` (...) is False."""
@@ -488,6 +495,11 @@ def _modality(name: str, values: dict[str, Any]) -> Modality:
     if values.get("noise") and values["kind"] == "text":
         raise UserError(f"modalities.{name}.noise", got=values["noise"], expected="0 for a text", fix="leave it out")
     return Modality(**values)
+
+
+def _spread(modality: Modality) -> float:
+    """Standard deviation of values of variance one after their noise."""
+    return (1 + modality.noise**2) ** 0.5
 
 
 def _encoder(name: str, modality: Modality) -> nn.Module:
