@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_generate, values=[])
 
     command = commands.add_parser("ask", help="questions about pictures or sounds, after examples or without", epilog=_CHAT)
-    command.add_argument("folder", metavar="RUN", help="a captioner: a run folder, a saved model or a Hub name")
+    command.add_argument("folder", metavar="RUN", help="a captioner or an answerer: a run folder, a saved model or a Hub name")
     for name in ("image", "audio"):
         text = f"{name} that a question is about; repeat for several, one for each question or one for all"
         command.add_argument(f"--{name}", action="append", help=text)
@@ -190,7 +190,9 @@ def _ask(options: argparse.Namespace) -> None:
     from mmgen.training import ask
 
     _check_json(options.json)
-    format = Format(*(text.replace("\\n", "\n") for text in (options.format or Format.shot, options.induction)))
+    format = None
+    if options.format is not None or options.induction:
+        format = Format(*(text.replace("\\n", "\n") for text in (options.format or Format.shot, options.induction)))
     answers = options.answers.split(",") if options.answers is not None else []
     if not (options.chat or options.question):
         raise UserError("--question", got="none", expected="at least one, or --chat", fix='add --question "..."')

@@ -184,6 +184,22 @@ def test_a_chat_that_starts_with_a_picture_and_shots(here, capsys, monkeypatch):
     assert capsys.readouterr().out.strip() == ask(loaded("model"), ["what?"], ["green.png"], SHOTS, answers="abc")[0]["answer"]
 
 
+def test_an_answerer_is_asked_after_its_own_prompt(here, capsys, monkeypatch):
+    """As `Answerer.answer` does: the words of the picture, then the question as its row holds it."""
+    model = loaded("answerer")
+    asked = [model.row(question, "?")["question"] for question in ("is it red?", "what is it?")]
+    expected = model.answer(torch.stack([words(model, "red.png")] * 2), asked, max_tokens=16)
+    made = ask(model, ["is it red?", "what is it?"], ["red.png"])
+    assert [row["answer"] for row in made] == expected
+    closed = ask(model, ["is it red?"], ["red.png"], answers=["yes", "no"])[0]
+    batch = collate([{"image": model.processors["image"]("red.png"), **model.row("is it red?", "yes")}], model.sequences)
+    with torch.no_grad():  # the likelihood of "yes" and the end of the line; of "yes" alone, and a token
+        assert closed["scores"]["yes"] * 3 > model.log_likelihood(batch).item()
+    monkeypatch.setattr("sys.stdin", io.StringIO("forget\nis it red?\n"))
+    assert main(["ask", "answerer", "--image", "red.png", "--chat"]) == 0
+    assert capsys.readouterr().out.strip() == expected[0]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -203,8 +219,11 @@ def test_a_chat_that_starts_with_a_picture_and_shots(here, capsys, monkeypatch):
         (["hearing", "--image", "red.png", "--question", "a"], "image: got red.png, expected audio, which this captioner"),
         (["hearing", "--audio", "broken.png", "--question", "a"], "broken.png: got a file that begins with"),
         (["model", *["--image", "red.png"] * 3, *["--question", "a"] * 2], "inputs: got 2 questions and 3 files"),
-        (["classifier", "--image", "red.png", "--question", "a"], "model: got a classifier, expected a captioner"),
-        (["answerer", "--image", "red.png", "--question", "a"], "model: got a answerer, expected a captioner"),
+        (["classifier", "--image", "red.png", "--question", "a"], "model: got a classifier, expected a captioner or an"),
+        (["answerer", *ASKED[1:], "--format", "{image} {answer}"], "format: got '{image} {answer}', expected the one that"),
+        (["answerer", *ASKED[1:], "--induction", "Answer."], "format: got "),
+        (["answerer", *ASKED[1:], "--shot", "red.png", "b", "c"], "shots: got 1, expected none, as an answerer's prompt is"),
+        (["answerer", "--question", "a"], "images of 'a': got 0, expected 1"),
         (["nowhere/at/all", "--image", "red.png", "--question", "a"], "nowhere/at/all: got no such folder"),
         (["model", "--chat", "--question", "a"], "--chat: got --question too, expected one picture or sound at most"),
         (["model", "--chat", "--json", "f.json"], "--chat: got --json too"),

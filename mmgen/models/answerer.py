@@ -1,6 +1,7 @@
 """An answerer: a frozen language model is asked about a picture that it reads as soft words, after a learned prompt."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -143,9 +144,14 @@ class Answerer(Captioner):
             first.setdefault(key, i)
         queries = [Example(image=torch.cat([words[i], self.language_model.embed(asked[i])])) for i in first.values()]
         whole = Format(f"{self._before}{{image}}{self.format.lead}{{answer}}{self.format.stop}")
-        shared = SharedPrompt(whole, self._cache(1), (self.keys[0].shape[2],))
+        shared = replace(self.shared, format=whole)
         said = dict(zip(first, answer(self.language_model, shared, queries, max_tokens, batch_size)))
         return [said[key] for key in heard]
+
+    @property
+    def shared(self) -> SharedPrompt:
+        """The learned prompt, as what is asked after it in the answerer's own format."""
+        return SharedPrompt(self.format, self._cache(1), (self.keys[0].shape[2],))
 
     def phase_parameters(self, phase: str) -> list[dict[str, Any]]:
         """The prompt learns faster, and is not pulled to zero."""

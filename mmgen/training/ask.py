@@ -10,6 +10,7 @@ from torch import Tensor
 from mmgen.conditioning.few_shot import Episode, Example, Format, answer, read, score
 from mmgen.data.batch import collate
 from mmgen.errors import UserError
+from mmgen.models.answerer import Answerer
 from mmgen.models.base import Model
 from mmgen.models.captioner import Captioner
 from mmgen.training.generate import AT_ONCE
@@ -18,23 +19,29 @@ from mmgen.training.generate import AT_ONCE
 class Conversation:
     """A captioner whose language model is asked: a picture's soft words stand where its format has ``{image}``.
 
-    What it was shown is read once and serves all questions after it.
+    What it was shown is read once and serves all questions after it. An answerer has learned its prompt and format: it is
+    asked after them, and shown nothing.
 
     Args:
-        model: a captioner with its processors.
-        format: how examples are written.
+        model: a captioner, or an answerer, with its processors.
+        format: how examples are written; None: as `Format` has it.
         answers: the closed set of answers to choose from, by their likelihood a token; none: whatever the model says.
         max_tokens: longest answer, where it is not chosen.
 
     Raises:
-        UserError: another model.
+        UserError: another model, or a format for an answerer.
     """
 
     def __init__(self, model: Model, format: Format | None = None, answers: Sequence[str] = (), max_tokens: int = 16) -> None:
-        if model.name != Captioner.name:  # an answerer is a captioner too, but speaks after its own learned prompt only
+        if not isinstance(model, Captioner):
             fix = "train one with `mmgen train captioning`"
-            raise UserError("model", got=f"a {model.name}", expected="a captioner", fix=fix)
-        self.model, self.format = model.to(PartialState().device).eval(), format or Format()
+            raise UserError("model", got=f"a {model.name}", expected="a captioner or an answerer", fix=fix)
+        self.learned = isinstance(model, Answerer)
+        if self.learned and format is not None:
+            fix = "leave --format and --induction out"
+            raise UserError("format", got=repr(format.shot), expected="the one that this answerer has learned", fix=fix)
+        self.model = model.to(PartialState().device).eval()
+        self.format = model.format if self.learned else format or Format()
         self.answers, self.max_tokens = [text.strip() for text in answers], max_tokens
         self.forget()
 
@@ -57,7 +64,15 @@ class Conversation:
 
         Args:
             shots: (file, question, answer); a file or a question is "" where the format has no place for it.
+
+        Raises:
+            UserError: shots for an answerer, or what `mmgen.conditioning.few_shot.read` refuses.
         """
+        if self.learned and shots:
+            fix = "leave them out, or ask a captioner"
+            raise UserError("shots", got=len(shots), expected="none, as an answerer's prompt is learned", fix=fix)
+        if not shots:
+            return
         images = self.encode([file for file, _, _ in shots])
         support = [*self.support, *(Example(q, a, image) for image, (_, q, a) in zip(images, shots))]
         self.shared = read(self.model.language_model, self.format, Episode(support))  # fails before anything is kept
@@ -66,7 +81,7 @@ class Conversation:
     def forget(self) -> None:
         """Drop the examples."""
         self.support: list[Example] = []
-        self.shared = read(self.model.language_model, self.format)
+        self.shared = self.model.shared if self.learned else read(self.model.language_model, self.format)
 
     def ask(self, queries: Sequence[Example]) -> list[dict[str, Any]]:
         """For each question a dict of its ``answer`` and, of a closed set, the ``scores`` of all: log p a token."""
@@ -90,7 +105,7 @@ def ask(
     """Answer questions about pictures or sounds, after examples or without any.
 
     Args:
-        model: a captioner.
+        model: a captioner or an answerer.
         questions: one for each file, or one for all.
         files: pictures or sounds, what the captioner reads; one for each question, or one for all; none with a format that
             has no place for them.
