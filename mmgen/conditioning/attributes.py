@@ -1,0 +1,162 @@
+"""What a text is steered toward: anything that says how likely an attribute is of texts that are being written."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from mmgen.errors import UserError, check_at_least
+
+
+class State(NamedTuple):
+    """Texts that are being written.
+
+    Args:
+        ids: (b, t) their tokens so far; what is padded is on the left.
+        log_p: (b, v) log-probabilities of the next token.
+        hidden: (b, d) mean of the language model's last hidden states, over the text so far and, where an attribute looks
+            ahead, the tokens that are expected next; None where nothing asked for it.
+    """
+
+    ids: Tensor
+    log_p: Tensor
+    hidden: Tensor | None = None
+
+
+class Attribute(Protocol):
+    """Something to steer toward."""
+
+    #: how many expected tokens it looks ahead; None: it does not read hidden states at all
+    horizon: int | None
+
+    def log_prob(self, state: State) -> Tensor:
+        """log p(attribute | texts), (b,), up to a constant."""
+        ...
+
+
+class BagOfWords:
+    """That the next word is one of a bag: ``log p(a | x) = log sum_w weight_w p(next token of w | x)``.
+
+    The next token of a word is its first, or the one after as many of its tokens as the text ends with. The first token of a
+    word of n tokens says little of that word, so it counts 1/n of it. A word is looked for as it stands after a space.
+
+    Args:
+        tokenizer: of the language model.
+        words: one or more, or word -> weight above 0.
+
+    Raises:
+        UserError: no words, a weight that is not above 0, or a word that the tokenizer cannot hold.
+
+    Source: Dathathri et al. 2020, section 4.2. There a word of more than one token is dropped.
+
+    >>> from mmgen.conditioning.language_model import load_language_model
+    >>> _, tokenizer = load_language_model("tiny", "fp32")  # its tokens are bytes
+    >>> bag = BagOfWords(tokenizer, ["a", "be"])
+    >>> bag.tokens, bag.log_prob(State(torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 259).log_softmax(-1))).shape
+    ({'a': 2, 'be': 3}, torch.Size([1]))
+    """
+
+    horizon = None
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, words: Sequence[str] | Mapping[str, float]) -> None:
+        weights = {word.strip(): w for word, w in (words.items() if isinstance(words, Mapping) else ((w, 1.0) for w in words))}
+        weights.pop("", None)
+        if not weights:
+            raise UserError("bag", got="no words", expected="at least one", fix="name a topic, or a file with a word a line")
+        pieces = {}
+        for word, weight in weights.items():
+            if not 0 < weight < float("inf"):
+                raise UserError(f"weight of {word!r}", got=weight, expected="a number above 0", fix="leave the word out")
+            pieces[word] = ids = tokenizer(f" {word}", add_special_tokens=False).input_ids
+            if not ids or tokenizer.unk_token_id in ids:
+                fix = "leave it out, or take a language model with another vocabulary"
+                raise UserError("bag", got=repr(word), expected="words that the tokenizer can hold", fix=fix)
+        #: how many tokens each word has
+        self.tokens = {word: len(ids) for word, ids in pieces.items()}
+        first: dict[int, float] = {}
+        after: dict[tuple[int, ...], dict[int, float]] = {}  # what a text ends with -> next token -> weight
+        for word, ids in pieces.items():
+            first[ids[0]] = max(first.get(ids[0], 0.0), weights[word] / len(ids))
+            for n in range(1, len(ids)):
+                known = after.setdefault(tuple(ids[:n]), {})
+                known[ids[n]] = max(known.get(ids[n], 0.0), weights[word])
+        self._first = (torch.tensor([*first]), torch.tensor([*first.values()]).log())
+        rows = [(begin, token, weight) for begin, known in after.items() for token, weight in known.items()]
+        self._after = []  # for each length n: beginnings (m, n), next tokens (m,), log weights (m,)
+        for n in sorted({len(begin) for begin, *_ in rows}):
+            begins, tokens, known = zip(*(row for row in rows if len(row[0]) == n))
+            self._after.append((torch.tensor(begins), torch.tensor(tokens), torch.tensor(known).log()))
+
+    def log_prob(self, state: State) -> Tensor:
+        """(b,), -inf at the least and the log of the largest weight at the most."""
+        ids, log_p = state.ids, state.log_p
+        tokens, weights = (x.to(log_p.device) for x in self._first)
+        terms = [log_p[:, tokens] + weights]  # (b, k)
+        for begins, tokens, weights in self._after:
+            n = begins.shape[1]
+            if ids.shape[1] >= n:
+                begun = (ids[:, None, -n:] == begins.to(ids.device)).all(-1)  # (b, m)
+                terms.append((log_p[:, tokens.to(ids.device)] + weights.to(ids.device)).masked_fill(~begun, -torch.inf))
+        return torch.cat(terms, 1).logsumexp(1)
+
+
+class Discriminator:
+    """That a classifier of the hidden states says a class: ``log p(a | x) = log softmax(head(hidden))_class``.
+
+    Args:
+        head: (b, d) -> (b, classes), logits.
+        target: the class.
+        horizon: expected tokens that are read too.
+
+    Raises:
+        UserError: a negative horizon or class; in use, a class that the head has not.
+
+    Source: Dathathri et al. 2020, section 4.3.
+
+    >>> head = torch.nn.Linear(4, 2)
+    >>> Discriminator(head, target=1).log_prob(State(None, None, torch.zeros(3, 4))).shape
+    torch.Size([3])
+    """
+
+    def __init__(self, head: Callable[[Tensor], Tensor], target: int, horizon: int = 1) -> None:
+        self.head, self.target = head, check_at_least("class", target, 0)
+        self.horizon: int | None = check_at_least("horizon", horizon, 0)
+
+    def log_prob(self, state: State) -> Tensor:
+        """(b,), at most 0."""
+        scores = self.head(state.hidden.float())  # (b, classes)
+        if self.target >= scores.shape[1]:
+            raise UserError("class", got=self.target, expected=f"0 to {scores.shape[1] - 1}", fix="count from 0")
+        return F.log_softmax(scores, -1)[:, self.target]
+
+
+@dataclass(frozen=True)
+class Together:
+    """Several attributes at once: ``log p(a | x) = sum_i weight_i log p(a_i | x)``.
+
+    Args:
+        parts: one or more attributes, each with its weight.
+
+    >>> head = torch.nn.Linear(4, 2)
+    >>> both = Together([(Discriminator(head, 0, horizon=2), 1.0), (Discriminator(head, 1), 0.5)])
+    >>> both.horizon, both.log_prob(State(None, None, torch.zeros(3, 4))).shape
+    (2, torch.Size([3]))
+    """
+
+    parts: Sequence[tuple[Attribute, float]]
+
+    def __post_init__(self) -> None:
+        check_at_least("attributes", len(self.parts), 1)
+
+    @property
+    def horizon(self) -> int | None:
+        """The farthest that any of them looks ahead."""
+        return max((part.horizon for part, _ in self.parts if part.horizon is not None), default=None)
+
+    def log_prob(self, state: State) -> Tensor:
+        """(b,)."""
+        return sum(weight * part.log_prob(state) for part, weight in self.parts)

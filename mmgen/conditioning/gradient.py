@@ -1,0 +1,197 @@
+"""PPLM: a frozen language model steered by the gradient of an attribute with respect to its own past."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers.generation.streamers import BaseStreamer
+
+from mmgen.conditioning.attributes import Attribute, State
+from mmgen.conditioning.prefix import positions
+from mmgen.errors import UserError, check_at_least
+
+Past = list[tuple[Tensor, Tensor]]  # of each layer the keys and the values, (b, heads, t, d) each
+
+
+@dataclass(frozen=True)
+class PPLM:
+    """Steer what a language model writes toward an attribute: ``model.generate(..., custom_generate=PPLM(attribute))``.
+
+    Before each token, the keys and values H of all tokens before the last are moved, ``iterations`` times, by
+
+    ``D <- D - step_size g / |g|^gamma``, g the gradient in D of ``-log p(a | x) + kl_scale KL(p_D || p)``,
+
+    where p is the language model's next-token distribution and p_D that after the past H + D. The token is drawn from
+    ``p_D^fusion p^(1 - fusion)``, normalised, by whatever sampling `generate` was asked for; H + D is then the past.
+
+    Each text of a batch has its own past, gradient and norm, so a text is steered the same alone and among others.
+
+    Args:
+        attribute: what to steer toward.
+        iterations: gradient steps a token; 0 leaves the text as it is.
+        step_size: of D; 0 leaves the text as it is.
+        gamma: exponent of the norm, that of all keys and values of one layer.
+        kl_scale: how much staying near the unsteered distribution counts.
+        fusion: share of p_D, 0 to 1.
+        window: move only so many of the newest tokens' keys and values; 0: all.
+        decay: move older ones less, in even steps over the window.
+        running_norm: divide by the largest norm so far, not by that of this step, so that steps become small where the
+            attribute is there already.
+        streamer: receives each token as it is drawn; `generate` keeps its own from a ``custom_generate``.
+
+    Raises:
+        UserError: a setting out of its range; in use, an empty prompt or logits that are not numbers.
+
+    Source: Dathathri et al. 2020, arXiv 1912.02164, section 3, and its code: there the window covers the oldest tokens
+        (a mistake), the running norm is that of bags of words only, and the mean of hidden states is divided by one too many.
+    """
+
+    attribute: Attribute
+    iterations: int = 3
+    step_size: float = 0.02
+    gamma: float = 1.5
+    kl_scale: float = 0.01
+    fusion: float = 0.9
+    window: int = 0
+    decay: bool = False
+    running_norm: bool = True
+    streamer: BaseStreamer | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("iterations", "step_size", "kl_scale", "window"):
+            check_at_least(name, getattr(self, name), 0)
+        if not 0 <= self.fusion <= 1:
+            raise UserError("fusion", got=self.fusion, expected="0 to 1", fix="use 0.9 for example")
+
+    def __call__(self, model: PreTrainedModel, input_ids: Tensor, logits_processor: LogitsProcessorList, **kwargs: Any) -> Any:
+        """What `generate` calls in place of its own sampling, which does all but the steering."""
+        prompt = kwargs.get("inputs_embeds")
+        if not (input_ids.shape[1] if prompt is None else prompt.shape[1]):
+            raise UserError("prompt", got="no tokens", expected="at least one", fix="begin the text, as in 'The'")
+        if not (self.iterations and self.step_size):
+            return model._sample(input_ids, logits_processor, streamer=self.streamer, **kwargs)
+        steered = _Steered(self, model, **kwargs)
+        handle = model.base_model.register_forward_hook(steered.listen)
+        try:
+            processors = LogitsProcessorList([steered, *logits_processor])
+            return model._sample(input_ids, processors, streamer=self.streamer, **kwargs)
+        finally:
+            handle.remove()
+
+
+class _Said(NamedTuple):
+    """What the language model makes of one token a text: log p of the next (b, v), last hidden state (b, d), the new past."""
+
+    log_p: Tensor
+    hidden: Tensor
+    past: Past
+
+
+class _Steered(LogitsProcessor):
+    """The first of the logits processors: it turns log p into the logarithm of the fused distribution."""
+
+    def __init__(self, settings: PPLM, model: PreTrainedModel, past_key_values: Cache, **kwargs: Any) -> None:
+        self.settings, self.model, self.cache = settings, model, past_key_values
+        self.mask: Tensor | None = kwargs.get("attention_mask")
+        self.prompt: Tensor | None = kwargs.get("inputs_embeds")
+        self.past: Past | None = None  # that is steered; `cache` holds the language model's own
+        self.norms: list[Tensor] = []
+        self.own = True  # whether the language model runs for `generate`
+        self.sum: Tensor | float = 0.0  # of its hidden states (b, d)
+        self.last: Tensor | float = 0.0
+
+    def listen(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:
+        """Add up the hidden states of the unsteered text."""
+        if self.own:
+            hidden = output[0].float()  # (b, t, d), of the prompt or of one token
+            if self.mask is not None and hidden.shape[1] == self.mask.shape[1]:
+                hidden = hidden * self.mask[..., None]
+            self.sum, self.last = self.sum + hidden.sum(1), hidden[:, -1]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        own = scores.float().log_softmax(-1)  # (b, v)
+        if own.isnan().any():
+            fix = "use bf16 or fp32 instead of fp16, or check the weights"
+            raise UserError("logits", got="NaN", expected="numbers", fix=fix)
+        layers, t = self.cache.layers, self.cache.get_seq_length()
+        if t < 2:  # one token has no past to move
+            return scores
+        if self.past is None:
+            self.past = [(layer.keys[:, :, :-1].float(), layer.values[:, :, :-1].float()) for layer in layers]
+        mask = torch.ones(len(scores), t, dtype=torch.long, device=scores.device)
+        if self.mask is not None:
+            mask[:, : self.mask.shape[1]] = self.mask  # (b, t)
+        self.own = False
+        try:
+            moved = self._moved(input_ids, own, mask)
+            with torch.no_grad():
+                said = self._run(moved, self._last(input_ids), mask)
+        finally:
+            self.own = True
+        self.past = [(keys.float(), values.float()) for keys, values in said.past]
+        return self.settings.fusion * said.log_p + (1 - self.settings.fusion) * own
+
+    def _moved(self, input_ids: Tensor, own: Tensor, mask: Tensor) -> Past:
+        """H + D."""
+        settings, weights = self.settings, self._weights(mask.shape[1] - 1, own.device)  # (t - 1, 1)
+        moved, last = self.past, self._last(input_ids)
+        for _ in range(settings.iterations):
+            moved = [(keys.detach().requires_grad_(), values.detach().requires_grad_()) for keys, values in moved]
+            with torch.enable_grad():
+                said = self._run(moved, last, mask)
+                state = State(input_ids, said.log_p, self._mean(said, mask))
+                kl = (said.log_p.exp() * (said.log_p - own)).sum(-1)  # (b,)
+                loss = settings.kl_scale * kl - settings.attribute.log_prob(state)
+                gradients = torch.autograd.grad(loss.sum(), [x for layer in moved for x in layer])
+            pairs = [(k * weights, v * weights) for k, v in zip(gradients[::2], gradients[1::2])]
+            norms = [(k.square().sum((1, 2, 3)) + v.square().sum((1, 2, 3))).sqrt() for k, v in pairs]  # (b,) each
+            if settings.running_norm:
+                norms = [torch.maximum(*both) for both in zip(norms, self.norms)] if self.norms else norms
+                self.norms = norms
+            steps = [settings.step_size / norm.clamp(min=1e-10).pow(settings.gamma)[:, None, None, None] for norm in norms]
+            moved = [
+                (keys.detach() - step * k, values.detach() - step * v)
+                for (keys, values), (k, v), step in zip(moved, pairs, steps)
+            ]
+        return moved
+
+    def _weights(self, t: int, device: torch.device) -> Tensor:
+        """How much each of t positions is moved, (t, 1): those of the window, the newest, by up to 1."""
+        n = min(self.settings.window or t, t)
+        newest = torch.arange(1, n + 1, device=device) / n if self.settings.decay else torch.ones(n, device=device)
+        return torch.cat([newest.new_zeros(t - n), newest])[:, None]
+
+    def _mean(self, said: _Said, mask: Tensor) -> Tensor | None:
+        """Of the hidden states of the text, its last token's as steered, and of the tokens expected after it: (b, d)."""
+        horizon, dtype = self.settings.attribute.horizon, self.model.dtype
+        if horizon is None:
+            return None
+        total, log_p = self.sum - self.last + said.hidden, said.log_p
+        past: Past = [(layer.keys, layer.values) for layer in self.cache.layers]  # unsteered
+        table = self.model.get_input_embeddings()
+        for _ in range(horizon):
+            expected = log_p.exp().to(dtype) @ table.weight * getattr(table, "embed_scale", 1.0)  # (b, d)
+            mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+            ahead = self._run(past, expected[:, None], mask)
+            total, log_p, past = total + ahead.hidden, ahead.log_p, ahead.past
+        return total / mask.sum(1, keepdim=True)
+
+    def _last(self, input_ids: Tensor) -> Tensor:
+        """The embedding of the last token (b, 1, d)."""
+        if input_ids.shape[1] == 0:  # the prompt was given as embeddings
+            return self.prompt[:, -1:]
+        with torch.no_grad():
+            return self.model.get_input_embeddings()(input_ids[:, -1:])
+
+    def _run(self, past: Past, embeddings: Tensor, mask: Tensor) -> _Said:
+        cache, dtype = DynamicCache(), self.model.dtype
+        for i, (keys, values) in enumerate(past):
+            cache.update(keys.to(dtype), values.to(dtype), i)
+        output = self.model(
+            inputs_embeds=embeddings, past_key_values=cache, use_cache=True, output_hidden_states=True,
+            **positions(mask, mask.shape[1] - 1),
+        )  # fmt: skip
+        log_p = output.logits[:, -1].float().log_softmax(-1)
+        return _Said(log_p, output.hidden_states[-1][:, -1].float(), [(layer.keys, layer.values) for layer in cache.layers])
