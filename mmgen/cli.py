@@ -119,7 +119,8 @@ _OVERRIDES = (
 )
 _CHAT = (
     "With --chat, a line `image PATH` (or `audio PATH`) sets what is asked about, `shot PATH | question | answer` adds an "
-    "example, `forget` drops them, `quit` ends; any other line is a question. In TEXT, \\n is a line's end."
+    "example, `forget` drops them, `quit` ends; any other line, and all that end in ?, are questions. In TEXT, \\n is a "
+    "line's end."
 )
 _OPTIONS = "Options of the model can follow as key=value, for example beams=3."
 

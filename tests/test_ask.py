@@ -53,7 +53,8 @@ SHOTS = [("red.png", "what colour?", "red"), ("blue.png", "what colour?", "blue"
 
 def words(model, file: str) -> torch.Tensor:
     with torch.no_grad():
-        return model.encode(collate([{model.modality: model.processors[model.modality](file)}]))[0]
+        batch = collate([{model.modality: model.processors[model.modality](file)}])
+        return model.encode(batch)[0] if model.name == "answerer" else model.language_model.embed(model.names(batch)[0])
 
 
 def expected(model, file: str, question: str, answers: list[str]) -> list[float]:
@@ -162,26 +163,44 @@ def test_chat_reads_the_shots_once_and_keeps_them(here, monkeypatch):
 
 def test_chat_goes_on_after_a_mistake(here, capsys, monkeypatch):
     lines = ["what?", "image none.png", "image green.png", "shot red.png | red", "shot none.png | what? | red",
-             "shot red.png | what? |", "audio tone.wav", "image", "forget", "what?"]  # fmt: skip
+             "shot red.png | what? |", "audio tone.wav", "forget", "what?"]  # fmt: skip
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
     assert main(["ask", "model", "--chat", "--answers", "a,b"]) == 0
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 1
     errors = err.strip().splitlines()
-    assert len(errors) == 7 and all(error.startswith("mmgen: ") for error in errors)
+    assert len(errors) == 6 and all(error.startswith("mmgen: ") for error in errors)
     for error, part in zip(errors, (
         "images of 'what?': got 0, expected 1", "none.png: got no such file", "shot: got red.png | red, expected a file, a",
         "none.png: got no such file", "answer of the shot 'what?': got ''", "audio: got tone.wav, expected image, which",
-        "image: got '', expected a file",
     )):  # fmt: skip
         assert part in error
+
+
+def test_a_chat_can_ask_about_images_and_put_the_picture_away(here):
+    conversation = Conversation(loaded("model"), Format("{image}{question}{answer}\n"), max_tokens=3)
+    said = [*chat(conversation, ["image of what?", "image", "what?", "image red.png", "what?"], "red.png")]
+    assert said[0] == ask(loaded("model"), "image of what?", "red.png", format=conversation.format, max_tokens=3)[0]["answer"]
+    assert "images of 'what?': got 0, expected 1" in str(said[1])
+    assert said[2] == ask(loaded("model"), "what?", "red.png", format=conversation.format, max_tokens=3)[0]["answer"]
+
+
+def test_mistakes_in_python(here):
+    model = loaded("model")
+    with pytest.raises(UserError, match="answers: got 'yes,no', expected a list of texts"):
+        ask(model, "what?", "red.png", answers="yes,no")
+    with pytest.raises(UserError, match=r"shot: got \('red.png', 'what\?'\), expected a file, a question and an answer"):
+        ask(model, "what?", "red.png", [("red.png", "what?")])
 
 
 def test_a_chat_that_starts_with_a_picture_and_shots(here, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("what?\n"))
     shots = [word for shot in SHOTS for word in ("--shot", *shot)]
     assert main(["ask", "model", "--chat", "--image", "green.png", *shots, "--answers", "a,b,c"]) == 0
-    assert capsys.readouterr().out.strip() == ask(loaded("model"), ["what?"], ["green.png"], SHOTS, answers="abc")[0]["answer"]
+    assert (
+        capsys.readouterr().out.strip()
+        == ask(loaded("model"), ["what?"], ["green.png"], SHOTS, answers=["a", "b", "c"])[0]["answer"]
+    )
 
 
 def test_an_answerer_is_asked_after_its_own_prompt(here, capsys, monkeypatch):
@@ -209,10 +228,14 @@ def test_an_answerer_is_asked_after_its_own_prompt(here, capsys, monkeypatch):
         ([*ASKED, "--shot", "none.png", "b", "c"], "none.png: got no such file"),
         ([*ASKED, "--shot", "", "b", "c"], "images of 'b': got 0, expected 1"),
         ([*ASKED, "--shot", "red.png", "b", ""], "answer of the shot 'b': got ''"),
+        ([*ASKED, "--shot", "red.png", "b", "c\nd"], r"answer of a shot: got 'c\nd', expected none that holds '\n'"),
+        ([*PICTURE, "--question", "\udcff"], r"text: got 'Question: \udcff Answer:', expected text in UTF-8"),
+        ([*ASKED, "--shot", "red.png", "b", "c", "--induction", "a" * 300], "shorten the question, or the sentence before"),
+        (["model", "--chat", "--answers", "a,a"], "answers: got 'a' twice"),
         (["model", "--question", "what?"], "images of 'what?': got 0, expected 1"),
         ([*PICTURE, "--question", ""], "question: got '', expected"),
         ([*ASKED, "--format", "{question}"], "format: got '{question}', expected {answer}"),
-        ([*ASKED, "--answers", "a,b, a"], "answers: got 'a' twice"),
+        ([*ASKED, "--answers", "a,b, a"], "answers: got ' a' twice"),
         ([*ASKED, "--answers", ""], "answers: got '', expected different"),
         ([*PICTURE, "--question", "a" * 300], "prompt: got 337 tokens with 0 shots, expected at most 256"),
         (["model", "--audio", "tone.wav", "--question", "a"], "audio: got tone.wav, expected image, which this captioner"),

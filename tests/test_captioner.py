@@ -256,6 +256,11 @@ def test_another_language_model_is_refused(tmp_path):
         mmgen.load(tmp_path)
 
 
+def test_frozen_weights_for_a_trained_language_model_are_refused():
+    with pytest.raises(UserError, match=r"got weights of its own, expected weights [0-9a-f]{12}; load it with the language"):
+        build(language_model_weights="trained").load_own_state(build().own_state())
+
+
 def test_sounds_are_captioned_too():
     """Only the sound can tell the two orders apart; and the encoder learns from it."""
     model = build(modality="audio", width=16, hard=False).eval()

@@ -268,7 +268,7 @@ def test_a_prompt_longer_than_the_context_says_how_many_shots_fit():
 def test_wrong_answers_and_queries():
     shared = read(READER, FORMAT, episode())
     for answers, message in (
-        ([], "answers: got none, expected at least one"),
+        ([], "answers: got none, expected a list of texts"),
         (["yes", "no", " yes"], "answers: got ' yes' twice, expected different texts"),
         (["yes", " "], "answers: got ' ', expected different texts"),
     ):

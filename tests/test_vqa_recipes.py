@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -51,6 +52,22 @@ def test_questions_about_one_picture_share_its_number():
         ("vqa_fewshot", "binding.label=labels", "binding.label (a column of digits): got labels"),
         ("vqa_fewshot", "knowledge.supports=0", "knowledge.supports: got 0"),
         ("vqa_fewshot", "binding.ways=[2, 3]", "binding.words: got 2 words"),
+        ("vqa_fewshot", "binding.ways=[]", "binding.ways: got [], expected one or more numbers"),
+        ("vqa_fewshot", "binding.ways=[1]", "binding.ways: got 1"),
+        ("vqa_fewshot", "binding.inner_shots=[0]", "binding.inner_shots: got 0"),
+        ("vqa_fewshot", "binding.repeats=[-1]", "binding.repeats: got -1"),
+        ("vqa_fewshot", "binding.episodes=0", "binding.episodes: got 0"),
+        ("vqa_fewshot", "binding.words=[dax, dax]", "binding.words: got ['dax', 'dax']"),
+        ("vqa_fewshot", 'binding.format="{image} {answer}"', "format: got ' {answer}'"),
+        ("vqa_fewshot", "vqa.shots=[]", "vqa.shots: got []"),
+        ("vqa_fewshot", "vqa.shots=[-1]", "vqa.shots: got -1"),
+        ("vqa_fewshot", "vqa.max_tokens=0", "vqa.max_tokens: got 0"),
+        ("vqa_fewshot", "vqa.queries=-1", "vqa.queries: got -1"),
+        (
+            "vqa_fewshot",
+            'knowledge.format="{question} {answer}"',
+            "knowledge.format: got '{question} {answer}', expected {image}",
+        ),
     ],
 )
 def test_a_config_that_does_not_fit(recipe, change, message):
@@ -91,6 +108,47 @@ def test_every_question_is_answered_after_examples_of_its_kind(monkeypatch):
     assert len(rows) == 12 and all(said == list(rows["word"]) for said in made.values())  # each answer in its own place
     assert all(len(asked) == 1 and shown <= asked for shown, asked, _ in seen)
     assert {blind for *_, blind in seen} == {True, False}
+
+
+def test_examples_are_never_among_what_is_asked_and_never_fewer_than_said():
+    model = Captioner(**TINY_CAPTIONER).eval()
+    part = FEWSHOT.Questions(
+        card="digits", support="test", question="which?", answer="word", format="{image}{question} {answer}."
+    )
+    with pytest.raises(UserError, match="examples for digits: got those of test, expected those of another split"):
+        FEWSHOT.ask(model, part, "test", seed=0)
+    part = replace(part, support="validation", template="word", shots=[900])
+    with pytest.raises(UserError, match=r"examples of '\w+': got \d+ in validation, expected 900, the most shots"):
+        FEWSHOT.ask(model, part, "test", seed=0)
+
+
+def test_the_cells_of_fast_binding(monkeypatch):
+    """A language model that says where it saw a picture's words before is right; blind it says the first word."""
+    model = Captioner(**TINY_CAPTIONER).eval()
+    words, seen = [torch.tensor([40 + i // 3]) for i in range(6)], []
+    drawn = FEWSHOT.episodes(["a"] * 3 + ["b"] * 3, ways=2, inner_shots=2, n=40, seed=0, words=["dax", "wug"])
+
+    def channel(lm, supports, queries, answers, induction, between):
+        seen.append((len(queries), {len(shots) for shots in supports}, induction))
+        named = [{w: [p.tolist() for a, p in shots if a == w] for w in answers} for shots in supports]
+        return torch.tensor([[float(q.tolist() in of[w] and len(q) > 0) for w in answers] for q, of in zip(queries, named)])
+
+    monkeypatch.setattr(FEWSHOT, "channel", channel)
+    part = FEWSHOT.Binding(words=["dax", "wug"], controls=10, format="{image} is {answer}\n")
+    figures = FEWSHOT.cell(model, part, drawn, words, 2, "Say {words}.", 1)
+    assert seen == [(40, {8}, "Say dax or wug."), (10, {8}, "Say dax or wug.")]
+    assert figures[""] == 1 and figures["_interval"] == pytest.approx(FEWSHOT.wilson(1.0, 40)) and figures["_interval"] > 0
+    assert figures["_blind"] == sum(e.word == "dax" for e in drawn[:10]) / 10
+    assert figures.keys() == {"", "_blind", "_direct", "_direct_blind", "_open", "_interval"}
+
+
+def test_the_interval_is_wilsons():
+    """Its ends are the shares that a test of z = 1.96 just does not reject (Wilson 1927)."""
+    p, n = 0.9, 50
+    half = FEWSHOT.wilson(p, n)
+    centre = (p + 1.96**2 / (2 * n)) / (1 + 1.96**2 / n)
+    for end in (centre - half, centre + half):
+        assert abs(p - end) == pytest.approx(1.96 * (end * (1 - end) / n) ** 0.5)
 
 
 def test_without_captions_there_is_no_text_oracle(tmp_path):

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache
 
+from mmgen.conditioning.few_shot import check_answers
 from mmgen.conditioning.prefix import PrefixLanguageModel, positions
 from mmgen.errors import UserError, check_at_least
 
@@ -44,7 +45,7 @@ def channel(
         (b, a) float32.
 
     Raises:
-        UserError: no queries, or another number of supports; no answers or two alike; a support too long.
+        UserError: no queries, or another number of supports; no answers, an empty one or two alike; a support too long.
 
     Source: Min et al. 2022, Noisy Channel Language Model Prompting for Few-Shot Text Classification, arXiv 2108.04106.
 
@@ -56,9 +57,7 @@ def channel(
     if not queries or len(supports) != len(queries):
         got, expected = f"{len(supports)} for {len(queries)} queries", "one for each of one or more queries"
         raise UserError("supports", got=got, expected=expected, fix="give each query its support")
-    if not answers or len(set(answers)) < len(answers):
-        fix = "give different texts, as in dax,wug"
-        raise UserError("answers", got=", ".join(answers) or "none", expected="different texts", fix=fix)
+    answers = check_answers(answers)
     check_at_least("batch_size", batch_size, 1)
     end, start = reader.tokens(stop), reader.tokens(induction)
     heads = [reader.tokens(answer + between) for answer in answers]

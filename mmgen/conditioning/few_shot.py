@@ -145,6 +145,9 @@ class Format:
             if not example.answer.strip():
                 fix = "give every shot its answer"
                 raise UserError(f"answer of the shot {example.question!r}", got=repr(example.answer), expected="one", fix=fix)
+            if self.stop and self.stop in example.answer.strip():
+                expected = f"none that holds {self.stop!r}, which ends an answer"
+                raise UserError("answer of a shot", got=repr(example.answer), expected=expected, fix="shorten it")
             written.append([*self.query(example), self.answer_text(example.answer) + self.stop])
         return written
 
@@ -370,15 +373,25 @@ def _repeated(cache: Cache, rows: int) -> Cache:
     return other
 
 
-def _answer_ids(reader: PrefixLanguageModel, format: Format, answers: Sequence[str], ended: bool) -> list[Tensor]:
-    """The tokens of each answer as it stands after a query."""
+def check_answers(answers: Sequence[str]) -> list[str]:
+    """The texts of a closed set, without spaces around them.
+
+    Raises:
+        UserError: there is none, one is empty, or two are alike.
+    """
     fix = "give different texts, as in yes,no"
-    if not answers:
-        raise UserError("answers", got="none", expected="at least one", fix=fix)
+    if isinstance(answers, str) or not answers:
+        raise UserError("answers", got=repr(answers) if answers else "none", expected="a list of texts", fix=fix)
     texts = [text.strip() for text in answers]
     for i, text in enumerate(texts):
         if not text or text in texts[:i]:
             raise UserError("answers", got=f"{answers[i]!r}{' twice' if text else ''}", expected="different texts", fix=fix)
+    return texts
+
+
+def _answer_ids(reader: PrefixLanguageModel, format: Format, answers: Sequence[str], ended: bool) -> list[Tensor]:
+    """The tokens of each answer as it stands after a query."""
+    texts = check_answers(answers)
     end = (format.stop or reader.tokenizer.eos_token) if ended else ""
     return [reader.tokens(format.answer_text(text) + end) for text in texts]
 
@@ -391,5 +404,6 @@ def _check_room(reader: PrefixLanguageModel, lengths: Sequence[int], more: int) 
         return
     fit = sum(sum(lengths[: i + 2]) + more <= limit for i in range(shots))
     got, expected = f"{total} tokens with {shots} shots", f"at most {limit}, what this language model reads"
-    fix = f"{fit} shots fit" if shots else "shorten the question"
+    bare = lengths[0] + more > limit  # without any shot
+    fix = "shorten the question, or the sentence before the shots" if bare else f"{fit} shots fit, repeats counted"
     raise UserError("prompt", got=got, expected=expected, fix=fix)

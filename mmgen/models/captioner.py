@@ -189,6 +189,11 @@ class Captioner(Model):
         """The tokens (b, n) that the soft words are most likely to be: with ``hard``, those that the language model reads."""
         return self.vocabulary[self.words.logits(self.features(batch), self._table).argmax(-1)]
 
+    @torch.no_grad()
+    def names(self, batch: Batch) -> list[Tensor]:
+        """The tokens (n_i,) that each item is named by in a prompt: the likeliest, each once, without a caption's end."""
+        return [row.new_tensor([i for i in dict.fromkeys(row.tolist()) if i != self._end]) for row in self.likeliest(batch)]
+
     @property
     def inputs(self) -> tuple[str, ...]:
         """The modality it reads."""
@@ -353,10 +358,13 @@ class Captioner(Model):
         """As the base class, after checking that the language model is the one this prefix was trained for."""
         expected = state.get("language_model_digest")
         if expected is not None and not torch.equal(expected.cpu(), self.language_model_digest.cpu()):
-            got = bytes(self.language_model_digest.tolist()).hex()[:12]
+            got, wanted = (
+                bytes(digest.tolist()).hex()[:12] or "of its own" for digest in (self.language_model_digest, expected)
+            )
             fix = "load it with language_model=NAME_OR_FOLDER of the model it was trained with"
-            raise UserError(f"language model of {source}", got=f"weights {got}",
-                            expected=f"weights {bytes(expected.tolist()).hex()[:12]}", fix=fix)  # fmt: skip
+            if "of its own" in (got, wanted):
+                fix = "load it with the language_model_weights that it was built with"
+            raise UserError(f"language model of {source}", got=f"weights {got}", expected=f"weights {wanted}", fix=fix)
         for name in MEMORY:
             if name in state:  # of any size
                 setattr(self, name, torch.zeros_like(state[name], device=self.memory_words.device))

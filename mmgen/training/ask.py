@@ -7,8 +7,8 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 
-from mmgen.conditioning.few_shot import Episode, Example, Format, answer, read, score
-from mmgen.data.batch import collate
+from mmgen.conditioning.few_shot import Episode, Example, Format, answer, check_answers, read, score
+from mmgen.data.batch import Batch, collate
 from mmgen.errors import UserError
 from mmgen.models.answerer import Answerer
 from mmgen.models.base import Model
@@ -42,12 +42,12 @@ class Conversation:
             raise UserError("format", got=repr(format.shot), expected="the one that this answerer has learned", fix=fix)
         self.model = model.to(PartialState().device).eval()
         self.format = model.format if self.learned else format or Format()
-        self.answers, self.max_tokens = [text.strip() for text in answers], max_tokens
+        self.answers, self.max_tokens = check_answers(answers) if answers else [], max_tokens
         self.forget()
 
     @torch.no_grad()
     def encode(self, files: Sequence[str]) -> list[Tensor | None]:
-        """The soft words (n, d) of each picture or sound, each file read once; None for "".
+        """The words (n, d) that name each picture or sound, each file read once; None for "".
 
         Raises:
             UserError: a file that cannot be read.
@@ -55,9 +55,14 @@ class Conversation:
         modality, different = self.model.modality, [file for file in dict.fromkeys(files) if file]
         rows = [{modality: self.model.processors[modality](file)} for file in different]
         batches = [collate(rows[i : i + AT_ONCE]) for i in range(0, len(rows), AT_ONCE)]
-        words = [row for batch in batches for row in self.model.encode(batch.to(self.model.step.device))]  # each (n, d)
+        words = [row for batch in batches for row in self._words(batch.to(self.model.step.device))]  # each (n, d)
         found = dict(zip(different, words))
         return [found.get(file) for file in files]
+
+    def _words(self, batch: Batch) -> Iterable[Tensor]:
+        if self.learned:  # its prompt was learned with all of them
+            return self.model.encode(batch)
+        return [self.model.language_model.embed(ids) for ids in self.model.names(batch)]
 
     def show(self, shots: Sequence[Sequence[str]]) -> None:
         """Add examples after those shown before.
@@ -71,6 +76,10 @@ class Conversation:
         if self.learned and shots:
             fix = "leave them out, or ask a captioner"
             raise UserError("shots", got=len(shots), expected="none, as an answerer's prompt is learned", fix=fix)
+        for shot in shots:
+            if isinstance(shot, str) or len(shot) != 3:
+                fix = "write (file, question, answer)"
+                raise UserError("shot", got=repr(shot), expected="a file, a question and an answer", fix=fix)
         if not shots:
             return
         images = self.encode([file for file, _, _ in shots])
@@ -118,6 +127,7 @@ def ask(
         UserError: numbers of questions and files that do not fit, a file that cannot be read, or what
             `mmgen.conditioning.few_shot` refuses.
     """
+    questions, files = ([given] if isinstance(given, str) else given for given in (questions, files))
     if not questions:
         raise UserError("questions", got="none", expected="at least one", fix="ask something")
     n = max(len(questions), len(files))
@@ -135,8 +145,8 @@ def ask(
 def chat(conversation: Conversation, lines: Iterable[str], file: str = "") -> Iterator[str | UserError]:
     """Follow lines, each a question or a command, and give the answer to every question or what is wrong with a line.
 
-    ``image PATH`` (or ``audio PATH``) sets what the questions are about, ``shot PATH | question | answer`` adds an example,
-    ``forget`` drops all examples, ``quit`` ends.
+    ``image PATH`` (or ``audio PATH``) sets what the questions are about, without a path nothing; ``shot PATH | question |
+    answer`` adds an example, ``forget`` drops all examples, ``quit`` ends. What ends in "?" is a question.
 
     Args:
         conversation: with what it was shown before.
@@ -154,12 +164,10 @@ def chat(conversation: Conversation, lines: Iterable[str], file: str = "") -> It
                 return
             if command == "forget" and not rest:
                 conversation.forget()
-            elif command in ("image", "audio"):
+            elif command in ("image", "audio") and not rest.endswith("?"):
                 check_modality(conversation.model, command, rest)
-                if not rest.strip():
-                    raise UserError(command, got=repr(rest), expected="a file", fix=f"write {command} PATH")
                 (image,) = conversation.encode([rest.strip()])
-            elif command == "shot":
+            elif command == "shot" and not rest.endswith("?"):
                 shot = [part.strip() for part in rest.split("|")]
                 if len(shot) != 3:
                     fix = f"write shot {modality.upper()} | question | answer"

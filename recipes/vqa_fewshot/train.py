@@ -132,25 +132,45 @@ def check(config: Config) -> None:
     captioning().check(config)
     for name, part in (("vqa", config.vqa), ("knowledge", config.knowledge)):
         card = read_card(part.card)
-        Format(part.format)
+        for placeholder in ("{image}", "{question}"):
+            if placeholder not in part.format:
+                fix = "write it as in '{image}. {question} {answer}\\n'"
+                raise UserError(f"{name}.format", got=repr(part.format), expected=f"{placeholder} in it", fix=fix)
+        Format(part.format).blind()
         check_column(card, f"{name}.image", part.image, "image")
         for key in ("question", "answer", "template", "answers", "caption"):
             if (column := getattr(part, key)) and not column.endswith("?"):
                 check_column(card, f"{name}.{key}", column)
-        check_at_least(f"{name}.supports", part.supports, 1)
+        for key, low in (("supports", 1), ("queries", 0), ("max_tokens", 1)):
+            check_at_least(f"{name}.{key}", getattr(part, key), low)
+        check_numbers(f"{name}.shots", part.shots, 0)
     card, part = read_card(config.binding.card), config.binding
-    Format(part.format)
+    Format(part.format).blind()
     check_column(card, "binding.image", part.image, "image")
     check_column(card, "binding.label", part.label)
-    check_at_least("binding.controls", part.controls, 1)
+    for key, low in (("controls", 1), ("episodes", 1)):
+        check_at_least(f"binding.{key}", getattr(part, key), low)
+    check_numbers("binding.ways", part.ways, 2)
+    check_numbers("binding.inner_shots", part.inner_shots, 1)
+    check_numbers("binding.repeats", part.repeats, 1, empty=True)
+    if len(set(part.words)) < len(part.words) or not all(word.strip() for word in part.words):
+        raise UserError("binding.words", got=part.words, expected="different words", fix="leave the repeated ones out")
     if max(part.ways) > len(part.words):
         expected = f"at least {max(part.ways)}, the most ways"
         fix = "add words, or take fewer ways"
         raise UserError("binding.words", got=f"{len(part.words)} words", expected=expected, fix=fix)
 
 
+def check_numbers(what: str, numbers: list[int], low: int, empty: bool = False) -> None:
+    """Fail unless these are numbers of at least ``low``."""
+    if not (numbers or empty):
+        raise UserError(what, got="[]", expected="one or more numbers", fix=f"write {what}=[{low + 1}] for example")
+    for number in numbers:
+        check_at_least(what, number, low)
+
+
 def read_words(model: Captioner, rows: Dataset, column: str) -> list[Tensor]:
-    """The tokens (n,) that each picture is read as: its likeliest soft words, each once, without that of a caption's end."""
+    """The tokens (n,) that each picture is named by."""
     images, device = rows[column], PartialState().device
     if model.trained_encoder:
         made = [model.processors["image"](image) for image in images]
@@ -158,9 +178,7 @@ def read_words(model: Captioner, rows: Dataset, column: str) -> list[Tensor]:
     else:
         given = [{"features": row} for row in model.all_features(images, [rows._fingerprint, column])["features"]]
     batches = [collate(given[i : i + AT_ONCE]).to(device) for i in range(0, len(given), AT_ONCE)]
-    ids = torch.cat([model.likeliest(batch) for batch in batches])  # (p, n)
-    end = model.language_model.tokenizer.eos_token_id
-    return [torch.tensor([i for i in dict.fromkeys(row) if i != end], dtype=torch.long, device=device) for row in ids.tolist()]
+    return [words for batch in batches for words in model.names(batch)]
 
 
 def ask(model: Captioner, part: Questions, split: str, seed: int) -> tuple[Dataset, dict[str, list[str]]]:
@@ -168,15 +186,23 @@ def ask(model: Captioner, part: Questions, split: str, seed: int) -> tuple[Datas
 
     Returns:
         The rows that were asked about, and the answers to each: under ``closed/KIND/SHOTS`` those chosen, under
-        ``open/KIND/SHOTS`` those said; KIND is ``seen``, ``blind`` or ``oracle``.
+        ``plain/KIND/SHOTS`` those chosen without the prior, under ``open/KIND/SHOTS`` those said; KIND is ``seen``,
+        ``blind`` or ``oracle``.
     """
     random = np.random.default_rng([seed, 0])
+    if split == part.support:  # a question could be its own example
+        fix = "evaluate another split, or take the examples from another"
+        raise UserError(f"examples for {part.card}", got=f"those of {split}", expected="those of another split", fix=fix)
     rows, pool = open_card(part.card, split), open_card(part.card, part.support)
     rows = rows.select(random.permutation(len(rows))[: part.queries or None])
     sets = []  # of each the rows of its examples and those of its questions
-    for kind in dict.fromkeys(column(rows, part.template)):
-        alike = [i for i, other in enumerate(column(pool, part.template)) if other == kind]
-        asked = [i for i, other in enumerate(column(rows, part.template)) if other == kind]
+    kinds = [*zip(column(rows, part.template), map(tuple, column(rows, part.answers)))]  # with one closed set each
+    for kind in dict.fromkeys(kinds):
+        alike = [i for i, other in enumerate(column(pool, part.template)) if other == kind[0]]
+        asked = [i for i, other in enumerate(kinds) if other == kind]
+        if len(alike) < max(part.shots):
+            got, expected = f"{len(alike)} in {part.support}", f"{max(part.shots)}, the most shots"
+            raise UserError(f"examples of {kind[0]!r}", got=got, expected=expected, fix="ask after fewer shots")
         for s in range(min(part.supports, len(asked))):
             sets.append((random.permutation(alike)[: max(part.shots)].tolist(), asked[s :: part.supports]))
     shown = pool.select([i for support, _ in sets for i in support])
@@ -190,7 +216,7 @@ def ask(model: Captioner, part: Questions, split: str, seed: int) -> tuple[Datas
         for k in part.shots:
             place = 0
             for support, asked in sets:
-                shots = [example(model, part, shown, place + i, words and words[0]) for i in range(min(k, len(support)))]
+                shots = [example(model, part, shown, place + i, words and words[0]) for i in range(k)]
                 queries = [example(model, part, rows, i, words and words[1]) for i in asked]
                 answers = rows[asked[0]][part.answers] if part.answers else everything
                 for way, said in answered(model, part, shots, queries, answers):
@@ -216,14 +242,15 @@ def example(model: Captioner, part: Questions, rows: Dataset, i: int, words: Seq
 def answered(
     model: Captioner, part: Questions, shots: list[Example], queries: list[Example], answers: list[str]
 ) -> Iterator[tuple[str, list[str]]]:
-    """``closed`` with the answers that are chosen, and ``open`` with those that are said."""
+    """``closed`` with the answers that are chosen, ``plain`` without the prior, and ``open`` with those that are said."""
     lm, format = model.language_model, Format(part.format)
     blind = format.blind()
     shared = read(lm, blind if queries[0].image is None else format, Episode(shots))
     scores = score(lm, shared, queries, answers)  # (b, a)
     if part.prior and queries[0].image is not None:
+        yield "plain", [answers[i] for i in scores.argmax(1).tolist()]
         unseen = read(lm, blind, Episode([Example(shot.question, shot.answer) for shot in shots]))
-        scores -= score(lm, unseen, [Example(query.question) for query in queries], answers)
+        scores = scores - score(lm, unseen, [Example(query.question) for query in queries], answers)
     yield "closed", [answers[i] for i in scores.argmax(1).tolist()]
     if part.open:
         yield "open", answer(lm, shared, queries, part.max_tokens)
@@ -281,7 +308,16 @@ def cell(
         if end == "_direct":
             said["_open"] = answer(lm, shared, prompts, max_tokens=6)
     figures = {end: exact_match(made, [e.word for e in drawn[: len(made)]]) for end, made in said.items()}
-    return {**figures, "_interval": 1.96 * sqrt(figures[""] * (1 - figures[""]) / len(drawn))}
+    return {**figures, "_interval": wilson(figures[""], len(drawn))}
+
+
+def wilson(p: float, n: int, z: float = 1.96) -> float:
+    """Half the width of Wilson's interval for a share p of n.
+
+    >>> round(wilson(0.5, 100), 3), round(wilson(1.0, 100), 3)
+    (0.096, 0.018)
+    """
+    return z / (1 + z**2 / n) * sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
 
 
 @torch.no_grad()
@@ -293,6 +329,8 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     figures: dict[str, float] = {"accuracy_majority": exact_match([Counter(pool).most_common(1)[0][0]] * len(true), true)}
     for name, said in made.items():
         way, kind, k = name.split("/")
+        if way == "plain":
+            continue
         chosen = "_closed" if way == "closed" and config.vqa.open else ""
         figures[f"accuracy{KINDS[kind]}_{k}{chosen}"] = exact_match(said, true)
     asked = {"vqa": [{"question": q, "reference": t} for q, t in zip(column(rows, config.vqa.question), true)]}
@@ -305,6 +343,8 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     true, last, of = rows[part.answer][:], max(part.shots), column(rows, part.template)[:]
     chosen = {kind: made[f"closed/{kind}/{last}"] for kind in KNOWLEDGE if f"closed/{kind}/{last}" in made}
     figures |= {KNOWLEDGE[kind]: exact_match(said, true) for kind, said in chosen.items()}
+    if f"plain/seen/{last}" in made:
+        figures["knowledge_accuracy_plain"] = exact_match(made[f"plain/seen/{last}"], true)
     figures["knowledge_gain"] = figures["knowledge_accuracy"] - figures["knowledge_accuracy_blind"]
     templates: dict[str, dict[str, float]] = {}
     for template in dict.fromkeys(of):
