@@ -27,8 +27,10 @@ from mmgen.data.sources.readers import READERS
 from mmgen.errors import UserError, UserErrors
 
 NAMES = [
-    "cifar10", "cmu_mosi", "digits", "digits_image_text_audio", "easy_vqa", "factor_shapes", "flickr8k", "free_spoken_digits",
-    "mnist", "openmoji", "openmoji_facts", "openmoji_shapes", "openmoji_spoken",
+    "bag_food", "bag_health", "bag_legal", "bag_military", "bag_politics", "bag_religion", "bag_science", "bag_space",
+    "bag_sports", "bag_technology", "cifar10", "cmu_mosi", "digits", "digits_image_text_audio", "easy_vqa", "factor_shapes",
+    "flickr8k", "free_spoken_digits", "mnist", "openmoji", "openmoji_facts", "openmoji_shapes", "openmoji_spoken", "sst2",
+    "yelp_sentiment",
 ]  # fmt: skip
 
 
@@ -162,6 +164,10 @@ def test_broken_front_matter(tmp_path, text, words):
         ({"sources": [{"package": "numpy", "reader": "toy"}]}, ["numpy", "list"]),
         ({"sources": [{"path": "a", "reader": "toy", "splits": {"train": 0}}]}, ["sources[0].splits.train", "0"]),
         ({"sources": [{"cards": ["./toy.md"], "reader": "toy"}]}, ["./toy.md", "names of cards"]),
+        ({"sources": [{"inline": ["a"], "reader": "words"}]}, ["['a']", "split: a list of words"]),
+        ({"sources": [{"inline": {"train": "a"}, "reader": "words"}]}, ["inline.train", "got a,", "a list of words"]),
+        ({"sources": [{"inline": {"train": []}, "reader": "words"}]}, ["inline.train", "none", "a list of words"]),
+        ({"sources": [{"inline": {"train": ["a", False]}, "reader": "words"}]}, ["got False", "quotes round no and yes"]),
         ({"columns": {"x": {"kind": "imag"}}}, ["imag", "'image'"]),
         ({"columns": {"x": {"kind": "audio", "unit": "u", "range": [-1, 1]}}}, ["columns.x.rate"]),
         ({"columns": {"x": {"kind": "label", "classes": "ten"}}}, ["ten", "classes"]),
@@ -492,7 +498,19 @@ def test_numbers_that_are_none(kind, shape, value, got):
     assert check_value({"kind": kind, "shape": shape, "range": [None, None]}, value)[0] == got
 
 
-# archives and tables
+# words in the card, archives and tables
+
+
+def test_words_in_the_card(write):
+    columns = {"text": {"kind": "text", "language": "en"}}
+    source = {"inline": {"train": ["b", "a"]}, "reader": "words", "rename": {"text": "word"}}
+    path = write(sources=[source], columns=columns)
+    rows = open_card(path, "train")
+    assert rows[:] == {"text": ["b", "a"]} and rows.info.description == "toy from inline train"
+    with pytest.raises(NoSource, match=r"has no split test.*choose one of train"):
+        open_card(path, "test")
+    source["inline"]["train"] = ["c"]
+    assert open_card(write(sources=[source], columns=columns), "train")["text"][:] == ["c"]  # not the old cache
 
 
 @pytest.mark.parametrize("ending", ["tar.gz", "zip"])

@@ -220,6 +220,37 @@ def test_easy_vqa():
     assert [row["question"] for row, _ in zip(easy_vqa.read("train"), range(3))] == rows["train"]["question"][:3]
 
 
+# sentences and their sentiment
+
+
+def write_tables(folder, tables):
+    folder.mkdir(parents=True)
+    for name, rows in tables.items():
+        pq.write_table(pa.Table.from_pylist(rows), folder / f"{name}.parquet")
+
+
+def test_sst2(tmp_path):
+    write_tables(
+        tmp_path / "sentiment_text", {f"sst2_{s}": [{"text": f"{s} .", "label": i % 2}] for i, s in enumerate(SPLITS)}
+    )
+    rows = [open_card("sst2", split, data_folder=tmp_path)[:] for split in SPLITS]
+    assert rows == [{"text": [f"{split} ."], "label": [i % 2]} for i, split in enumerate(SPLITS)]
+    (tmp_path / "sentiment_text" / "sst2_test.parquet").unlink()
+    with pytest.raises(UserError, match=r"sst2_test\.parquet.*copy it again"):
+        open_card("sst2", "test", data_folder=tmp_path)
+
+
+def test_yelp_sentiment_and_its_rewrites(tmp_path):
+    plain = {name: [{"text": name, "label": 1}] for name in ("train", "validation", "dev_li2018")}
+    rewritten = [{"text": "bad .", "reference": "Good.", "label": 0, "target_label": 1}]
+    write_tables(tmp_path / "yelp_sentiment", plain | {"test_references": rewritten})
+    splits = read_card("yelp_sentiment").splits
+    rows = {split: open_card("yelp_sentiment", split, data_folder=tmp_path)[0] for split in splits}
+    assert rows.pop("test") == {"text": "bad .", "label": 0, "references": ["Good."]}
+    assert {split: row["text"] for split, row in rows.items()} == {s: s for s in SPLITS[:2]} | {"dev": "dev_li2018"}
+    assert all(row["references"] == [] and row["label"] == 1 for row in rows.values())
+
+
 # MNIST, spoken digits and their triples, made here
 
 
@@ -542,6 +573,15 @@ def test_flickr8k_from_the_hub(monkeypatch):
     assert picture(row["image"]).size == (8, 9)
 
 
+def test_sst2_from_the_hub(monkeypatch):
+    columns = {"text": ["good ."], "label": [1], "label_text": ["positive"]}
+    asked = hub(monkeypatch, columns, datasets.Features({name: datasets.Value(t) for name, t in (
+        ("text", "string"), ("label", "int64"), ("label_text", "string"),
+    )}))  # fmt: skip
+    assert open_card("sst2", "test")[:] == {"text": ["good ."], "label": [1]}
+    assert asked == [("SetFit/sst2", {"split": "test", "revision": "main"})]
+
+
 def test_free_spoken_digits_from_the_hub(monkeypatch, tmp_path):
     sound = wav(np.zeros(80), 8000)["bytes"]
     (tmp_path / "3_ann_6.wav").write_bytes(sound)
@@ -580,6 +620,15 @@ def test_real_utterances_follow_one_another_in_each_video():
     for of in videos.values():
         places = [(row["video_id"], int(row["utterance_id"].rsplit("_", 1)[1])) for row in of]
         assert places == sorted(places)
+
+
+@pytest.mark.slow
+@needs_data
+def test_no_sentence_of_a_test_is_trained_on():
+    dataset = {split: open_card("yelp_sentiment", split) for split in ("train", "dev", "test")}
+    texts = {split: set(of["text"]) for split, of in dataset.items()}
+    assert not texts["train"] & (texts["dev"] | texts["test"])
+    assert all(len(references) == 1 for references in dataset["test"]["references"])
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from its encoder; where some are missing, a surrogate infers it from the feature
 """
 
 import inspect
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,43 +18,15 @@ from mmgen.distributions import AutoregressiveCategorical, draw, until_stop
 from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.latents.divergences import dependence, mmd
 from mmgen.latents.fusion import subsets
-from mmgen.modalities.kinds import KINDS, build_encoder, check_values, decoder_class
+from mmgen.modalities.kinds import check_values, decoder_class
 from mmgen.modalities.memory_fusion import MemoryFusion
-from mmgen.modalities.sequence import SequenceDecoder, SequenceEncoder
+from mmgen.modalities.modality import Modality, check_modality, encoder_of, spread
+from mmgen.modalities.sequence import SequenceDecoder
 from mmgen.modalities.vector import VectorDecoder, multilayer_perceptron
 from mmgen.models.base import Losses, Model
 from mmgen.models.missing import known, lacking, masked_mean
 
 PARTS = ("", "generative", "factorization")
-
-
-@dataclass(frozen=True)
-class Modality:
-    """How one modality is read and written.
-
-    Args:
-        kind: "vector", "image", "audio", "text" or "sequence".
-        shape: of one value: image (c, h, w), audio (mels, frames), vector (d,), text (number of tokens in the vocabulary,),
-            sequence (d,).
-        encoder: settings of the kind's encoder; two of them are built, for the label factor and for the private one.
-        decoder: settings of the kind's decoder; text needs ``length`` and ``stop``, a sequence that is one item ``length``.
-        code: size of z_m.
-        factor: size of f_m.
-        weight: of -log p(x_m | f_y, f_m) in the loss.
-        noise: standard deviation s of what is added to its values in training; they are divided by sqrt(1 + s^2) always. What
-            is read is what is reconstructed, noise and all: else the label factor would learn to undo it. Where a modality
-            tells more about the labels it was trained on than about others, as features do that were themselves trained on
-            those labels, this takes it away.
-    """
-
-    kind: str
-    shape: list[int]
-    encoder: dict[str, Any] = field(default_factory=dict)
-    decoder: dict[str, Any] = field(default_factory=dict)
-    code: int = 16
-    factor: int = 16
-    weight: float = 0.01
-    noise: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -160,7 +132,7 @@ class Factorized(Model):
         class_names: list[str] | None = None,
     ) -> None:
         super().__init__()
-        self.modalities = {name: _modality(name, values) for name, values in (modalities or {}).items()}
+        self.modalities = {name: check_modality(name, values) for name, values in (modalities or {}).items()}
         check_at_least("modalities", len(self.modalities), 1)
         for what, value in (("code", code), ("factor", factor), ("hidden", hidden), ("memory", memory)):
             check_at_least(what, value, 1)
@@ -189,8 +161,8 @@ class Factorized(Model):
             code += sum(m.code for m in self.modalities.values())
             factor += sum(m.factor for m in self.modalities.values())
 
-        self.label_encoders = nn.ModuleDict({name: _encoder(name, m) for name, m in self.modalities.items()})
-        self.private_encoders = nn.ModuleDict({name: _encoder(name, self.modalities[name]) for name in self.private})
+        self.label_encoders = nn.ModuleDict({name: encoder_of(name, m) for name, m in self.modalities.items()})
+        self.private_encoders = nn.ModuleDict({name: encoder_of(name, self.modalities[name]) for name in self.private})
         self.sizes = sizes = {name: encoder.dim for name, encoder in self.label_encoders.items()}  # of the features
         self.fusion = MemoryFusion(list(sizes.values()), memory, hidden) if fusion == "memory" else None
         self.dropout = nn.Dropout(dropout)
@@ -298,7 +270,7 @@ class Factorized(Model):
             return draw(made.probs.flatten(0, -2), 1, generator).reshape(made.batch_shape)
         if isinstance(made, AutoregressiveCategorical):
             return made.sample((), generator)
-        return made.mean * _spread(self.modalities[to]) if to in self.modalities else made.mean
+        return made.mean * spread(self.modalities[to]) if to in self.modalities else made.mean
 
     def _decoder(self, name: str, modality: Modality, factor: int) -> nn.Module:
         latent = factor + (modality.factor if self.private else 0)
@@ -377,7 +349,7 @@ class Factorized(Model):
         if not modality.noise:
             return x
         x = x + modality.noise * torch.randn_like(x) if self.training else x
-        return x / _spread(modality)
+        return x / spread(modality)
 
     def _known(self, found: dict[str, Tensor], name: str, there: Tensor) -> Tensor:
         """Features (..., d), exactly zero where ``there`` (...) is False."""
@@ -478,33 +450,3 @@ class Factorized(Model):
         if len(wrong):
             raise UserError("label", got=wrong[0].item(), expected=expected, fix="check the column and `classes`")
         return labels, there & seen.real
-
-
-def _modality(name: str, values: dict[str, Any]) -> Modality:
-    for key in values:
-        check_one_of(f"modalities.{name}.{key}", key, inspect.signature(Modality).parameters)
-    if name == "label":
-        raise UserError("modality", got=name, expected="another name than that of the labels", fix="rename it")
-    for key in ("kind", "shape"):
-        if key not in values:
-            fix = f"add modalities.{name}.{key}"
-            raise UserError(f"modalities.{name}", got=sorted(values), expected="kind and shape", fix=fix)
-    check_one_of(f"modalities.{name}.kind", values["kind"], [*KINDS, "sequence"])
-    for key, low in (("noise", 0), ("weight", 0), ("code", 1), ("factor", 1)):
-        check_at_least(f"modalities.{name}.{key}", values.get(key, low), low)
-    if values.get("noise") and values["kind"] == "text":
-        raise UserError(f"modalities.{name}.noise", got=values["noise"], expected="0 for a text", fix="leave it out")
-    return Modality(**values)
-
-
-def _spread(modality: Modality) -> float:
-    """Standard deviation of values of variance one after their noise."""
-    return (1 + modality.noise**2) ** 0.5
-
-
-def _encoder(name: str, modality: Modality) -> nn.Module:
-    if modality.kind != "sequence":
-        return build_encoder(modality.kind, modality.shape, modality.encoder)
-    for key in modality.encoder:
-        check_one_of(f"modalities.{name}.encoder.{key}", key, inspect.signature(SequenceEncoder).parameters)
-    return SequenceEncoder(modality.shape[0], **modality.encoder)

@@ -105,7 +105,7 @@ def _source_problems(what: str, source: Any) -> list[UserError]:
     problems = []
     value, (of, extra) = source[kind], places.KINDS[kind]
     if not isinstance(value, of) or not value or (of is list and not all(isinstance(v, str) for v in value)):
-        expected = "a list of names" if of is list else "a text"
+        expected = {str: "a text", list: "a list of names", dict: "split: a list of words"}[of]
         problems.append(UserError(f"{what}.{kind}", got=value, expected=expected, fix="correct it"))
     elif kind in ("path", "sdist") and escapes(value):
         fix = "write it relative to MMGEN_DATA, without .."
@@ -113,6 +113,12 @@ def _source_problems(what: str, source: Any) -> list[UserError]:
     elif kind == "cards" and not all(re.fullmatch(r"\w+", name) for name in value):
         fix = "take a name from `mmgen data list`"
         problems.append(UserError(f"{what}.cards", got=value, expected="names of cards that come with mmgen", fix=fix))
+    elif kind == "inline":
+        for split, words in value.items():
+            wrong = [w for w in words if not isinstance(w, str)] if isinstance(words, list) else [words]
+            if wrong or not words:
+                got, fix = wrong[0] if wrong else "none", "write [word, ...], with quotes round no and yes"
+                problems.append(UserError(f"{what}.inline.{split}", got=got, expected="a list of words", fix=fix))
     known = [kind, *extra, "reader", "splits", "rename"]
     for key in source:
         if key not in known:

@@ -17,6 +17,7 @@ KINDS: dict[str, tuple[type, tuple[str, ...]]] = {
     "hub": (str, ("revision", "config", "data_files")),
     "simulator": (str, ()),
     "cards": (list, ()),  # other cards, which this one combines
+    "inline": (dict, ()),  # the card itself: split -> words
 }
 SIMULATORS: dict[str, str] = {}  # name -> "module:function"; none yet
 
@@ -52,7 +53,7 @@ def label_of(source: dict[str, Any]) -> str:
     """
     kind = kind_of(source)
     value = source.get(kind)
-    return f"{kind} {' + '.join(value) if isinstance(value, list) else value}"
+    return f"{kind} {value if isinstance(value, str) else ' + '.join(value)}"
 
 
 def locate(
@@ -90,6 +91,10 @@ def locate(
         except UserError as error:
             raise Unavailable(str(error), "make its parts available") from error
         return parts, [[Path(file["filename"]).name for file in part.cache_files] for part in parts.values()]
+    if kind == "inline":
+        if split not in value:
+            raise Unavailable(f"has no split {split}", f"choose one of {', '.join(value)}")
+        return value[split], None
     raise Unavailable(f"no simulator is named {value!r}", f"choose one of {', '.join(SIMULATORS) or '(none yet)'}")
 
 

@@ -25,7 +25,10 @@ READERS = {
     "openmoji_facts": "mmgen.data.sources.openmoji_facts:read",
     "openmoji_shapes": "mmgen.data.sources.openmoji_shapes:read",
     "openmoji_spoken": "mmgen.data.sources.openmoji_spoken:read",
+    "sst2": "mmgen.data.sources.sst2:read",
     "table": "mmgen.data.sources.tables:read_folder",
+    "words": "mmgen.data.sources.tables:read_words",
+    "yelp_sentiment": "mmgen.data.sources.yelp_sentiment:read",
 }
 
 

@@ -1,4 +1,4 @@
-"""Readers for plain tables: one parquet, CSV or JSON-lines file a split, or a data set of the Hub as it is."""
+"""Readers for plain tables: one parquet, CSV or JSON-lines file a split, a data set of the Hub, or words in the card."""
 
 import csv
 import io
@@ -47,6 +47,16 @@ def read_archive(split: str, archive: Archive) -> Iterator[dict[str, Any]]:
 def read_hub(split: str, rows: Callable[[str], Iterator[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
     """Yield the rows of the Hub's split of the same name."""
     yield from rows(split)
+
+
+def read_words(split: str, words: list[str]) -> Iterator[dict[str, Any]]:
+    """Yield one row a word of a list that the card itself holds.
+
+    >>> list(read_words("train", ["star", "moon"]))
+    [{'word': 'star'}, {'word': 'moon'}]
+    """
+    for word in words:
+        yield {"word": word}
 
 
 def parquet_rows(file: Path | io.BytesIO, name: str) -> Iterator[dict[str, Any]]:
