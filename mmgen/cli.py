@@ -103,6 +103,19 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--json", type=Path, metavar="F", help="write the answers there")
     command.set_defaults(run=_ask)
 
+    command = commands.add_parser("steer", help="a language model's texts with and without steering", epilog=_STEERING)
+    command.add_argument("language_model", metavar="LM", help="a folder, a Hub name, or an installed package")
+    command.add_argument("--prompt", action="append", help="how the text begins; repeat for several")
+    text = "words to steer toward: a topic, such as space, or a file with a word a line; repeat for several at once"
+    command.add_argument("--bag", action="append", help=text)
+    command.add_argument("--n", type=int, default=1, help="texts for each prompt")
+    command.add_argument("--candidates", type=int, default=1, help="texts that are written for each that is kept")
+    command.add_argument("--length", type=int, default=50, help="tokens of a text")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--dtype", default="fp32", help="bf16, fp16 or fp32, of the language model")
+    command.add_argument("--json", type=Path, metavar="F", help="write the texts there")
+    command.set_defaults(run=_steer, values=[])
+
     command = commands.add_parser("data", help="list, show and check data cards")
     actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
     actions.add_parser("list", help="the data cards that come with mmgen").set_defaults(run=_data_list)
@@ -122,6 +135,7 @@ _CHAT = (
     "example, `forget` drops them, `quit` ends; any other line, and all that end in ?, are questions. In TEXT, \\n is a "
     "line's end."
 )
+_STEERING = "Options of the steering (see PPLM) and of the sampling can follow, for example step_size=0.05 window=5 top_k=10."
 _OPTIONS = "Options of the model can follow as key=value, for example beams=3."
 
 
@@ -225,6 +239,31 @@ def _lines() -> Iterator[str]:
             yield input("> " if sys.stdin.isatty() else "")
     except EOFError:
         return
+
+
+def _steer(options: argparse.Namespace) -> None:
+    from mmgen.conditioning.attributes import Together
+    from mmgen.conditioning.gradient import PPLM
+    from mmgen.conditioning.language_model import load_language_model
+    from mmgen.training import steer
+
+    _check_json(options.json)
+    for name in ("prompt", "bag"):
+        if not getattr(options, name):
+            fix = {"prompt": '--prompt "The potato"', "bag": "--bag space"}[name]
+            raise UserError(f"--{name}", got="none", expected="at least one", fix=f"add {fix}")
+    pplm, sampling = steer.settings(options.values)
+    model, tokenizer = load_language_model(options.language_model, options.dtype)
+    bags = [steer.bag(name, model, tokenizer) for name in options.bag]
+    attribute = Together([(bag, 1.0) for bag in bags])
+    made = steer.steer(
+        model, tokenizer, options.prompt, PPLM(attribute, **pplm), options.n, options.candidates, options.length, options.seed,
+        **sampling,
+    )  # fmt: skip
+    _write_json(options.json, made)
+    for row in made:
+        figures = f"log p(attribute) {row['attribute']:.2f}, perplexity {row['perplexity']:.1f}"
+        print(f"{row['arm']} ({figures}): {row['prompt']}{row['text']}")
 
 
 def _data_list(options: argparse.Namespace) -> None:

@@ -12,7 +12,7 @@ from mmgen.errors import UserError
 from mmgen.modalities.image import fingerprint
 from tests.test_language_model import DECODERS
 
-_, TOKENIZER = load_language_model("tiny", "fp32")
+TINY, TOKENIZER = load_language_model("tiny", "fp32")
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_what_moves_nothing_changes_nothing(models, kind):
     prompts = ["hello there", "a"]
     plain = write(models[kind], prompts, None)
     assert torch.equal(plain, write(models[kind], prompts, Indifferent(), kl_scale=0.0))
-    bag = BagOfWords(TOKENIZER, ["z"])
+    bag = BagOfWords(TINY, TOKENIZER, ["z"])
     for settings in ({"step_size": 0.0}, {"iterations": 0}):
         assert torch.equal(plain, write(models[kind], prompts, bag, **settings))
     assert not torch.equal(plain, write(models[kind], prompts, bag, step_size=2.0))
@@ -61,7 +61,7 @@ def test_what_moves_nothing_changes_nothing(models, kind):
 def test_no_step_is_plain_sampling_token_for_token(models):
     ids = TOKENIZER(["hello"], return_tensors="pt").input_ids
     made = []
-    for settings in ({}, {"custom_generate": PPLM(BagOfWords(TOKENIZER, ["z"]), step_size=0.0)}):
+    for settings in ({}, {"custom_generate": PPLM(BagOfWords(TINY, TOKENIZER, ["z"]), step_size=0.0)}):
         torch.manual_seed(3)
         made.append(models["llama"].generate(ids, do_sample=True, top_k=50, max_new_tokens=30, pad_token_id=0, **settings))
     assert torch.equal(*made)
@@ -70,7 +70,7 @@ def test_no_step_is_plain_sampling_token_for_token(models):
 @pytest.mark.parametrize("kind", ["llama", *DECODERS])
 @pytest.mark.parametrize("settings", [{}, {"window": 2, "decay": True, "running_norm": False}], ids=str)
 def test_a_batch_is_its_texts_alone(models, kind, settings):
-    bag, other = BagOfWords(TOKENIZER, ["z", "q"]), Discriminator(head(), 1, horizon=2)
+    bag, other = BagOfWords(TINY, TOKENIZER, ["z", "q"]), Discriminator(head(), 1, horizon=2)
     both = Together([(bag, 1.0), (other, 0.5)])
     prompts = ["hello there", "a cat", "some things", "oh", "x y z"]
     together = write(models[kind], prompts, both, step_size=0.3, **settings)
@@ -83,7 +83,7 @@ def test_a_batch_is_its_texts_alone(models, kind, settings):
 def test_the_algorithm_written_out(models, attribute, running):
     """Two tokens: the past is read anew, moved by hand, and what was moved stays moved."""
     model, layers = models["gpt2"], 2
-    made = BagOfWords(TOKENIZER, ["z"]) if attribute == "bag" else Discriminator(head(), 1)
+    made = BagOfWords(TINY, TOKENIZER, ["z"]) if attribute == "bag" else Discriminator(head(), 1)
     ids = TOKENIZER(["hello"], return_tensors="pt").input_ids
     steered = PPLM(made, step_size=0.5, gamma=0.9, kl_scale=0.3, fusion=0.8, iterations=2, running_norm=running)
     seen: list[torch.Tensor] = []
@@ -116,7 +116,9 @@ def test_the_algorithm_written_out(models, attribute, running):
             log_p = said.logits[:, -1].log_softmax(-1)
             if attribute == "bag":
                 space, z = TOKENIZER(" z").input_ids
-                terms = [log_p[:, space] - torch.tensor(2.0).log()]
+                with torch.no_grad():  # how likely z is after a space alone
+                    rest = TINY(torch.tensor([[space]])).logits[0, 0].log_softmax(-1)[z]
+                terms = [log_p[:, space] + rest]
                 terms += [log_p[:, z]] if ids[0, -1] == space else []
                 loss = -torch.stack(terms).logsumexp(0)
             else:
@@ -177,7 +179,7 @@ def test_the_window_covers_the_newest(models):
 
 def test_the_attribute_becomes_likelier_and_the_language_model_stays(models):
     model, before = models["llama"], fingerprint(models["llama"])
-    bag = BagOfWords(TOKENIZER, ["z"])
+    bag = BagOfWords(TINY, TOKENIZER, ["z"])
     ids = TOKENIZER(["hello", "there"], return_tensors="pt").input_ids
     found = []
     for step_size in (0.0, 0.05, 0.2):
@@ -193,7 +195,7 @@ def test_the_attribute_becomes_likelier_and_the_language_model_stays(models):
 
 def test_all_that_generate_offers(models):
     """Several samples, top-p, stop strings, streaming, scores, and prompts of embeddings."""
-    model, bag = models["llama"], BagOfWords(TOKENIZER, ["z"])
+    model, bag = models["llama"], BagOfWords(TINY, TOKENIZER, ["z"])
     ids = TOKENIZER(["hello"], return_tensors="pt").input_ids
     options = {"custom_generate": PPLM(bag), "pad_token_id": 0}
     made = model.generate(ids, do_sample=True, top_p=0.9, temperature=1.3, num_return_sequences=3, max_new_tokens=4,
@@ -211,12 +213,12 @@ def test_all_that_generate_offers(models):
 
 def test_bfloat16_and_a_prompt_of_one_token(models):
     model = load_language_model("tiny", "bf16")[0]
-    made = write(model, ["a"], Together([(BagOfWords(TOKENIZER, ["z"]), 1.0), (Discriminator(head(), 0), 1.0)]))
+    made = write(model, ["a"], Together([(BagOfWords(TINY, TOKENIZER, ["z"]), 1.0), (Discriminator(head(), 0), 1.0)]))
     assert made.shape == (1, 6)
 
 
 def test_mistakes(models):
-    bag = BagOfWords(TOKENIZER, ["z"])
+    bag = BagOfWords(TINY, TOKENIZER, ["z"])
     for setting, value in {"iterations": -1, "step_size": -0.1, "kl_scale": -1, "window": -2}.items():
         with pytest.raises(UserError, match=f"{setting}: got {value}, expected a number >= 0"):
             PPLM(bag, **{setting: value})

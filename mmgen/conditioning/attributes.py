@@ -1,5 +1,6 @@
 """What a text is steered toward: anything that says how likely an attribute is of texts that are being written."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -7,9 +8,11 @@ from typing import NamedTuple, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mmgen.errors import UserError, check_at_least
+
+WORDS = 32  # whose tokens are read at once
 
 
 class State(NamedTuple):
@@ -39,13 +42,14 @@ class Attribute(Protocol):
 
 
 class BagOfWords:
-    """That the next word is one of a bag: ``log p(a | x) = log sum_w weight_w p(next token of w | x)``.
+    """That the next word is one of a bag: ``log p(a | x) = log sum_w weight_w p(next token of w | x) p(the rest of w | it)``.
 
-    The next token of a word is its first, or the one after as many of its tokens as the text ends with. The first token of a
-    word of n tokens says little of that word, so it counts 1/n of it. A word is looked for as it stands after a space.
+    The next token of a word is its first, or the one after as many of its tokens as the text ends with. What comes after that
+    is as likely as the language model has it after the word's own tokens alone: a first token that begins many words, such as
+    " re", counts little. A word is looked for as it stands after a space.
 
     Args:
-        tokenizer: of the language model.
+        model, tokenizer: see `mmgen.conditioning.language_model.load_language_model`.
         words: one or more, or word -> weight above 0.
 
     Raises:
@@ -54,15 +58,16 @@ class BagOfWords:
     Source: Dathathri et al. 2020, section 4.2. There a word of more than one token is dropped.
 
     >>> from mmgen.conditioning.language_model import load_language_model
-    >>> _, tokenizer = load_language_model("tiny", "fp32")  # its tokens are bytes
-    >>> bag = BagOfWords(tokenizer, ["a", "be"])
+    >>> bag = BagOfWords(*load_language_model("tiny", "fp32"), ["a", "be"])  # its tokens are bytes
     >>> bag.tokens, bag.log_prob(State(torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 259).log_softmax(-1))).shape
     ({'a': 2, 'be': 3}, torch.Size([1]))
     """
 
     horizon = None
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, words: Sequence[str] | Mapping[str, float]) -> None:
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, words: Sequence[str] | Mapping[str, float]
+    ) -> None:
         weights = {word.strip(): w for word, w in (words.items() if isinstance(words, Mapping) else ((w, 1.0) for w in words))}
         weights.pop("", None)
         if not weights:
@@ -77,31 +82,37 @@ class BagOfWords:
                 raise UserError("bag", got=repr(word), expected="words that the tokenizer can hold", fix=fix)
         #: how many tokens each word has
         self.tokens = {word: len(ids) for word, ids in pieces.items()}
-        first: dict[int, float] = {}
-        after: dict[tuple[int, ...], dict[int, float]] = {}  # what a text ends with -> next token -> weight
-        for word, ids in pieces.items():
-            first[ids[0]] = max(first.get(ids[0], 0.0), weights[word] / len(ids))
-            for n in range(1, len(ids)):
+        after: dict[tuple[int, ...], dict[int, float]] = {}  # what a text ends with -> next token -> log weight
+        for (word, ids), rest in zip(pieces.items(), _rests(model, [*pieces.values()])):
+            for n, token in enumerate(ids):
                 known = after.setdefault(tuple(ids[:n]), {})
-                known[ids[n]] = max(known.get(ids[n], 0.0), weights[word])
-        self._first = (torch.tensor([*first]), torch.tensor([*first.values()]).log())
+                known[token] = max(known.get(token, -math.inf), math.log(weights[word]) + rest[n])
         rows = [(begin, token, weight) for begin, known in after.items() for token, weight in known.items()]
         self._after = []  # for each length n: beginnings (m, n), next tokens (m,), log weights (m,)
         for n in sorted({len(begin) for begin, *_ in rows}):
             begins, tokens, known = zip(*(row for row in rows if len(row[0]) == n))
-            self._after.append((torch.tensor(begins), torch.tensor(tokens), torch.tensor(known).log()))
+            kept = torch.tensor(begins, dtype=torch.long).reshape(len(begins), n), torch.tensor(tokens), torch.tensor(known)
+            self._after.append(tuple(x.to(model.device) for x in kept))
 
     def log_prob(self, state: State) -> Tensor:
-        """(b,), -inf at the least and the log of the largest weight at the most."""
-        ids, log_p = state.ids, state.log_p
-        tokens, weights = (x.to(log_p.device) for x in self._first)
-        terms = [log_p[:, tokens] + weights]  # (b, k)
+        """(b,), at most the log of the largest weight."""
+        ids, log_p, terms = state.ids, state.log_p, []
         for begins, tokens, weights in self._after:
             n = begins.shape[1]
-            if ids.shape[1] >= n:
-                begun = (ids[:, None, -n:] == begins.to(ids.device)).all(-1)  # (b, m)
-                terms.append((log_p[:, tokens.to(ids.device)] + weights.to(ids.device)).masked_fill(~begun, -torch.inf))
+            if n <= ids.shape[1]:
+                begun = (ids[:, None, ids.shape[1] - n :] == begins).all(-1)  # (b, m)
+                terms.append((log_p[:, tokens] + weights).masked_fill(~begun, -torch.inf))
         return torch.cat(terms, 1).logsumexp(1)
+
+
+@torch.no_grad()
+def _rests(model: PreTrainedModel, words: Sequence[Sequence[int]]) -> list[list[float]]:
+    """Of each token of each word, the log-probability of all tokens of the word that come after it."""
+    longest = max(map(len, words))
+    ids = torch.tensor([[*word, *[0] * (longest - len(word))] for word in words], device=model.device)  # (w, t)
+    log_p = torch.cat([model(input_ids=some).logits.float().log_softmax(-1)[:, :-1].gather(2, some[:, 1:, None])[..., 0]
+                       for some in ids.split(WORDS)]).tolist()  # (w, t - 1)  # fmt: skip
+    return [[sum(row[n : len(word) - 1]) for n in range(len(word))] for word, row in zip(words, log_p)]
 
 
 class Discriminator:

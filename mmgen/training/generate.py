@@ -81,11 +81,19 @@ def check_options(model: Model, values: dict[str, Any]) -> None:
     Raises:
         UserError: one is not.
     """
-    types = typing.get_type_hints(type(model).generate)
+    check_types(values, typing.get_type_hints(type(model).generate), f"{type(model).__name__}.generate")
+
+
+def check_types(values: dict[str, Any], types: dict[str, type], where: str) -> None:
+    """Fail unless each value is of the type under its name, which the documentation of ``where`` tells.
+
+    Raises:
+        UserError: one is not.
+    """
     for name, value in values.items():
         accepted = (int, float) if types[name] is float else types[name]
         if not isinstance(value, accepted) or isinstance(value, bool) != (types[name] is bool):
-            fix = f"see the documentation of {type(model).__name__}.generate"
+            fix = f"see the documentation of {where}"
             raise UserError(f"option {name}", got=value, expected=types[name].__name__, fix=fix)
 
 

@@ -1,0 +1,27 @@
+"""How much texts repeat themselves."""
+
+from collections.abc import Sequence
+
+
+def distinct(texts: Sequence[str], n: int) -> float:
+    """The share of different n-grams of words among all of them: dist-n.
+
+    Args:
+        texts: one or more.
+        n: words of a piece, 1 or more.
+
+    Returns:
+        0 to 1; 0 where no text has n words.
+
+    Raises:
+        ValueError: no texts, or n below 1.
+
+    Source: Li et al. 2016, A Diversity-Promoting Objective Function for Neural Conversation Models, arXiv 1510.03055.
+
+    >>> distinct(["a b a b"], 1), distinct(["a b a b"], 2)
+    (0.5, 0.6666666666666666)
+    """
+    if isinstance(texts, str) or not texts or n < 1:
+        raise ValueError(f"texts and n: got {texts!r} and {n}, expected a list of texts and 1 or more; correct them")
+    grams = [tuple(words[i : i + n]) for words in map(str.split, texts) for i in range(len(words) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else 0.0

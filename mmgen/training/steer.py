@@ -1,0 +1,175 @@
+"""What ``mmgen steer`` does: prompts in, what a language model writes after them with and without steering out."""
+
+import typing
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from mmgen.conditioning.attributes import Attribute, BagOfWords
+from mmgen.conditioning.gradient import PPLM
+from mmgen.conditioning.ranking import OwnNoise, text_log_prob
+from mmgen.data.cards import card_names, open_card
+from mmgen.errors import UserError, check_at_least, check_one_of
+from mmgen.metrics.diversity import distinct
+from mmgen.training.config import parse_overrides
+from mmgen.training.generate import check_types
+
+ARMS = ("unsteered", "steered")
+BAG = "bag_"  # the names of cards of bags begin so
+SAMPLING = ("temperature", "top_k", "top_p", "threshold")  # options that are of `steer`; the others are of `PPLM`
+AT_ONCE = 32  # texts that are written together
+
+
+def bag(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> BagOfWords:
+    """A bag of words by the name of a topic that comes with mmgen, or from a file with a word a line.
+
+    Raises:
+        UserError: there is neither, or the file is not text.
+    """
+    topics = [card.removeprefix(BAG) for card in card_names() if card.startswith(BAG)]
+    if name in topics:
+        return BagOfWords(model, tokenizer, open_card(f"{BAG}{name}", "train")["word"][:])
+    if not Path(name).is_file():
+        check_one_of("bag", name, topics)
+    try:
+        return BagOfWords(model, tokenizer, Path(name).read_text(encoding="utf-8").split("\n"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"bag {name}", got=str(error), expected="a text with a word a line", fix="save it as UTF-8") from error
+
+
+def settings(options: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options ``key=value`` of the command, as settings of `PPLM` and of `steer`.
+
+    Raises:
+        UserError: an unknown one, or one of another type.
+
+    >>> settings(["step_size=0.05", "top_k=0"])
+    ({'step_size': 0.05}, {'top_k': 0})
+    """
+    values, own = parse_overrides(list(options)), [f.name for f in fields(PPLM) if f.name not in ("attribute", "streamer")]
+    for name in values:
+        check_one_of("option", name, [*own, *SAMPLING])
+    check_types(values, {**typing.get_type_hints(PPLM), **typing.get_type_hints(steer)}, "PPLM and steer")
+    return {k: v for k, v in values.items() if k in own}, {k: v for k, v in values.items() if k in SAMPLING}
+
+
+def steer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    pplm: PPLM,
+    n: int = 1,
+    candidates: int = 1,
+    length: int = 50,
+    seed: int = 0,
+    temperature: float = 1.0,
+    top_k: int = 10,
+    top_p: float = 1.0,
+    threshold: float = 0.0,
+) -> list[dict[str, Any]]:
+    """Continue prompts with and without steering, drawn by the same random numbers.
+
+    With ``candidates`` above 1, that many are written for each text and the one of which the attribute is likeliest is kept,
+    among those that repeat themselves least.
+
+    Args:
+        model, tokenizer: see `mmgen.conditioning.language_model.load_language_model`.
+        prompts: one or more.
+        pplm: the attribute and how to steer toward it.
+        n: texts a prompt.
+        candidates: r, of which one is kept.
+        length: tokens that are written.
+        seed: 0 or more; each text has a generator of its own, so it does not depend on the others.
+        temperature, top_k, top_p: of the sampling; top_k 0 takes all.
+        threshold: the mean of dist-1, -2 and -3 that a candidate must have to be kept, unless none has.
+
+    Returns:
+        For each prompt, text and arm (``unsteered``, ``steered``) a dict of ``prompt``, ``arm``, ``text`` (what follows the
+        prompt), ``attribute``, log p(attribute | text), and ``perplexity``, both to the unsteered language model.
+
+    Raises:
+        UserError: no prompt, one without a token, or a number out of its range.
+
+    Source: Dathathri et al. 2020, section 3.3, of ranking and the threshold.
+    """
+    for what, value, low in (
+        ("n", n, 1),
+        ("candidates", candidates, 1),
+        ("length", length, 1),
+        ("seed", seed, 0),
+        ("top_k", top_k, 0),
+    ):
+        check_at_least(what, value, low)
+    if not temperature > 0:
+        raise UserError("temperature", got=temperature, expected="above 0", fix="use 1 for example")
+    if not 0 < top_p <= 1:
+        raise UserError("top_p", got=top_p, expected="above 0 and at most 1", fix="use 0.9 for example")
+    if isinstance(prompts, str) or not prompts:
+        raise UserError(
+            "prompts", got=repr(prompts) if prompts else "none", expected="a list of texts", fix="give at least one"
+        )
+    texts = [(i, prompt, s * candidates + c) for i, prompt in enumerate(prompts) for s in range(n) for c in range(candidates)]
+    for prompt in prompts:
+        if not tokenizer(prompt).input_ids:
+            raise UserError("prompt", got=repr(prompt), expected="at least one token", fix="begin the text, as in 'The'")
+    warpers = [
+        TemperatureLogitsWarper(float(temperature)),
+        *([TopKLogitsWarper(top_k)] if top_k else []),
+        TopPLogitsWarper(top_p),
+    ]
+    made: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS}
+    for arm in ARMS:
+        for at in range(0, len(texts), AT_ONCE):
+            some = texts[at : at + AT_ONCE]
+            made[arm] += _write(
+                model, tokenizer, some, pplm if arm == "steered" else None, pplm.attribute, length, seed, warpers
+            )
+    rows = []
+    for at in range(0, len(texts), candidates):
+        for arm in ARMS:
+            rivals = made[arm][at : at + candidates]
+            plain = [sum(distinct([row["text"]], k) for k in (1, 2, 3)) / 3 >= threshold for row in rivals]
+            best = [row for row, good in zip(rivals, plain) if good] or rivals
+            rows.append({"prompt": texts[at][1], "arm": arm, **max(best, key=lambda row: row["attribute"])})
+    return rows
+
+
+def _write(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[tuple[int, str, int]],
+    pplm: PPLM | None,
+    attribute: Attribute,
+    length: int,
+    seed: int,
+    warpers: Sequence[Any],
+) -> list[dict[str, Any]]:
+    """One text after each of these prompts: (number of the prompt, prompt, number of the text)."""
+    encoded = tokenizer([prompt for _, prompt, _ in texts], return_tensors="pt", padding=True, padding_side="left")
+    ids, mask = (encoded[key].to(model.device) for key in ("input_ids", "attention_mask"))
+    start = ids.shape[1]
+    noise = OwnNoise([(seed * 1009 + i) * 1009 + k for i, _, k in texts])
+    steered = {} if pplm is None else {"custom_generate": pplm}
+    written = model.generate(
+        ids, attention_mask=mask, do_sample=False, max_new_tokens=length, pad_token_id=tokenizer.pad_token_id,
+        logits_processor=LogitsProcessorList([*warpers, noise]), **steered,
+    )  # (b, t)  # fmt: skip
+    after = written[:, start:]
+    ended = (after == tokenizer.eos_token_id).cumsum(1) > 0
+    real = torch.cat([mask.bool(), ~ended], 1)  # (b, t), without the end of the text
+    likely, fluent = text_log_prob(model, written, real, start, attribute)
+    said = [tokenizer.decode(row[~end], skip_special_tokens=True) for row, end in zip(after, ended)]
+    return [
+        {"text": text, "attribute": a, "perplexity": p} for text, a, p in zip(said, likely.tolist(), (-fluent).exp().tolist())
+    ]

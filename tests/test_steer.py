@@ -1,0 +1,145 @@
+"""`mmgen steer`: texts that depend on their own seed alone, ranking, and one line for every mistake."""
+
+import json
+import math
+
+import pytest
+import torch
+from transformers import TopKLogitsWarper
+
+from mmgen.cli import main
+from mmgen.conditioning.attributes import BagOfWords, Discriminator, State
+from mmgen.conditioning.gradient import PPLM
+from mmgen.conditioning.language_model import load_language_model
+from mmgen.conditioning.ranking import OwnNoise, text_log_prob
+from mmgen.errors import UserError
+from mmgen.metrics.diversity import distinct
+from mmgen.training.steer import bag, steer
+
+MODEL, TOKENIZER = load_language_model("tiny", "fp32")
+LETTERS = BagOfWords(MODEL, TOKENIZER, ["z", "q"])
+
+
+def encode(*texts: str) -> torch.Tensor:
+    return torch.tensor([TOKENIZER(text).input_ids for text in texts])
+
+
+@torch.no_grad()
+def test_log_probs_of_texts_by_hand():
+    """Of a bag the mean over positions, of a head that of the whole text, whatever is padded on either side."""
+    ids, start = encode("hello all")[0], 3
+    log_p = MODEL(ids[None], output_hidden_states=True)
+    hidden, log_p = log_p.hidden_states[-1][0], log_p.logits[0].log_softmax(-1)
+    padded = torch.cat([torch.tensor([7, 7]), ids, torch.tensor([9])])[None]
+    mask = torch.tensor([[False] * 2 + [True] * len(ids) + [False]])
+    places = range(start, len(ids))
+    fluent = sum(log_p[i - 1, ids[i]] for i in places) / len(places)
+    likely = sum(LETTERS.log_prob(State(ids[None, :i], log_p[None, i - 1])) for i in places) / len(places)
+    found = text_log_prob(MODEL, padded, mask, start + 2, LETTERS)
+    torch.testing.assert_close(found, (likely, fluent[None]), atol=1e-4, rtol=1e-4)
+    head = Discriminator(torch.nn.Linear(32, 2), 1)
+    expected = head.head(hidden.mean(0)).log_softmax(-1)[1]
+    torch.testing.assert_close(text_log_prob(MODEL, padded, mask, start + 2, head)[0][0], expected, atol=1e-4, rtol=1e-4)
+    assert text_log_prob(MODEL, padded, mask, start + 2)[0].item() == 0
+
+
+def test_own_noise_samples_from_the_distribution():
+    scores = torch.tensor([0.5, 0.3, 0.2]).log().expand(4000, 3)
+    drawn = OwnNoise(range(4000))(None, scores).argmax(-1)
+    shares = torch.bincount(drawn, minlength=3) / 4000
+    torch.testing.assert_close(shares, torch.tensor([0.5, 0.3, 0.2]), atol=0.03, rtol=0)  # 4 standard errors
+    kept = TopKLogitsWarper(1)(None, scores[:50])
+    assert (OwnNoise(range(50))(None, kept).argmax(-1) == 0).all()
+
+
+def test_a_text_does_not_depend_on_the_others():
+    """Eight together are eight alone with the same generators."""
+    pplm = PPLM(LETTERS, step_size=0.3, window=3)
+    together = steer(MODEL, TOKENIZER, ["hello there", "a"], pplm, n=4, length=8)
+    alone = steer(MODEL, TOKENIZER, ["hello there"], pplm, n=4, length=8)
+    assert len(together) == 16 and together[:8] == alone
+    assert len({row["text"] for row in together}) == 16
+    fewer = steer(MODEL, TOKENIZER, ["hello there"], pplm, n=2, length=8)
+    assert fewer == alone[:4]
+
+
+def test_no_step_leaves_every_text_as_it_is():
+    rows = steer(MODEL, TOKENIZER, ["hello"], PPLM(LETTERS, step_size=0.0), n=3, length=8)
+    for unsteered, steered in zip(rows[::2], rows[1::2]):
+        assert {**unsteered, "arm": "steered"} == steered
+
+
+def test_steering_and_ranking_raise_the_attribute():
+    def mean(arm: str, **settings) -> float:
+        rows = steer(MODEL, TOKENIZER, ["hello", "so"], PPLM(LETTERS, step_size=0.3), n=4, length=8, **settings)
+        found = [row["attribute"] for row in rows if row["arm"] == arm]
+        return sum(found) / len(found)
+
+    assert mean("unsteered") < mean("steered")
+    assert mean("unsteered") < mean("unsteered", candidates=4)
+    assert mean("steered") < mean("steered", candidates=4)
+
+
+def test_a_candidate_that_repeats_itself_is_not_kept(monkeypatch):
+    made = iter([[{"text": "moon moon moon", "attribute": 3.0}, {"text": "the moon rose", "attribute": 1.0}]] * 2)
+    monkeypatch.setattr("mmgen.training.steer._write", lambda *arguments: next(made))
+    rows = steer(MODEL, TOKENIZER, ["a"], PPLM(LETTERS), candidates=2, threshold=0.9)
+    assert [row["text"] for row in rows] == ["the moon rose"] * 2
+
+
+def test_distinct_by_hand():
+    assert distinct(["a b c", "a b d"], 2) == 3 / 4
+    assert distinct(["a"], 3) == 0
+    for texts, n in (([], 1), ("abc", 1), (["a"], 0)):
+        with pytest.raises(ValueError, match="texts and n: got"):
+            distinct(texts, n)
+
+
+def test_command(capsys, tmp_path):
+    (tmp_path / "my.txt").write_text("moon\n\nstar\n")
+    arguments = ["--prompt", "hello", "--prompt", "so", "--bag", str(tmp_path / "my.txt"), "--bag", "space", "--n", "2"]
+    options = ["--length", "4", "--json", str(tmp_path / "f.json"), "step_size=0.1", "top_k=5", "decay=true", "window=2"]
+    assert main(["steer", "tiny", *arguments, *options]) == 0
+    rows = json.loads((tmp_path / "f.json").read_text())
+    assert [row["arm"] for row in rows] == ["unsteered", "steered"] * 4
+    assert all(math.isfinite(row["attribute"]) and row["perplexity"] > 1 for row in rows)
+    shown = capsys.readouterr().out
+    assert shown.count("unsteered (log p(attribute) ") == 4 and shown.count("perplexity") == 8
+
+
+def test_bags_by_name_and_by_file(tmp_path):
+    assert "planet" in bag("space", MODEL, TOKENIZER).tokens
+    (tmp_path / "latin").write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(UserError, match=r"bag .*latin: got .*, expected a text with a word a line"):
+        bag(str(tmp_path / "latin"), MODEL, TOKENIZER)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--bag", "space"], "--prompt: got none"),
+        (["--prompt", "a"], "--bag: got none"),
+        (["--prompt", "", "--bag", "space"], "prompt: got '', expected at least one token"),
+        (["--prompt", "a", "--bag", "spcae"], "bag: got spcae, expected a known name; did you mean 'space'?"),
+        (
+            ["--prompt", "a", "--bag", "space", "stepsize=1"],
+            "option: got stepsize, expected a known name; did you mean 'step_size'?",
+        ),
+        (["--prompt", "a", "--bag", "space", "window=2.5"], "option window: got 2.5, expected int"),
+        (["--prompt", "a", "--bag", "space", "step_size=-1"], "step_size: got -1"),
+        (["--prompt", "a", "--bag", "space", "temperature=0"], "temperature: got 0, expected above 0"),
+        (["--prompt", "a", "--bag", "space", "top_p=2.0"], "top_p: got 2.0, expected above 0 and at most 1"),
+        (["--prompt", "a", "--bag", "space", "--n", "0"], "n: got 0"),
+        (["--prompt", "a", "--bag", "space", "--dtype", "int8"], "language model dtype: got int8"),
+    ],
+)
+def test_a_mistake_is_one_line(capsys, arguments, message):
+    assert main(["steer", "tiny", *arguments]) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1 and message in error[0]
+
+
+def test_an_empty_bag(capsys, tmp_path):
+    (tmp_path / "none.txt").write_text("\n \n")
+    assert main(["steer", "tiny", "--prompt", "a", "--bag", str(tmp_path / "none.txt")]) == 2
+    assert "bag: got no words" in capsys.readouterr().err
