@@ -9,6 +9,7 @@ import pytest
 from mmgen import cli
 from mmgen.data.cards import read_card
 from mmgen.training.recipe import load_recipe, recipe_config
+from mmgen.training.steer import settings
 
 ROOT = Path(__file__).parent.parent
 READMES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "recipes").glob("*/README.md"))]
@@ -38,6 +39,8 @@ def test_command_is_one_that_runs(words, tmp_path, monkeypatch):
         recipe_config(recipe, options.config, [word for word in rest if ".from=" not in word])
     if options.command == "data" and options.action == "show":
         assert read_card(options.card)
+    if options.command == "steer":
+        settings(rest)
     if options.command == "generate":
         for picture in options.image or []:
             assert (ROOT / picture).is_file()
