@@ -107,7 +107,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("language_model", metavar="LM", help="a folder, a Hub name, or an installed package")
     command.add_argument("--prompt", action="append", help="how the text begins; repeat for several")
     text = "words to steer toward: a topic, such as space, or a file with a word a line; repeat for several at once"
-    command.add_argument("--bag", action="append", help=text)
+    command.add_argument("--bag", action="append", default=[], help=text)
+    text = "a class to steer toward, such as positive; repeat for several at once"
+    command.add_argument("--attribute", action="append", default=[], metavar="CLASS", help=text)
+    text = "a run of the recipe attribute, whose classes they are (default: runs/attribute)"
+    command.add_argument("--head", default="runs/attribute", metavar="RUN", help=text)
     command.add_argument("--n", type=int, default=1, help="texts for each prompt")
     command.add_argument("--candidates", type=int, default=1, help="texts that are written for each that is kept")
     command.add_argument("--length", type=int, default=50, help="tokens of a text")
@@ -248,16 +252,19 @@ def _steer(options: argparse.Namespace) -> None:
     from mmgen.training import steer
 
     _check_json(options.json)
-    for name in ("prompt", "bag"):
-        if not getattr(options, name):
-            fix = {"prompt": '--prompt "The potato"', "bag": "--bag space"}[name]
-            raise UserError(f"--{name}", got="none", expected="at least one", fix=f"add {fix}")
+    if not options.prompt:
+        raise UserError("--prompt", got="none", expected="at least one", fix='add --prompt "The potato"')
+    if not options.bag + options.attribute:
+        raise UserError("--bag or --attribute", got="none", expected="at least one", fix="add --bag space")
     pplm, sampling = steer.settings(options.values)
     model, tokenizer = load_language_model(options.language_model, options.dtype)
-    bags = [steer.bag(name, model, tokenizer) for name in options.bag]
-    attribute = Together([(bag, 1.0) for bag in bags])
+    parts = [
+        *(steer.bag(name, model, tokenizer) for name in options.bag),
+        *(steer.attribute(name, options.head, model) for name in options.attribute),
+    ]
+    toward = parts[0] if len(parts) == 1 else Together([(part, 1.0) for part in parts])
     made = steer.steer(
-        model, tokenizer, options.prompt, PPLM(attribute, **pplm), options.n, options.candidates, options.length, options.seed,
+        model, tokenizer, options.prompt, PPLM(toward, **pplm), options.n, options.candidates, options.length, options.seed,
         **sampling,
     )  # fmt: skip
     _write_json(options.json, made)

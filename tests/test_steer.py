@@ -12,9 +12,13 @@ from mmgen.conditioning.attributes import BagOfWords, Discriminator, State
 from mmgen.conditioning.gradient import PPLM
 from mmgen.conditioning.language_model import load_language_model
 from mmgen.conditioning.ranking import OwnNoise, text_log_prob
+from mmgen.data.batch import Batch
+from mmgen.data.vector import VectorProcessor
 from mmgen.errors import UserError
 from mmgen.metrics.diversity import distinct
-from mmgen.training.steer import bag, steer
+from mmgen.models.base import load
+from mmgen.models.classifier import Classifier
+from mmgen.training.steer import attribute, bag, steer
 
 MODEL, TOKENIZER = load_language_model("tiny", "fp32")
 LETTERS = BagOfWords(MODEL, TOKENIZER, ["z", "q"])
@@ -118,7 +122,7 @@ def test_bags_by_name_and_by_file(tmp_path):
     ("arguments", "message"),
     [
         (["--bag", "space"], "--prompt: got none"),
-        (["--prompt", "a"], "--bag: got none"),
+        (["--prompt", "a"], "--bag or --attribute: got none"),
         (["--prompt", "", "--bag", "space"], "prompt: got '', expected at least one token"),
         (["--prompt", "a", "--bag", "spcae"], "bag: got spcae, expected a known name; did you mean 'space'?"),
         (
@@ -137,6 +141,47 @@ def test_a_mistake_is_one_line(capsys, arguments, message):
     assert main(["steer", "tiny", *arguments]) == 2
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1 and message in error[0]
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("head")
+    torch.manual_seed(0)
+    for name, width, modality in (("good", 32, "hidden"), ("wide", 48, "hidden"), ("other", 32, "x")):
+        model = Classifier(modality, "vector", [width], 2, {"hidden": [], "dim": 8}, ["negative", "positive"])
+        model.processors["hidden"] = VectorProcessor([0.5] * width, [2.0] * width)
+        model.save_pretrained(folder / name)
+    return folder
+
+
+@torch.no_grad()
+def test_an_attribute_is_the_class_of_standardised_hidden_states(head):
+    made, model = attribute("positive", str(head / "good"), MODEL), load(head / "good")
+    hidden = torch.randn(3, 32)
+    expected = model.predict(Batch({"hidden": (hidden - 0.5) / 2})).logits.log_softmax(-1)[:, 1]
+    torch.testing.assert_close(made.log_prob(State(None, None, hidden)), expected)
+
+
+def test_command_with_an_attribute_and_a_bag(head, capsys):
+    arguments = ["--prompt", "hello", "--attribute", "positive", "--head", str(head / "good"), "--length", "4"]
+    assert main(["steer", "tiny", *arguments]) == 0
+    assert main(["steer", "tiny", *arguments, "--bag", "space"]) == 0
+    assert capsys.readouterr().out.count("steered (log p(attribute) ") == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "run", "message"),
+    [
+        ("positiv", "good", "attribute: got positiv, expected a known name; did you mean 'positive'?"),
+        ("positive", "wide", "got hidden states of 48 numbers, expected 32, as this language model has"),
+        ("positive", "other", "got a classifier, expected a classifier of hidden states"),
+        ("positive", "none", "got no such folder"),
+    ],
+)
+def test_an_attribute_that_cannot_be(head, name, run, message):
+    with pytest.raises(UserError) as error:
+        attribute(name, str(head / run), MODEL)
+    assert message in str(error.value)
 
 
 def test_an_empty_bag(capsys, tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import (
     LogitsProcessorList,
     PreTrainedModel,
@@ -16,12 +17,15 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from mmgen.conditioning.attributes import Attribute, BagOfWords
+from mmgen.conditioning.attributes import Attribute, BagOfWords, Discriminator
 from mmgen.conditioning.gradient import PPLM
 from mmgen.conditioning.ranking import OwnNoise, text_log_prob
+from mmgen.data.batch import Batch
 from mmgen.data.cards import card_names, open_card
 from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.metrics.diversity import distinct
+from mmgen.models.base import load
+from mmgen.models.classifier import Classifier
 from mmgen.training.config import parse_overrides
 from mmgen.training.generate import check_types
 
@@ -46,6 +50,30 @@ def bag(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
         return BagOfWords(model, tokenizer, Path(name).read_text(encoding="utf-8").split("\n"))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"bag {name}", got=str(error), expected="a text with a word a line", fix="save it as UTF-8") from error
+
+
+def attribute(name: str, run: str, model: PreTrainedModel) -> Discriminator:
+    """A class by its name, as the classifier of hidden states in ``run`` has it.
+
+    Raises:
+        UserError: another model, one for another language model's width, or a class that it has not.
+    """
+    head = load(run)
+    if not isinstance(head, Classifier) or head.inputs != ("hidden",):
+        fix = "train one with `mmgen train attribute`"
+        raise UserError(run, got=f"a {head.name}", expected="a classifier of hidden states", fix=fix)
+    standard, width = head.processors["hidden"], model.config.get_text_config().hidden_size
+    if standard.shape != (width,):
+        got, fix = f"hidden states of {standard.shape[0]} numbers", "train one for this language model"
+        raise UserError(f"attribute {run}", got=got, expected=f"{width}, as this language model has", fix=fix)
+    check_one_of("attribute", name, head.class_names)
+    head.to(model.device).requires_grad_(False)
+    mean, std = (torch.tensor(x, device=model.device) for x in (standard.mean, standard.std))
+
+    def logits(hidden: Tensor) -> Tensor:
+        return head.predict(Batch({"hidden": (hidden - mean) / std})).logits
+
+    return Discriminator(logits, head.class_names.index(name))
 
 
 def settings(options: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
