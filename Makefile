@@ -13,10 +13,11 @@ demo: $(VENV)/installed
 	$(BIN)/mmgen evaluate $(RUN) --split test_compositional
 	$(BIN)/mmgen generate $(RUN) --to text --image recipes/captioning/example.png candidates=8 neighbours=16
 
+# passive: threads that wait leave the cores to other work
 test: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check --fix .

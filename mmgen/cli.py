@@ -112,6 +112,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--attribute", action="append", default=[], metavar="CLASS", help=text)
     text = "a run of the recipe attribute, whose classes they are (default: runs/attribute)"
     command.add_argument("--head", default="runs/attribute", metavar="RUN", help=text)
+    text = "pplm, by the gradient of its own past, or fudge, by a look ahead from the likeliest tokens (default: pplm)"
+    command.add_argument("--method", default="pplm", help=text)
     command.add_argument("--n", type=int, default=1, help="texts for each prompt")
     command.add_argument("--candidates", type=int, default=1, help="texts that are written for each that is kept")
     command.add_argument("--length", type=int, default=50, help="tokens of a text")
@@ -139,7 +141,9 @@ _CHAT = (
     "example, `forget` drops them, `quit` ends; any other line, and all that end in ?, are questions. In TEXT, \\n is a "
     "line's end."
 )
-_STEERING = "Options of the steering (see PPLM) and of the sampling can follow, for example step_size=0.05 window=5 top_k=10."
+_STEERING = (
+    "Options of the method (see PPLM and Fudge) and of the sampling can follow, for example step_size=0.05 window=5 top_k=10."
+)
 _OPTIONS = "Options of the model can follow as key=value, for example beams=3."
 
 
@@ -247,7 +251,6 @@ def _lines() -> Iterator[str]:
 
 def _steer(options: argparse.Namespace) -> None:
     from mmgen.conditioning.attributes import Together
-    from mmgen.conditioning.gradient import PPLM
     from mmgen.conditioning.language_model import load_language_model
     from mmgen.training import steer
 
@@ -256,17 +259,16 @@ def _steer(options: argparse.Namespace) -> None:
         raise UserError("--prompt", got="none", expected="at least one", fix='add --prompt "The potato"')
     if not options.bag + options.attribute:
         raise UserError("--bag or --attribute", got="none", expected="at least one", fix="add --bag space")
-    pplm, sampling = steer.settings(options.values)
+    own, sampling = steer.settings(options.values, options.method)
     model, tokenizer = load_language_model(options.language_model, options.dtype)
     parts = [
         *(steer.bag(name, model, tokenizer) for name in options.bag),
         *(steer.attribute(name, options.head, model) for name in options.attribute),
     ]
     toward = parts[0] if len(parts) == 1 else Together([(part, 1.0) for part in parts])
-    made = steer.steer(
-        model, tokenizer, options.prompt, PPLM(toward, **pplm), options.n, options.candidates, options.length, options.seed,
-        **sampling,
-    )  # fmt: skip
+    method = steer.METHODS[options.method](toward, **own)
+    numbers = (options.n, options.candidates, options.length, options.seed)
+    made = steer.steer(model, tokenizer, options.prompt, method, *numbers, **sampling)
     _write_json(options.json, made)
     for row in made:
         figures = f"log p(attribute) {row['attribute']:.2f}, perplexity {row['perplexity']:.1f}"

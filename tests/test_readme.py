@@ -40,7 +40,7 @@ def test_command_is_one_that_runs(words, tmp_path, monkeypatch):
     if options.command == "data" and options.action == "show":
         assert read_card(options.card)
     if options.command == "steer":
-        settings(rest)
+        settings(rest, options.method)
     if options.command == "generate":
         for picture in options.image or []:
             assert (ROOT / picture).is_file()

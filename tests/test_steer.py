@@ -111,6 +111,12 @@ def test_command(capsys, tmp_path):
     assert shown.count("unsteered (log p(attribute) ") == 4 and shown.count("perplexity") == 8
 
 
+def test_command_by_a_look_ahead(capsys):
+    arguments = ["--prompt", "hello", "--bag", "space", "--length", "4", "strength=2.0", "top=30", "top_k=0"]
+    assert main(["steer", "tiny", "--method", "fudge", *arguments]) == 0
+    assert capsys.readouterr().out.count("steered (log p(attribute) ") == 2
+
+
 def test_bags_by_name_and_by_file(tmp_path):
     assert "planet" in bag("space", MODEL, TOKENIZER).tokens
     (tmp_path / "latin").write_bytes(b"\xff\xfe\xff")
@@ -128,6 +134,14 @@ def test_bags_by_name_and_by_file(tmp_path):
         (
             ["--prompt", "a", "--bag", "space", "stepsize=1"],
             "option: got stepsize, expected a known name; did you mean 'step_size'?",
+        ),
+        (
+            ["--prompt", "a", "--bag", "space", "--method", "pplmm"],
+            "method: got pplmm, expected a known name; did you mean 'pplm'?",
+        ),
+        (
+            ["--prompt", "a", "--bag", "space", "--method", "fudge", "step_size=1"],
+            "option: got step_size, expected a known name",
         ),
         (["--prompt", "a", "--bag", "space", "window=2.5"], "option window: got 2.5, expected int"),
         (["--prompt", "a", "--bag", "space", "step_size=-1"], "step_size: got -1"),

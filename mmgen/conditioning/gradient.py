@@ -5,11 +5,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import DynamicCache, LogitsProcessorList, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
 from mmgen.conditioning.attributes import Attribute, State
 from mmgen.conditioning.prefix import positions
+from mmgen.conditioning.steering import Steered, sample
 from mmgen.errors import UserError, check_at_least
 
 Past = list[tuple[Tensor, Tensor]]  # of each layer the keys and the values, (b, heads, t, d) each
@@ -67,18 +68,7 @@ class PPLM:
 
     def __call__(self, model: PreTrainedModel, input_ids: Tensor, logits_processor: LogitsProcessorList, **kwargs: Any) -> Any:
         """What `generate` calls in place of its own sampling, which does all but the steering."""
-        prompt = kwargs.get("inputs_embeds")
-        if not (input_ids.shape[1] if prompt is None else prompt.shape[1]):
-            raise UserError("prompt", got="no tokens", expected="at least one", fix="begin the text, as in 'The'")
-        if not (self.iterations and self.step_size):
-            return model._sample(input_ids, logits_processor, streamer=self.streamer, **kwargs)
-        steered = _Steered(self, model, **kwargs)
-        handle = model.base_model.register_forward_hook(steered.listen)
-        try:
-            processors = LogitsProcessorList([steered, *logits_processor])
-            return model._sample(input_ids, processors, streamer=self.streamer, **kwargs)
-        finally:
-            handle.remove()
+        return sample(model, input_ids, logits_processor, _Moved, self, self.streamer, **kwargs)
 
 
 class _Said(NamedTuple):
@@ -89,47 +79,21 @@ class _Said(NamedTuple):
     past: Past
 
 
-class _Steered(LogitsProcessor):
-    """The first of the logits processors: it turns log p into the logarithm of the fused distribution."""
-
-    def __init__(self, settings: PPLM, model: PreTrainedModel, past_key_values: Cache, **kwargs: Any) -> None:
-        self.settings, self.model, self.cache = settings, model, past_key_values
-        self.mask: Tensor | None = kwargs.get("attention_mask")
-        self.prompt: Tensor | None = kwargs.get("inputs_embeds")
-        self.past: Past | None = None  # that is steered; `cache` holds the language model's own
+class _Moved(Steered):
+    def __init__(self, settings: PPLM, model: PreTrainedModel, **kwargs: Any) -> None:
+        super().__init__(model, **kwargs)
+        self.settings = settings
+        self.past: Past | None = None  # that is moved; `cache` holds the language model's own
         self.norms: list[Tensor] = []
-        self.own = True  # whether the language model runs for `generate`
-        self.sum: Tensor | float = 0.0  # of its hidden states (b, d)
-        self.last: Tensor | float = 0.0
 
-    def listen(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:
-        """Add up the hidden states of the unsteered text."""
-        if self.own:
-            hidden = output[0].float()  # (b, t, d), of the prompt or of one token
-            if self.mask is not None and hidden.shape[1] == self.mask.shape[1]:
-                hidden = hidden * self.mask[..., None]
-            self.sum, self.last = self.sum + hidden.sum(1), hidden[:, -1]
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        own = scores.float().log_softmax(-1)  # (b, v)
-        if own.isnan().any():
-            fix = "use bf16 or fp32 instead of fp16, or check the weights"
-            raise UserError("logits", got="NaN", expected="numbers", fix=fix)
-        layers, t = self.cache.layers, self.cache.get_seq_length()
-        if t < 2:  # one token has no past to move
-            return scores
+    def steer(self, input_ids: Tensor, own: Tensor, mask: Tensor) -> Tensor:
+        if mask.shape[1] < 2 or not (self.settings.iterations and self.settings.step_size):
+            return own  # one token has no past to move
         if self.past is None:
-            self.past = [(layer.keys[:, :, :-1].float(), layer.values[:, :, :-1].float()) for layer in layers]
-        mask = torch.ones(len(scores), t, dtype=torch.long, device=scores.device)
-        if self.mask is not None:
-            mask[:, : self.mask.shape[1]] = self.mask  # (b, t)
-        self.own = False
-        try:
-            moved = self._moved(input_ids, own, mask)
-            with torch.no_grad():
-                said = self._run(moved, self._last(input_ids), mask)
-        finally:
-            self.own = True
+            self.past = [(layer.keys[:, :, :-1].float(), layer.values[:, :, :-1].float()) for layer in self.cache.layers]
+        moved = self._moved(input_ids, own, mask)
+        with torch.no_grad():
+            said = self._run(moved, self._last(input_ids), mask)
         self.past = [(keys.float(), values.float()) for keys, values in said.past]
         return self.settings.fusion * said.log_p + (1 - self.settings.fusion) * own
 

@@ -20,6 +20,7 @@ from transformers import (
 from mmgen.conditioning.attributes import Attribute, BagOfWords, Discriminator
 from mmgen.conditioning.gradient import PPLM
 from mmgen.conditioning.ranking import OwnNoise, text_log_prob
+from mmgen.conditioning.reweighting import Fudge
 from mmgen.data.batch import Batch
 from mmgen.data.cards import card_names, open_card
 from mmgen.errors import UserError, check_at_least, check_one_of
@@ -31,7 +32,8 @@ from mmgen.training.generate import check_types
 
 ARMS = ("unsteered", "steered")
 BAG = "bag_"  # the names of cards of bags begin so
-SAMPLING = ("temperature", "top_k", "top_p", "threshold")  # options that are of `steer`; the others are of `PPLM`
+METHODS: dict[str, type] = {"pplm": PPLM, "fudge": Fudge}
+SAMPLING = ("temperature", "top_k", "top_p", "threshold")  # options that are of `steer`; the others are of the method
 AT_ONCE = 32  # texts that are written together
 
 
@@ -76,19 +78,20 @@ def attribute(name: str, run: str, model: PreTrainedModel) -> Discriminator:
     return Discriminator(logits, head.class_names.index(name))
 
 
-def settings(options: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Options ``key=value`` of the command, as settings of `PPLM` and of `steer`.
+def settings(options: Sequence[str], method: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options ``key=value`` of the command, as settings of a method of `METHODS` and of `steer`.
 
     Raises:
         UserError: an unknown one, or one of another type.
 
-    >>> settings(["step_size=0.05", "top_k=0"])
+    >>> settings(["step_size=0.05", "top_k=0"], "pplm")
     ({'step_size': 0.05}, {'top_k': 0})
     """
-    values, own = parse_overrides(list(options)), [f.name for f in fields(PPLM) if f.name not in ("attribute", "streamer")]
+    kind = METHODS[check_one_of("method", method, METHODS)]
+    values, own = parse_overrides(list(options)), [f.name for f in fields(kind) if f.name not in ("attribute", "streamer")]
     for name in values:
         check_one_of("option", name, [*own, *SAMPLING])
-    check_types(values, {**typing.get_type_hints(PPLM), **typing.get_type_hints(steer)}, "PPLM and steer")
+    check_types(values, {**typing.get_type_hints(kind), **typing.get_type_hints(steer)}, f"{kind.__name__} and steer")
     return {k: v for k, v in values.items() if k in own}, {k: v for k, v in values.items() if k in SAMPLING}
 
 
@@ -96,7 +99,7 @@ def steer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
-    pplm: PPLM,
+    method: PPLM | Fudge,
     n: int = 1,
     candidates: int = 1,
     length: int = 50,
@@ -114,7 +117,7 @@ def steer(
     Args:
         model, tokenizer: see `mmgen.conditioning.language_model.load_language_model`.
         prompts: one or more.
-        pplm: the attribute and how to steer toward it.
+        method: the attribute and how to steer toward it.
         n: texts a prompt.
         candidates: r, of which one is kept.
         length: tokens that are written.
@@ -161,7 +164,7 @@ def steer(
         for at in range(0, len(texts), AT_ONCE):
             some = texts[at : at + AT_ONCE]
             made[arm] += _write(
-                model, tokenizer, some, pplm if arm == "steered" else None, pplm.attribute, length, seed, warpers
+                model, tokenizer, some, method if arm == "steered" else None, method.attribute, length, seed, warpers
             )
     rows = []
     for at in range(0, len(texts), candidates):
@@ -177,7 +180,7 @@ def _write(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[tuple[int, str, int]],
-    pplm: PPLM | None,
+    method: PPLM | Fudge | None,
     attribute: Attribute,
     length: int,
     seed: int,
@@ -188,7 +191,7 @@ def _write(
     ids, mask = (encoded[key].to(model.device) for key in ("input_ids", "attention_mask"))
     start = ids.shape[1]
     noise = OwnNoise([(seed * 1009 + i) * 1009 + k for i, _, k in texts])
-    steered = {} if pplm is None else {"custom_generate": pplm}
+    steered = {} if method is None else {"custom_generate": method}
     written = model.generate(
         ids, attention_mask=mask, do_sample=False, max_new_tokens=length, pad_token_id=tokenizer.pad_token_id,
         logits_processor=LogitsProcessorList([*warpers, noise]), **steered,
