@@ -420,6 +420,8 @@ def test_settings_that_cannot_be_used(settings, message):
         ({"a": {"kind": "sequence", "shape": [3], "encoder": {"dimm": 8}}}, "modalities.a.encoder.dimm: got dimm"),
         ({"a": {"kind": "sequence", "shape": [3]}}, r"modalities.a.decoder: got \[\], expected its length"),
         ({"a": {"kind": "vector", "shape": [3], "weight": -1.0}}, "modalities.a.weight: got -1.0"),
+        ({"keys": {"kind": "vector", "shape": [3]}}, "name of a modality: got keys, expected letters, digits and _"),
+        ({"a.b": {"kind": "vector", "shape": [3]}}, "name of a modality: got a.b"),
         ({"a": {"kind": "vector", "shape": [3], "noise": -1.0}}, "modalities.a.noise: got -1.0"),
         ({"a": {"kind": "text", "shape": [300], "noise": 1.0}}, "modalities.a.noise: got 1.0, expected 0 for a text"),
         (

@@ -81,6 +81,18 @@ def build_decoder(kind: str, latent_dim: int, shape: Sequence[int], settings: di
     return decoder(latent_dim, *values, **settings)
 
 
+def check_name(name: str) -> str:
+    """Return the name of a modality if a model can call its parts so.
+
+    Raises:
+        UserError: it is no identifier, or one that torch's dictionaries of modules need themselves.
+    """
+    if not name.isidentifier() or hasattr(nn.ModuleDict, name):
+        fix = "rename it, as in image or text_1"
+        raise UserError("name of a modality", got=name, expected="letters, digits and _, and not keys or items", fix=fix)
+    return name
+
+
 def check_values(name: str, x: Tensor, kind: str, shape: Sequence[int], family: str = "normal") -> None:
     """Fail unless x (b, ...) can be values of the modality ``name``.
 
@@ -92,18 +104,19 @@ def check_values(name: str, x: Tensor, kind: str, shape: Sequence[int], family: 
         family: of the likelihood that they are given to.
 
     Raises:
-        UserError: another shape, a number that is not finite, token ids out of the vocabulary or no whole numbers, or values
-            without probability under the likelihood.
+        UserError: another shape or type, a number that is not finite, token ids out of the vocabulary or no whole numbers, or
+            values without probability under the likelihood.
     """
+    fix = "use the model's own processor"
+    if x.is_floating_point() == (kind == "text"):
+        expected = "token ids, torch.int64" if kind == "text" else "floating point numbers"
+        raise UserError(name, got=str(x.dtype), expected=expected, fix=fix)
     if kind == "text":
         low, high, expected = 0, shape[0] - 1, f"token ids from 0 to {shape[0] - 1}"
-        fix = "use the model's own processor"
-        if x.is_floating_point():
-            raise UserError(name, got=str(x.dtype), expected="token ids, torch.int64", fix=fix)
     else:
         one = tuple(x.shape[2 if kind == "sequence" else 1 :])
         if one != tuple(shape):
-            raise UserError(name, got=f"shape {one}", expected=f"{tuple(shape)}", fix="use the model's own processor")
+            raise UserError(name, got=f"shape {one}", expected=f"{tuple(shape)}", fix=fix)
         finite = x.isfinite()
         if not finite.all():
             item, value = (~finite).nonzero()[0, 0].item(), x[~finite][0].item()

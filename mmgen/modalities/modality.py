@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from mmgen.errors import UserError, check_at_least, check_one_of
-from mmgen.modalities.kinds import KINDS, build_encoder
+from mmgen.modalities.kinds import KINDS, build_encoder, check_name
 from mmgen.modalities.sequence import SequenceEncoder
 
 
@@ -48,6 +48,7 @@ def check_modality(name: str, values: dict[str, Any]) -> Modality:
     """
     for key in values:
         check_one_of(f"modalities.{name}.{key}", key, inspect.signature(Modality).parameters)
+    check_name(name)
     if name == "label":
         raise UserError("modality", got=name, expected="another name than that of the labels", fix="rename it")
     for key in ("kind", "shape"):

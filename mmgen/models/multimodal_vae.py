@@ -26,7 +26,7 @@ from mmgen.latents.fusion import (
 )
 from mmgen.latents.importance import importance_bound
 from mmgen.latents.spaces import GaussianHead, fit_prior, make_prior, rsample
-from mmgen.modalities.kinds import DECODERS, build_decoder, build_encoder, check_values
+from mmgen.modalities.kinds import DECODERS, build_decoder, build_encoder, check_name, check_values
 from mmgen.models.base import Losses, Model
 
 LENGTHS = {"image": 3, "text": 2, "audio": 2, "vector": 1}
@@ -320,6 +320,7 @@ def check_modality(name: str, values: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: an unknown key or kind, a shape or weight that does not fit, or a text without ``stop``.
     """
+    check_name(name)
     for key in values:
         check_one_of(f"modalities.{name}: key", key, KEYS)
     kind, shape = check_one_of(f"modalities.{name}.kind", str(values.get("kind")), DECODERS), values.get("shape")

@@ -13,6 +13,7 @@ from mmgen.latents.divergences import kl
 from mmgen.latents.importance import importance_bound
 from mmgen.latents.spaces import GaussianHead, StandardPrior, rsample
 from mmgen.modalities.autoregressive import check_sampling
+from mmgen.modalities.kinds import check_values
 from mmgen.modalities.text import TextDecoder, TextEncoder
 from mmgen.models.base import Losses, Model
 
@@ -249,10 +250,7 @@ class SentenceVAE(Model):
         observed = batch.present["text"]
         ids = batch["text"][observed]
         mask = batch.masks["text"][observed] if "text" in batch.masks else until_stop(ids, self.stop)
-        wrong = (ids < 0) | (ids >= self.vocabulary)
-        if wrong.any():
-            expected = f"token ids from 0 to {self.vocabulary - 1}"
-            raise UserError("text", got=ids[wrong][0].item(), expected=expected, fix="use the model's own processor")
+        check_values("text", ids, "text", [self.vocabulary])
         return ids, mask, observed
 
 

@@ -17,7 +17,7 @@ from mmgen.errors import UserError, check_at_least, check_one_of, check_sizes
 from mmgen.latents.divergences import covariance_penalty, decompose_kl, density_ratio_tc, kl, mmd, permute_dims
 from mmgen.latents.importance import importance_bound
 from mmgen.latents.spaces import GaussianHead, fit_prior, make_prior, rsample
-from mmgen.modalities.kinds import build_decoder, build_encoder
+from mmgen.modalities.kinds import build_decoder, build_encoder, check_values
 from mmgen.modalities.vector import multilayer_perceptron
 from mmgen.models.base import Losses, Model, decayed
 
@@ -171,7 +171,7 @@ class VAE(Model):
     ) -> None:
         super().__init__()
         check_one_of("kind", kind, KINDS)
-        self.modality, self.shape = modality, tuple(shape)
+        self.modality, self.kind, self.shape = modality, kind, tuple(shape)
         self.objective, self.settings = objective, check_settings(objective, settings or {})
         self.encoder = build_encoder(kind, list(shape), encoder or {})
         self.head = GaussianHead(self.encoder.dim, latent_dim)
@@ -335,15 +335,7 @@ class VAE(Model):
             raise UserError(name, got=got, expected="at least one item", fix=fix)
         observed = batch.present[name]
         x = batch[name][observed]
-        if tuple(x.shape[1:]) != self.shape:
-            fix = "use the model's own processor"
-            raise UserError(name, got=f"shape {tuple(x.shape[1:])}", expected=f"{self.shape}", fix=fix)
-        low, high = (0.0, 1.0) if "bernoulli" in self.decoder.likelihood.family else (-math.inf, math.inf)
-        wrong = ~(x.isfinite() & (x >= low) & (x <= high))  # (b', *shape)
-        if wrong.any():
-            expected = f"finite numbers, {low:g} to {high:g} for the likelihood {self.decoder.likelihood.family}"
-            fix = "mend or scale the data, or choose another likelihood"
-            raise UserError(f"{name} of an item", got=x[wrong][0].item(), expected=expected, fix=fix)
+        check_values(name, x, self.kind, self.shape, self.decoder.likelihood.family)
         return x, observed
 
 
