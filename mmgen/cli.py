@@ -267,8 +267,8 @@ def _steer(options: argparse.Namespace) -> None:
     ]
     toward = parts[0] if len(parts) == 1 else Together([(part, 1.0) for part in parts])
     method = steer.METHODS[options.method](toward, **own)
-    numbers = (options.n, options.candidates, options.length, options.seed)
-    made = steer.steer(model, tokenizer, options.prompt, method, *numbers, **sampling)
+    numbers = {name: getattr(options, name) for name in ("n", "candidates", "length", "seed")}
+    made = steer.steer(model, tokenizer, options.prompt, method, **numbers, **sampling)
     _write_json(options.json, made)
     for row in made:
         figures = f"log p(attribute) {row['attribute']:.2f}, perplexity {row['perplexity']:.1f}"

@@ -18,7 +18,7 @@ from mmgen.errors import UserError
 from mmgen.metrics.diversity import distinct
 from mmgen.models.base import load
 from mmgen.models.classifier import Classifier
-from mmgen.training.steer import attribute, bag, steer
+from mmgen.training.steer import attribute, bag, best, steer
 
 MODEL, TOKENIZER = load_language_model("tiny", "fp32")
 LETTERS = BagOfWords(MODEL, TOKENIZER, ["z", "q"])
@@ -84,11 +84,10 @@ def test_steering_and_ranking_raise_the_attribute():
     assert mean("steered") < mean("steered", candidates=4)
 
 
-def test_a_candidate_that_repeats_itself_is_not_kept(monkeypatch):
-    made = iter([[{"text": "moon moon moon", "attribute": 3.0}, {"text": "the moon rose", "attribute": 1.0}]] * 2)
-    monkeypatch.setattr("mmgen.training.steer._write", lambda *arguments: next(made))
-    rows = steer(MODEL, TOKENIZER, ["a"], PPLM(LETTERS), candidates=2, threshold=0.9)
-    assert [row["text"] for row in rows] == ["the moon rose"] * 2
+def test_a_candidate_that_repeats_itself_is_not_kept():
+    texts = [{"text": "moon moon moon", "attribute": 3.0}, {"text": "the moon rose", "attribute": 1.0}]
+    assert best(texts, 0.9) == texts[1]
+    assert best(texts[:1], 0.9) == best(texts) == texts[0]  # unless none has
 
 
 def test_distinct_by_hand():

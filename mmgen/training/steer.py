@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 from transformers import (
     LogitsProcessorList,
     PreTrainedModel,
@@ -91,7 +92,8 @@ def settings(options: Sequence[str], method: str) -> tuple[dict[str, Any], dict[
     values, own = parse_overrides(list(options)), [f.name for f in fields(kind) if f.name not in ("attribute", "streamer")]
     for name in values:
         check_one_of("option", name, [*own, *SAMPLING])
-    check_types(values, {**typing.get_type_hints(kind), **typing.get_type_hints(steer)}, f"{kind.__name__} and steer")
+    types = typing.get_type_hints(kind) | typing.get_type_hints(steer) | typing.get_type_hints(write)
+    check_types(values, types, f"{kind.__name__}, steer and write")
     return {k: v for k, v in values.items() if k in own}, {k: v for k, v in values.items() if k in SAMPLING}
 
 
@@ -100,6 +102,53 @@ def steer(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     method: PPLM | Fudge,
+    threshold: float = 0.0,
+    **writing: Any,
+) -> list[dict[str, Any]]:
+    """Continue prompts with and without steering, drawn by the same random numbers.
+
+    Args:
+        model, tokenizer: see `mmgen.conditioning.language_model.load_language_model`.
+        prompts: one or more.
+        method: the attribute and how to steer toward it.
+        threshold: see `best`.
+        writing: ``n``, ``candidates``, ``length``, ``seed``, ``temperature``, ``top_k`` and ``top_p`` of `write`.
+
+    Returns:
+        For each prompt, text and arm (``unsteered``, ``steered``) a dict of ``arm`` and of what `write` says of the best
+        candidate.
+
+    Raises:
+        UserError: what `write` refuses.
+    """
+    arms = [write(model, tokenizer, prompts, method.attribute, m, **writing) for m in (None, method)]
+    return [{"arm": arm, **best(rivals, threshold)} for both in zip(*arms) for arm, rivals in zip(ARMS, both)]
+
+
+def best(rivals: Sequence[dict[str, Any]], threshold: float = 0.0) -> dict[str, Any]:
+    """The candidate of which the attribute is likeliest, among those that do not repeat themselves.
+
+    Args:
+        rivals: candidates for one text.
+        threshold: the mean of dist-1, -2 and -3 that one must have, unless none has.
+
+    Source: Dathathri et al. 2020, section 3.3.
+
+    >>> texts = [{"text": "moon moon moon", "attribute": 3.0}, {"text": "the moon rose", "attribute": 1.0}]
+    >>> best(texts)["text"], best(texts, threshold=0.9)["text"]
+    ('moon moon moon', 'the moon rose')
+    """
+    various = [sum(distinct([row["text"]], k) for k in (1, 2, 3)) / 3 >= threshold for row in rivals]
+    kept = [row for row, good in zip(rivals, various) if good] or rivals
+    return max(kept, key=lambda row: row["attribute"])
+
+
+def write(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    attribute: Attribute,
+    method: PPLM | Fudge | None = None,
     n: int = 1,
     candidates: int = 1,
     length: int = 50,
@@ -107,73 +156,49 @@ def steer(
     temperature: float = 1.0,
     top_k: int = 10,
     top_p: float = 1.0,
-    threshold: float = 0.0,
-) -> list[dict[str, Any]]:
-    """Continue prompts with and without steering, drawn by the same random numbers.
-
-    With ``candidates`` above 1, that many are written for each text and the one of which the attribute is likeliest is kept,
-    among those that repeat themselves least.
+) -> list[list[dict[str, Any]]]:
+    """Continue prompts, and say what the unsteered language model makes of each text.
 
     Args:
         model, tokenizer: see `mmgen.conditioning.language_model.load_language_model`.
         prompts: one or more.
-        method: the attribute and how to steer toward it.
+        attribute: that the texts are ranked by.
+        method: how they are steered; None: not at all.
         n: texts a prompt.
-        candidates: r, of which one is kept.
-        length: tokens that are written.
+        candidates: r, that are written for each text.
+        length: tokens of a text.
         seed: 0 or more; each text has a generator of its own, so it does not depend on the others.
         temperature, top_k, top_p: of the sampling; top_k 0 takes all.
-        threshold: the mean of dist-1, -2 and -3 that a candidate must have to be kept, unless none has.
 
     Returns:
-        For each prompt, text and arm (``unsteered``, ``steered``) a dict of ``prompt``, ``arm``, ``text`` (what follows the
-        prompt), ``attribute``, log p(attribute | text), and ``perplexity``, both to the unsteered language model.
+        The candidates for each prompt and text: dicts of ``prompt``, ``text`` (what follows it), ``attribute``,
+        log p(attribute | text), and ``perplexity``.
 
     Raises:
         UserError: no prompt, one without a token, or a number out of its range.
-
-    Source: Dathathri et al. 2020, section 3.3, of ranking and the threshold.
     """
-    for what, value, low in (
-        ("n", n, 1),
-        ("candidates", candidates, 1),
-        ("length", length, 1),
-        ("seed", seed, 0),
-        ("top_k", top_k, 0),
-    ):
+    numbers = {"n": (n, 1), "candidates": (candidates, 1), "length": (length, 1), "seed": (seed, 0), "top_k": (top_k, 0)}
+    for what, (value, low) in numbers.items():
         check_at_least(what, value, low)
     if not temperature > 0:
         raise UserError("temperature", got=temperature, expected="above 0", fix="use 1 for example")
     if not 0 < top_p <= 1:
         raise UserError("top_p", got=top_p, expected="above 0 and at most 1", fix="use 0.9 for example")
     if isinstance(prompts, str) or not prompts:
-        raise UserError(
-            "prompts", got=repr(prompts) if prompts else "none", expected="a list of texts", fix="give at least one"
-        )
-    texts = [(i, prompt, s * candidates + c) for i, prompt in enumerate(prompts) for s in range(n) for c in range(candidates)]
+        got, fix = repr(prompts) if prompts else "none", "give at least one"
+        raise UserError("prompts", got=got, expected="a list of texts", fix=fix)
     for prompt in prompts:
         if not tokenizer(prompt).input_ids:
             raise UserError("prompt", got=repr(prompt), expected="at least one token", fix="begin the text, as in 'The'")
-    warpers = [
-        TemperatureLogitsWarper(float(temperature)),
-        *([TopKLogitsWarper(top_k)] if top_k else []),
-        TopPLogitsWarper(top_p),
-    ]
-    made: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS}
-    for arm in ARMS:
-        for at in range(0, len(texts), AT_ONCE):
-            some = texts[at : at + AT_ONCE]
-            made[arm] += _write(
-                model, tokenizer, some, method if arm == "steered" else None, method.attribute, length, seed, warpers
-            )
-    rows = []
-    for at in range(0, len(texts), candidates):
-        for arm in ARMS:
-            rivals = made[arm][at : at + candidates]
-            plain = [sum(distinct([row["text"]], k) for k in (1, 2, 3)) / 3 >= threshold for row in rivals]
-            best = [row for row, good in zip(rivals, plain) if good] or rivals
-            rows.append({"prompt": texts[at][1], "arm": arm, **max(best, key=lambda row: row["attribute"])})
-    return rows
+    texts = [(i, prompt, k) for i, prompt in enumerate(prompts) for k in range(n * candidates)]
+    warpers = [TemperatureLogitsWarper(float(temperature)), TopPLogitsWarper(top_p)]
+    warpers[1:1] = [TopKLogitsWarper(top_k)] if top_k else []
+    made: list[dict[str, Any]] = []
+    for at in tqdm(
+        range(0, len(texts), AT_ONCE), desc="texts", unit="batch", dynamic_ncols=True, disable=len(texts) <= AT_ONCE
+    ):
+        made += _write(model, tokenizer, texts[at : at + AT_ONCE], method, attribute, length, seed, warpers)
+    return [made[at : at + candidates] for at in range(0, len(made), candidates)]
 
 
 def _write(
@@ -201,6 +226,5 @@ def _write(
     real = torch.cat([mask.bool(), ~ended], 1)  # (b, t), without the end of the text
     likely, fluent = text_log_prob(model, written, real, start, attribute)
     said = [tokenizer.decode(row[~end], skip_special_tokens=True) for row, end in zip(after, ended)]
-    return [
-        {"text": text, "attribute": a, "perplexity": p} for text, a, p in zip(said, likely.tolist(), (-fluent).exp().tolist())
-    ]
+    figures = zip(texts, said, likely.tolist(), (-fluent).exp().tolist())
+    return [{"prompt": prompt, "text": text, "attribute": a, "perplexity": p} for (_, prompt, _), text, a, p in figures]
