@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -262,8 +263,8 @@ def _steer(options: argparse.Namespace) -> None:
     own, sampling = steer.settings(options.values, options.method)
     model, tokenizer = load_language_model(options.language_model, options.dtype)
     parts = [
-        *(steer.bag(name, model, tokenizer) for name in options.bag),
-        *(steer.attribute(name, options.head, model) for name in options.attribute),
+        *(steer.bag(name, model, tokenizer) for name in dict.fromkeys(options.bag)),
+        *(steer.attribute(name, options.head, model) for name in dict.fromkeys(options.attribute)),
     ]
     toward = parts[0] if len(parts) == 1 else Together([(part, 1.0) for part in parts])
     method = steer.METHODS[options.method](toward, **own)
@@ -271,7 +272,7 @@ def _steer(options: argparse.Namespace) -> None:
     made = steer.steer(model, tokenizer, options.prompt, method, **numbers, **sampling)
     _write_json(options.json, made)
     for row in made:
-        figures = f"log p(attribute) {row['attribute']:.2f}, perplexity {row['perplexity']:.1f}"
+        figures = f"log p(attribute) {row['attribute']:.2f}, perplexity {row['perplexity'] or math.nan:.1f}"
         print(f"{row['arm']} ({figures}): {row['prompt']}{row['text']}")
 
 

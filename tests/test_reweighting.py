@@ -55,7 +55,7 @@ def test_every_candidate_read_anew(models, kind):
         of_bag[i] += 0.7 * there.log()[0]
     for attribute, expected in ((made, of_head), (BAG, of_bag)):
         (found,), _ = scores_of(model, ["hello "], Fudge(attribute, 0.7, top=5))
-        torch.testing.assert_close(found[0, tokens], expected.log_softmax(0), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(found[0, tokens].log_softmax(0), expected.log_softmax(0), atol=1e-4, rtol=1e-4)
         assert found[0].isfinite().sum() == 5
 
 

@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mmgen.conditioning.language_model import check_text
 from mmgen.errors import UserError, check_at_least
 
 WORDS = 32  # whose tokens are read at once
+LONGEST = 32  # tokens of a word
 
 
 class State(NamedTuple):
@@ -42,11 +44,11 @@ class Attribute(Protocol):
 
 
 class BagOfWords:
-    """That the next word is one of a bag: ``log p(a | x) = log sum_w weight_w p(next token of w | x) p(the rest of w | it)``.
+    """That the next word is one of a bag: ``log p(a | x) = log sum_v p(v | x) max_w weight_w p(the rest of w | v)``.
 
-    The next token of a word is its first, or the one after as many of its tokens as the text ends with. What comes after that
-    is as likely as the language model has it after the word's own tokens alone: a first token that begins many words, such as
-    " re", counts little. A word is looked for as it stands after a space.
+    The sum is over next tokens v of the bag's words w. The next token of a word is its first, or the one after as many of its
+    tokens as the text ends with. What comes after that is as likely as the language model has it after the word's own tokens
+    alone: a first token that begins many words, such as " re", counts little. A word is looked for as it stands after a space.
 
     Args:
         model, tokenizer: see `mmgen.conditioning.language_model.load_language_model`.
@@ -68,6 +70,8 @@ class BagOfWords:
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, words: Sequence[str] | Mapping[str, float]
     ) -> None:
+        if isinstance(words, str):
+            raise UserError("bag", got=repr(words), expected="a list of words", fix="put it in brackets")
         weights = {word.strip(): w for word, w in (words.items() if isinstance(words, Mapping) else ((w, 1.0) for w in words))}
         weights.pop("", None)
         if not weights:
@@ -76,43 +80,52 @@ class BagOfWords:
         for word, weight in weights.items():
             if not 0 < weight < float("inf"):
                 raise UserError(f"weight of {word!r}", got=weight, expected="a number above 0", fix="leave the word out")
-            pieces[word] = ids = tokenizer(f" {word}", add_special_tokens=False).input_ids
-            if not ids or tokenizer.unk_token_id in ids:
+            check_text(word)
+            before, ids = (tokenizer(text, add_special_tokens=False).input_ids for text in ("a", f"a {word}"))
+            pieces[word] = ids = ids[len(before) :] if ids[: len(before)] == before else []
+            if not ids or tokenizer.unk_token_id in ids or len(ids) > LONGEST:
                 fix = "leave it out, or take a language model with another vocabulary"
                 raise UserError("bag", got=repr(word), expected="words that the tokenizer can hold", fix=fix)
         #: how many tokens each word has
         self.tokens = {word: len(ids) for word, ids in pieces.items()}
         after: dict[tuple[int, ...], dict[int, float]] = {}  # what a text ends with -> next token -> log weight
-        for (word, ids), rest in zip(pieces.items(), _rests(model, [*pieces.values()])):
+        begin = tokenizer("").input_ids  # such as a beginning-of-text token
+        for (word, ids), rest in zip(pieces.items(), _rests(model, [*pieces.values()], begin)):
             for n, token in enumerate(ids):
                 known = after.setdefault(tuple(ids[:n]), {})
                 known[token] = max(known.get(token, -math.inf), math.log(weights[word]) + rest[n])
         rows = [(begin, token, weight) for begin, known in after.items() for token, weight in known.items()]
-        self._after = []  # for each length n: beginnings (m, n), next tokens (m,), log weights (m,)
+        self._index: dict[int, int] = {}  # next token -> its place among all of them
+        self._after = []  # for each length n: beginnings (m, n), places of next tokens (m,), log weights (m,)
         for n in sorted({len(begin) for begin, *_ in rows}):
             begins, tokens, known = zip(*(row for row in rows if len(row[0]) == n))
-            kept = torch.tensor(begins, dtype=torch.long).reshape(len(begins), n), torch.tensor(tokens), torch.tensor(known)
+            places = [self._index.setdefault(token, len(self._index)) for token in tokens]
+            kept = torch.tensor(begins, dtype=torch.long).reshape(len(begins), n), torch.tensor(places), torch.tensor(known)
             self._after.append(tuple(x.to(model.device) for x in kept))
+        self._tokens = torch.tensor([*self._index], device=model.device)  # (k,)
 
     def log_prob(self, state: State) -> Tensor:
         """(b,), at most the log of the largest weight."""
-        ids, log_p, terms = state.ids, state.log_p, []
-        for begins, tokens, weights in self._after:
+        ids, log_p = state.ids, state.log_p[:, self._tokens]  # (b, t), (b, k)
+        best = torch.full_like(log_p, -torch.inf)
+        for begins, places, weights in self._after:
             n = begins.shape[1]
             if n <= ids.shape[1]:
                 begun = (ids[:, None, ids.shape[1] - n :] == begins).all(-1)  # (b, m)
-                terms.append((log_p[:, tokens] + weights).masked_fill(~begun, -torch.inf))
-        return torch.cat(terms, 1).logsumexp(1)
+                some = torch.where(begun, weights, -torch.inf)  # (b, m)
+                best = best.scatter_reduce(1, places.expand(len(ids), -1), some, "amax")
+        return (log_p + best).logsumexp(1)
 
 
 @torch.no_grad()
-def _rests(model: PreTrainedModel, words: Sequence[Sequence[int]]) -> list[list[float]]:
-    """Of each token of each word, the log-probability of all tokens of the word that come after it."""
+def _rests(model: PreTrainedModel, words: Sequence[Sequence[int]], begin: Sequence[int]) -> list[list[float]]:
+    """Of each token of each word, the log-probability of all tokens of the word that come after it; each begins a text."""
     longest = max(map(len, words))
-    ids = torch.tensor([[*word, *[0] * (longest - len(word))] for word in words], device=model.device)  # (w, t)
+    ids = torch.tensor([[*begin, *word, *[0] * (longest - len(word))] for word in words], device=model.device)  # (w, t)
     log_p = torch.cat([model(input_ids=some).logits.float().log_softmax(-1)[:, :-1].gather(2, some[:, 1:, None])[..., 0]
                        for some in ids.split(WORDS)]).tolist()  # (w, t - 1)  # fmt: skip
-    return [[sum(row[n : len(word) - 1]) for n in range(len(word))] for word, row in zip(words, log_p)]
+    rows = [row[len(begin) :] for row in log_p]
+    return [[sum(row[n : len(word) - 1]) for n in range(len(word))] for word, row in zip(words, rows)]
 
 
 class Discriminator:

@@ -9,8 +9,7 @@ from transformers import DynamicCache, LogitsProcessorList, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
 from mmgen.conditioning.attributes import Attribute, State
-from mmgen.conditioning.prefix import positions
-from mmgen.conditioning.steering import Steered, sample
+from mmgen.conditioning.steering import Steered, check_method, sample
 from mmgen.errors import UserError, check_at_least
 
 Past = list[tuple[Tensor, Tensor]]  # of each layer the keys and the values, (b, heads, t, d) each
@@ -40,10 +39,11 @@ class PPLM:
         decay: move older ones less, in even steps over the window.
         running_norm: divide by the largest norm so far, not by that of this step, so that steps become small where the
             attribute is there already.
-        streamer: receives each token as it is drawn; `generate` keeps its own from a ``custom_generate``.
+        streamer: receives the prompt and each token as it is drawn. (One that is given to `generate` itself never ends.)
 
     Raises:
-        UserError: a setting out of its range; in use, an empty prompt or logits that are not numbers.
+        UserError: a setting out of its range, or an attribute that is none; in use, what `mmgen.conditioning.steering.sample`
+            refuses, or logits that are not numbers.
 
     Source: Dathathri et al. 2020, arXiv 1912.02164, section 3, and its code: there the window covers the oldest tokens
         (a mistake), the running norm is that of bags of words only, and the mean of hidden states is divided by one too many.
@@ -61,6 +61,7 @@ class PPLM:
     streamer: BaseStreamer | None = None
 
     def __post_init__(self) -> None:
+        check_method(self)
         for name in ("iterations", "step_size", "kl_scale", "window"):
             check_at_least(name, getattr(self, name), 0)
         if not 0 <= self.fusion <= 1:
@@ -68,7 +69,7 @@ class PPLM:
 
     def __call__(self, model: PreTrainedModel, input_ids: Tensor, logits_processor: LogitsProcessorList, **kwargs: Any) -> Any:
         """What `generate` calls in place of its own sampling, which does all but the steering."""
-        return sample(model, input_ids, logits_processor, _Moved, self, self.streamer, **kwargs)
+        return sample(_Moved, self, model, input_ids, logits_processor, **kwargs)
 
 
 class _Said(NamedTuple):
@@ -81,14 +82,14 @@ class _Said(NamedTuple):
 
 class _Moved(Steered):
     def __init__(self, settings: PPLM, model: PreTrainedModel, **kwargs: Any) -> None:
-        super().__init__(model, **kwargs)
+        super().__init__(model, settings.attribute, **kwargs)
         self.settings = settings
         self.past: Past | None = None  # that is moved; `cache` holds the language model's own
         self.norms: list[Tensor] = []
 
-    def steer(self, input_ids: Tensor, own: Tensor, mask: Tensor) -> Tensor:
+    def steer(self, input_ids: Tensor, own: Tensor, mask: Tensor) -> Tensor | None:
         if mask.shape[1] < 2 or not (self.settings.iterations and self.settings.step_size):
-            return own  # one token has no past to move
+            return None  # one token has no past to move
         if self.past is None:
             self.past = [(layer.keys[:, :, :-1].float(), layer.values[:, :, :-1].float()) for layer in self.cache.layers]
         moved = self._moved(input_ids, own, mask)
@@ -99,7 +100,7 @@ class _Moved(Steered):
 
     def _moved(self, input_ids: Tensor, own: Tensor, mask: Tensor) -> Past:
         """H + D."""
-        settings, weights = self.settings, self._weights(mask.shape[1] - 1, own.device)  # (t - 1, 1)
+        settings, weights = self.settings, self._weights(mask[:, :-1])  # (b, 1, t - 1, 1)
         moved, last = self.past, self._last(input_ids)
         for _ in range(settings.iterations):
             moved = [(keys.detach().requires_grad_(), values.detach().requires_grad_()) for keys, values in moved]
@@ -107,7 +108,7 @@ class _Moved(Steered):
                 said = self._run(moved, last, mask)
                 state = State(input_ids, said.log_p, self._mean(said, mask))
                 kl = (said.log_p.exp() * (said.log_p - own)).sum(-1)  # (b,)
-                loss = settings.kl_scale * kl - settings.attribute.log_prob(state)
+                loss = settings.kl_scale * kl - self.likelihood(state)
                 gradients = torch.autograd.grad(loss.sum(), [x for layer in moved for x in layer])
             pairs = [(k * weights, v * weights) for k, v in zip(gradients[::2], gradients[1::2])]
             norms = [(k.square().sum((1, 2, 3)) + v.square().sum((1, 2, 3))).sqrt() for k, v in pairs]  # (b,) each
@@ -121,11 +122,13 @@ class _Moved(Steered):
             ]
         return moved
 
-    def _weights(self, t: int, device: torch.device) -> Tensor:
-        """How much each of t positions is moved, (t, 1): those of the window, the newest, by up to 1."""
-        n = min(self.settings.window or t, t)
-        newest = torch.arange(1, n + 1, device=device) / n if self.settings.decay else torch.ones(n, device=device)
-        return torch.cat([newest.new_zeros(t - n), newest])[:, None]
+    def _weights(self, mask: Tensor) -> Tensor:
+        """How much each position of the past (b, t) is moved, (b, 1, t, 1): those of the window, the newest, by up to 1."""
+        n = mask.sum(1, keepdim=True).clamp(min=1)  # (b, 1)
+        n = n.clamp(max=self.settings.window) if self.settings.window else n
+        age = torch.arange(mask.shape[1] - 1, -1, -1, device=mask.device)  # (t,), 0 the newest
+        weights = (1 - age / n).clamp(min=0) if self.settings.decay else (age < n).float()
+        return weights[:, None, :, None]
 
     def _mean(self, said: _Said, mask: Tensor) -> Tensor | None:
         """Of the hidden states of the text, its last token's as steered, and of the tokens expected after it: (b, d)."""
@@ -155,7 +158,7 @@ class _Moved(Steered):
             cache.update(keys.to(dtype), values.to(dtype), i)
         output = self.model(
             inputs_embeds=embeddings, past_key_values=cache, use_cache=True, output_hidden_states=True,
-            **positions(mask, mask.shape[1] - 1),
+            **self.newest(mask),
         )  # fmt: skip
         log_p = output.logits[:, -1].float().log_softmax(-1)
         return _Said(log_p, output.hidden_states[-1][:, -1].float(), [(layer.keys, layer.values) for layer in cache.layers])

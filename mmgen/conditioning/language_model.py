@@ -87,6 +87,17 @@ def load_language_model(
     return freeze(model) if weights == "frozen" else model.eval(), tokenizer
 
 
+def check_text(text: str) -> str:
+    """Return ``text`` if it can be written in UTF-8.
+
+    Raises:
+        UserError: it cannot, as what a shell gave that was no UTF-8.
+    """
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise UserError("text", got=ascii(text), expected="text in UTF-8", fix="write it anew, or set a UTF-8 locale")
+    return text
+
+
 def check_causal(model: PreTrainedModel, name: str) -> None:
     """Fail if a later token changes the prediction after an earlier one.
 

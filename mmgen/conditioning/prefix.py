@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmgen.conditioning.language_model import load_language_model
+from mmgen.conditioning.language_model import check_text, load_language_model
 from mmgen.errors import UserError, check_at_least
 
 
@@ -143,9 +143,7 @@ class PrefixLanguageModel(nn.Module):
 
     def tokens(self, text: str) -> Tensor:
         """Text -> token ids (t,), with nothing before or after."""
-        if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):  # what was no UTF-8
-            raise UserError("text", got=ascii(text), expected="text in UTF-8", fix="write it anew, or set a UTF-8 locale")
-        ids = self.tokenizer(text, add_special_tokens=False).input_ids
+        ids = self.tokenizer(check_text(text), add_special_tokens=False).input_ids
         return torch.tensor(ids, dtype=torch.long, device=self.embedding_table.device)
 
     def prompt(self, items: Sequence[Sequence[Tensor | str]]) -> Prompt:

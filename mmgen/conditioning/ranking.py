@@ -8,6 +8,7 @@ from transformers import LogitsProcessor, PreTrainedModel
 
 from mmgen.conditioning.attributes import Attribute, State
 from mmgen.conditioning.prefix import positions
+from mmgen.errors import check_at_least
 
 ROWS = 8  # texts that are read at once: their logits are large
 
@@ -30,7 +31,10 @@ def text_log_prob(
 
     Returns:
         log p(a | x), (b,), 0 without an attribute; and the mean of log p(x_t | x_<t) over the real positions from ``start``,
-        (b,): the logarithm of one over the perplexity.
+        (b,): the logarithm of one over the perplexity. Of a text without any such position, -inf and NaN.
+
+    Raises:
+        UserError: a start that leaves no prompt.
 
     >>> from mmgen.conditioning.language_model import load_language_model
     >>> model, tokenizer = load_language_model("tiny", "fp32")
@@ -38,6 +42,7 @@ def text_log_prob(
     >>> [x.shape for x in text_log_prob(model, ids, torch.ones_like(ids).bool(), start=2)]
     [torch.Size([1]), torch.Size([1])]
     """
+    check_at_least("start", start, 1)
     found = [_rows(model, i, m, start, attribute) for i, m in zip(ids.split(ROWS), mask.split(ROWS))]
     return torch.cat([a for a, _ in found]), torch.cat([x for _, x in found])
 
@@ -48,15 +53,18 @@ def _rows(model: PreTrainedModel, ids: Tensor, mask: Tensor, start: int, attribu
     log_p = output.logits[:, start - 1 :].float().log_softmax(-1)  # (b, s + 1, v) of the tokens from start, and one more
     counted = mask[:, start:]  # (b, s)
     each = log_p[:, :-1].gather(2, ids[:, start:, None])[..., 0]  # (b, s)
-    mean = (each * counted).sum(1) / counted.sum(1).clamp(min=1)  # (b,)
+    mean = (each * counted).sum(1) / counted.sum(1)  # (b,)
+    if not counted.any():  # nothing was written
+        return torch.full_like(mean, -torch.inf), mean
     if attribute is None:
         return torch.zeros_like(mean), mean
     if reads:
         hidden = output.hidden_states[-1].float() * mask[..., None]  # (b, t, d)
-        return attribute.log_prob(State(ids, log_p[:, -1], hidden.sum(1) / mask.sum(1, keepdim=True))), mean
+        likely = attribute.log_prob(State(ids, log_p[:, -1], hidden.sum(1) / mask.sum(1, keepdim=True)))
+        return likely.masked_fill(~counted.any(1), -torch.inf), mean
     places = range(ids.shape[1] - start)
     scores = torch.stack([attribute.log_prob(State(ids[:, : start + i], log_p[:, i])) for i in places], 1)  # (b, s)
-    return (scores * counted).sum(1) / counted.sum(1).clamp(min=1), mean
+    return torch.where(counted, scores, 0.0).sum(1).div(counted.sum(1)).nan_to_num(-torch.inf), mean
 
 
 class OwnNoise(LogitsProcessor):

@@ -10,8 +10,7 @@ from transformers import LogitsProcessorList, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
 from mmgen.conditioning.attributes import Attribute, State
-from mmgen.conditioning.prefix import positions
-from mmgen.conditioning.steering import Steered, sample
+from mmgen.conditioning.steering import Steered, check_method, sample
 from mmgen.errors import check_at_least
 
 
@@ -28,10 +27,11 @@ class Fudge:
         attribute: what to steer toward.
         strength: lambda; 0 leaves the likeliest tokens as they are.
         top: tokens that are weighed.
-        streamer: receives each token as it is drawn.
+        streamer: receives the prompt and each token as it is drawn.
 
     Raises:
-        UserError: a negative strength, or top below 1; in use, an empty prompt or logits that are not numbers.
+        UserError: a negative strength, top below 1, or an attribute that is none; in use, what
+            `mmgen.conditioning.steering.sample` refuses, or logits that are not numbers.
 
     Source: Yang and Klein 2021, FUDGE, arXiv 2104.05218. There a classifier of its own reads the text; here the language
         model does, and the classifier reads its hidden states.
@@ -43,22 +43,23 @@ class Fudge:
     streamer: BaseStreamer | None = None
 
     def __post_init__(self) -> None:
+        check_method(self)
         check_at_least("strength", self.strength, 0)
         check_at_least("top", self.top, 1)
 
     def __call__(self, model: PreTrainedModel, input_ids: Tensor, logits_processor: LogitsProcessorList, **kwargs: Any) -> Any:
         """What `generate` calls in place of its own sampling, which does all but the steering."""
-        return sample(model, input_ids, logits_processor, _Weighed, self, self.streamer, **kwargs)
+        return sample(_Weighed, self, model, input_ids, logits_processor, **kwargs)
 
 
 class _Weighed(Steered):
     def __init__(self, settings: Fudge, model: PreTrainedModel, **kwargs: Any) -> None:
-        super().__init__(model, **kwargs)
+        super().__init__(model, settings.attribute, **kwargs)
         self.settings = settings
 
     @torch.no_grad()
     def steer(self, input_ids: Tensor, own: Tensor, mask: Tensor) -> Tensor:
-        attribute, k = self.settings.attribute, min(self.settings.top, own.shape[1])
+        attribute, k = self.attribute, min(self.settings.top, own.shape[1])
         log_p, tokens = own.topk(k)  # (b, k)
         cache = copy.copy(self.cache)
         cache.layers = [copy.copy(layer) for layer in self.cache.layers]  # that share the tensors until they grow
@@ -66,7 +67,7 @@ class _Weighed(Steered):
         seen = torch.cat([mask, torch.ones_like(mask[:, :1])], 1).repeat_interleave(k, 0)  # (b k, t + 1)
         output = self.model(
             input_ids=tokens.reshape(-1, 1), past_key_values=cache, use_cache=True, output_hidden_states=True,
-            **positions(seen, mask.shape[1]),
+            **self.newest(seen),
         )  # fmt: skip
         after = output.logits[:, -1].float().log_softmax(-1)  # (b k, v)
         texts = torch.cat([input_ids.repeat_interleave(k, 0), tokens.reshape(-1, 1)], 1)  # (b k, t + 1)
@@ -74,7 +75,7 @@ class _Weighed(Steered):
         if attribute.horizon is not None:
             total = self.sum.repeat_interleave(k, 0) + output.hidden_states[-1][:, -1].float()
             hidden = total / seen.sum(1, keepdim=True)  # (b k, d)
-        likely = attribute.log_prob(State(texts, after, hidden))  # (b k,)
+        likely = self.likelihood(State(texts, after, hidden))  # (b k,)
         if attribute.horizon is None:
             sure = torch.full_like(after, -torch.inf).scatter(1, tokens.reshape(-1, 1), 0.0)  # all on the token
             likely = torch.logaddexp(likely, attribute.log_prob(State(texts[:, :-1], sure)))

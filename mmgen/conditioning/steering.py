@@ -4,9 +4,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, LogitsProcessor, LogitsProcessorList, PreTrainedModel
-from transformers.generation.streamers import BaseStreamer
+from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers.generation.configuration_utils import GenerationMode
 
+from mmgen.conditioning.attributes import Attribute, State
+from mmgen.conditioning.prefix import positions
 from mmgen.errors import UserError
 
 
@@ -15,20 +17,22 @@ class Steered(LogitsProcessor):
 
     Args:
         model: the language model.
+        attribute: that it is steered toward.
         past_key_values: that `generate` fills.
-        attention_mask, inputs_embeds: of the prompt, where `generate` was given them.
+        attention_mask, position_ids, inputs_embeds: of the prompt, where `generate` was given them.
     """
 
-    def __init__(self, model: PreTrainedModel, past_key_values: Cache, **kwargs: Any) -> None:
-        self.model, self.cache = model, past_key_values
+    def __init__(self, model: PreTrainedModel, attribute: Attribute, past_key_values: DynamicCache, **kwargs: Any) -> None:
+        self.model, self.attribute, self.cache = model, attribute, past_key_values
         self.mask: Tensor | None = kwargs.get("attention_mask")
+        self.places: Tensor | None = kwargs.get("position_ids")
         self.prompt: Tensor | None = kwargs.get("inputs_embeds")
-        self.own = True  # whether the language model runs for `generate`
-        self.sum: Tensor | float = 0.0  # of its hidden states over the text so far (b, d)
-        self.last: Tensor | float = 0.0  # that of the newest token (b, d)
+        self.start: int | None = None  # positions that were read before the first token was written
+        self.sum: Tensor | None = None  # of the hidden states of the text so far (b, d)
+        self.last: Tensor | None = None  # that of the newest token (b, d)
 
-    def steer(self, input_ids: Tensor, own: Tensor, mask: Tensor) -> Tensor:
-        """The steered scores (b, v) of the next token.
+    def steer(self, input_ids: Tensor, own: Tensor, mask: Tensor) -> Tensor | None:
+        """The logarithm of the steered distribution (b, v) of the next token; None where nothing is to be done.
 
         Args:
             input_ids: (b, t) the text so far; without the prompt if that was given as embeddings.
@@ -37,44 +41,106 @@ class Steered(LogitsProcessor):
         """
         raise NotImplementedError
 
-    def listen(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:
-        """Add up the hidden states of what `generate` reads."""
-        if self.own:
-            hidden = output[0].float()  # (b, t, d), of the prompt or of one token
-            if self.mask is not None and hidden.shape[1] == self.mask.shape[1]:
-                hidden = hidden * self.mask[..., None]
-            self.sum, self.last = self.sum + hidden.sum(1), hidden[:, -1]
+    def listen(self, module: torch.nn.Module, inputs: Any, kwargs: dict[str, Any], output: Any) -> None:
+        """Add up the hidden states of what `generate` itself reads into its cache."""
+        if kwargs.get("past_key_values") is not self.cache:
+            return
+        hidden = output[0].float()  # (b, t, d), of the prompt or of one token
+        if self.mask is not None and hidden.shape[1] > 1:
+            n = self.cache.get_seq_length()
+            hidden = hidden * self.mask[:, n - hidden.shape[1] : n, None]
+        self.sum, self.last = hidden.sum(1) if self.sum is None else self.sum + hidden.sum(1), hidden[:, -1]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         own = scores.float().log_softmax(-1)  # (b, v)
         if own.isnan().any():
             fix = "use bf16 or fp32 instead of fp16, or check the weights"
             raise UserError("logits", got="NaN", expected="numbers", fix=fix)
-        mask = torch.ones(len(scores), self.cache.get_seq_length(), dtype=torch.long, device=scores.device)
+        if self.attribute.horizon is not None and self.sum is None:
+            fix = "steer by a bag of words, or take a Llama, GPT-2, GPT-NeoX or Gemma"
+            raise UserError("language model", got=self.model.config.model_type, expected="one whose states are seen", fix=fix)
+        t = self.cache.get_seq_length()
+        self.start = t if self.start is None else self.start
+        mask = torch.ones(len(scores), t, dtype=torch.long, device=scores.device)
         if self.mask is not None:
             mask[:, : self.mask.shape[1]] = self.mask
-        self.own = False
-        try:
-            return self.steer(input_ids, own, mask)
-        finally:
-            self.own = True
+        steered = self.steer(input_ids, own, mask)
+        if steered is None:
+            return scores
+        if steered.isnan().any():
+            fix = "take smaller steps, or check the attribute"
+            raise UserError("steered logits", got="NaN", expected="numbers", fix=fix)
+        return steered + scores.float().logsumexp(-1, keepdim=True)  # on the scale of the logits, as penalties want them
+
+    def newest(self, mask: Tensor) -> dict[str, Tensor]:
+        """What the language model must be told of the last position of ``mask`` (b, t): who is real, and its place."""
+        told = positions(mask, mask.shape[1] - 1)
+        if self.places is not None:  # the caller counts in a way of its own
+            last = self.places[:, -1:].expand(len(self.cache.layers[0].keys), 1)  # (b, 1)
+            told["position_ids"] = last.repeat_interleave(len(mask) // len(last), 0) + mask.shape[1] - self.start
+        return told
+
+    def likelihood(self, state: State) -> Tensor:
+        """log p(a | x), (b,).
+
+        Raises:
+            UserError: the attribute gives something else.
+        """
+        found = self.attribute.log_prob(state)
+        if found.shape != state.log_p.shape[:1]:
+            expected, fix = f"({len(state.log_p)},), one number a text", "sum over the last dimensions"
+            raise UserError("attribute", got=f"shape {tuple(found.shape)}", expected=expected, fix=fix)
+        return found
 
 
 def sample(
-    model: PreTrainedModel, input_ids: Tensor, processors: LogitsProcessorList, steered: type[Steered], settings: Any,
-    streamer: BaseStreamer | None, **kwargs: Any,
+    first: type[Steered], settings: Any, model: PreTrainedModel, input_ids: Tensor, processors: LogitsProcessorList,
+    generation_config: GenerationConfig, **kwargs: Any,
 ) -> Any:  # fmt: skip
-    """`generate`'s own sampling of what ``steered(settings, model, **kwargs)`` makes of the logits, before all ``processors``.
+    """`generate`'s own sampling of what ``first`` makes of the logits, before all other ``processors``.
 
     Raises:
-        UserError: the prompt has no token.
+        UserError: the prompt has no token, or `generate` was asked for what cannot be steered: another mode than sampling or
+            the likeliest token, another cache than one that grows, a text beyond a sliding window.
     """
-    prompt = kwargs.get("inputs_embeds")
+    prompt, cache = kwargs.get("inputs_embeds"), kwargs.get("past_key_values")
     if not (input_ids.shape[1] if prompt is None else prompt.shape[1]):
         raise UserError("prompt", got="no tokens", expected="at least one", fix="begin the text, as in 'The'")
-    first = steered(settings, model, **kwargs)
-    handle = model.base_model.register_forward_hook(first.listen)
+    mode = generation_config.get_generation_mode()
+    if mode not in (GenerationMode.SAMPLE, GenerationMode.GREEDY_SEARCH):
+        raise UserError(
+            "generate", got=mode.value, expected="sampling, or the likeliest token", fix="leave beams and the like out"
+        )
+    if model.config.is_encoder_decoder or type(cache) is not DynamicCache:
+        got = "an encoder and a decoder" if model.config.is_encoder_decoder else f"the cache {type(cache).__name__}"
+        raise UserError("language model", got=got, expected="a decoder with a DynamicCache", fix="leave cache options out")
+    if cache.get_seq_length() and settings.attribute.horizon is not None:
+        fix = "give the whole prompt, or steer by a bag of words"
+        raise UserError("past_key_values", got=f"{cache.get_seq_length()} positions", expected="none", fix=fix)
+    windows = [layer.sliding_window for layer in cache.layers if getattr(layer, "is_sliding", False)]
+    if windows and generation_config.max_length > min(windows):
+        got, expected = f"{generation_config.max_length} tokens", f"at most {min(windows)}, the sliding window"
+        raise UserError("length", got=got, expected=expected, fix="write a shorter text")
+    if settings.streamer is not None and prompt is None:
+        settings.streamer.put(input_ids.cpu())  # as `generate` does
+    steered = first(settings, model, **kwargs)
+    handle = model.get_decoder().register_forward_hook(steered.listen, with_kwargs=True)
     try:
-        return model._sample(input_ids, LogitsProcessorList([first, *processors]), streamer=streamer, **kwargs)
+        processors = LogitsProcessorList([steered, *processors])
+        return model._sample(input_ids, processors, generation_config=generation_config, streamer=settings.streamer, **kwargs)
     finally:
         handle.remove()
+
+
+def check_method(settings: Any) -> None:
+    """Fail unless a method's attribute can be asked, and its numbers are finite.
+
+    Raises:
+        UserError: they are not.
+    """
+    if not hasattr(settings.attribute, "log_prob"):
+        fix = "give a BagOfWords or a Discriminator"
+        raise UserError("attribute", got=repr(settings.attribute), expected="one with log_prob", fix=fix)
+    for name, value in vars(settings).items():
+        if isinstance(value, float) and not -float("inf") < value < float("inf"):
+            raise UserError(name, got=value, expected="a finite number", fix="leave it out")

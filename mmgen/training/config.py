@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+import re
 import typing
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -13,6 +14,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from mmgen.errors import UserError, UserErrors, check_at_least, nearest
 
 Config = TypeVar("Config")
+EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 
 @dataclasses.dataclass
@@ -135,6 +137,8 @@ def parse_overrides(arguments: list[str]) -> dict[str, Any]:
             value = yaml.safe_load(text)
         except yaml.YAMLError:
             value = text
+        if isinstance(value, str) and EXPONENT.fullmatch(value):  # which YAML takes for a text where it has no point
+            value = float(value)
         *parents, last = key.split(".")
         place = values
         for parent in parents:

@@ -20,6 +20,7 @@ from transformers import (
 
 from mmgen.conditioning.attributes import Attribute, BagOfWords, Discriminator
 from mmgen.conditioning.gradient import PPLM
+from mmgen.conditioning.language_model import check_text
 from mmgen.conditioning.ranking import OwnNoise, text_log_prob
 from mmgen.conditioning.reweighting import Fudge
 from mmgen.data.batch import Batch
@@ -50,7 +51,7 @@ def bag(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     if not Path(name).is_file():
         check_one_of("bag", name, topics)
     try:
-        return BagOfWords(model, tokenizer, Path(name).read_text(encoding="utf-8").split("\n"))
+        return BagOfWords(model, tokenizer, Path(name).read_text(encoding="utf-8-sig").split("\n"))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"bag {name}", got=str(error), expected="a text with a word a line", fix="save it as UTF-8") from error
 
@@ -130,7 +131,10 @@ def best(rivals: Sequence[dict[str, Any]], threshold: float = 0.0) -> dict[str, 
 
     Args:
         rivals: candidates for one text.
-        threshold: the mean of dist-1, -2 and -3 that one must have, unless none has.
+        threshold: the mean of dist-1, -2 and -3 that one must have, 0 to 1, unless none has.
+
+    Raises:
+        UserError: a threshold out of its range.
 
     Source: Dathathri et al. 2020, section 3.3.
 
@@ -138,6 +142,8 @@ def best(rivals: Sequence[dict[str, Any]], threshold: float = 0.0) -> dict[str, 
     >>> best(texts)["text"], best(texts, threshold=0.9)["text"]
     ('moon moon moon', 'the moon rose')
     """
+    if not 0 <= threshold <= 1:
+        raise UserError("threshold", got=threshold, expected="0 to 1", fix="use 0.8 for example")
     various = [sum(distinct([row["text"]], k) for k in (1, 2, 3)) / 3 >= threshold for row in rivals]
     kept = [row for row, good in zip(rivals, various) if good] or rivals
     return max(kept, key=lambda row: row["attribute"])
@@ -172,11 +178,13 @@ def write(
 
     Returns:
         The candidates for each prompt and text: dicts of ``prompt``, ``text`` (what follows it), ``attribute``,
-        log p(attribute | text), and ``perplexity``.
+        log p(attribute | text), and ``perplexity``. Of an empty text they are -inf and None.
 
     Raises:
         UserError: no prompt, one without a token, or a number out of its range.
     """
+    if seed >= 2**31:
+        raise UserError("seed", got=seed, expected="below 2147483648", fix="take a smaller one")
     numbers = {"n": (n, 1), "candidates": (candidates, 1), "length": (length, 1), "seed": (seed, 0), "top_k": (top_k, 0)}
     for what, (value, low) in numbers.items():
         check_at_least(what, value, low)
@@ -187,9 +195,14 @@ def write(
     if isinstance(prompts, str) or not prompts:
         got, fix = repr(prompts) if prompts else "none", "give at least one"
         raise UserError("prompts", got=got, expected="a list of texts", fix=fix)
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     for prompt in prompts:
-        if not tokenizer(prompt).input_ids:
+        tokens = len(tokenizer(check_text(prompt)).input_ids)
+        if not tokens:
             raise UserError("prompt", got=repr(prompt), expected="at least one token", fix="begin the text, as in 'The'")
+        if limit and tokens + length > limit:
+            got, expected = f"{tokens} + {length} tokens", f"at most {limit}, what this language model reads"
+            raise UserError("prompt and length", got=got, expected=expected, fix="write a shorter text")
     texts = [(i, prompt, k) for i, prompt in enumerate(prompts) for k in range(n * candidates)]
     warpers = [TemperatureLogitsWarper(float(temperature)), TopPLogitsWarper(top_p)]
     warpers[1:1] = [TopKLogitsWarper(top_k)] if top_k else []
@@ -222,9 +235,12 @@ def _write(
         logits_processor=LogitsProcessorList([*warpers, noise]), **steered,
     )  # (b, t)  # fmt: skip
     after = written[:, start:]
-    ended = (after == tokenizer.eos_token_id).cumsum(1) > 0
+    ends = model.generation_config.eos_token_id  # one or several
+    ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+    ended = torch.isin(after, torch.tensor([*ends], device=after.device)).cumsum(1) > 0
     real = torch.cat([mask.bool(), ~ended], 1)  # (b, t), without the end of the text
     likely, fluent = text_log_prob(model, written, real, start, attribute)
     said = [tokenizer.decode(row[~end], skip_special_tokens=True) for row, end in zip(after, ended)]
-    figures = zip(texts, said, likely.tolist(), (-fluent).exp().tolist())
+    fluent = [None if x.isnan() else x.neg().exp().item() for x in fluent]
+    figures = zip(texts, said, likely.tolist(), fluent)
     return [{"prompt": prompt, "text": text, "attribute": a, "perplexity": p} for (_, prompt, _), text, a, p in figures]

@@ -73,7 +73,7 @@ class Labelled(Sequence):
         device = PartialState().device
 
         def process(text: str) -> Tensor:
-            ids = tokenizer(text or tokenizer.eos_token, add_special_tokens=False).input_ids[: data.max_tokens]
+            ids = tokenizer(text or tokenizer.eos_token).input_ids[: data.max_tokens]  # as a prompt is read
             return torch.tensor([*ids, *[PADDING] * (data.max_tokens - len(ids))])
 
         def read(ids: Tensor) -> dict[str, Tensor]:
