@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from tiny import TINY_CAPTIONER
 
 from mmgen.data.cards import open_card
@@ -163,3 +164,5 @@ def test_without_captions_there_is_no_text_oracle(tmp_path):
     (tmp_path / "config.yaml").write_text("seed: 0\n")
     FEWSHOT.report(tmp_path, config)
     assert "mmgen train vqa_fewshot" in (tmp_path / "report.html").read_text()
+    (result, *_) = ModelCard.load(tmp_path / "README.md").data.eval_results
+    assert (result.dataset_name, result.metric_name, result.metric_value) == ("digits", "accuracy", figures["accuracy_1"])

@@ -36,6 +36,7 @@ class ModelCard:
         tags: more of the Hub's tags.
         base_model: the Hub name of a frozen model inside, if any.
         picture_text: what the picture shows.
+        evaluated: name of the data card that the model's own figures are of; None: ``data``.
     """
 
     name: str
@@ -52,6 +53,7 @@ class ModelCard:
     tags: Sequence[str] = ()
     base_model: str | None = None
     picture_text: str = "Pictures of held-out data with the captions the model gave them"
+    evaluated: str | None = None
 
 
 def write_model_card(path: str | Path, card: ModelCard) -> None:
@@ -204,8 +206,8 @@ def _results(card: ModelCard) -> list[EvalResult]:
             results.append(
                 EvalResult(
                     task_type=card.task,
-                    dataset_type=card.data,
-                    dataset_name=card.data,
+                    dataset_type=card.evaluated or card.data,
+                    dataset_name=card.evaluated or card.data,
                     dataset_split=split,
                     metric_type=metric,
                     metric_name=LABELS.get(metric, metric),

@@ -371,15 +371,18 @@ def report(run: Path, config: Config) -> None:
     for split, figures in metrics.items():
         said = json.loads((run / "predictions" / f"{split}.json").read_text())
         rows: dict[str, dict[str, float]] = {}
-        for k in config.vqa.shots:
-            seen, blind = (figures[f"accuracy{end}_{k}"] for end in ("", "_blind"))
-            rows[f"{config.vqa.card}, {k} shots"] = {"seen": seen, "blind": blind, "majority": figures["accuracy_majority"]}
+        for k in sorted(config.vqa.shots, reverse=True):  # the model card takes the first row
+            accuracy, blind = (figures[f"accuracy{end}_{k}"] for end in ("", "_blind"))
+            majority = figures["accuracy_majority"]
+            rows[f"{config.vqa.card}, {k} shots"] = {"accuracy": accuracy, "blind": blind, "majority": majority}
         rows[config.knowledge.card] = {
-            name.replace("oracle", "text oracle"): figures[key] for name, key in KNOWLEDGE.items() if key in figures
+            {"seen": "accuracy", "oracle": "text oracle"}.get(name, name): figures[key]
+            for name, key in KNOWLEDGE.items()
+            if key in figures
         }
         for key in (key for key in figures if key.endswith("_interval")):
             name = key.removesuffix("_interval")
-            names = {"seen": "", "interval": "_interval", "blind": "_blind", "word last": "_direct", "said": "_open"}
+            names = {"accuracy": "", "interval": "_interval", "blind": "_blind", "word last": "_direct", "said": "_open"}
             rows[name.replace("_", " ")] = {n: figures[name + end] for n, end in names.items()}
         table[split] = rows
         details[f"{config.knowledge.card} by template, {split}"] = "\n".join(
@@ -409,6 +412,7 @@ def report(run: Path, config: Config) -> None:
         ],
         tags=["few-shot", "visual-question-answering", "prefix-tuning"],
         base_model=lm if "/" in lm else None,
+        evaluated=config.vqa.card,
     ))  # fmt: skip
 
 
