@@ -18,12 +18,12 @@ class Steered(LogitsProcessor):
     Args:
         model: the language model.
         attribute: that it is steered toward.
-        past_key_values: that `generate` fills.
+        cache: that `generate` fills.
         attention_mask, position_ids, inputs_embeds: of the prompt, where `generate` was given them.
     """
 
-    def __init__(self, model: PreTrainedModel, attribute: Attribute, past_key_values: DynamicCache, **kwargs: Any) -> None:
-        self.model, self.attribute, self.cache = model, attribute, past_key_values
+    def __init__(self, model: PreTrainedModel, attribute: Attribute, cache: DynamicCache, **kwargs: Any) -> None:
+        self.model, self.attribute, self.cache = model, attribute, cache
         self.mask: Tensor | None = kwargs.get("attention_mask")
         self.places: Tensor | None = kwargs.get("position_ids")
         self.prompt: Tensor | None = kwargs.get("inputs_embeds")
@@ -43,7 +43,7 @@ class Steered(LogitsProcessor):
 
     def listen(self, module: torch.nn.Module, inputs: Any, kwargs: dict[str, Any], output: Any) -> None:
         """Add up the hidden states of what `generate` itself reads into its cache."""
-        if kwargs.get("past_key_values") is not self.cache:
+        if all(value is not self.cache for value in kwargs.values()):
             return
         hidden = output[0].float()  # (b, t, d), of the prompt or of one token
         if self.mask is not None and hidden.shape[1] > 1:
@@ -103,7 +103,8 @@ def sample(
         UserError: the prompt has no token, or `generate` was asked for what cannot be steered: another mode than sampling or
             the likeliest token, another cache than one that grows, a text beyond a sliding window.
     """
-    prompt, cache = kwargs.get("inputs_embeds"), kwargs.get("past_key_values")
+    prompt = kwargs.get("inputs_embeds")
+    cache = kwargs.get("cache", kwargs.get("past_key_values"))  # transformers 5.24 has renamed it
     if not (input_ids.shape[1] if prompt is None else prompt.shape[1]):
         raise UserError("prompt", got="no tokens", expected="at least one", fix="begin the text, as in 'The'")
     mode = generation_config.get_generation_mode()
@@ -123,7 +124,7 @@ def sample(
         raise UserError("length", got=got, expected=expected, fix="write a shorter text")
     if settings.streamer is not None and prompt is None:
         settings.streamer.put(input_ids.cpu())  # as `generate` does
-    steered = first(settings, model, **kwargs)
+    steered = first(settings, model, **{**kwargs, "cache": cache})
     handle = model.get_decoder().register_forward_hook(steered.listen, with_kwargs=True)
     try:
         processors = LogitsProcessorList([steered, *processors])
