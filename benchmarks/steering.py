@@ -22,7 +22,7 @@ from transformers import DynamicCache, PreTrainedModel
 from benchmarks.interleave import race, report
 from mmgen.conditioning.attributes import BagOfWords
 from mmgen.conditioning.gradient import PPLM
-from mmgen.conditioning.language_model import load_language_model
+from mmgen.conditioning.language_model import CACHE, load_language_model
 from mmgen.data.cards import open_card
 
 TOKENS, ROUNDS, BATCH, PROMPT = 100, 1, 8, "The issue focused on"
@@ -35,7 +35,9 @@ def first_written(model: PreTrainedModel, ids: Tensor, words: Tensor, tokens: in
     for _ in range(tokens):
         with torch.no_grad():
             if past is None:
-                past = [(layer.keys, layer.values) for layer in model(ids[:, :-1]).past_key_values.layers]
+                past = DynamicCache()
+                model(ids[:, :-1], **{CACHE: past})
+                past = [(layer.keys, layer.values) for layer in past.layers]
             own = model(ids, output_hidden_states=True).logits[:, -1].float().softmax(-1)  # all of it anew
         change = [(torch.zeros_like(keys), torch.zeros_like(values)) for keys, values in past]
         for _ in range(ITERATIONS):
@@ -61,7 +63,7 @@ def after(model: PreTrainedModel, last: Tensor, past: list, change: list) -> tup
     cache = DynamicCache()
     for i, ((keys, values), (k, v)) in enumerate(zip(past, change)):
         cache.update(keys + k, values + v, i)
-    logits = model(last, past_key_values=cache, output_hidden_states=True).logits[:, -1]
+    logits = model(last, **{CACHE: cache}, output_hidden_states=True).logits[:, -1]
     return logits, [(layer.keys, layer.values) for layer in cache.layers]
 
 

@@ -7,6 +7,7 @@ import torch
 from test_gradient import Indifferent, head
 from test_language_model import SIZES
 from transformers import (
+    DynamicCache,
     GPT2Config,
     GPT2LMHeadModel,
     MistralConfig,
@@ -20,7 +21,7 @@ from transformers import (
 from mmgen.cli import main
 from mmgen.conditioning.attributes import BagOfWords, Discriminator, State
 from mmgen.conditioning.gradient import PPLM
-from mmgen.conditioning.language_model import load_language_model
+from mmgen.conditioning.language_model import CACHE, load_language_model
 from mmgen.conditioning.prefix import PrefixLanguageModel, Prompt
 from mmgen.conditioning.pseudo_self_attention import PseudoSelfAttention
 from mmgen.conditioning.ranking import text_log_prob
@@ -119,9 +120,10 @@ def test_what_cannot_be_steered(method):
         with pytest.raises(UserError, match=r"language model: got the cache \w+, expected a decoder with a DynamicCache"):
             run(steered, **options)
     with torch.no_grad():
-        cache = TINY(IDS[:, :2]).past_key_values
-    with pytest.raises(UserError, match="past_key_values: got 2 positions, expected none"):
-        run(steered, past_key_values=cache)
+        cache = DynamicCache(config=TINY.config)
+        TINY(IDS[:, :2], **{CACHE: cache})
+    with pytest.raises(UserError, match="cache: got 2 positions, expected none"):
+        run(steered, **{CACHE: cache})
     short = MistralForCausalLM(MistralConfig(vocab_size=len(TOKENIZER), num_key_value_heads=1, sliding_window=6, **SIZES))
     with pytest.raises(UserError, match=r"length: got \d+ tokens, expected at most 6, the sliding window"):
         run(steered, short.eval(), max_new_tokens=9)

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from mmgen.conditioning.few_shot import check_answers
+from mmgen.conditioning.language_model import CACHE
 from mmgen.conditioning.prefix import PrefixLanguageModel, positions
 from mmgen.errors import UserError, check_at_least
 
@@ -77,7 +78,7 @@ def channel(
         prompt = reader.prompt([[reader.embed(rows[i])] for i in place])  # (b, p, d)
         cache = DynamicCache(config=reader.model.config)
         if prompt.mask.shape[1]:
-            reader.model(inputs_embeds=prompt.embeddings, past_key_values=cache, use_cache=True, logits_to_keep=1,
+            reader.model(inputs_embeds=prompt.embeddings, use_cache=True, **{CACHE: cache}, logits_to_keep=1,
                          **positions(prompt.mask))  # fmt: skip
             cache.batch_repeat_interleave(len(answers))
         flat = [tail for i in place for tail in tails[i]]  # b * a
@@ -87,7 +88,7 @@ def channel(
         last = torch.tensor([len(tail) for tail in flat], device=ids.device)[:, None]  # (b * a, 1)
         counted = (at >= first) & (at < last)  # (b * a, t - 1)
         mask = F.pad(prompt.mask.repeat_interleave(len(answers), 0), (0, ids.shape[1] - 1), value=True)
-        logits = reader.model(inputs_embeds=reader.embed(ids[:, :-1]), past_key_values=cache, use_cache=True,
+        logits = reader.model(inputs_embeds=reader.embed(ids[:, :-1]), use_cache=True, **{CACHE: cache},
                               **positions(mask, prompt.mask.shape[1])).logits  # (b * a, t - 1, v)  # fmt: skip
         log_p = -F.cross_entropy(logits[counted].float(), ids[:, 1:][counted], reduction="none")
         each = torch.zeros(counted.shape, device=ids.device).masked_scatter(counted, log_p).sum(1)  # (b * a,)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import Cache, DynamicCache
 
+from mmgen.conditioning.language_model import CACHE
 from mmgen.conditioning.prefix import PrefixLanguageModel, Prompt, positions
 from mmgen.errors import UserError, check_at_least, nearest
 
@@ -215,7 +216,7 @@ def read(reader: PrefixLanguageModel, format: Format, episode: Episode | None = 
     cache = DynamicCache(config=reader.model.config)
     if any(lengths):
         embeddings = torch.cat([row for row in rows if row is not None], 1)  # (1, t, d)
-        reader.model(inputs_embeds=embeddings, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        reader.model(inputs_embeds=embeddings, use_cache=True, **{CACHE: cache}, logits_to_keep=1)
     return SharedPrompt(format, cache, lengths)
 
 
@@ -263,7 +264,7 @@ def score(
     scores = torch.zeros(len(queries), len(ids), device=padded.device)  # (b, a)
     for place, prompt, cache in _batches(reader, shared, queries, int(lengths.max()), batch_size):
         past = shared.length
-        logits = reader.model(inputs_embeds=prompt.embeddings[:, past:], past_key_values=cache, use_cache=True,
+        logits = reader.model(inputs_embeds=prompt.embeddings[:, past:], use_cache=True, **{CACHE: cache},
                               logits_to_keep=1, **positions(prompt.mask, past)).logits[:, -1]  # (b, v)  # fmt: skip
         scores[place] = logits.float().log_softmax(-1)[:, padded[:, 0]]
         longer = (lengths > 1).nonzero()[:, 0]
@@ -317,7 +318,7 @@ def answer(
 
     for place, prompt, cache in _batches(reader, shared, queries, max_tokens, batch_size):
         ids = reader.model.generate(
-            inputs_embeds=prompt.embeddings, attention_mask=prompt.mask.long(), past_key_values=cache, do_sample=False,
+            inputs_embeds=prompt.embeddings, attention_mask=prompt.mask.long(), do_sample=False, **{CACHE: cache},
             max_new_tokens=max_tokens, stopping_criteria=[ended], pad_token_id=tokenizer.pad_token_id,
             eos_token_id=tokenizer.eos_token_id,
         )  # fmt: skip
@@ -355,7 +356,7 @@ def _tails(reader: PrefixLanguageModel, mask: Tensor, cache: Cache, ids: Tensor,
     # padding on the right is after everything that counts: only that before the query needs a mask
     seen = F.pad(mask.repeat_interleave(c, 0), (0, t - 1), value=True)  # (b * c, p + t - 1)
     embeddings = reader.embed(ids[:, :-1]).repeat(b, 1, 1)  # (b * c, t - 1, d)
-    logits = reader.model(inputs_embeds=embeddings, past_key_values=_repeated(cache, c), use_cache=True,
+    logits = reader.model(inputs_embeds=embeddings, use_cache=True, **{CACHE: _repeated(cache, c)},
                           **positions(seen, mask.shape[1])).logits  # (b * c, t - 1, v)  # fmt: skip
     log_p = logits.float().log_softmax(-1).gather(2, ids[:, 1:].repeat(b, 1)[..., None])[..., 0]  # (b * c, t - 1)
     return (log_p.unflatten(0, (b, c)) * counted).sum(-1)

@@ -9,6 +9,7 @@ from transformers import DynamicCache, LogitsProcessorList, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
 from mmgen.conditioning.attributes import Attribute, State
+from mmgen.conditioning.language_model import CACHE
 from mmgen.conditioning.steering import Steered, check_method, sample
 from mmgen.errors import UserError, check_at_least
 
@@ -157,7 +158,7 @@ class _Moved(Steered):
         for i, (keys, values) in enumerate(past):
             cache.update(keys.to(dtype), values.to(dtype), i)
         output = self.model(
-            inputs_embeds=embeddings, past_key_values=cache, use_cache=True, output_hidden_states=True,
+            inputs_embeds=embeddings, use_cache=True, **{CACHE: cache}, output_hidden_states=True,
             **self.newest(mask),
         )  # fmt: skip
         log_p = output.logits[:, -1].float().log_softmax(-1)

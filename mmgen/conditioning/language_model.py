@@ -1,6 +1,7 @@
 """A causal language model of transformers: found and loaded, frozen or to be trained."""
 
 import importlib.util
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +40,8 @@ PACKAGES = {
     ),
 }
 WEIGHTS = ("frozen", "trained", "scratch")
+# what `forward` and `generate` of transformers call the keys and values of what was read before; renamed in 5.24
+CACHE = "cache" if "cache" in inspect.signature(LlamaForCausalLM.forward).parameters else "past_key_values"
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 

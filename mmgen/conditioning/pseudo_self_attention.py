@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PretrainedConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from mmgen.conditioning.language_model import CACHE
 from mmgen.conditioning.prefix import PrefixLanguageModel, Prompt, positions
 from mmgen.errors import UserError, check_at_least
 
@@ -109,7 +110,7 @@ class PseudoSelfAttention(nn.Module):
             expected, fix = f"at most {self.window}, the model's sliding window", "shorten the text or pool the condition"
             raise UserError("positions of condition and text", got=total, expected=expected, fix=fix)
         seen = torch.cat([text.new_ones(b, s) if mask is None else mask, text], 1)  # (b, s + t)
-        return {"past_key_values": cache, "use_cache": True, **positions(text), "attention_mask": seen.long()}
+        return {CACHE: cache, "use_cache": True, **positions(text), "attention_mask": seen.long()}
 
     def log_prob(
         self,
@@ -170,7 +171,7 @@ class PseudoSelfAttention(nn.Module):
         _check_prompt(prompt)
         past = self.past(condition, condition_mask, prompt.mask, reader.model.dtype, more=max_new_tokens - 1)
         # transformers repeats all but the cache for beams and samples
-        past["past_key_values"].batch_repeat_interleave(max(options.get(k, 1) for k in ("num_beams", "num_return_sequences")))
+        past[CACHE].batch_repeat_interleave(max(options.get(k, 1) for k in ("num_beams", "num_return_sequences")))
         # of embeddings it wants the whole, and reads those that the cache does not hold
         whole = F.pad(prompt.embeddings.to(reader.model.dtype), (0, 0, condition.shape[1], 0))  # (b, s + p, d)
         ids = reader.model.generate(

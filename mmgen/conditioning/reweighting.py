@@ -10,6 +10,7 @@ from transformers import LogitsProcessorList, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
 from mmgen.conditioning.attributes import Attribute, State
+from mmgen.conditioning.language_model import CACHE
 from mmgen.conditioning.steering import Steered, check_method, sample
 from mmgen.errors import check_at_least
 
@@ -66,7 +67,7 @@ class _Weighed(Steered):
         cache.batch_repeat_interleave(k)
         seen = torch.cat([mask, torch.ones_like(mask[:, :1])], 1).repeat_interleave(k, 0)  # (b k, t + 1)
         output = self.model(
-            input_ids=tokens.reshape(-1, 1), past_key_values=cache, use_cache=True, output_hidden_states=True,
+            input_ids=tokens.reshape(-1, 1), use_cache=True, **{CACHE: cache}, output_hidden_states=True,
             **self.newest(seen),
         )  # fmt: skip
         after = output.logits[:, -1].float().log_softmax(-1)  # (b k, v)

@@ -8,6 +8,7 @@ from transformers import DynamicCache, GenerationConfig, LogitsProcessor, Logits
 from transformers.generation.configuration_utils import GenerationMode
 
 from mmgen.conditioning.attributes import Attribute, State
+from mmgen.conditioning.language_model import CACHE
 from mmgen.conditioning.prefix import positions
 from mmgen.errors import UserError
 
@@ -104,7 +105,7 @@ def sample(
             the likeliest token, another cache than one that grows, a text beyond a sliding window.
     """
     prompt = kwargs.get("inputs_embeds")
-    cache = kwargs.get("cache", kwargs.get("past_key_values"))  # transformers 5.24 has renamed it
+    cache = kwargs.get(CACHE)
     if not (input_ids.shape[1] if prompt is None else prompt.shape[1]):
         raise UserError("prompt", got="no tokens", expected="at least one", fix="begin the text, as in 'The'")
     mode = generation_config.get_generation_mode()
@@ -117,7 +118,7 @@ def sample(
         raise UserError("language model", got=got, expected="a decoder with a DynamicCache", fix="leave cache options out")
     if cache.get_seq_length() and settings.attribute.horizon is not None:
         fix = "give the whole prompt, or steer by a bag of words"
-        raise UserError("past_key_values", got=f"{cache.get_seq_length()} positions", expected="none", fix=fix)
+        raise UserError("cache", got=f"{cache.get_seq_length()} positions", expected="none", fix=fix)
     windows = [layer.sliding_window for layer in cache.layers if getattr(layer, "is_sliding", False)]
     if windows and generation_config.max_length > min(windows):
         got, expected = f"{generation_config.max_length} tokens", f"at most {min(windows)}, the sliding window"

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from mmgen.conditioning.few_shot import Episode, Example, Format, SharedPrompt, answer, read
+from mmgen.conditioning.language_model import CACHE
 from mmgen.conditioning.prefix import positions
 from mmgen.data.batch import Batch
 from mmgen.errors import UserError, check_at_least
@@ -182,7 +183,7 @@ class Answerer(Captioner):
         seen = torch.cat([prompt.embeddings, lm.embed(ids[:, :-1])], 1)  # (b, p + t - 1, d)
         past = self.keys[0].shape[2]
         real = F.pad(torch.cat([prompt.mask, torch.ones_like(mask[:, :-1])], 1), (past, 0), value=True)
-        logits = lm.model(inputs_embeds=seen, past_key_values=self._cache(len(ids)), use_cache=True,
+        logits = lm.model(inputs_embeds=seen, use_cache=True, **{CACHE: self._cache(len(ids))},
                           logits_to_keep=ids.shape[1], **positions(real, past)).logits  # (b, t, v)  # fmt: skip
         chosen = -F.cross_entropy(logits[mask].float(), ids[mask], reduction="none")
         return torch.zeros(mask.shape, device=ids.device).masked_scatter(mask, chosen).sum(1)  # (b,)
