@@ -7,7 +7,7 @@ from transformers import DynamicCache, LogitsProcessorList, TextIteratorStreamer
 from mmgen.conditioning import gradient
 from mmgen.conditioning.attributes import BagOfWords, Discriminator, State, Together
 from mmgen.conditioning.gradient import PPLM
-from mmgen.conditioning.language_model import load_language_model
+from mmgen.conditioning.language_model import CACHE, load_language_model
 from mmgen.errors import UserError
 from mmgen.modalities.image import fingerprint
 from tests.test_language_model import DECODERS
@@ -107,7 +107,7 @@ def test_the_algorithm_written_out(models, attribute, running):
             cache = DynamicCache()
             for i, (keys, values) in enumerate(moved):
                 cache.update(keys, values, i)
-            return model(last, past_key_values=cache, output_hidden_states=True)
+            return model(last, output_hidden_states=True, **{CACHE: cache})
 
         change = [(torch.zeros_like(keys), torch.zeros_like(values)) for keys, values in past]
         for _ in range(2):
