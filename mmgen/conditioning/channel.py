@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from mmgen.conditioning.few_shot import check_answers
-from mmgen.conditioning.language_model import CACHE
+from mmgen.conditioning.language_model import CACHE, context_length
 from mmgen.conditioning.prefix import PrefixLanguageModel, positions
 from mmgen.errors import UserError, check_at_least
 
@@ -66,7 +66,7 @@ def channel(
         torch.cat([start, *(part for a, w in shots for part in (reader.tokens(a + between), w, end))]) for shots in supports
     ]
     tails = [[torch.cat([head, words, end]) for head in heads] for words in queries]
-    limit = getattr(reader.model.config.get_text_config(), "max_position_embeddings", None)
+    limit = context_length(reader.model)
     longest = max(len(row) + max(map(len, tail)) for row, tail in zip(rows, tails))
     if limit is not None and longest > limit:
         fix = "show fewer shots"

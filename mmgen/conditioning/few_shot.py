@@ -1,6 +1,5 @@
 """Few-shot prompts of a frozen language model: examples are read once, any number of queries is answered after them."""
 
-import copy
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -10,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import Cache, DynamicCache
 
-from mmgen.conditioning.language_model import CACHE
-from mmgen.conditioning.prefix import PrefixLanguageModel, Prompt, positions
+from mmgen.conditioning.language_model import CACHE, context_length
+from mmgen.conditioning.prefix import PrefixLanguageModel, Prompt, positions, repeated
 from mmgen.errors import UserError, check_at_least, nearest
 
 Part = Tensor | str
@@ -346,7 +345,7 @@ def _batches(
     for place in lengths.argsort(stable=True).split(batch_size):
         embeddings, mask = reader.prompt([[rows[i]] for i in place])  # (b, t, d), (b, t)
         whole = Prompt(F.pad(embeddings, (0, 0, past, 0)), F.pad(mask, (past, 0), value=True))
-        yield place.to(mask.device), whole, _repeated(shared.cache, len(place))
+        yield place.to(mask.device), whole, repeated(shared.cache, len(place))
 
 
 def _tails(reader: PrefixLanguageModel, mask: Tensor, cache: Cache, ids: Tensor, lengths: Tensor) -> Tensor:
@@ -356,22 +355,10 @@ def _tails(reader: PrefixLanguageModel, mask: Tensor, cache: Cache, ids: Tensor,
     # padding on the right is after everything that counts: only that before the query needs a mask
     seen = F.pad(mask.repeat_interleave(c, 0), (0, t - 1), value=True)  # (b * c, p + t - 1)
     embeddings = reader.embed(ids[:, :-1]).repeat(b, 1, 1)  # (b * c, t - 1, d)
-    logits = reader.model(inputs_embeds=embeddings, use_cache=True, **{CACHE: _repeated(cache, c)},
+    logits = reader.model(inputs_embeds=embeddings, use_cache=True, **{CACHE: repeated(cache, c)},
                           **positions(seen, mask.shape[1])).logits  # (b * c, t - 1, v)  # fmt: skip
     log_p = logits.float().log_softmax(-1).gather(2, ids[:, 1:].repeat(b, 1)[..., None])[..., 0]  # (b * c, t - 1)
     return (log_p.unflatten(0, (b, c)) * counted).sum(-1)
-
-
-def _repeated(cache: Cache, rows: int) -> Cache:
-    """Each row of a cache ``rows`` times in a row; the cache itself stays as it is.
-
-    A forward pass lets a layer of the cache hold longer tensors rather than writes to those it holds, so copies of the layers
-    can share them.
-    """
-    other = copy.copy(cache)
-    other.layers = [copy.copy(layer) for layer in cache.layers]
-    other.batch_repeat_interleave(rows)
-    return other
 
 
 def check_answers(answers: Sequence[str]) -> list[str]:
@@ -399,7 +386,7 @@ def _answer_ids(reader: PrefixLanguageModel, format: Format, answers: Sequence[s
 
 def _check_room(reader: PrefixLanguageModel, lengths: Sequence[int], more: int) -> None:
     """Fail if induction and shots of these lengths and ``more`` tokens are longer than the model's context."""
-    limit = getattr(reader.model.config.get_text_config(), "max_position_embeddings", None)
+    limit = context_length(reader.model)
     total, shots = sum(lengths) + more, len(lengths) - 1
     if limit is None or total <= limit:
         return

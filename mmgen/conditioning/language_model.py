@@ -90,6 +90,15 @@ def load_language_model(
     return freeze(model) if weights == "frozen" else model.eval(), tokenizer
 
 
+def context_length(model: PreTrainedModel) -> int | None:
+    """The most tokens that the model reads, prompt and all; None where it says no number.
+
+    >>> context_length(load_language_model("tiny", "fp32")[0])
+    256
+    """
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
 def check_text(text: str) -> str:
     """Return ``text`` if it can be written in UTF-8.
 

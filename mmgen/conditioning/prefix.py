@@ -1,11 +1,13 @@
 """A language model that reads embeddings in place of words: any interleaving of prefixes and text."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import Cache
 
 from mmgen.conditioning.language_model import check_text, load_language_model
 from mmgen.errors import UserError, check_at_least
@@ -174,8 +176,7 @@ class PrefixLanguageModel(nn.Module):
         # padding on the right is after everything that counts: only padding on the left needs a mask
         padded = {} if prompt.mask.all() else positions(torch.cat([prompt.mask, torch.ones_like(mask[:, :-1])], 1))
         logits = self.model(inputs_embeds=seen, use_cache=False, logits_to_keep=ids.shape[1], **padded).logits  # (b, t, v)
-        chosen = -F.cross_entropy(logits[mask].float(), ids[mask], reduction="none")
-        return torch.zeros(mask.shape, device=ids.device).masked_scatter(mask, chosen)
+        return token_log_prob(logits, ids, mask)
 
     def generate(self, prompt: Prompt, **options: Any) -> list[str]:
         """Continue each prompt by transformers' own ``generate``, whose options all apply.
@@ -207,3 +208,33 @@ def positions(mask: Tensor, past: int = 0) -> dict[str, Tensor]:
     tensor([[1, 2]])
     """
     return {"attention_mask": mask.long(), "position_ids": (mask.long().cumsum(1) - 1).clamp(min=0)[:, past:]}
+
+
+def token_log_prob(logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+    """log softmax(logits)[id] of each token, and 0 where there is none.
+
+    Args:
+        logits: (b, t, v), of each position's own token.
+        ids: (b, t) tokens.
+        mask: (b, t) True at real tokens.
+
+    Returns:
+        (b, t) float32.
+
+    >>> token_log_prob(torch.zeros(1, 2, 4), torch.tensor([[1, 3]]), torch.tensor([[True, False]])).exp()
+    tensor([[0.2500, 1.0000]])
+    """
+    chosen = -F.cross_entropy(logits[mask].float(), ids[mask], reduction="none")
+    return torch.zeros(mask.shape, device=ids.device).masked_scatter(mask, chosen)
+
+
+def repeated(cache: Cache, rows: int) -> Cache:
+    """Each row of a cache ``rows`` times in a row; the cache itself stays as it is.
+
+    A forward pass lets a layer of the cache hold longer tensors rather than writes to those it holds, so copies of the layers
+    can share them.
+    """
+    other = copy.copy(cache)
+    other.layers = [copy.copy(layer) for layer in cache.layers]
+    other.batch_repeat_interleave(rows)
+    return other

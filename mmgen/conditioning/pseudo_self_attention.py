@@ -10,7 +10,7 @@ from transformers import DynamicCache, PretrainedConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from mmgen.conditioning.language_model import CACHE
-from mmgen.conditioning.prefix import PrefixLanguageModel, Prompt, positions
+from mmgen.conditioning.prefix import PrefixLanguageModel, Prompt, positions, token_log_prob
 from mmgen.errors import UserError, check_at_least
 
 
@@ -144,8 +144,7 @@ class PseudoSelfAttention(nn.Module):
         text = F.pad(prompt.mask, (0, ids.shape[1] - 1), value=True)  # (b, p + t - 1); what is padded comes last
         past = self.past(condition, condition_mask, text, reader.model.dtype)
         logits = reader.model(inputs_embeds=seen, logits_to_keep=ids.shape[1], **past).logits  # (b, t, v)
-        chosen = -F.cross_entropy(logits[mask].float(), ids[mask], reduction="none")
-        return torch.zeros(mask.shape, device=ids.device).masked_scatter(mask, chosen)
+        return token_log_prob(logits, ids, mask)
 
     def generate(
         self,

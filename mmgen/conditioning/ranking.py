@@ -8,6 +8,7 @@ from transformers import LogitsProcessor, PreTrainedModel
 
 from mmgen.conditioning.attributes import Attribute, State
 from mmgen.conditioning.prefix import positions
+from mmgen.conditioning.representations import mean_state
 from mmgen.errors import check_at_least
 
 ROWS = 8  # texts that are read at once: their logits are large
@@ -59,8 +60,7 @@ def _rows(model: PreTrainedModel, ids: Tensor, mask: Tensor, start: int, attribu
     if attribute is None:
         return torch.zeros_like(mean), mean
     if reads:
-        hidden = output.hidden_states[-1].float() * mask[..., None]  # (b, t, d)
-        likely = attribute.log_prob(State(ids, log_p[:, -1], hidden.sum(1) / mask.sum(1, keepdim=True)))
+        likely = attribute.log_prob(State(ids, log_p[:, -1], mean_state(output.hidden_states[-1], mask)))
         return likely.masked_fill(~counted.any(1), -torch.inf), mean
     places = range(ids.shape[1] - start)
     scores = torch.stack([attribute.log_prob(State(ids[:, : start + i], log_p[:, i])) for i in places], 1)  # (b, s)

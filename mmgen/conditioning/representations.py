@@ -37,3 +37,19 @@ def representation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, t
         raise UserError("text", got=repr(text), expected="at least one token", fix="leave the item out")
     states = model(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states  # each (1, t, d)
     return torch.cat([states[layer][0].float().mean(0) for layer in layers])
+
+
+def mean_state(states: Tensor, mask: Tensor) -> Tensor:
+    """The mean over the real tokens of a batch of texts.
+
+    Args:
+        states: (b, t, d), of any dtype.
+        mask: (b, t) True at real tokens.
+
+    Returns:
+        (b, d) float32.
+
+    >>> mean_state(torch.tensor([[[1.0], [3.0], [9.0]]]), torch.tensor([[True, True, False]]))
+    tensor([[2.]])
+    """
+    return (states.float() * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)

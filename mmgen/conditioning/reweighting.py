@@ -1,6 +1,5 @@
 """Steering without gradients: the likeliest tokens are weighed by what an attribute makes of the text with each of them."""
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from mmgen.conditioning.attributes import Attribute, State
 from mmgen.conditioning.language_model import CACHE
+from mmgen.conditioning.prefix import repeated
 from mmgen.conditioning.steering import Steered, check_method, sample
 from mmgen.errors import check_at_least
 
@@ -62,12 +62,9 @@ class _Weighed(Steered):
     def steer(self, input_ids: Tensor, own: Tensor, mask: Tensor) -> Tensor:
         attribute, k = self.attribute, min(self.settings.top, own.shape[1])
         log_p, tokens = own.topk(k)  # (b, k)
-        cache = copy.copy(self.cache)
-        cache.layers = [copy.copy(layer) for layer in self.cache.layers]  # that share the tensors until they grow
-        cache.batch_repeat_interleave(k)
         seen = torch.cat([mask, torch.ones_like(mask[:, :1])], 1).repeat_interleave(k, 0)  # (b k, t + 1)
         output = self.model(
-            input_ids=tokens.reshape(-1, 1), use_cache=True, **{CACHE: cache}, output_hidden_states=True,
+            input_ids=tokens.reshape(-1, 1), use_cache=True, **{CACHE: repeated(self.cache, k)}, output_hidden_states=True,
             **self.newest(seen),
         )  # fmt: skip
         after = output.logits[:, -1].float().log_softmax(-1)  # (b k, v)

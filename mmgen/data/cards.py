@@ -225,6 +225,16 @@ def check_column(card: Card, key: str, column: str, *kinds: str) -> None:
         raise UserError(f"{key}={column}", got=f"a column of {kind}", expected=" or ".join(kinds), fix=fix)
 
 
+def class_names(card: Card, column: str) -> list[str]:
+    """What the labels of ``column`` are called, in order; their numbers where the card has no names for them.
+
+    >>> class_names(read_card("sst2"), "label"), class_names(read_card("mnist"), "label")[:2]
+    (['negative', 'positive'], ['0', '1'])
+    """
+    classes = card.columns[column]["classes"]
+    return [str(name) for name in (range(classes) if isinstance(classes, int) else classes)]
+
+
 def describe(card: Card) -> str:
     """What `mmgen data show` prints: the card's fields, sources, columns and splits, then its prose.
 

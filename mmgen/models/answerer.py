@@ -11,7 +11,7 @@ from transformers import DynamicCache
 
 from mmgen.conditioning.few_shot import Episode, Example, Format, SharedPrompt, answer, read
 from mmgen.conditioning.language_model import CACHE
-from mmgen.conditioning.prefix import positions
+from mmgen.conditioning.prefix import positions, token_log_prob
 from mmgen.data.batch import Batch
 from mmgen.errors import UserError, check_at_least
 from mmgen.models.base import Losses
@@ -185,5 +185,4 @@ class Answerer(Captioner):
         real = F.pad(torch.cat([prompt.mask, torch.ones_like(mask[:, :-1])], 1), (past, 0), value=True)
         logits = lm.model(inputs_embeds=seen, use_cache=True, **{CACHE: self._cache(len(ids))},
                           logits_to_keep=ids.shape[1], **positions(real, past)).logits  # (b, t, v)  # fmt: skip
-        chosen = -F.cross_entropy(logits[mask].float(), ids[mask], reduction="none")
-        return torch.zeros(mask.shape, device=ids.device).masked_scatter(mask, chosen).sum(1)  # (b,)
+        return token_log_prob(logits, ids, mask).sum(1)  # (b,)

@@ -20,7 +20,7 @@ from transformers import (
 
 from mmgen.conditioning.attributes import Attribute, BagOfWords, Discriminator
 from mmgen.conditioning.gradient import PPLM
-from mmgen.conditioning.language_model import check_text
+from mmgen.conditioning.language_model import check_text, context_length
 from mmgen.conditioning.ranking import OwnNoise, text_log_prob
 from mmgen.conditioning.reweighting import Fudge
 from mmgen.data.batch import Batch
@@ -195,7 +195,7 @@ def write(
     if isinstance(prompts, str) or not prompts:
         got, fix = repr(prompts) if prompts else "none", "give at least one"
         raise UserError("prompts", got=got, expected="a list of texts", fix=fix)
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limit = context_length(model)
     for prompt in prompts:
         tokens = len(tokenizer(check_text(prompt)).input_ids)
         if not tokens:

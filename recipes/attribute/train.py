@@ -19,8 +19,9 @@ from torch import Tensor
 from mmgen.cli import main
 from mmgen.conditioning.language_model import load_language_model
 from mmgen.conditioning.prefix import positions
+from mmgen.conditioning.representations import mean_state
 from mmgen.data.batch import collate
-from mmgen.data.cards import check_column, open_card, read_card
+from mmgen.data.cards import check_column, class_names, open_card, read_card
 from mmgen.data.label import LabelProcessor
 from mmgen.data.vector import VectorProcessor
 from mmgen.errors import check_at_least
@@ -82,8 +83,7 @@ class Labelled(Sequence):
             output = model.to(device)(
                 input_ids=ids.clamp(min=0), use_cache=False, output_hidden_states=True, logits_to_keep=1, **positions(mask)
             )
-            hidden = output.hidden_states[-1].float() * mask[..., None]  # (b, t, d)
-            return {"hidden": hidden.sum(1) / mask.sum(1, keepdim=True)}
+            return {"hidden": mean_state(output.hidden_states[-1], mask)}
 
         key = {"weights": fingerprint(model), "max_tokens": data.max_tokens, "data": [rows._fingerprint, data.input]}
         with PartialState().main_process_first():
@@ -107,16 +107,10 @@ def check(config: Config) -> None:
     check_at_least("data.max_tokens", config.data.max_tokens, 1)
 
 
-def class_names(config: Config) -> list[str]:
-    """What the labels are called, in order."""
-    classes = read_card(config.data.card).columns[config.data.label]["classes"]
-    return [str(i) for i in range(classes)] if isinstance(classes, int) else [str(name) for name in classes]
-
-
 def train(config: Config, run: Path, resume: bool) -> None:
     """Train the classifier on the card's training split."""
     torch.manual_seed(config.seed)
-    names = class_names(config)
+    names = class_names(read_card(config.data.card), config.data.label)
     data = Labelled(config, "train")
     data.process = VectorProcessor.fit(data.hidden)
     model = Classifier("hidden", "vector", list(data.process.shape), len(names), config.encoder, names)

@@ -24,7 +24,7 @@ from mmgen.cli import main
 from mmgen.conditioning.language_model import load_language_model
 from mmgen.conditioning.representations import representation
 from mmgen.data.batch import Batch, collate
-from mmgen.data.cards import check_column, open_card, read_card
+from mmgen.data.cards import check_column, class_names, open_card, read_card
 from mmgen.data.columns import SETTINGS, Columns, fit_processor
 from mmgen.data.label import LabelProcessor
 from mmgen.data.processors import Processor
@@ -182,8 +182,7 @@ def build(config: Config, without: str) -> Factorized:
             shape, stop = [processor.vocabulary], processor.tokenizer.eos_token_id
             own["decoder"] = {"stop": stop, "length": processor.max_length, **own.get("decoder", {})}
         modalities[name] = {"kind": "sequence" if data.sequence else kind, "shape": shape, **own}
-    classes = read_card(data.card).columns[data.label]["classes"]
-    names = [str(i) for i in range(classes)] if isinstance(classes, int) else list(classes)
+    names = class_names(read_card(data.card), data.label)
     given = {"modalities": modalities, "classes": len(names), "class_names": names, "without": without}
     model = Factorized(**{**asdict(config.model), **given, "per_position": bool(data.sequence)})
     model.processors |= {**processors, "label": LabelProcessor(names)}
