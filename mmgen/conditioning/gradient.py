@@ -48,6 +48,13 @@ class PPLM:
 
     Source: Dathathri et al. 2020, arXiv 1912.02164, section 3, and its code: there the window covers the oldest tokens
         (a mistake), the running norm is that of bags of words only, and the mean of hidden states is divided by one too many.
+
+    >>> from mmgen.conditioning.attributes import BagOfWords
+    >>> from mmgen.conditioning.language_model import load_language_model
+    >>> model, tokenizer = load_language_model("tiny", "fp32")
+    >>> ids, pplm = tokenizer(["hello"], return_tensors="pt").input_ids, PPLM(BagOfWords(model, tokenizer, ["moon"]))
+    >>> model.generate(ids, custom_generate=pplm, max_new_tokens=2, min_new_tokens=2, pad_token_id=0).shape
+    torch.Size([1, 7])
     """
 
     attribute: Attribute

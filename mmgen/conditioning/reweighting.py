@@ -36,6 +36,13 @@ class Fudge:
 
     Source: Yang and Klein 2021, FUDGE, arXiv 2104.05218. There a classifier of its own reads the text; here the language
         model does, and the classifier reads its hidden states.
+
+    >>> from mmgen.conditioning.attributes import BagOfWords
+    >>> from mmgen.conditioning.language_model import load_language_model
+    >>> model, tokenizer = load_language_model("tiny", "fp32")
+    >>> ids, fudge = tokenizer(["hello"], return_tensors="pt").input_ids, Fudge(BagOfWords(model, tokenizer, ["moon"]))
+    >>> model.generate(ids, custom_generate=fudge, max_new_tokens=2, min_new_tokens=2, pad_token_id=0).shape
+    torch.Size([1, 7])
     """
 
     attribute: Attribute

@@ -100,6 +100,14 @@ def sample(
 ) -> Any:  # fmt: skip
     """`generate`'s own sampling of what ``first`` makes of the logits, before all other ``processors``.
 
+    Args:
+        first: the class of the way of steering, built as ``first(settings, model, cache=..., ...)``.
+        settings: of that way; its ``attribute`` and ``streamer`` are read here.
+        model, input_ids, processors, generation_config, kwargs: what `generate` hands to a ``custom_generate``.
+
+    Returns:
+        What `generate` returns: (b, t) token ids, or a dict of outputs.
+
     Raises:
         UserError: the prompt has no token, or `generate` was asked for what cannot be steered: another mode than sampling or
             the likeliest token, another cache than one that grows, a text beyond a sliding window.

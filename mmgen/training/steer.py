@@ -42,6 +42,10 @@ AT_ONCE = 32  # texts that are written together
 def bag(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> BagOfWords:
     """A bag of words by the name of a topic that comes with mmgen, or from a file with a word a line.
 
+    Args:
+        name: of a topic, such as ``space``, or a path.
+        model, tokenizer: see `mmgen.conditioning.language_model.load_language_model`.
+
     Raises:
         UserError: there is neither, or the file is not text.
     """
@@ -58,6 +62,11 @@ def bag(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
 
 def attribute(name: str, run: str, model: PreTrainedModel) -> Discriminator:
     """A class by its name, as the classifier of hidden states in ``run`` has it.
+
+    Args:
+        name: of the class, such as ``positive``.
+        run: of the recipe ``attribute``.
+        model: the language model, of the width that the classifier was trained on.
 
     Raises:
         UserError: another model, one for another language model's width, or a class that it has not.
@@ -82,6 +91,10 @@ def attribute(name: str, run: str, model: PreTrainedModel) -> Discriminator:
 
 def settings(options: Sequence[str], method: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Options ``key=value`` of the command, as settings of a method of `METHODS` and of `steer`.
+
+    Args:
+        options: texts ``key=value``.
+        method: a key of `METHODS`.
 
     Raises:
         UserError: an unknown one, or one of another type.
