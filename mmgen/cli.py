@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -113,7 +114,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--attribute", action="append", default=[], metavar="CLASS", help=text)
     text = "a run of the recipe attribute, whose classes they are (default: runs/attribute)"
     command.add_argument("--head", default="runs/attribute", metavar="RUN", help=text)
-    text = "pplm, by the gradient of its own past, or fudge, by a look ahead from the likeliest tokens (default: pplm)"
+    text = (
+        "pplm, by the gradient of its own past; fudge, by a look ahead from the likeliest tokens; or gedi, by a language "
+        "model of each class, toward one --attribute (default: pplm)"
+    )
     command.add_argument("--method", default="pplm", help=text)
     command.add_argument("--n", type=int, default=1, help="texts for each prompt")
     command.add_argument("--candidates", type=int, default=1, help="texts that are written for each that is kept")
@@ -121,6 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--dtype", default="fp32", help="bf16, fp16 or fp32, of the language model")
     command.add_argument("--json", type=Path, metavar="F", help="write the texts there")
+    command.add_argument("--html", type=Path, metavar="F", help="write a page there that colours the words that were raised")
     command.set_defaults(run=_steer, values=[])
 
     command = commands.add_parser("data", help="list, show and check data cards")
@@ -142,9 +147,7 @@ _CHAT = (
     "example, `forget` drops them, `quit` ends; any other line, and all that end in ?, are questions. In TEXT, \\n is a "
     "line's end."
 )
-_STEERING = (
-    "Options of the method (see PPLM and Fudge) and of the sampling can follow, for example step_size=0.05 window=5 top_k=10."
-)
+_STEERING = "Options of the method (see PPLM, Fudge and GeDi) and of the sampling can follow, such as step_size=0.05 window=5."
 _OPTIONS = "Options of the model can follow as key=value, for example beams=3."
 
 
@@ -183,7 +186,7 @@ def _train(options: argparse.Namespace) -> int | None:
 def _evaluate(options: argparse.Namespace) -> None:
     from mmgen.training import recipe as recipes
 
-    _check_json(options.json)
+    _check_file(options.json)
     recipe, config = recipes.open_run(options.folder)
     split = options.split or recipe.splits[0]
     figures = recipes.evaluate(recipe, config, options.folder, split)
@@ -198,7 +201,7 @@ def _generate(options: argparse.Namespace) -> None:
     from mmgen.training.generate import generate
 
     if options.json is None or options.json.parent != options.out:  # that one is made
-        _check_json(options.json)
+        _check_file(options.json)
     given = {name: values for name in MODALITIES if (values := getattr(options, name))}
     made = generate(load(options.folder), given, options.to, options.n, options.seed, options.values, options.out)
     _write_json(options.json, made)
@@ -213,7 +216,7 @@ def _ask(options: argparse.Namespace) -> None:
     from mmgen.models.base import load
     from mmgen.training import ask
 
-    _check_json(options.json)
+    _check_file(options.json)
     format = None
     if options.format is not None or options.induction:
         format = Format(*(text.replace("\\n", "\n") for text in (options.format or Format.shot, options.induction)))
@@ -255,7 +258,8 @@ def _steer(options: argparse.Namespace) -> None:
     from mmgen.conditioning.language_model import load_language_model
     from mmgen.training import steer
 
-    _check_json(options.json)
+    _check_file(options.json)
+    _check_file(options.html)
     if not options.prompt:
         raise UserError("--prompt", got="none", expected="at least one", fix='add --prompt "The potato"')
     if not options.bag + options.attribute:
@@ -267,10 +271,18 @@ def _steer(options: argparse.Namespace) -> None:
         *(steer.attribute(name, options.head, model) for name in dict.fromkeys(options.attribute)),
     ]
     toward = parts[0] if len(parts) == 1 else Together([(part, 1.0) for part in parts])
+    if options.method == "gedi":
+        if len(parts) > 1 or not options.attribute:
+            got, fix = f"{len(options.attribute)} of {len(parts)}", "take --method pplm or fudge"
+            raise UserError("--method gedi", got=got, expected="one --attribute and nothing else", fix=fix)
+        own |= steer.experts(options.attribute[0], options.head, model)
     method = steer.METHODS[options.method](toward, **own)
     numbers = {name: getattr(options, name) for name in ("n", "candidates", "length", "seed")}
-    made = steer.steer(model, tokenizer, options.prompt, method, **numbers, **sampling)
+    traced = options.html is not None
+    made = steer.steer(model, tokenizer, options.prompt, method, **numbers, **sampling, traced=traced)
     _write_json(options.json, made)
+    if traced:
+        steer.write_page(options.html, made, shlex.join(["mmgen", *options.arguments]))
     for row in made:
         figures = f"log p(attribute) {row['attribute']:.2f}, perplexity {row['perplexity'] or math.nan:.1f}"
         print(f"{row['arm']} ({figures}): {row['prompt']}{row['text']}")
@@ -308,7 +320,7 @@ def _figure(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _check_json(file: Path | None) -> None:
+def _check_file(file: Path | None) -> None:
     """Fail before a result is computed that could not be written."""
     if file is None:
         return

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from transformers import TopKLogitsWarper
+from transformers import LlamaConfig, LlamaForCausalLM, TopKLogitsWarper
 
 from mmgen.cli import main
 from mmgen.conditioning.attributes import BagOfWords, Discriminator, State
@@ -17,8 +17,9 @@ from mmgen.data.vector import VectorProcessor
 from mmgen.errors import UserError
 from mmgen.metrics.diversity import distinct
 from mmgen.models.base import load
+from mmgen.models.class_language_model import ClassLanguageModel
 from mmgen.models.classifier import Classifier
-from mmgen.training.steer import attribute, bag, best, steer
+from mmgen.training.steer import _words, attribute, bag, best, experts, steer
 
 MODEL, TOKENIZER = load_language_model("tiny", "fp32")
 LETTERS = BagOfWords(MODEL, TOKENIZER, ["z", "q"])
@@ -118,6 +119,13 @@ def test_command_by_a_look_ahead(capsys):
 
 def test_bags_by_name_and_by_file(tmp_path):
     assert "planet" in bag("space", MODEL, TOKENIZER).tokens
+    (tmp_path / "weighed.txt").write_text("moon\t2.5\nstar\n\n")
+    state = State(encode("hello"), torch.randn(1, len(TOKENIZER)).log_softmax(-1))
+    by_file, by_hand = bag(str(tmp_path / "weighed.txt"), MODEL, TOKENIZER), {"moon": 2.5, "star": 1.0}
+    assert by_file.log_prob(state) == BagOfWords(MODEL, TOKENIZER, by_hand).log_prob(state)
+    (tmp_path / "wrong.txt").write_text("moon\tmuch\n")
+    with pytest.raises(UserError, match="weight of 'moon': got much, expected a number above 0"):
+        bag(str(tmp_path / "wrong.txt"), MODEL, TOKENIZER)
     (tmp_path / "latin").write_bytes(b"\xff\xfe\xff")
     with pytest.raises(UserError, match=r"bag .*latin: got .*, expected a text with a word a line"):
         bag(str(tmp_path / "latin"), MODEL, TOKENIZER)
@@ -180,6 +188,66 @@ def test_command_with_an_attribute_and_a_bag(head, capsys):
     assert main(["steer", "tiny", *arguments]) == 0
     assert main(["steer", "tiny", *arguments, "--bag", "space"]) == 0
     assert capsys.readouterr().out.count("steered (log p(attribute) ") == 4
+
+
+@torch.no_grad()
+def test_what_steering_raised_is_the_steered_over_the_own_probability():
+    """A text of one token, whose two distributions are found anew."""
+    bag_of, prompt = PPLM(LETTERS, step_size=0.3), "hello"
+    unsteered, steered = steer(MODEL, TOKENIZER, [prompt], bag_of, length=1, top_k=1, traced=True)
+    assert unsteered["words"] == [(unsteered["text"], 0.0)]
+    scores = []
+    keep = [lambda ids, given: scores.append(given.clone()) or given]
+    options = {"max_new_tokens": 1, "do_sample": False, "pad_token_id": 0, "logits_processor": keep}
+    ids = MODEL.generate(encode(prompt), custom_generate=bag_of, **options)[0, -1]
+    own = MODEL(encode(prompt)).logits[0, -1].log_softmax(-1)
+    ((word, raised),) = steered["words"]
+    assert word == steered["text"] and raised == pytest.approx((scores[0].log_softmax(-1)[0] - own)[ids].item(), abs=1e-4)
+
+
+def test_words_are_their_tokens_together():
+    tokens = TOKENIZER(" the moon rose").input_ids  # a token is a byte
+    words = _words(TOKENIZER, tokens, [1.0] * len(tokens))
+    assert words == [(" the", 4.0), (" moon", 5.0), (" rose", 5.0)]
+
+
+def test_page(tmp_path):
+    """Beside one another, what was raised in colour, and nothing that a browser would run."""
+    file, arguments = tmp_path / "page.html", ["--prompt", "<b>hello", "--bag", "space", "--length", "6", "step_size=0.5"]
+    assert main(["steer", "tiny", *arguments, "--n", "2", "--html", str(file)]) == 0
+    page = file.read_text(encoding="utf-8")
+    assert page.count('<section class="texts">') == 2 and page.count("<article>") == 4
+    assert "<mark style" in page and "&lt;b&gt;hello" in page and "<b>hello" not in page and "<script" not in page
+    assert main(["steer", "tiny", *arguments, "--html", str(tmp_path / "none" / "page.html")]) == 2
+
+
+@pytest.fixture(scope="module")
+def expert_runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("experts")
+    ClassLanguageModel(["negative", "positive"], "tiny", "fp32", rank=4).save_pretrained(folder / "stages/experts/model")
+    model = Classifier("hidden", "vector", [32], 2, {"hidden": [], "dim": 8}, ["negative", "positive"])
+    model.processors["hidden"] = VectorProcessor([0.5] * 32, [2.0] * 32)
+    model.save_pretrained(folder / "model")
+    return folder
+
+
+def test_command_by_experts(expert_runs, capsys):
+    arguments = ["steer", "tiny", "--prompt", "hello", "--head", str(expert_runs), "--length", "4", "--method", "gedi"]
+    assert main([*arguments, "--attribute", "positive", "strength=3.0"]) == 0
+    assert capsys.readouterr().out.count("steered (log p(attribute) ") == 2
+    for more, got in ((["--bag", "space"], "0 of 1"), (["--attribute", "positive", "--bag", "space"], "1 of 2")):
+        assert main([*arguments, *more]) == 2
+        assert f"--method gedi: got {got}, expected one --attribute and nothing else" in capsys.readouterr().err
+
+
+def test_experts_that_cannot_be(expert_runs):
+    with pytest.raises(UserError, match="attribute: got positiv, expected a known name; did you mean 'positive'"):
+        experts("positiv", str(expert_runs), MODEL)
+    with pytest.raises(UserError, match="got a classifier, expected a language model of each class"):
+        experts("positive", str(expert_runs / "model"), MODEL)
+    wide = LlamaForCausalLM(LlamaConfig(vocab_size=259, hidden_size=48, num_hidden_layers=1, num_attention_heads=2))
+    with pytest.raises(UserError, match="got 32 numbers and 259 tokens, expected 48 numbers and 259 tokens"):
+        experts("positive", str(expert_runs), wide)
 
 
 @pytest.mark.parametrize(

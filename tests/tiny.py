@@ -9,6 +9,7 @@ from mmgen.data.batch import Batch
 from mmgen.models.answerer import Answerer
 from mmgen.models.base import Model
 from mmgen.models.captioner import Captioner
+from mmgen.models.class_language_model import ClassLanguageModel
 from mmgen.models.classifier import Classifier
 from mmgen.models.factorized import Factorized
 from mmgen.models.multimodal_vae import MultimodalVAE
@@ -58,6 +59,15 @@ def tiny_models() -> dict[str, Tiny]:
             model=lambda: Classifier("image", "image", [1, 8, 8], classes=3, encoder={"dim": 8, "width": 4}),
             batch=lambda n: Batch({"image": torch.rand(n, 1, 8, 8), "label": torch.arange(n) % 3}),
             optional="image",
+            to="label",
+        ),
+        "class_language_model": Tiny(
+            model=lambda: ClassLanguageModel(["bad", "fair", "good"], "tiny", "fp32", rank=4),
+            batch=lambda n: Batch(
+                {"text": torch.randint(3, 200, (n, 4)), "label": torch.arange(n) % 3},
+                {"text": torch.arange(4) < torch.arange(n)[:, None] % 4 + 1},
+            ),
+            optional="text",
             to="label",
         ),
         "captioner": Tiny(

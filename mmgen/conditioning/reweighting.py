@@ -1,5 +1,9 @@
-"""Steering without gradients: the likeliest tokens are weighed by what an attribute makes of the text with each of them."""
+"""Steering without gradients: the likeliest tokens are weighed by what an attribute makes of the text with each of them.
 
+By a look ahead, `Fudge`, or by language models of the classes that say it of all tokens at once, `GeDi`.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +16,7 @@ from mmgen.conditioning.attributes import Attribute, State
 from mmgen.conditioning.language_model import CACHE
 from mmgen.conditioning.prefix import repeated
 from mmgen.conditioning.steering import Steered, check_method, sample
-from mmgen.errors import check_at_least
+from mmgen.errors import UserError, check_at_least
 
 
 @dataclass(frozen=True)
@@ -85,4 +89,73 @@ class _Weighed(Steered):
             sure = torch.full_like(after, -torch.inf).scatter(1, tokens.reshape(-1, 1), 0.0)  # all on the token
             likely = torch.logaddexp(likely, attribute.log_prob(State(texts[:, :-1], sure)))
         weighed = log_p + self.settings.strength * likely.unflatten(0, tokens.shape)  # (b, k)
+        return torch.full_like(own, -torch.inf).scatter(1, tokens, weighed).log_softmax(-1)
+
+
+@dataclass(frozen=True)
+class GeDi:
+    """Weigh the likeliest tokens by language models of the classes: ``model.generate(..., custom_generate=GeDi(...))``.
+
+    ``log p'(w | x) = log p(w | x) + strength log p(c | w; x)``, normalised, for the ``top`` likeliest w; no other is written.
+    By Bayes' rule, with the classes equally likely before w, ``p(c | w; x) = p_c(w | x) / sum_c' p_c'(w | x)``: of two classes
+    one is the expert and the other the one that it is held against.
+
+    Args:
+        attribute: what texts are ranked by.
+        experts: last hidden states of the steered language model (b, d) -> logits of the next token by every class,
+            (b, classes, v); such as `mmgen.models.class_language_model.ClassLanguageModel.logits`.
+        target: the class c.
+        strength: 0 leaves the likeliest tokens as they are.
+        top: tokens that are weighed.
+        streamer: receives the prompt and each token as it is drawn.
+
+    Raises:
+        UserError: a negative strength, top or target, or an attribute that is none; in use, a class that the experts have not,
+            what `mmgen.conditioning.steering.sample` refuses, or logits that are not numbers.
+
+    Source: Krause et al. 2021, GeDi, arXiv 2009.06367, section 3; there p(c | x, w) keeps what the text so far tells of the
+        class. Without it, as here, the contrast is the same at every token, as in Liu et al. 2021, DExperts, arXiv 2105.03023,
+        and ``strength (log p_c - log p_c')`` where the other class is much likelier.
+
+    >>> from mmgen.conditioning.attributes import BagOfWords
+    >>> from mmgen.conditioning.language_model import load_language_model
+    >>> model, tokenizer = load_language_model("tiny", "fp32")
+    >>> ids, bag = tokenizer(["hello"], return_tensors="pt").input_ids, BagOfWords(model, tokenizer, ["moon"])
+    >>> experts = lambda hidden: torch.zeros(len(hidden), 2, 259)
+    >>> model.generate(ids, custom_generate=GeDi(bag, experts, 1), max_new_tokens=2, min_new_tokens=2, pad_token_id=0).shape
+    torch.Size([1, 7])
+    """
+
+    attribute: Attribute
+    experts: Callable[[Tensor], Tensor]
+    target: int
+    strength: float = 2.0
+    top: int = 20
+    streamer: BaseStreamer | None = None
+
+    def __post_init__(self) -> None:
+        check_method(self)
+        for name in ("target", "strength"):
+            check_at_least(name, getattr(self, name), 0)
+        check_at_least("top", self.top, 1)
+
+    def __call__(self, model: PreTrainedModel, input_ids: Tensor, logits_processor: LogitsProcessorList, **kwargs: Any) -> Any:
+        """What `generate` calls in place of its own sampling, which does all but the steering."""
+        return sample(_Contrasted, self, model, input_ids, logits_processor, **kwargs)
+
+
+class _Contrasted(Steered):
+    def __init__(self, settings: GeDi, model: PreTrainedModel, **kwargs: Any) -> None:
+        super().__init__(model, settings.attribute, **kwargs)
+        self.settings = settings
+
+    @torch.no_grad()
+    def steer(self, input_ids: Tensor, own: Tensor, mask: Tensor) -> Tensor:
+        experts = self.settings.experts(self.last)  # (b, classes, v)
+        if self.settings.target >= experts.shape[1] or experts.shape[::2] != own.shape:
+            got, expected = f"shape {tuple(experts.shape)}", f"({len(own)}, more than {self.settings.target}, {own.shape[1]})"
+            raise UserError("experts", got=got, expected=expected, fix="train them on this language model, on this class")
+        posterior = experts.float().log_softmax(-1).log_softmax(1)[:, self.settings.target]  # (b, v), log p(c | w; x)
+        log_p, tokens = own.topk(min(self.settings.top, own.shape[1]))  # (b, k)
+        weighed = log_p + self.settings.strength * posterior.gather(1, tokens)  # (b, k)
         return torch.full_like(own, -torch.inf).scatter(1, tokens, weighed).log_softmax(-1)

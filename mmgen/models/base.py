@@ -21,6 +21,7 @@ from mmgen.modalities.frozen import frozen_prefixes
 # name in config.json -> where the class is. A downloaded config can name a key of this table and nothing else.
 MODELS = {
     "classifier": "mmgen.models.classifier:Classifier",
+    "class_language_model": "mmgen.models.class_language_model:ClassLanguageModel",
     "captioner": "mmgen.models.captioner:Captioner",
     "answerer": "mmgen.models.answerer:Answerer",
     "vae": "mmgen.models.vae:VAE",

