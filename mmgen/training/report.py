@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from mmgen.errors import UserError
 
@@ -216,6 +216,51 @@ def picture_grid(rows: Sequence[Sequence[Image.Image]], side: int = 48) -> Image
         for j, picture in enumerate(row):
             grid.paste(picture.resize((width, height), Image.Resampling.NEAREST), (j * (width + _GAP), i * (height + _GAP)))
     return grid
+
+
+def scatter(points: Mapping[str, tuple[float, float]], x: str, y: str, size: tuple[int, int] = (640, 400)) -> Image.Image:
+    """A plot of named points, x on a logarithmic axis.
+
+    Args:
+        points: name -> (x, y), x above 0.
+        x, y: what the axes are.
+        size: width and height in pixels.
+
+    Raises:
+        UserError: no points, or one whose x is not above 0.
+
+    >>> scatter({"pplm": (9.0, 0.5), "gedi": (70.0, 0.8)}, "tokens/s", "success").size
+    (640, 400)
+    """
+    wrong = [name for name, (place, _) in points.items() if not place > 0]
+    if wrong or not points:
+        got = f"{wrong[0]} at {points[wrong[0]][0]}" if wrong else "no points"
+        raise UserError("scatter", got=got, expected="points with x above 0", fix="leave it out")
+    picture = Image.new("RGB", size, "white")
+    pen, font, edge = ImageDraw.Draw(picture), ImageFont.load_default(14), 56
+    logs = {name: math.log10(place) for name, (place, _) in points.items()}
+    low, high = min(logs.values()) - 0.15, max(logs.values()) + 0.3
+    heights = [height for _, height in points.values()]
+    room = 0.1 * (max(heights) - min(heights)) or 0.1
+    bottom, top = min(heights) - room, max(heights) + room
+
+    def place(log: float, height: float) -> tuple[float, float]:
+        across, up = (log - low) / (high - low), (height - bottom) / (top - bottom)
+        return edge + across * (size[0] - edge - 16), size[1] - edge - up * (size[1] - edge - 16)
+
+    pen.line([place(low, top), place(low, bottom), place(high, bottom)], fill="#5c6773")
+    for i in range(5):
+        height = bottom + (top - bottom) * i / 4
+        pen.text((4, place(low, height)[1] - 8), f"{height:.3g}", fill="#5c6773", font=font)
+        log = low + (high - low) * i / 4
+        pen.text((place(log, bottom)[0] - 12, size[1] - edge + 6), f"{10**log:.3g}", fill="#5c6773", font=font)
+    pen.text((size[0] / 2 - 40, size[1] - 24), x, fill="#1b1f24", font=font)
+    pen.text((edge + 8, 4), y, fill="#1b1f24", font=font)
+    for name, (_, height) in points.items():
+        across, down = place(logs[name], height)
+        pen.ellipse((across - 4, down - 4, across + 4, down + 4), fill="#0b5cad")
+        pen.text((across + 8, down - 8), name, fill="#1b1f24", font=font)
+    return picture
 
 
 def _figures(table: Table) -> str:

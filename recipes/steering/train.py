@@ -1,7 +1,7 @@
 """How well a frozen language model is steered: PPLM, FUDGE and GeDi toward a sentiment, and PPLM and FUDGE toward a topic.
 
 mmgen train steering                                          # the classifier and the experts of the recipe attribute
-mmgen train steering attribute.from=runs/attribute experts.from=runs/attribute/stages/experts       # or take them from there
+mmgen train steering attribute.from=runs/attribute experts.from=runs/attribute       # or take them from there
 mmgen evaluate runs/steering                                  # writes the texts and judges them; goes on where it was stopped
 accelerate launch recipes/steering/train.py --config recipes/steering/gpu.yaml
 """
@@ -35,7 +35,7 @@ from mmgen.training import steer
 from mmgen.training.config import build_config
 from mmgen.training.model_card import ModelCard, write_model_card
 from mmgen.training.recipe import Recipe, load_recipe, read_json, run_details, stage_folder
-from mmgen.training.report import write_report
+from mmgen.training.report import Sample, scatter, write_report
 
 ATTRIBUTE = load_recipe("attribute")
 JUDGE = sys.modules[load_recipe("judge").config.__module__]
@@ -125,12 +125,12 @@ def write(run: Path, config: Config, split: str, kind: str) -> dict[str, dict[st
                 steered = steered_by(run, method, settings, toward, name, model)
             for number, prompt in enumerate(prompts):
                 if prompt not in done:
-                    began = time.perf_counter()
+                    began = time.process_time()
                     rivals = steer.write(
                         model, loaded[1], [prompt], toward, steered, n=texts.samples, candidates=texts.candidates,
                         length=config.length, seed=config.seed * len(prompts) + number, top_k=config.top_k,
                     )  # fmt: skip
-                    done[prompt] = {"seconds": time.perf_counter() - began, "texts": rivals}
+                    done[prompt] = {"seconds": time.process_time() - began, "texts": rivals}
                     partial = file.with_suffix(".partial")
                     partial.write_text(json.dumps(done, indent=1))
                     partial.replace(file)
@@ -138,6 +138,17 @@ def write(run: Path, config: Config, split: str, kind: str) -> dict[str, dict[st
             made.setdefault(method, {})[name] = [rivals for prompt in prompts for rivals in done[prompt]["texts"]]
     bar.close()
     return made
+
+
+def speeds(run: Path, config: Config, split: str) -> dict[str, float]:
+    """``tokens_per_s_METHOD``: tokens toward a sentiment, of all candidates and with their ranking, by processor time."""
+    texts, found = config.sentiment, {}
+    for method in (UNSTEERED, *texts.methods):
+        files = [run / "texts" / split / f"{method}-{name}.json" for name in texts.attributes]
+        seconds = sum(prompt["seconds"] for file in files for prompt in read_json(file).values())
+        count = len(files) * len(texts.prompts[split]) * texts.samples * texts.candidates
+        found[f"tokens_per_s_{method}"] = count * config.length / seconds
+    return found
 
 
 def attribute(run: Path, kind: str, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Attribute:
@@ -246,6 +257,8 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
             figures[f"{end}dist3_{arm}"] = statistics.fmean(
                 distinct([row["text"] for row in some], 3) for some in by_name.values()
             )
+        if kind == "sentiment":
+            figures |= speeds(run, config, split)
         figures |= {f"{end}perplexity_{arm}": value for arm, value in fluent.items()}
         figures |= {f"{end}perplexity_ratio_{arm}": value / fluent["b"] for arm, value in fluent.items()}
     figures |= gains(figures, config.sentiment.methods)
@@ -285,7 +298,20 @@ def report(run: Path, config: Config) -> None:
         f"{config.language_model}, frozen. B: unsteered; BR: the likeliest of several; BC: steered; BCR: the likeliest of "
         f"several steered ones. Judged by a classifier of other data; perplexity by {config.fluency}, over that of B."
     )
-    write_report(run / "report.html", "Steering", table, [], details, summary)
+    samples = []
+    for split, figures in read_json(run / "metrics.json").items():
+        ends = {method: "_b" if method == UNSTEERED else f"_{method}_bc" for method in (UNSTEERED, *config.sentiment.methods)}
+        points = {
+            m: (figures[f"tokens_per_s_{m}"], figures[f"success{end}"])
+            for m, end in ends.items()
+            if config.sentiment.attributes
+        }
+        if points:
+            plot = scatter(points, "tokens/s of a processor core", "success of one text")
+            samples.append(Sample(plot, {"success": "against speed"}, group=split, wide=True))
+            (run / "samples").mkdir(exist_ok=True)
+            plot.save(run / "samples" / f"{split}.png")
+    write_report(run / "report.html", "Steering", table, samples, details, summary)
     card = read_card(config.data.card)
     write_model_card(run / "README.md", ModelCard(
         name=f"steering-{card.name}",

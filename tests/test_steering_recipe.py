@@ -1,0 +1,116 @@
+"""The recipe steering: its arms, its measures by hand, and texts that are not written twice."""
+
+import json
+import math
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mmgen.cli import main
+from mmgen.conditioning.language_model import load_language_model
+from mmgen.errors import UserError
+from mmgen.training.recipe import load_recipe, recipe_config
+from mmgen.training.report import scatter
+
+RECIPE = load_recipe("steering")
+steering = sys.modules[RECIPE.config.__module__]
+
+
+def rivals(*scores: float) -> list[dict]:
+    return [{"prompt": "The", "text": f" text {score}", "attribute": score} for score in scores]
+
+
+def test_arms():
+    made = {"unsteered": {"positive": [rivals(1.0, 3.0), rivals(2.0, 0.0)]}, "gedi": {"positive": [rivals(5.0)]}}
+    found = steering.arms(made, threshold=0.0)
+    assert [row["attribute"] for row in found["b"]["positive"]] == [1.0, 2.0]
+    assert [row["attribute"] for row in found["br"]["positive"]] == [3.0, 2.0]
+    assert found["gedi_bc"]["positive"] == rivals(5.0)
+    assert "gedi_bcr" not in found  # one candidate cannot be ranked
+
+
+def test_texts_are_written_as_the_judges_reviews():
+    found = steering.as_reviews("I don\N{RIGHT SINGLE QUOTATION MARK}t like it; \"we've\" waited (long), it's Bob's.")
+    assert found == "i do n't like it ; \" we 've \" waited ( long ) , it 's bob 's ."
+
+
+def test_shares_of_words():
+    rows = [{"text": " The Planets shine"}, {"text": " a planetary idea"}, {"text": " moonlight"}, {"text": " the moon."}]
+    assert steering.share_with(rows, ["planet", "moon"]) == 0.5
+
+
+@torch.no_grad()
+def test_perplexity_by_hand():
+    """Of the tokens after the prompt, each text once, an empty one not at all."""
+    model, tokenizer = load_language_model("tiny", "fp32")
+    ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer("ab").input_ids]])
+    log_p = model(ids).logits[0].log_softmax(-1)
+    rows = [{"prompt": "a", "text": "b"}, {"prompt": "a", "text": "b"}, {"prompt": "a", "text": ""}]
+    assert steering.perplexity((model, tokenizer), rows) == pytest.approx(math.exp(-log_p[1, ids[0, 2]].item()), rel=1e-4)
+
+
+def test_gains_are_of_the_best_method_that_stays_fluent():
+    figures = {"success_b": 0.5, "success_br": 0.7}
+    for method, bc, bcr, ratio in (("pplm", 0.6, 0.8, 1.1), ("fudge", 0.7, 0.9, 1.2), ("gedi", 0.9, 1.0, 1.4)):
+        figures |= {f"success_{method}_bc": bc, f"success_{method}_bcr": bcr}
+        figures |= {f"perplexity_ratio_{method}_bc": ratio, f"perplexity_ratio_{method}_bcr": 1.0}
+    found = steering.gains(figures, ["pplm", "fudge", "gedi"])
+    assert found == pytest.approx({"gain_bc": 0.2, "gain_bcr": 0.4, "gain_bcr_over_br": 0.2})
+    assert steering.gains(figures, ["gedi"]) == {}
+
+
+def test_texts_that_are_there_are_not_written_again(tmp_path, monkeypatch):
+    """Stopped after the first prompt, it goes on with the second."""
+    assert main(["train", "steering", "--config", "smoke", "--out", str(tmp_path / "run")]) == 0
+    config = recipe_config(RECIPE, "smoke", [])
+    texts = replace(config.sentiment, prompts={"test": ["The", "So"]}, methods={"gedi": {}})
+    config, write, calls = replace(config, sentiment=texts), steering.steer.write, []
+
+    def counted(model, tokenizer, prompts, *arguments, **more):
+        calls.append(prompts)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return write(model, tokenizer, prompts, *arguments, **more)
+
+    monkeypatch.setattr(steering.steer, "write", counted)
+    with pytest.raises(KeyboardInterrupt):
+        steering.write(tmp_path / "run", config, "test", "sentiment")
+    made = steering.write(tmp_path / "run", config, "test", "sentiment")
+    assert calls == [["The"], ["So"], ["So"], ["The"], ["So"]]  # unsteered, then by GeDi
+    assert [len(made[method]["7"]) for method in ("unsteered", "gedi")] == [4, 4]  # 2 prompts x 2 samples
+    assert {row["prompt"] for row in made["gedi"]["7"][0]} == {"The"}
+    kept = json.loads((tmp_path / "run/texts/test/gedi-7.json").read_text())
+    assert kept.keys() == {"The", "So"}
+    monkeypatch.setattr(steering.steer, "write", None)
+    assert steering.write(tmp_path / "run", config, "test", "sentiment") == made
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sentiment.attributes=[nine]", "sentiment.attributes: got nine, expected a known name"),
+        ("topic.attributes=[spcae]", "topic.attributes: got spcae, expected a known name; did you mean 'space'?"),
+        ("sentiment.methods={gedy: {}}", "method: got gedy, expected a known name; did you mean 'gedi'?"),
+        ("sentiment.methods={gedi: {strenth: 2}}", "option: got strenth, expected a known name; did you mean 'strength'?"),
+        ("sentiment.prompts={validation: []}", "prompts of sentiment.prompts.validation: got 0"),
+        ("sentiment.samples=0", "sentiment.samples: got 0"),
+    ],
+)
+def test_mistakes(override, message):
+    with pytest.raises(UserError) as error:
+        recipe_config(RECIPE, "smoke", [override])
+    assert message in str(error.value)
+
+
+def test_scatter_puts_larger_values_right_and_up():
+    size = (200, 150)
+    picture = scatter({"": (1.0, 0.2), " ": (100.0, 0.9)}, "x", "y", size)
+    blue = [(x, y) for x in range(size[0]) for y in range(size[1]) if picture.getpixel((x, y)) == (11, 92, 173)]
+    left, right = min(blue), max(blue)
+    assert left[0] < right[0] - 50 and left[1] > right[1] + 50
+    with pytest.raises(UserError, match="scatter: got slow at 0"):
+        scatter({"slow": (0, 1.0)}, "x", "y")
+    with pytest.raises(UserError, match="scatter: got no points"):
+        scatter({}, "x", "y")
