@@ -75,6 +75,7 @@ def test_texts_that_are_there_are_not_written_again(tmp_path, monkeypatch):
         return write(model, tokenizer, prompts, *arguments, **more)
 
     monkeypatch.setattr(steering.steer, "write", counted)
+    monkeypatch.setattr(steering.steer, "AT_ONCE", 4)  # one prompt
     with pytest.raises(KeyboardInterrupt):
         steering.write(tmp_path / "run", config, "test", "sentiment")
     made = steering.write(tmp_path / "run", config, "test", "sentiment")

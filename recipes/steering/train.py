@@ -112,6 +112,7 @@ def write(run: Path, config: Config, split: str, kind: str) -> dict[str, dict[st
     made: dict[str, dict[str, list[list[dict[str, Any]]]]] = {}
     loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None
     methods = {UNSTEERED: {}, **texts.methods}
+    together = max(1, steer.AT_ONCE // (texts.samples * texts.candidates))  # prompts
     bar = tqdm(total=len(methods) * len(texts.attributes) * len(prompts), desc=f"{kind} of {split}", unit="prompt",
                dynamic_ncols=True)  # fmt: skip
     for method, settings in methods.items():
@@ -123,18 +124,22 @@ def write(run: Path, config: Config, split: str, kind: str) -> dict[str, dict[st
                 model = loaded[0].to(PartialState().device)
                 toward = attribute(run, kind, name, model, loaded[1])
                 steered = steered_by(run, method, settings, toward, name, model)
-            for number, prompt in enumerate(prompts):
-                if prompt not in done:
+            for at in range(0, len(prompts), together):
+                some = prompts[at : at + together]
+                if any(prompt not in done for prompt in some):
                     began = time.process_time()
                     rivals = steer.write(
-                        model, loaded[1], [prompt], toward, steered, n=texts.samples, candidates=texts.candidates,
-                        length=config.length, seed=config.seed * len(prompts) + number, top_k=config.top_k,
+                        model, loaded[1], some, toward, steered, n=texts.samples, candidates=texts.candidates,
+                        length=config.length, seed=config.seed * len(prompts) + at, top_k=config.top_k,
                     )  # fmt: skip
-                    done[prompt] = {"seconds": time.process_time() - began, "texts": rivals}
+                    seconds = (time.process_time() - began) / len(some)
+                    for i, prompt in enumerate(some):
+                        own = rivals[i * texts.samples : (i + 1) * texts.samples]
+                        done[prompt] = {"seconds": seconds, "texts": own}
                     partial = file.with_suffix(".partial")
                     partial.write_text(json.dumps(done, indent=1))
                     partial.replace(file)
-                bar.update()
+                bar.update(len(some))
             made.setdefault(method, {})[name] = [rivals for prompt in prompts for rivals in done[prompt]["texts"]]
     bar.close()
     return made
