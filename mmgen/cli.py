@@ -114,6 +114,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--attribute", action="append", default=[], metavar="CLASS", help=text)
     text = "a run of the recipe attribute, whose classes they are (default: runs/attribute)"
     command.add_argument("--head", default="runs/attribute", metavar="RUN", help=text)
+    text = "a picture or a sound to steer toward; repeat for several at once"
+    command.add_argument("--toward", action="append", default=[], metavar="FILE", help=text)
+    text = "a run of the recipe aligned, by which texts are compared with it (default: runs/aligned)"
+    command.add_argument("--aligned", default="runs/aligned", metavar="RUN", help=text)
     text = (
         "pplm, by the gradient of its own past; fudge, by a look ahead from the likeliest tokens; or gedi, by a language "
         "model of each class, toward one --attribute (default: pplm)"
@@ -254,6 +258,8 @@ def _lines() -> Iterator[str]:
 
 
 def _steer(options: argparse.Namespace) -> None:
+    from accelerate import PartialState
+
     from mmgen.conditioning.attributes import Together
     from mmgen.conditioning.language_model import load_language_model
     from mmgen.training import steer
@@ -262,21 +268,26 @@ def _steer(options: argparse.Namespace) -> None:
     _check_file(options.html)
     if not options.prompt:
         raise UserError("--prompt", got="none", expected="at least one", fix='add --prompt "The potato"')
-    if not options.bag + options.attribute:
-        raise UserError("--bag or --attribute", got="none", expected="at least one", fix="add --bag space")
+    if not options.bag + options.attribute + options.toward:
+        raise UserError("--bag, --attribute or --toward", got="none", expected="at least one", fix="add --bag space")
     own, sampling = steer.settings(options.values, options.method)
     model, tokenizer = load_language_model(options.language_model, options.dtype)
+    model.to(PartialState().device)
     parts = [
         *(steer.bag(name, model, tokenizer) for name in dict.fromkeys(options.bag)),
         *(steer.attribute(name, options.head, model) for name in dict.fromkeys(options.attribute)),
+        *(steer.toward(file, options.aligned, model, tokenizer) for file in dict.fromkeys(options.toward)),
     ]
-    toward = parts[0] if len(parts) == 1 else Together([(part, 1.0) for part in parts])
+    for name, part in zip(dict.fromkeys(options.bag), parts):
+        whole = sum(tokens == 1 for tokens in part.tokens.values())
+        print(f"bag {name}: {len(part.tokens)} words, {whole} of one token")
+    attribute = parts[0] if len(parts) == 1 else Together([(part, 1.0) for part in parts])
     if options.method == "gedi":
         if len(parts) > 1 or not options.attribute:
             got, fix = f"{len(options.attribute)} of {len(parts)}", "take --method pplm or fudge"
             raise UserError("--method gedi", got=got, expected="one --attribute and nothing else", fix=fix)
         own |= steer.experts(options.attribute[0], options.head, model)
-    method = steer.METHODS[options.method](toward, **own)
+    method = steer.METHODS[options.method](attribute, **own)
     numbers = {name: getattr(options, name) for name in ("n", "candidates", "length", "seed")}
     traced = options.html is not None
     made = steer.steer(model, tokenizer, options.prompt, method, **numbers, **sampling, traced=traced)

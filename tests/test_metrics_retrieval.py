@@ -1,4 +1,4 @@
-"""The nearest neighbour by cosine."""
+"""The nearest neighbour by cosine, and recall."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmgen.metrics import retrieval
-from mmgen.metrics.retrieval import nearest
+from mmgen.metrics.retrieval import chance_at, nearest, recall_at
 
 
 def test_by_hand():
@@ -58,3 +58,59 @@ def test_no_query_gives_no_index():
 def test_bad_input(queries, keys, message):
     with pytest.raises(ValueError, match=message):
         nearest(queries, keys)
+
+
+def test_recall_by_hand():
+    scores = torch.tensor([[0.9, 0.5, 0.1], [0.9, 0.5, 0.1], [0.9, 0.5, 0.1]])
+    assert recall_at(scores, torch.eye(3).bool(), at=(1, 2, 3)) == {1: pytest.approx(1 / 3), 2: pytest.approx(2 / 3), 3: 1.0}
+    either = torch.tensor([[False, True, True]])
+    assert recall_at(scores[:1], either, at=(1, 2, 9)) == {1: 0.0, 2: 1.0, 9: 1.0}
+    assert recall_at(torch.zeros(2, 2), torch.eye(2).bool(), at=(1, 2)) == {1: 0.0, 2: 1.0}  # of equals the right one is last
+
+
+@pytest.mark.parametrize("among", [2, 5, 10])
+def test_recall_among_fewer_is_the_mean_over_draws(among):
+    generator = torch.Generator().manual_seed(0)
+    scores, right = torch.randn(12, 10, generator=generator), torch.zeros(12, 10, dtype=torch.bool)
+    right[:, 0] = right[:4, 1] = True
+    found, draws = {1: 0.0, 2: 0.0}, 3000
+    for _ in range(draws):
+        for some, true in zip(scores, right):
+            best, wrong = some[true].max(), some[~true]
+            seen = wrong[torch.randperm(len(wrong), generator=generator)[: among - 1]]
+            for k in found:
+                found[k] += float((seen > best).sum() < k) / draws / len(scores)
+    expected = recall_at(scores, right, at=(1, 2), among=among)
+    assert found == {k: pytest.approx(value, abs=0.01) for k, value in expected.items()}
+
+
+def test_recall_among_all_or_more_is_that_of_all():
+    scores = torch.randn(20, 15, generator=torch.Generator().manual_seed(0))
+    right = torch.eye(20, 15).bool()
+    right[15:, 0] = True
+    everything = recall_at(scores, right)
+    assert recall_at(scores, right, among=15) == {k: pytest.approx(value) for k, value in everything.items()}
+    assert recall_at(scores, right, among=500) == {k: pytest.approx(value) for k, value in everything.items()}
+
+
+def test_chance_is_the_recall_of_scores_that_know_nothing():
+    right = torch.zeros(2000, 20, dtype=torch.bool)
+    right[:, :1] = right[:1000, :3] = True
+    found = recall_at(torch.rand(right.shape, generator=torch.Generator().manual_seed(0)), right, at=(1, 5))
+    assert found == {k: pytest.approx(value, abs=0.03) for k, value in chance_at(right, at=(1, 5)).items()}
+    assert chance_at(torch.ones(1, 4).bool(), at=(1,)) == {1: 1.0}
+    assert chance_at(torch.eye(4).bool(), at=(2, 4, 9)) == {2: 0.5, 4: 1.0, 9: 1.0}
+
+
+@pytest.mark.parametrize(
+    ("scores", "right", "message"),
+    [
+        (torch.zeros(2, 3), torch.ones(3, 2).bool(), r"got shapes \(2, 3\) and \(3, 2\), expected \(n, m\) both"),
+        (torch.zeros(0, 3), torch.zeros(0, 3).bool(), r"got shapes \(0, 3\)"),
+        (torch.tensor([[0.0, torch.nan]]), torch.ones(1, 2).bool(), "query 0: got a NaN"),
+        (torch.zeros(2, 2), torch.tensor([[True, False], [False, False]]), "query 1: got no right key"),
+    ],
+)
+def test_scores_that_rank_nothing(scores, right, message):
+    with pytest.raises(ValueError, match=message):
+        recall_at(scores, right)

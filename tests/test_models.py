@@ -99,6 +99,10 @@ def test_a_missing_modality_is_not_read(tiny):
 
 def test_a_generator_makes_generation_reproducible(tiny):
     model, batch = tiny.model().eval(), tiny.batch(4)
+    if tiny.to is None:
+        with pytest.raises(UserError, match=f"{model.name} does not define generate"):
+            model.generate(batch, to=tiny.optional)
+        return
     given = batch.without(tiny.to) if tiny.to in batch else batch
     drawn = [model.generate(given, to=tiny.to, n=3, generator=torch.Generator().manual_seed(7)) for _ in range(2)]
     assert torch.equal(*drawn) if isinstance(drawn[0], torch.Tensor) else drawn[0] == drawn[1]

@@ -109,6 +109,7 @@ def test_command(capsys, tmp_path):
     assert all(math.isfinite(row["attribute"]) and row["perplexity"] > 1 for row in rows)
     shown = capsys.readouterr().out
     assert shown.count("unsteered (log p(attribute) ") == 4 and shown.count("perplexity") == 8
+    assert f"bag {tmp_path / 'my.txt'}: 2 words, 0 of one token\nbag space: 72 words, 0 of one token" in shown  # bytes
 
 
 def test_command_by_a_look_ahead(capsys):
@@ -135,7 +136,7 @@ def test_bags_by_name_and_by_file(tmp_path):
     ("arguments", "message"),
     [
         (["--bag", "space"], "--prompt: got none"),
-        (["--prompt", "a"], "--bag or --attribute: got none"),
+        (["--prompt", "a"], "--bag, --attribute or --toward: got none"),
         (["--prompt", "", "--bag", "space"], "prompt: got '', expected at least one token"),
         (["--prompt", "a", "--bag", "spcae"], "bag: got spcae, expected a known name; did you mean 'space'?"),
         (

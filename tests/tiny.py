@@ -6,13 +6,16 @@ from dataclasses import dataclass
 import torch
 
 from mmgen.data.batch import Batch
+from mmgen.models.aligned import Aligned
 from mmgen.models.answerer import Answerer
 from mmgen.models.base import Model
 from mmgen.models.captioner import Captioner
 from mmgen.models.class_language_model import ClassLanguageModel
 from mmgen.models.classifier import Classifier
 from mmgen.models.factorized import Factorized
+from mmgen.models.mag import AdaptedTransformer
 from mmgen.models.multimodal_vae import MultimodalVAE
+from mmgen.models.psa_captioner import PseudoSelfAttentionCaptioner
 from mmgen.models.sentence_vae import SentenceVAE
 from mmgen.models.vae import VAE
 
@@ -25,13 +28,13 @@ class Tiny:
         model: builds it.
         batch: (items) -> a batch with all its modalities.
         optional: a modality that some items may lack, of floating-point values where the model has any such.
-        to: what `generate` draws.
+        to: what `generate` draws; None for a model that does not define it.
     """
 
     model: Callable[[], Model]
     batch: Callable[[int], Batch]
     optional: str
-    to: str
+    to: str | None
 
 
 # Names of the table whose entry is still to come: the contract fails once one has both.
@@ -50,6 +53,14 @@ TINY_CAPTIONER = {
     "words": 3,
     "width": 8,
 }
+
+
+def pictures_with_captions(n: int) -> Batch:
+    """Noise, and captions of one token or more."""
+    return Batch(
+        {"image": torch.rand(n, 3, 32, 32), "text": torch.randint(3, 200, (n, 4))},
+        {"text": torch.arange(4) < torch.arange(n)[:, None] % 4 + 1},
+    )
 
 
 def tiny_models() -> dict[str, Tiny]:
@@ -72,10 +83,13 @@ def tiny_models() -> dict[str, Tiny]:
         ),
         "captioner": Tiny(
             model=lambda: Captioner(**TINY_CAPTIONER),
-            batch=lambda n: Batch(
-                {"image": torch.rand(n, 3, 32, 32), "text": torch.randint(3, 200, (n, 4))},
-                {"text": torch.arange(4) < torch.arange(n)[:, None] % 4 + 1},
-            ),
+            batch=pictures_with_captions,
+            optional="image",
+            to="text",
+        ),
+        "psa_captioner": Tiny(
+            model=lambda: PseudoSelfAttentionCaptioner(TINY_CAPTIONER),
+            batch=pictures_with_captions,
             optional="image",
             to="text",
         ),
@@ -97,6 +111,12 @@ def tiny_models() -> dict[str, Tiny]:
             optional="image",
             to="text",
         ),
+        "aligned": Tiny(
+            model=tiny_aligned,
+            batch=pictures_with_captions,
+            optional="image",
+            to=None,
+        ),
         "factorized": Tiny(
             model=lambda: Factorized(
                 {
@@ -109,6 +129,20 @@ def tiny_models() -> dict[str, Tiny]:
             ),
             batch=lambda n: Batch({"image": torch.rand(n, 1, 8, 8), "touch": torch.randn(n, 6), "label": torch.arange(n) % 3}),
             optional="touch",
+            to="label",
+        ),
+        "mag": Tiny(
+            model=lambda: AdaptedTransformer("tiny", {"audio": 5, "video": 3}, classes=3, layer=1),
+            batch=lambda n: Batch(
+                {
+                    "text": torch.randint(3, 200, (n, 4)),
+                    "audio": torch.randn(n, 5),
+                    "video": torch.randn(n, 3),
+                    "label": torch.arange(n) % 3,
+                },
+                {"text": torch.arange(4) < torch.arange(n)[:, None] % 4 + 1},
+            ),
+            optional="audio",
             to="label",
         ),
         "vae": Tiny(
@@ -136,6 +170,12 @@ def tiny_models() -> dict[str, Tiny]:
             to="text",
         ),
     }
+
+
+def tiny_aligned() -> Aligned:
+    """One with a trained encoder of pictures."""
+    encoder = {"encoder": "test_convnext", "weights": None, "trained_encoder": True, "size": 32, "colours": 2}
+    return Aligned("tiny", "fp32", **encoder, dim=4, width=8, text_width=8)
 
 
 def tiny_multimodal_vae() -> MultimodalVAE:

@@ -105,7 +105,7 @@ class AdaptationGate(nn.Module):
         ...     model(input_ids=torch.tensor([[5, 6, 7]])).logits.shape
         torch.Size([1, 3, 259])
         """
-        layers = _layers(model)
+        layers = layers_of(model)
         if layer not in range(len(layers) + 1):
             expected = f"0 to {len(layers)}, the layers of this {model.config.model_type} model"
             raise UserError("layer", got=layer, expected=expected, fix="use 0 for after the embeddings")
@@ -147,8 +147,16 @@ class AdaptationGate(nn.Module):
                 raise UserError(f"mask of {name}", got=got, expected=f"torch.bool of shape ({b},) or ({b}, {t})", fix=fix)
 
 
-def _layers(model: PreTrainedModel) -> nn.ModuleList:
-    """The model's layers: the outermost list of as many modules as its config has layers."""
+def layers_of(model: PreTrainedModel) -> nn.ModuleList:
+    """The model's layers: the outermost list of as many modules as its config has layers.
+
+    Raises:
+        UserError: it has no such list.
+
+    >>> from mmgen.conditioning.language_model import load_language_model
+    >>> len(layers_of(load_language_model("tiny", "fp32")[0]))
+    2
+    """
     n = model.config.get_text_config().num_hidden_layers
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == n:

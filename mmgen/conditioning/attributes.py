@@ -22,18 +22,22 @@ class State(NamedTuple):
 
     Args:
         ids: (b, t) their tokens so far; what is padded is on the left.
-        log_p: (b, v) log-probabilities of the next token.
+        log_p: (b, v) log-probabilities of the next token; None where only the text so far is asked about.
         hidden: (b, d) mean of the language model's last hidden states, over the text so far and, where an attribute looks
             ahead, the tokens that are expected next; None where nothing asked for it.
     """
 
     ids: Tensor
-    log_p: Tensor
+    log_p: Tensor | None
     hidden: Tensor | None = None
 
 
 class Attribute(Protocol):
-    """Something to steer toward."""
+    """Something to steer toward.
+
+    One that can tell from the tokens alone, `State.log_p` being None, has besides ``from_text = True``: `Fudge` then asks it
+    about each next token without a pass through the language model.
+    """
 
     #: how many expected tokens it looks ahead; None: it does not read hidden states at all
     horizon: int | None
@@ -158,6 +162,90 @@ class Discriminator:
         return F.log_softmax(scores, -1)[:, self.target]
 
 
+class Toward:
+    """That the text names a picture, or a sound, with its next word: ``p(a | x) = sum_w p(w | x) p(a | x, w)``.
+
+    ``p(a | x, w) = softmax_j(scale v(x, w) . u_j)`` at the target, j = 0: v is what a text encoder makes of the newest tokens
+    and of w, and u_j are points of the same space, the target and others that the text should not name. The likeliest w are
+    read one by one, all others at once as the embedding that is expected of them, ``sum_w p(w | x) E_w / sum_w p(w | x)``. All
+    is passed in, so any encoder of token embeddings serves, such as that of `mmgen.models.aligned.Aligned`.
+
+    Args:
+        embed: embeddings (b, t, d) and mask (b, t), True at real positions -> points (b, s) of length 1.
+        table: (v, d), E.
+        target: (s,), of length 1.
+        others: (m, s), of length 1, m at least 1.
+        scale: the inverse of the temperature.
+        window: how many of the newest tokens are read.
+        likeliest: next tokens that are read one by one; 0: none, the expected embedding stands for all.
+        unread: tokens that are left out, such as padding.
+        start: tokens from the left that are left out. A prompt counts, as long as it is among the newest, unless its length,
+            padding included, is given here.
+
+    Raises:
+        UserError: shapes that do not fit, nothing to compare with, or a number out of its range.
+
+    Source: the softmax over pictures is that of Radford et al. 2021, CLIP, section 2.3.
+
+    >>> mean = lambda embeddings, mask: F.normalize((embeddings * mask[..., None]).sum(1), dim=-1)
+    >>> toward = Toward(mean, torch.eye(3), target=torch.eye(3)[0], others=torch.eye(3)[1:], scale=5.0)
+    >>> ids, sure = torch.tensor([[0, 0], [2, 2]]), torch.tensor([[1.0, 0.0, 0.0]] * 2).log()
+    >>> toward.log_prob(State(ids, sure)).tolist()[0] > toward.log_prob(State(ids, sure)).tolist()[1]
+    True
+    """
+
+    horizon = None
+    from_text = True
+
+    def __init__(
+        self,
+        embed: Callable[[Tensor, Tensor], Tensor],
+        table: Tensor,
+        target: Tensor,
+        others: Tensor,
+        scale: float,
+        window: int = 4,
+        likeliest: int = 50,
+        unread: Sequence[int] = (),
+        start: int = 0,
+    ) -> None:
+        if target.ndim != 1 or others.ndim != 2 or others.shape[1:] != target.shape or not len(others):
+            got, fix = f"{tuple(target.shape)} and {tuple(others.shape)}", "embed one picture, and some to compare it with"
+            raise UserError("target and others", got=got, expected="(s,) and (m, s), m at least 1", fix=fix)
+        if not 0 < scale < float("inf"):
+            raise UserError("scale", got=scale, expected="a finite number above 0", fix="take that of the encoder")
+        self.embed, self.table, self.scale = embed, table.detach(), scale
+        self.points = torch.cat([target[None], others]).detach()  # (1 + m, s)
+        self.window, self.start = check_at_least("window", window, 0), check_at_least("start", start, 0)
+        self.likeliest = check_at_least("likeliest", likeliest, 0)
+        self._unread = torch.tensor([*unread], dtype=torch.long, device=table.device)
+
+    def log_prob(self, state: State) -> Tensor:
+        """(b,), at most 0; of the text as it is, its newest token in place of w, where no next one is expected."""
+        ids = state.ids[:, self.start :]
+        ids = ids[:, max(0, ids.shape[1] - self.window - (state.log_p is None)) :]  # (b, t)
+        read = ~torch.isin(ids, self._unread)  # (b, t)
+        if state.log_p is None:
+            return self._named(self.table[ids], read)
+        k = min(self.likeliest, state.log_p.shape[1] - 1)
+        p = state.log_p.exp()  # (b, v)
+        chosen = state.log_p.detach().topk(k).indices  # (b, k)
+        rest = p.scatter(1, chosen, 0.0)  # (b, v)
+        left = rest.sum(1, keepdim=True)  # (b, 1)
+        expected = (rest / left.clamp(min=1e-10)).to(self.table.dtype) @ self.table  # (b, d)
+        words = torch.cat([self.table[chosen], expected[:, None]], 1)  # (b, k + 1, d)
+        before = self.table[ids][:, None].expand(-1, k + 1, -1, -1)  # (b, k + 1, t, d)
+        read = F.pad(read, (0, 1), value=True).repeat_interleave(k + 1, 0)  # (b (k + 1), t + 1)
+        embeddings = torch.cat([before, words[:, :, None]], 2).flatten(0, 1)  # (b (k + 1), t + 1, d)
+        named = self._named(embeddings, read).unflatten(0, (-1, k + 1))  # (b, k + 1)
+        weights = torch.cat([p.gather(1, chosen), left], 1)  # (b, k + 1)
+        return (weights.clamp(min=1e-30).log() + named).logsumexp(1)
+
+    def _named(self, embeddings: Tensor, read: Tensor) -> Tensor:
+        """log p(a | embeddings (b, t, d)), (b,)."""
+        return F.log_softmax(self.scale * self.embed(embeddings, read) @ self.points.T, -1)[:, 0]
+
+
 @dataclass(frozen=True)
 class Together:
     """Several attributes at once: ``log p(a | x) = sum_i weight_i log p(a_i | x)``.
@@ -180,6 +268,11 @@ class Together:
     def horizon(self) -> int | None:
         """The farthest that any of them looks ahead."""
         return max((part.horizon for part, _ in self.parts if part.horizon is not None), default=None)
+
+    @property
+    def from_text(self) -> bool:
+        """Whether all can tell from the text alone."""
+        return all(getattr(part, "from_text", False) for part, _ in self.parts)
 
     def log_prob(self, state: State) -> Tensor:
         """(b,)."""

@@ -1,6 +1,7 @@
 """Pseudo self-attention: a condition becomes keys and values that every layer of a language model reads beside its own."""
 
 import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -86,6 +87,34 @@ class PseudoSelfAttention(nn.Module):
             keys, values = (u(condition).to(dtype).unflatten(2, (self.heads, -1)).transpose(1, 2) for u in pair)
             cache.update(keys, values, i)  # each (b, heads, s, d)
         return cache
+
+    @torch.no_grad()
+    def imitate(self, pairs: Iterable[tuple[Tensor, Sequence[tuple[Tensor, Tensor]]]], ridge: float = 0.01) -> None:
+        """Start from the U whose keys and values are nearest to some that the language model has made itself.
+
+        ``U_k = (sum X^T X + ridge m I)^-1 sum X^T K`` over m positions, in every layer, and the same of values: a linear map
+        by least squares, so no gradient is needed.
+
+        Args:
+            pairs: X (m, c), and of each layer the keys and values, each (m, heads * d), at the same positions; one or more.
+            ridge: added to the mean square of every feature of X, which is about 1; keeps U small where X says nothing.
+
+        Raises:
+            UserError: no pairs, or a ridge of 0 or less.
+        """
+        if not ridge > 0:
+            raise UserError("ridge", got=ridge, expected="a number above 0", fix="use 0.01 for example")
+        m, squares, products = 0, 0, 0
+        for condition, layers in pairs:
+            x = condition.double()  # (m, c)
+            made = torch.cat([part for pair in layers for part in pair], 1).double()  # (m, layers * 2 * heads * d)
+            m, squares, products = m + len(x), squares + x.T @ x, products + x.T @ made
+        if m == 0:
+            raise UserError("keys and values to imitate", got="none", expected="one or more", fix="give a batch at least")
+        squares.diagonal().add_(ridge * m)
+        weights = torch.linalg.solve(squares, products).T.chunk(2 * len(self.keys))  # each (heads * d, c)
+        for projection, weight in zip([p for pair in zip(self.keys, self.values) for p in pair], weights):
+            projection.weight.copy_(weight)
 
     def past(
         self, condition: Tensor, mask: Tensor | None, text: Tensor, dtype: torch.dtype | None = None, more: int = 0

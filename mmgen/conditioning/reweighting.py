@@ -26,7 +26,7 @@ class Fudge:
     ``log p'(w | x) = log p(w | x) + strength log p(a | x, w)``, normalised, for the ``top`` likeliest w; no other is written.
     The language model reads the text with each of them in one forward pass, and its hidden states and next-token distribution
     then tell the attribute. One that looks at the next token alone, such as a bag of words, may be there with w or after it:
-    ``p(a | x, w) = p(a; w is next) + p(a | x w)``.
+    ``p(a | x, w) = p(a; w is next) + p(a | x w)``. One that reads the text alone, such as `Toward`, needs no such pass.
 
     Args:
         attribute: what to steer toward.
@@ -73,13 +73,23 @@ class _Weighed(Steered):
     def steer(self, input_ids: Tensor, own: Tensor, mask: Tensor) -> Tensor:
         attribute, k = self.attribute, min(self.settings.top, own.shape[1])
         log_p, tokens = own.topk(k)  # (b, k)
+        texts = torch.cat([input_ids.repeat_interleave(k, 0), tokens.reshape(-1, 1)], 1)  # (b k, t + 1)
+        if getattr(attribute, "from_text", False):
+            likely = self.likelihood(State(texts, None))  # (b k,)
+        else:
+            likely = self._ahead(texts, tokens, mask)
+        weighed = log_p + self.settings.strength * likely.unflatten(0, tokens.shape)  # (b, k)
+        return torch.full_like(own, -torch.inf).scatter(1, tokens, weighed).log_softmax(-1)
+
+    def _ahead(self, texts: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+        """log p(a | texts (b k, t + 1)), (b k,), by a look at what the language model makes of their last tokens (b, k)."""
+        attribute, k = self.attribute, tokens.shape[1]
         seen = torch.cat([mask, torch.ones_like(mask[:, :1])], 1).repeat_interleave(k, 0)  # (b k, t + 1)
         output = self.model(
             input_ids=tokens.reshape(-1, 1), use_cache=True, **{CACHE: repeated(self.cache, k)}, output_hidden_states=True,
             **self.newest(seen),
         )  # fmt: skip
         after = output.logits[:, -1].float().log_softmax(-1)  # (b k, v)
-        texts = torch.cat([input_ids.repeat_interleave(k, 0), tokens.reshape(-1, 1)], 1)  # (b k, t + 1)
         hidden = None
         if attribute.horizon is not None:
             total = self.sum.repeat_interleave(k, 0) + output.hidden_states[-1][:, -1].float()
@@ -88,8 +98,7 @@ class _Weighed(Steered):
         if attribute.horizon is None:
             sure = torch.full_like(after, -torch.inf).scatter(1, tokens.reshape(-1, 1), 0.0)  # all on the token
             likely = torch.logaddexp(likely, attribute.log_prob(State(texts[:, :-1], sure)))
-        weighed = log_p + self.settings.strength * likely.unflatten(0, tokens.shape)  # (b, k)
-        return torch.full_like(own, -torch.inf).scatter(1, tokens, weighed).log_softmax(-1)
+        return likely
 
 
 @dataclass(frozen=True)

@@ -88,8 +88,8 @@ class Steered(LogitsProcessor):
             UserError: the attribute gives something else.
         """
         found = self.attribute.log_prob(state)
-        if found.shape != state.log_p.shape[:1]:
-            expected, fix = f"({len(state.log_p)},), one number a text", "sum over the last dimensions"
+        if found.shape != state.ids.shape[:1]:
+            expected, fix = f"({len(state.ids)},), one number a text", "sum over the last dimensions"
             raise UserError("attribute", got=f"shape {tuple(found.shape)}", expected=expected, fix=fix)
         return found
 

@@ -24,9 +24,11 @@ class TextProcessor:
         tokenizer: of transformers; its files are saved beside the model.
         eos: end every text with the tokenizer's EOS.
         max_length: most tokens, EOS included; a longer text is cut. None for no limit.
+        special: instead of ``eos``: frame every text by the tokens that the tokenizer adds for its own model, such as [CLS]
+            and [SEP], which count among the most.
 
     Raises:
-        UserError: ``eos`` with a tokenizer that has none; a value that is no text, or an empty one.
+        UserError: ``eos`` with a tokenizer that has none, or with ``special``; a value that is no text, or an empty one.
 
     >>> processor = train_tokenizer(["a cat", "a dog"], vocab_size=260)
     >>> processor.decode(processor("a cat"))
@@ -36,13 +38,17 @@ class TextProcessor:
     tokenizer: PreTrainedTokenizerBase = field(repr=False)
     eos: bool = True
     max_length: int | None = None
+    special: bool = False
     kind: ClassVar[str] = "text"
 
     def __post_init__(self) -> None:
+        if self.eos and self.special:
+            raise UserError("special", got="True with eos=True", expected="one of them", fix="set eos=False")
         if self.eos and self.tokenizer.eos_token_id is None:
             raise UserError("tokenizer", got="no EOS token", expected="one that ends texts", fix="set eos=False")
         if self.max_length is not None:
-            check_at_least("max_length", self.max_length, 2)
+            frame = self.tokenizer.num_special_tokens_to_add() if self.special else 1
+            check_at_least("max_length", self.max_length, frame + 1)
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **settings: Any) -> "TextProcessor":
@@ -70,6 +76,9 @@ class TextProcessor:
         if not value.strip():
             raise UserError("text", got=repr(value), expected="at least one word", fix="drop the row, or fill it in")
         value = value.encode("utf-8", "replace").decode()  # half a surrogate pair cannot be tokenised
+        if self.special:
+            cut = {"truncation": self.max_length is not None, "max_length": self.max_length}
+            return torch.tensor(self.tokenizer(value, split_special_tokens=True, **cut)["input_ids"])
         ids = self.tokenizer(value, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         ids = ids if self.max_length is None else ids[: self.max_length - self.eos]
         return torch.tensor([*ids, self.tokenizer.eos_token_id] if self.eos else ids)

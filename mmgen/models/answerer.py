@@ -159,7 +159,7 @@ class Answerer(Captioner):
         prompt = [*self.keys, *self.values]
         if phase == "prompt":
             return [{"params": prompt, "weight_decay": 0.0, "scale": self.prompt_scale}]
-        return self._groups(phase, prompt, self.prompt_scale)
+        return self._groups(phase, (prompt, self.prompt_scale))
 
     @property
     def _before(self) -> str:

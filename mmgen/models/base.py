@@ -23,11 +23,14 @@ MODELS = {
     "classifier": "mmgen.models.classifier:Classifier",
     "class_language_model": "mmgen.models.class_language_model:ClassLanguageModel",
     "captioner": "mmgen.models.captioner:Captioner",
+    "psa_captioner": "mmgen.models.psa_captioner:PseudoSelfAttentionCaptioner",
     "answerer": "mmgen.models.answerer:Answerer",
     "vae": "mmgen.models.vae:VAE",
     "sentence_vae": "mmgen.models.sentence_vae:SentenceVAE",
     "multimodal_vae": "mmgen.models.multimodal_vae:MultimodalVAE",
     "factorized": "mmgen.models.factorized:Factorized",
+    "aligned": "mmgen.models.aligned:Aligned",
+    "mag": "mmgen.models.mag:AdaptedTransformer",
 }
 
 

@@ -22,6 +22,7 @@ from mmgen.modalities.image import ImageEncoder, colour_histogram, fingerprint
 from mmgen.models.base import Losses, Model, decayed
 
 MEMORY = ("memory_words", "memory_texts")
+PROMPT_SCALE = 6.0  # the learning rate of the embeddings around the soft words, over theirs
 RATES = {"trained": 0.1, "scratch": 1.0}  # of a language model that is trained, over that of the soft words
 
 
@@ -323,10 +324,10 @@ class Captioner(Model):
             given = Batch({"features": self.features(given)})  # read once, for the candidates and the neighbours
             torch.manual_seed(seed)  # transformers samples from the global generator
             if alone:
-                return self.language_model.generate(self._prompt(self.encode(given)), **options)
+                return self._say(self.encode(given), **options)
             draws = self._draws(given, candidates) if candidates > 1 else self.encode(given)  # (b * m, n, d)
             different, which = draws.unique(dim=0, return_inverse=True)  # hard words are often the same
-            said = self.language_model.generate(self._prompt(different), **options)
+            said = self._say(different, **options)
             items = which.unflatten(0, (-1, candidates)).tolist()
             others = self.neighbours(given, neighbours) if neighbours else [[]] * given.size
             best = [consensus([*(said[i] for i in item), *other], n) for item, other in zip(items, others)]
@@ -343,14 +344,15 @@ class Captioner(Model):
 
     def phase_parameters(self, phase: str) -> list[dict[str, Any]]:
         """The prompt around the words learns faster, and only where the language model reads it."""
-        return self._groups(phase, list(self.text.values()), scale=6.0)
+        return self._groups(phase, (list(self.text.values()), PROMPT_SCALE))
 
-    def _groups(self, phase: str, prompt: list[nn.Parameter], scale: float) -> list[dict[str, Any]]:
+    def _groups(self, phase: str, *faster: tuple[list[nn.Parameter], float]) -> list[dict[str, Any]]:
+        """All that ``phase`` trains: ``faster`` are parameters that only the language model reads, each with its scale."""
         read = [p for p in self.language_model.parameters() if p.requires_grad]
-        apart = {id(p) for p in [*prompt, *read]}
+        apart = {id(p) for parameters in [read, *(each for each, _ in faster)] for p in parameters}
         groups = decayed([p for p in self.parameters() if p.requires_grad and id(p) not in apart])
         if phase == "train":
-            groups.append({"params": prompt, "weight_decay": 0.0, "scale": scale})
+            groups += [{"params": parameters, "weight_decay": 0.0, "scale": scale} for parameters, scale in faster]
             groups += [{**group, "scale": RATES[self.language_model_weights]} for group in decayed(read)]
         return groups
 
@@ -386,6 +388,9 @@ class Captioner(Model):
 
     def _log_prob(self, words: Tensor, batch: Batch) -> Tensor:
         return self.language_model.log_prob(self._prompt(words), batch["text"], batch.masks["text"]).sum(1)  # (b,)
+
+    def _say(self, words: Tensor, **options: Any) -> list[str]:
+        return self.language_model.generate(self._prompt(words), **options)
 
     def _prompt(self, words: Tensor) -> Prompt:
         before, between, after = (self.text[k].expand(len(words), -1, -1) for k in ("before", "between", "after"))

@@ -19,7 +19,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from mmgen.conditioning.attributes import Attribute, BagOfWords, Discriminator
+from mmgen.conditioning.attributes import Attribute, BagOfWords, Discriminator, Toward
 from mmgen.conditioning.gradient import PPLM
 from mmgen.conditioning.language_model import check_text, context_length
 from mmgen.conditioning.ranking import OwnNoise, text_log_prob
@@ -28,6 +28,7 @@ from mmgen.data.batch import Batch
 from mmgen.data.cards import card_names, open_card
 from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.metrics.diversity import distinct
+from mmgen.models.aligned import Aligned
 from mmgen.models.base import load
 from mmgen.models.class_language_model import ClassLanguageModel
 from mmgen.models.classifier import Classifier
@@ -41,6 +42,7 @@ METHODS: dict[str, type] = {"pplm": PPLM, "fudge": Fudge, "gedi": GeDi}
 GIVEN = ("attribute", "streamer", "experts", "target")  # fields of a method that are no settings
 SAMPLING = ("temperature", "top_k", "top_p", "threshold")  # options that are of `steer`; the others are of the method
 AT_ONCE = 32  # texts that are written together
+SAME = 0.9  # cosine from which two pictures of a shared space are as good as one
 
 
 def topics() -> list[str]:
@@ -129,6 +131,33 @@ def experts(name: str, run: str, model: PreTrainedModel) -> dict[str, Any]:
     found.to(model.device).requires_grad_(False)
     found.language_model = model  # the same one, once in memory
     return {"experts": found.logits, "target": found.class_names.index(name)}
+
+
+def toward(file: str, run: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Toward:
+    """A picture, or a sound, as the shared space in ``run`` compares texts with it.
+
+    Args:
+        file: a picture or a sound, whichever the space holds.
+        run: of the recipe ``aligned``; the pictures that it remembers are what the text should not name.
+        model, tokenizer: of the language model whose embeddings the space was trained on.
+
+    Raises:
+        UserError: no such file, or one of another kind; another model; one for another language model.
+    """
+    space = load(run)
+    if not isinstance(space, Aligned):
+        expected, fix = "a shared space of texts and pictures or sounds", "train one with `mmgen train aligned`"
+        raise UserError(run, got=f"a {space.name}", expected=expected, fix=fix)
+    table, known = model.get_input_embeddings().weight, space.table.weight.to(model.device)
+    if table.shape != known.shape or not torch.allclose(table.float(), known.float(), rtol=0.01, atol=1e-3):
+        got, expected = "a shared space for another language model's tokens", f"one for {len(table)} of width {table.shape[1]}"
+        raise UserError(f"aligned {run}", got=got, expected=expected, fix="train one for this language model")
+    space.to(model.device).requires_grad_(False)
+    value = space.processors[space.modality](file).to(model.device)
+    target = space.encode(Batch({space.modality: value[None]}))[space.modality][0]  # (s,)
+    others = space.references[space.references @ target < SAME]
+    unread = tokenizer.all_special_ids  # such as padding
+    return Toward(space.encode_embeddings, table, target, others, space.scale.item(), unread=unread)
 
 
 def settings(options: Sequence[str], method: str) -> tuple[dict[str, Any], dict[str, Any]]:

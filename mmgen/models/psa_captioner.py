@@ -1,0 +1,85 @@
+"""A captioner whose soft words reach the frozen language model as keys and values of every layer, not as a prefix."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from mmgen.conditioning.language_model import CACHE
+from mmgen.conditioning.pseudo_self_attention import PseudoSelfAttention
+from mmgen.data.batch import Batch
+from mmgen.errors import UserError
+from mmgen.models.captioner import PROMPT_SCALE, Captioner
+
+
+class PseudoSelfAttentionCaptioner(Captioner):
+    """p(text | image) or p(text | audio) by a frozen language model whose layers all attend to soft words.
+
+    ``log p(text | x) = sum_t log LM(text_t | X U_k, X U_v, before, between, after, text_<t)`` with
+    ``X = LayerNorm(words(x)) + place``: the soft words are those of a `Captioner`, learned in the same two phases, but the
+    language model's prompt does not hold them. They stand before it, projected to keys and values of every layer by new
+    matrices U; as a condition has no order, each place of a soft word has a vector of its own.
+
+    Args:
+        captioner: arguments of `Captioner`.
+        scale: the learning rate of U and of the places over that of the soft words.
+
+    Raises:
+        UserError: see `Captioner` and `mmgen.conditioning.pseudo_self_attention.PseudoSelfAttention`; a scale of 0 or less.
+
+    Source: Ziegler et al. 2019, Encoder-Agnostic Adaptation for Conditional Language Generation, arXiv 1908.06938. There the
+        language model is tuned too, and X is any encoder's output.
+    """
+
+    name = "psa_captioner"
+
+    def __init__(self, captioner: Mapping[str, Any], scale: float = 1.0) -> None:
+        super().__init__(**captioner)
+        if not scale > 0:
+            raise UserError("scale", got=scale, expected="a number above 0", fix="use 1 for example")
+        self.scale, lm = scale, self.language_model
+        self.attention = PseudoSelfAttention(lm.model.config, lm.width)
+        self.place = nn.Parameter(torch.randn(self.words.n, lm.width))
+
+    @torch.no_grad()
+    def imitate(self, batches: Iterable[Batch]) -> None:
+        """Start U from what the language model makes of the words itself, where it reads them in the prompt of a `Captioner`.
+
+        Args:
+            batches: ``text`` (b, t), whose own words stand for those of the pictures, see `targets`; one or more.
+        """
+        lm, n = self.language_model, self.words.n
+        before, between = (len(self.text[k]) for k in ("before", "between"))
+        number = torch.arange(n, device=self.place.device)
+        at = number + before + between * (number >= n - n // 2)  # where each word stands in the prompt of a `Captioner`
+
+        def pairs() -> Iterator[tuple[Tensor, list[tuple[Tensor, Tensor]]]]:
+            for batch in batches:
+                words = lm.embed(self.targets(batch["text"], batch.masks["text"])).float()  # (b, n, d)
+                cache = DynamicCache(config=lm.model.config)
+                seen = self._prompt(words).embeddings.to(lm.model.dtype)
+                lm.model(inputs_embeds=seen, use_cache=True, **{CACHE: cache}, logits_to_keep=1)
+                made = [(layer.keys, layer.values) for layer in cache.layers]  # each (b, heads, p, d')
+                flat = [tuple(part[:, :, at].transpose(1, 2).flatten(2).flatten(0, 1) for part in pair) for pair in made]
+                yield self._condition(words).flatten(0, 1), flat
+
+        self.attention.imitate(pairs())
+
+    def phase_parameters(self, phase: str) -> list[dict[str, Any]]:
+        """The prompt, U and the places learn faster, and only where the language model reads them."""
+        new = [*self.attention.parameters(), self.place]
+        return self._groups(phase, (list(self.text.values()), PROMPT_SCALE), (new, self.scale))
+
+    def _condition(self, words: Tensor) -> Tensor:
+        """Soft words (b, n, d) -> X (b, n, d)."""
+        return F.layer_norm(words.float(), words.shape[-1:]) + self.place
+
+    def _log_prob(self, words: Tensor, batch: Batch) -> Tensor:
+        read = (self.language_model, self._condition(words), self._prompt(words[:, :0]))
+        return self.attention.log_prob(*read, batch["text"], batch.masks["text"]).sum(1)  # (b,)
+
+    def _say(self, words: Tensor, **options: Any) -> list[str]:
+        return self.attention.generate(self.language_model, self._condition(words), self._prompt(words[:, :0]), **options)

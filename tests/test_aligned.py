@@ -1,0 +1,211 @@
+"""The shared space: the loss by hand, repeated pictures and texts, partial texts, and what is saved."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import tiny_aligned
+
+from mmgen.conditioning.language_model import load_language_model
+from mmgen.data.batch import Batch, collate
+from mmgen.errors import UserError
+from mmgen.models.aligned import Aligned, MeanEncoder
+from mmgen.models.base import load
+
+
+@pytest.fixture
+def model() -> Aligned:
+    torch.manual_seed(0)
+    return tiny_aligned().eval()
+
+
+def batch_of(model: Aligned, *texts: str, images: torch.Tensor | None = None) -> Batch:
+    images = torch.rand(len(texts), 3, 32, 32) if images is None else images
+    return collate([{"image": x, "text": model.tokens(text)} for x, text in zip(images, texts)], ["text"])
+
+
+def test_the_loss_by_hand(model):
+    batch = batch_of(model, "a cat", "two dogs", "sea")
+    found = model.encode(batch)
+    scores = model.scale * found["image"] @ found["text"].T
+    losses, rows = model.losses(batch), torch.arange(3)
+    torch.testing.assert_close(losses["to_text"], 0.5 * F.cross_entropy(scores, rows))
+    torch.testing.assert_close(losses["to_image"], 0.5 * F.cross_entropy(scores.T, rows))
+    for name in ("image", "text"):
+        torch.testing.assert_close(found[name].norm(dim=1), torch.ones(3))
+
+
+@torch.no_grad()
+def test_the_same_text_or_picture_is_no_negative(model):
+    images = torch.rand(4, 3, 32, 32)
+    images[3] = images[0]
+    batch = batch_of(model, "a cat", "sea", "a cat", "a grey cat", images=images)
+    right = torch.tensor([[1, 0, 1, 1], [0, 1, 0, 0], [1, 0, 1, 0], [1, 0, 0, 1]]).bool()
+    found = model.encode(batch)
+    p = (model.scale * found["image"] @ found["text"].T).softmax(1)
+    torch.testing.assert_close(model.losses(batch)["to_text"], -0.5 * (p * right).sum(1).log().mean())
+    twins = batch_of(model, "a cat", "a cat")
+    assert model.losses(twins).total.abs() < 1e-6  # nothing there is wrong
+
+
+def test_training_brings_pairs_together(model):
+    batch = batch_of(model, "a cat", "two dogs", "sea", "zebra")
+    optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    before = model.losses(batch).total.item()
+    for _ in range(30):
+        optimiser.zero_grad()
+        model.losses(batch).total.backward()
+        optimiser.step()
+    assert model.losses(batch).total.item() < 0.3 * before
+
+
+def test_the_scale_is_kept_in_its_range(model):
+    with torch.no_grad():
+        model.log_scale.fill_(20.0)
+        assert model.scale == 100
+        model.log_scale.fill_(-3.0)
+        assert model.scale == 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("depth", [0, 1])
+def test_padding_changes_nothing_wherever_it_is(depth):
+    torch.manual_seed(0)
+    model = Aligned("tiny", "fp32", "audio", dim=4, width=8, text_width=8, text_depth=depth).eval()
+    words = torch.randn(2, 5, 32)
+    alone = model.encode_embeddings(words[:, 2:4])
+    mask = torch.tensor([[False, False, True, True, False]] * 2)
+    torch.testing.assert_close(model.encode_embeddings(words, mask), alone)
+    words[:, 0] = torch.nan if depth else 7.0
+    torch.testing.assert_close(model.encode_embeddings(words, mask), alone)
+
+
+def test_no_words_at_all_are_a_point_too():
+    assert MeanEncoder(5, 8)(torch.ones(2, 3, 5), torch.zeros(2, 3, dtype=torch.bool)).abs().max() == 0
+
+
+@torch.no_grad()
+def test_texts_are_their_embeddings_and_mixtures_lie_between(model):
+    ids = model.tokens("a cat")[None]
+    text = model.encode(Batch({"text": ids}, {"text": torch.ones_like(ids).bool()}))["text"]
+    torch.testing.assert_close(text, model.encode_embeddings(model.table(ids)))
+    assert model.processors["text"].decode(ids[0]) == " a cat"
+
+
+def test_parts_of_texts(model):
+    torch.manual_seed(0)
+    mask = torch.tensor([[True] * 6, [True] * 2 + [False] * 4]).repeat(500, 1)
+    model.word_dropout, model.fragments = 0.25, 0.0
+    kept = model._part(mask)
+    assert not (kept & ~mask).any() and kept.any(1).all()
+    assert kept[::2].float().mean().item() == pytest.approx(0.75, abs=0.03)
+    model.word_dropout, model.fragments = 0.0, 1.0
+    kept = model._part(mask)[::2]
+    runs = (kept[:, 1:] & ~kept[:, :-1]).sum(1) + kept[:, 0]
+    assert (runs == 1).all() and 0.2 < kept.float().mean() < 0.8
+    model.fragments = 0.0
+    assert torch.equal(model._part(mask), mask)
+
+
+def test_other_words_in_training(model):
+    batch = batch_of(model, "a cat", "sea", "sun")
+    model.word_dropout = model.fragments = 0.0
+    model.noise, model.distractors = 0, 50
+    whole = model.losses(batch)
+    found = model.train().losses(batch)
+    assert found["to_text"] > whole["to_text"]  # more that is wrong
+    torch.testing.assert_close(found["to_image"], whole["to_image"])
+    model.distractors = 0
+    torch.testing.assert_close(model.losses(batch).total, whole.total)
+    model.noise = 3
+    assert model.losses(batch).total != whole.total
+
+
+def test_whole_texts_are_read_when_not_training(model):
+    batch = batch_of(model, "a cat", "two dogs and a goat")
+    assert torch.equal(model.encode(batch)["text"], model.encode(batch)["text"])
+    model.train().word_dropout, model.noise = 0.9, 0
+    assert not torch.equal(model.encode(batch)["text"], model.encode(batch)["text"])
+
+
+def test_precomputed_features_are_the_same(model):
+    batch = batch_of(model, "a cat", "sea", "sun")
+    with torch.no_grad():
+        features = Batch({"features": model.read(batch["image"]), "text": batch["text"]}, batch.masks)
+        assert torch.equal(model.encode(features)["image"], model.encode(batch)["image"])
+        torch.testing.assert_close(model.losses(features).total, model.losses(batch).total)
+
+
+def test_features_are_standardised(model):
+    features = 3 * torch.randn(500, len(model.feature_mean)) + 7
+    features[:, 0] = 1.0
+    model.standardise(features)
+    torch.testing.assert_close(model.feature_mean, features.mean(0))
+    torch.testing.assert_close(model.feature_std[1:], features.std(0, correction=0)[1:])
+    assert model.feature_std[0] == torch.tensor(1e-3)
+
+
+def test_what_is_remembered_is_saved(model, tmp_path):
+    batch = batch_of(model, "a cat", "sea", "sun")
+    model.remember([batch.without("text"), batch.items(slice(0, 2)).without("text")])
+    found = model.encode(batch)["image"]
+    torch.testing.assert_close(model.references, torch.cat([found, found[:2]]))
+    model.save_pretrained(tmp_path / "m")
+    assert torch.equal(load(tmp_path / "m").references, model.references)
+
+
+def test_the_table_is_frozen_and_not_saved(model):
+    own = model.own_state()
+    assert not any(name.startswith("table.") for name in own) and "table_digest" in own
+    before = model.table.weight.clone()
+    model.train().losses(batch_of(model, "a cat", "sea")).total.backward()
+    assert model.table.weight.grad is None and torch.equal(model.table.weight, before)
+
+
+def test_another_language_model_is_refused(model, tmp_path, monkeypatch):
+    model.save_pretrained(tmp_path / "m")
+    other, tokenizer = load_language_model("tiny", "fp32")
+    with torch.no_grad():
+        other.get_input_embeddings().weight.add_(1.0)
+    monkeypatch.setattr("mmgen.models.aligned.load_language_model", lambda name, dtype: (other, tokenizer))
+    with pytest.raises(
+        UserError, match=r"language model of .*: got embeddings \w{12}, expected embeddings \w{12}; load it with"
+    ):
+        load(tmp_path / "m")
+
+
+def test_verbs_without_a_meaning_here(model):
+    for call in (lambda: model.log_likelihood(Batch({"image": torch.rand(1, 3, 32, 32)})),
+                 lambda: model.decode(torch.zeros(1, 4), "text")):  # fmt: skip
+        with pytest.raises(UserError, match="expected one of losses, encode"):
+            call()
+
+
+def test_nothing_to_encode(model):
+    with pytest.raises(UserError, match=r"image or text: got no item that has it \(the batch holds label\)"):
+        model.encode(Batch({"label": torch.zeros(2)}))
+    with pytest.raises(UserError, match=r"image and text: got no item that has it \(the batch holds image\)"):
+        model.losses(batch_of(model, "a", "b").without("text"))
+    with pytest.raises(UserError, match="text: got ' ', expected at least one word"):
+        model.tokens(" ")
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"dim": 0}, "dim: got 0, expected a number >= 1"),
+        ({"colours": -1}, "colours: got -1"),
+        ({"noise": -1}, "noise: got -1"),
+        ({"distractors": -1}, "distractors: got -1"),
+        ({"text_depth": -1}, "text_depth: got -1"),
+        ({"dropout": 1.0}, "dropout: got 1.0, expected 0 or more and below 1"),
+        ({"word_dropout": -0.1}, "word_dropout: got -0.1"),
+        ({"fragments": 1.5}, "fragments: got 1.5, expected 0 to 1"),
+        ({"scale": math.nan}, "scale: got nan, expected 1 to 100"),
+        ({"modality": "touch"}, "modality: got touch"),
+    ],
+)
+def test_bad_settings(setting, message):
+    with pytest.raises(UserError, match=message):
+        Aligned("tiny", "fp32", **{"modality": "audio", **setting})
