@@ -59,6 +59,19 @@ def test_every_candidate_read_anew(models, kind):
         assert found[0].isfinite().sum() == 5
 
 
+def test_several_attributes_weigh_as_each_alone():
+    """The steered scores are the sum of those of each, whatever they read."""
+    ids, log_p = TOKENIZER(["hello "], return_tensors="pt").input_ids, []
+    other, made = BagOfWords(TINY, TOKENIZER, ["moon"]), Discriminator(head(), 1)
+    for attribute in (BAG, other, made, Together([(BAG, 2.0), (other, 0.5), (made, 1.0)])):
+        (found,), _ = scores_of(TINY, ["hello "], Fudge(attribute, 0.7, top=9))
+        log_p.append(found[0])
+    own = TINY(ids).logits[0, -1].log_softmax(-1).detach()
+    kept = own.topk(9).indices
+    bag, moon, sure, both = (scores[kept] - own[kept] for scores in log_p)
+    torch.testing.assert_close((2 * bag + 0.5 * moon + sure).log_softmax(0), both.log_softmax(0), atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["llama", *DECODERS])
 def test_what_weighs_nothing_changes_nothing(models, kind):
     vocabulary = len(TOKENIZER)

@@ -8,7 +8,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, TopKLogitsWarper
 
 from mmgen.cli import main
-from mmgen.conditioning.attributes import BagOfWords, Discriminator, State
+from mmgen.conditioning.attributes import BagOfWords, Discriminator, State, Together
 from mmgen.conditioning.gradient import PPLM
 from mmgen.conditioning.language_model import load_language_model
 from mmgen.conditioning.ranking import OwnNoise, text_log_prob
@@ -46,6 +46,25 @@ def test_log_probs_of_texts_by_hand():
     expected = head.head(hidden.mean(0)).log_softmax(-1)[1]
     torch.testing.assert_close(text_log_prob(MODEL, padded, mask, start + 2, head)[0][0], expected, atol=1e-4, rtol=1e-4)
     assert text_log_prob(MODEL, padded, mask, start + 2)[0].item() == 0
+
+
+@torch.no_grad()
+def test_each_of_several_attributes_is_told_by_its_own_rule():
+    """A bag by the mean over positions, a head by the whole text, whatever is padded on the right."""
+    ids = torch.cat([encode("hello all"), torch.tensor([[9, 9]])], 1)
+    mask = torch.ones_like(ids).bool()
+    mask[:, -2:] = False
+    head = Discriminator(torch.nn.Linear(32, 2), 1)
+    bag_of, of_head = (text_log_prob(MODEL, ids, mask, 3, part)[0] for part in (LETTERS, head))
+    both = text_log_prob(MODEL, ids, mask, 3, Together([(LETTERS, 2.0), (head, 0.5)]))[0]
+    torch.testing.assert_close(both, 2 * bag_of + 0.5 * of_head)
+
+
+def test_characters_of_several_tokens_stay_whole():
+    text = " caf\N{LATIN SMALL LETTER E WITH ACUTE} \N{EM DASH} it\N{RIGHT SINGLE QUOTATION MARK}s"
+    tokens = TOKENIZER(text).input_ids  # a token is a byte
+    words = _words(TOKENIZER, tokens, [1.0] * len(tokens))
+    assert "".join(word for word, _ in words) == text and sum(raised for _, raised in words) == len(tokens)
 
 
 def test_own_noise_samples_from_the_distribution():
@@ -247,7 +266,7 @@ def test_experts_that_cannot_be(expert_runs):
     with pytest.raises(UserError, match="got a classifier, expected a language model of each class"):
         experts("positive", str(expert_runs / "model"), MODEL)
     wide = LlamaForCausalLM(LlamaConfig(vocab_size=259, hidden_size=48, num_hidden_layers=1, num_attention_heads=2))
-    with pytest.raises(UserError, match="got 32 numbers and 259 tokens, expected 48 numbers and 259 tokens"):
+    with pytest.raises(UserError, match="of 32 numbers and 259 tokens, expected experts of this language model, of 48"):
         experts("positive", str(expert_runs), wide)
 
 

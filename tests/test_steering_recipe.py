@@ -93,7 +93,9 @@ def test_texts_that_are_there_are_not_written_again(tmp_path, monkeypatch):
     [
         ("sentiment.attributes=[nine]", "sentiment.attributes: got nine, expected a known name"),
         ("topic.attributes=[spcae]", "topic.attributes: got spcae, expected a known name; did you mean 'space'?"),
-        ("sentiment.methods={gedy: {}}", "method: got gedy, expected a known name; did you mean 'gedi'?"),
+        ("sentiment.methods={gedy: {}}", "sentiment.methods: got gedy, expected a known name; did you mean 'gedi'?"),
+        ("topic.methods={gedi: {}}", "topic.methods: got gedi, expected a known name"),
+        ("threshold=2.0", "threshold: got 2.0, expected 0 to 1"),
         ("sentiment.methods={gedi: {strenth: 2}}", "option: got strenth, expected a known name; did you mean 'strength'?"),
         ("sentiment.prompts={validation: []}", "prompts of sentiment.prompts.validation: got 0"),
         ("sentiment.samples=0", "sentiment.samples: got 0"),

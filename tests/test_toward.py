@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from tiny import tiny_aligned
+from transformers import LogitsProcessorList
 
 from mmgen.cli import main
 from mmgen.conditioning.attributes import State, Together, Toward
@@ -100,6 +101,32 @@ def test_a_word_that_is_sure_is_read_as_written(likeliest):
     torch.testing.assert_close(made.log_prob(State(ids[None], sure.log()))[0], named(made, ids, made.table[5]))
 
 
+def test_a_text_alone_is_read_with_its_newest_word_in_place_of_the_next():
+    made, ids, sure = attribute(window=2), torch.tensor([[7, 1, 2, 5]]), torch.full((1, 9), -torch.inf)
+    sure[0, 5] = 0
+    torch.testing.assert_close(made.log_prob(State(ids, None)), made.log_prob(State(ids[:, :-1], sure)))
+
+
+def test_a_look_ahead_reads_no_more_than_the_text():
+    """The language model is asked for its own next token only, and the steered distribution is that of the definition."""
+    points = F.normalize(TABLE[[90, 100, 101]], dim=1)
+    mean = lambda words, mask: F.normalize((words * mask[..., None]).sum(1), dim=-1)  # noqa: E731
+    made, calls, seen = Toward(mean, TABLE, points[0], points[1:], scale=9.0), [], []
+    handle = MODEL.register_forward_hook(lambda *_: calls.append(1))
+    ids = torch.tensor([TOKENIZER("hello").input_ids])
+    keep = lambda ids, scores: seen.append(scores) or scores  # noqa: E731
+    options = {"max_new_tokens": 1, "min_new_tokens": 0, "do_sample": True, "top_k": 0, "pad_token_id": 0}
+    MODEL.generate(
+        ids, custom_generate=Fudge(made, strength=2.0, top=5), logits_processor=LogitsProcessorList([keep]), **options
+    )
+    handle.remove()
+    assert len(calls) == 1
+    log_p, tokens = MODEL(ids).logits[0, -1].log_softmax(-1).topk(5)
+    named = made.log_prob(State(torch.cat([ids.expand(5, -1), tokens[:, None]], 1), None))
+    expected = torch.full((259,), -torch.inf).scatter(0, tokens, log_p + 2 * named).softmax(-1)
+    torch.testing.assert_close(seen[0][0].softmax(-1), expected)
+
+
 @pytest.mark.parametrize("method", [PPLM, Fudge])
 def test_both_methods_raise_it(method):
     points = F.normalize(TABLE[[90, 100, 101, 102, 103]], dim=1)
@@ -159,9 +186,12 @@ def test_a_picture_is_compared_with_those_that_are_remembered(runs):
     torch.testing.assert_close(made.points, torch.cat([red, different]))
     ids, log_p = torch.tensor([[70, 71]]), torch.randn(1, 259).log_softmax(-1)
     made.likeliest = 0
-    words = torch.cat([TABLE[ids], (log_p.exp() @ TABLE)[None]], 1)
-    scores = space.scale * space.encode_embeddings(words) @ made.points.T
+    features = space.word_features(TABLE)
+    words = torch.cat([features[ids], (log_p.exp() @ features)[None]], 1)
+    scores = space.scale * space.encode_features(words) @ made.points.T
     torch.testing.assert_close(made.log_prob(State(ids, log_p)), scores.log_softmax(-1)[:, 0])
+    scores = space.scale * space.encode_embeddings(TABLE[ids]) @ made.points.T
+    torch.testing.assert_close(made.log_prob(State(ids, None)), scores.log_softmax(-1)[:, 0])
 
 
 def test_with_a_bag(runs):

@@ -172,7 +172,7 @@ class Toward:
 
     Args:
         embed: embeddings (b, t, d) and mask (b, t), True at real positions -> points (b, s) of length 1.
-        table: (v, d), E.
+        table: (v, d), E: the language model's own, or what the text encoder makes of each of its rows alone.
         target: (s,), of length 1.
         others: (m, s), of length 1, m at least 1.
         scale: the inverse of the temperature.
@@ -269,11 +269,18 @@ class Together:
         """The farthest that any of them looks ahead."""
         return max((part.horizon for part, _ in self.parts if part.horizon is not None), default=None)
 
-    @property
-    def from_text(self) -> bool:
-        """Whether all can tell from the text alone."""
-        return all(getattr(part, "from_text", False) for part, _ in self.parts)
-
     def log_prob(self, state: State) -> Tensor:
         """(b,)."""
         return sum(weight * part.log_prob(state) for part, weight in self.parts)
+
+
+def parts_of(attribute: Attribute) -> list[tuple[Attribute, float]]:
+    """The attributes that are in one, each with its weight: those of a `Together`, and of a `Together` inside; else itself.
+
+    >>> head = Discriminator(torch.nn.Linear(4, 2), 0)
+    >>> [weight for _, weight in parts_of(Together([(head, 2.0), (Together([(head, 1.0), (head, 0.5)]), 3.0)]))]
+    [2.0, 3.0, 1.5]
+    """
+    if not isinstance(attribute, Together):
+        return [(attribute, 1.0)]
+    return [(one, weight * inner) for part, weight in attribute.parts for one, inner in parts_of(part)]

@@ -47,7 +47,8 @@ class PPLM:
             refuses, or logits that are not numbers.
 
     Source: Dathathri et al. 2020, arXiv 1912.02164, section 3, and its code: there the window covers the oldest tokens
-        (a mistake), the running norm is that of bags of words only, and the mean of hidden states is divided by one too many.
+        (a mistake), the running norm is that of bags of words only, and a classifier's gradient flows through the tokens that
+        are expected next alone, not through the newest hidden state.
 
     >>> from mmgen.conditioning.attributes import BagOfWords
     >>> from mmgen.conditioning.language_model import load_language_model

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedModel
 
-from mmgen.conditioning.attributes import Attribute, State
+from mmgen.conditioning.attributes import Attribute, State, parts_of
 from mmgen.conditioning.prefix import positions
 from mmgen.conditioning.representations import mean_state
 from mmgen.errors import check_at_least
@@ -21,7 +21,8 @@ def text_log_prob(
     """How likely texts are, and an attribute of them, to the unsteered language model.
 
     ``log p(a | x)`` of an attribute that reads hidden states is that of the whole text. Of one that looks at the next token
-    alone, such as a bag of words, it is the mean of ``log p(a | x_<t)`` over the positions t from ``start``.
+    alone, such as a bag of words, it is the mean of ``log p(a | x_<t)`` over the positions t from ``start``. Of several
+    together each is told by its own rule.
 
     Args:
         model: a causal language model.
@@ -59,12 +60,17 @@ def _rows(model: PreTrainedModel, ids: Tensor, mask: Tensor, start: int, attribu
         return torch.full_like(mean, -torch.inf), mean
     if attribute is None:
         return torch.zeros_like(mean), mean
-    if reads:
-        likely = attribute.log_prob(State(ids, log_p[:, -1], mean_state(output.hidden_states[-1], mask)))
-        return likely.masked_fill(~counted.any(1), -torch.inf), mean
-    places = range(ids.shape[1] - start)
-    scores = torch.stack([attribute.log_prob(State(ids[:, : start + i], log_p[:, i])) for i in places], 1)  # (b, s)
-    return torch.where(counted, scores, 0.0).sum(1).div(counted.sum(1)).nan_to_num(-torch.inf), mean
+    hidden = mean_state(output.hidden_states[-1], mask) if reads else None  # (b, d)
+    likely = torch.zeros_like(mean)
+    for part, weight in parts_of(attribute):
+        if part.horizon is not None:
+            told = part.log_prob(State(ids, log_p[:, -1], hidden))  # (b,)
+        else:
+            places = range(ids.shape[1] - start)
+            scores = torch.stack([part.log_prob(State(ids[:, : start + i], log_p[:, i])) for i in places], 1)  # (b, s)
+            told = torch.where(counted, scores, 0.0).sum(1) / counted.sum(1)
+        likely = likely + weight * told
+    return likely.masked_fill(~counted.any(1), -torch.inf), mean
 
 
 class OwnNoise(LogitsProcessor):

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
-from mmgen.conditioning.attributes import Attribute, State
+from mmgen.conditioning.attributes import Attribute, State, parts_of
 from mmgen.conditioning.language_model import CACHE
 from mmgen.conditioning.prefix import repeated
 from mmgen.conditioning.steering import Steered, check_method, sample
@@ -71,33 +71,36 @@ class _Weighed(Steered):
 
     @torch.no_grad()
     def steer(self, input_ids: Tensor, own: Tensor, mask: Tensor) -> Tensor:
-        attribute, k = self.attribute, min(self.settings.top, own.shape[1])
-        log_p, tokens = own.topk(k)  # (b, k)
-        texts = torch.cat([input_ids.repeat_interleave(k, 0), tokens.reshape(-1, 1)], 1)  # (b k, t + 1)
-        if getattr(attribute, "from_text", False):
-            likely = self.likelihood(State(texts, None))  # (b k,)
-        else:
-            likely = self._ahead(texts, tokens, mask)
+        log_p, tokens = own.topk(min(self.settings.top, own.shape[1]))  # (b, k)
+        texts = torch.cat([input_ids.repeat_interleave(tokens.shape[1], 0), tokens.reshape(-1, 1)], 1)  # (b k, t + 1)
+        parts = parts_of(self.attribute)
+        read = all(getattr(part, "from_text", False) for part, _ in parts)
+        ahead = State(texts, None) if read else self._ahead(texts, tokens.shape[1], mask)
+        likely = sum(weight * self._told(part, ahead) for part, weight in parts)  # (b k,)
         weighed = log_p + self.settings.strength * likely.unflatten(0, tokens.shape)  # (b, k)
         return torch.full_like(own, -torch.inf).scatter(1, tokens, weighed).log_softmax(-1)
 
-    def _ahead(self, texts: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-        """log p(a | texts (b k, t + 1)), (b k,), by a look at what the language model makes of their last tokens (b, k)."""
-        attribute, k = self.attribute, tokens.shape[1]
+    def _ahead(self, texts: Tensor, k: int, mask: Tensor) -> State:
+        """What the language model makes of texts (b k, t + 1), the k candidates of each text in a row."""
         seen = torch.cat([mask, torch.ones_like(mask[:, :1])], 1).repeat_interleave(k, 0)  # (b k, t + 1)
         output = self.model(
-            input_ids=tokens.reshape(-1, 1), use_cache=True, **{CACHE: repeated(self.cache, k)}, output_hidden_states=True,
+            input_ids=texts[:, -1:], use_cache=True, **{CACHE: repeated(self.cache, k)}, output_hidden_states=True,
             **self.newest(seen),
         )  # fmt: skip
-        after = output.logits[:, -1].float().log_softmax(-1)  # (b k, v)
         hidden = None
-        if attribute.horizon is not None:
+        if self.attribute.horizon is not None:
             total = self.sum.repeat_interleave(k, 0) + output.hidden_states[-1][:, -1].float()
             hidden = total / seen.sum(1, keepdim=True)  # (b k, d)
-        likely = self.likelihood(State(texts, after, hidden))  # (b k,)
-        if attribute.horizon is None:
-            sure = torch.full_like(after, -torch.inf).scatter(1, tokens.reshape(-1, 1), 0.0)  # all on the token
-            likely = torch.logaddexp(likely, attribute.log_prob(State(texts[:, :-1], sure)))
+        return State(texts, output.logits[:, -1].float().log_softmax(-1), hidden)
+
+    def _told(self, part: Attribute, ahead: State) -> Tensor:
+        """log p(part | texts), (b k,), by the part's own rule."""
+        if getattr(part, "from_text", False):
+            return self.likelihood(State(ahead.ids, None), part)
+        likely = self.likelihood(ahead, part)
+        if part.horizon is None:
+            sure = torch.full_like(ahead.log_p, -torch.inf).scatter(1, ahead.ids[:, -1:], 0.0)  # all on the token
+            likely = torch.logaddexp(likely, part.log_prob(State(ahead.ids[:, :-1], sure)))
         return likely
 
 

@@ -81,13 +81,13 @@ class Steered(LogitsProcessor):
             told["position_ids"] = last.repeat_interleave(len(mask) // len(last), 0) + mask.shape[1] - self.start
         return told
 
-    def likelihood(self, state: State) -> Tensor:
-        """log p(a | x), (b,).
+    def likelihood(self, state: State, attribute: Attribute | None = None) -> Tensor:
+        """log p(a | x), (b,); of one attribute of several where it is given.
 
         Raises:
             UserError: the attribute gives something else.
         """
-        found = self.attribute.log_prob(state)
+        found = (attribute or self.attribute).log_prob(state)
         if found.shape != state.ids.shape[:1]:
             expected, fix = f"({len(state.ids)},), one number a text", "sum over the last dimensions"
             raise UserError("attribute", got=f"shape {tuple(found.shape)}", expected=expected, fix=fix)

@@ -19,7 +19,7 @@ from mmgen.modalities.audio import AudioEncoder
 from mmgen.modalities.feature_cache import cached_features
 from mmgen.modalities.frozen import freeze
 from mmgen.modalities.image import ImageEncoder, colour_histogram, fingerprint
-from mmgen.modalities.sequence import SequenceEncoder
+from mmgen.modalities.sequence import TransformerLayers
 from mmgen.models.base import Losses, Model
 
 SCALES = (1.0, 100.0)  # between which the learned scale is kept
@@ -125,10 +125,7 @@ class Aligned(Model):
         self.register_buffer("feature_std", torch.ones(features))
         self.look = nn.Sequential(nn.Dropout(dropout), nn.Linear(features, width), nn.LayerNorm(width), nn.GELU(),
                                   nn.Dropout(dropout), nn.Linear(width, dim))  # fmt: skip
-        if text_depth:
-            self.words = SequenceEncoder(table.shape[1], text_width, "transformer", text_depth, True, text_heads, dropout)
-        else:
-            self.words = MeanEncoder(table.shape[1], text_width)
+        self.words = WordsEncoder(table.shape[1], text_width, text_depth, text_heads, dropout)
         self.text = nn.Sequential(nn.LayerNorm(text_width), nn.Dropout(dropout), nn.Linear(text_width, text_width), nn.GELU(),
                                   nn.Dropout(dropout), nn.Linear(text_width, dim))  # fmt: skip
         self.log_scale = nn.Parameter(torch.tensor(scale).log())
@@ -228,8 +225,15 @@ class Aligned(Model):
         Returns:
             (b, s), of length 1.
         """
-        standard = (embeddings.to(self.word_mean.dtype) - self.word_mean) / self.word_std
-        return F.normalize(self.text(self.words(standard, mask)), dim=-1)
+        return self.encode_features(self.word_features(embeddings), mask)
+
+    def word_features(self, embeddings: Tensor) -> Tensor:
+        """What a text encoder makes of each word alone: embeddings (..., d) -> (..., w)."""
+        return self.words.layer((embeddings.to(self.word_mean.dtype) - self.word_mean) / self.word_std)
+
+    def encode_features(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        """`encode_embeddings` of their `word_features` (b, t, w), which of a whole table can be had once."""
+        return F.normalize(self.text(self.words.together(features, mask)), dim=-1)
 
     @torch.no_grad()
     def remember(self, batches: Iterable[Batch]) -> None:
@@ -299,27 +303,38 @@ class Aligned(Model):
         return UserError(what, got=got, expected="at least one item", fix="check the names of the columns")
 
 
-class MeanEncoder(nn.Module):
-    """The mean of what a layer makes of each real position: which words there are, in whatever order.
+class WordsEncoder(nn.Module):
+    """The mean of what a layer makes of each word alone and, if there are any, transformer layers of all words together.
 
     Args:
-        size: numbers a position.
-        dim: width d of the features.
+        size: numbers a word.
+        dim: width w of the features.
+        depth: transformer layers; without one, the order of the words does not count.
+        heads: their attention heads; w is then a multiple of twice their number.
+        dropout: share of activations dropped in training.
 
-    >>> MeanEncoder(5, 8)(torch.zeros(2, 3, 5), torch.ones(2, 3, dtype=torch.bool)).shape
+    >>> WordsEncoder(5, 8, depth=1, heads=2)(torch.zeros(2, 3, 5), torch.ones(2, 3, dtype=torch.bool)).shape
     torch.Size([2, 8])
     """
 
-    def __init__(self, size: int, dim: int) -> None:
+    def __init__(self, size: int, dim: int, depth: int = 0, heads: int = 4, dropout: float = 0.0) -> None:
         super().__init__()
         self.layer = nn.Sequential(nn.Linear(size, dim), nn.GELU())
+        self.layers = TransformerLayers(dim, depth, True, heads, dropout) if depth else None
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x (b, t, size), mask (b, t) True at real positions -> (b, d); zeros where there are none."""
-        steps = self.layer(x)  # (b, t, d)
+        """x (b, t, size), mask (b, t) True at real positions -> (b, w); zeros where there are none."""
+        return self.together(self.layer(x), mask)
+
+    def together(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The mean of features (b, t, w) in the light of each other, (b, w)."""
+        if mask is not None:
+            features = torch.where(mask[..., None], features, 0.0)  # whatever the padding holds
+        if self.layers is not None:
+            features = self.layers(features, mask)
         if mask is None:
-            return steps.mean(1)
-        return torch.where(mask[..., None], steps, 0.0).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+            return features.mean(1)
+        return torch.where(mask[..., None], features, 0.0).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
 
 
 def _any_of(logits: Tensor, wrong: Tensor) -> Tensor:

@@ -294,9 +294,9 @@ def load(place: str | Path, **overrides: Any) -> Model:
         if (folder / "run.json").is_file() and (studied := sorted(folder.glob("seed_*"))):
             raise UserError(str(place), got="a study of several seeds", expected="one run", fix=f"give {studied[0]}")
         folder = folder / "model" if (folder / "model").is_dir() else folder
-    elif len(folder.parts) == 2 and not str(place).startswith((".", "/", "~")):
+    elif len(folder.parts) == 2 and not str(place).startswith((".", "/", "~", "runs/")):
         folder = download(str(place))
     else:
-        fix = "train one with `mmgen train captioning`"
+        fix = "train one with `mmgen train RECIPE`, see `mmgen list`"
         raise UserError(str(place), got="no such folder", expected="a run folder or a Hub name", fix=fix)
     return model_class(read_config(folder)["model"]).from_pretrained(folder, **overrides)

@@ -118,7 +118,10 @@ class ClassLanguageModel(Model):
             fix = "check the names of the columns"
             raise UserError("text", got="no item that has it", expected="at least one", fix=fix)
         ids, mask = batch["text"], batch.masks["text"]  # (b, t)
-        begin = torch.full_like(ids[:, :1], self.processors["text"].tokenizer.bos_token_id)
+        tokenizer = self.processors["text"].tokenizer
+        begin = torch.full_like(
+            ids[:, :1], tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+        )
         seen = torch.cat([begin, ids[:, :-1]], 1)  # (b, t)
         with torch.no_grad():
             hidden = self.language_model.get_decoder()(

@@ -123,10 +123,11 @@ def experts(name: str, run: str, model: PreTrainedModel) -> dict[str, Any]:
     if not isinstance(found, ClassLanguageModel):
         fix = "train them with `mmgen train attribute`"
         raise UserError(run, got=f"a {found.name}", expected="a language model of each class", fix=fix)
-    shapes = [tuple(lm.get_output_embeddings().weight.shape) for lm in (found.language_model, model)]
-    if shapes[0] != shapes[1]:
-        got, expected = ("{1} numbers and {0} tokens".format(*shape) for shape in shapes)
-        raise UserError(f"experts {run}", got=got, expected=f"{expected}", fix="train them for this language model")
+    theirs, own = (lm.get_output_embeddings().weight.to(model.device).float() for lm in (found.language_model, model))
+    if theirs.shape != own.shape or not torch.allclose(theirs, own, rtol=0.01, atol=1e-3):
+        got = f"those of another one, of {theirs.shape[1]} numbers and {len(theirs)} tokens"
+        expected = f"experts of this language model, of {own.shape[1]} numbers and {len(own)} tokens"
+        raise UserError(f"experts {run}", got=got, expected=expected, fix="train them for this language model")
     check_one_of("attribute", name, found.class_names)
     found.to(model.device).requires_grad_(False)
     found.language_model = model  # the same one, once in memory
@@ -156,8 +157,9 @@ def toward(file: str, run: str, model: PreTrainedModel, tokenizer: PreTrainedTok
     value = space.processors[space.modality](file).to(model.device)
     target = space.encode(Batch({space.modality: value[None]}))[space.modality][0]  # (s,)
     others = space.references[space.references @ target < SAME]
+    words = torch.cat([space.word_features(rows) for rows in table.detach().split(4096)])  # (v, w), once for all texts
     unread = tokenizer.all_special_ids  # such as padding
-    return Toward(space.encode_embeddings, table, target, others, space.scale.item(), unread=unread)
+    return Toward(space.encode_features, words, target, others, space.scale.item(), unread=unread)
 
 
 def settings(options: Sequence[str], method: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -206,6 +208,7 @@ def steer(
     Raises:
         UserError: what `write` refuses.
     """
+    check_threshold(threshold)
     arms = [write(model, tokenizer, prompts, method.attribute, m, **writing) for m in (None, method)]
     return [{"arm": arm, **best(rivals, threshold)} for both in zip(*arms) for arm, rivals in zip(ARMS, both)]
 
@@ -226,11 +229,20 @@ def best(rivals: Sequence[dict[str, Any]], threshold: float = 0.0) -> dict[str, 
     >>> best(texts)["text"], best(texts, threshold=0.9)["text"]
     ('moon moon moon', 'the moon rose')
     """
-    if not 0 <= threshold <= 1:
-        raise UserError("threshold", got=threshold, expected="0 to 1", fix="use 0.8 for example")
+    check_threshold(threshold)
     various = [sum(distinct([row["text"]], k) for k in (1, 2, 3)) / 3 >= threshold for row in rivals]
     kept = [row for row, good in zip(rivals, various) if good] or rivals
     return max(kept, key=lambda row: row["attribute"])
+
+
+def check_threshold(threshold: float) -> None:
+    """Fail unless it is a mean of dist-1, -2 and -3.
+
+    Raises:
+        UserError: it is out of its range.
+    """
+    if not 0 <= threshold <= 1:
+        raise UserError("threshold", got=threshold, expected="0 to 1", fix="use 0.8 for example")
 
 
 def write_page(path: Path, made: Sequence[dict[str, Any]], command: str) -> None:
@@ -378,10 +390,12 @@ class _Kept(LogitsProcessor):
 def _words(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], raised: Sequence[float]) -> list[tuple[str, float]]:
     """Words as they are written, a space before, and of each the sum over its tokens."""
     words: list[tuple[str, float]] = []
-    said = ""
+    said, carried = "", 0.0
     for n, more in enumerate(raised, 1):
-        now = tokenizer.decode(tokens[:n], skip_special_tokens=True)
-        piece, said = now[len(said) :], now
+        now, carried = tokenizer.decode(tokens[:n], skip_special_tokens=True), carried + more
+        if now.endswith("\N{REPLACEMENT CHARACTER}") and n < len(tokens):
+            continue  # in the middle of a character of several tokens
+        piece, said, more, carried = now[len(said) :], now, carried, 0.0
         if words and not piece[:1].isspace():  # it goes on
             word, before = words.pop()
             piece, more = word + piece, before + more

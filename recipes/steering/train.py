@@ -71,7 +71,7 @@ class Config(ATTRIBUTE.config):
         length: tokens of a text.
         top_k: of the sampling.
         threshold: mean dist-1, -2, -3 that the best of several candidates must have, see `mmgen.training.steer.best`.
-        judge: config of the recipe ``judge``: a classifier of other data, whose classes have the same order.
+        judge: config of the recipe ``judge``: a classifier of other data, of classes of the same names or numbers.
         fluency: the language model whose perplexity is told.
     """
 
@@ -87,6 +87,7 @@ class Config(ATTRIBUTE.config):
 def check(config: Config) -> None:
     """Data, judge, classes, topics, methods and their settings are there."""
     ATTRIBUTE.check(config)
+    steer.check_threshold(config.threshold)
     JUDGE.check(build_config(JUDGE.Config, config.judge))
     for what in ("length", "top_k"):
         check_at_least(what, getattr(config, what), 1)
@@ -95,11 +96,12 @@ def check(config: Config) -> None:
         texts: Texts = getattr(config, kind)
         for name in texts.attributes:
             check_one_of(f"{kind}.attributes", name, known)
-        for split in ("test", "validation"):
+        for split in ("test", "validation") if texts.attributes else ():
             check_at_least(f"prompts of {kind}.prompts.{split}", len(texts.prompts.get(split, ())), 1)
         check_at_least(f"{kind}.samples", texts.samples, 1)
         check_at_least(f"{kind}.candidates", texts.candidates, 1)
         for method, settings in texts.methods.items():
+            check_one_of(f"{kind}.methods", method, [m for m in steer.METHODS if kind == "sentiment" or m != "gedi"])
             steer.settings([f"{key}={value}" for key, value in settings.items()], method)
 
 
@@ -237,6 +239,8 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     reader = load_language_model(config.fluency, "fp32")
     reader[0].to(PartialState().device)
     names = class_names(read_card(config.data.card), config.data.label)
+    known = judge.class_names  # names, or numbers where the judge's card has no names
+    seen_as = {name: known.index(name if name in known else str(i)) for i, name in enumerate(names)}
     figures: dict[str, float] = {}
     for kind in ("sentiment", "topic"):
         texts: Texts = getattr(config, kind)
@@ -248,7 +252,7 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
         for arm, by_name in chosen.items():
             if kind == "sentiment":
                 right = [
-                    (judged(judge, [whole(row) for row in rows]) == names.index(name)).float().mean().item()
+                    (judged(judge, [whole(row) for row in rows]) == seen_as[name]).float().mean().item()
                     for name, rows in by_name.items()
                 ]
                 figures |= {f"success_{name}_{arm}": value for name, value in zip(by_name, right)}
@@ -293,15 +297,17 @@ def report(run: Path, config: Config) -> None:
         rows = [key.removeprefix("dist3_") for key in figures if key.startswith("dist3_")]
         rows += [key.removeprefix("topic_dist3_") for key in figures if key.startswith("topic_dist3_")]
         table[split] = {
-            arm: {key: figures[f"{key}_{arm}"] for key in keys if f"{key}_{arm}" in figures} for arm in dict.fromkeys(rows)
+            arm: {key: figures[f"{key}_{arm}"] for key in keys if f"{key}_{arm}" in figures}
+            for arm in sorted(dict.fromkeys(rows), key=lambda arm: arm in ("b", "br"))  # what is steered first
         }
     details = run_details(run)
     for file in sorted((run / "texts").glob("*/*.json")):
         first = [prompt["texts"][0][0] for prompt in read_json(file).values()]
         details[f"{file.parent.name}: {file.stem}"] = "\n\n".join(whole(row) for row in first)
+    card = build_config(JUDGE.Config, config.judge).data.card
     summary = (
         f"{config.language_model}, frozen. B: unsteered; BR: the likeliest of several; BC: steered; BCR: the likeliest of "
-        f"several steered ones. Judged by a classifier of other data; perplexity by {config.fluency}, over that of B."
+        f"several steered ones. Judged by a classifier of {card}; perplexity by {config.fluency}, over that of B."
     )
     samples = []
     for split, figures in read_json(run / "metrics.json").items():
