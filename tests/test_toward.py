@@ -35,7 +35,7 @@ def attribute(dtype: torch.dtype = torch.float32, **settings) -> Toward:
     generator = torch.Generator().manual_seed(0)
     points = F.normalize(torch.randn(4, 6, generator=generator, dtype=dtype), dim=1)
     table = torch.randn(9, 6, generator=generator, dtype=dtype)
-    return Toward(tower, table, points[0], points[1:], scale=3.0, **settings)
+    return Toward(tower, table, points[0], points[1:], scale=3.0, **{"window": 4, **settings})
 
 
 def named(made: Toward, ids: torch.Tensor, word: torch.Tensor) -> torch.Tensor:
@@ -131,7 +131,7 @@ def test_a_look_ahead_reads_no_more_than_the_text():
 def test_both_methods_raise_it(method):
     points = F.normalize(TABLE[[90, 100, 101, 102, 103]], dim=1)
     mean = lambda words, mask: F.normalize((words * mask[..., None]).sum(1), dim=-1)  # noqa: E731
-    made = Toward(mean, TABLE, points[0], points[1:], scale=20.0, unread=TOKENIZER.all_special_ids)
+    made = Toward(mean, TABLE, points[0], points[1:], scale=20.0, window=4, unread=TOKENIZER.all_special_ids)
     settings = {"step_size": 0.3} if method is PPLM else {"strength": 3.0, "top": 60}
     rows = steer(MODEL, TOKENIZER, ["hello", "so it is"], method(made, **settings), n=4, length=8)
     unsteered, steered = ([r["attribute"] for r in rows if r["arm"] == arm] for arm in ("unsteered", "steered"))

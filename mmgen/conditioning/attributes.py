@@ -204,7 +204,7 @@ class Toward:
         target: Tensor,
         others: Tensor,
         scale: float,
-        window: int = 4,
+        window: int = 2,
         likeliest: int = 50,
         unread: Sequence[int] = (),
         start: int = 0,
