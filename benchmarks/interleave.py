@@ -18,10 +18,10 @@ from torch.profiler import ProfilerActivity, profile
 PACKAGES = ("torch", "transformers", "accelerate")
 
 
-def race(contenders: Mapping[str, Callable[[], None]], rounds: int = 7) -> dict[str, list[float]]:
-    """Seconds of each contender in each round, after one warm-up of all."""
+def race(contenders: Mapping[str, Callable[[], None]], rounds: int = 7, warm: bool = True) -> dict[str, list[float]]:
+    """Seconds of each contender in each round, after one more of all to warm up; ``warm`` False: they are warm already."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for number in range(rounds + 1):
+    for number in range(0 if warm else 1, rounds + 1):
         for name, run in contenders.items():
             began = time.perf_counter()
             run()

@@ -132,13 +132,25 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--html", type=Path, metavar="F", help="write a page there that colours the words that were raised")
     command.set_defaults(run=_steer, values=[])
 
-    command = commands.add_parser("data", help="list, show and check data cards")
+    command = commands.add_parser("data", help="list, show and check data cards; simulate")
     actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
     actions.add_parser("list", help="the data cards that come with mmgen").set_defaults(run=_data_list)
     for name, run, text in [("show", _data_show, "a card and its first rows"), ("check", _data_check, "the mistakes in it")]:
         action = actions.add_parser(name, help=text)
         action.add_argument("card", help="a card's name, or the path of your own")
         action.set_defaults(run=run)
+    action = actions.add_parser("simulate", help="make episodes of a robot's task, one HDF5 file each")
+    action.add_argument("simulator", help="peg_insertion")
+    action.add_argument("--episodes", type=int, required=True, help="how many; those that are there are kept")
+    action.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder of the files")
+    action.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
+    action.add_argument("--seed", type=int, default=0)
+    action.add_argument("--size", type=int, default=128, metavar="PX", help="side of the pictures (default: 128)")
+    text = "round, square or triangle; several take turns (default: all)"
+    action.add_argument("--shape", nargs="+", metavar="NAME", help=text)
+    action.add_argument("--disturbance", metavar="NAME", help="occlusion, noise, push or moving_hole (default: none)")
+    action.add_argument("--json", type=Path, metavar="F", help="write the figures there")
+    action.set_defaults(run=_data_simulate)
     return parser
 
 
@@ -318,6 +330,18 @@ def _data_check(options: argparse.Namespace) -> None:
     if problems:
         raise UserErrors(problems)
     print(f"{options.card}: no problem found in the card, its row counts and the first {CHECKED_ROWS} rows of each split")
+
+
+def _data_simulate(options: argparse.Namespace) -> None:
+    from mmgen.data.sources.places import simulator
+
+    _check_file(options.json)
+    names = ("out", "episodes", "workers", "seed", "size", "disturbance")
+    settings = {name: getattr(options, name) for name in names} | ({"shapes": options.shape} if options.shape else {})
+    made = simulator(options.simulator)(**settings)
+    _write_json(options.json, made)
+    counts = f"{made['episodes']} episodes, {made['observations']} observations, {made['in_contact']:.0%} in contact"
+    print(f"{options.out}: {counts}, {made['successes']} successes, {made['observations_per_s']:.0f} observations/s")
 
 
 def _table(first: str, second: str, rows: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from mmgen.models.multimodal_vae import MultimodalVAE
 from mmgen.models.psa_captioner import PseudoSelfAttentionCaptioner
 from mmgen.models.sentence_vae import SentenceVAE
 from mmgen.models.vae import VAE
+from mmgen.models.vision_touch import VisionTouch
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,16 @@ def pictures_with_captions(n: int) -> Batch:
     )
 
 
+def moments(n: int) -> Batch:
+    """Noise on all senses of `VisionTouch`, with every target."""
+    touch = {"force": (n, 6, 4), "proprioception": (n, 8)}
+    return Batch(
+        {"image": torch.rand(n, 3, 8, 8), "depth": torch.rand(n, 1, 8, 8), "action": torch.randn(n, 4)}
+        | {f"{of}{name}": torch.randn(shape) for of in ("", "far_", "near_") for name, shape in touch.items()}
+        | {"flow": torch.randn(n, 2, 8, 8), "contact": (torch.arange(n) % 2).float(), "displacement": torch.randn(n, 4)}
+    )
+
+
 def tiny_models() -> dict[str, Tiny]:
     """Name in the table -> its tiny model."""
     return {
@@ -71,6 +82,12 @@ def tiny_models() -> dict[str, Tiny]:
             batch=lambda n: Batch({"image": torch.rand(n, 1, 8, 8), "label": torch.arange(n) % 3}),
             optional="image",
             to="label",
+        ),
+        "vision_touch": Tiny(
+            model=lambda: VisionTouch(size=8, latent_dim=3, variational=False, drop=0.0, readings=4),  # its z has no noise
+            batch=moments,
+            optional="force",
+            to=None,
         ),
         "class_language_model": Tiny(
             model=lambda: ClassLanguageModel(["bad", "fair", "good"], "tiny", "fp32", rank=4),

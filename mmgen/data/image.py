@@ -173,3 +173,42 @@ class ImageProcessor:
     @staticmethod
     def _each(value: float | list[float]) -> Tensor:
         return torch.tensor(value, dtype=torch.float32).reshape(-1, 1, 1)
+
+
+@dataclass(frozen=True)
+class DepthProcessor:
+    """Depth (s, s) in metres -> (1, size, size): the nearest pixel's, and 0 where it is unknown, not finite or below 0.
+
+    Args:
+        size: side in pixels.
+
+    Raises:
+        UserError: a size below 1, or a depth of another shape.
+
+    >>> DepthProcessor(size=2)(np.array([[0.5, np.inf], [-1.0, 2.0]])).tolist()
+    [[[0.5, 0.0], [0.0, 2.0]]]
+    """
+
+    size: int
+    kind: ClassVar[str] = "depth"
+
+    def __post_init__(self) -> None:
+        check_at_least("size", self.size, 1)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(1, h, w) of the tensors."""
+        return 1, self.size, self.size
+
+    def __call__(self, value: np.ndarray) -> Tensor:
+        """(s, s) m -> (1, size, size) m."""
+        depth = np.asarray(value, np.float32)
+        if depth.ndim != 2 or depth.shape[0] != depth.shape[1]:
+            raise UserError("depth", got=f"shape {depth.shape}", expected="(s, s)", fix="take its only channel, [..., 0]")
+        middles = (np.arange(self.size) * 2 + 1) * len(depth) // (2 * self.size)
+        depth = depth[np.ix_(middles, middles)]
+        return torch.from_numpy(np.where(np.isfinite(depth) & (depth > 0), depth, np.float32(0)))[None]
+
+    def decode(self, tensor: Tensor) -> np.ndarray:
+        """(1, size, size) -> (size, size) m."""
+        return tensor.detach().float().cpu().squeeze(0).numpy()

@@ -20,6 +20,9 @@ PROCESSORS = {
     "audio": "mmgen.data.audio:AudioProcessor",
     "vector": "mmgen.data.vector:VectorProcessor",
     "label": "mmgen.data.label:LabelProcessor",
+    "depth": "mmgen.data.image:DepthProcessor",
+    "flow": "mmgen.data.flow:FlowProcessor",
+    "force": "mmgen.data.touch:ForceProcessor",
 }
 
 

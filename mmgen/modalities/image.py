@@ -188,6 +188,61 @@ class PixelEncoder(nn.Module):
         return self.layers(images.flatten(1))
 
 
+class PyramidEncoder(nn.Module):
+    """Convolutions that halve a picture, or its depth, down to 2 x 2; the maps between serve a decoder of flow.
+
+    Args:
+        channels: of the picture: 3 of colours, 1 of depth.
+        size: its side in pixels, a power of two from 4 to 128.
+        widths: channels after each halving of a picture of 128 pixels, but for the last; a smaller one leaves out the first.
+        kernels: sides of the convolutions, likewise.
+        last: channels of the 2 x 2 map.
+
+    Raises:
+        UserError: another size.
+
+    Source: Lee et al. 2019, Making Sense of Vision and Touch, arXiv 1810.10191, section III-A.
+
+    >>> PyramidEncoder(3, 64, last=10)(torch.zeros(2, 3, 64, 64)).shape
+    torch.Size([2, 40])
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        size: int,
+        widths: Sequence[int] = (16, 32, 64, 64, 128),
+        kernels: Sequence[int] = (7, 5, 5, 3, 3, 3),
+        last: int = 128,
+    ) -> None:
+        super().__init__()
+        halvings = size.bit_length() - 2
+        if not 1 <= halvings <= len(kernels) or size != 2 ** (halvings + 1):
+            raise UserError(
+                "size", got=size, expected=f"a power of two from 4 to {2 ** (len(kernels) + 1)}", fix="use 64 or 128"
+            )
+        widths, kernels = [*widths, last][-halvings:], kernels[-halvings:]
+        self.dim, self.map_dims = 4 * last, list(widths)
+        self.layers = nn.ModuleList()
+        for before, after, kernel in zip([channels, *widths], widths, kernels):
+            convolution = nn.Conv2d(before, after, kernel, stride=2, padding=(kernel - 1) // 2)
+            nn.init.kaiming_normal_(convolution.weight, 0.1)
+            nn.init.zeros_(convolution.bias)
+            self.layers.append(nn.Sequential(convolution, nn.LeakyReLU(0.1)))
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """x (b, c, size, size) -> the map after each halving, fine to coarse: (b, c_i, size / 2^i, size / 2^i)."""
+        maps = []
+        for layer in self.layers:
+            x = layer(x)
+            maps.append(x)
+        return maps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (b, c, size, size) -> (b, 4 last), the 2 x 2 map."""
+        return self.maps(x)[-1].flatten(1)
+
+
 class ImageDecoder(nn.Module):
     """z (..., latent_dim) -> p(picture | z), one event of (c, h, w).
 

@@ -31,6 +31,7 @@ MODELS = {
     "factorized": "mmgen.models.factorized:Factorized",
     "aligned": "mmgen.models.aligned:Aligned",
     "mag": "mmgen.models.mag:AdaptedTransformer",
+    "vision_touch": "mmgen.models.vision_touch:VisionTouch",
 }
 
 

@@ -41,7 +41,7 @@ BAG = "bag_"  # the names of cards of bags begin so
 METHODS: dict[str, type] = {"pplm": PPLM, "fudge": Fudge, "gedi": GeDi}
 GIVEN = ("attribute", "streamer", "experts", "target")  # fields of a method that are no settings
 SAMPLING = ("temperature", "top_k", "top_p", "threshold")  # options that are of `steer`; the others are of the method
-AT_ONCE = 32  # texts that are written together
+AT_ONCE = 64  # texts that are written together
 SAME = 0.9  # cosine from which two pictures of a shared space are as good as one
 
 

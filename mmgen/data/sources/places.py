@@ -1,13 +1,15 @@
 """Where a card's data can be: each kind of source is found here, or says why it cannot be."""
 
+import importlib
 import importlib.metadata
+import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from mmgen.data.sources.files import Archive, inside
-from mmgen.errors import UserError
+from mmgen.errors import UserError, check_one_of
 
 # kind -> the type of its value and the keys that it may have beside `reader`, `splits` and `rename`
 KINDS: dict[str, tuple[type, tuple[str, ...]]] = {
@@ -19,7 +21,8 @@ KINDS: dict[str, tuple[type, tuple[str, ...]]] = {
     "cards": (list, ()),  # other cards, which this one combines
     "inline": (dict, ()),  # the card itself: split -> words
 }
-SIMULATORS: dict[str, str] = {}  # name -> "module:function"; none yet
+SIMULATORS = {"peg_insertion": "mmgen.data.simulate.episodes:simulate"}  # name -> module:function; the module has a REVISION
+SIMULATION = ("gymnasium", "h5py", "mujoco")  # what they need
 
 
 class Unavailable(Exception):
@@ -95,7 +98,30 @@ def locate(
         if split not in value:
             raise Unavailable(f"has no split {split}", f"choose one of {', '.join(value)}")
         return value[split], None
-    raise Unavailable(f"no simulator is named {value!r}", f"choose one of {', '.join(SIMULATORS) or '(none yet)'}")
+    return _simulated(value)
+
+
+def simulator(name: str) -> Callable[..., dict[str, float]]:
+    """The function that simulates into a folder: called with ``out``, ``episodes``, ``workers``, ``seed``, ``shapes``, ...
+
+    Args:
+        name: one of `SIMULATORS`.
+
+    Raises:
+        UserError: there is no such simulator.
+    """
+    module, function = SIMULATORS[check_one_of("simulator", name, SIMULATORS)].split(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def _simulated(name: str) -> tuple[Callable[..., dict[str, float]], Any]:
+    if name not in SIMULATORS:
+        raise Unavailable(f"no simulator is named {name!r}", f"choose one of {', '.join(SIMULATORS)}")
+    missing = [package for package in SIMULATION if importlib.util.find_spec(package) is None]
+    if missing:
+        raise Unavailable(f"{', '.join(missing)} not installed", "pip install 'mmgen[robotics]'")
+    run = simulator(name)
+    return run, [importlib.import_module(run.__module__).REVISION, _versions(["mujoco"])]
 
 
 def _versions(distributions: list[str]) -> dict[str, str]:

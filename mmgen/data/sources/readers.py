@@ -25,6 +25,8 @@ READERS = {
     "openmoji_facts": "mmgen.data.sources.openmoji_facts:read",
     "openmoji_shapes": "mmgen.data.sources.openmoji_shapes:read",
     "openmoji_spoken": "mmgen.data.sources.openmoji_spoken:read",
+    "peg_insertion": "mmgen.data.sources.peg_insertion:read",
+    "peg_insertion_folder": "mmgen.data.sources.peg_insertion:read_folder",
     "sst2": "mmgen.data.sources.sst2:read",
     "table": "mmgen.data.sources.tables:read_folder",
     "words": "mmgen.data.sources.tables:read_words",

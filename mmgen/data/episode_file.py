@@ -1,0 +1,195 @@
+"""Episodes of manipulation as HDF5 files, one a file, in the layout of the published peg insertion data."""
+
+import os
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmgen.errors import UserError, check_one_of
+
+if TYPE_CHECKING:
+    import h5py
+
+# field -> its shape: T moments, s the pictures' side, R readings a moment
+FIELDS: dict[str, tuple[int | str, ...]] = {
+    "action": ("T", 4),
+    "contact": ("T", "R"),
+    "depth_data": ("T", "s", "s", 1),
+    "ee_forces_continuous": ("T", "R", 6),
+    "ee_pos": ("T", 3),
+    "ee_vel": ("T", 3),
+    "ee_yaw": ("T", 4),
+    "ee_yaw_delta": ("T", 4),
+    "image": ("T", "s", "s", 3),
+    "optical_flow": ("T", "s", "s", 2),
+    "proprio": ("T", 8),
+}
+REQUIRED = ("action", "contact", "depth_data", "ee_forces_continuous", "image", "optical_flow", "proprio")
+FINITE = ("action", "ee_forces_continuous", "proprio")  # looked through when they are read
+SMALL = ("depth_data", "optical_flow")  # kept as float16: 0.1 mm at 0.3 m, and 0.01 of a pixel at 16
+TYPES = {"image": np.uint8, "contact": np.bool_} | dict.fromkeys(SMALL, np.float16)
+LEAST = 2  # moments: anything said of the next one needs it
+
+
+def write_episode(path: str | Path, fields: Mapping[str, np.ndarray], **attributes: str | float) -> None:
+    """Write one episode, whole or not at all.
+
+    Observation t is in row t of every field; ``action[t + 1]``, ``contact[t + 1]`` and ``ee_forces_continuous[t + 1]`` lead
+    from observation t to t + 1, and ``optical_flow[t]`` is the flow from picture t to t + 1. A moment is a chunk of the file.
+
+    Args:
+        path: the file; one that is there is replaced.
+        fields: `REQUIRED` and any others of `FIELDS`, in the shapes there; units m, rad, N, N m, s and pixels.
+        attributes: what to say of the episode, such as ``shape="round"``, ``seed=3``.
+
+    Raises:
+        UserError: h5py is missing, a field is unknown, missing or of another shape, an action, force or joint reading is not
+            finite, or the file cannot be written.
+    """
+    h5py = _h5py()
+    path = Path(path)
+    for name in fields:
+        check_one_of(f"{path.name}: field", name, FIELDS)
+    _check_shapes(path, {name: np.shape(value) for name, value in fields.items()})
+    _check_finite(path, fields)
+    partial = path.with_name(f".partial-{path.name}-{os.getpid()}")
+    try:
+        with h5py.File(partial, "w", libver=("v110", "v110")) as file:
+            for name, value in fields.items():
+                value = np.asarray(value, TYPES.get(name, np.float32))
+                # what is small is one chunk: each costs a seek
+                chunk = (1, *value.shape[1:]) if value[0].nbytes > 4096 else value.shape
+                file.create_dataset(name, data=value, chunks=chunk, compression="lzf")
+            file.attrs.update(attributes)
+        partial.replace(path)
+    except OSError as error:
+        fix = "choose a folder with space that you may write to"
+        raise UserError(str(path), got=str(error), expected="a file that can be written", fix=fix) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_episode(path: str | Path, fields: Collection[str] | None = None) -> dict[str, np.ndarray]:
+    """Read one episode, ours or a published one.
+
+    Args:
+        path: the file.
+        fields: which of `FIELDS` are wanted; None: all of them that it has.
+
+    Returns:
+        Field -> array as in `write_episode`: image uint8, contact bool, the others as they are stored.
+
+    Raises:
+        UserError: h5py is missing, there is no such file, it is damaged, lacks a field, has one of a wrong shape, is shorter
+            than `LEAST` moments, or an action, force or joint reading is not finite; one line that names the file.
+    """
+    path = Path(path)
+    for name in fields or ():
+        check_one_of(f"{path.name}: field", name, FIELDS)
+    with _opened(path) as file:
+        shapes = _shapes(file)
+        _check_shapes(path, shapes, [*REQUIRED, *(fields or ())])
+        try:
+            arrays = {name: file[name][()] for name in (shapes if fields is None else fields)}
+        except OSError as error:  # a chunk is cut short or changed
+            raise _damaged(path, error) from error
+    _check_finite(path, arrays)
+    if "contact" in arrays:
+        arrays["contact"] = arrays["contact"] != 0
+    if "image" in arrays:
+        arrays["image"] = arrays["image"].astype(np.uint8, copy=False)
+    return arrays
+
+
+def read_moment(path: str | Path, t: int, fields: Collection[str]) -> dict[str, np.ndarray]:
+    """Row ``t`` of some fields of a checked episode; nothing else of the file is read.
+
+    Raises:
+        UserError: there is no such file, it is damaged, or it lacks a field or that moment.
+    """
+    path = Path(path)
+    with _opened(path) as file:
+        try:
+            return {name: file[name][t] for name in fields}
+        except (OSError, KeyError, ValueError) as error:
+            raise _damaged(path, error) from error
+
+
+def check_episode(path: str | Path) -> dict[str, Any]:
+    """Check that a file has the fields in their shapes, from its header alone.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Its attributes, with ``moments``, ``size`` (pixels) and ``readings`` (of the sensors, a moment).
+
+    Raises:
+        UserError: as `read_episode`, but for what only the values tell.
+    """
+    path = Path(path)
+    with _opened(path) as file:
+        shapes = _shapes(file)
+        _check_shapes(path, shapes)
+        moments, size, readings = shapes["image"][0], shapes["image"][1], shapes["contact"][1]
+        attributes = {name: getattr(value, "item", lambda v=value: v)() for name, value in file.attrs.items()}
+    return {**attributes, "moments": moments, "size": size, "readings": readings}
+
+
+def _h5py() -> Any:
+    try:
+        import h5py
+    except ImportError as error:
+        fix = "pip install 'mmgen[robotics]'"
+        raise UserError("package", got="no h5py", expected="it installed, to read HDF5 files", fix=fix) from error
+    return h5py
+
+
+def _opened(path: Path) -> "h5py.File":
+    h5py = _h5py()
+    try:
+        return h5py.File(path, "r")
+    except FileNotFoundError as error:
+        fix = "check the path, or delete the cached rows that name it"
+        raise UserError(str(path), got="no such file", expected="an HDF5 file of an episode", fix=fix) from error
+    except OSError as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: OSError) -> UserError:
+    fix = "copy it again, or delete it and simulate it again"
+    return UserError(str(path), got=str(error), expected="a whole HDF5 file", fix=fix)
+
+
+def _shapes(file: "h5py.File") -> dict[str, tuple[int, ...]]:
+    return {name: file[name].shape for name in FIELDS if name in file and hasattr(file[name], "shape")}
+
+
+def _check_shapes(path: Path, shapes: Mapping[str, tuple[int, ...]], names: Collection[str] = REQUIRED) -> None:
+    missing = [name for name in names if name not in shapes]
+    if missing:
+        fix = "write the missing ones, or leave the file out"
+        raise UserError(str(path), got=f"no field {', '.join(missing)}", expected=f"fields {', '.join(REQUIRED)}", fix=fix)
+    sizes: dict[str, int] = {}
+    for name in ("image", *shapes):  # the picture says how many moments there are
+        shape, pattern = shapes[name], FIELDS[name]
+        good = len(shape) == len(pattern)
+        for letter, length in zip(pattern, shape):
+            good = good and length == (sizes.setdefault(letter, length) if isinstance(letter, str) else letter)
+        if not good:
+            expected = f"({', '.join(str(sizes.get(letter, letter)) for letter in pattern)})"
+            fix = "write all the fields over the same moments"
+            raise UserError(f"{path}: {name}", got=f"shape {tuple(shape)}", expected=expected, fix=fix)
+    if sizes["T"] < LEAST:
+        fix = "leave the file out"
+        raise UserError(str(path), got=f"{sizes['T']} moments", expected=f"at least {LEAST}", fix=fix)
+
+
+def _check_finite(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    for name in FINITE:
+        if name in arrays and not np.isfinite(arrays[name]).all():
+            place = tuple(np.argwhere(~np.isfinite(arrays[name]))[0].tolist())
+            got, fix = f"{arrays[name][place]} at {list(place)}", "leave the file out, or mend the sensor's readings"
+            raise UserError(f"{path}: {name}", got=got, expected="finite numbers", fix=fix)

@@ -1,0 +1,53 @@
+"""Optical flow: pixels right and down from one picture to the next."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmgen.errors import UserError, check_at_least
+
+
+@dataclass(frozen=True)
+class FlowProcessor:
+    """A flow (s, s, 2) -> (2, size, size), in pixels of a picture of ``size``: the mean over what a pixel then covers.
+
+    Args:
+        size: side in pixels.
+
+    Raises:
+        UserError: a size below 1; a flow of another shape, or not finite.
+
+    >>> FlowProcessor(size=2)(np.ones((4, 4, 2)))[:, 0, 0].tolist()
+    [0.5, 0.5]
+    """
+
+    size: int
+    kind: ClassVar[str] = "flow"
+
+    def __post_init__(self) -> None:
+        check_at_least("size", self.size, 1)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(2, h, w) of the tensors."""
+        return 2, self.size, self.size
+
+    def __call__(self, value: np.ndarray) -> Tensor:
+        """(s, s, 2) -> (2, size, size)."""
+        flow = np.asarray(value, np.float32)
+        if flow.ndim != 3 or flow.shape[2] != 2 or flow.shape[0] != flow.shape[1]:
+            raise UserError("flow", got=f"shape {flow.shape}", expected="(s, s, 2)", fix="check the field's name")
+        if not np.isfinite(flow).all():
+            got = flow[~np.isfinite(flow)][0].item()
+            raise UserError("flow", got=got, expected="finite numbers", fix="drop the episode")
+        flow = torch.from_numpy(flow).permute(2, 0, 1)  # (2, s, s)
+        if flow.shape[1] == self.size:
+            return flow.contiguous()
+        return torch.nn.functional.adaptive_avg_pool2d(flow, self.size) * (self.size / flow.shape[1])
+
+    def decode(self, tensor: Tensor) -> np.ndarray:
+        """(2, size, size) -> (size, size, 2)."""
+        return tensor.detach().float().cpu().permute(1, 2, 0).numpy()

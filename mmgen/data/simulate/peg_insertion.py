@@ -1,0 +1,321 @@
+"""Peg insertion as a Gymnasium environment in MuJoCo: camera, depth, true flow, wrist forces, contact and joints."""
+
+from typing import Any
+
+import numpy as np
+
+from mmgen.data.simulate.camera import Camera, check_installed, load_mujoco
+from mmgen.data.simulate.disturbances import add_noise, occlude
+from mmgen.data.simulate.policies import heuristic_policy, random_policy
+from mmgen.data.simulate.scene import DEPTH, PEG_MASS, RANGE, SHAPES, STIFFNESS, TIMESTEP, inside_peg, mjcf
+from mmgen.errors import UserError, check_at_least, check_one_of
+
+try:
+    import gymnasium
+
+    Environment = gymnasium.Env
+except ImportError:  # the module can be imported without the extra; an environment cannot be made
+    Environment = object
+
+__all__ = ["DISTURBANCES", "PegInsertion", "heuristic_policy", "random_policy"]
+
+READINGS = 32  # of the sensors in a step, one after each physics substep
+MOVE = np.array([0.01, 0.01, 0.01, 0.1])  # m and rad, the wished move of an action of 1
+LEASH = np.array([0.025, 0.025, 0.025, 0.3])  # m and rad, how far the set point may be from where the end effector is
+INSERTED = 0.8  # of the hole's depth: success
+DISTURBANCES = ("occlusion", "noise", "push", "moving_hole")
+HOLE, HOLE_YAW = 0.03, 0.5  # m either way, rad either way
+START, START_HEIGHT, START_YAW = 0.04, (0.005, 0.035), 0.3  # m either way, m above the block, rad either way
+PUSH, PUSH_STEPS = 20.0, 5  # N, steps
+SLIDE, SLIDE_STEPS = 0.03, 10  # m, steps
+NEAR = 0.03  # m, the distance from the hole at which the first part of the reward has fallen to 24 %
+MARGIN = 2e-4  # m, how far off the peg's surface a pixel's point may be and still count as the peg's
+
+
+class PegInsertion(Environment):
+    """A peg, held by an end effector that moves in x, y, z and yaw, goes into a hole of which only camera and touch tell.
+
+    One step is 32 physics substeps of 2 ms. The reward, dense, is in [0, 1] before the bonus:
+    ``r = 0.4 (1 - tanh(|tip - mouth| / NEAR)) (0.75 + 0.25 y) + 0.6 i + bonus``,
+    where mouth is the middle of the hole at the block's top (once inside, only the distance across counts),
+    ``y = 1 - |yaw error| / largest`` modulo the shape's symmetry (1 for a round peg), ``i`` the part of the hole's depth that
+    the tip has reached, and bonus, at success (``i >= 0.8``) only, the number of steps that are left: to end never costs.
+
+    Observation, a dict: ``image`` (s, s, 3) uint8; ``depth`` (s, s) float32, m; ``force`` (32, 6) float32, N and N m, what the
+    world does to the peg at the wrist and in its frame, the peg's own weight taken off, one reading a substep; ``contact``
+    (32,) bool, whether the peg touches the block or the table, to 0.3 mm; ``proprioception`` (8,) float32, the tip's x, y, z
+    (m), yaw (rad) and their velocities; and with ``flow``, ``flow`` (s, s, 2) float32: pixels right and down from the previous
+    picture to this, at the pixels of the previous, without disturbances; 0 at reset. ``info``: ``hole`` (x, y, yaw),
+    ``depth_inserted`` (m), ``success``.
+
+    Action, in [-1, 1] (4,): the wished move in units of 1 cm and 0.1 rad. The set point moves by it, and stays within 2.5 cm
+    and 0.3 rad of the end effector.
+
+    Args:
+        shape: ``round``, ``square`` or ``triangle``.
+        size: side of the pictures, pixels, >= 8.
+        clearance: m, the gap on each side.
+        control: ``impedance`` (800 N/m, compliant) or ``position`` (5,000 N/m); either way at most 25 N.
+        disturbance: None, ``occlusion`` (a panel before the camera), ``noise`` (on all sensors), ``push`` (20 N sideways for 5
+            steps) or ``moving_hole`` (the block slides by 3 cm within 10 steps); the last two at a random time.
+        flow: whether the observation has the flow.
+        vision: whether it has image, depth and flow; without, nothing is drawn, which is ten times as fast.
+        steps: of an episode, after which it is truncated, >= 1.
+
+    Raises:
+        UserError: an argument is out of its range, or a package or renderer is missing.
+
+    Source: Lee et al. 2019, Making Sense of Vision and Touch, arXiv 1810.10191, section V, whose simulator was not published:
+    the scene, the sizes and the reward are ours.
+
+    >>> env = PegInsertion("round", size=16)  # doctest: +SKIP
+    >>> observation, info = env.reset(seed=0)  # doctest: +SKIP
+    >>> observation, reward, terminated, truncated, info = env.step([0, 0, -1, 0])  # doctest: +SKIP
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 1 / (READINGS * TIMESTEP)}  # noqa: RUF012 - gymnasium's
+    render_mode = "rgb_array"
+
+    def __init__(
+        self,
+        shape: str = "round",
+        size: int = 128,
+        clearance: float = 0.003,
+        control: str = "impedance",
+        disturbance: str | None = None,
+        flow: bool = True,
+        steps: int = 50,
+        vision: bool = True,
+    ) -> None:
+        check_one_of("shape", shape, SHAPES)
+        check_one_of("control", control, STIFFNESS)
+        if disturbance is not None:
+            check_one_of("disturbance", disturbance, DISTURBANCES)
+        check_at_least("size", size, 8)
+        check_at_least("steps", steps, 1)
+        if not -0.005 <= clearance <= 0.01:  # a NaN fails too
+            fix = "use 0.003; a peg does not fit below 0"
+            raise UserError("clearance", got=clearance, expected="metres between -0.005 and 0.01", fix=fix)
+        check_installed("gymnasium", "mujoco")
+        self._mujoco = load_mujoco()
+        self.shape, self.size, self.clearance, self.control = shape, size, clearance, control
+        self.disturbance, self.flow, self.steps, self.vision = disturbance, flow and vision, steps, vision
+        self._model = self._mujoco.MjModel.from_xml_string(mjcf(shape, clearance, control, size))
+        self._data = self._mujoco.MjData(self._model)
+        self._mujoco.mj_forward(self._model, self._data)
+        self._camera = Camera(self._model, self._data, size) if vision else None  # else when a picture is asked for
+        self._hand, self._lamp = self._model.body("hand").id, self._model.light("lamp").id
+        self._geoms = {name: self._model.geom(name).id for name in ("table", "peg")}
+        self._blocks = [i for i in range(self._model.ngeom) if self._model.geom(i).name.startswith("block")]
+        self._tare = np.array([0, 0, PEG_MASS * -self._model.opt.gravity[2], 0, 0, 0])
+        spaces = gymnasium.spaces
+        seen = {
+            "image": spaces.Box(0, 255, (size, size, 3), np.uint8),
+            "depth": spaces.Box(0, np.inf, (size, size), np.float32),
+        }
+        parts = (seen if vision else {}) | {
+            "force": spaces.Box(-np.inf, np.inf, (READINGS, 6), np.float32),
+            "contact": spaces.Box(0, 1, (READINGS,), np.bool_),
+            "proprioception": spaces.Box(-np.inf, np.inf, (8,), np.float32),
+        }
+        if self.flow:
+            parts["flow"] = spaces.Box(-np.inf, np.inf, (size, size, 2), np.float32)
+        self.observation_space = spaces.Dict(parts)
+        self.action_space = spaces.Box(-1, 1, (4,), np.float32)
+        self._step = -1  # before the first reset
+
+    @property
+    def pose(self) -> np.ndarray:
+        """(4,) the tip's x, y, z above the table (m) and yaw (rad)."""
+        return self._data.qpos.copy()
+
+    @property
+    def hole(self) -> np.ndarray:
+        """(3,) the x, y (m) and yaw (rad) of the hole; no observation has it."""
+        return self._hole.copy()
+
+    @property
+    def yaw_error(self) -> float:
+        """rad, the least turn that aligns the peg with the hole, by the shape's symmetry; 0 for a round peg."""
+        symmetry = SHAPES[self.shape].symmetry
+        if not symmetry:
+            return 0.0
+        turn = 2 * np.pi / symmetry
+        return float((self._hole[2] - self._data.qpos[3] + turn / 2) % turn - turn / 2)
+
+    @property
+    def depth_inserted(self) -> float:
+        """m of the hole's depth that the tip has reached."""
+        x, y, z, _ = self._data.qpos
+        within = np.hypot(x - self._hole[0], y - self._hole[1]) < SHAPES[self.shape].outer + max(self.clearance, 0)
+        return float(np.clip(DEPTH - z, 0, DEPTH)) if within else 0.0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict, dict]:
+        """Begin an episode: a new hole, new colours and light, the peg above the block somewhere else.
+
+        Args:
+            seed: makes the episode, with the same actions, the same; None: goes on with the generator.
+            options: unused.
+
+        Returns:
+            The first observation, whose forces, contacts and flow are 0, and info.
+        """
+        super().reset(seed=seed)
+        rng, data = self.np_random, self._data
+        self._mujoco.mj_resetData(self._model, data)
+        self._hole = rng.uniform(-1, 1, 3) * [HOLE, HOLE, HOLE_YAW]
+        data.qpos[:] = rng.uniform(-1, 1, 4) * [START, START, 0, START_YAW]
+        data.qpos[2] = DEPTH + rng.uniform(*START_HEIGHT)
+        data.mocap_quat[0] = [np.cos(self._hole[2] / 2), 0, 0, np.sin(self._hole[2] / 2)]
+        self._place_block()
+        self._paint(rng)
+        self._panel = int(rng.integers(2**32))
+        self._disturb_at = int(rng.integers(min(5, self.steps), max(self.steps // 2, 5) + 1))
+        angle = rng.uniform(0, 2 * np.pi)
+        self._push = PUSH * np.array([np.cos(angle), np.sin(angle)])
+        self._slide = self._draw_slide(rng)
+        self._noise = np.random.default_rng(rng.integers(2**32))
+        self._target, self._step, self._done = self.pose, 0, False
+        still = np.zeros((READINGS, 6), np.float32), np.zeros(READINGS, np.bool_)
+        self._image = None
+        return self._observe(*still), self._info()
+
+    def step(self, action: Any) -> tuple[dict, float, bool, bool, dict]:
+        """Move for 64 ms.
+
+        Args:
+            action: (4,), in [-1, 1]; what is beyond is cut off.
+
+        Returns:
+            Observation, reward, terminated (success), truncated (after ``steps``), info.
+
+        Raises:
+            UserError: the action has another shape or is not finite, or no episode was begun.
+        """
+        if self._step < 0:
+            raise UserError("step", got="no episode", expected="reset first", fix="call env.reset(seed=0)")
+        move = np.asarray(action, np.float64)
+        if move.shape != (4,) or not np.isfinite(move).all():
+            expected = "4 finite numbers in [-1, 1]: x, y, z, yaw"
+            raise UserError("action", got=str(action), expected=expected, fix="give env.action_space.sample() for example")
+        before = self.pose, self._block_pose()
+        goal = np.clip(self._target + move.clip(-1, 1) * MOVE, self.pose - LEASH, self.pose + LEASH).clip(*RANGE)
+        path = self._target + np.linspace(1 / READINGS, 1, READINGS)[:, None] * (goal - self._target)  # (32, 4)
+        since = self._step - self._disturb_at
+        if self.disturbance == "push":
+            self._data.xfrc_applied[self._hand, :2] = self._push if 0 <= since < PUSH_STEPS else 0
+        sliding = self.disturbance == "moving_hole" and 0 <= since < SLIDE_STEPS
+        forces, contacts = np.empty((READINGS, 6)), np.empty(READINGS, np.bool_)
+        for i in range(READINGS):
+            self._data.ctrl[:] = path[i]
+            if sliding:
+                self._hole[:2] += self._slide / (SLIDE_STEPS * READINGS)
+                self._place_block()
+            self._mujoco.mj_step(self._model, self._data)
+            forces[i] = self._data.sensordata
+            contacts[i] = self._data.ncon > 0  # nothing but the peg against the block and the table can touch
+        self._target, self._step = goal, self._step + 1
+        observation = self._observe((self._tare - forces).astype(np.float32), contacts, *before)
+        info = self._info()
+        reward = self._reward() + (self.steps - self._step if info["success"] and not self._done else 0)
+        self._done = self._done or info["success"]
+        return observation, float(reward), info["success"], self._step >= self.steps, info
+
+    def render(self) -> np.ndarray:
+        """The picture (s, s, 3) uint8 of now, without disturbances of the camera."""
+        if self._image is None:
+            self._image, _ = self._drawn()
+        return self._image.copy()
+
+    def close(self) -> None:
+        """Give the renderer's memory back; the environment can not be used after."""
+        if self._camera is not None:
+            self._camera.close()
+
+    def _reward(self) -> float:
+        x, y, z, _ = self._data.qpos
+        inserted = self.depth_inserted
+        away = np.hypot(x - self._hole[0], y - self._hole[1])
+        away = np.hypot(away, z - DEPTH) if not inserted else away
+        symmetry = SHAPES[self.shape].symmetry
+        aligned = 1 - abs(self.yaw_error) / (np.pi / symmetry) if symmetry else 1.0
+        return 0.4 * (1 - np.tanh(away / NEAR)) * (0.75 + 0.25 * aligned) + 0.6 * inserted / DEPTH
+
+    def _info(self) -> dict[str, Any]:
+        inserted = self.depth_inserted
+        return {"hole": self.hole, "depth_inserted": inserted, "success": inserted >= INSERTED * DEPTH}
+
+    def _observe(
+        self, force: np.ndarray, contact: np.ndarray, hand: np.ndarray | None = None, block: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
+        """What is sensed now; ``hand`` and ``block`` are the poses when the previous picture was taken."""
+        proprioception = np.concatenate([self._data.qpos, self._data.qvel]).astype(np.float32)
+        if not self.vision:
+            self._image = None
+            if self.disturbance == "noise":
+                dark = np.zeros((1, 1, 3), np.uint8), np.zeros((1, 1), np.float32)
+                _, _, force, proprioception = add_noise(*dark, force, proprioception, self._noise)
+            return {"force": force, "contact": contact, "proprioception": proprioception}
+        flow = np.zeros((self.size, self.size, 2), np.float32)
+        if self.flow and hand is not None:
+            flow = self._flow(hand, block)
+        self._image, self._depth = image, depth = self._drawn()
+        if self.disturbance == "occlusion":
+            image, depth = occlude(image, depth, np.random.default_rng(self._panel))
+        elif self.disturbance == "noise":
+            image, depth, force, proprioception = add_noise(image, depth, force, proprioception, self._noise)
+        image = image if image is not self._image else image.copy()
+        parts = {"image": image, "depth": depth.copy(), "force": force, "contact": contact, "proprioception": proprioception}
+        return parts | ({"flow": flow} if self.flow else {})
+
+    def _drawn(self) -> tuple[np.ndarray, np.ndarray]:
+        """The picture (s, s, 3) uint8 and the depth (s, s), m, of now."""
+        if self._camera is None:
+            self._camera = Camera(self._model, self._data, self.size)
+        self._mujoco.mj_kinematics(self._model, self._data)
+        self._mujoco.mj_camlight(self._model, self._data)
+        return self._camera.render(self._data)
+
+    def _flow(self, hand: np.ndarray, block: np.ndarray) -> np.ndarray:
+        """The flow from the previous picture, whose depth tells what each pixel shows: above the block only the hand is."""
+        height = self._camera.heights(self._depth)
+        held = height > DEPTH + MARGIN
+        if hand[2] < DEPTH + MARGIN:  # the tip is in the hole or beside the block
+            low = self._camera.box(hand[:3], SHAPES[self.shape].outer + MARGIN, DEPTH) & ~held
+            held[low] = inside_peg(self.shape, self._camera.points(self._depth, low), hand, MARGIN)
+        moves = [(held, hand, self.pose)]
+        if self.disturbance == "moving_hole":
+            moves.append((~held & (height > MARGIN), block, self._block_pose()))
+        return self._camera.flow(self._depth, moves)
+
+    def _block_pose(self) -> np.ndarray:
+        return np.array([*self._hole[:2], 0, self._hole[2]])
+
+    def _place_block(self) -> None:
+        self._data.mocap_pos[0, :2] = self._hole[:2]
+
+    def _draw_slide(self, rng: np.random.Generator) -> np.ndarray:
+        """A move of the block whose end is a place where the hole could have been at reset."""
+        while True:
+            angle = rng.uniform(0, 2 * np.pi)
+            slide = SLIDE * np.array([np.cos(angle), np.sin(angle)])
+            if (np.abs(self._hole[:2] + slide) <= HOLE + 1e-9).all():
+                return slide
+
+    def _paint(self, rng: np.random.Generator) -> None:
+        """Colours of peg, block and table that differ from one another, and a lamp somewhere above."""
+        hue = rng.uniform(0, 1)
+        colours = [_colour((hue + turn + rng.uniform(-0.08, 0.08)) % 1, rng) for turn in (0, 1 / 3, 2 / 3)]
+        self._model.geom_rgba[self._geoms["peg"], :3] = colours[0]
+        self._model.geom_rgba[self._blocks, :3] = colours[1]
+        self._model.geom_rgba[self._geoms["table"], :3] = 0.5 * colours[2] + 0.15
+        angle, tilt = rng.uniform(0, 2 * np.pi), rng.uniform(0.2, 0.9)
+        self._model.light_dir[self._lamp] = [np.sin(tilt) * np.cos(angle), np.sin(tilt) * np.sin(angle), -np.cos(tilt)]
+        self._model.light_diffuse[self._lamp] = rng.uniform(0.4, 0.8)
+
+
+def _colour(hue: float, rng: np.random.Generator) -> np.ndarray:
+    """A colour (3,) of a hue in [0, 1), drawn saturation and brightness."""
+    saturation, value = rng.uniform(0.4, 0.9), rng.uniform(0.6, 1.0)
+    distance = np.abs((hue * 6 - np.array([0, 2, 4]) + 3) % 6 - 3)  # from red, green and blue, in sixths of the circle
+    return value * (1 - saturation * np.clip(distance - 1, 0, 1))

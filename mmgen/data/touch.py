@@ -1,0 +1,188 @@
+"""Touch beside vision: readings of a force sensor, and the moments of manipulation episodes with what comes after each."""
+
+import bisect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from mmgen.data.episode_file import read_episode, read_moment
+from mmgen.data.flow import FlowProcessor
+from mmgen.data.image import DepthProcessor, ImageProcessor
+from mmgen.data.processors import Processor
+from mmgen.data.simulate.disturbances import add_noise, occlude
+from mmgen.data.vector import VectorProcessor
+from mmgen.errors import UserError, check_at_least, check_one_of
+
+LIGHT = ("action", "contact", "ee_forces_continuous", "proprio")  # kept in memory; a picture is read when it is asked for
+HEAVY = ("image", "depth_data", "optical_flow")
+FAR, NEAR = 0.06, 0.01  # m between the hands of touch that does not belong to what is seen
+CAMERA = ("occlusion", "noise")  # disturbances of senses alone, which stored episodes can be given
+
+
+@dataclass(frozen=True)
+class ForceProcessor:
+    """Readings (t, 6) of a force-torque sensor -> the newest as (6, readings), each channel standardised.
+
+    Args:
+        mean: 6 numbers, N and N m.
+        std: 6 numbers above 0.
+        readings: how many.
+
+    Raises:
+        UserError: fewer readings than that, another shape, or one that is not finite; a std that is not above 0.
+
+    >>> force = ForceProcessor([0.0] * 6, [2.0] * 6, readings=2)
+    >>> force(np.arange(18.0).reshape(3, 6))[0].tolist()
+    [3.0, 6.0]
+    """
+
+    mean: list[float]
+    std: list[float]
+    readings: int = 32
+    kind: ClassVar[str] = "force"
+
+    def __post_init__(self) -> None:
+        check_at_least("readings", self.readings, 1)
+        if len(self.mean) != 6 or len(self.std) != 6 or not min(self.std) > 0:
+            got = f"{len(self.mean)} means and stds {self.std}"
+            raise UserError("force", got=got, expected="6 means, and 6 stds > 0", fix="fit them with ForceProcessor.fit")
+
+    @classmethod
+    def fit(cls, readings: np.ndarray, newest: int = 32) -> "ForceProcessor":
+        """With the mean and standard deviation of readings (..., 6)."""
+        flat = np.asarray(readings, np.float64).reshape(-1, 6)
+        std = flat.std(0)
+        return cls(flat.mean(0).tolist(), np.where(std > 1e-9, std, 1.0).tolist(), newest)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(6, readings) of the tensors."""
+        return 6, self.readings
+
+    def __call__(self, value: np.ndarray) -> Tensor:
+        """(t, 6) -> (6, readings)."""
+        force = np.asarray(value, np.float64)
+        if force.ndim != 2 or force.shape[1] != 6 or len(force) < self.readings:
+            expected, fix = f"(t, 6) with t at least {self.readings}", "set readings to a smaller power of two"
+            raise UserError("force", got=f"shape {force.shape}", expected=expected, fix=fix)
+        force = force[-self.readings :]
+        if not np.isfinite(force).all():
+            got = force[~np.isfinite(force)][0].item()
+            raise UserError("force", got=got, expected="finite numbers", fix="drop the episode, or mark force as missing")
+        return torch.from_numpy(((force - self.mean) / self.std).T.astype(np.float32))  # (6, readings)
+
+    def decode(self, tensor: Tensor) -> np.ndarray:
+        """(6, readings) -> (readings, 6) in N and N m."""
+        return tensor.detach().double().cpu().numpy().T * self.std + self.mean
+
+
+def fit_processors(files: Sequence[str | Path], size: int, readings: int = 32) -> dict[str, Processor]:
+    """The processors of what a model of vision and touch reads and foretells, by name, fitted to the episodes in ``files``.
+
+    Raises:
+        UserError: no file, or one that cannot be used.
+    """
+    if not files:
+        raise UserError("episodes", got="none", expected="at least one file", fix="check the data card's split")
+    episodes = [read_episode(file, LIGHT) for file in files]
+    proprio = [episode["proprio"].astype(np.float64) for episode in episodes]
+    moves = np.concatenate([p[1:, :4] - p[:-1, :4] for p in proprio])
+    return {
+        "image": ImageProcessor(size),
+        "depth": DepthProcessor(size),
+        "force": ForceProcessor.fit(np.concatenate([e["ee_forces_continuous"] for e in episodes]), readings),
+        "proprioception": VectorProcessor.fit(torch.from_numpy(np.concatenate(proprio))),
+        "action": VectorProcessor.fit(torch.from_numpy(np.concatenate([e["action"][1:] for e in episodes]))),
+        "displacement": VectorProcessor.fit(torch.from_numpy(moves)),
+        "flow": FlowProcessor(size),
+    }
+
+
+def sensed(observation: Mapping[str, np.ndarray], processors: Mapping[str, Processor]) -> dict[str, Tensor]:
+    """The senses of one moment as tensors: of an environment's observation, or the same fields of an episode.
+
+    Args:
+        observation: ``image`` (s, s, 3) uint8, ``depth`` (s, s) m, ``force`` (r, 6) N and N m, ``proprioception`` (8,).
+        processors: by the same names; what has none is left out.
+    """
+    values = {**observation, "image": Image.fromarray(observation["image"])} if "image" in observation else observation
+    return {name: processors[name](values[name]) for name in values if name in processors}
+
+
+class Transitions(Sequence):
+    """The moments of episodes but the last of each: what is sensed, the move that is made then, and what comes of it.
+
+    Item i has ``image``, ``depth``, ``force``, ``proprioception`` and ``action`` as tensors; ``flow``, ``contact`` (1.0 if any
+    reading of the next step is one) and ``displacement`` of the next moment; and touch that does not belong to it, of a moment
+    of another episode at least 6 cm off, ``far_force`` and ``far_proprioception``, and of this episode at least 1 cm off,
+    ``near_...``. An episode without such a moment gives its farthest. Which it is depends on i alone.
+
+    Args:
+        files: of the episodes.
+        processors: as `fit_processors` gives them.
+        disturbance: "occlusion" or "noise" of the senses, drawn anew for each episode; None: as they are.
+
+    Raises:
+        UserError: a file cannot be used, or an unknown disturbance.
+    """
+
+    def __init__(
+        self, files: Sequence[str | Path], processors: Mapping[str, Processor], disturbance: str | None = None
+    ) -> None:
+        if disturbance is not None:
+            check_one_of("disturbance", disturbance, CAMERA)
+        self.files, self.processors, self.disturbance = list(files), processors, disturbance
+        self.episodes = [read_episode(file, LIGHT) for file in tqdm(self.files, "episodes", unit="file", delay=1)]
+        self.ends = list(accumulate(len(episode["proprio"]) - 1 for episode in self.episodes))
+
+    def __len__(self) -> int:
+        return self.ends[-1] if self.ends else 0
+
+    def place(self, index: int) -> tuple[int, int]:
+        """The number of the episode and the moment in it."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        episode = bisect.bisect_right(self.ends, index)
+        return episode, index - (self.ends[episode - 1] if episode else 0)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        number, t = self.place(index)
+        episode, rng, noise = self.episodes[number], np.random.default_rng(index), np.random.default_rng((index, 1))
+        seen = read_moment(self.files[number], t, HEAVY)
+        now = {"image": seen["image"], "depth": seen["depth_data"][..., 0].astype(np.float32), **self._touch(number, t)}
+        if self.disturbance == "occlusion":  # one panel an episode
+            now["image"], now["depth"] = occlude(now["image"], now["depth"], np.random.default_rng(number))
+        elif self.disturbance == "noise":
+            now = dict(zip(now, add_noise(*now.values(), noise)))
+        item = sensed(now, self.processors)
+        item["action"] = self.processors["action"](torch.from_numpy(episode["action"][t + 1]))
+        item["flow"] = self.processors["flow"](seen["optical_flow"])
+        item["contact"] = torch.tensor(float(episode["contact"][t + 1].any()))
+        proprio = episode["proprio"][t : t + 2, :4].astype(np.float64)
+        item["displacement"] = self.processors["displacement"](torch.from_numpy(proprio[1] - proprio[0]))
+        other = int(rng.integers(len(self.episodes) - 1)) if len(self.episodes) > 1 else number
+        other += other >= number and len(self.episodes) > 1
+        for name, (place, off) in {"far": (other, FAR), "near": (number, NEAR)}.items():
+            touch = self._touch(place, self._away(place, episode["proprio"][t, :3], off, rng))
+            if self.disturbance == "noise":
+                touch = dict(zip(touch, add_noise(now["image"], now["depth"], *touch.values(), noise)[2:]))
+            item |= {f"{name}_{sense}": value for sense, value in sensed(touch, self.processors).items()}
+        return item
+
+    def _touch(self, number: int, t: int) -> dict[str, np.ndarray]:
+        episode = self.episodes[number]
+        return {"force": episode["ee_forces_continuous"][t], "proprioception": episode["proprio"][t]}
+
+    def _away(self, number: int, from_place: np.ndarray, off: float, rng: np.random.Generator) -> int:
+        """A moment of an episode when the hand was at least ``off`` metres from a place, or was farthest from it."""
+        distance = np.linalg.norm(self.episodes[number]["proprio"][:, :3] - from_place, axis=1)
+        fitting = np.flatnonzero(distance >= off)
+        return int(rng.choice(fitting)) if len(fitting) else int(distance.argmax())

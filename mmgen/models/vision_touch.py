@@ -1,0 +1,300 @@
+"""Vision and touch in one code, learned from what a robot's own moves bring about: flow, contact, motion, and pairs."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Bernoulli, Independent
+
+from mmgen.data.batch import Batch
+from mmgen.errors import UserError, check_at_least, check_one_of
+from mmgen.latents.divergences import kl
+from mmgen.latents.fusion import product_of_experts, stack_experts
+from mmgen.latents.spaces import GaussianHead, StandardPrior, diagonal_normal, rsample
+from mmgen.modalities.flow import Flow, FlowDecoder
+from mmgen.modalities.image import PyramidEncoder
+from mmgen.modalities.kinds import check_values
+from mmgen.modalities.touch import SLOPE, ForceEncoder, StateEncoder
+from mmgen.models.base import Losses, Model
+from mmgen.models.missing import known, masked_mean
+
+VISION, TOUCH = ("image", "depth"), ("force", "proprioception")
+SENSES = (*VISION, *TOUCH)
+NEGATIVES = ("far", "near")  # touch of elsewhere, and of another moment of the same episode
+FINEST = 32  # side of the finest flow, in its own pixels
+WEIGHTS = {"flow": 10.0, "mask": 1.0, "contact": 1.0, "displacement": 1.0, "pairing": 1.0, "kl": 1e-4}
+
+
+class Prediction(NamedTuple):
+    """What comes of a move, and whether vision and touch are of one moment; None where the model has no such head.
+
+    Args:
+        contact: p(the hand touches something during the next step).
+        displacement: how the pose changes, (b, 4), standardised as the data's, as a unit Gaussian.
+        flow: where each pixel goes, (b, 2, h, w) of the finest scale, in pixels of the picture that was read.
+        pairing: p(vision and touch are of one moment).
+    """
+
+    contact: Bernoulli
+    displacement: Independent
+    flow: Flow | None
+    pairing: Bernoulli | None
+
+
+class VisionTouch(Model):
+    """q(z | senses), and by self-supervision what z must tell of the next moment, given the action a.
+
+    ``q(z | x) ∝ p(z) prod_i q(z | x_i)`` over the senses present, p(z) = N(0, 1), and h = f(z, a). The loss is the weighted
+    sum of
+
+    - ``flow``: ``|flow - flow_hat|``, the end-point error in pixels, mean over pixels and over the scales of the decoder,
+    - ``mask``: the binary cross-entropy of where there is flow,
+    - ``contact``: ``-log Bernoulli(c | h)``, contact in the next step,
+    - ``displacement``: ``-log N(d | g(h), 1)``, how the pose changes,
+    - ``pairing``: ``-1/2 log p(paired | z) - 1/2 log(1 - p(paired | z'))``, z' of the same vision and other touch,
+    - ``kl``: ``KL(q || p)``.
+
+    A batch holds senses: ``image`` (b, 3, s, s) in 0 to 1, ``depth`` (b, 1, s, s) in metres and 0 where unknown, ``force``
+    (b, 6, r) and ``proprioception`` (b, 8), standardised; the ``action`` (b, 4) of -1 to 1; and targets: ``flow`` (b, 2, s, s)
+    in pixels, ``contact`` (b,), ``displacement`` (b, 4), and other touch as ``far_force``, ``far_proprioception`` of another
+    place and ``near_...`` of another moment of the same episode. Any may be missing; a term is a mean over the items that have
+    what it needs.
+
+    Args:
+        senses: which of image, depth, force and proprioception it reads; the others are left out of any batch.
+        size: s, a power of two from 4 to 128.
+        latent_dim: size k of z.
+        variational: fuse by the product of experts; otherwise z is a perceptron of all features side by side, and q a point.
+        drop: in training each sense of each item is missing with this probability, so that any may be missing later.
+        readings: r of the force sensor, a power of two.
+        weights: of the terms, over `WEIGHTS`.
+
+    Raises:
+        UserError: an unknown sense or term, a size out of range; in use, no sense that the model reads, values that are not
+            finite or of another shape, a prediction without an action.
+
+    Source: Lee et al. 2019, Making Sense of Vision and Touch, arXiv 1810.10191, and its code. What differs: near negatives
+        (there only far ones, whose place alone betrays them), a perceptron and not a line tells pairs, the displacement and
+        not the next pose is predicted, scales are bounded (`GaussianHead`), senses drop out in training, and the weight of the
+        KL is 1e-4: by 0.05 of a sum over dimensions nothing is coded at all.
+
+    >>> model = VisionTouch(["force", "proprioception"], latent_dim=5)
+    >>> batch = Batch({"force": torch.zeros(2, 6, 32), "action": torch.zeros(2, 4)})
+    >>> model.predict(batch).contact.probs.shape, model.encode(batch).event_shape
+    (torch.Size([2]), torch.Size([5]))
+    """
+
+    name = "vision_touch"
+
+    def __init__(
+        self,
+        senses: Sequence[str] = SENSES,
+        size: int = 64,
+        latent_dim: int = 128,
+        variational: bool = True,
+        drop: float = 0.1,
+        readings: int = 32,
+        weights: dict[str, float] | None = None,
+    ) -> None:
+        super().__init__()
+        for sense in senses:
+            check_one_of("senses", sense, SENSES)
+        self.senses = tuple(sense for sense in SENSES if sense in senses)
+        if not self.senses:
+            raise UserError("senses", got="none", expected=f"one or more of {', '.join(SENSES)}", fix="leave it out for all")
+        if not 0 <= drop < 1:
+            raise UserError("drop", got=drop, expected="0 or more and below 1", fix="use 0.1")
+        for term, weight in (weights or {}).items():
+            check_at_least(f"weights.{check_one_of('weights', term, WEIGHTS)}", weight, 0)
+        self.drop, self.variational, self.weights = drop, variational, {**WEIGHTS, **(weights or {})}
+        self.shapes = {
+            "image": (3, size, size), "depth": (1, size, size), "force": (6, readings), "proprioception": (8,),
+            "action": (4,), "flow": (2, size, size), "contact": (), "displacement": (4,),
+        }  # fmt: skip
+        k = check_at_least("latent_dim", latent_dim, 1)
+        of_sense = {
+            "image": lambda: PyramidEncoder(3, size, last=k),
+            "depth": lambda: PyramidEncoder(1, size, (32, 64, 64, 64, 128), (3, 3, 4, 3, 3, 3), last=k),
+            "force": lambda: ForceEncoder(2 * k, readings),
+            "proprioception": lambda: StateEncoder([8, 32, 64, 128, 2 * k]),
+        }
+        self.encoders = nn.ModuleDict({sense: of_sense[sense]() for sense in self.senses})
+        dims = {sense: encoder.dim for sense, encoder in self.encoders.items()}
+        if variational:
+            self.heads = nn.ModuleDict({sense: GaussianHead(dim, k) for sense, dim in dims.items()})
+            self.prior = StandardPrior(k)
+        else:
+            wide = sum(dims.values()) + len(dims)
+            self.fuse = nn.Sequential(nn.Linear(wide, 128), nn.LeakyReLU(SLOPE), nn.Linear(128, k))
+        self.of_action = StateEncoder([4, 32, 32])
+        self.given_action = StateEncoder([32 + k, 128, k])
+        self.contact = nn.Linear(k, 1)
+        self.displacement = nn.Sequential(StateEncoder([k, 128, 64, 32]), nn.Linear(32, 4))
+        if "image" in self.senses:
+            self.scales = [i for i in range(len(self.encoders["image"].map_dims)) if size >> (i + 1) <= FINEST][::-1]
+            self.flow = FlowDecoder(k, [self.encoders["image"].map_dims[i] for i in self.scales])
+        if self._pairs:
+            self.pairing = nn.Sequential(StateEncoder([k, 128]), nn.Linear(128, 1))
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The senses that it reads, and the action."""
+        return (*self.senses, "action")
+
+    def losses(self, batch: Batch, phase: str = "train") -> Losses:
+        """The weighted terms of the class's documentation; of a model without a head, none for it."""
+        features, present = self._read(batch)
+        if self.training and self.drop:
+            present = {s: there & (torch.rand(there.shape, device=there.device) >= self.drop) for s, there in present.items()}
+        q = self._fused(features, present)
+        z = rsample(q)  # (b, k)
+        h, acts = self._given_action(batch, z)
+        terms = {}
+        for name in ("contact", "displacement"):
+            target = self._target(batch, name)
+            terms[name] = masked_mean(-self._after(h, name).log_prob(target), acts & _present(batch, name))
+        if "image" in self.senses:
+            rows = acts & _present(batch, "flow") & present["image"]
+            flow = self._flow(h, features["image"], present["image"])
+            terms["flow"], terms["mask"] = _flow_losses(flow, self._target(batch, "flow"), rows)
+        if self._pairs:
+            terms["pairing"] = self._pairing_loss(batch, features, present, z)
+        if self.variational:
+            terms["kl"] = kl(q, self.prior()).mean()
+        return Losses({name: self.weights[name] * term for name, term in terms.items()})
+
+    def encode(self, batch: Batch) -> Independent:
+        """q(z | the senses each item has), batch shape (b,), event (k,); without any the prior. A point has a scale of 0."""
+        return self._fused(*self._read(batch))
+
+    def decode(self, z: Tensor, to: str, action: Tensor | None = None) -> Bernoulli | Independent:
+        """p(contact | z, action), p(displacement | z, action) or p(pairing | z), z (b, k), action (b, 4).
+
+        Raises:
+            UserError: ``to`` is none of these, or the action is missing. Flow needs the picture too: see `predict`.
+        """
+        check_one_of("to", to, ["contact", "displacement", *(["pairing"] if self._pairs else [])])
+        if to == "pairing":
+            return Bernoulli(logits=_wide(self.pairing(z)).squeeze(-1), validate_args=False)
+        if action is None:
+            raise UserError("action", got="none", expected="(b, 4) numbers", fix="give the move whose outcome is asked for")
+        return self._after(self.given_action(torch.cat([self.of_action(action), z], 1)), to)
+
+    def predict(self, batch: Batch) -> Prediction:
+        """What comes of ``batch["action"]``, and whether the senses belong together, by the mean of q(z | senses).
+
+        Raises:
+            UserError: the batch has no action.
+        """
+        if "action" not in batch or not batch.present["action"].all():
+            raise UserError(
+                "action", got="none", expected="one for every item", fix="give the move whose outcome is asked for"
+            )
+        features, present = self._read(batch)
+        z = self._fused(features, present).mean  # (b, k)
+        h, _ = self._given_action(batch, z)
+        flow = self._flow(h, features["image"], present["image"]) if "image" in self.senses else None
+        pairing = self.decode(z, "pairing") if self._pairs else None
+        return Prediction(self._after(h, "contact"), self._after(h, "displacement"), flow, pairing)
+
+    @property
+    def _pairs(self) -> bool:
+        return any(s in VISION for s in self.senses) and any(s in TOUCH for s in self.senses)
+
+    def _read(self, batch: Batch, other: str = "") -> tuple[dict[str, object], dict[str, Tensor]]:
+        """Features of each sense, of an image its maps, and who has it; with ``other`` those of touch named so."""
+        senses = [sense for sense in self.senses if sense in TOUCH] if other else self.senses
+        names = {sense: f"{other}_{sense}" if other else sense for sense in senses}
+        if not other and not any(sense in batch for sense in senses):
+            got = f"a batch with {', '.join(batch.values)}"
+            raise UserError("senses", got=got, expected=f"one or more of {', '.join(senses)}", fix="check the names")
+        features, present = {}, {}
+        for sense, name in names.items():
+            x, there = self._target(batch, name, sense), _present(batch, name)
+            if sense == "depth":
+                x = torch.where((x > 1e-7) & (x < 2), x, 0.0)  # nothing is nearer, and what is farther is no part of the task
+            features[sense] = self.encoders[sense].maps(x) if sense == "image" else self.encoders[sense](x)
+            present[sense] = there
+        return features, present
+
+    def _target(self, batch: Batch, name: str, like: str = "") -> Tensor:
+        """The values of ``name`` (b, ...), 0 where an item lacks them."""
+        shape = self.shapes[like or name]
+        if name not in batch:
+            return next(self.parameters()).new_zeros(batch.size, *shape)
+        x = batch[name]
+        x = torch.where(batch.present[name].reshape(-1, *[1] * (x.ndim - 1)), x, 0)
+        check_values(name, x, "vector", shape)
+        return x
+
+    def _fused(self, features: dict[str, object], present: dict[str, Tensor]) -> Independent:
+        flat = {sense: x[-1].flatten(1) if isinstance(x, list) else x for sense, x in features.items()}
+        there = torch.stack([present[sense] for sense in flat])  # (m, b)
+        if self.variational:
+            experts = stack_experts([self.heads[sense](x) for sense, x in flat.items()])
+            return product_of_experts(experts, there)
+        z = _wide(self.fuse(known(list(flat.values()), there)))  # (b, k)
+        return diagonal_normal(z, torch.zeros_like(z))
+
+    def _given_action(self, batch: Batch, z: Tensor) -> tuple[Tensor, Tensor]:
+        """h (b, k), and which items have an action."""
+        of_action = self.of_action(self._target(batch, "action"))  # (b, 32)
+        return self.given_action(torch.cat([of_action, z.to(of_action.dtype)], 1)), _present(batch, "action")
+
+    def _after(self, h: Tensor, name: str) -> Bernoulli | Independent:
+        if name == "contact":
+            return Bernoulli(logits=_wide(self.contact(h)).squeeze(-1), validate_args=False)
+        mean = _wide(self.displacement(h))  # (b, 4)
+        return diagonal_normal(mean, torch.ones_like(mean))
+
+    def _flow(self, h: Tensor, maps: list[Tensor], there: Tensor) -> Flow:
+        """From the maps of the picture, 0 where it is missing."""
+        return self.flow(h, [torch.where(there[:, None, None, None], maps[i], 0.0) for i in self.scales])
+
+    def _pairing_loss(self, batch: Batch, features: dict, present: dict[str, Tensor], z: Tensor) -> Tensor:
+        """Half the cross-entropy of pairs and half that of no pairs, those of each kind alike."""
+        seen = torch.stack([present[s] for s in features if s in VISION]).any(0)  # (b,)
+        felt = torch.stack([present[s] for s in features if s in TOUCH]).any(0)
+        together = masked_mean(-self.decode(z, "pairing").log_prob(torch.ones_like(z[:, 0])), seen & felt)
+        apart = []
+        for other in NEGATIVES:
+            touch, there = self._read(batch, other)
+            felt = torch.stack(list(there.values())).any(0)
+            if not felt.any():
+                continue
+            there = {s: t & present[s] for s, t in there.items()}  # a sense that was dropped stays so
+            q = self._fused(features | touch, present | there)
+            p = self.decode(rsample(q), "pairing")
+            felt = torch.stack(list(there.values())).any(0)
+            apart.append(masked_mean(-p.log_prob(torch.zeros_like(z[:, 0])), seen & felt))
+        return together / 2 + sum(apart) / max(1, len(apart)) / 2
+
+
+def end_point_error(flow: Tensor, true: Tensor) -> Tensor:
+    """``|flow - true|``, the length of the difference at each pixel: (b, 2, h, w) each -> (b, h, w).
+
+    >>> end_point_error(torch.zeros(1, 2, 1, 1), torch.tensor([3.0, 4.0]).reshape(1, 2, 1, 1)).item()
+    5.0
+    """
+    return (flow - true).square().sum(1).clamp(min=1e-12).sqrt()  # the root of 0 has no gradient
+
+
+def _flow_losses(flow: Flow, true: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The end-point error, a mean over pixels and scales, and the cross-entropy of the mask, means over ``rows``."""
+    moved = (true != 0).any(1, keepdim=True).to(true.dtype)  # (b, 1, s, s)
+    scales = [*flow.scales[:-1], flow.finest]
+    errors = [end_point_error(f, nn.functional.adaptive_avg_pool2d(true, f.shape[2:])).mean((1, 2)) for f in scales]  # (b,)
+    share = nn.functional.adaptive_avg_pool2d(moved, flow.mask_logits.shape[2:])  # (b, 1, h, w)
+    mask = nn.functional.binary_cross_entropy_with_logits(_wide(flow.mask_logits), share, reduction="none").mean((1, 2, 3))
+    return masked_mean(torch.stack(errors).mean(0), rows), masked_mean(mask, rows)
+
+
+def _present(batch: Batch, name: str) -> Tensor:
+    if name in batch:
+        return batch.present[name]
+    return torch.zeros_like(next(iter(batch.present.values())))
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))  # half precision is too coarse for log-probabilities

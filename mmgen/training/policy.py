@@ -1,0 +1,190 @@
+"""Policies by proximal policy optimisation of stable-baselines3, on codes of what environments show; saved without pickle."""
+
+import csv
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from mmgen.data.batch import Batch
+from mmgen.errors import UserError
+from mmgen.models.vision_touch import VisionTouch
+
+try:
+    import gymnasium
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+    from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper
+except ImportError as missing:
+    fix = "pip install 'mmgen[robotics]'"
+    raise UserError("policy", got=str(missing), expected="stable-baselines3 and gymnasium", fix=fix) from missing
+
+CURVE = ("step", "episodes", "success", "reward")
+
+
+class CodedEnvironments(VecEnvWrapper):
+    """Environments side by side, of whose observations a policy sees what ``code`` makes of all of them at once.
+
+    Args:
+        environments: one or more, each made by a function.
+        code: observations, name -> (n, ...), -> what the policy sees, (n, k) or name -> (n, ...).
+        scale: multiplies the rewards.
+    """
+
+    def __init__(
+        self,
+        environments: Sequence[Callable[[], Any]],
+        code: Callable[[Mapping[str, np.ndarray]], np.ndarray | dict[str, np.ndarray]],
+        scale: float = 1.0,
+    ) -> None:
+        inner = DummyVecEnv(list(environments))
+        self.code, self.scale = code, scale
+        first = inner.observation_space.sample()
+        seen = code({name: np.asarray(value)[None] for name, value in first.items()})
+        space = gymnasium.spaces.Dict({n: _box(v) for n, v in seen.items()}) if isinstance(seen, dict) else _box(seen)
+        super().__init__(inner, observation_space=space)
+
+    def reset(self) -> Any:
+        """What all show at first."""
+        return self.code(self.venv.reset())
+
+    def step_wait(self) -> tuple[Any, np.ndarray, np.ndarray, list[dict[str, Any]]]:
+        """What all show next, their rewards, which have ended, and more of each; one that has ended begins anew."""
+        observations, rewards, ended, infos = self.venv.step_wait()
+        for info in infos:
+            if (last := info.get("terminal_observation")) is not None:  # of a truncated episode its value is asked for
+                seen = self.code({name: np.asarray(value)[None] for name, value in last.items()})
+                info["terminal_observation"] = {n: v[0] for n, v in seen.items()} if isinstance(seen, dict) else seen[0]
+        return self.code(observations), rewards * self.scale, ended, infos
+
+
+class Encoders(BaseFeaturesExtractor):
+    """The encoders of a model of vision and touch below a policy, trained with it: the mean of q(z | senses)."""
+
+    def __init__(self, observation_space: Any, model: VisionTouch, dim: int) -> None:
+        super().__init__(observation_space, dim)
+        self.model = model
+
+    def forward(self, observations: dict[str, Tensor]) -> Tensor:
+        """Senses, name -> (b, ...), -> (b, k)."""
+        return self.model.encode(Batch(observations)).mean
+
+
+class Curve(BaseCallback):
+    """Writes how training goes to ``curve.csv`` and the newest weights to ``checkpoint.safetensors``, once an update."""
+
+    def __init__(self, folder: Path, steps: int) -> None:
+        super().__init__()
+        self.folder, self.steps = folder, steps
+        self.successes: list[bool] = []
+        self.rewards: list[float] = []
+
+    def _on_training_start(self) -> None:
+        self.bar = tqdm(total=self.steps, initial=self.num_timesteps, desc=self.folder.name, unit="step", dynamic_ncols=True)
+
+    def _on_step(self) -> bool:
+        ended = [info for info, done in zip(self.locals["infos"], self.locals["dones"]) if done]
+        self.successes += [bool(info["success"]) for info in ended]
+        self.rewards.append(float(np.mean(self.locals["rewards"])))
+        self.bar.update(len(self.locals["infos"]))
+        return True
+
+    def _on_rollout_end(self) -> None:
+        file, new = self.folder / "curve.csv", not (self.folder / "curve.csv").is_file()
+        success = f"{np.mean(self.successes):.4f}" if self.successes else ""
+        with file.open("a", newline="") as stream:
+            writer = csv.writer(stream)
+            if new:
+                writer.writerow(CURVE)
+            writer.writerow([self.num_timesteps, len(self.successes), success, f"{np.mean(self.rewards):.5f}"])
+        self.bar.set_postfix(success=success)
+        self.successes, self.rewards = [], []
+        save_training(self.model, self.folder / "checkpoint.safetensors")
+
+    def _on_training_end(self) -> None:
+        self.bar.close()
+
+
+def fit_policy(ppo: PPO, steps: int, folder: Path) -> None:
+    """Train until ``steps`` steps of the environments are made, from the checkpoint in ``folder`` where there is one.
+
+    A resumed run goes on with new episodes: unlike `mmgen.training.loop.fit` it is not the run that was never stopped.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / "checkpoint.safetensors").is_file():
+        load_training(ppo, folder / "checkpoint.safetensors")
+    if ppo.num_timesteps < steps:
+        ppo.learn(steps - ppo.num_timesteps, callback=Curve(folder, steps), reset_num_timesteps=False)
+
+
+def save_training(ppo: PPO, file: Path) -> None:
+    """Weights, the optimiser's moments and the number of steps, whole or not at all."""
+    state = {f"policy.{name}": value.contiguous() for name, value in _own(ppo).items()}
+    for i, moments in ppo.policy.optimizer.state_dict()["state"].items():
+        state |= {f"optimizer.{i}.{name}": torch.as_tensor(value).clone() for name, value in moments.items()}
+    partial = file.with_suffix(".partial")
+    save_file(state, partial, metadata={"steps": str(ppo.num_timesteps)})
+    partial.replace(file)
+
+
+def load_training(ppo: PPO, file: Path) -> None:
+    """What `save_training` wrote.
+
+    Raises:
+        UserError: it is of another network, or damaged.
+    """
+    try:
+        with safe_open(str(file), "pt") as stream:
+            steps = int(stream.metadata()["steps"])
+        state = load_file(file)
+        weights = {name.removeprefix("policy."): v for name, v in state.items() if name.startswith("policy.")}
+        if weights.keys() != _own(ppo).keys():
+            raise RuntimeError(f"other tensors ({min(weights.keys() ^ _own(ppo).keys())}, ...)")
+        ppo.policy.load_state_dict(weights, strict=False)
+    except (SafetensorError, RuntimeError, OSError) as error:
+        raise UserError(
+            str(file), got=str(error).splitlines()[0], expected="this policy's weights", fix="delete it"
+        ) from error
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, value in state.items():
+        if name.startswith("optimizer."):
+            _, i, what = name.split(".")
+            moments.setdefault(int(i), {})[what] = value
+    optimizer = ppo.policy.optimizer
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    ppo.num_timesteps = steps
+
+
+def successes(ppo: PPO, environments: CodedEnvironments, episodes: int, seed: int, what: str) -> list[bool]:
+    """Whether the policy, without its noise, succeeds in each of so many episodes, begun from ``seed`` on."""
+    environments.seed(seed)
+    seen, found = environments.reset(), []
+    with tqdm(total=episodes, desc=what, unit="episode", dynamic_ncols=True) as bar:
+        # each environment plays as many: the first to end are those that succeed
+        left = [len(range(i, episodes, environments.num_envs)) for i in range(environments.num_envs)]
+        while any(left):
+            actions, _ = ppo.predict(seen, deterministic=True)
+            seen, _, ended, infos = environments.step(actions)
+            for i in np.flatnonzero(ended):
+                if left[i]:
+                    left[i] -= 1
+                    found.append(bool(infos[i]["success"]))
+                    bar.update()
+    return found
+
+
+def _own(ppo: PPO) -> dict[str, Tensor]:
+    """The policy's state, of encoders that actor and critic share once."""
+    names = {name for name, _ in (*ppo.policy.named_parameters(), *ppo.policy.named_buffers())}
+    return {name: value for name, value in ppo.policy.state_dict().items() if name in names}
+
+
+def _box(value: np.ndarray) -> Any:
+    return gymnasium.spaces.Box(-np.inf, np.inf, value.shape[1:], np.float32)

@@ -1,0 +1,261 @@
+"""Peg insertion by reinforcement learning on frozen codes of vision and touch, of either alone, and on the raw pose.
+
+mmgen train peg_policy full.from=runs/vision_touch vision.from=runs/vision_touch touch.from=runs/vision_touch
+mmgen train peg_policy --config all_arms seeds=3       # the raw pose, and encoders trained by the reward alone, too
+accelerate launch recipes/peg_policy/train.py --config recipes/peg_policy/gpu.yaml
+"""
+
+import csv
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from PIL import Image
+
+from mmgen.cli import main
+from mmgen.data.batch import Batch
+from mmgen.data.simulate.peg_insertion import DISTURBANCES, PegInsertion
+from mmgen.data.simulate.scene import SHAPES
+from mmgen.data.touch import sensed
+from mmgen.errors import UserError, check_at_least, check_one_of
+from mmgen.models.base import load
+from mmgen.models.vision_touch import TOUCH, VISION, VisionTouch
+from mmgen.training.config import FitConfig, section_of
+from mmgen.training.recipe import Recipe, load_recipe, read_json, run_details, stage_folder
+from mmgen.training.report import Sample, write_report
+
+VISION_TOUCH = sys.modules[load_recipe("vision_touch").config.__module__]
+# arm -> the senses that it reads: by a frozen code, "state" the raw proprioception, "scratch" by encoders that PPO trains
+ARMS = {
+    "full": (*VISION, *TOUCH),
+    "vision": VISION,
+    "touch": TOUCH,
+    "state": ("proprioception",),
+    "scratch": (*VISION, *TOUCH),
+}
+
+
+@dataclass
+class Policy:
+    """Proximal policy optimisation: ``steps`` of the environment in all, by ``environments`` side by side.
+
+    ``rollout`` steps of each environment make an update of ``epochs`` passes in batches of ``batch_size``. ``reward_scale``
+    multiplies the rewards that PPO sees.
+    """
+
+    steps: int = 40000
+    environments: int = 8
+    rollout: int = 128
+    batch_size: int = 256
+    epochs: int = 8
+    learning_rate: float = 0.0003
+    gamma: float = 0.97
+    entropy: float = 0.0
+    log_std: float = -0.7
+    hidden: list[int] = field(default_factory=lambda: [128, 64])
+    reward_scale: float = 0.1
+    shapes: list[str] = field(default_factory=lambda: ["round", "square"])
+    clearance: float = 0.003
+
+
+@dataclass
+class Evaluation:
+    """How many episodes an arm is tried on, of which shape, and under which disturbances beside none."""
+
+    episodes: int = 100
+    shape: str = "triangle"
+    disturbances: list[str] = field(default_factory=lambda: list(DISTURBANCES))
+
+
+@dataclass
+class Config:
+    """The config of the recipe ``peg_policy``: that of the codes, as in ``vision_touch``, the policy's, and its ``arms``."""
+
+    data: VISION_TOUCH.Data = field(default_factory=VISION_TOUCH.Data)
+    model: section_of(VisionTouch) = field(default_factory=section_of(VisionTouch))
+    fit: FitConfig = field(default_factory=FitConfig)
+    policy: Policy = field(default_factory=Policy)
+    arms: list[str] = field(default_factory=lambda: ["full", "vision", "touch"])
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    seed: int = 0
+    seeds: int = 1
+
+
+def check(config: Config) -> None:
+    """Arms, shapes and disturbances are known, and numbers in range."""
+    VISION_TOUCH.check(config)
+    policy = config.policy
+    for arm in config.arms:
+        check_one_of("arms", arm, ARMS)
+    for shape in (*policy.shapes, config.evaluation.shape):
+        check_one_of("shape", shape, SHAPES)
+    for disturbance in config.evaluation.disturbances:
+        check_one_of("evaluation.disturbances", disturbance, DISTURBANCES)
+    if not config.arms or not policy.shapes:
+        raise UserError("arms and policy.shapes", got="an empty list", expected="one or more", fix="leave it out")
+    for what in ("steps", "environments", "rollout", "batch_size", "epochs"):
+        check_at_least(f"policy.{what}", getattr(policy, what), 1)
+    check_at_least("evaluation.episodes", config.evaluation.episodes, 1)
+
+
+def train_code(config: Config, run: Path, resume: bool, stage: str) -> None:
+    """A code of the stage's senses, as in the recipe ``vision_touch``."""
+    VISION_TOUCH.train(config, run, resume, stage)
+
+
+def environment(config: Config, arm: str, shape: str, disturbance: str | None = None) -> PegInsertion:
+    """An environment that draws pictures only for who looks at them."""
+    seen = any(sense in VISION for sense in ARMS[arm])
+    size, clearance = config.data.size, config.policy.clearance
+    return PegInsertion(shape, size, clearance, disturbance=disturbance, flow=False, vision=seen)
+
+
+def coded_by(model: VisionTouch | None, arm: str, processors: Mapping[str, Any]) -> Callable[[Mapping[str, np.ndarray]], Any]:
+    """What a policy sees of observations (n, ...): the mean of q(z | senses), the standardised state, or the senses."""
+
+    @torch.no_grad()
+    def code(observations: Mapping[str, np.ndarray]) -> Any:
+        n = len(next(iter(observations.values())))
+        rows = [sensed({sense: observations[sense][i] for sense in ARMS[arm]}, processors) for i in range(n)]
+        senses = {sense: torch.stack([row[sense] for row in rows]) for sense in ARMS[arm]}  # (n, ...)
+        if arm == "state":
+            return senses["proprioception"].numpy()
+        if arm == "scratch":
+            return {sense: value.numpy() for sense, value in senses.items()}
+        return model.encode(Batch(senses).to(model.step.device)).mean.float().cpu().numpy()  # (n, k)
+
+    return code
+
+
+def environments(config: Config, run: Path, arm: str, shapes: Sequence[str], disturbance: str | None = None) -> Any:
+    """As many as the config says, of the shapes in turn, their observations coded as the arm has it."""
+    from mmgen.training.policy import CodedEnvironments
+
+    model = load(stage_folder(RECIPE, run, arm if arm in STAGES else "full")).to(PartialState().device)
+    code = coded_by(None if arm in ("state", "scratch") else model, arm, model.processors)
+    made = [partial(environment, config, arm, shapes[i % len(shapes)], disturbance) for i in range(config.policy.environments)]
+    return CodedEnvironments(made, code, config.policy.reward_scale)
+
+
+def make_ppo(config: Config, arm: str, seen: Any) -> Any:
+    """PPO with a small perceptron on the code; of "scratch" with the encoders below it."""
+    from stable_baselines3 import PPO
+
+    from mmgen.training.policy import Encoders
+
+    policy, network = config.policy, "MlpPolicy"
+    kwargs: dict[str, Any] = {"net_arch": policy.hidden, "log_std_init": policy.log_std}
+    if arm == "scratch":
+        torch.manual_seed(config.seed)
+        model = VisionTouch(**{**asdict(config.model), "senses": ARMS[arm], "size": config.data.size, "drop": 0.0})
+        kwargs |= {"features_extractor_class": Encoders}
+        kwargs |= {"features_extractor_kwargs": {"model": model, "dim": config.model.latent_dim}}
+        network = "MultiInputPolicy"
+    return PPO(
+        network, seen, learning_rate=policy.learning_rate, n_steps=policy.rollout, batch_size=policy.batch_size,
+        n_epochs=policy.epochs, gamma=policy.gamma, ent_coef=policy.entropy, policy_kwargs=kwargs, seed=config.seed,
+        device=PartialState().device,
+    )  # fmt: skip
+
+
+def train_policies(config: Config, run: Path, resume: bool) -> None:
+    """Train each arm's policy; those that are done are left, and the one that was stopped goes on."""
+    from mmgen.training.policy import fit_policy, save_training
+
+    folder = stage_folder(RECIPE, run, "policy")
+    for arm in config.arms:
+        file = folder / arm / "policy.safetensors"
+        if file.is_file():
+            continue
+        seen = environments(config, run, arm, config.policy.shapes)
+        ppo = make_ppo(config, arm, seen)
+        fit_policy(ppo, config.policy.steps, folder / arm)
+        save_training(ppo, file)
+        seen.close()
+    (folder / "model").mkdir(exist_ok=True)  # the stage is done
+
+
+def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
+    """``success_ARM`` on the evaluation's shape, and ``success_ARM_DISTURBANCE``."""
+    from mmgen.training.policy import load_training, successes
+
+    figures, settings = {}, config.evaluation
+    for arm in config.arms:
+        for disturbance in (None, *settings.disturbances):
+            seen = environments(config, run, arm, [settings.shape], disturbance)
+            ppo = make_ppo(config, arm, seen)
+            load_training(ppo, stage_folder(RECIPE, run, "policy") / arm / "policy.safetensors")
+            what = f"{arm} {disturbance or settings.shape}"
+            found = successes(ppo, seen, settings.episodes, 10_000 + config.seed, what)
+            figures[f"success_{arm}" + (f"_{disturbance}" if disturbance else "")] = sum(found) / len(found)
+            if disturbance is None and any(sense in VISION for sense in ARMS[arm]):
+                write_film(run / "samples" / f"{split}_{arm}.gif", ppo, seen)
+            seen.close()
+    return figures
+
+
+def write_film(file: Path, ppo: Any, seen: Any) -> None:
+    """One episode, as the camera sees it."""
+    file.parent.mkdir(exist_ok=True)
+    seen.seed(20_000)
+    observations, frames, ended = seen.reset(), [], False
+    while not ended:
+        frames.append(Image.fromarray(seen.venv.envs[0].render()).resize((256, 256), Image.Resampling.NEAREST))
+        actions, _ = ppo.predict(observations, deterministic=True)
+        observations, _, done, _ = seen.step(actions)
+        ended = bool(done[0])
+    frames[0].save(file, save_all=True, append_images=frames[1:], duration=64, loop=0)
+
+
+def curves(folder: Path, arms: Sequence[str]) -> dict[str, list[dict[str, str]]]:
+    """Each arm's ``curve.csv``."""
+    found = {}
+    for arm in arms:
+        with (folder / arm / "curve.csv").open(newline="") as stream:
+            found[arm] = list(csv.DictReader(stream))
+    return found
+
+
+def report(run: Path, config: Config) -> None:
+    """Write ``report.html`` and ``README.md`` from the metrics and curves in ``run``."""
+    details, table, lines = run_details(run), {}, ["# Peg insertion by what a policy sees", ""]
+    for split, figures in read_json(run / "metrics.json").items():
+        table[split] = {arm: {} for arm in config.arms}
+        for key, value in figures.items():
+            arm, _, disturbance = key.removeprefix("success_").partition("_")
+            table[split][arm][f"success {disturbance}".strip()] = value
+        lines += ["| figure | |", "| --- | ---: |", *(f"| {key} | {value:.3f} |" for key, value in figures.items()), ""]
+    grown = [
+        f"{arm} after {row['step']} steps: success {row['success'] or '-'} of {row['episodes']} episodes"
+        for arm, rows in curves(stage_folder(RECIPE, run, "policy"), config.arms).items()
+        for row in rows
+    ]
+    samples = [
+        Sample(file.read_bytes(), {"seen by": file.stem.partition("_")[2]}, group="one episode")
+        for file in sorted((run / "samples").glob("*.gif"))
+    ]
+    (run / "README.md").write_text("\n".join([*lines, "```sh", details["command"], "```", ""]))
+    summary = f"Share of {config.evaluation.episodes} episodes with a {config.evaluation.shape} peg in which it is inserted."
+    write_report(run / "report.html", "Peg insertion", table, samples, details | {"curves": "\n".join(grown)}, summary)
+
+
+STAGES = {stage: partial(train_code, stage=stage) for stage in VISION_TOUCH.STAGES}
+RECIPE = Recipe(
+    name="peg_policy",
+    config=Config,
+    stages={**STAGES, "policy": train_policies},
+    main="full",
+    evaluate=evaluate,
+    splits=("test",),
+    report=report,
+    check=check,
+)
+
+if __name__ == "__main__":
+    sys.exit(main(["train", "peg_policy", *sys.argv[1:]]))

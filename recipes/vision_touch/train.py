@@ -1,0 +1,247 @@
+"""Vision and touch in one code by self-supervision, and what is left of it when the camera is covered or the hand is pushed.
+
+mmgen train vision_touch                               # peg insertion, simulated the first time; pip install 'mmgen[robotics]'
+accelerate launch recipes/vision_touch/train.py --config recipes/vision_touch/gpu.yaml
+"""
+
+import inspect
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from PIL import Image
+from torchvision.utils import flow_to_image
+from tqdm.auto import tqdm
+
+from mmgen.cli import main
+from mmgen.data.batch import Batch, collate
+from mmgen.data.cards import check_column, open_card, read_card
+from mmgen.data.touch import CAMERA, Transitions, fit_processors
+from mmgen.errors import UserError, check_at_least
+from mmgen.models.base import load
+from mmgen.models.vision_touch import NEGATIVES, TOUCH, VISION, VisionTouch, end_point_error
+from mmgen.training.config import FitConfig, section_of
+from mmgen.training.loop import fit
+from mmgen.training.model_card import ModelCard, contact_sheet, write_model_card
+from mmgen.training.recipe import Recipe, read_json, run_details, stage_folder
+from mmgen.training.report import Sample, write_report
+
+AT_ONCE = 128  # moments that are read together in evaluation
+SHOWN = 12  # moments in the report
+GIVEN = ("senses", "size")  # what stages and data decide
+STAGES = {"full": (*VISION, *TOUCH), "vision": VISION, "touch": TOUCH}
+PUSHED = ("push", "moving_hole")  # disturbances of the world, each a split of the card, ``test_NAME``
+
+
+@dataclass
+class Data:
+    """A data card whose column ``episode`` holds paths of HDF5 files; the pictures' ``size``; how many episodes (0: all)."""
+
+    card: str = "peg_insertion"
+    size: int = 64
+    episodes: int = 0
+
+
+@dataclass
+class Config:
+    """The config of the recipe ``vision_touch``: a model of all senses, and one of vision and one of touch alone."""
+
+    data: Data = field(default_factory=Data)
+    model: section_of(VisionTouch) = field(default_factory=section_of(VisionTouch))
+    fit: FitConfig = field(default_factory=FitConfig)
+    seed: int = 0
+    seeds: int = 1
+
+
+def check(config: Config) -> None:
+    """The card has episodes; stages and data decide what they have to."""
+    check_column(read_card(config.data.card), "episode", "episode", "id")
+    check_at_least("data.episodes", config.data.episodes, 0)
+    for name in GIVEN:
+        value, default = getattr(config.model, name), inspect.signature(VisionTouch).parameters[name].default
+        if value != default and list(value or []) != list(default):
+            fix = "set data.size" if name == "size" else "leave it out"
+            raise UserError(f"model.{name}", got=value, expected="what the stages and the data decide", fix=fix)
+
+
+def files(data: Data, split: str) -> list[str]:
+    """The episodes of a split."""
+    simulated = any("simulator" in source for source in read_card(data.card).sources)
+    options = {"size": data.size, "episodes": data.episodes} if simulated else {}
+    return open_card(data.card, split, limit=data.episodes or None, **options)["episode"][:]
+
+
+def train(config: Config, run: Path, resume: bool, stage: str = "full") -> None:
+    """Train a model of the stage's senses on the moments of the card's training episodes; its validation split is not read."""
+    torch.manual_seed(config.seed)
+    episodes = files(config.data, "train")
+    model = VisionTouch(**{**asdict(config.model), "senses": STAGES[stage], "size": config.data.size})
+    model.processors |= fit_processors(episodes, config.data.size, config.model.readings)
+    data = Transitions(episodes, model.processors)
+    fit(model, data, replace(config.fit, seed=config.seed), stage_folder(RECIPE, run, stage), resume=resume)
+
+
+def batches(data: Transitions, what: str) -> Iterator[Batch]:
+    """All moments."""
+    for start in tqdm(range(0, len(data), AT_ONCE), desc=what, dynamic_ncols=True):
+        rows = [data[i] for i in range(start, min(start + AT_ONCE, len(data)))]
+        yield collate(rows).to(PartialState().device)
+
+
+@torch.no_grad()
+def scores(model: VisionTouch, data: Transitions, what: str, without: Sequence[str] = ()) -> dict[str, float]:
+    """The figures of one model on all moments, with some senses missing.
+
+    ``contact_accuracy``; ``pairing_accuracy`` and ``pairing_accuracy_hard``, the mean of the shares of pairs and of far, or
+    near, touch that are told right; ``flow_epe_ratio``, the mean end-point error at the picture's own resolution over that of
+    no flow; ``pose_error_ratio``, the mean error of the displacement, standardised, over that of no motion.
+    """
+    sums: dict[str, float] = {}
+
+    def add(name: str, values: torch.Tensor) -> None:
+        sums[name] = sums.get(name, 0.0) + values.double().sum().item()
+
+    still = -torch.tensor(model.processors["displacement"].mean) / torch.tensor(model.processors["displacement"].std)
+    for batch in batches(data, what):
+        senses = batch.without(*without)
+        found = model.predict(senses)
+        add("moments", torch.ones(batch.size))
+        add("contact", (found.contact.probs > 0.5) == (batch["contact"] > 0.5))
+        add("touching", batch["contact"])
+        for name, guess in (("pose", found.displacement.mean), ("still", still.to(model.step.device))):
+            add(name, (guess - batch["displacement"]).square().sum(1).sqrt())
+        if found.flow is not None and "image" in senses:
+            flow = torch.nn.functional.interpolate(found.flow.finest, batch["flow"].shape[2:], mode="bilinear")
+            add("flow", end_point_error(flow, batch["flow"]))
+            add("no_flow", end_point_error(torch.zeros_like(flow), batch["flow"]))
+        if found.pairing is None or not all(any(s in senses for s in group) for group in (VISION, TOUCH)):
+            continue
+        add("paired", found.pairing.probs > 0.5)
+        for other in NEGATIVES:
+            swapped = {s: batch[f"{other}_{s}"] for s in TOUCH if s in senses}
+            q = model.encode(Batch({**senses.values, **swapped}, present=senses.present))
+            add(other, model.decode(q.mean, "pairing").probs <= 0.5)
+    n = sums["moments"]
+    figures = {"contact_accuracy": sums["contact"] / n, "pose_error_ratio": sums["pose"] / sums["still"]}
+    if sums.get("no_flow"):
+        figures["flow_epe_ratio"] = sums["flow"] / sums["no_flow"]
+    if "paired" in sums:
+        figures["pairing_accuracy"] = (sums["paired"] + sums["far"]) / (2 * n)
+        figures["pairing_accuracy_hard"] = (sums["paired"] + sums["near"]) / (2 * n)
+    figures["contact_accuracy_chance"] = max(sums["touching"], n - sums["touching"]) / n
+    return figures
+
+
+def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
+    """`scores` of the model of all senses, ``_vision`` and ``_touch`` of the others, and ``_NAME`` under each disturbance.
+
+    ``_occlusion`` and ``_noise`` change the split's senses; ``_no_NAME`` takes a sense, or all of vision or touch, away
+    without training anew; ``_push`` and ``_moving_hole`` are the card's splits of these, with ``test`` only.
+    ``occlusion_kept`` is what is left under occlusion of the contact accuracy above chance.
+    """
+    device = PartialState().device
+    models = {stage: load(stage_folder(RECIPE, run, stage)).to(device) for stage in STAGES}
+    episodes, full = files(config.data, split), models["full"]
+    data = Transitions(episodes, full.processors)
+    figures = scores(full, data, split)
+    found = {stage: scores(models[stage], data, f"{stage} alone") for stage in ("vision", "touch")}
+    found |= {name: scores(full, Transitions(episodes, full.processors, name), name) for name in CAMERA}
+    gone = {**{sense: (sense,) for sense in full.senses}, "vision": VISION, "touch": TOUCH}
+    found |= {f"no_{name}": scores(full, data, f"without {name}", senses) for name, senses in gone.items()}
+    if split == "test":
+        pushed = {name: Transitions(files(config.data, f"test_{name}"), full.processors) for name in PUSHED}
+        found |= {name: scores(full, one, name) for name, one in pushed.items()}
+    for name, of in found.items():
+        same = of["contact_accuracy_chance"] == figures["contact_accuracy_chance"]
+        figures |= {f"{key}_{name}": value for key, value in of.items() if not (same and key == "contact_accuracy_chance")}
+    chance = figures["contact_accuracy_chance"]
+    above = {name: figures[f"contact_accuracy{name}"] - chance for name in ("", "_occlusion")}
+    figures["occlusion_kept"] = above["_occlusion"] / above[""] if above[""] > 0 else 0.0
+    write_samples(run, split, full, data)
+    return figures
+
+
+@torch.no_grad()
+def write_samples(run: Path, split: str, model: VisionTouch, data: Transitions) -> None:
+    """Moments with what was foretold of them: the picture, the true flow and the predicted one."""
+    folder = run / "samples"
+    folder.mkdir(exist_ok=True)
+    places = torch.linspace(0, len(data) - 1, min(SHOWN, len(data))).long().tolist()
+    batch = collate([data[i] for i in places]).to(model.step.device)
+    found = model.predict(batch)
+    flow = torch.nn.functional.interpolate(found.flow.finest, batch["flow"].shape[2:], mode="bilinear")
+    flows = [flow_to_image(torch.cat([true, ours], 2).cpu()) for true, ours in zip(batch["flow"], flow)]
+    lines = []
+    for i, place in enumerate(places):
+        picture = model.processors["image"].decode(batch["image"][i])
+        sheet = Image.new("RGB", (3 * 96 + 8, 96), "#5c6773")
+        parts = [picture, *(Image.fromarray(half.permute(1, 2, 0).numpy()) for half in flows[i].chunk(2, 2))]
+        for column, part in enumerate(parts):
+            sheet.paste(part.resize((96, 96), Image.Resampling.NEAREST), (column * 100, 0))
+        sheet.save(folder / f"{split}_{i:02d}.png")
+        number, t = data.place(place)
+        said = "touches" if batch["contact"][i] else "does not touch"
+        lines.append(
+            f"episode {number}, moment {t}: p(contact next) {found.contact.probs[i]:.2f}, it {said}; "
+            f"p(of one moment) {found.pairing.probs[i]:.2f}"
+        )
+    (folder / f"{split}.txt").write_text("\n".join(lines) + "\n")
+
+
+def report(run: Path, config: Config) -> None:
+    """Write ``report.html`` and ``README.md`` from the metrics and samples that evaluations left in ``run``."""
+    card, details, table, samples = read_card(config.data.card), run_details(run), {}, []
+    keys = ("contact_accuracy", "pairing_accuracy", "pairing_accuracy_hard", "flow_epe_ratio", "pose_error_ratio")
+    for split, figures in read_json(run / "metrics.json").items():
+        ends = dict.fromkeys(key.removeprefix("contact_accuracy") for key in figures if key.startswith("contact_accuracy"))
+        table[split] = {
+            end.removeprefix("_").replace("_", " ") or "all senses": {k: figures[k + end] for k in keys if k + end in figures}
+            for end in ends
+        }
+        for i, line in enumerate((run / "samples" / f"{split}.txt").read_text().splitlines()):
+            content = (run / "samples" / f"{split}_{i:02d}.png").read_bytes()
+            samples.append(Sample(content, {"foretold": line}, group=f"{split}: picture, true flow, predicted flow"))
+    summary = (
+        "What a move will bring about, foretold from what is seen and felt: whether the hand touches something, where each "
+        "pixel goes, how the pose changes; and whether vision and touch are of one moment. Ratios are of errors over those "
+        "of predicting no flow, or no motion."
+    )
+    write_report(run / "report.html", f"Vision and touch on {card.name}", table, samples, details, summary)
+    contact_sheet(samples[:SHOWN]).save(run / "samples" / "samples.png")
+    write_model_card(run / "README.md", ModelCard(
+        name=f"vision-touch-{card.name}",
+        description="A code of camera, depth, wrist forces and proprioception, learned by self-supervision.",
+        license="apache-2.0",
+        task="robotics",
+        data=card.name,
+        data_license=str(card.front["license"]),
+        table=table,
+        command=details["command"],
+        picture="samples/samples.png",
+        intended_use="Representations for policies of contact-rich manipulation, and their study.",
+        limitations=[
+            "Trained on one simulated scene: a real robot's sensors differ.",
+            "Flow is that of a fixed camera.",
+        ],
+        tags=["vision-touch", "robotics"],
+    ))  # fmt: skip
+
+
+RECIPE = Recipe(
+    name="vision_touch",
+    config=Config,
+    stages={stage: partial(train, stage=stage) for stage in STAGES},
+    main="full",
+    evaluate=evaluate,
+    splits=("test", "validation"),
+    report=report,
+    check=check,
+    above={"contact_accuracy": ("contact_accuracy_vision", "contact_accuracy_touch")},
+)
+
+if __name__ == "__main__":
+    sys.exit(main(["train", "vision_touch", *sys.argv[1:]]))
