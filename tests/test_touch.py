@@ -79,7 +79,7 @@ def test_touch_of_elsewhere_is_far_and_of_the_episode_is_near(data):
 
 
 def test_items_do_not_depend_on_what_was_read_before(data, files):
-    again = Transitions(files, data.processors)
+    again = Transitions(files, data.processors, in_memory=True)
     for i in (5, 0, 11):
         assert all(torch.equal(value, again[i][name]) for name, value in data[i].items())
     assert any(not torch.equal(data[0][f"far_{s}"], data[1][f"far_{s}"]) for s in ("force", "proprioception"))

@@ -129,18 +129,24 @@ class Transitions(Sequence):
         files: of the episodes.
         processors: as `fit_processors` gives them.
         disturbance: "occlusion" or "noise" of the senses, drawn anew for each episode; None: as they are.
+        in_memory: keep pictures in memory too, 11 bytes a pixel and moment; otherwise each is read when it is asked for.
 
     Raises:
         UserError: a file cannot be used, or an unknown disturbance.
     """
 
     def __init__(
-        self, files: Sequence[str | Path], processors: Mapping[str, Processor], disturbance: str | None = None
+        self,
+        files: Sequence[str | Path],
+        processors: Mapping[str, Processor],
+        disturbance: str | None = None,
+        in_memory: bool = False,
     ) -> None:
         if disturbance is not None:
             check_one_of("disturbance", disturbance, CAMERA)
         self.files, self.processors, self.disturbance = list(files), processors, disturbance
-        self.episodes = [read_episode(file, LIGHT) for file in tqdm(self.files, "episodes", unit="file", delay=1)]
+        fields = (*LIGHT, *HEAVY) if in_memory else LIGHT
+        self.episodes = [read_episode(file, fields) for file in tqdm(self.files, "episodes", unit="file", delay=1)]
         self.ends = list(accumulate(len(episode["proprio"]) - 1 for episode in self.episodes))
 
     def __len__(self) -> int:
@@ -156,7 +162,7 @@ class Transitions(Sequence):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         number, t = self.place(index)
         episode, rng, noise = self.episodes[number], np.random.default_rng(index), np.random.default_rng((index, 1))
-        seen = read_moment(self.files[number], t, HEAVY)
+        seen = {n: episode[n][t] for n in HEAVY if n in episode} or read_moment(self.files[number], t, HEAVY)
         now = {"image": seen["image"], "depth": seen["depth_data"][..., 0].astype(np.float32), **self._touch(number, t)}
         if self.disturbance == "occlusion":  # one panel an episode
             now["image"], now["depth"] = occlude(now["image"], now["depth"], np.random.default_rng(number))

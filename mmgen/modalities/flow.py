@@ -56,6 +56,7 @@ class FlowDecoder(nn.Module):
             channels.append(width + of_map + 2)
         self.flows = nn.ModuleList(nn.Conv2d(c, 2, 3, padding=1) for c in channels)
         self.mask = nn.Conv2d(channels[-1], 1, 3, padding=1)
+        self.to(memory_format=torch.channels_last)  # as the maps are
 
     def forward(self, z: Tensor, maps: Sequence[Tensor]) -> Flow:
         """z (b, k), maps (b, c_i, h_i, w_i), coarse to fine, each of twice the side -> the flow at each of their sizes."""

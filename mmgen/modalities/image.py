@@ -229,10 +229,11 @@ class PyramidEncoder(nn.Module):
             nn.init.kaiming_normal_(convolution.weight, 0.1)
             nn.init.zeros_(convolution.bias)
             self.layers.append(nn.Sequential(convolution, nn.LeakyReLU(0.1)))
+        self.to(memory_format=torch.channels_last)  # twice as fast on a CPU
 
     def maps(self, x: Tensor) -> list[Tensor]:
         """x (b, c, size, size) -> the map after each halving, fine to coarse: (b, c_i, size / 2^i, size / 2^i)."""
-        maps = []
+        maps, x = [], x.contiguous(memory_format=torch.channels_last)
         for layer in self.layers:
             x = layer(x)
             maps.append(x)
