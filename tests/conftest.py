@@ -1,4 +1,6 @@
-"""Tests never touch the user's cache and always run on two threads."""
+"""Tests never touch the user's cache; two of them run side by side on one thread each, or one on two."""
+
+import os
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ settings.load_profile("mmgen")
 
 @pytest.fixture(autouse=True, scope="session")
 def _threads():
-    torch.set_num_threads(2)
+    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 @pytest.fixture(autouse=True, scope="session")
