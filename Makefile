@@ -13,11 +13,11 @@ demo: $(VENV)/installed
 	$(BIN)/mmgen evaluate $(RUN) --split test_compositional
 	$(BIN)/mmgen generate $(RUN) --to text --image recipes/captioning/example.png candidates=8 neighbours=16
 
-# passive: threads that wait leave the cores to other work
+# two tests at a time, a file's on one process; passive: threads that wait leave the cores to other work
 test: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check --fix .
@@ -30,7 +30,7 @@ $(VENV)/installed: setup.cfg pyproject.toml
 	touch $@
 
 $(VENV)/installed-test: $(VENV)/installed
-	$(BIN)/pip install --quiet --editable '.[offline,test]'
+	$(BIN)/pip install --quiet --editable '.[offline,robotics,test]'
 	touch $@
 
 clean:

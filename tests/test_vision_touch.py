@@ -54,13 +54,24 @@ def test_without_variation_the_code_is_a_point():
 
 def test_terms_are_what_they_say():
     torch.manual_seed(0)
-    model, batch = VisionTouch(**SMALL, drop=0.0, weights={"kl": 2.0, "pairing": 3.0}).eval(), moments(6)
-    for head in (model.contact, model.pairing[-1], model.displacement[-1], model.flow.mask, *model.flow.flows):
+    model, batch = VisionTouch(**SMALL, drop=0.0, weights={"kl": 2.0, "pairing": 3.0, "relief": 0.5}).eval(), moments(6)
+    for head in (
+        model.relief.deconvolution.convolutions[-1],
+        model.contact,
+        model.pairing[-1],
+        model.displacement[-1],
+        model.flow.mask,
+        *model.flow.flows,
+    ):
         nn.init.zeros_(head.weight)
         nn.init.zeros_(head.bias)
     losses = model.losses(batch)
     assert losses["contact"].item() == pytest.approx(math.log(2))
     assert losses["pairing"].item() == pytest.approx(3 * math.log(2))
+    z = torch.zeros(6, 3)  # of a relief decoder that is 0
+    flat = torch.distributions.Normal(0.0, 0.01).log_prob(batch["depth"] - batch["depth"].mean((2, 3), keepdim=True))
+    torch.testing.assert_close(losses["relief"], -0.5 * flat.sum((1, 2, 3)).mean())
+    assert (model.decode(z, "relief").mean == 0).all()
     assert losses["mask"].item() == pytest.approx(WEIGHTS["mask"] * math.log(2))
     still = -torch.distributions.Normal(0.0, 1.0).log_prob(batch["displacement"]).sum(1).mean()
     torch.testing.assert_close(losses["displacement"], still)
@@ -79,9 +90,11 @@ def test_pairs_weigh_as_much_as_both_kinds_of_no_pairs_together():
     nn.init.constant_(model.pairing[-1].bias, 2.0)
     together, apart = (-nn.functional.logsigmoid(torch.tensor(x)).item() for x in (2.0, -2.0))
     for names in ((), ("near_force", "near_proprioception"), ("far_force", "far_proprioception")):
-        assert model.losses(batch.without(*names))["pairing"].item() == pytest.approx((together + apart) / 2)
+        assert model.losses(batch.without(*names))["pairing"].item() == pytest.approx(
+            WEIGHTS["pairing"] * (together + apart) / 2
+        )
     everything = ("near_force", "near_proprioception", "far_force", "far_proprioception")
-    assert model.losses(batch.without(*everything))["pairing"].item() == pytest.approx(together / 2)
+    assert model.losses(batch.without(*everything))["pairing"].item() == pytest.approx(WEIGHTS["pairing"] * together / 2)
 
 
 def test_flow_is_weighed_by_its_mask_and_its_error_is_a_length():
@@ -138,7 +151,7 @@ def test_models_of_some_senses_have_the_heads_that_apply():
     assert {*touch.losses(batch)} == {"contact", "displacement", "kl"}
     found = touch.predict(batch)
     assert found.flow is None and found.pairing is None and found.contact.probs.shape == (3,)
-    assert {*VisionTouch(VISION, **SMALL).losses(batch)} == {"contact", "displacement", "flow", "mask", "kl"}
+    assert {*VisionTouch(VISION, **SMALL).losses(batch)} == {"contact", "displacement", "flow", "mask", "relief", "kl"}
 
 
 def test_senses_drop_out_in_training_only():

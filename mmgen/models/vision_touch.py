@@ -13,7 +13,7 @@ from mmgen.latents.divergences import kl
 from mmgen.latents.fusion import product_of_experts, stack_experts
 from mmgen.latents.spaces import GaussianHead, StandardPrior, diagonal_normal, rsample
 from mmgen.modalities.flow import Flow, FlowDecoder
-from mmgen.modalities.image import PyramidEncoder
+from mmgen.modalities.image import ImageDecoder, PyramidEncoder
 from mmgen.modalities.kinds import check_values
 from mmgen.modalities.touch import SLOPE, ForceEncoder, StateEncoder
 from mmgen.models.base import Losses, Model
@@ -23,7 +23,8 @@ VISION, TOUCH = ("image", "depth"), ("force", "proprioception")
 SENSES = (*VISION, *TOUCH)
 NEGATIVES = ("far", "near")  # touch of elsewhere, and of another moment of the same episode
 FINEST = 32  # side of the finest flow, in its own pixels
-WEIGHTS = {"flow": 10.0, "mask": 1.0, "contact": 1.0, "displacement": 1.0, "pairing": 1.0, "kl": 1e-4}
+COARSE = 16  # side of the relief
+WEIGHTS = {"flow": 10.0, "mask": 1.0, "contact": 1.0, "displacement": 1.0, "relief": 0.01, "pairing": 3.0, "kl": 1e-4}
 
 
 class Prediction(NamedTuple):
@@ -52,6 +53,8 @@ class VisionTouch(Model):
     - ``mask``: the binary cross-entropy of where there is flow,
     - ``contact``: ``-log Bernoulli(c | h)``, contact in the next step,
     - ``displacement``: ``-log N(d | g(h), 1)``, how the pose changes,
+    - ``relief``: ``-log N(r | u(z), 1 cm)``, r the depth less its mean over a picture of 16 x 16, without which z need not
+      tell where things are that the hand does not touch,
     - ``pairing``: ``-1/2 log p(paired | z) - 1/2 log(1 - p(paired | z'))``, z' of the same vision and other touch,
     - ``kl``: ``KL(q || p)``.
 
@@ -76,8 +79,8 @@ class VisionTouch(Model):
 
     Source: Lee et al. 2019, Making Sense of Vision and Touch, arXiv 1810.10191, and its code. What differs: near negatives
         (there only far ones, whose place alone betrays them), a perceptron and not a line tells pairs, the displacement and
-        not the next pose is predicted, scales are bounded (`GaussianHead`), senses drop out in training, and the weight of the
-        KL is 1e-4: by 0.05 of a sum over dimensions nothing is coded at all.
+        not the next pose is predicted, the relief is decoded, scales are bounded (`GaussianHead`), senses drop out in
+        training, and the weight of the KL is 1e-4: by 0.05 of a sum over dimensions nothing is coded at all.
 
     >>> model = VisionTouch(["force", "proprioception"], latent_dim=5)
     >>> batch = Batch({"force": torch.zeros(2, 6, 32), "action": torch.zeros(2, 4)})
@@ -134,6 +137,8 @@ class VisionTouch(Model):
         if "image" in self.senses:
             self.scales = [i for i in range(len(self.encoders["image"].map_dims)) if size >> (i + 1) <= FINEST][::-1]
             self.flow = FlowDecoder(k, [self.encoders["image"].map_dims[i] for i in self.scales])
+        if "depth" in self.senses:
+            self.relief = ImageDecoder(k, (1, min(COARSE, size), min(COARSE, size)), "normal", scale=0.01)  # m
         if self._pairs:
             self.pairing = nn.Sequential(StateEncoder([k, 128]), nn.Linear(128, 1))
 
@@ -158,6 +163,10 @@ class VisionTouch(Model):
             rows = acts & _present(batch, "flow") & present["image"]
             flow = self._flow(h, features["image"], present["image"])
             terms["flow"], terms["mask"] = _flow_losses(flow, self._target(batch, "flow"), rows)
+        if "depth" in self.senses:
+            rows = _present(batch, "depth") & torch.stack([present[s] for s in self.senses if s in VISION]).any(0)
+            true = relief(_near(self._target(batch, "depth")))  # (b, 1, h, w)
+            terms["relief"] = masked_mean(-self.relief(z).log_prob(true), rows)
         if self._pairs:
             terms["pairing"] = self._pairing_loss(batch, features, present, z)
         if self.variational:
@@ -169,12 +178,15 @@ class VisionTouch(Model):
         return self._fused(*self._read(batch))
 
     def decode(self, z: Tensor, to: str, action: Tensor | None = None) -> Bernoulli | Independent:
-        """p(contact | z, action), p(displacement | z, action) or p(pairing | z), z (b, k), action (b, 4).
+        """p(contact | z, action), p(displacement | z, action), p(pairing | z) or p(relief | z), z (b, k), action (b, 4).
 
         Raises:
             UserError: ``to`` is none of these, or the action is missing. Flow needs the picture too: see `predict`.
         """
-        check_one_of("to", to, ["contact", "displacement", *(["pairing"] if self._pairs else [])])
+        more = {"pairing": self._pairs, "relief": "depth" in self.senses}
+        check_one_of("to", to, ["contact", "displacement", *(name for name, there in more.items() if there)])
+        if to == "relief":
+            return self.relief(z)
         if to == "pairing":
             return Bernoulli(logits=_wide(self.pairing(z)).squeeze(-1), validate_args=False)
         if action is None:
@@ -212,8 +224,7 @@ class VisionTouch(Model):
         features, present = {}, {}
         for sense, name in names.items():
             x, there = self._target(batch, name, sense), _present(batch, name)
-            if sense == "depth":
-                x = torch.where((x > 1e-7) & (x < 2), x, 0.0)  # nothing is nearer, and what is farther is no part of the task
+            x = _near(x) if sense == "depth" else x
             features[sense] = self.encoders[sense].maps(x) if sense == "image" else self.encoders[sense](x)
             present[sense] = there
         return features, present
@@ -271,6 +282,16 @@ class VisionTouch(Model):
         return together / 2 + sum(apart) / max(1, len(apart)) / 2
 
 
+def relief(depth: Tensor) -> Tensor:
+    """Depth (b, 1, s, s) at `COARSE` pixels a side, or its own if fewer, less its mean over the picture.
+
+    >>> [round(x, 2) for x in relief(torch.tensor([[[[0.2, 0.2], [0.4, 0.4]]]]))[0, 0, :, 0].tolist()]
+    [-0.1, 0.1]
+    """
+    coarse = nn.functional.adaptive_avg_pool2d(depth, min(COARSE, depth.shape[-1]))
+    return coarse - coarse.mean((2, 3), keepdim=True)
+
+
 def end_point_error(flow: Tensor, true: Tensor) -> Tensor:
     """``|flow - true|``, the length of the difference at each pixel: (b, 2, h, w) each -> (b, h, w).
 
@@ -288,6 +309,11 @@ def _flow_losses(flow: Flow, true: Tensor, rows: Tensor) -> tuple[Tensor, Tensor
     share = nn.functional.adaptive_avg_pool2d(moved, flow.mask_logits.shape[2:])  # (b, 1, h, w)
     mask = nn.functional.binary_cross_entropy_with_logits(_wide(flow.mask_logits), share, reduction="none").mean((1, 2, 3))
     return masked_mean(torch.stack(errors).mean(0), rows), masked_mean(mask, rows)
+
+
+def _near(depth: Tensor) -> Tensor:
+    """Depth, 0 where it is beyond what belongs to the task, 2 m."""
+    return torch.where((depth > 1e-7) & (depth < 2), depth, 0.0)
 
 
 def _present(batch: Batch, name: str) -> Tensor:
