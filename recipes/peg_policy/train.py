@@ -154,7 +154,7 @@ def make_ppo(config: Config, arm: str, seen: Any) -> Any:
     if arm == "scratch":
         torch.manual_seed(config.seed)
         model = VisionTouch(**{**asdict(config.model), "senses": ARMS[arm], "size": config.data.size, "drop": 0.0})
-        kwargs |= {"features_extractor_class": Encoders}
+        kwargs |= {"features_extractor_class": Encoders, "ortho_init": False}  # the encoders have an init of their own
         kwargs |= {"features_extractor_kwargs": {"model": model, "dim": config.model.latent_dim}}
         network = "MultiInputPolicy"
     return PPO(

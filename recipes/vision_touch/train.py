@@ -67,7 +67,7 @@ def check(config: Config) -> None:
     check_at_least("data.episodes", config.data.episodes, 0)
     for name in GIVEN:
         value, default = getattr(config.model, name), inspect.signature(VisionTouch).parameters[name].default
-        if value != default and list(value or []) != list(default):
+        if value != (list(default) if isinstance(default, tuple) else default):
             fix = "set data.size" if name == "size" else "leave it out"
             raise UserError(f"model.{name}", got=value, expected="what the stages and the data decide", fix=fix)
 

@@ -1,0 +1,185 @@
+"""The recipes vision_touch and peg_policy: which splits they read, what their figures count, policies saved and resumed."""
+
+import csv
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mmgen.data.touch import Transitions, fit_processors
+from mmgen.errors import UserError
+from mmgen.models.base import load
+from mmgen.models.vision_touch import VisionTouch
+from mmgen.training.recipe import load_recipe, recipe_config, train
+
+for package in ("mujoco", "gymnasium", "stable_baselines3", "h5py"):
+    pytest.importorskip(package, reason="pip install 'mmgen[robotics]'")
+
+RECIPE = load_recipe("vision_touch")
+MODULE = sys.modules[RECIPE.config.__module__]
+POLICY = load_recipe("peg_policy")
+POLICY_MODULE = sys.modules[POLICY.config.__module__]
+
+
+@pytest.fixture(scope="module")
+def config():
+    found = recipe_config(RECIPE, "smoke", [])
+    try:
+        MODULE.files(found.data, "train")
+    except UserError as error:
+        if "MUJOCO_GL" not in str(error):
+            raise
+        pytest.skip(str(error))
+    return found
+
+
+@pytest.fixture(scope="module")
+def data(config):
+    files = MODULE.files(config.data, "train")
+    return Transitions(files, fit_processors(files, config.data.size, config.model.readings))
+
+
+def test_training_reads_the_training_split_alone(config, tmp_path, monkeypatch):
+    read, real = [], MODULE.open_card
+
+    def noted(card, split, **options):
+        read.append(split)
+        return real(card, split, **options)
+
+    monkeypatch.setattr(MODULE, "open_card", noted)
+    train(RECIPE, replace(config, fit=replace(config.fit, steps=1)), tmp_path / "run")
+    assert set(read) == {"train"}
+
+
+def test_what_no_model_knows_scores_as_chance(config, data):
+    torch.manual_seed(0)
+    model = VisionTouch(size=config.data.size, latent_dim=4).eval()
+    model.processors |= data.processors
+    for head in (model.contact, model.displacement[-1], model.pairing[-1], model.flow.mask, *model.flow.flows):
+        torch.nn.init.zeros_(head.weight)
+        torch.nn.init.zeros_(head.bias)
+    found = MODULE.scores(model, data, "test")
+    assert found["flow_epe_ratio"] == pytest.approx(1) and found["pairing_accuracy"] == found["pairing_accuracy_hard"] == 0.5
+    touching = np.mean([data[i]["contact"].item() for i in range(len(data))])
+    assert found["contact_accuracy"] == pytest.approx(1 - touching)  # p = 0.5 is no contact
+    assert found["contact_accuracy_chance"] == pytest.approx(max(touching, 1 - touching))
+    moved = MODULE.scores(model, data, "test", without=("image", "depth"))
+    assert "pairing_accuracy" not in moved and "flow_epe_ratio" not in moved
+
+
+def test_no_motion_has_a_pose_error_ratio_of_one(config, data):
+    model = VisionTouch(size=config.data.size, latent_dim=4).eval()
+    model.processors |= data.processors
+    by = model.processors["displacement"]
+    last = model.displacement[-1]
+    torch.nn.init.zeros_(last.weight)
+    last.bias.data = -torch.tensor(by.mean) / torch.tensor(by.std)
+    assert MODULE.scores(model, data, "test")["pose_error_ratio"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "override", "words"),
+    [
+        (RECIPE, "model.size=32", ["model.size", "32", "set data.size"]),
+        (RECIPE, "model.senses=[force]", ["model.senses", "force", "leave it out"]),
+        (RECIPE, "data.card=digits", ["episode", "digits"]),
+        (RECIPE, "data.episodes=-1", ["data.episodes", "-1", ">= 0"]),
+        (POLICY, "arms=[ful]", ["arms", "ful", "did you mean 'full'?"]),
+        (POLICY, "arms=[]", ["arms", "an empty list"]),
+        (POLICY, "policy.shapes=[star]", ["shape", "star", "did you mean 'square'?"]),
+        (POLICY, "evaluation.disturbances=[puhs]", ["evaluation.disturbances", "puhs", "did you mean 'push'?"]),
+        (POLICY, "policy.steps=0", ["policy.steps", "0", ">= 1"]),
+    ],
+)
+def test_configs_that_cannot_be(recipe, override, words):
+    with pytest.raises(UserError) as error:
+        recipe_config(recipe, "smoke", [override])
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+@pytest.fixture(scope="module")
+def run(config, tmp_path_factory):
+    """A run whose policies of the raw pose and of encoders were trained, without pictures but for the codes."""
+    out = tmp_path_factory.mktemp("policy") / "run"
+    found = recipe_config(POLICY, "smoke", ["arms=[state,scratch]", "fit.steps=1"])
+    train(POLICY, found, out)
+    return found, out
+
+
+def test_a_policy_is_saved_and_loaded_to_the_bit_and_without_pickle(run):
+    from mmgen.training.policy import load_training, save_training
+
+    found, out = run
+    for arm in found.arms:
+        file = out / "stages" / "policy" / arm / "policy.safetensors"
+        seen = POLICY_MODULE.environments(found, out, arm, found.policy.shapes)
+        ppo = POLICY_MODULE.make_ppo(found, arm, seen)
+        before = {name: value.clone() for name, value in ppo.policy.state_dict().items()}
+        load_training(ppo, file)
+        assert any(not torch.equal(value, before[name]) for name, value in ppo.policy.state_dict().items())
+        again = file.with_name("again.safetensors")
+        save_training(ppo, again)
+        assert again.read_bytes() == file.read_bytes() and ppo.num_timesteps == found.policy.steps
+        seen.close()
+    assert not [f for f in out.rglob("*") if f.suffix in (".zip", ".pkl", ".pth", ".pt")]
+    with pytest.raises(UserError, match="expected this policy's weights"):
+        seen = POLICY_MODULE.environments(found, out, "state", found.policy.shapes)
+        load_training(
+            POLICY_MODULE.make_ppo(found, "state", seen), out / "stages" / "policy" / "scratch" / "policy.safetensors"
+        )
+
+
+def test_training_a_policy_goes_on_where_it_was_stopped(run, tmp_path):
+    from mmgen.training.policy import fit_policy
+
+    found, out = run
+    steps = []
+    for total in (16, 32):
+        seen = POLICY_MODULE.environments(found, out, "state", found.policy.shapes)
+        fit_policy(POLICY_MODULE.make_ppo(found, "state", seen), total, tmp_path / "state")
+        seen.close()
+        with (tmp_path / "state" / "curve.csv").open() as stream:
+            steps.append([int(row["step"]) for row in csv.DictReader(stream)])
+    assert steps == [[16], [16, 32]]
+
+
+def test_a_frozen_code_stays_as_it_is_and_a_new_one_learns(run):
+    found, out = run
+    state = load_file(out / "stages" / "policy" / "scratch" / "policy.safetensors")
+    torch.manual_seed(found.seed)
+    new = VisionTouch(size=found.data.size, latent_dim=found.model.latent_dim, drop=0.0)
+    name = "encoders.proprioception.layers.0.weight"
+    learned = next(value for key, value in state.items() if key.endswith(name))
+    assert not torch.equal(learned, new.state_dict()[name])
+    assert load(out).state_dict().keys() == new.state_dict().keys()
+
+
+def test_an_episode_counts_as_success_only_when_the_peg_is_in(run):
+    from mmgen.training.policy import successes
+
+    found, out = run
+    seen = POLICY_MODULE.environments(found, out, "state", ["round"])
+
+    class Still:
+        def predict(self, observation, deterministic):
+            return np.zeros((len(observation), 4), np.float32), None
+
+    assert successes(Still(), seen, 3, 0, "still") == [False] * 3
+
+    class Expert:
+        """Moves above the hole, then down: it asks the environment where that is."""
+
+        def predict(self, observation, deterministic):
+            actions = []
+            for env in seen.venv.envs:
+                off = env.hole[:2] - env.pose[:2]
+                above = np.hypot(*off) > 0.002
+                down = 1.0 if above and env.pose[2] < 0.04 else 0.0 if above else -1.0
+                actions.append([*(off / 0.01).clip(-1, 1), down, 0.0])
+            return np.array(actions, np.float32), None
+
+    assert sum(successes(Expert(), seen, 4, 0, "expert")) >= 3
+    seen.close()
