@@ -128,7 +128,10 @@ def save_training(ppo: PPO, file: Path) -> None:
     """Weights, the optimiser's moments and the number of steps, whole or not at all."""
     state = {f"policy.{name}": value.contiguous() for name, value in _own(ppo).items()}
     for i, moments in ppo.policy.optimizer.state_dict()["state"].items():
-        state |= {f"optimizer.{i}.{name}": torch.as_tensor(value).clone() for name, value in moments.items()}
+        state |= {
+            f"optimizer.{i}.{name}": torch.as_tensor(value).clone(memory_format=torch.contiguous_format)
+            for name, value in moments.items()
+        }
     partial = file.with_suffix(".partial")
     save_file(state, partial, metadata={"steps": str(ppo.num_timesteps)})
     partial.replace(file)
