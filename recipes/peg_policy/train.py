@@ -116,14 +116,17 @@ def environment(config: Config, arm: str, shape: str, disturbance: str | None = 
     return PegInsertion(shape, size, clearance, disturbance=disturbance, flow=False, vision=seen)
 
 
-def coded_by(model: VisionTouch | None, arm: str, processors: Mapping[str, Any]) -> Callable[[Mapping[str, np.ndarray]], Any]:
+def coded_by(
+    model: VisionTouch, arm: str, without: Sequence[str] = ()
+) -> Callable[[Mapping[str, np.ndarray]], np.ndarray | dict[str, np.ndarray]]:
     """What a policy sees of observations (n, ...): the mean of q(z | senses), the standardised state, or the senses."""
+    names = [sense for sense in ARMS[arm] if sense not in without]
 
     @torch.no_grad()
     def code(observations: Mapping[str, np.ndarray]) -> Any:
         n = len(next(iter(observations.values())))
-        rows = [sensed({sense: observations[sense][i] for sense in ARMS[arm]}, processors) for i in range(n)]
-        senses = {sense: torch.stack([row[sense] for row in rows]) for sense in ARMS[arm]}  # (n, ...)
+        rows = [sensed({sense: observations[sense][i] for sense in names}, model.processors) for i in range(n)]
+        senses = {sense: torch.stack([row[sense] for row in rows]) for sense in names}  # (n, ...)
         if arm == "state":
             return senses["proprioception"].numpy()
         if arm == "scratch":
@@ -133,12 +136,14 @@ def coded_by(model: VisionTouch | None, arm: str, processors: Mapping[str, Any])
     return code
 
 
-def environments(config: Config, run: Path, arm: str, shapes: Sequence[str], disturbance: str | None = None) -> Any:
-    """As many as the config says, of the shapes in turn, their observations coded as the arm has it."""
+def environments(
+    config: Config, run: Path, arm: str, shapes: Sequence[str], disturbance: str | None = None, without: Sequence[str] = ()
+) -> Any:
+    """As many as the config says, of the shapes in turn, their observations coded as the arm has it, some senses missing."""
     from mmgen.training.policy import CodedEnvironments
 
     model = load(stage_folder(RECIPE, run, arm if arm in STAGES else "full")).to(PartialState().device)
-    code = coded_by(None if arm in ("state", "scratch") else model, arm, model.processors)
+    code = coded_by(model, arm, without)
     made = [partial(environment, config, arm, shapes[i % len(shapes)], disturbance) for i in range(config.policy.environments)]
     return CodedEnvironments(made, code, config.policy.reward_scale)
 
@@ -182,19 +187,21 @@ def train_policies(config: Config, run: Path, resume: bool) -> None:
 
 
 def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
-    """``success_ARM`` on the evaluation's shape, and ``success_ARM_DISTURBANCE``."""
+    """``success_ARM`` on the evaluation's shape, ``success_ARM_DISTURBANCE``, and of all senses ``success_full_no_SENSES``."""
     from mmgen.training.policy import load_training, successes
 
     figures, settings = {}, config.evaluation
     for arm in config.arms:
-        for disturbance in (None, *settings.disturbances):
-            seen = environments(config, run, arm, [settings.shape], disturbance)
+        tried = {name: (name, ()) for name in settings.disturbances}
+        tried |= {"no_vision": (None, VISION), "no_touch": (None, TOUCH)} if arm == "full" else {}
+        for name, (disturbance, without) in {"": (None, ()), **tried}.items():
+            seen = environments(config, run, arm, [settings.shape], disturbance, without)
             ppo = make_ppo(config, arm, seen)
             load_training(ppo, stage_folder(RECIPE, run, "policy") / arm / "policy.safetensors")
-            what = f"{arm} {disturbance or settings.shape}"
+            what = f"{arm} {name or settings.shape}"
             found = successes(ppo, seen, settings.episodes, 10_000 + config.seed, what)
-            figures[f"success_{arm}" + (f"_{disturbance}" if disturbance else "")] = sum(found) / len(found)
-            if disturbance is None and any(sense in VISION for sense in ARMS[arm]):
+            figures[f"success_{arm}" + (f"_{name}" if name else "")] = sum(found) / len(found)
+            if not name and any(sense in VISION for sense in ARMS[arm]):
                 write_film(run / "samples" / f"{split}_{arm}.gif", ppo, seen)
             seen.close()
     return figures
