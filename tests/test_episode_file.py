@@ -197,3 +197,27 @@ def test_a_folder_of_published_files(published, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"empty: got no \.h5 file"):
         list(read_folder("train", tmp_path / "empty"))
+
+
+@pytest.mark.parametrize(("name", "value"), [("image", np.float32), ("proprio", "S3")])
+def test_a_field_of_another_type_is_named(tmp_path, name, value):
+    path = tmp_path / "episode.h5"
+    write_episode(path, episode())
+    with h5py.File(path, "r+") as file:
+        whole = file[name][()].astype(value)
+        del file[name]
+        file[name] = whole
+    for read in (read_episode, check_episode):
+        with pytest.raises(UserError, match=f"{name}: got"):
+            read(path)
+
+
+def test_changed_bytes_are_found(tmp_path):
+    path = tmp_path / "episode.h5"
+    write_episode(path, episode())
+    content = bytearray(path.read_bytes())
+    for at in range(len(content) // 3, len(content) // 2):
+        content[at] ^= 0x55
+    path.write_bytes(content)
+    with pytest.raises(UserError):
+        read_episode(path)

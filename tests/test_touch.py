@@ -57,6 +57,7 @@ def test_an_item_is_a_moment_with_what_comes_next(data):
         np.testing.assert_allclose(by["force"].decode(item["force"])[0], 100 * e + t, atol=1e-3)
         assert by["action"].decode(item["action"])[:2] == pytest.approx([t + 1, -t - 1], abs=1e-4)
         assert item["contact"].item() == float((t + 1) % 3 == 1)
+        assert item["touching"].item() == float(t % 3 == 1)
         assert by["displacement"].decode(item["displacement"])[0] == pytest.approx(0.008, abs=1e-6)
         assert item["flow"].unique().tolist() == [t]
 
@@ -72,7 +73,8 @@ def test_touch_of_elsewhere_is_far_and_of_the_episode_is_near(data):
         for name, least in (("far", FAR), ("near", NEAR)):
             number, moment = moments[name]
             place = 0.05 * number + 0.008 * moment
-            most = max(abs(0.05 * number + 0.008 * m - here) for m in range(MOMENTS))
+            others = [e] if name == "near" else [n for n in range(3) if n != e]
+            most = max(abs(0.05 * n + 0.008 * m - here) for n in others for m in range(MOMENTS))
             assert abs(place - here) >= min(least, most) - 1e-6
             known = data.processors["proprioception"].decode(item[f"{name}_proprioception"])[0]
             assert known == pytest.approx(place, abs=1e-5)

@@ -1,7 +1,8 @@
 """Episodes of manipulation as HDF5 files, one a file, in the layout of the published peg insertion data."""
 
+import contextlib
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +62,7 @@ def write_episode(path: str | Path, fields: Mapping[str, np.ndarray], **attribut
                 value = np.asarray(value, TYPES.get(name, np.float32))
                 # what is small is one chunk: each costs a seek
                 chunk = (1, *value.shape[1:]) if value[0].nbytes > 4096 else value.shape
-                file.create_dataset(name, data=value, chunks=chunk, compression="lzf")
+                file.create_dataset(name, data=value, chunks=chunk, compression="lzf", fletcher32=True)
             file.attrs.update(attributes)
         partial.replace(path)
     except OSError as error:
@@ -91,10 +92,8 @@ def read_episode(path: str | Path, fields: Collection[str] | None = None) -> dic
     with _opened(path) as file:
         shapes = _shapes(file)
         _check_shapes(path, shapes, [*REQUIRED, *(fields or ())])
-        try:
-            arrays = {name: file[name][()] for name in (shapes if fields is None else fields)}
-        except OSError as error:  # a chunk is cut short or changed
-            raise _damaged(path, error) from error
+        _check_types(path, file, shapes)
+        arrays = {name: file[name][()] for name in (shapes if fields is None else fields)}
     _check_finite(path, arrays)
     if "contact" in arrays:
         arrays["contact"] = arrays["contact"] != 0
@@ -111,10 +110,7 @@ def read_moment(path: str | Path, t: int, fields: Collection[str]) -> dict[str, 
     """
     path = Path(path)
     with _opened(path) as file:
-        try:
-            return {name: file[name][t] for name in fields}
-        except (OSError, KeyError, ValueError) as error:
-            raise _damaged(path, error) from error
+        return {name: file[name][t] for name in fields}
 
 
 def check_episode(path: str | Path) -> dict[str, Any]:
@@ -133,6 +129,7 @@ def check_episode(path: str | Path) -> dict[str, Any]:
     with _opened(path) as file:
         shapes = _shapes(file)
         _check_shapes(path, shapes)
+        _check_types(path, file, shapes)
         moments, size, readings = shapes["image"][0], shapes["image"][1], shapes["contact"][1]
         attributes = {name: getattr(value, "item", lambda v=value: v)() for name, value in file.attrs.items()}
     return {**attributes, "moments": moments, "size": size, "readings": readings}
@@ -147,18 +144,20 @@ def _h5py() -> Any:
     return h5py
 
 
-def _opened(path: Path) -> "h5py.File":
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator["h5py.File"]:
     h5py = _h5py()
     try:
-        return h5py.File(path, "r")
+        with h5py.File(path, "r") as file:
+            yield file
     except FileNotFoundError as error:
         fix = "check the path, or delete the cached rows that name it"
         raise UserError(str(path), got="no such file", expected="an HDF5 file of an episode", fix=fix) from error
-    except OSError as error:
+    except (OSError, RuntimeError, KeyError) as error:  # it is none, or some of it is cut short or changed
         raise _damaged(path, error) from error
 
 
-def _damaged(path: Path, error: OSError) -> UserError:
+def _damaged(path: Path, error: Exception) -> UserError:
     fix = "copy it again, or delete it and simulate it again"
     return UserError(str(path), got=str(error), expected="a whole HDF5 file", fix=fix)
 
@@ -168,7 +167,7 @@ def _shapes(file: "h5py.File") -> dict[str, tuple[int, ...]]:
 
 
 def _check_shapes(path: Path, shapes: Mapping[str, tuple[int, ...]], names: Collection[str] = REQUIRED) -> None:
-    missing = [name for name in names if name not in shapes]
+    missing = [name for name in dict.fromkeys(names) if name not in shapes]
     if missing:
         fix = "write the missing ones, or leave the file out"
         raise UserError(str(path), got=f"no field {', '.join(missing)}", expected=f"fields {', '.join(REQUIRED)}", fix=fix)
@@ -185,6 +184,14 @@ def _check_shapes(path: Path, shapes: Mapping[str, tuple[int, ...]], names: Coll
     if sizes["T"] < LEAST:
         fix = "leave the file out"
         raise UserError(str(path), got=f"{sizes['T']} moments", expected=f"at least {LEAST}", fix=fix)
+
+
+def _check_types(path: Path, file: "h5py.File", names: Collection[str]) -> None:
+    for name in names:
+        kinds, expected = ("ui", "whole numbers from 0 to 255") if name == "image" else ("fuib", "numbers")
+        if file[name].dtype.kind not in kinds:
+            fix = "write the field anew"
+            raise UserError(f"{path}: {name}", got=str(file[name].dtype), expected=expected, fix=fix)
 
 
 def _check_finite(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

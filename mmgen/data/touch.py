@@ -24,6 +24,7 @@ from mmgen.errors import UserError, check_at_least, check_one_of
 LIGHT = ("action", "contact", "ee_forces_continuous", "proprio")  # kept in memory; a picture is read when it is asked for
 HEAVY = ("image", "depth_data", "optical_flow")
 FAR, NEAR = 0.06, 0.01  # m between the hands of touch that does not belong to what is seen
+TRIES = 32  # episodes that are looked through for a far moment
 CAMERA = ("occlusion", "noise")  # disturbances of senses alone, which stored episodes can be given
 
 
@@ -121,15 +122,15 @@ class Transitions(Sequence):
     """The moments of episodes but the last of each: what is sensed, the move that is made then, and what comes of it.
 
     Item i has ``image``, ``depth``, ``force``, ``proprioception`` and ``action`` as tensors; ``flow``, ``contact`` (1.0 if any
-    reading of the next step is one) and ``displacement`` of the next moment; and touch that does not belong to it, of a moment
-    of another episode at least 6 cm off, ``far_force`` and ``far_proprioception``, and of this episode at least 1 cm off,
-    ``near_...``. An episode without such a moment gives its farthest. Which it is depends on i alone.
+    reading of the next step is one; ``touching`` of this) and ``displacement`` of the next moment; and touch that does not
+    belong to it, of a moment of another episode at least 6 cm off, ``far_force`` and ``far_proprioception``, and of this
+    episode at least 1 cm off, ``near_...``; without such a moment, of the farthest. Which it is depends on i alone.
 
     Args:
         files: of the episodes.
         processors: as `fit_processors` gives them.
         disturbance: "occlusion" or "noise" of the senses, drawn anew for each episode; None: as they are.
-        in_memory: keep pictures in memory too, 11 bytes a pixel and moment; otherwise each is read when it is asked for.
+        in_memory: keep pictures in memory too, 9 bytes a pixel and moment; otherwise each is read when it is asked for.
 
     Raises:
         UserError: a file cannot be used, or an unknown disturbance.
@@ -169,15 +170,15 @@ class Transitions(Sequence):
         elif self.disturbance == "noise":
             now = dict(zip(now, add_noise(*now.values(), noise)))
         item = sensed(now, self.processors)
+        item["touching"] = torch.tensor(float(episode["contact"][t].any()))
         item["action"] = self.processors["action"](torch.from_numpy(episode["action"][t + 1]))
         item["flow"] = self.processors["flow"](seen["optical_flow"])
         item["contact"] = torch.tensor(float(episode["contact"][t + 1].any()))
         proprio = episode["proprio"][t : t + 2, :4].astype(np.float64)
         item["displacement"] = self.processors["displacement"](torch.from_numpy(proprio[1] - proprio[0]))
-        other = int(rng.integers(len(self.episodes) - 1)) if len(self.episodes) > 1 else number
-        other += other >= number and len(self.episodes) > 1
-        for name, (place, off) in {"far": (other, FAR), "near": (number, NEAR)}.items():
-            touch = self._touch(place, self._away(place, episode["proprio"][t, :3], off, rng))
+        others = [other for other in rng.permutation(len(self.episodes)) if other != number] or [number]
+        for name, (places, off) in {"far": (others[:TRIES], FAR), "near": ([number], NEAR)}.items():
+            touch = self._touch(*self._away(places, episode["proprio"][t, :3], off, rng))
             if self.disturbance == "noise":
                 touch = dict(zip(touch, add_noise(now["image"], now["depth"], *touch.values(), noise)[2:]))
             item |= {f"{name}_{sense}": value for sense, value in sensed(touch, self.processors).items()}
@@ -187,8 +188,12 @@ class Transitions(Sequence):
         episode = self.episodes[number]
         return {"force": episode["ee_forces_continuous"][t], "proprioception": episode["proprio"][t]}
 
-    def _away(self, number: int, from_place: np.ndarray, off: float, rng: np.random.Generator) -> int:
-        """A moment of an episode when the hand was at least ``off`` metres from a place, or was farthest from it."""
-        distance = np.linalg.norm(self.episodes[number]["proprio"][:, :3] - from_place, axis=1)
-        fitting = np.flatnonzero(distance >= off)
-        return int(rng.choice(fitting)) if len(fitting) else int(distance.argmax())
+    def _away(self, numbers: Sequence[int], from_place: np.ndarray, off: float, rng: np.random.Generator) -> tuple[int, int]:
+        """An episode and a moment when the hand was at least ``off`` metres from a place; without such, the farthest."""
+        farthest = (-1.0, (0, 0))
+        for number in numbers:
+            distance = np.linalg.norm(self.episodes[number]["proprio"][:, :3] - from_place, axis=1)
+            if len(fitting := np.flatnonzero(distance >= off)):
+                return int(number), int(rng.choice(fitting))
+            farthest = max(farthest, (float(distance.max()), (int(number), int(distance.argmax()))))
+        return farthest[1]

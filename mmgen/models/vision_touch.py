@@ -33,7 +33,7 @@ class Prediction(NamedTuple):
     Args:
         contact: p(the hand touches something during the next step).
         displacement: how the pose changes, (b, 4), standardised as the data's, as a unit Gaussian.
-        flow: where each pixel goes, (b, 2, h, w) of the finest scale, in pixels of the picture that was read.
+        flow: where each pixel goes, at each scale, in pixels of the picture that was read; ``flow.finest`` (b, 2, h, w).
         pairing: p(vision and touch are of one moment).
     """
 
@@ -59,7 +59,7 @@ class VisionTouch(Model):
     - ``kl``: ``KL(q || p)``.
 
     A batch holds senses: ``image`` (b, 3, s, s) in 0 to 1, ``depth`` (b, 1, s, s) in metres and 0 where unknown, ``force``
-    (b, 6, r) and ``proprioception`` (b, 8), standardised; the ``action`` (b, 4) of -1 to 1; and targets: ``flow`` (b, 2, s, s)
+    (b, 6, r) and ``proprioception`` (b, 8) and the ``action`` (b, 4), standardised; and targets: ``flow`` (b, 2, s, s)
     in pixels, ``contact`` (b,), ``displacement`` (b, 4), and other touch as ``far_force``, ``far_proprioception`` of another
     place and ``near_...`` of another moment of the same episode. Any may be missing; a term is a mean over the items that have
     what it needs.

@@ -26,6 +26,7 @@ except ImportError as missing:
     fix = "pip install 'mmgen[robotics]'"
     raise UserError("policy", got=str(missing), expected="stable-baselines3 and gymnasium", fix=fix) from missing
 
+SEEDS = 10_000_000  # between the first episodes of one seed and the next: no two share one
 CURVE = ("step", "episodes", "success", "reward")
 
 
@@ -78,11 +79,11 @@ class Encoders(BaseFeaturesExtractor):
 
 
 class Curve(BaseCallback):
-    """Writes how training goes to ``curve.csv`` and the newest weights to ``checkpoint.safetensors``, once an update."""
+    """Writes how training goes to ``curve.csv`` and the newest weights to ``checkpoint.safetensors``, after each update."""
 
     def __init__(self, folder: Path, steps: int) -> None:
         super().__init__()
-        self.folder, self.steps = folder, steps
+        self.folder, self.steps, self.started = folder, steps, False
         self.successes: list[bool] = []
         self.rewards: list[float] = []
 
@@ -96,6 +97,11 @@ class Curve(BaseCallback):
         self.bar.update(len(self.locals["infos"]))
         return True
 
+    def _on_rollout_start(self) -> None:
+        if self.started:  # the update on the rollout before is done
+            save_training(self.model, self.folder / "checkpoint.safetensors")
+        self.started = True
+
     def _on_rollout_end(self) -> None:
         file, new = self.folder / "curve.csv", not (self.folder / "curve.csv").is_file()
         success = f"{np.mean(self.successes):.4f}" if self.successes else ""
@@ -106,22 +112,25 @@ class Curve(BaseCallback):
             writer.writerow([self.num_timesteps, len(self.successes), success, f"{np.mean(self.rewards):.5f}"])
         self.bar.set_postfix(success=success)
         self.successes, self.rewards = [], []
-        save_training(self.model, self.folder / "checkpoint.safetensors")
 
     def _on_training_end(self) -> None:
         self.bar.close()
 
 
-def fit_policy(ppo: PPO, steps: int, folder: Path) -> None:
+def fit_policy(ppo: PPO, steps: int, folder: Path, seed: int = 0) -> None:
     """Train until ``steps`` steps of the environments are made, from the checkpoint in ``folder`` where there is one.
 
-    A resumed run goes on with new episodes: unlike `mmgen.training.loop.fit` it is not the run that was never stopped.
+    A resumed run goes on from its last update with new episodes: unlike `mmgen.training.loop.fit` it is not the run that was
+    never stopped.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if (folder / "checkpoint.safetensors").is_file():
-        load_training(ppo, folder / "checkpoint.safetensors")
+    file = folder / "checkpoint.safetensors"
+    if file.is_file():
+        load_training(ppo, file)
     if ppo.num_timesteps < steps:
+        ppo.set_random_seed(SEEDS * seed + ppo.num_timesteps)
         ppo.learn(steps - ppo.num_timesteps, callback=Curve(folder, steps), reset_num_timesteps=False)
+        save_training(ppo, file)
 
 
 def save_training(ppo: PPO, file: Path) -> None:

@@ -23,7 +23,7 @@ from mmgen.data.batch import Batch
 from mmgen.data.simulate.peg_insertion import DISTURBANCES, PegInsertion
 from mmgen.data.simulate.scene import SHAPES
 from mmgen.data.touch import sensed
-from mmgen.errors import UserError, check_at_least, check_one_of
+from mmgen.errors import UserError, check_at_least, check_one_of, check_sizes
 from mmgen.models.base import load
 from mmgen.models.vision_touch import TOUCH, VISION, VisionTouch
 from mmgen.training.config import FitConfig, section_of
@@ -31,6 +31,7 @@ from mmgen.training.recipe import Recipe, load_recipe, read_json, run_details, s
 from mmgen.training.report import Sample, write_report
 
 VISION_TOUCH = sys.modules[load_recipe("vision_touch").config.__module__]
+TRIED = 5_000_000  # of a seed's episodes, the first that is evaluated: training does not get there
 # arm -> the senses that it reads: by a frozen code, "state" the raw proprioception, "scratch" by encoders that PPO trains
 ARMS = {
     "full": (*VISION, *TOUCH),
@@ -99,8 +100,14 @@ def check(config: Config) -> None:
         check_one_of("evaluation.disturbances", disturbance, DISTURBANCES)
     if not config.arms or not policy.shapes:
         raise UserError("arms and policy.shapes", got="an empty list", expected="one or more", fix="leave it out")
-    for what in ("steps", "environments", "rollout", "batch_size", "epochs"):
-        check_at_least(f"policy.{what}", getattr(policy, what), 1)
+    for what, low in {"steps": 1, "environments": 1, "rollout": 2, "batch_size": 2, "epochs": 1, "entropy": 0}.items():
+        check_at_least(f"policy.{what}", getattr(policy, what), low)
+    check_sizes("policy.hidden", policy.hidden)
+    for what, value in (("learning_rate", policy.learning_rate), ("gamma", policy.gamma)):
+        if not 0 < value <= 1:
+            raise UserError(f"policy.{what}", got=value, expected="above 0 and at most 1", fix="leave it out")
+    if not 0 <= policy.clearance <= 0.01:
+        raise UserError("policy.clearance", got=policy.clearance, expected="0 to 0.01 m", fix="leave it out for 0.003")
     check_at_least("evaluation.episodes", config.evaluation.episodes, 1)
 
 
@@ -173,14 +180,17 @@ def train_policies(config: Config, run: Path, resume: bool) -> None:
     """Train each arm's policy; those that are done are left, and the one that was stopped goes on."""
     from mmgen.training.policy import fit_policy, save_training
 
-    folder = stage_folder(RECIPE, run, "policy")
+    folder, processes = stage_folder(RECIPE, run, "policy"), PartialState().num_processes
+    if processes > 1:
+        fix = "train the codes on many, then the policies with --resume on one"
+        raise UserError("policies", got=f"{processes} processes", expected="one", fix=fix)
     for arm in config.arms:
         file = folder / arm / "policy.safetensors"
         if file.is_file():
             continue
         seen = environments(config, run, arm, config.policy.shapes)
         ppo = make_ppo(config, arm, seen)
-        fit_policy(ppo, config.policy.steps, folder / arm)
+        fit_policy(ppo, config.policy.steps, folder / arm, config.seed)
         save_training(ppo, file)
         seen.close()
     (folder / "model").mkdir(exist_ok=True)  # the stage is done
@@ -188,20 +198,21 @@ def train_policies(config: Config, run: Path, resume: bool) -> None:
 
 def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     """``success_ARM`` on the evaluation's shape, ``success_ARM_DISTURBANCE``, and of all senses ``success_full_no_SENSES``."""
-    from mmgen.training.policy import load_training, successes
+    from mmgen.training.policy import SEEDS, load_training, successes
 
     figures, settings = {}, config.evaluation
     for arm in config.arms:
-        tried = {name: (name, ()) for name in settings.disturbances}
+        seeing = any(sense in VISION for sense in ARMS[arm])
+        tried = {name: (name, ()) for name in settings.disturbances if seeing or name != "occlusion"}
         tried |= {"no_vision": (None, VISION), "no_touch": (None, TOUCH)} if arm == "full" else {}
         for name, (disturbance, without) in {"": (None, ()), **tried}.items():
             seen = environments(config, run, arm, [settings.shape], disturbance, without)
             ppo = make_ppo(config, arm, seen)
             load_training(ppo, stage_folder(RECIPE, run, "policy") / arm / "policy.safetensors")
             what = f"{arm} {name or settings.shape}"
-            found = successes(ppo, seen, settings.episodes, 10_000 + config.seed, what)
+            found = successes(ppo, seen, settings.episodes, SEEDS * config.seed + TRIED, what)
             figures[f"success_{arm}" + (f"_{name}" if name else "")] = sum(found) / len(found)
-            if not name and any(sense in VISION for sense in ARMS[arm]):
+            if not name and seeing:
                 write_film(run / "samples" / f"{split}_{arm}.gif", ppo, seen)
             seen.close()
     return figures
@@ -210,13 +221,17 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
 def write_film(file: Path, ppo: Any, seen: Any) -> None:
     """One episode, as the camera sees it."""
     file.parent.mkdir(exist_ok=True)
-    seen.seed(20_000)
-    observations, frames, ended = seen.reset(), [], False
+    env, code = seen.venv.envs[0], seen.code
+    observation, _ = env.reset(seed=TRIED)
+    frames, ended = [env.render()], False
     while not ended:
-        frames.append(Image.fromarray(seen.venv.envs[0].render()).resize((256, 256), Image.Resampling.NEAREST))
-        actions, _ = ppo.predict(observations, deterministic=True)
-        observations, _, done, _ = seen.step(actions)
-        ended = bool(done[0])
+        action, _ = ppo.predict(
+            code({name: np.asarray(value)[None] for name, value in observation.items()}), deterministic=True
+        )
+        observation, _, terminated, truncated, _ = env.step(action[0])
+        frames.append(env.render())
+        ended = terminated or truncated
+    frames = [Image.fromarray(frame).resize((256, 256), Image.Resampling.NEAREST) for frame in frames]
     frames[0].save(file, save_all=True, append_images=frames[1:], duration=64, loop=0)
 
 

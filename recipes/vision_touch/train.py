@@ -34,6 +34,7 @@ AT_ONCE = 128  # moments that are read together in evaluation
 SHOWN = 12  # moments in the report
 GIVEN = ("senses", "size")  # what stages and data decide
 STAGES = {"full": (*VISION, *TOUCH), "vision": VISION, "touch": TOUCH}
+BASELINES = ("contact_accuracy_chance", "contact_accuracy_persistence")
 PUSHED = ("push", "moving_hole")  # disturbances of the world, each a split of the card, ``test_NAME``
 
 
@@ -70,6 +71,7 @@ def check(config: Config) -> None:
         if value != (list(default) if isinstance(default, tuple) else default):
             fix = "set data.size" if name == "size" else "leave it out"
             raise UserError(f"model.{name}", got=value, expected="what the stages and the data decide", fix=fix)
+    VisionTouch(**{**asdict(config.model), "size": config.data.size})  # before anything is simulated
 
 
 def files(data: Data, split: str) -> list[str]:
@@ -116,6 +118,7 @@ def scores(model: VisionTouch, data: Transitions, what: str, without: Sequence[s
         add("moments", torch.ones(batch.size))
         add("contact", (found.contact.probs > 0.5) == (batch["contact"] > 0.5))
         add("touching", batch["contact"])
+        add("stays", batch["contact"] == batch["touching"])
         for name, guess in (("pose", found.displacement.mean), ("still", still.to(model.step.device))):
             add(name, (guess - batch["displacement"]).square().sum(1).sqrt())
         if found.flow is not None and "image" in senses:
@@ -136,6 +139,7 @@ def scores(model: VisionTouch, data: Transitions, what: str, without: Sequence[s
     if "paired" in sums:
         figures["pairing_accuracy"] = (sums["paired"] + sums["far"]) / (2 * n)
         figures["pairing_accuracy_hard"] = (sums["paired"] + sums["near"]) / (2 * n)
+    figures["contact_accuracy_persistence"] = sums["stays"] / n  # what touches goes on to
     figures["contact_accuracy_chance"] = max(sums["touching"], n - sums["touching"]) / n
     return figures
 
@@ -161,7 +165,7 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
         found |= {name: scores(full, one, name) for name, one in pushed.items()}
     for name, of in found.items():
         same = of["contact_accuracy_chance"] == figures["contact_accuracy_chance"]
-        figures |= {f"{key}_{name}": value for key, value in of.items() if not (same and key == "contact_accuracy_chance")}
+        figures |= {f"{key}_{name}": value for key, value in of.items() if not (same and key in BASELINES)}
     chance = figures["contact_accuracy_chance"]
     above = {name: figures[f"contact_accuracy{name}"] - chance for name in ("", "_occlusion")}
     figures["occlusion_kept"] = above["_occlusion"] / above[""] if above[""] > 0 else 0.0

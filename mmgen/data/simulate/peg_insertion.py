@@ -132,6 +132,7 @@ class PegInsertion(Environment):
     @property
     def hole(self) -> np.ndarray:
         """(3,) the x, y (m) and yaw (rad) of the hole; no observation has it."""
+        self._check_begun()
         return self._hole.copy()
 
     @property
@@ -192,12 +193,14 @@ class PegInsertion(Environment):
         Raises:
             UserError: the action has another shape or is not finite, or no episode was begun.
         """
-        if self._step < 0:
-            raise UserError("step", got="no episode", expected="reset first", fix="call env.reset(seed=0)")
-        move = np.asarray(action, np.float64)
+        self._check_begun()
+        expected, fix = "4 finite numbers in [-1, 1]: x, y, z, yaw", "give env.action_space.sample() for example"
+        try:
+            move = np.asarray(action, np.float64)
+        except (TypeError, ValueError) as error:
+            raise UserError("action", got=str(action), expected=expected, fix=fix) from error
         if move.shape != (4,) or not np.isfinite(move).all():
-            expected = "4 finite numbers in [-1, 1]: x, y, z, yaw"
-            raise UserError("action", got=str(action), expected=expected, fix="give env.action_space.sample() for example")
+            raise UserError("action", got=str(action), expected=expected, fix=fix)
         before = self.pose, self._block_pose()
         goal = np.clip(self._target + move.clip(-1, 1) * MOVE, self.pose - LEASH, self.pose + LEASH).clip(*RANGE)
         path = self._target + np.linspace(1 / READINGS, 1, READINGS)[:, None] * (goal - self._target)  # (32, 4)
@@ -223,6 +226,7 @@ class PegInsertion(Environment):
 
     def render(self) -> np.ndarray:
         """The picture (s, s, 3) uint8 of now, without disturbances of the camera."""
+        self._check_begun()
         if self._image is None:
             self._image, _ = self._drawn()
         return self._image.copy()
@@ -231,6 +235,10 @@ class PegInsertion(Environment):
         """Give the renderer's memory back; the environment can not be used after."""
         if self._camera is not None:
             self._camera.close()
+
+    def _check_begun(self) -> None:
+        if self._step < 0:
+            raise UserError("environment", got="no episode", expected="reset first", fix="call env.reset(seed=0)")
 
     def _reward(self) -> float:
         x, y, z, _ = self._data.qpos
