@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from mmgen.data.touch import Transitions, fit_processors
@@ -136,14 +137,23 @@ def test_training_a_policy_goes_on_where_it_was_stopped(run, tmp_path):
     from mmgen.training.policy import fit_policy
 
     found, out = run
-    steps = []
+    steps, weights = [], []
     for total in (16, 32):
         seen = POLICY_MODULE.environments(found, out, "state", found.policy.shapes)
         fit_policy(POLICY_MODULE.make_ppo(found, "state", seen), total, tmp_path / "state")
         seen.close()
         with (tmp_path / "state" / "curve.csv").open() as stream:
             steps.append([int(row["step"]) for row in csv.DictReader(stream)])
+        weights.append(load_file(tmp_path / "state" / "checkpoint.safetensors"))
     assert steps == [[16], [16, 32]]
+    fresh = POLICY_MODULE.make_ppo(
+        found, "state", POLICY_MODULE.environments(found, out, "state", ["round"])
+    ).policy.state_dict()
+    for one, two in ((fresh, weights[0]), (weights[0], weights[1])):  # the checkpoint is of after the update it counts
+        one = {name.removeprefix("policy."): value for name, value in one.items()}
+        assert any(
+            not torch.equal(one[name.removeprefix("policy.")], v) for name, v in two.items() if name.startswith("policy.")
+        )
 
 
 def test_a_frozen_code_stays_as_it_is_and_a_new_one_learns(run):
@@ -157,29 +167,80 @@ def test_a_frozen_code_stays_as_it_is_and_a_new_one_learns(run):
     assert load(out).state_dict().keys() == new.state_dict().keys()
 
 
+class Expert:
+    """Moves above the hole of each environment, then down: it asks them where that is."""
+
+    def __init__(self, environments):
+        self.environments = environments
+
+    def predict(self, observation, deterministic):
+        actions = []
+        for env in self.environments:
+            off = env.hole[:2] - env.pose[:2]
+            above = np.hypot(*off) > 0.002
+            down = 1.0 if above and env.pose[2] < 0.04 else 0.0 if above else -1.0
+            actions.append([*(off / 0.01).clip(-1, 1), down, 0.0])
+        return np.array(actions, np.float32), None
+
+
+class Still:
+    def predict(self, observation, deterministic):
+        return np.zeros((len(observation), 4), np.float32), None
+
+
 def test_an_episode_counts_as_success_only_when_the_peg_is_in(run):
     from mmgen.training.policy import successes
 
     found, out = run
     seen = POLICY_MODULE.environments(found, out, "state", ["round"])
-
-    class Still:
-        def predict(self, observation, deterministic):
-            return np.zeros((len(observation), 4), np.float32), None
-
     assert successes(Still(), seen, 3, 0, "still") == [False] * 3
-
-    class Expert:
-        """Moves above the hole, then down: it asks the environment where that is."""
-
-        def predict(self, observation, deterministic):
-            actions = []
-            for env in seen.venv.envs:
-                off = env.hole[:2] - env.pose[:2]
-                above = np.hypot(*off) > 0.002
-                down = 1.0 if above and env.pose[2] < 0.04 else 0.0 if above else -1.0
-                actions.append([*(off / 0.01).clip(-1, 1), down, 0.0])
-            return np.array(actions, np.float32), None
-
-    assert sum(successes(Expert(), seen, 4, 0, "expert")) >= 3
+    assert sum(successes(Expert(seen.venv.envs), seen, 4, 0, "expert")) >= 3
     seen.close()
+
+
+def test_a_film_ends_with_what_came_of_it(run, tmp_path):
+    found, out = run
+    seen = POLICY_MODULE.environments(found, out, "scratch", ["round"])
+    POLICY_MODULE.write_film(tmp_path / "films" / "one.gif", Expert(seen.venv.envs[:1]), seen)
+    env = seen.venv.envs[0]
+    assert env.depth_inserted >= 0.024  # four fifths of the hole
+    with Image.open(tmp_path / "films" / "one.gif") as film:
+        film.seek(film.n_frames - 1)
+        last = np.asarray(film.convert("RGB").resize((found.data.size,) * 2, Image.Resampling.NEAREST)).astype(int)
+    assert np.abs(last - env.render()).mean() < 8  # a GIF has 256 colours
+    seen.close()
+
+
+def test_the_last_observation_of_an_episode_is_coded_too(run):
+    found, out = run
+    seen = POLICY_MODULE.environments(found, out, "state", ["round"])
+    seen.seed(0)
+    seen.reset()
+    for _ in range(50):
+        observations, _, ended, infos = seen.step(np.zeros((seen.num_envs, 4), np.float32))
+    assert ended.all()
+    for info, begun in zip(infos, observations):
+        assert info["terminal_observation"].shape == begun.shape == (8,) and info["TimeLimit.truncated"]
+        assert not np.allclose(info["terminal_observation"], begun)  # which is of the next episode
+    seen.close()
+
+
+def test_senses_are_masked_as_if_they_were_missing(run):
+    found, out = run
+    model = load(out).eval()
+    code = POLICY_MODULE.coded_by(model, "full", without=("force", "proprioception"))
+    vision = POLICY_MODULE.coded_by(model, "vision")
+    seen = POLICY_MODULE.environments(found, out, "scratch", ["round"])
+    shown = seen.venv.reset()
+    np.testing.assert_allclose(code(shown), vision(shown), rtol=1e-5, atol=1e-6)
+    assert not np.allclose(code(shown), POLICY_MODULE.coded_by(model, "full")(shown))
+    seen.close()
+
+
+def test_evaluation_leaves_the_weights_as_they_are(config, data):
+    model = VisionTouch(size=config.data.size, latent_dim=4).eval()
+    model.processors |= data.processors
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    MODULE.scores(model, data, "test")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
