@@ -197,16 +197,21 @@ def train_policies(config: Config, run: Path, resume: bool) -> None:
 
 
 def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
-    """``success_ARM`` on the evaluation's shape, ``success_ARM_DISTURBANCE``, and of all senses ``success_full_no_SENSES``."""
+    """``success_ARM`` on the evaluation's shape, ``success_ARM_DISTURBANCE``, ``success_ARM_seen`` on those it was trained on.
+
+    Of all senses also ``success_full_no_vision`` and ``success_full_no_touch``, with those masked.
+    """
     from mmgen.training.policy import SEEDS, load_training, successes
 
-    figures, settings = {}, config.evaluation
+    figures, settings, policy = {}, config.evaluation, config.policy
     for arm in config.arms:
         seeing = any(sense in VISION for sense in ARMS[arm])
-        tried = {name: (name, ()) for name in settings.disturbances if seeing or name != "occlusion"}
-        tried |= {"no_vision": (None, VISION), "no_touch": (None, TOUCH)} if arm == "full" else {}
-        for name, (disturbance, without) in {"": (None, ()), **tried}.items():
-            seen = environments(config, run, arm, [settings.shape], disturbance, without)
+        unseen = [settings.shape]
+        tried = {"seen": (policy.shapes, None, ())}
+        tried |= {name: (unseen, name, ()) for name in settings.disturbances if seeing or name != "occlusion"}
+        tried |= {"no_vision": (unseen, None, VISION), "no_touch": (unseen, None, TOUCH)} if arm == "full" else {}
+        for name, (shapes, disturbance, without) in {"": (unseen, None, ()), **tried}.items():
+            seen = environments(config, run, arm, shapes, disturbance, without)
             ppo = make_ppo(config, arm, seen)
             load_training(ppo, stage_folder(RECIPE, run, "policy") / arm / "policy.safetensors")
             what = f"{arm} {name or settings.shape}"

@@ -82,7 +82,7 @@ class Camera:
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         # gives the renderer's memory back, once: when called or when the camera is collected
         self.close = weakref.finalize(self, _free, self._gl, self._context)
-        self.close.atexit = False  # by then the display is gone
+        self.close.atexit = backend == "osmesa"  # with others, the display is gone by then
         self._context.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR  # as it is kept, which loses nothing
         self._scene = mujoco.MjvScene(model, maxgeom=100)
         for flag in ("SHADOW", "REFLECTION", "SKYBOX", "FOG", "HAZE"):
