@@ -230,6 +230,7 @@ def report(run: Path, config: Config) -> None:
         table=table,
         command=details["command"],
         picture="samples/samples.png",
+        picture_text="Pictures, the true flow to the next one, and the predicted flow",
         intended_use="Representations for policies of contact-rich manipulation, and their study.",
         limitations=[
             "Trained on one simulated scene: a real robot's sensors differ.",
