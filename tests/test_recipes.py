@@ -34,6 +34,7 @@ from mmgen.training.recipe import (
     stage_folder,
 )
 
+ONE = pytest.mark.parametrize("smoke", ["judge"], indirect=True, scope="module")  # what all recipes do by the same code
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
 
 
@@ -145,6 +146,7 @@ def test_stopped_by_sigterm_saves_first(tmp_path):
     assert len(list((out / "checkpoints").glob("step_*"))) == 1
 
 
+@ONE
 def test_a_run_folder_that_exists(smoke):
     name, run = smoke
     before = {f: f.stat().st_mtime_ns for f in run.rglob("*")}
@@ -154,6 +156,7 @@ def test_a_run_folder_that_exists(smoke):
     assert before == {f: f.stat().st_mtime_ns for f in run.rglob("*")}
 
 
+@ONE
 def test_resuming_with_another_config(smoke):
     name, run = smoke
     done = mmgen("train", name, "--config", "smoke", "--out", run, "--resume", "seed=5")
@@ -339,6 +342,7 @@ def test_a_stage_of_another_model_is_refused(tmp_path):
     assert done.returncode == 2 and "got other values of encoder" in done.stderr
 
 
+@ONE
 def test_metrics_cut_short(smoke):
     _, run = smoke
     file = run / "metrics.json"
