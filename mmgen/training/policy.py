@@ -48,7 +48,7 @@ class CodedEnvironments(VecEnvWrapper):
         inner = DummyVecEnv(list(environments))
         self.code, self.scale = code, scale
         first = inner.observation_space.sample()
-        seen = code({name: np.asarray(value)[None] for name, value in first.items()})
+        seen = code(_alone(first))
         space = gymnasium.spaces.Dict({n: _box(v) for n, v in seen.items()}) if isinstance(seen, dict) else _box(seen)
         super().__init__(inner, observation_space=space)
 
@@ -56,12 +56,16 @@ class CodedEnvironments(VecEnvWrapper):
         """What all show at first."""
         return self.code(self.venv.reset())
 
+    def code_one(self, observation: Mapping[str, np.ndarray]) -> Any:
+        """What a policy sees of one observation, name -> (...), as a batch of one."""
+        return self.code(_alone(observation))
+
     def step_wait(self) -> tuple[Any, np.ndarray, np.ndarray, list[dict[str, Any]]]:
         """What all show next, their rewards, which have ended, and more of each; one that has ended begins anew."""
         observations, rewards, ended, infos = self.venv.step_wait()
         for info in infos:
             if (last := info.get("terminal_observation")) is not None:  # of a truncated episode its value is asked for
-                seen = self.code({name: np.asarray(value)[None] for name, value in last.items()})
+                seen = self.code_one(last)
                 info["terminal_observation"] = {n: v[0] for n, v in seen.items()} if isinstance(seen, dict) else seen[0]
         return self.code(observations), rewards * self.scale, ended, infos
 
@@ -196,6 +200,10 @@ def _own(ppo: PPO) -> dict[str, Tensor]:
     """The policy's state, of encoders that actor and critic share once."""
     names = {name for name, _ in (*ppo.policy.named_parameters(), *ppo.policy.named_buffers())}
     return {name: value for name, value in ppo.policy.state_dict().items() if name in names}
+
+
+def _alone(observation: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: np.asarray(value)[None] for name, value in observation.items()}
 
 
 def _box(value: np.ndarray) -> Any:

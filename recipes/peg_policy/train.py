@@ -226,13 +226,11 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
 def write_film(file: Path, ppo: Any, seen: Any) -> None:
     """One episode, as the camera sees it."""
     file.parent.mkdir(exist_ok=True)
-    env, code = seen.venv.envs[0], seen.code
+    env = seen.venv.envs[0]
     observation, _ = env.reset(seed=TRIED)
     frames, ended = [env.render()], False
     while not ended:
-        action, _ = ppo.predict(
-            code({name: np.asarray(value)[None] for name, value in observation.items()}), deterministic=True
-        )
+        action, _ = ppo.predict(seen.code_one(observation), deterministic=True)
         observation, _, terminated, truncated, _ = env.step(action[0])
         frames.append(env.render())
         ended = terminated or truncated

@@ -59,7 +59,7 @@ class PegInsertion(Environment):
         disturbance: None, ``occlusion`` (a panel before the camera), ``noise`` (on all sensors), ``push`` (20 N sideways for 5
             steps) or ``moving_hole`` (the block slides by 3 cm within 10 steps); the last two at a random time.
         flow: whether the observation has the flow.
-        vision: whether it has image, depth and flow; without, nothing is drawn, which is ten times as fast.
+        vision: whether it has image, depth and flow; without, nothing is drawn, more than twice as fast.
         steps: of an episode, after which it is truncated, >= 1.
 
     Raises:
