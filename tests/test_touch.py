@@ -62,8 +62,15 @@ def test_an_item_is_a_moment_with_what_comes_next(data):
         assert item["flow"].unique().tolist() == [t]
 
 
+def felt_otherwise(data, i):
+    """Whether the near touch of moment i differs in the force alone."""
+    return torch.equal(data[i]["near_proprioception"], data[i]["proprioception"])
+
+
 def test_touch_of_elsewhere_is_far_and_of_the_episode_is_near(data):
     for i in range(len(data)):
+        if felt_otherwise(data, i):
+            continue
         (e, t), item = data.place(i), data[i]
         here = 0.05 * e + 0.008 * t
         moments = {
@@ -78,6 +85,22 @@ def test_touch_of_elsewhere_is_far_and_of_the_episode_is_near(data):
             assert abs(place - here) >= min(least, most) - 1e-6
             known = data.processors["proprioception"].decode(item[f"{name}_proprioception"])[0]
             assert known == pytest.approx(place, abs=1e-5)
+
+
+def test_of_some_near_touch_the_force_alone_is_of_another_contact(data):
+    chosen = [i for i in range(len(data)) if felt_otherwise(data, i)]
+    assert 0 < len(chosen) < len(data)
+    for i in chosen:
+        (e, t), force = data.place(i), data.processors["force"].decode(data[i]["near_force"])[0, 0]
+        number, moment = divmod(round(force), 100)
+        assert number == e and (moment % 3 == 1) != (t % 3 == 1)
+
+
+def test_without_another_contact_near_touch_is_of_another_place(files, data):
+    still = Transitions(files, data.processors)
+    for episode in still.episodes:
+        episode["contact"] = np.zeros_like(episode["contact"])
+    assert not any(felt_otherwise(still, i) for i in range(len(still)))
 
 
 def test_items_do_not_depend_on_what_was_read_before(data, files):

@@ -124,7 +124,8 @@ class Transitions(Sequence):
     Item i has ``image``, ``depth``, ``force``, ``proprioception`` and ``action`` as tensors; ``flow``, ``contact`` (1.0 if any
     reading of the next step is one; ``touching`` of this) and ``displacement`` of the next moment; and touch that does not
     belong to it, of a moment of another episode at least 6 cm off, ``far_force`` and ``far_proprioception``, and of this
-    episode at least 1 cm off, ``near_...``; without such a moment, of the farthest. Which it is depends on i alone.
+    episode at least 1 cm off, ``near_...``; without such a moment, of the farthest. Of every second near one the force alone is
+    of another moment, one of the other kind of contact, which place cannot tell. Which it is depends on i alone.
 
     Args:
         files: of the episodes.
@@ -179,6 +180,8 @@ class Transitions(Sequence):
         others = [other for other in rng.permutation(len(self.episodes)) if other != number] or [number]
         for name, (places, off) in {"far": (others[:TRIES], FAR), "near": ([number], NEAR)}.items():
             touch = self._touch(*self._away(places, episode["proprio"][t, :3], off, rng))
+            if name == "near" and rng.random() < 0.5:
+                touch = self._felt_otherwise(number, t, rng) or touch
             if self.disturbance == "noise":
                 touch = dict(zip(touch, add_noise(now["image"], now["depth"], *touch.values(), noise)[2:]))
             item |= {f"{name}_{sense}": value for sense, value in sensed(touch, self.processors).items()}
@@ -187,6 +190,13 @@ class Transitions(Sequence):
     def _touch(self, number: int, t: int) -> dict[str, np.ndarray]:
         episode = self.episodes[number]
         return {"force": episode["ee_forces_continuous"][t], "proprioception": episode["proprio"][t]}
+
+    def _felt_otherwise(self, number: int, t: int, rng: np.random.Generator) -> dict[str, np.ndarray] | None:
+        """The touch of a moment with the force of another one of its episode, in contact if it is not; None without such."""
+        touching = self.episodes[number]["contact"].any(1)  # (t,)
+        if not len(others := np.flatnonzero(touching != touching[t])):
+            return None
+        return self._touch(number, t) | {"force": self._touch(number, rng.choice(others))["force"]}
 
     def _away(self, numbers: Sequence[int], from_place: np.ndarray, off: float, rng: np.random.Generator) -> tuple[int, int]:
         """An episode and a moment when the hand was at least ``off`` metres from a place; without such, the farthest."""

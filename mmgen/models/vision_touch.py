@@ -21,7 +21,7 @@ from mmgen.models.missing import known, masked_mean
 
 VISION, TOUCH = ("image", "depth"), ("force", "proprioception")
 SENSES = (*VISION, *TOUCH)
-NEGATIVES = ("far", "near")  # touch of elsewhere, and of another moment of the same episode
+NEGATIVES = ("far", "near")  # touch of elsewhere, and touch or force of another moment of the same episode
 FINEST = 32  # side of the finest flow, in its own pixels
 COARSE = 16  # side of the relief
 WEIGHTS = {"flow": 10.0, "mask": 1.0, "contact": 1.0, "displacement": 1.0, "relief": 1e-3, "pairing": 3.0, "kl": 1e-4}
@@ -61,8 +61,8 @@ class VisionTouch(Model):
     A batch holds senses: ``image`` (b, 3, s, s) in 0 to 1, ``depth`` (b, 1, s, s) in metres and 0 where unknown, ``force``
     (b, 6, r) and ``proprioception`` (b, 8) and the ``action`` (b, 4), standardised; and targets: ``flow`` (b, 2, s, s)
     in pixels, ``contact`` (b,), ``displacement`` (b, 4), and other touch as ``far_force``, ``far_proprioception`` of another
-    place and ``near_...`` of another moment of the same episode. Any may be missing; a term is a mean over the items that have
-    what it needs.
+    place and ``near_...``, both or the force alone, of another moment of the same episode. Any may be missing; a term is a
+    mean over the items that have what it needs.
 
     Args:
         senses: which of image, depth, force and proprioception it reads; the others are left out of any batch.

@@ -103,7 +103,7 @@ def scores(model: VisionTouch, data: Transitions, what: str, without: Sequence[s
     """The figures of one model on all moments, with some senses missing.
 
     ``contact_accuracy``; ``pairing_accuracy`` and ``pairing_accuracy_hard``, the mean of the shares of pairs and of far, or
-    near, touch that are told right; ``flow_epe_ratio``, the mean end-point error at the picture's own resolution over that of
+    near, touch that are told right, ``pairing_accuracy_force`` where the force alone of near touch is; ``flow_epe_ratio``, the mean end-point error at the picture's own resolution over that of
     no flow; ``pose_error_ratio``, the mean error of the displacement, standardised, over that of no motion.
     """
     sums: dict[str, float] = {}
@@ -131,7 +131,12 @@ def scores(model: VisionTouch, data: Transitions, what: str, without: Sequence[s
         for other in NEGATIVES:
             swapped = {s: batch[f"{other}_{s}"] for s in TOUCH if s in senses}
             q = model.encode(Batch({**senses.values, **swapped}, present=senses.present))
-            add(other, model.decode(q.mean, "pairing").probs <= 0.5)
+            add(other, told := model.decode(q.mean, "pairing").probs <= 0.5)
+            if other == "near":  # where the force alone is of another moment
+                force = (batch["near_proprioception"] == batch["proprioception"]).all(1)
+                add("force", force)
+                add("by_force", told[force])
+                add("paired_force", (found.pairing.probs > 0.5)[force])
     n = sums["moments"]
     figures = {"contact_accuracy": sums["contact"] / n, "pose_error_ratio": sums["pose"] / sums["still"]}
     if sums.get("no_flow"):
@@ -139,6 +144,8 @@ def scores(model: VisionTouch, data: Transitions, what: str, without: Sequence[s
     if "paired" in sums:
         figures["pairing_accuracy"] = (sums["paired"] + sums["far"]) / (2 * n)
         figures["pairing_accuracy_hard"] = (sums["paired"] + sums["near"]) / (2 * n)
+    if sums.get("force"):
+        figures["pairing_accuracy_force"] = (sums["paired_force"] + sums["by_force"]) / (2 * sums["force"])
     figures["contact_accuracy_persistence"] = sums["stays"] / n  # what touches goes on to
     figures["contact_accuracy_chance"] = max(sums["touching"], n - sums["touching"]) / n
     return figures
