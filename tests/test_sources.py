@@ -284,7 +284,7 @@ def test_mnist(tiny):
     assert rows["validation"]["image_id"][:2] == ["train-30", "train-31"]
     stored = np.load(tiny / "mnist" / "mnist.npz")
     assert np.array_equal(np.asarray(picture(rows["test"][3]["image"])), stored["x_test"][3])
-    assert rows["test"][3]["word"] == "three"
+    assert (rows["test"][3]["word"], rows["test"][3]["caption"]) == ("three", "a handwritten three")
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 cut", b"no archive"])
@@ -560,7 +560,7 @@ def test_cifar10_from_the_hub(monkeypatch):
     assert sorted(ids) == sorted(f"train-{i}" for i in range(60)) and 1 <= len(rows["validation"]) <= 20
     row = rows["train"][5]
     number = int(row["image_id"].removeprefix("train-"))
-    assert row["word"] == cifar10.CLASSES[number % 10] and np.asarray(picture(row["image"])).max() == number
+    assert row["word"] == cifar10.CLASSES[number % 10] and row["caption"].startswith("a photo of a") and np.asarray(picture(row["image"])).max() == number
 
 
 def test_flickr8k_from_the_hub(monkeypatch):

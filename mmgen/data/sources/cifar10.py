@@ -46,5 +46,6 @@ def _in(split: str, image_id: str) -> bool:
 
 
 def _row(image: dict[str, Any], label: int, image_id: str) -> dict[str, Any]:
-    picture = {"bytes": image["bytes"], "path": None}
-    return {"image": picture, "label": label, "word": CLASSES[label], "image_id": image_id}
+    picture, word = {"bytes": image["bytes"], "path": None}, CLASSES[label]
+    caption = f"a photo of {'an' if word[0] in 'aeiou' else 'a'} {word}"
+    return {"image": picture, "label": label, "word": word, "caption": caption, "image_id": image_id}

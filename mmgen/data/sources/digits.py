@@ -1,4 +1,4 @@
-"""scikit-learn's 8x8 handwritten digits: as a picture, as a vector, and as a word."""
+"""scikit-learn's 8x8 handwritten digits: as a picture, as a vector, as a word and as a caption."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,6 +8,7 @@ import numpy as np
 from mmgen.data.sources.encode import png
 from mmgen.data.sources.splits import uniform
 
+CAPTION = "a handwritten {}"
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
@@ -25,5 +26,6 @@ def read(split: str) -> Iterator[dict[str, Any]]:
             "vector": (pixels.reshape(-1) / 16).astype(np.float32),  # (64,)
             "label": int(label),
             "word": WORDS[label],
+            "caption": CAPTION.format(WORDS[label]),
             "image_id": f"digits-{i}",
         }

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mmgen.data.sources.digits import WORDS
+from mmgen.data.sources.digits import CAPTION, WORDS
 from mmgen.data.sources.encode import png
 from mmgen.errors import UserError
 
@@ -48,4 +48,5 @@ def read_hub(split: str, rows: Callable[[str], Iterator[dict[str, Any]]]) -> Ite
 
 
 def _row(image: dict[str, Any], label: int, image_id: str) -> dict[str, Any]:
-    return {"image": image, "label": label, "word": WORDS[label], "image_id": image_id}
+    word = WORDS[label]
+    return {"image": image, "label": label, "word": word, "caption": CAPTION.format(word), "image_id": image_id}
