@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmgen.metrics import retrieval
-from mmgen.metrics.retrieval import chance_at, nearest, recall_at
+from mmgen.metrics.retrieval import chance_at, nearest, r_precision, recall_at
 
 
 def test_by_hand():
@@ -114,3 +114,63 @@ def test_chance_is_the_recall_of_scores_that_know_nothing():
 def test_scores_that_rank_nothing(scores, right, message):
     with pytest.raises(ValueError, match=message):
         recall_at(scores, right)
+
+
+def test_r_precision_by_hand():
+    scores = torch.tensor([[0.9, 0.5, 0.1], [0.9, 0.5, 0.1], [0.2, 0.2, 0.1]])
+    assert r_precision(scores, torch.tensor([0, 1, 0])) == pytest.approx(1 / 3)  # the last is a tie, and so wrong
+    assert r_precision(scores, torch.tensor([0, 0, 1])) == pytest.approx(2 / 3)
+
+
+def test_r_precision_never_draws_a_text_that_reads_the_same():
+    scores = torch.tensor([[0.5, 0.9, 0.1], [0.5, 0.9, 0.1]])  # the second text is the first again, with a higher score
+    assert r_precision(scores, torch.tensor([0, 1]), ["a", "a", "b"]) == 1.0
+    assert r_precision(scores, torch.tensor([0, 0])) == 0.0
+    assert r_precision(scores, torch.tensor([2, 2]), ["a", "a", "b"]) == 0.0
+
+
+@pytest.mark.parametrize("among", [2, 5, 10])
+def test_r_precision_over_seeds_is_the_expected_recall(among):
+    generator = torch.Generator().manual_seed(0)
+    scores, right = torch.randn(200, 40, generator=generator), torch.arange(200) % 40
+    scores[torch.arange(200), right] += 1
+    found = [r_precision(scores, right, among=among, seed=seed) for seed in range(200)]
+    expected = recall_at(scores, right[:, None] == torch.arange(40), at=(1,), among=among)[1]
+    assert sum(found) / len(found) == pytest.approx(expected, abs=0.005) and len(set(found)) > 1
+
+
+def test_r_precision_draws_by_seed_and_text_alone():
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(50, 30, generator=generator)
+    right = torch.randint(30, (50,), generator=generator)
+    each = [r_precision(scores[i : i + 1], right[i : i + 1], among=6) for i in range(50)]
+    assert r_precision(scores, right, among=6) == pytest.approx(sum(each) / 50)
+    assert r_precision(scores, right, among=6, seed=1) != r_precision(scores, right, among=6, seed=2)
+
+
+def test_r_precision_among_fewer_than_asked_takes_all():
+    scores = torch.randn(60, 15, generator=torch.Generator().manual_seed(0))
+    right = torch.arange(60) % 15
+    expected = (scores.argmax(1) == right).double().mean().item()
+    assert {r_precision(scores, right, seed=seed) for seed in range(5)} == {expected}
+    chance = r_precision(torch.rand(20000, 8, generator=torch.Generator().manual_seed(0)), torch.arange(20000) % 8, among=4)
+    assert chance == pytest.approx(1 / 4, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("scores", "right", "texts", "among", "message"),
+    [
+        (torch.zeros(3), torch.zeros(3).long(), None, 9, r"got shapes \(3,\), \(3,\) and 0"),
+        (torch.zeros(2, 3), torch.zeros(3).long(), None, 9, r"got shapes \(2, 3\), \(3,\) and 3"),
+        (torch.zeros(2, 3), torch.zeros(2).long(), ["a", "b"], 9, r"\(2,\) and 2, expected"),
+        (torch.zeros(2, 3), torch.tensor([0, 3]), None, 9, r"right: got \[0, 3\], expected whole numbers from 0 to 2"),
+        (torch.zeros(1, 3), torch.tensor([-1]), None, 9, r"right: got \[-1\]"),
+        (torch.zeros(1, 3), torch.tensor([1.0]), None, 9, r"right: got \[1.0\]"),
+        (torch.tensor([[0.0, 1.0], [torch.nan, 0.0]]), torch.tensor([1, 1]), None, 9, "picture 1: got a NaN"),
+        (torch.zeros(1, 2), torch.tensor([1]), ["a", "a"], 9, "texts: got 1 different ones among 9"),
+        (torch.zeros(1, 2), torch.tensor([1]), None, 1, "texts: got 2 different ones among 1"),
+    ],
+)
+def test_r_precision_of_what_ranks_nothing(scores, right, texts, among, message):
+    with pytest.raises(ValueError, match=message):
+        r_precision(scores, right, texts, among)

@@ -12,11 +12,15 @@ from mmgen.models.base import Model
 from mmgen.models.captioner import Captioner
 from mmgen.models.class_language_model import ClassLanguageModel
 from mmgen.models.classifier import Classifier
+from mmgen.models.discrete_vae import DiscreteVAE
 from mmgen.models.factorized import Factorized
 from mmgen.models.mag import AdaptedTransformer
+from mmgen.models.mirror_gan import MirrorGAN
 from mmgen.models.multimodal_vae import MultimodalVAE
 from mmgen.models.psa_captioner import PseudoSelfAttentionCaptioner
+from mmgen.models.redescriber import Redescriber
 from mmgen.models.sentence_vae import SentenceVAE
+from mmgen.models.text_to_image import TextToImage
 from mmgen.models.vae import VAE
 from mmgen.models.vision_touch import VisionTouch
 
@@ -56,10 +60,21 @@ TINY_CAPTIONER = {
 }
 
 
+TINY_CODES = {"shape": [1, 8, 8], "codes": 6, "dim": 3, "width": 16, "halvings": 1, "depth": 1}
+
+
 def pictures_with_captions(n: int) -> Batch:
     """Noise, and captions of one token or more."""
     return Batch(
         {"image": torch.rand(n, 3, 32, 32), "text": torch.randint(3, 200, (n, 4))},
+        {"text": torch.arange(4) < torch.arange(n)[:, None] % 4 + 1},
+    )
+
+
+def small_pictures_with_captions(n: int) -> Batch:
+    """Grey noise of 8 pixels, and captions of one token or more of a vocabulary of 9."""
+    return Batch(
+        {"image": torch.rand(n, 1, 8, 8), "text": torch.randint(3, 9, (n, 4))},
         {"text": torch.arange(4) < torch.arange(n)[:, None] % 4 + 1},
     )
 
@@ -128,6 +143,18 @@ def tiny_models() -> dict[str, Tiny]:
             optional="image",
             to="text",
         ),
+        "redescriber": Tiny(
+            model=lambda: Redescriber([1, 8, 8], 9, 5, **TINY_REDESCRIBER),
+            batch=small_pictures_with_captions,
+            optional="image",
+            to="text",
+        ),
+        "mirror_gan": Tiny(
+            model=tiny_mirror_gan,
+            batch=small_pictures_with_captions,
+            optional="image",
+            to="image",
+        ),
         "aligned": Tiny(
             model=tiny_aligned,
             batch=pictures_with_captions,
@@ -162,6 +189,21 @@ def tiny_models() -> dict[str, Tiny]:
             optional="audio",
             to="label",
         ),
+        "discrete_vae": Tiny(
+            model=lambda: DiscreteVAE(**TINY_CODES),
+            batch=lambda n: Batch({"image": torch.rand(n, 1, 8, 8)}),
+            optional="image",
+            to="image",
+        ),
+        "text_to_image": Tiny(
+            model=tiny_text_to_image,
+            batch=lambda n: Batch(
+                {"image": torch.rand(n, 1, 8, 8), "text": torch.randint(3, 9, (n, 4))},
+                {"text": torch.arange(4) < torch.arange(n)[:, None] % 4 + 1},
+            ),
+            optional="text",
+            to="image",
+        ),
         "vae": Tiny(
             model=tiny_vae,
             batch=lambda n: Batch({"image": torch.rand(n, 1, 8, 8), "label": torch.arange(n) % 3}),
@@ -187,6 +229,24 @@ def tiny_models() -> dict[str, Tiny]:
             to="text",
         ),
     }
+
+
+def tiny_text_to_image() -> TextToImage:
+    """One with the codes of an untrained VAE."""
+    model = TextToImage(TINY_CODES, vocabulary=9, text_length=4, end=2, dim=8, depth=1, heads=2)
+    model.take_codes(DiscreteVAE(**TINY_CODES))
+    return model
+
+
+TINY_REDESCRIBER = {"encoder": {"width": 4, "dim": 8}, "decoder": {"dim": 8, "depth": 1, "heads": 2}}
+
+
+def tiny_mirror_gan() -> MirrorGAN:
+    """One whose pictures do not depend on z, as `tiny_multimodal_vae`."""
+    text, widths = {"dim": 8, "depth": 1, "heads": 2}, {"width": 4, "critic_width": 4, "noise": 3, "condition": 4}
+    model = MirrorGAN([4, 8], 1, 9, 5, text, augmentation=0.0, redescriber=TINY_REDESCRIBER, **widths)
+    torch.nn.init.zeros_(model.generator.mapping.weight[:, :3])
+    return model
 
 
 def tiny_aligned() -> Aligned:

@@ -124,8 +124,8 @@ class Transitions(Sequence):
     Item i has ``image``, ``depth``, ``force``, ``proprioception`` and ``action`` as tensors; ``flow``, ``contact`` (1.0 if any
     reading of the next step is one; ``touching`` of this) and ``displacement`` of the next moment; and touch that does not
     belong to it, of a moment of another episode at least 6 cm off, ``far_force`` and ``far_proprioception``, and of this
-    episode at least 1 cm off, ``near_...``; without such a moment, of the farthest. Of every second near one the force alone is
-    of another moment, one of the other kind of contact, which place cannot tell. Which it is depends on i alone.
+    episode at least 1 cm off, ``near_...``; without such a moment, of the farthest. Of every second near one the force alone
+    is of another moment, one of the other kind of contact, which place cannot tell. Which it is depends on i alone.
 
     Args:
         files: of the episodes.

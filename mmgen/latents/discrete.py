@@ -193,6 +193,10 @@ class VectorQuantizer(nn.Module):
         """The codes of ids (...): (..., d)."""
         return self.codebook[ids]
 
+    def nearest(self, z: Tensor) -> Tensor:
+        """Which code is nearest to each vector: z (..., d) -> (...)."""
+        return self._nearest(z.to(self.codebook.dtype).reshape(-1, z.shape[-1])).reshape(z.shape[:-1])
+
     def _nearest(self, flat: Tensor) -> Tensor:
         with torch.autocast(flat.device.type, enabled=False):  # in half precision near codes cannot be told apart
             scores = flat @ self.codebook.T - self.codebook.square().sum(1) / 2  # (n, K): highest where |z - e|^2 is lowest

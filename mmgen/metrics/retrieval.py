@@ -71,6 +71,55 @@ def recall_at(scores: Tensor, right: Tensor, at: Sequence[int] = (1, 5, 10), amo
     return {k: _fewer(above, wrong, k, among).mean().item() for k in at}
 
 
+def r_precision(scores: Tensor, right: Tensor, texts: Sequence[str] | None = None, among: int = 100, seed: int = 0) -> float:
+    """Share of the pictures whose own text scores above ``among - 1`` others, ``mean_i [s_ir > s_ij for all drawn j]``.
+
+    The others are drawn once for each text, without replacement, from all texts that read differently: by seed and text alone,
+    so that several pictures of one prompt, and the real one, meet the same. A tie with any of them counts as wrong.
+
+    Args:
+        scores: (n, m), of n pictures and m texts, none NaN.
+        right: (n,) whole numbers, the text of each picture.
+        texts: the m texts; of those that read the same only the first is a candidate. None: all differ.
+        among: texts a picture sees, its own included, 2 or more. Where there are fewer, all.
+        seed: of the draw.
+
+    Returns:
+        The share, 0 to 1; of scores that know nothing ``1 / min(among, number of different texts)``.
+
+    Raises:
+        ValueError: shapes that do not fit, a NaN, no such text, or fewer than two different texts.
+
+    Source: Xu et al. 2018, AttnGAN, arXiv 1711.10485, section 4.1, with R = 1 and 99 others as there.
+
+    >>> r_precision(torch.tensor([[0.9, 0.1, 0.3], [0.5, 0.2, 0.5]]), torch.tensor([0, 2]))
+    0.5
+    """
+    n, m = scores.shape if scores.ndim == 2 else (0, 0)
+    if not n or right.shape != (n,) or (texts is not None and len(texts) != m):
+        got = f"{tuple(scores.shape)}, {tuple(right.shape)} and {m if texts is None else len(texts)}"
+        raise ValueError(f"scores, right and texts: got shapes {got}, expected (n >= 1, m), (n,) and m texts")
+    if right.is_floating_point() or right.min() < 0 or right.max() >= m:
+        raise ValueError(
+            f"right: got {right.tolist()[:5]}, expected whole numbers from 0 to {m - 1}, the text of each picture"
+        )
+    if scores.isnan().any():
+        raise ValueError(f"picture {scores.isnan().any(1).nonzero()[0].item()}: got a NaN, expected scores; check the encoder")
+    texts = range(m) if texts is None else texts
+    first = {text: j for j, text in reversed(list(enumerate(texts)))}
+    different = torch.tensor(sorted(first.values()))  # (k,) the candidates
+    if len(different) < 2 or among < 2:
+        raise ValueError(f"texts: got {len(different)} different ones among {among}, expected two or more of both")
+    generator, drawn = torch.Generator().manual_seed(seed), min(among, len(different)) - 1
+    order = torch.rand(len(different), len(different), generator=generator)
+    order.fill_diagonal_(2.0)  # never itself
+    others = different[order.argsort(1)[:, :drawn]].to(scores.device)  # (k, among - 1)
+    place = {int(j): row for row, j in enumerate(different)}
+    own = torch.tensor([place[first[texts[j]]] for j in right.tolist()], device=scores.device)  # (n,)
+    best = scores.gather(1, different.to(scores.device)[own][:, None])  # (n, 1)
+    return (best > scores.gather(1, others[own])).all(1).double().mean().item()
+
+
 def chance_at(right: Tensor, at: Sequence[int] = (1, 5, 10)) -> dict[int, float]:
     """What `recall_at` is expected to be of scores that know nothing: right (n, m) bool.
 

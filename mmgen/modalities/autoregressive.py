@@ -75,9 +75,9 @@ class CausalTransformer(nn.Module):
         """
         return self.logits(self.features(inputs, prefix, mask, cache))
 
-    def logits(self, features: Tensor) -> Tensor:
-        """features (..., d) -> logits (..., v)."""
-        return F.linear(features, self.embed.weight)
+    def logits(self, features: Tensor, tokens: slice = slice(None)) -> Tensor:
+        """features (..., d) -> logits (..., v) of all tokens, or of a slice of them."""
+        return F.linear(features, self.embed.weight[tokens])
 
     def features(
         self, inputs: Tensor, prefix: Tensor | None = None, mask: Tensor | None = None, cache: Cache | None = None
@@ -129,6 +129,7 @@ def sample(
     top_p: float | None = None,
     guidance: float = 1.0,
     unconditional: Tensor | None = None,
+    tokens: slice = slice(None),
     stop: int | None = None,
     pad: int = 0,
     generator: torch.Generator | None = None,
@@ -148,6 +149,7 @@ def sample(
         top_p: keep the smallest set of likeliest tokens with at least this probability, in (0, 1].
         guidance: scale g.
         unconditional: what ``prompt`` is without its condition, of the same shape and mask.
+        tokens: those that may be drawn, a slice without a step; of a model of several modalities, one of them.
         stop: token after which a sequence has ended.
         pad: written after ``stop``.
         generator: makes the draw reproducible.
@@ -182,11 +184,11 @@ def sample(
     new, ended = [], rows.new_zeros(len(prompt) // (1 if guidance == 1.0 else 2), dtype=torch.bool)
     for _ in range(length):
         features = model.features(inputs, mask=mask, cache=cache)  # (b', t, d)
-        logits = model.logits(features[rows, last]).float()  # (b', v)
+        logits = model.logits(features[rows, last], tokens).float()  # (b', v)
         if guidance != 1.0:
             conditional, free = logits.chunk(2)
             logits = free + guidance * (conditional - free)  # (b, v)
-        token = choose(logits, temperature, top_k, top_p, generator)  # (b,)
+        token = choose(logits, temperature, top_k, top_p, generator) + (tokens.start or 0)  # (b,)
         token = token.masked_fill(ended, pad)
         new.append(token)
         if stop is not None:

@@ -1,8 +1,10 @@
-"""The plain convolution networks that pictures and spectrograms share, each way."""
+"""The convolution networks that pictures and spectrograms share, each way: to one vector, or to a grid of them."""
 
 from itertools import pairwise
 
 from torch import Tensor, nn
+
+from mmgen.errors import UserError, check_at_least
 
 
 class ConvEncoder(nn.Module):
@@ -54,6 +56,88 @@ class Deconvolution(nn.Module):
         x = self.expand(z.reshape(-1, z.shape[-1])).reshape(-1, *self.first)  # (b, c0, h0, w0)
         x = self.convolutions(x)  # (b, c, h, w)
         return x.reshape(*z.shape[:-1], *x.shape[1:])
+
+
+class Residual(nn.Module):
+    """x + f(x), f two convolutions; (b, c, h, w) both ways."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.GroupNorm(1, width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1), nn.SiLU(), nn.Conv2d(width, width, 1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)
+
+
+class GridEncoder(nn.Module):
+    """A picture -> a vector for each cell of a grid: halvings by strided convolutions, then residual layers.
+
+    Args:
+        shape: (c, h, w) of a picture, h and w multiples of 2^halvings.
+        dim: size d of a cell's vector.
+        width: channels of the grid; the finer maps have half of them for each halving still to come, 16 at least.
+        halvings: how often each side is halved, 1 or more.
+        depth: residual layers.
+
+    Raises:
+        UserError: a side that cannot be halved so often, or a count out of range.
+
+    >>> import torch
+    >>> GridEncoder((3, 32, 32), dim=8, width=32)(torch.zeros(2, 3, 32, 32)).shape
+    torch.Size([2, 8, 8, 8])
+    """
+
+    def __init__(self, shape: tuple[int, int, int], dim: int, width: int = 128, halvings: int = 2, depth: int = 2) -> None:
+        super().__init__()
+        self.grid, widths = cells(shape, halvings), _narrowed(width, halvings)
+        layers: list[nn.Module] = []
+        for before, after in pairwise([shape[0], *widths]):
+            layers += [nn.Conv2d(before, after, 4, stride=2, padding=1), nn.SiLU()]
+        layers += [nn.Conv2d(width, width, 3, padding=1), *(Residual(width) for _ in range(depth))]
+        self.layers = nn.Sequential(*layers, nn.GroupNorm(1, width), nn.SiLU(), nn.Conv2d(width, dim, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images (b, c, h, w) -> (b, d, h / 2^halvings, w / 2^halvings)."""
+        return self.layers(images)
+
+
+class GridDecoder(nn.Module):
+    """The mirror image of `GridEncoder`: a grid of vectors (b, d, h / 2^halvings, w / 2^halvings) -> (b, c, h, w)."""
+
+    def __init__(self, shape: tuple[int, int, int], dim: int, width: int = 128, halvings: int = 2, depth: int = 2) -> None:
+        super().__init__()
+        cells(shape, halvings)
+        layers = [nn.Conv2d(dim, width, 3, padding=1), *(Residual(width) for _ in range(depth)), nn.GroupNorm(1, width)]
+        widths = _narrowed(width, halvings)[::-1]
+        for before, after in pairwise([*widths, widths[-1]]):
+            layers += [nn.SiLU(), nn.ConvTranspose2d(before, after, 4, stride=2, padding=1)]
+        self.layers = nn.Sequential(*layers, nn.SiLU(), nn.Conv2d(widths[-1], shape[0], 3, padding=1))
+
+    def forward(self, grid: Tensor) -> Tensor:
+        """grid (b, d, h', w') -> (b, c, h, w)."""
+        return self.layers(grid)
+
+
+def cells(shape: tuple[int, int, int], halvings: int) -> tuple[int, int]:
+    """The grid (h', w') that is left of a picture (c, h, w).
+
+    Raises:
+        UserError: a side is no multiple of 2^halvings.
+
+    >>> cells((1, 28, 28), 2)
+    (7, 7)
+    """
+    factor = 2 ** check_at_least("halvings", halvings, 1)
+    if shape[1] % factor or shape[2] % factor:
+        fix = "choose another size, or fewer halvings"
+        raise UserError("size", got=f"{shape[1]} x {shape[2]}", expected=f"multiples of {factor}", fix=fix)
+    return shape[1] // factor, shape[2] // factor
+
+
+def _narrowed(width: int, halvings: int) -> list[int]:
+    return [max(16, width >> (halvings - 1 - i)) for i in range(halvings - 1)] + [width]
 
 
 def halvings(size: tuple[int, int]) -> list[tuple[int, int]]:

@@ -3,10 +3,14 @@
 from torch import nn
 
 
-def freeze(module: nn.Module) -> nn.Module:
+def freeze(module: nn.Module, stored: bool = False) -> nn.Module:
     """Freeze ``module`` in place: its weights take no gradient and it stays in eval mode through any ``.train()``.
 
     Gradients still flow through it to its inputs.
+
+    Args:
+        module: what is frozen.
+        stored: save its weights with the model it is part of; otherwise that names where they come from.
 
     Returns:
         The same module.
@@ -18,10 +22,10 @@ def freeze(module: nn.Module) -> nn.Module:
     module.requires_grad_(False).eval()
     for part in module.modules():
         part.train = lambda mode=True, part=part: part
-    module.is_frozen = True
+    module.is_frozen = not stored
     return module
 
 
 def frozen_prefixes(module: nn.Module) -> tuple[str, ...]:
-    """The state-dict prefixes of the frozen parts inside ``module``, as ``("language_model.",)``."""
+    """The state-dict prefixes of the frozen parts in ``module`` that are not stored with it, as ``("language_model.",)``."""
     return tuple(f"{name}." for name, part in module.named_modules() if getattr(part, "is_frozen", False) and name)

@@ -32,6 +32,10 @@ MODELS = {
     "aligned": "mmgen.models.aligned:Aligned",
     "mag": "mmgen.models.mag:AdaptedTransformer",
     "vision_touch": "mmgen.models.vision_touch:VisionTouch",
+    "discrete_vae": "mmgen.models.discrete_vae:DiscreteVAE",
+    "text_to_image": "mmgen.models.text_to_image:TextToImage",
+    "redescriber": "mmgen.models.redescriber:Redescriber",
+    "mirror_gan": "mmgen.models.mirror_gan:MirrorGAN",
 }
 
 
@@ -68,6 +72,8 @@ class Model(nn.Module, ModelHubMixin):
     def __init__(self) -> None:
         super().__init__()
         self.processors: dict[str, Processor] = {}
+        #: figures of the last `losses`, without gradient, that the training loop logs beside its terms
+        self.monitored: dict[str, Tensor] = {}
         #: optimiser steps done, written by the training loop: what schedules read; a tensor, so compiled code stays valid
         self.register_buffer("step", torch.zeros((), dtype=torch.long), persistent=False)
 

@@ -28,9 +28,11 @@ class Classifier(Model):
         classes: number of labels.
         encoder: settings of the kind's encoder, such as ``{"dim": 64}``; for an image, a ``"backbone"`` takes that of timm.
         class_names: what the labels are called, in order.
+        shift: pixels by which each picture is moved at random in training, up, down and sideways; its edge is repeated.
 
     Raises:
-        UserError: an unknown kind or a count that does not fit; in use, no item with x, or a label out of range.
+        UserError: an unknown kind, a shift of what is no picture, or a count that does not fit; in use, no item with x, or a
+            label out of range.
 
     >>> model = Classifier("image", "image", [1, 8, 8], classes=10, encoder={"width": 8})
     >>> model.predict(Batch({"image": torch.zeros(2, 1, 8, 8)})).probs.shape
@@ -47,12 +49,15 @@ class Classifier(Model):
         classes: int,
         encoder: dict[str, Any] | None = None,
         class_names: list[str] | None = None,
+        shift: int = 0,
     ) -> None:
         super().__init__()
         check_at_least("classes", classes, 2)
+        if check_at_least("shift", shift, 0) and kind != "image":
+            raise UserError("shift", got=f"{shift} of {kind}", expected="0 of what is no image", fix="set shift=0")
         if class_names is not None and len(class_names) != classes:
             raise UserError("class_names", got=class_names, expected=f"{classes} names", fix=f"set classes={len(class_names)}")
-        self.modality, self.classes, self.class_names = modality, classes, class_names
+        self.modality, self.classes, self.class_names, self.shift = modality, classes, class_names, shift
         self.sequences = (modality,) if kind == "text" else ()
         self.encoder = build_encoder(kind, shape, encoder or {})
         self.head = nn.Linear(self.encoder.dim, classes)
@@ -81,7 +86,8 @@ class Classifier(Model):
         if self.modality not in batch or not batch.present[self.modality].any():
             raise self._missing(self.modality, batch)
         mask = (batch.masks[self.modality],) if self.modality in batch.masks else ()
-        return self.encoder(batch[self.modality], *mask)
+        x = batch[self.modality]
+        return self.encoder(moved(x, self.shift) if self.training and self.shift else x, *mask)
 
     def generate(self, given: Batch, to: str = "label", n: int = 1, generator: torch.Generator | None = None) -> Tensor:
         """``n`` labels drawn from p(label | x) for each item in order: (b * n,). The likeliest is ``predict(given).mode``.
@@ -115,3 +121,13 @@ class Classifier(Model):
         found = [name for name in batch.values if batch.present[name].any()]
         got = f"no item that has it (the batch holds {', '.join(found) or 'nothing'})"
         return UserError(what, got=got, expected="at least one item", fix="check the names of the columns")
+
+
+def moved(x: Tensor, most: int) -> Tensor:
+    """Each picture of x (b, c, h, w) moved by up to ``most`` pixels each way, its edge repeated."""
+    b, _, h, w = x.shape
+    down, across = torch.randint(2 * most + 1, (2, b, 1), device=x.device)  # (b, 1) each
+    padded = nn.functional.pad(x, (most,) * 4, mode="replicate")
+    rows, columns = down + torch.arange(h, device=x.device), across + torch.arange(w, device=x.device)  # (b, h), (b, w)
+    each = torch.arange(b, device=x.device)[:, None, None]
+    return padded[each, :, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)

@@ -84,8 +84,12 @@ _LEAST = {"steps": 1, "batch_size": 1, "accumulation": 1, "learning_rate": 0, "w
 
 
 @functools.cache
-def section_of(cls: type) -> type:
+def section_of(cls: type, *without: str) -> type:
     """A dataclass of the constructor arguments of a model, so that they are written once; always the same one.
+
+    Args:
+        cls: the model's class.
+        without: arguments that the data settle.
 
     >>> from mmgen.training.config import section_of
     >>> class Model:
@@ -97,7 +101,7 @@ def section_of(cls: type) -> type:
     fields = [
         (name, types[name], dataclasses.field(default=parameter.default))
         for name, parameter in inspect.signature(cls.__init__).parameters.items()
-        if name != "self"
+        if name != "self" and name not in without
     ]
     return dataclasses.make_dataclass(f"{cls.__name__}Config", fields)
 

@@ -223,7 +223,7 @@ class _Trainer:
                         raise _not_finite(losses, value, self.step, order.batch(self.step * len(batches) + number))
                     self.accelerator.backward(total / len(batches))
                 prefix = "" if len(self.optimizers) == 1 else f"{phase}/"
-                for name, term in [*losses.items(), ("loss", total)]:
+                for name, term in [*losses.items(), ("loss", total), *self.unwrapped.monitored.items()]:
                     self._count(prefix + name, term.detach() / len(batches))
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             if self.config.clip:

@@ -5,6 +5,8 @@ mmgen train aligned --config flickr8k                                      # pho
 accelerate launch recipes/aligned/train.py --config recipes/aligned/gpu.yaml
 """
 
+import hashlib
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -17,14 +19,15 @@ from torch import Tensor
 
 from mmgen.cli import main
 from mmgen.data.batch import Batch, collate
-from mmgen.data.cards import check_column, open_card, read_card
+from mmgen.data.cards import cache_folder, check_column, open_card, read_card
 from mmgen.errors import UserError, check_at_least
 from mmgen.metrics.retrieval import chance_at, recall_at
 from mmgen.models.aligned import Aligned
 from mmgen.models.base import load
-from mmgen.training.config import FitConfig, section_of
+from mmgen.training.config import FitConfig, section_of, to_dict
 from mmgen.training.loop import fit
 from mmgen.training.recipe import Recipe, read_json
+from mmgen.training.recipe import train as train_recipe
 
 AT_ONCE = 128  # items that are read at once in evaluation
 AMONG = 100  # of so many, beside the whole split
@@ -211,6 +214,14 @@ def report(run: Path, config: Config) -> None:
                 shown = " | ".join(f"{figures[f'{what}_r{k}{end}']:.3f}" for k in (1, 5, 10))
                 lines.append(f"| {way}{name} | {shown} |")
     (run / "README.md").write_text("\n".join([*lines, ""]))
+
+
+def shared_space(config: Config) -> Aligned:
+    """The model of this config, trained at first use and then taken from the cache."""
+    key = hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()[:24]
+    run = cache_folder() / "aligned" / f"{config.data.card.rpartition('/')[2]}-{key}"
+    train_recipe(RECIPE, config, run, resume=True)
+    return load(run)
 
 
 RECIPE = Recipe(

@@ -30,13 +30,13 @@ from mmgen.data.processors import Processor
 from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.metrics.coherence import conditional_coherence, joint_coherence
 from mmgen.metrics.frechet import frechet_distance
-from mmgen.modalities.image import ImageEncoder
 from mmgen.modalities.kinds import DECODERS
 from mmgen.models.base import load
 from mmgen.models.classifier import Classifier
 from mmgen.models.multimodal_vae import OBJECTIVES, MultimodalVAE
 from mmgen.training.config import FitConfig, build_config, section_of
 from mmgen.training.loop import fit
+from mmgen.training.features import picture_features
 from mmgen.training.model_card import ModelCard, contact_sheet, write_model_card
 from mmgen.training.prior import prior_fit
 from mmgen.training.recipe import Recipe, load_recipe, read_json, run_details
@@ -227,17 +227,6 @@ def coherence(
     return pairs, joint
 
 
-def picture_features(backbone: str, processor: ImageProcessor, values: list[Tensor], device: torch.device) -> Tensor:
-    """Features of pictures enlarged to 112 x 112, by the packaged weights of ``backbone``."""
-    encoder = ImageEncoder(backbone, weights="package", frozen=True).to(device)
-    eye = ImageProcessor(112, mean=encoder.mean, std=encoder.std)
-    parts = []
-    for start in tqdm(range(0, len(values), 50), desc="features", dynamic_ncols=True):
-        pictures = torch.stack([eye(processor.decode(value)) for value in values[start : start + 50]])
-        parts.append(encoder(pictures.to(device)).cpu())
-    return torch.cat(parts)
-
-
 def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     """Coherence, Fréchet distance and log-likelihood on ``split``, with the accuracy of each judge."""
     settings, device = config.evaluation, PartialState().device
@@ -258,7 +247,7 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     image = next((name for name in model.inputs if model.processors[name].kind == "image"), None)
     if settings.features and image:
         sets = ([data[i][image] for i in range(len(data))], list(made[image]))
-        real, ours = (picture_features(settings.features, model.processors[image], values, device) for values in sets)
+        real, ours = (picture_features(settings.features, model.processors[image], values) for values in sets)
         figures[f"fid_{settings.features}"] = frechet_distance(real, ours)
     torch.manual_seed(config.seed)  # the bound's draws are the same whether judges were trained just now or before
     bounds = []

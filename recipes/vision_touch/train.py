@@ -103,8 +103,8 @@ def scores(model: VisionTouch, data: Transitions, what: str, without: Sequence[s
     """The figures of one model on all moments, with some senses missing.
 
     ``contact_accuracy``; ``pairing_accuracy`` and ``pairing_accuracy_hard``, the mean of the shares of pairs and of far, or
-    near, touch that are told right, ``pairing_accuracy_force`` where the force alone of near touch is; ``flow_epe_ratio``, the mean end-point error at the picture's own resolution over that of
-    no flow; ``pose_error_ratio``, the mean error of the displacement, standardised, over that of no motion.
+    near, touch that are told right, ``pairing_accuracy_force`` where the force alone is swapped; ``flow_epe_ratio``, the mean
+    end-point error at the picture's own resolution over that of no flow; ``pose_error_ratio``, the mean error of the displacement, standardised, over that of no motion.
     """
     sums: dict[str, float] = {}
 

@@ -1,0 +1,213 @@
+"""The discrete VAE: a picture as a grid of codes, by a relaxed categorical posterior (Gumbel-softmax) or the nearest (VQ)."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Categorical, Distribution, Independent
+
+from mmgen.data.batch import Batch
+from mmgen.distributions import Likelihood, draw
+from mmgen.errors import UserError, check_at_least, check_one_of
+from mmgen.latents.discrete import VectorQuantizer, annealed, gumbel_softmax, kl_to_uniform
+from mmgen.modalities.convolution import GridDecoder, GridEncoder
+from mmgen.modalities.kinds import check_values
+from mmgen.models.base import Losses, Model
+
+
+class DiscreteVAE(Model):
+    """p(x) = sum_z p(z) p(x | z), z an h' x w' grid of codes 0 to K - 1, p(z) uniform.
+
+    - "gumbel": q(z | x) a categorical at each cell; what is minimised is ``E_q[-log p(x | z)] + w KL(q(z | x) || p(z))`` with
+      relaxed draws, whose temperature falls and whose weight w rises over optimiser steps.
+    - "vq": z is the code nearest to what the encoder gives, the codes follow by moving averages, dead ones are revived:
+      ``-log p(x | z) + commitment |e(x) - sg(z)|^2``.
+
+    Items without a picture count nowhere. How many codes a batch uses is in `monitored`: ``codes_used``, a share of K, and
+    ``code_perplexity``, from 1 to K.
+
+    Args:
+        shape: (c, h, w) of a picture, h and w multiples of 2^halvings, values in [0, 1].
+        codes: K, 2 or more.
+        dim: size d of a code's vector.
+        quantizer: "gumbel" or "vq".
+        width: channels of encoder and decoder at the grid.
+        halvings: how often the sides of a picture are halved.
+        depth: residual layers of encoder and decoder.
+        likelihood: family of p(x | z), see `mmgen.distributions.Likelihood`.
+        scale: its scale; None learns one.
+        temperature: of relaxed draws, at first and at the end.
+        temperature_steps: optimiser steps over which it falls.
+        kl: w at the end.
+        kl_steps: optimiser steps over which it rises from 0.
+        commitment: weight of that term.
+        decay: of the moving averages.
+
+    Raises:
+        UserError: a setting out of range; in use, no item with a picture, or values that cannot be one.
+
+    Source: Ramesh et al. 2021, DALL-E, arXiv 2102.12092, and van den Oord et al. 2017, VQ-VAE, arXiv 1711.00937. What differs:
+        w is of the KL as it is, a sum over cells and a mean over the batch, and so is the reconstruction; the likelihood is
+        a choice and not a logit-Laplace; dead codes are revived.
+
+    >>> model = DiscreteVAE((1, 8, 8), codes=16, dim=4, width=16, halvings=1, likelihood="bernoulli")
+    >>> batch = Batch({"image": torch.rand(2, 1, 8, 8)})
+    >>> model.codes(batch["image"]).shape, sorted(model.losses(batch))
+    (torch.Size([2, 4, 4]), ['commitment', 'reconstruction'])
+    """
+
+    name = "discrete_vae"
+
+    def __init__(
+        self,
+        shape: Sequence[int] = (3, 32, 32),
+        codes: int = 512,
+        dim: int = 32,
+        quantizer: Literal["gumbel", "vq"] = "vq",
+        width: int = 128,
+        halvings: int = 2,
+        depth: int = 2,
+        likelihood: str = "normal",
+        scale: float | None = None,
+        temperature: tuple[float, float] = (1.0, 1 / 16),
+        temperature_steps: int = 1000,
+        kl: float = 0.1,
+        kl_steps: int = 1000,
+        commitment: float = 0.25,
+        decay: float = 0.99,
+    ) -> None:
+        super().__init__()
+        check_one_of("quantizer", quantizer, ("gumbel", "vq"))
+        for what, value, low in (("codes", codes, 2), ("kl", kl, 0), ("kl_steps", kl_steps, 1)):
+            check_at_least(what, value, low)
+        annealed(0, temperature_steps, *temperature)  # fails now for a value out of range
+        self.shape, self.k = tuple(shape), codes
+        self.temperature, self.temperature_steps, self.kl, self.kl_steps = tuple(temperature), temperature_steps, kl, kl_steps
+        sizes = {"shape": self.shape, "width": width, "halvings": halvings, "depth": depth}
+        self.encoder = GridEncoder(dim=codes if quantizer == "gumbel" else dim, **sizes)
+        self.grid = self.encoder.grid
+        self.quantizer = VectorQuantizer(codes, dim, commitment, decay) if quantizer == "vq" else None
+        self.codebook = nn.Embedding(codes, dim) if quantizer == "gumbel" else None
+        self.decoder = GridDecoder(dim=dim, **sizes)
+        self.likelihood = Likelihood(likelihood, event_dims=3, scale=scale)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The modality it reads and makes."""
+        return ("image",)
+
+    def losses(self, batch: Batch, phase: str = "train") -> Losses:
+        """The reconstruction, and the weighted KL or the commitment, over the items that have a picture."""
+        x, _ = self._observed(batch)  # (b', c, h, w)
+        features = self.encoder(x).movedim(1, -1)  # (b', h', w', K) logits, or (b', h', w', d)
+        if self.quantizer is not None:
+            found = self.quantizer(features)
+            z, prior_term, ids = found.z, {"commitment": found.commitment}, found.ids
+        else:
+            step = int(self.step)
+            temperature = annealed(step, self.temperature_steps, *self.temperature)
+            z = gumbel_softmax(features, temperature) @ self.codebook.weight  # (b', h', w', d)
+            weight = self.kl * min(1.0, step / self.kl_steps)
+            prior_term, ids = {"kl": weight * kl_to_uniform(features)}, features.argmax(-1)
+        self.monitored = code_use(ids, self.k)
+        return Losses(reconstruction=-self._picture(z).log_prob(x).mean(), **prior_term)
+
+    def encode(self, batch: Batch) -> Independent:
+        """q(z | x), batch shape (b,), event (h', w'): of "vq", all on the nearest code. Without meaning where x is missing."""
+        found, observed = self._observed(batch)
+        x = found.new_zeros(batch.size, *self.shape).masked_scatter(observed[:, None, None, None], found)
+        return self.posterior(x)
+
+    def posterior(self, x: Tensor) -> Independent:
+        """q(z | x): x (b, c, h, w) -> batch shape (b,), event (h', w')."""
+        features = self.encoder(x).movedim(1, -1)  # (b, h', w', K or d)
+        if self.quantizer is None:
+            return Independent(Categorical(logits=features.float()), 2)
+        nearest = nn.functional.one_hot(self.quantizer.nearest(features), self.k)  # (b, h', w', K)
+        return Independent(Categorical(probs=nearest.float()), 2)
+
+    @torch.no_grad()
+    def codes(self, x: Tensor) -> Tensor:
+        """The likeliest codes of pictures: x (b, c, h, w) -> (b, h', w') int64."""
+        features = self.encoder(x).movedim(1, -1)
+        return features.argmax(-1) if self.quantizer is None else self.quantizer.nearest(features)
+
+    def decode(self, z: Tensor, to: str = "image") -> Distribution:
+        """p(x | z), z (..., h', w') codes.
+
+        Raises:
+            UserError: a code that there is none of, or another grid.
+        """
+        check_one_of("to", to, ["image"])
+        if tuple(z.shape[-2:]) != self.grid:
+            fix = "use codes of this model"
+            raise UserError("z", got=f"a grid {tuple(z.shape[-2:])}", expected=f"{self.grid}", fix=fix)
+        wrong = z[(z < 0) | (z >= self.k)]
+        if len(wrong):
+            raise UserError("z", got=f"code {wrong[0].item()}", expected=f"0 to {self.k - 1}", fix="use codes of this model")
+        vectors = self.codebook(z) if self.quantizer is None else self.quantizer.embed(z)  # (..., h', w', d)
+        return self._picture(vectors)
+
+    @torch.no_grad()
+    def generate(self, given: Batch, to: str, n: int = 1, generator: torch.Generator | None = None) -> Tensor:
+        """Reconstructions: the mean of p(x | z) at ``n`` draws of z ~ q(z | x) an item.
+
+        Returns:
+            (b * n, c, h, w), those of one item together.
+        """
+        check_one_of("to", to, ["image"])
+        check_at_least("n", n, 1)
+        return self.decode(self._draws(self.encode(given), n, generator).flatten(0, 1)).mean
+
+    @torch.no_grad()
+    def log_likelihood(self, batch: Batch, samples: int = 1) -> Tensor:
+        """A lower bound on log p(x): ``log 1/S sum_s p(x | z_s) p(z_s) / q(z_s | x)``, z_s ~ q(z | x).
+
+        Returns:
+            (b,) in nats; 0 for items that lack a picture.
+        """
+        check_at_least("samples", samples, 1)
+        x, observed = self._observed(batch)
+        q, uniform = self.posterior(x), -math.prod(self.grid) * math.log(self.k)
+        total = x.new_full((len(x),), -math.inf)
+        for _ in range(samples):
+            z = self._draws(q)[:, 0]  # (b', h', w')
+            total = torch.logaddexp(total, self.decode(z).log_prob(x) + uniform - q.log_prob(z))
+        return x.new_zeros(batch.size).masked_scatter(observed, total - math.log(samples))
+
+    def _draws(self, q: Independent, n: int = 1, generator: torch.Generator | None = None) -> Tensor:
+        """(b, n, h', w')."""
+        probabilities = q.base_dist.probs  # (b, h', w', K)
+        drawn = draw(probabilities.flatten(0, 2), n, generator)  # (b h' w', n)
+        return drawn.reshape(*probabilities.shape[:3], n).movedim(3, 1)
+
+    def _picture(self, z: Tensor) -> Distribution:
+        """p(x | z): z (..., h', w', d) -> batch shape (...), event (c, h, w)."""
+        location = self.decoder(z.flatten(0, -4).movedim(-1, 1))  # (b, c, h, w)
+        return self.likelihood(location.unflatten(0, z.shape[:-3]))
+
+    def _observed(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """x of the items that have it, (b', c, h, w), and who they are, (b,)."""
+        if "image" not in batch or not batch.present["image"].any():
+            found = ", ".join(n for n in batch.values if batch.present[n].any()) or "nothing"
+            got, fix = f"no item that has it (the batch holds {found})", "check the names of the columns"
+            raise UserError("image", got=got, expected="at least one item", fix=fix)
+        observed = batch.present["image"]
+        x = batch["image"][observed]
+        check_values("image", x, "image", self.shape, self.likelihood.family)
+        return x, observed
+
+
+def code_use(ids: Tensor, codes: int) -> dict[str, Tensor]:
+    """How codes 0 to ``codes - 1`` are used by ids of any shape: ``codes_used``, a share, and ``code_perplexity``.
+
+    The perplexity is the exponential of the entropy of how often each is used, from 1 to the number of codes.
+
+    >>> {name: value.item() for name, value in code_use(torch.tensor([0, 3, 3, 0]), codes=4).items()}
+    {'codes_used': 0.5, 'code_perplexity': 2.0}
+    """
+    counts = torch.bincount(ids.flatten(), minlength=codes).float()  # (K,)
+    perplexity = torch.special.entr(counts / counts.sum()).sum().exp()
+    return {"codes_used": (counts > 0).float().mean(), "code_perplexity": perplexity}

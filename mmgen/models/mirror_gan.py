@@ -1,0 +1,397 @@
+"""MirrorGAN: a picture drawn in stages that attend to the words of a text, and told back to that text."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from mmgen.data.batch import Batch
+from mmgen.errors import UserError, check_at_least, check_one_of, check_sizes
+from mmgen.latents.divergences import kl
+from mmgen.latents.spaces import GaussianHead, StandardPrior, rsample
+from mmgen.modalities.convolution import Residual, channels, halvings
+from mmgen.modalities.frozen import freeze
+from mmgen.modalities.text import TextEncoder
+from mmgen.models.base import Losses, Model, decayed
+from mmgen.models.redescriber import Redescriber, check_share, observed, read_texts, shifted
+
+
+class MirrorGAN(Model):
+    """x = G(z, text), z ~ N(0, 1), against discriminators of pictures and of pairs, and told back to the text.
+
+    Each stage draws the whole picture, a later one at twice the size: it looks at the words and at the sentence from every
+    place of the map before, see `WordAttention` and `SentenceAttention`. Every size has a discriminator with two logits, u of
+    the picture and c of the pair. With s(a) = log(1 + e^a), x' drawn and t' another item's text, a step minimises in turn
+
+        discriminator: sum over stages of  s(-u(x)) + s(u(x')) + s(-c(x, t)) + (s(c(x', t)) + s(c(x, t'))) / 2
+                       + r1 / 2 |d(u(x) + c(x, t)) / dx|^2
+        generator:     sum over stages of  s(-u(x')) + s(-c(x', t)),  + redescription * -log p(t | x' of the last stage)
+                       + augmentation * KL(q(code | t) || N(0, 1))
+
+    where p(t | x) is a frozen `Redescriber`. One stage, without it, is a plain conditional GAN. Pictures have values from -1
+    to 1. Items without the picture or the text count nowhere.
+
+    Args:
+        sizes: side of each stage's picture, the next twice the last.
+        channels: of a picture, 3 or 1.
+        vocabulary: number of tokens.
+        length: longest text in tokens.
+        text: settings of `TextEncoder`; the discriminators have one of their own.
+        noise: size of z.
+        condition: size of the code that the sentence becomes.
+        width: channels of the generator's maps of the last size; twice as many for each halving, at most 8 times.
+        critic_width: likewise of the discriminators.
+        attention: look at the words and the sentence between stages.
+        augmentation: weight of the KL of conditioning augmentation, by which the code is drawn; 0: it is not drawn.
+        r1: weight of the gradient penalty.
+        r1_every: steps of which one has it, so many times as strong.
+        shift: share of a side by which what discriminators see is moved at most in training, see `shifted`.
+        redescription: weight of the redescription; 0 has none.
+        redescriber: settings of the `Redescriber` that the data do not say, such as its networks; it is part of the model, and
+            its weights are those of `mirror`.
+
+    Raises:
+        UserError: sizes that do not double, a number out of its range, or a redescription without a redescriber; in use, no
+            item with both, a prompt that is empty or too long, or another ``to``.
+
+    Source: Qiao et al. 2019, MirrorGAN, arXiv 1903.05854, section 3, on Xu et al. 2018, AttnGAN, arXiv 1711.10485. What
+        differs: the text encoders are trained with the rest; each map is scaled and moved by the code instead of batch
+        statistics; the pair's logit is a projection (Miyato and Koyama 2018, arXiv 1802.05637); and the discriminators have
+        no norms but the gradient penalty of Mescheder et al. 2018, arXiv 1801.04406, with which GANs converge near a solution.
+
+    >>> model = MirrorGAN([8, 16], vocabulary=9, text={"dim": 8, "heads": 2}, width=8, critic_width=8, redescription=0.0)
+    >>> prompt = Batch({"text": torch.tensor([[5, 2]])}, {"text": torch.ones(1, 2, dtype=torch.bool)})
+    >>> model.generate(prompt, "image", n=3).shape
+    torch.Size([3, 3, 16, 16])
+    """
+
+    name = "mirror_gan"
+    phases = ("discriminator", "generator")
+    sequences = ("text",)
+
+    def __init__(
+        self,
+        sizes: Sequence[int] = (16, 32),
+        channels: int = 3,
+        vocabulary: int = 1024,
+        length: int = 24,
+        text: dict[str, Any] | None = None,
+        noise: int = 32,
+        condition: int = 64,
+        width: int = 32,
+        critic_width: int = 32,
+        attention: bool = True,
+        augmentation: float = 0.1,
+        r1: float = 1.0,
+        r1_every: int = 4,
+        shift: float = 0.125,
+        redescription: float = 0.5,
+        redescriber: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        sizes = check_sizes("sizes", sizes)
+        if any(after != 2 * before for before, after in pairwise(sizes)):
+            raise UserError("sizes", got=sizes, expected="each twice the one before", fix="write sizes=[16,32] for example")
+        for what, value in (("augmentation", augmentation), ("r1", r1), ("redescription", redescription)):
+            check_at_least(what, value, 0)
+        for what, value in (("noise", noise), ("length", length), ("r1_every", r1_every)):
+            check_at_least(what, value, 1)
+        self.shape, self.vocabulary, self.length = (channels, sizes[-1], sizes[-1]), vocabulary, length
+        self.r1, self.r1_every, self.shift = r1, r1_every, check_share("shift", shift)
+        self.augmentation, self.redescription = augmentation, redescription
+        self.text = TextEncoder(vocabulary, **(text or {}))
+        self.code = (GaussianHead if augmentation else nn.Linear)(self.text.dim, condition)
+        self.prior = StandardPrior(noise)
+        self.generator = Generator(sizes, channels, self.text.dim, noise, condition, width, attention)
+        self.discriminator = Discriminator(sizes, channels, TextEncoder(vocabulary, **(text or {})), critic_width)
+        self.redescriber = None
+        if redescription:
+            if redescriber is None:
+                fix = "give its settings, or set redescription=0"
+                raise UserError("redescriber", got="none", expected="one for the redescription", fix=fix)
+            self.redescriber = freeze(Redescriber(self.shape, vocabulary, length, **redescriber), stored=True)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """What it draws from."""
+        return ("text",)
+
+    def mirror(self, trained: Redescriber) -> None:
+        """Take the weights of a trained redescriber.
+
+        Raises:
+            UserError: it is another one than the settings say, or the redescription has no weight.
+        """
+        if self.redescriber is None:
+            fix = "leave it out, or set redescription=0.5"
+            raise UserError("redescriber", got="one", expected="none: redescription is 0", fix=fix)
+        self.redescriber.load_own_state(trained.own_state(), "redescriber")
+
+    def losses(self, batch: Batch, phase: str = "train") -> Losses:
+        """The terms of one phase over the items that have picture and text; in "train", those of both with their phase's name.
+
+        The terms of a phase give no gradient to the other's parameters.
+        """
+        check_one_of("phase", phase, ("train", *self.phases))
+        x, ids, mask, _ = observed(batch, self.shape, self.vocabulary, self.length)
+        terms = {"discriminator": self.discriminator_terms, "generator": self.generator_terms}
+        if phase != "train":
+            return terms[phase](x, ids, mask)
+        return Losses({f"{name}_{key}": value for name, of in terms.items() for key, value in of(x, ids, mask).items()})
+
+    def discriminator_terms(self, x: Tensor, ids: Tensor, mask: Tensor) -> Losses:
+        """What discriminators minimise: pictures (b, c, h, w), ids and mask (b, t)."""
+        with torch.no_grad():
+            drawn, _ = self.draw(ids, mask)
+        sentence = self.discriminator.text(ids, mask)  # (b, d)
+        told = ids.masked_fill(~mask, -1)
+        differs = (told != told.roll(1, 0)).any(1)  # (b,) whose neighbour's text is another
+        penalised = self.r1 > 0 and int(self.step) % self.r1_every == 0
+        sums = {"unconditional": 0.0, "conditional": 0.0, "r1": x.new_zeros(())}
+        for critic, fake in zip(self.discriminator.stages, drawn):
+            real = F.adaptive_avg_pool2d(x, fake.shape[-1])
+            if penalised and not real.requires_grad:
+                real = real.requires_grad_()
+            features = critic.features(self._seen(real))
+            (u, c), (u_fake, c_fake) = critic.logits(features, sentence), critic(self._seen(fake), sentence)
+            wrong = F.softplus(critic.logits(features, sentence.roll(1, 0))[1])  # (b,)
+            wrong = torch.where(differs, wrong, 0.0).sum() / differs.sum().clamp(min=1)
+            sums["unconditional"] += F.softplus(-u).mean() + F.softplus(u_fake).mean()
+            sums["conditional"] += F.softplus(-c).mean() + (F.softplus(c_fake).mean() + wrong) / 2
+            if penalised:
+                sums["r1"] = sums["r1"] + self.r1 * self.r1_every / 2 * squared_gradient(u + c, real).mean()
+        self.monitored = {"real": (u > 0).float().mean().detach(), "fake": (u_fake > 0).float().mean().detach()}
+        return Losses(sums)
+
+    def generator_terms(self, x: Tensor, ids: Tensor, mask: Tensor) -> Losses:
+        """What the generator minimises against constant discriminators and redescriber; the pictures x are not read."""
+        drawn, divergence = self.draw(ids, mask)
+        constant = {name: p.detach() for name, p in self.discriminator.named_parameters()}
+        seen = [self._seen(fake) for fake in drawn]
+        logits = functional_call(self.discriminator, constant, (seen, ids, mask))
+        terms = Losses(
+            unconditional=sum(F.softplus(-u).mean() for u, _ in logits),
+            conditional=sum(F.softplus(-c).mean() for _, c in logits),
+        )
+        if self.augmentation:
+            terms["augmentation"] = self.augmentation * divergence.mean()
+        if self.redescriber is not None:
+            told = self.redescriber.describe(drawn[-1]).log_prob(ids, mask)  # (b,)
+            terms["redescription"] = self.redescription * -told.mean()
+        self.monitored = {}
+        return terms
+
+    def draw(self, ids: Tensor, mask: Tensor, generator: torch.Generator | None = None) -> tuple[list[Tensor], Tensor]:
+        """The picture of each stage, (b, c, size, size), and KL(q(code | t) || N(0, 1)) (b,): ids and mask (b, t)."""
+        words = self.text.tokens(ids, mask)  # (b, t, d)
+        words = torch.where(mask[..., None], words, 0.0)
+        sentence = words.sum(1) / mask.sum(1, keepdim=True)  # (b, d)
+        z, divergence = rsample(self.prior(), (len(ids),), generator), sentence.new_zeros(len(ids))
+        code = self.code(sentence)
+        if self.augmentation:
+            divergence = kl(code, StandardPrior(code.event_shape[0]).to(z)())
+            code = rsample(code, (), generator)
+        return self.generator(z.to(words), code.to(words), words, mask), divergence
+
+    @torch.no_grad()
+    def generate(self, given: Batch, to: str = "image", n: int = 1, generator: torch.Generator | None = None) -> Tensor:
+        """``n`` pictures a text, (b * n, c, h, w) from -1 to 1, those of one text together.
+
+        Raises:
+            UserError: another ``to``, ``n`` below 1, an item without a text, or one that is empty or too long.
+        """
+        check_one_of("to", to, ["image"])
+        check_at_least("n", n, 1)
+        if "text" not in given or not given.present["text"].all():
+            raise UserError("text", got="an item without it", expected="a prompt for each", fix="add --text PROMPT")
+        ids, mask = read_texts(given, given.present["text"], self.vocabulary, self.length)
+        return self.draw(ids.repeat_interleave(n, 0), mask.repeat_interleave(n, 0), generator)[0][-1]
+
+    def phase_parameters(self, phase: str) -> list[dict[str, Any]]:
+        """The discriminators' parameters, or all others."""
+        own = phase == "discriminator"
+        named = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
+        return decayed([p for name, p in named if name.startswith("discriminator.") == own])
+
+    def _seen(self, images: Tensor) -> Tensor:
+        return shifted(images, self.shift) if self.training else images
+
+
+def squared_gradient(values: Tensor, x: Tensor) -> Tensor:
+    """|d values_i / d x_i|^2 of each item: values (b,), x (b, ...) -> (b,), through which gradients flow."""
+    gradient = torch.autograd.grad(values.sum(), x, create_graph=True)[0]  # (b, ...)
+    return gradient.float().square().flatten(1).sum(1)
+
+
+class Generator(nn.Module):
+    """(z, code, words) -> a picture of each size.
+
+    Args:
+        sizes, channels, noise, condition, width, attention: see `MirrorGAN`.
+        dim: size d of the words' features.
+    """
+
+    def __init__(
+        self, sizes: list[int], channels: int, dim: int, noise: int, condition: int, width: int, attention: bool
+    ) -> None:
+        super().__init__()
+        first = sizes[0]
+        while first % 2 == 0 and first > 4:
+            first //= 2
+        halved = (sizes[-1] // first).bit_length() - 1
+        widths = [width * min(2**i, 8) for i in range(halved, -1, -1)]  # of the maps from ``first`` on
+        until = (sizes[0] // first).bit_length() - 1  # doublings before the first picture
+        self.first = (widths[0], first, first)
+        self.mapping = nn.Linear(noise + condition, 2 * condition)
+        self.expand = nn.Linear(2 * condition, widths[0] * first**2)
+        self.doublings = nn.ModuleList(Doubling(*pair, 2 * condition) for pair in pairwise(widths))
+        looks, pictures = widths[until:-1], widths[until:]
+        self.looks = nn.ModuleList(Look(w, dim, condition, attention) for w in looks)
+        self.pictures = nn.ModuleList(
+            nn.Sequential(nn.GroupNorm(1, w), nn.SiLU(), nn.Conv2d(w, channels, 3, padding=1), nn.Tanh()) for w in pictures
+        )
+
+    def forward(self, z: Tensor, code: Tensor, words: Tensor, mask: Tensor) -> list[Tensor]:
+        """z (b, noise), code (b, condition), words (b, t, d), mask (b, t) -> [(b, c, size, size)]."""
+        style = F.silu(self.mapping(torch.cat([z, code], 1)))  # (b, 2 condition)
+        maps = self.expand(style).unflatten(1, self.first)  # (b, w, h, h)
+        before = len(self.doublings) - len(self.looks)
+        for doubling in self.doublings[:before]:
+            maps = doubling(maps, style)
+        drawn = [self.pictures[0](maps)]
+        for look, doubling, picture in zip(self.looks, self.doublings[before:], self.pictures[1:]):
+            maps = doubling(look(maps, code, words, mask), style)
+            drawn.append(picture(maps))
+        return drawn
+
+
+class Doubling(nn.Module):
+    """A map of twice the side: (b, before, h, w), scaled and moved by the style (b, s), -> (b, after, 2h, 2w)."""
+
+    def __init__(self, before: int, after: int, style: int) -> None:
+        super().__init__()
+        self.norm, self.style = nn.GroupNorm(1, before, affine=False), nn.Linear(style, 2 * before)
+        self.convolution = nn.ConvTranspose2d(before, after, 4, stride=2, padding=1)
+
+    def forward(self, maps: Tensor, style: Tensor) -> Tensor:
+        scale, move = self.style(style)[..., None, None].chunk(2, 1)  # (b, before, 1, 1) each
+        return self.convolution(F.silu(self.norm(maps) * (1 + scale) + move))
+
+
+class Look(nn.Module):
+    """What a stage does with the map before: look at words and sentence from each place, if it attends, and think it over."""
+
+    def __init__(self, width: int, dim: int, condition: int, attention: bool) -> None:
+        super().__init__()
+        self.words = WordAttention(dim, width) if attention else None
+        self.sentence = SentenceAttention(condition, width) if attention else None
+        self.merge = nn.Conv2d(3 * width, width, 1) if attention else None
+        self.think = Residual(width)
+
+    def forward(self, maps: Tensor, code: Tensor, words: Tensor, mask: Tensor) -> Tensor:
+        """maps (b, w, h, h), code (b, k), words (b, t, d), mask (b, t) -> (b, w, h, h)."""
+        if self.words is not None:
+            found = [maps, self.words(maps, words, mask)[0], self.sentence(maps, code)[0]]
+            maps = maps + self.merge(torch.cat(found, 1))
+        return self.think(maps)
+
+
+class WordAttention(nn.Module):
+    """The words that matter at each place: ``sum_i a_ji U e_i`` with ``a_ji = softmax_i(f_j . U e_i / sqrt(w))``.
+
+    Args:
+        dim: size d of a word.
+        width: channels w of the map.
+
+    Source: Xu et al. 2018, AttnGAN, equation 2; there without the root.
+
+    >>> WordAttention(8, 4)(torch.zeros(2, 4, 3, 3), torch.zeros(2, 5, 8), torch.ones(2, 5).bool())[1].shape
+    torch.Size([2, 9, 5])
+    """
+
+    def __init__(self, dim: int, width: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(dim, width, bias=False)
+
+    def forward(self, maps: Tensor, words: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """maps (b, w, h, h), words (b, t, d), mask (b, t) -> what is seen (b, w, h, h), and the weights (b, h h, t)."""
+        seen = self.project(words)  # (b, t, w)
+        scores = maps.flatten(2).transpose(1, 2) @ seen.transpose(1, 2) / seen.shape[2] ** 0.5  # (b, h h, t)
+        weights = scores.masked_fill(~mask[:, None], -torch.inf).softmax(-1)
+        return (weights @ seen).transpose(1, 2).reshape(maps.shape), weights
+
+
+class SentenceAttention(nn.Module):
+    """Where each feature of the sentence matters: ``a_jk h h V_k c`` with ``a_jk = softmax_j(f_jk V_k c)``.
+
+    Args:
+        condition: size of the sentence's code c.
+        width: channels w of the map.
+
+    Source: MirrorGAN, equation 4; there without h h, the number of places, by which a sentence that matters everywhere alike
+        keeps its size.
+
+    >>> SentenceAttention(8, 4)(torch.zeros(2, 4, 3, 3), torch.zeros(2, 8))[1].sum(2).tolist()[0]
+    [1.0, 1.0, 1.0, 1.0]
+    """
+
+    def __init__(self, condition: int, width: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(condition, width, bias=False)
+
+    def forward(self, maps: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:
+        """maps (b, w, h, h), code (b, condition) -> what is seen (b, w, h, h), and the weights (b, w, h h)."""
+        seen = self.project(code)[..., None]  # (b, w, 1)
+        weights = (maps.flatten(2) * seen).softmax(2)  # (b, w, h h)
+        return (weights * weights.shape[2] * seen).reshape(maps.shape), weights
+
+
+class Critic(nn.Module):
+    """The discriminator of one size: convolutions down to 4 pixels, and two logits.
+
+    Args:
+        channels, size: of a picture.
+        dim: size d of a sentence.
+        width: channels of the first map.
+    """
+
+    def __init__(self, channels_in: int, size: int, dim: int, width: int) -> None:
+        super().__init__()
+        sides = halvings((size, size))
+        widths = channels(width, len(sides))
+        layers: list[nn.Module] = [nn.Conv2d(channels_in, width, 3, padding=1), nn.LeakyReLU(0.2)]
+        for before, after in pairwise(widths):
+            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        self.features = nn.Sequential(*layers, nn.Flatten(), nn.Linear(widths[-1] * sides[-1][0] ** 2, dim), nn.LeakyReLU(0.2))
+        for layer in self.features:
+            if isinstance(layer, nn.Conv2d | nn.Linear):  # no norm keeps what passes at its size
+                nn.init.kaiming_normal_(layer.weight, 0.2)
+                nn.init.zeros_(layer.bias)
+        self.own, self.project = nn.Linear(dim, 2), nn.Linear(dim, dim, bias=False)
+
+    def logits(self, features: Tensor, sentence: Tensor) -> tuple[Tensor, Tensor]:
+        """u of the picture and c of the pair, (b,) each: features (b, d), sentence (b, d)."""
+        u, c = self.own(features).unbind(1)
+        return u, c + (features * self.project(sentence)).sum(1) / features.shape[1] ** 0.5
+
+    def forward(self, images: Tensor, sentence: Tensor) -> tuple[Tensor, Tensor]:
+        """images (b, c, size, size) -> the `logits`."""
+        return self.logits(self.features(images), sentence)
+
+
+class Discriminator(nn.Module):
+    """A `Critic` of each stage, and what reads their texts."""
+
+    def __init__(self, sizes: list[int], channels: int, text: TextEncoder, width: int) -> None:
+        super().__init__()
+        self.text = text
+        self.stages = nn.ModuleList(Critic(channels, size, text.dim, width) for size in sizes)
+
+    def forward(self, images: list[Tensor], ids: Tensor, mask: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """The logits (u, c) of each stage: images [(b, c, size, size)], ids and mask (b, t)."""
+        sentence = self.text(ids, mask)  # (b, d)
+        return [critic(image, sentence) for critic, image in zip(self.stages, images)]

@@ -1,0 +1,178 @@
+"""A small captioner trained from scratch, p(text | picture): what tells whether a picture says what it was asked to."""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmgen.data.batch import Batch
+from mmgen.distributions import AutoregressiveCategorical
+from mmgen.errors import UserError, check_at_least, check_one_of
+from mmgen.modalities.convolution import ConvEncoder
+from mmgen.modalities.kinds import OWN, check_values
+from mmgen.modalities.text import TextDecoder
+from mmgen.models.base import Losses, Model
+
+
+class Redescriber(Model):
+    """p(text | x) = prod_i p(text_i | text_<i, f(x)): the features of a picture are the prefix of a causal transformer.
+
+    In training the pictures carry noise and are moved by a few pixels: its gradient with respect to a picture, which
+    `mmgen.models.mirror_gan.MirrorGAN` follows, then points along what a drawing shows rather than along single pixels.
+    Items without the picture or the text count nowhere.
+
+    Args:
+        shape: (c, h, w) of a picture, in units of -1 (black) to 1 (white).
+        vocabulary: number of tokens.
+        length: longest text in tokens, ``stop`` included.
+        stop: token that ends a text, the tokenizer's EOS.
+        noise: standard deviation of what is added to pictures in training.
+        shift: share of a side by which they are moved at most in training, see `shifted`.
+        encoder: settings of `ConvEncoder`.
+        decoder: settings of `TextDecoder`.
+
+    Raises:
+        UserError: a number out of its range or an unknown setting; in use, no item with both, a text that is empty or longer,
+            or values that are no pictures or tokens.
+
+    Source: Qiao et al. 2019, MirrorGAN, arXiv 1903.05854, section 3.3 (STREAM), with a small convolution network of our own
+        for one pretrained on photographs, and a transformer for the LSTM.
+
+    >>> model = Redescriber((1, 8, 8), vocabulary=9, length=5, encoder={"width": 4, "dim": 8}, decoder={"dim": 8, "heads": 2})
+    >>> model.describe(torch.zeros(2, 1, 8, 8)).log_prob(torch.tensor([[5, 2], [7, 2]])).shape
+    torch.Size([2])
+    """
+
+    name = "redescriber"
+    sequences = ("text",)
+
+    def __init__(
+        self,
+        shape: Sequence[int] = (3, 32, 32),
+        vocabulary: int = 1024,
+        length: int = 24,
+        stop: int = 2,
+        noise: float = 0.1,
+        shift: float = 0.0625,
+        encoder: dict[str, Any] | None = None,
+        decoder: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if not 0 <= stop < vocabulary:
+            raise UserError("stop", got=stop, expected=f"a token, 0 to {vocabulary - 1}", fix="see the tokenizer")
+        for what, settings, network in (("encoder", encoder, ConvEncoder), ("decoder", decoder, TextDecoder)):
+            known = [name for name in inspect.signature(network).parameters if name not in (*OWN, "stop")]
+            for key in settings or {}:
+                check_one_of(f"{what}.{key}", key, known)
+        self.shape, self.vocabulary, self.length = tuple(shape), vocabulary, check_at_least("length", length, 1)
+        self.noise, self.shift = check_at_least("noise", noise, 0), check_share("shift", shift)
+        self.encoder = ConvEncoder(self.shape, **(encoder or {}))
+        self.decoder = TextDecoder(self.encoder.dim, vocabulary, length, stop, **(decoder or {}))
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The modality it reads."""
+        return ("image",)
+
+    def describe(self, images: Tensor) -> AutoregressiveCategorical:
+        """p(text | picture) of pictures (b, c, h, w), batch shape (b,)."""
+        return self.decoder(self.encoder(images))
+
+    def losses(self, batch: Batch, phase: str = "train") -> Losses:
+        """``-log p(text | x)``: summed over tokens, mean over the items that have both."""
+        check_one_of("phase", phase, self.phases)
+        x, ids, mask, _ = observed(batch, self.shape, self.vocabulary, self.length)
+        if self.training:
+            x = shifted(x, self.shift)
+            x = x + self.noise * torch.randn_like(x)
+        return Losses(caption=-self.describe(x).log_prob(ids, mask).mean())
+
+    def log_likelihood(self, batch: Batch, samples: int = 1) -> Tensor:
+        """log p(text | x), exact, (b,); 0 for items that lack either."""
+        x, ids, mask, there = observed(batch, self.shape, self.vocabulary, self.length)
+        found = self.describe(x).log_prob(ids, mask)  # (b',)
+        return found.new_zeros(batch.size).masked_scatter(there, found)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        given: Batch,
+        to: str = "text",
+        n: int = 1,
+        generator: torch.Generator | None = None,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+    ) -> Tensor:
+        """``n`` captions a picture, token ids (b * n, length), those of one picture together.
+
+        Raises:
+            UserError: another ``to``, a number out of its range, or an item without a picture.
+        """
+        check_one_of("to", to, ["text"])
+        check_at_least("n", n, 1)
+        if "image" not in given or not given.present["image"].all():
+            raise UserError("image", got="an item without it", expected="one an item", fix="give a picture for each")
+        check_values("image", given["image"], "image", self.shape)
+        p = self.describe(given["image"].repeat_interleave(n, 0))
+        return p.sample((), generator, temperature=temperature, top_p=top_p)
+
+
+def observed(batch: Batch, shape: Sequence[int], vocabulary: int, length: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Pictures (b', c, h, w), ids and mask (b', t) of the items that have both, and who they are (b,); others are never read.
+
+    Raises:
+        UserError: there is none; a text that is empty or longer than ``length``; values that are no pictures or tokens.
+    """
+    nobody = torch.zeros((), dtype=torch.bool)
+    there = batch.present.get("image", nobody) & batch.present.get("text", nobody)  # (b,)
+    if not there.any():
+        found = ", ".join(name for name in batch.values if batch.present[name].any()) or "nothing"
+        got, fix = f"no item that has both (the batch holds {found})", "check the names of the columns"
+        raise UserError("image and text", got=got, expected="at least one item", fix=fix)
+    x = batch["image"][there]
+    check_values("image", x, "image", shape)
+    return x, *read_texts(batch, there, vocabulary, length), there
+
+
+def read_texts(batch: Batch, there: Tensor, vocabulary: int, length: int) -> tuple[Tensor, Tensor]:
+    """Ids and mask (b', t) of the texts of the items ``there`` (b,), t at most ``length``.
+
+    Raises:
+        UserError: a text that is empty or longer than ``length``, or ids that are not in the vocabulary.
+    """
+    ids, mask = batch["text"][there], batch.masks["text"][there]
+    sizes = mask.sum(1)
+    for wrong, expected, fix in (
+        (sizes == 0, "at least one token", "give it words, or mark it as missing"),
+        (sizes > length, f"at most {length}", "shorten it, or train with a greater length"),
+    ):
+        if wrong.any():
+            item = there.nonzero()[wrong.nonzero()[0, 0], 0].item()
+            raise UserError(f"text of item {item}", got=f"{sizes[wrong][0].item()} tokens", expected=expected, fix=fix)
+    used = mask.any(0)  # columns that only others fill
+    ids, mask = ids[:, used], mask[:, used]
+    check_values("text", ids, "text", [vocabulary])
+    return ids, mask
+
+
+def shifted(images: Tensor, share: float) -> Tensor:
+    """All pictures (b, c, h, w) moved by one random number of pixels each way, at most ``share`` of the side; edges repeat."""
+    most = round(share * images.shape[-1])
+    if most == 0:
+        return images
+    down, across = torch.randint(2 * most + 1, (2,)).tolist()
+    padded = torch.nn.functional.pad(images, (most,) * 4, mode="replicate")
+    return padded[..., down : down + images.shape[-2], across : across + images.shape[-1]]
+
+
+def check_share(what: str, value: float) -> float:
+    """Return ``value`` if it is 0 or more and below 1.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not 0 <= value < 1:
+        raise UserError(what, got=value, expected="0 or more and below 1", fix="use 0.1 for example")
+    return value

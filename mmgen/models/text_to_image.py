@@ -1,0 +1,419 @@
+"""Text to image: one causal transformer writes a text's tokens and then the codes of a picture, or the other way round."""
+
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmgen.data.batch import Batch
+from mmgen.data.image import read_image
+from mmgen.data.processors import Source
+from mmgen.errors import UserError, check_at_least, check_one_of
+from mmgen.modalities.autoregressive import CausalTransformer, sample
+from mmgen.modalities.frozen import freeze
+from mmgen.modalities.image import fingerprint
+from mmgen.modalities.transformer import Cache
+from mmgen.models.base import Losses, Model, load
+from mmgen.models.discrete_vae import DiscreteVAE
+
+PARTS = ("text", "image")
+RANKED = 64  # pictures that are compared with their texts at once
+
+
+class TextThenImage(CausalTransformer):
+    """`CausalTransformer` over texts and pictures: a start token, a text padded to its full length, and a grid of codes.
+
+    The vocabulary is the text's tokens, then the codes, then the start and the padding. Beside rotary positions along the
+    sequence each cell of the grid has its row's and its column's learned vector.
+
+    Args:
+        words: tokens of texts, v.
+        codes: K.
+        length: most tokens of a text, its end included, t.
+        grid: (h', w') cells of a picture, n of them.
+        dim: width d.
+        depth, heads, dropout: of the layers.
+
+    >>> model = TextThenImage(10, 16, 3, (2, 2), dim=8, depth=1, heads=2)
+    >>> model.text, model.codes, model.start, model.padding
+    (slice(0, 10, None), slice(10, 26, None), 26, 27)
+    """
+
+    def __init__(
+        self,
+        words: int,
+        codes: int,
+        length: int,
+        grid: tuple[int, int],
+        dim: int,
+        depth: int,
+        heads: int,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(words + codes + 2, dim, depth, heads, dropout=dropout)
+        self.text, self.codes = slice(0, words), slice(words, words + codes)
+        self.start, self.padding = words + codes, words + codes + 1
+        self.text_length, self.cells = length, grid[0] * grid[1]
+        self.rows, self.columns = (nn.Parameter(0.02 * torch.randn(side, dim)) for side in grid)
+        self.first = "text"  # which part of the sequence comes first
+
+    def features(
+        self, inputs: Tensor, prefix: Tensor | None = None, mask: Tensor | None = None, cache: Cache | None = None
+    ) -> Tensor:
+        """As in `CausalTransformer`, with the vectors of places added: inputs (b, t) or (b, t, d) -> (b, t, d)."""
+        x = inputs if inputs.is_floating_point() else self.embed(inputs)  # (b, t, d)
+        before = 1 + (self.text_length if self.first == "text" else 0)
+        past = 0 if cache is None else cache.length
+        low, high = max(past, before), min(past + x.shape[1], before + self.cells)  # what of x is of the picture
+        if low < high:
+            places = (self.rows[:, None] + self.columns).flatten(0, 1)[low - before : high - before]  # (m, d)
+            x = x + F.pad(places, (0, 0, low - past, past + x.shape[1] - high)).to(x.dtype)
+        return super().features(x, prefix, mask, cache)
+
+
+class TextToImage(Model):
+    """p(text, z) = p(text) p(z | text), z the codes that a frozen discrete VAE gives a picture, one token after another.
+
+    What is minimised, over items with both, is ``-w_t log p(text) - w_i log p(z | text)``: each sum over its own tokens, the
+    softmax of each over the tokens of its kind. In training some batches are read the other way round, ``-w_i log p(z) - w_t
+    log p(text | z)``, so that the same model captions; and some texts are left out, for guidance.
+
+    Args:
+        discrete_vae: the arguments of the `DiscreteVAE` whose codes are written; `take_codes` copies its weights.
+        vocabulary: tokens of the text processor, v.
+        text_length: most tokens of a text, the end of text included.
+        end: the token that ends a text.
+        dim: width of the transformer.
+        depth: its layers.
+        heads: its attention heads.
+        dropout: share of activations dropped in training.
+        drop_text: share of texts left out in training, 0 to below 1.
+        image_first: share of the batches that are read picture first.
+        text_weight: w_t.
+        image_weight: w_i.
+
+    Raises:
+        UserError: a setting out of range; in use, no item with both, an empty text or one beyond the length, a picture of
+            another size, or a model whose codes were never taken.
+
+    Source: Ramesh et al. 2021, DALL-E, arXiv 2102.12092; guidance as in Ho and Salimans 2022, arXiv 2207.12598. What differs:
+        a weight is of a sum over tokens (there of means, 1 : 7), attention is dense, padding is one token, positions are
+        rotary with learned rows and columns, and captioning is trained too.
+
+    >>> vae = DiscreteVAE((1, 8, 8), codes=16, dim=4, width=16, halvings=1)
+    >>> config = {"shape": [1, 8, 8], "codes": 16, "dim": 4, "width": 16, "halvings": 1}
+    >>> model = TextToImage(config, vocabulary=10, text_length=3, end=2, dim=16, depth=1, heads=2)
+    >>> model.take_codes(vae)
+    >>> batch = Batch({"text": torch.tensor([[5, 2]]), "image": torch.rand(1, 1, 8, 8)})
+    >>> sorted(model.losses(batch)), model.generate(batch.keep(["text"]), "image", n=2).shape
+    (['image', 'text'], torch.Size([2, 1, 8, 8]))
+    """
+
+    name = "text_to_image"
+    sequences = ("text",)
+    from_prior = True
+
+    def __init__(
+        self,
+        discrete_vae: dict[str, Any],
+        vocabulary: int,
+        text_length: int,
+        end: int,
+        dim: int = 256,
+        depth: int = 6,
+        heads: int = 8,
+        dropout: float = 0.1,
+        drop_text: float = 0.1,
+        image_first: float = 0.1,
+        text_weight: float = 0.1,
+        image_weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        check_at_least("text_length", text_length, 2)
+        for what, value in (("drop_text", drop_text), ("image_first", image_first)):
+            if not 0 <= value < 1:
+                raise UserError(what, got=value, expected="0 or more and below 1", fix="use 0.1")
+        for what, value in (("text_weight", text_weight), ("image_weight", image_weight)):
+            check_at_least(what, value, 0)
+        if not 0 <= end < vocabulary:
+            fix = "give the tokenizer's EOS"
+            raise UserError("end", got=end, expected=f"a token, 0 to {vocabulary - 1}", fix=fix)
+        self.end, self.text_length = end, text_length
+        self.drop_text, self.image_first, self.text_weight, self.image_weight = (
+            drop_text,
+            image_first,
+            text_weight,
+            image_weight,
+        )
+        self.discrete_vae = freeze(DiscreteVAE(**discrete_vae), stored=True)
+        codes, grid = self.discrete_vae.k, self.discrete_vae.grid
+        self.transformer = TextThenImage(vocabulary, codes, text_length, grid, dim, depth, heads, dropout)
+        self.register_buffer("codes_taken", torch.zeros(32, dtype=torch.uint8))  # digest of the VAE it was trained on
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """What `generate` can start from."""
+        return PARTS
+
+    def take_codes(self, vae: DiscreteVAE) -> None:
+        """Copy the weights of the discrete VAE whose codes this model is to write.
+
+        Raises:
+            UserError: it was built with other arguments.
+        """
+        own, given = ({k: tuple(v.shape) for k, v in m.state_dict().items()} for m in (self.discrete_vae, vae))
+        differing = sorted(k for k in own.keys() | given.keys() if own.get(k) != given.get(k))
+        if differing:
+            key = differing[0]
+            got, expected = f"{key} of shape {given.get(key)}", f"{own.get(key)}"
+            fix = "give text_to_image the arguments of that VAE"
+            raise UserError("discrete VAE", got=got, expected=expected, fix=fix)
+        self.discrete_vae.load_state_dict(vae.state_dict())
+        self.codes_taken.copy_(self._digest())
+
+    def losses(self, batch: Batch, phase: str = "train") -> Losses:
+        """``text`` and ``image``, each weighted, over the items that have both."""
+        there = torch.stack([batch.present[n] for n in PARTS if n in batch]).all(0) if all(n in batch for n in PARTS) else None
+        if there is None or not there.any():
+            raise self._missing("text and image", batch)
+        text, codes = self._text(batch.items(there)), self._codes(batch["image"][there])  # (b', t), (b', n)
+        first = "image" if self.training and torch.rand(()) < self.image_first else "text"
+        kept = None
+        if self.training and first == "text":
+            kept = torch.rand(len(text), 1, device=text.device) >= self.drop_text  # (b', 1)
+            text = torch.where(kept, text, self._no_text(len(text)))
+        found = self._log_probs(text, codes, first)
+        if kept is not None:
+            found["text"] = found["text"] * kept[:, 0]
+        weights = {"text": self.text_weight, "image": self.image_weight}
+        return Losses({name: -weights[name] * found[name].mean() for name in PARTS})
+
+    @torch.no_grad()
+    def log_likelihood(self, batch: Batch, samples: int = 1) -> Tensor:
+        """log p(z | text) of the codes z of the pictures, exact, in nats; without a text, of no text.
+
+        Returns:
+            (b,); 0 for items that lack a picture.
+        """
+        if "image" not in batch or not (there := batch.present["image"]).any():
+            raise self._missing("image", batch)
+        found = self._log_probs(self._prompts(batch)[there], self._codes(batch["image"][there]), "text")["image"]
+        return found.new_zeros(batch.size).masked_scatter(there, found)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        given: Batch,
+        to: str,
+        n: int = 1,
+        generator: torch.Generator | None = None,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        guidance: float = 1.0,
+        rerank: str = "",
+        candidates: int = 4,
+        cached: bool = True,
+    ) -> Tensor | list[str]:
+        """Pictures of texts, the rest of pictures whose upper part is given, or texts of pictures.
+
+        Args:
+            given: ``text`` (b, t) ids, none for pictures of anything; ``image`` (b, c, h, w), or (b, c, h0, w) with h0 < h to
+                have the rest of it painted.
+            to: "image" or "text".
+            n: results for each item.
+            generator: makes the draws reproducible.
+            temperature: divides the logits; 0 takes the likeliest token.
+            top_k: keep the k likeliest; 0 all.
+            top_p: keep the likeliest tokens of this probability.
+            guidance: scale of classifier-free guidance of pictures by their text; 1 is none.
+            rerank: a run of the recipe `aligned`, by which the n pictures nearest to the text are kept, nearest first.
+            candidates: pictures that are then drawn for each that is kept.
+            cached: keep keys and values; slower without, with the same result.
+
+        Returns:
+            (b n, c, h, w) in [0, 1], those of one item together; or b n texts.
+        """
+        check_one_of("to", to, PARTS)
+        check_at_least("n", n, 1)
+        check_at_least("top_k", top_k, 0)
+        self._check_codes()
+        options = {
+            "temperature": temperature,
+            "top_k": top_k or None,
+            "top_p": top_p,
+            "generator": generator,
+            "cached": cached,
+        }
+        if to == "text":
+            return self._captions(given, n, options)
+        if not rerank:
+            return self._pictures(given, n, guidance, options)
+        check_at_least("candidates", candidates, 1)
+        if "text" not in given or not given.present["text"].all():
+            raise UserError("rerank", got="an item without text", expected="a text to compare with", fix="add --text")
+        drawn = self._pictures(given, n * candidates, guidance, options)  # (b n m, c, h, w)
+        scores = self.similarity(load(rerank), drawn, given).reshape(given.size, -1)  # (b, n m)
+        best = scores.topk(n, 1).indices + n * candidates * torch.arange(given.size, device=scores.device)[:, None]
+        return drawn[best.flatten()]
+
+    def similarity(self, aligned: Model, pictures: Tensor, given: Batch) -> Tensor:
+        """How near each picture is to its text in the space of a `mmgen.models.aligned.Aligned`.
+
+        Args:
+            aligned: of pictures and texts.
+            pictures: (b n, c, h, w) in [0, 1], those of one item together.
+            given: ``text`` of b items.
+
+        Returns:
+            (b n,) cosines.
+        """
+        if aligned.name != "aligned" or aligned.modality != "image":
+            raise UserError("rerank", got=aligned.name, expected="a run of the recipe aligned", fix="train one")
+        aligned = aligned.to(pictures.device)
+        eye, own = aligned.processors["image"], self.processors["image"]
+        points = []
+        for part in pictures.split(RANKED):
+            seen = torch.stack([eye(own.decode(x)) for x in part]).to(pictures.device)
+            points.append(aligned.encode(Batch({"image": seen}))["image"])  # (m, s)
+        decode = self.processors["text"].decode
+        texts = [aligned.tokens(decode(ids[mask])) for ids, mask in zip(given["text"], given.masks["text"])]
+        padded = nn.utils.rnn.pad_sequence(texts, batch_first=True).to(pictures.device)  # (b, t)
+        mask = torch.arange(padded.shape[1]) < torch.tensor([len(text) for text in texts])[:, None]
+        text = aligned.encode(Batch({"text": padded}, {"text": mask.to(pictures.device)}))["text"]  # (b, s)
+        return (torch.cat(points).unflatten(0, (len(text), -1)) * text[:, None]).sum(-1).flatten()
+
+    def upper_part(self, source: Source) -> Tensor:
+        """The upper part of a picture, to be completed: (c, h0, w), h0 whole rows of cells.
+
+        Raises:
+            UserError: it is not as wide as the model's pictures, not lower than they, or cuts a row of cells.
+        """
+        (_, height, width), picture = self.discrete_vae.shape, read_image(source)
+        cell = height // self.discrete_vae.grid[0]
+        if picture.width != width or picture.height >= height or picture.height % cell:
+            got = f"{picture.width} x {picture.height} pixels"
+            expected = f"{width} wide and a multiple of {cell} below {height} high"
+            raise UserError("--from", got=got, expected=expected, fix="cut it to this size")
+        whole = Image.new(picture.mode, (width, height))
+        whole.paste(picture)
+        return self.processors["image"](whole)[:, : picture.height]
+
+    def _pictures(self, given: Batch, n: int, guidance: float, options: dict[str, Any]) -> Tensor:
+        model, prompt = self._sequence("text"), self._prompts(given).repeat_interleave(n, 0)  # (b n, t)
+        start = prompt.new_full((len(prompt), 1), model.start)
+        known = prompt.new_zeros(len(prompt), 0)  # codes of the upper part, (b n, m)
+        if "image" in given and given.present["image"].any():
+            if not given.present["image"].all():
+                got, fix = "some items with an upper part and some without", "complete them apart"
+                raise UserError("image", got=got, expected="one for all items", fix=fix)
+            known = self._known(given["image"]).repeat_interleave(n, 0)
+        sequence = torch.cat([start, prompt, known + model.codes.start], 1)
+        rest, free = model.cells - known.shape[1], None
+        if guidance != 1.0:
+            free = torch.cat([start, self._no_text(len(prompt)), known + model.codes.start], 1)
+        drawn = sample(model, sequence, rest, guidance=guidance, unconditional=free, tokens=model.codes, **options)
+        codes = torch.cat([known, drawn - model.codes.start], 1).unflatten(1, self.discrete_vae.grid)  # (b n, h', w')
+        return self.discrete_vae.decode(codes).mean.clamp(0, 1)
+
+    def _captions(self, given: Batch, n: int, options: dict[str, Any]) -> list[str]:
+        if "image" not in given or not given.present["image"].all():
+            raise self._missing("image", given)
+        model, codes = self._sequence("image"), self._codes(given["image"]).repeat_interleave(n, 0)  # (b n, n')
+        prompt = torch.cat([codes.new_full((len(codes), 1), model.start), codes + model.codes.start], 1)
+        pad = {"stop": self.end, "pad": self.end}
+        ids = sample(model, prompt, self.text_length, tokens=model.text, **pad, **options)  # (b n, t)
+        return [self.processors["text"].decode(text) for text in ids]
+
+    def _log_probs(self, text: Tensor, codes: Tensor, first: str) -> dict[str, Tensor]:
+        """log p of the texts (b, t) and of the codes (b, n), each given what comes before it: (b,) both."""
+        model, start = self._sequence(first), text.new_full((len(text), 1), self.transformer.start)
+        parts = {"text": text, "image": codes + model.codes.start}
+        order = [first, *(name for name in PARTS if name != first)]
+        features = model.features(torch.cat([start, *(parts[name] for name in order)], 1)[:, :-1])  # (b, t + n, d)
+        found, at = {}, 0
+        for name in order:
+            of = model.text if name == "text" else model.codes
+            logits = model.logits(features[:, at : at + parts[name].shape[1]], of).float()  # (b, t or n, v or K)
+            wanted, at = parts[name] - of.start, at + parts[name].shape[1]
+            if name == "text":
+                wanted = wanted.masked_fill(text == model.padding, -100)  # what F.cross_entropy leaves out
+            found[name] = -F.cross_entropy(logits.transpose(1, 2), wanted, reduction="none").sum(1)
+        return found
+
+    def _sequence(self, first: str) -> TextThenImage:
+        """The transformer, told which part of the sequence comes first."""
+        self.transformer.first = first
+        return self.transformer
+
+    def _prompts(self, batch: Batch) -> Tensor:
+        """The texts, and nothing for those that are missing, (b, t)."""
+        nothing = self._no_text(batch.size)
+        if "text" not in batch or not (there := batch.present["text"]).any():
+            return nothing
+        return nothing.masked_scatter(there[:, None], self._text(batch.items(there)))
+
+    def _text(self, batch: Batch) -> Tensor:
+        """The texts padded to their full length, (b, t)."""
+        ids = batch["text"]
+        mask = batch.masks.get("text", torch.ones_like(ids, dtype=torch.bool))
+        lengths = mask.sum(1)
+        if (lengths == 0).any():
+            raise UserError("text", got="no tokens", expected="at least one", fix="write what the picture shows")
+        if lengths.max() > self.text_length:
+            expected, fix = f"at most {self.text_length}, the end included", "shorten the text"
+            raise UserError("text", got=f"{lengths.max().item()} tokens", expected=expected, fix=fix)
+        ids = ids.masked_fill(~mask, self.transformer.padding)[:, : self.text_length]
+        return F.pad(ids, (0, self.text_length - ids.shape[1]), value=self.transformer.padding)
+
+    def _no_text(self, rows: int) -> Tensor:
+        """A text that ends before its first word, (rows, t)."""
+        ids = torch.full((rows, self.text_length), self.transformer.padding, device=self.step.device)
+        ids[:, 0] = self.end
+        return ids
+
+    def _codes(self, x: Tensor) -> Tensor:
+        """The codes of pictures: x (b, c, h, w) -> (b, n)."""
+        self._check_codes()
+        if tuple(x.shape[1:]) != self.discrete_vae.shape:
+            got, fix = f"shape {tuple(x.shape[1:])}", "use the model's own processor"
+            raise UserError("image", got=got, expected=f"{self.discrete_vae.shape}", fix=fix)
+        return self.discrete_vae.codes(x).flatten(1)
+
+    def _known(self, part: Tensor) -> Tensor:
+        """The codes of the upper part of pictures: (b, c, h0, w) -> (b, m). Below it the last row is repeated."""
+        (channels, height, width), (rows, columns) = self.discrete_vae.shape, self.discrete_vae.grid
+        cell, h0 = height // rows, part.shape[2]
+        if tuple(part.shape[1:]) != (channels, h0, width) or h0 % cell or not 0 < h0 < height:
+            expected = f"({channels}, {cell} to {height - cell} in steps of {cell}, {width})"
+            raise UserError("image", got=f"shape {tuple(part.shape[1:])}", expected=expected, fix="cut it to this size")
+        whole = F.pad(part, (0, 0, 0, height - h0), mode="replicate")
+        return self._codes(whole)[:, : h0 // cell * columns]
+
+    def _digest(self) -> Tensor:
+        digest = bytes.fromhex(fingerprint(self.discrete_vae))
+        return torch.tensor(list(digest), dtype=torch.uint8)
+
+    def _check_codes(self) -> None:
+        if not self.codes_taken.any():
+            fix = "call take_codes(a trained DiscreteVAE)"
+            raise UserError("text_to_image", got="no code book", expected="that of a discrete VAE", fix=fix)
+
+    def load_own_state(self, state: dict[str, Tensor], source: str = "weights") -> None:
+        """As the base class, after which the VAE must be the one whose codes the transformer was trained on.
+
+        Raises:
+            UserError: it is another.
+        """
+        super().load_own_state(state, source)
+        if self.codes_taken.any() and not torch.equal(self.codes_taken.cpu(), self._digest()):
+            got, expected = (bytes(d.tolist()).hex()[:12] for d in (self._digest(), self.codes_taken.cpu()))
+            fix = "take both from one run"
+            raise UserError(f"discrete VAE of {source}", got=got, expected=f"{expected}, that of the prior", fix=fix)
+
+    def _missing(self, what: str, batch: Batch) -> UserError:
+        found = [name for name in batch.values if batch.present[name].any()]
+        got = f"no item that has it (the batch holds {', '.join(found) or 'nothing'})"
+        return UserError(what, got=got, expected="at least one item", fix="check the names of the columns")

@@ -1,0 +1,484 @@
+"""Text to image: a discrete VAE turns pictures into codes, a causal transformer writes text and codes.
+
+mmgen train text_to_image                                                  # openmoji at 32 pixels, on two CPU cores
+mmgen train text_to_image --config mnist                                   # "a handwritten seven"
+accelerate launch recipes/text_to_image/train.py --config recipes/text_to_image/gpu.yaml
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import torch
+from accelerate import PartialState
+from PIL import Image
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from mmgen.cli import main
+from mmgen.data.batch import Batch, collate
+from mmgen.data.cards import check_column, open_card, read_card
+from mmgen.data.image import ImageProcessor
+from mmgen.data.processors import Processor
+from mmgen.data.text import train_tokenizer
+from mmgen.errors import UserError, check_at_least
+from mmgen.metrics.frechet import frechet_distance
+from mmgen.metrics.retrieval import r_precision
+from mmgen.models.base import load
+from mmgen.models.discrete_vae import DiscreteVAE, code_use
+from mmgen.models.text_to_image import TextToImage
+from mmgen.models.vae import VAE
+from mmgen.training.config import FitConfig, build_config, section_of
+from mmgen.training.features import picture_features
+from mmgen.training.loop import fit
+from mmgen.training.model_card import ModelCard, write_model_card
+from mmgen.training.recipe import Recipe, load_recipe, read_json, run_details, stage_folder
+from mmgen.training.report import Sample, picture_grid, write_report
+
+AT_ONCE = 100  # pictures that are made or read together
+SHOWN = 10  # prompts in a grid
+
+
+@dataclass
+class Data:
+    """A data card of pictures and texts, one text each.
+
+    Args:
+        card: name or path.
+        image: the column of pictures.
+        text: the column of texts.
+        label: the column that says what a picture shows, which a judge looks for; empty: none.
+        size: side in pixels.
+        channels: 1 or 3.
+        vocab_size: most tokens of the tokenizer, which is trained on the training texts.
+        text_length: most tokens of a text, its end included.
+        limit: items of each split; 0 takes all.
+    """
+
+    card: str = "openmoji"
+    image: str = "image"
+    text: str = "caption"
+    label: str = ""
+    size: int = 32
+    channels: Literal[1, 3] = 3
+    vocab_size: int = 1024
+    text_length: int = 24
+    limit: int = 0
+
+
+@dataclass
+class Baseline:
+    """A convolutional VAE of the same pictures, whose draws from its prior the Fréchet distance is compared with."""
+
+    latent_dim: int = 64
+    width: int = 32
+
+
+@dataclass
+class Evaluation:
+    """What is made of a split's texts, and how it is judged.
+
+    Args:
+        items: how many of the split; 0 takes all.
+        guidance: scale of the guided arms.
+        temperature: of the draws.
+        top_k: keep the k likeliest codes; 0 all.
+        candidates: pictures of which the reranked arm keeps one.
+        among: texts that R-precision chooses from.
+        features: the packaged network of the Fréchet distance; empty: none.
+        codes_items: training pictures by which the use of codes is counted.
+    """
+
+    items: int = 1000
+    guidance: float = 2.0
+    temperature: float = 1.0
+    top_k: int = 0
+    candidates: int = 8
+    among: int = 100
+    features: str = "efficientnet_lite0"
+    codes_items: int = 2000
+
+
+@dataclass
+class Config:
+    """The config of the recipe ``text_to_image``.
+
+    ``judge`` is the config of a classifier of ``data.label``, see the recipe ``judge``; ``aligned`` that of the space by which
+    R-precision is measured, see the recipe ``aligned``; the one that reranks is trained with the next seed. Empty: no such
+    figures.
+    """
+
+    data: Data = field(default_factory=Data)
+    discrete_vae: section_of(DiscreteVAE, "shape") = field(default_factory=section_of(DiscreteVAE, "shape"))
+    model: section_of(TextToImage, "discrete_vae", "vocabulary", "text_length", "end") = field(
+        default_factory=section_of(TextToImage, "discrete_vae", "vocabulary", "text_length", "end")
+    )
+    baseline: Baseline = field(default_factory=Baseline)
+    fit_codes: FitConfig = field(default_factory=FitConfig)
+    fit_baseline: FitConfig = field(default_factory=FitConfig)
+    fit: FitConfig = field(default_factory=FitConfig)
+    judge: dict[str, Any] = field(default_factory=dict)
+    aligned: dict[str, Any] = field(default_factory=dict)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    seed: int = 0
+    seeds: int = 1
+
+
+class Pictures(Sequence):
+    """The pictures of a split and, with a text processor, their texts; kept in memory, a byte a value.
+
+    Raises:
+        UserError: a text of more tokens than ``data.text_length``.
+    """
+
+    def __init__(self, data: Data, split: str, image: Processor, text: Processor | None = None, limit: int = 0) -> None:
+        rows = open_card(data.card, split, limit=min(limit or sys.maxsize, data.limit or sys.maxsize, sys.maxsize - 1))
+        self.values, self.texts, self.process, self.words = rows[data.image], list(rows[data.text]), image, text
+        self.labels = list(rows[data.label]) if data.label else []
+        self.kept: dict[int, Tensor] = {}
+        if text is not None:
+            self.ids = [text(value) for value in self.texts]
+            longest = max(range(len(self.ids)), key=lambda i: len(self.ids[i]), default=0)
+            if self.ids and len(self.ids[longest]) > data.text_length:
+                got, fix = (
+                    f"{len(self.ids[longest])} tokens: {self.texts[longest]!r}",
+                    f"set data.text_length={len(self.ids[longest])}",
+                )
+                raise UserError(
+                    f"{data.card}: {split}: row {longest}", got=got, expected=f"at most {data.text_length}", fix=fix
+                )
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"image": self.picture(index)} | ({"text": self.ids[index]} if self.words else {})
+
+    def picture(self, index: int) -> Tensor:
+        """(c, h, w) in [0, 1]."""
+        if index not in self.kept:
+            self.kept[index] = (self.process(self.values[index]) * 255).round().to(torch.uint8)
+        return self.kept[index] / 255
+
+    def batches(self, what: str, count: int | None = None) -> list[Batch]:
+        """The first ``count`` items, all without, a part at a time."""
+        count = len(self) if count is None else min(count, len(self))
+        device = PartialState().device
+        for start in tqdm(range(0, count, AT_ONCE), desc=what, dynamic_ncols=True):
+            yield collate([self[i] for i in range(start, min(start + AT_ONCE, count))], ["text"]).to(device)
+
+    def all(self, count: int | None = None) -> Tensor:
+        """The first ``count`` pictures, (n, c, h, w)."""
+        return torch.stack([self.picture(i) for i in range(len(self) if count is None else min(count, len(self)))])
+
+
+def check(config: Config) -> None:
+    """The columns are there and of their kinds, numbers in range, and the judges' configs are theirs."""
+    card, evaluation = read_card(config.data.card), config.evaluation
+    check_column(card, "data.image", config.data.image, "image")
+    check_column(card, "data.text", config.data.text, "text")
+    if config.data.label:
+        check_column(card, "data.label", config.data.label)
+    for key, low in {
+        "items": 0,
+        "guidance": 0,
+        "temperature": 0,
+        "top_k": 0,
+        "candidates": 1,
+        "among": 2,
+        "codes_items": 1,
+    }.items():
+        check_at_least(f"evaluation.{key}", getattr(evaluation, key), low)
+    if config.judge and not config.data.label:
+        raise UserError("judge", got="no data.label", expected="the column that it looks for", fix="set data.label=label")
+    for name in ("judge", "aligned"):
+        if values := getattr(config, name):
+            recipe = recipe_of(name)
+            recipe.RECIPE.check(build_config(recipe.Config, values))
+    codes_arguments(config)
+
+
+def recipe_of(name: str) -> ModuleType:
+    """The module of another recipe."""
+    return sys.modules[load_recipe(name).config.__module__]
+
+
+def codes_arguments(config: Config) -> dict[str, Any]:
+    """The arguments of the discrete VAE."""
+    data = config.data
+    return {**asdict(config.discrete_vae), "shape": (data.channels, data.size, data.size)}
+
+
+def image_processor(data: Data) -> ImageProcessor:
+    return ImageProcessor(data.size, data.channels)
+
+
+def train_codes(config: Config, run: Path, resume: bool) -> None:
+    """Train the discrete VAE on the pictures."""
+    torch.manual_seed(config.seed)
+    model, processor = DiscreteVAE(**codes_arguments(config)), image_processor(config.data)
+    model.processors["image"] = processor
+    shown = Pictures(config.data, "validation", processor, limit=SHOWN)
+
+    def samples(model: DiscreteVAE, place: Path) -> None:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        x = shown.all().to(model.step.device)
+        picture_grid([pictures(x), pictures(reconstructed(model, x))]).save(place.with_suffix(".png"))
+
+    folder = stage_folder(RECIPE, run, "discrete_vae")
+    fit(model, Pictures(config.data, "train", processor), replace(config.fit_codes, seed=config.seed), folder, samples, resume)
+
+
+def train_baseline(config: Config, run: Path, resume: bool) -> None:
+    """Train the convolutional VAE on the pictures."""
+    torch.manual_seed(config.seed)
+    processor, settings = (
+        image_processor(config.data),
+        {"likelihood": config.discrete_vae.likelihood, "width": config.baseline.width},
+    )
+    if config.discrete_vae.scale is not None:
+        settings["scale"] = config.discrete_vae.scale
+    model = VAE(shape=processor.shape, latent_dim=config.baseline.latent_dim,
+                encoder={"dim": 256, "width": config.baseline.width}, decoder=settings)  # fmt: skip
+    model.processors["image"] = processor
+    folder = stage_folder(RECIPE, run, "baseline")
+    fit(
+        model, Pictures(config.data, "train", processor), replace(config.fit_baseline, seed=config.seed), folder, resume=resume
+    )
+
+
+def train_prior(config: Config, run: Path, resume: bool) -> None:
+    """Train the transformer on texts and codes."""
+    torch.manual_seed(config.seed)
+    vae, data = load(stage_folder(RECIPE, run, "discrete_vae")), config.data
+    text = train_tokenizer(open_card(data.card, "train")[data.text], data.vocab_size)
+    model = TextToImage(
+        codes_arguments(config), text.vocabulary, data.text_length, text.tokenizer.eos_token_id, **asdict(config.model)
+    )
+    model.take_codes(vae)
+    model.processors = {"text": text, "image": vae.processors["image"]}
+    shown = Pictures(data, "validation", vae.processors["image"], text, limit=SHOWN)
+
+    def samples(model: TextToImage, place: Path) -> None:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        given = collate([{"text": ids} for ids in shown.ids], ["text"]).to(model.step.device)
+        made = model.generate(given, "image", n=4, generator=torch.Generator().manual_seed(0))
+        grid([shown.all(), *made.unflatten(0, (-1, 4)).unbind(1)]).save(place.with_suffix(".png"))
+
+    fit(
+        model,
+        Pictures(data, "train", vae.processors["image"], text),
+        replace(config.fit, seed=config.seed),
+        run,
+        samples,
+        resume,
+    )
+
+
+def pictures(x: Tensor) -> list[Image.Image]:
+    """x (n, c, h, w) in [0, 1] -> n pictures."""
+    return [ImageProcessor(x.shape[-1], x.shape[1]).decode(one) for one in x]
+
+
+def grid(rows: Sequence[Tensor]) -> Image.Image:
+    """Rows of pictures (n, c, h, w), as many in each."""
+    return picture_grid([pictures(row) for row in rows])
+
+
+@torch.no_grad()
+def reconstructed(model: DiscreteVAE, x: Tensor) -> Tensor:
+    """The mean of p(x | z) at the likeliest codes of x (n, c, h, w)."""
+    return model.decode(model.codes(x)).mean.clamp(0, 1)
+
+
+class Judges:
+    """What looks at pictures of texts: a classifier of what they show, and a space that they share with their texts."""
+
+    def __init__(self, config: Config, model: TextToImage, data: Pictures) -> None:
+        self.config, self.model, self.data = config, model, data
+        self.accuracy: dict[str, float] = {}
+        self.classifier = self.space = self.reranker = None
+        if config.judge:
+            recipe = recipe_of("judge")
+            values = build_config(recipe.Config, config.judge)
+            self.classifier, accuracy = recipe.judge(values)
+            self.accuracy = {"judge_accuracy": accuracy, "judge_disjoint": values.data.split != "train"}
+        if config.aligned:
+            recipe = recipe_of("aligned")
+            values = build_config(recipe.Config, config.aligned)
+            self.space, self.reranker = (recipe.shared_space(replace(values, seed=values.seed + i)) for i in (0, 1))
+            self.texts = self.points_of_texts()
+
+    @torch.no_grad()
+    def points_of_texts(self) -> Tensor:
+        """The points of the split's texts, each different text once, (m, s); ``self.own`` says which is whose."""
+        different = list(dict.fromkeys(self.data.texts))
+        self.own = torch.tensor([different.index(text) for text in self.data.texts])
+        rows = [{"text": self.space.tokens(text)} for text in different]
+        parts = [collate(rows[i : i + AT_ONCE], ["text"]) for i in range(0, len(rows), AT_ONCE)]
+        space = self.space.to(PartialState().device)
+        return torch.cat([space.encode(part.to(space.step.device))["text"] for part in parts]).cpu()
+
+    @torch.no_grad()
+    def __call__(self, made: Tensor, name: str) -> dict[str, float]:
+        """The figures of pictures (n, c, h, w), one for each text of the data in order, under names that end in ``name``."""
+        figures, decode = {}, self.model.processors["image"].decode
+        if self.classifier is not None:
+            eye = self.classifier.processors[self.classifier.modality]
+            seen = [self.classifier.class_names[i] for part in made.split(AT_ONCE) for i in self.labels(part, eye, decode)]
+            truth = [str(label) for label in self.data.labels]
+            figures[f"digit_accuracy{name}"] = sum(a == b for a, b in zip(seen, truth)) / len(truth)
+        if self.space is not None:
+            eye, points = self.space.processors["image"], []
+            for part in tqdm(made.split(AT_ONCE), desc=f"r_precision{name}", dynamic_ncols=True):
+                seen = torch.stack([eye(decode(x)) for x in part]).to(self.space.step.device)
+                points.append(self.space.encode(Batch({"image": seen}))["image"].cpu())
+            scores = torch.cat(points) @ self.texts.T  # (n, m)
+            figures[f"r_precision{name}"] = r_precision(scores, self.own, among=self.config.evaluation.among)
+        return figures
+
+    def labels(self, part: Tensor, eye: ImageProcessor, decode: Any) -> list[int]:
+        device = PartialState().device
+        seen = torch.stack([eye(decode(x)) for x in part]).to(device)
+        return self.classifier.to(device).predict(Batch({self.classifier.modality: seen})).mode.tolist()
+
+
+@torch.no_grad()
+def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
+    """How well pictures show their text, how near they are to real ones, and whether they are copies.
+
+    ``_unguided`` and ``_reranked`` are of the same texts without guidance, and of the best of several by another space.
+    ``_real`` are the figures of the split's own pictures, ``_baseline`` those of as many draws of the convolutional VAE,
+    ``_codes`` of the split's pictures through their codes.
+    """
+    torch.manual_seed(config.seed)
+    device, settings = PartialState().device, config.evaluation
+    model = load(run).to(device)
+    image, text = model.processors["image"], model.processors["text"]
+    data, train_data = Pictures(config.data, split, image, text, settings.items), Pictures(config.data, "train", image)
+    judges, real = Judges(config, model, data), data.all()
+    sampling = {"temperature": settings.temperature, "top_k": settings.top_k}
+    arms = {"": {"guidance": settings.guidance}, "_unguided": {}}
+    made, figures = {}, dict(judges.accuracy)
+    for name, arm in arms.items():
+        generator = torch.Generator().manual_seed(config.seed)
+        parts = data.batches(f"pictures{name}")
+        made[name] = torch.cat(
+            [model.generate(b.keep(["text"]), "image", 1, generator, **sampling, **arm).cpu() for b in parts]
+        )
+    if judges.reranker is not None:
+        made["_reranked"] = reranked(model, judges.reranker, data, config, sampling | arms[""])
+    if not config.judge and not config.aligned:
+        judges = None
+    for name, x in {**made, "_real": real}.items():
+        figures |= judges(x, name) if judges else {}
+    codes = model.discrete_vae
+    made["_codes"] = torch.cat([reconstructed(codes, x.to(device)).cpu() for x in real.split(AT_ONCE)])
+    made["_baseline"] = load(stage_folder(RECIPE, run, "baseline")).to(device).generate(
+        Batch({"image": torch.zeros(1, device=device)}, present={"image": torch.tensor([False], device=device)}),
+        "image", len(data), torch.Generator().manual_seed(config.seed)).cpu()  # fmt: skip
+    if settings.features:
+        features = {name: picture_features(settings.features, image, list(x)) for name, x in {**made, "_real": real}.items()}
+        for name in made:
+            figures[f"fid_{settings.features}{name}"] = frechet_distance(features["_real"], features[name])
+    counted = torch.cat([codes.codes(x.to(device)).cpu() for x in train_data.all(settings.codes_items).split(AT_ONCE)])
+    figures |= {name: value.item() for name, value in code_use(counted, codes.k).items()}
+    figures["reconstruction_rmse"] = (made["_codes"] - real).square().mean().sqrt().item()
+    nats = [model.log_likelihood(batch).cpu() for batch in data.batches("log-likelihood of codes")]
+    figures["log_likelihood"] = torch.cat(nats).mean().item()
+    seen = train_data.all().to(device)
+    near = {name: nearest_pictures(x.to(device), seen) for name, x in (("", made[""]), ("_real", real))}
+    for name, (distance, _) in near.items():
+        figures[f"nearest_rmse{name}"] = distance.mean().item()
+    folder = run / "samples"
+    folder.mkdir(exist_ok=True)
+    chosen = list(range(0, len(data), -(-len(data) // SHOWN)))
+    columns = [made[name] for name in ("", "_unguided", "_reranked") if name in made]
+    rows = [x[chosen] for x in [*columns, seen[near[""][1]].cpu(), real]]
+    grid(rows).save(folder / f"{split}_pictures.png")
+    grid([real[chosen], made["_codes"][chosen]]).save(folder / f"{split}_codes.png")
+    captions = model.generate(Batch({"image": real[chosen].to(device)}), "text", temperature=0.0)
+    lines = [f"{data.texts[i]} -> {caption}" for i, caption in zip(chosen, captions)]
+    (folder / f"{split}_texts.txt").write_text("\n".join(lines) + "\n")
+    return figures
+
+
+def reranked(model: TextToImage, space: Any, data: Pictures, config: Config, sampling: dict[str, Any]) -> Tensor:
+    """Of several pictures of each text the one nearest to it in ``space``, (n, c, h, w)."""
+    generator, kept, m = torch.Generator().manual_seed(config.seed), [], config.evaluation.candidates
+    for batch in data.batches("pictures to rerank"):
+        given = batch.keep(["text"])
+        drawn = model.generate(given, "image", m, generator, **sampling)  # (b m, c, h, w)
+        best = model.similarity(space, drawn, given).reshape(-1, m).argmax(1)  # (b,)
+        kept.append(drawn.unflatten(0, (-1, m))[torch.arange(len(best)), best].cpu())
+    return torch.cat(kept)
+
+
+def nearest_pictures(x: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+    """The root mean square difference of each picture (n, c, h, w) to the nearest of ``seen`` (m, c, h, w), and its place."""
+    distances = torch.cdist(x.flatten(1), seen.flatten(1)) / x[0].numel() ** 0.5  # (n, m)
+    return distances.min(1)
+
+
+def report(run: Path, config: Config) -> None:
+    """Write ``report.html`` and ``README.md`` from the metrics and pictures that evaluations left in ``run``."""
+    card, metrics = read_card(config.data.card), read_json(run / "metrics.json")
+    table = {s: {"text_to_image": {k: v for k, v in f.items() if k != "judge_disjoint"}} for s, f in metrics.items()}
+    samples = []
+    what = [
+        "guided",
+        "unguided",
+        *(["reranked"] if config.aligned else []),
+        "the training picture nearest to the first",
+        "real",
+    ]
+    for split in metrics:
+        lines = (run / "samples" / f"{split}_texts.txt").read_text()
+        texts = {"rows": ", ".join(what), "text -> what the model says of the real picture": lines}
+        samples.append(Sample((run / "samples" / f"{split}_pictures.png").read_bytes(), texts, group=split, wide=True))
+        rows = {"rows": "real, through its codes"}
+        samples.append(Sample((run / "samples" / f"{split}_codes.png").read_bytes(), rows, group=split, wide=True))
+    details, title = run_details(run), f"Text to image of {card.name}"
+    codes = config.discrete_vae
+    summary = (
+        f"{config.data.size} pixels as {(config.data.size // 2**codes.halvings) ** 2} of {codes.codes} codes "
+        f"({codes.quantizer}), written after the text by a transformer of width {config.model.dim}."
+    )
+    write_report(run / "report.html", title, table, samples, details, summary)
+    write_model_card(run / "README.md", ModelCard(
+        name=f"text-to-image-{card.name}",
+        description=f"Pictures of texts, by a discrete VAE and an autoregressive prior, trained on {card.name}.",
+        license="apache-2.0",
+        task="text-to-image",
+        data=card.name,
+        data_license=card.front["license"] if isinstance(card.front["license"], str) else ", ".join(card.front["license"]),
+        table=table,
+        command=details["command"],
+        picture=f"samples/{next(iter(metrics))}_pictures.png",
+        picture_text=f"Rows: {', '.join(what)}",
+        intended_use="Research on text to image, and pictures like those of the data card.",
+        limitations=[
+            "It draws what its training data show and nothing else; a word it never saw means nothing to it.",
+            "It can repeat a training picture: the nearest one stands beside its own.",
+            "Who is missing from the data card is missing from what it draws.",
+        ],
+        tags=["text-to-image", "discrete-vae"],
+    ))  # fmt: skip
+
+
+RECIPE = Recipe(
+    name="text_to_image",
+    config=Config,
+    stages={"discrete_vae": train_codes, "baseline": train_baseline, "prior": train_prior},
+    main="prior",
+    evaluate=evaluate,
+    splits=("test", "validation", "test_compositional", "validation_compositional"),
+    report=report,
+    check=check,
+)
+
+if __name__ == "__main__":
+    sys.exit(main(["train", "text_to_image", *sys.argv[1:]]))
