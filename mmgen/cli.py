@@ -86,6 +86,10 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(f"--{name}", action="append", help=f"{name} to start from; repeat for several items")
     command.add_argument("--n", type=int, default=1, help="results for each item")
     command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--guidance", type=float, metavar="G", help="how much pictures of a text are held to it; 1: plainly")
+    text = "draw more pictures and keep those nearest to the text by a run of the recipe aligned (default: runs/aligned)"
+    command.add_argument("--rerank", nargs="?", const="runs/aligned", metavar="RUN", help=text)
+    command.add_argument("--from", dest="part", metavar="FILE", help="the upper part of a picture, to be completed")
     command.add_argument("--out", type=Path, help="folder for pictures and sounds")
     command.add_argument("--json", type=Path, metavar="F", help="write what was made there")
     command.set_defaults(run=_generate, values=[])
@@ -219,7 +223,9 @@ def _generate(options: argparse.Namespace) -> None:
     if options.json is None or options.json.parent != options.out:  # that one is made
         _check_file(options.json)
     given = {name: values for name in MODALITIES if (values := getattr(options, name))}
-    made = generate(load(options.folder), given, options.to, options.n, options.seed, options.values, options.out)
+    values = [f"{name}={value}" for name in ("guidance", "rerank") if (value := getattr(options, name)) is not None]
+    values += options.values
+    made = generate(load(options.folder), given, options.to, options.n, options.seed, values, options.out, options.part)
     _write_json(options.json, made)
     for number, results in enumerate(made):
         for result in results:

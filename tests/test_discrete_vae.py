@@ -120,6 +120,18 @@ def test_generate_reconstructs_from_draws():
     assert (torch.cdist(made.flatten(1), all_pictures).min(1).values < 1e-4).all()
 
 
+def test_without_a_picture_codes_are_uniform(monkeypatch):
+    model, seen = build("vq").eval(), []
+    decode = model.decode
+    monkeypatch.setattr(model, "decode", lambda z: seen.append(z) or decode(z))
+    x = torch.rand(2, 1, 4, 4)
+    given = Batch({"image": x}, present={"image": torch.tensor([True, False])})
+    model.generate(given, "image", 500, torch.Generator().manual_seed(0))
+    own, free = seen[0].unflatten(0, (2, 500))
+    assert (own == model.codes(x[:1])).all()
+    torch.testing.assert_close(torch.bincount(free.flatten(), minlength=3) / 2000, torch.full((3,), 1 / 3), atol=0.04, rtol=0)
+
+
 def test_encode_says_what_codes_says():
     x = torch.rand(2, 1, 4, 4)
     for quantizer in ("gumbel", "vq"):

@@ -190,8 +190,8 @@ def tiny_models() -> dict[str, Tiny]:
             to="label",
         ),
         "discrete_vae": Tiny(
-            model=lambda: DiscreteVAE(**TINY_CODES),
-            batch=lambda n: Batch({"image": torch.rand(n, 1, 8, 8)}),
+            model=tiny_discrete_vae,
+            batch=lambda n: Batch({"image": torch.rand(n, 1, 8, 8), "label": torch.arange(n) % 3}),
             optional="image",
             to="image",
         ),
@@ -229,6 +229,13 @@ def tiny_models() -> dict[str, Tiny]:
             to="text",
         ),
     }
+
+
+def tiny_discrete_vae() -> DiscreteVAE:
+    """One whose p(x | z) does not depend on z, as `tiny_multimodal_vae`, and whose codes do not move in training."""
+    model = DiscreteVAE(**TINY_CODES, quantizer="gumbel", kl_steps=0)
+    torch.nn.init.zeros_(model.codebook.weight)
+    return model
 
 
 def tiny_text_to_image() -> TextToImage:

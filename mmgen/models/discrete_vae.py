@@ -41,7 +41,7 @@ class DiscreteVAE(Model):
         temperature: of relaxed draws, at first and at the end.
         temperature_steps: optimiser steps over which it falls.
         kl: w at the end.
-        kl_steps: optimiser steps over which it rises from 0.
+        kl_steps: optimiser steps over which it rises from 0; 0: it is that from the start.
         commitment: weight of that term.
         decay: of the moving averages.
 
@@ -59,6 +59,7 @@ class DiscreteVAE(Model):
     """
 
     name = "discrete_vae"
+    from_prior = True
 
     def __init__(
         self,
@@ -80,7 +81,7 @@ class DiscreteVAE(Model):
     ) -> None:
         super().__init__()
         check_one_of("quantizer", quantizer, ("gumbel", "vq"))
-        for what, value, low in (("codes", codes, 2), ("kl", kl, 0), ("kl_steps", kl_steps, 1)):
+        for what, value, low in (("codes", codes, 2), ("kl", kl, 0), ("kl_steps", kl_steps, 0)):
             check_at_least(what, value, low)
         annealed(0, temperature_steps, *temperature)  # fails now for a value out of range
         self.shape, self.k = tuple(shape), codes
@@ -109,7 +110,7 @@ class DiscreteVAE(Model):
             step = int(self.step)
             temperature = annealed(step, self.temperature_steps, *self.temperature)
             z = gumbel_softmax(features, temperature) @ self.codebook.weight  # (b', h', w', d)
-            weight = self.kl * min(1.0, step / self.kl_steps)
+            weight = self.kl * (min(1.0, step / self.kl_steps) if self.kl_steps else 1.0)
             prior_term, ids = {"kl": weight * kl_to_uniform(features)}, features.argmax(-1)
         self.monitored = code_use(ids, self.k)
         return Losses(reconstruction=-self._picture(z).log_prob(x).mean(), **prior_term)
@@ -152,14 +153,22 @@ class DiscreteVAE(Model):
 
     @torch.no_grad()
     def generate(self, given: Batch, to: str, n: int = 1, generator: torch.Generator | None = None) -> Tensor:
-        """Reconstructions: the mean of p(x | z) at ``n`` draws of z ~ q(z | x) an item.
+        """The mean of p(x | z) at ``n`` draws of z an item: from q(z | x) where x is given, which reconstructs it, else p(z).
+
+        p(z) is uniform, so its pictures are noise; `mmgen.models.text_to_image.TextToImage` learns a better one.
 
         Returns:
             (b * n, c, h, w), those of one item together.
         """
         check_one_of("to", to, ["image"])
         check_at_least("n", n, 1)
-        return self.decode(self._draws(self.encode(given), n, generator).flatten(0, 1)).mean
+        device = self.step.device
+        uniform = torch.full((given.size * math.prod(self.grid), self.k), 1 / self.k, device=device)
+        z = draw(uniform, n, generator).reshape(given.size, *self.grid, n).movedim(3, 1)  # (b, n, h', w')
+        if "image" in given and given.present["image"].any():
+            own = self._draws(self.encode(given), n, generator)
+            z = torch.where(given.present["image"][:, None, None, None], own, z)
+        return self.decode(z.flatten(0, 1)).mean
 
     @torch.no_grad()
     def log_likelihood(self, batch: Batch, samples: int = 1) -> Tensor:

@@ -13,12 +13,13 @@ from mmgen.data.processors import Processor
 from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.models.base import Model
 from mmgen.training.config import parse_overrides
+from mmgen.training.report import picture_grid
 
 AT_ONCE = 16  # items that the model reads together
 
 
 def generate(model: Model, given: dict[str, list[str]], to: str, n: int = 1, seed: int = 0,
-             options: list[str] = (), out: Path | None = None) -> list[list[Any]]:  # fmt: skip
+             options: list[str] = (), out: Path | None = None, part: str | None = None) -> list[list[Any]]:  # fmt: skip
     """Make ``n`` results of modality ``to`` for every item; from nothing, of the prior, with a model that has one.
 
     Args:
@@ -28,7 +29,8 @@ def generate(model: Model, given: dict[str, list[str]], to: str, n: int = 1, see
         n: results an item.
         seed: of the sampling.
         options: ``key=value`` options that the model's ``generate`` takes, as in ``["beams=3"]``.
-        out: folder for results that are files.
+        out: folder for results that are files; of several pictures it gets a ``grid.png`` too, a row for each item.
+        part: a file with the upper part of a picture, which the model completes for every item.
 
     Returns:
         For each item its results: text as it is, everything else as the path of a file written to ``out``; of several
@@ -43,7 +45,12 @@ def generate(model: Model, given: dict[str, list[str]], to: str, n: int = 1, see
     if len(set(counts.values())) > 1:
         fix = "repeat each option as often as the others"
         raise UserError("inputs", got=counts, expected="as many of each modality", fix=fix)
-    if not given and not model.from_prior:
+    if part is not None:
+        if not hasattr(model, "upper_part") or "image" in given:
+            got = "--image too" if "image" in given else model.name
+            raise UserError("--from", got=got, expected="a model that completes pictures", fix="leave it out")
+        counts["image"] = max(counts.values(), default=1)
+    if not counts and not model.from_prior:
         fix = f"add --{model.inputs[0]} VALUE"
         raise UserError("inputs", got="none", expected="something to start from", fix=fix)
     for name in given:
@@ -56,9 +63,12 @@ def generate(model: Model, given: dict[str, list[str]], to: str, n: int = 1, see
     for name, items in given.items():
         for row, value in zip(rows, items):
             row[name] = model.processors[name](value)
+    if part is not None:
+        upper = model.upper_part(part)
+        rows = [{**row, "image": upper} for row in rows]
     check_options(model, values)
     device = PartialState().device
-    if given:
+    if rows:
         size = len(rows) if values.keys() & model.across_items else AT_ONCE
         batches = [collate(rows[i : i + size], model.sequences) for i in range(0, len(rows), size)]
     else:  # one item that lacks everything
@@ -66,12 +76,15 @@ def generate(model: Model, given: dict[str, list[str]], to: str, n: int = 1, see
     model, generator = model.to(device), torch.Generator().manual_seed(seed)
     parts = [model.generate(batch.to(device), to, n=n, generator=generator, **values) for batch in batches]
     if isinstance(parts[0], dict):
-        made = {name: [v for part in parts for v in part[name]] for name in parts[0]}
+        made = {name: [v for some in parts for v in some[name]] for name in parts[0]}
         each = [[_result(model, name, v, f"{i:04d}_{name}", out) for i, v in enumerate(made[name])] for name in made]
         results = [dict(zip(made, together)) for together in zip(*each)]
     else:
-        made = [value for part in parts for value in part]
+        made = [value for some in parts for value in some]
         results = [_result(model, to, value, f"{i:04d}", out) for i, value in enumerate(made)]
+        if len(made) > 1 and out is not None and model.processors[to].kind == "image":
+            pictures = [model.processors[to].decode(value) for value in made]
+            picture_grid([pictures[i : i + n] for i in range(0, len(made), n)]).save(out / "grid.png")
     return [results[i : i + n] for i in range(0, len(results), n)]
 
 

@@ -25,7 +25,6 @@ from mmgen.cli import main
 from mmgen.data.batch import Batch, collate
 from mmgen.data.cards import check_column, open_card, read_card
 from mmgen.data.columns import SETTINGS, Columns, fit_processor
-from mmgen.data.image import ImageProcessor
 from mmgen.data.processors import Processor
 from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.metrics.coherence import conditional_coherence, joint_coherence
@@ -35,8 +34,8 @@ from mmgen.models.base import load
 from mmgen.models.classifier import Classifier
 from mmgen.models.multimodal_vae import OBJECTIVES, MultimodalVAE
 from mmgen.training.config import FitConfig, build_config, section_of
-from mmgen.training.loop import fit
 from mmgen.training.features import picture_features
+from mmgen.training.loop import fit
 from mmgen.training.model_card import ModelCard, contact_sheet, write_model_card
 from mmgen.training.prior import prior_fit
 from mmgen.training.recipe import Recipe, load_recipe, read_json, run_details

@@ -104,7 +104,8 @@ def scores(model: VisionTouch, data: Transitions, what: str, without: Sequence[s
 
     ``contact_accuracy``; ``pairing_accuracy`` and ``pairing_accuracy_hard``, the mean of the shares of pairs and of far, or
     near, touch that are told right, ``pairing_accuracy_force`` where the force alone is swapped; ``flow_epe_ratio``, the mean
-    end-point error at the picture's own resolution over that of no flow; ``pose_error_ratio``, the mean error of the displacement, standardised, over that of no motion.
+    end-point error at the picture's own resolution over that of no flow; ``pose_error_ratio``, the mean error of the
+    displacement, standardised, over that of no motion.
     """
     sums: dict[str, float] = {}
 
