@@ -348,7 +348,6 @@ class Judges:
         return self.classifier.to(device).predict(Batch({self.classifier.modality: seen})).mode.tolist()
 
 
-@torch.no_grad()
 def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     """How well pictures show their text, how near they are to real ones, and whether they are copies.
 
@@ -408,6 +407,7 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     return figures
 
 
+@torch.no_grad()
 def reranked(model: TextToImage, space: Any, data: Pictures, config: Config, sampling: dict[str, Any]) -> Tensor:
     """Of several pictures of each text the one nearest to it in ``space``, (n, c, h, w)."""
     generator, kept, m = torch.Generator().manual_seed(config.seed), [], config.evaluation.candidates

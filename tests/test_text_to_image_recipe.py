@@ -1,0 +1,191 @@
+"""The recipe text_to_image and `mmgen generate` of its runs: what its figures count, files, completion, and wrong values."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+
+from mmgen.cli import main
+from mmgen.data.image import ImageProcessor
+from mmgen.errors import UserError
+from mmgen.metrics.retrieval import r_precision
+from mmgen.models.base import load
+from mmgen.training.recipe import evaluate, load_recipe, recipe_config, train
+
+RECIPE = load_recipe("text_to_image")
+MODULE = sys.modules[RECIPE.config.__module__]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("text_to_image") / "run"
+    train(RECIPE, recipe_config(RECIPE, "smoke", []), out)
+    return out
+
+
+def generate(capsys, run, *arguments):
+    code = main(["generate", str(run), *map(str, arguments)])
+    read = capsys.readouterr()
+    return code, read.out.split(), read.err
+
+
+def test_pictures_of_texts_are_files_and_a_grid(capsys, run, tmp_path):
+    words = ["--to", "image", "--text", "a handwritten seven", "--text", "a handwritten two", "--n", 3, "--guidance", 2]
+    code, printed, _ = generate(capsys, run, *words, "--out", tmp_path / "a", "--json", tmp_path / "a.json")
+    files = [str(tmp_path / "a" / f"{i:04d}.png") for i in range(6)]
+    assert code == 0 and printed[1::2] == files and json.loads((tmp_path / "a.json").read_text()) == [files[:3], files[3:]]
+    assert Image.open(files[0]).size == (8, 8) and Image.open(tmp_path / "a" / "grid.png").size == (3 * 52 - 4, 2 * 52 - 4)
+    generate(capsys, run, *words, "--out", tmp_path / "b")
+    assert all(Path(f).read_bytes() == (tmp_path / "b" / Path(f).name).read_bytes() for f in files)
+
+
+def test_a_picture_is_completed_and_one_is_described(capsys, run, tmp_path):
+    Image.new("L", (8, 4), 255).save(tmp_path / "half.png")
+    for words in ([], ["--text", "a handwritten one"]):
+        out = tmp_path / f"made{len(words)}"
+        assert generate(capsys, run, "--to", "image", "--from", tmp_path / "half.png", *words, "--out", out)[0] == 0
+        assert (out / "0000.png").is_file() and not (out / "grid.png").exists()
+    assert generate(capsys, run, "--to", "text", "--image", out / "0000.png")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--text", ""], "text: got '', expected at least one word"),
+        (["--text", "a handwritten seven and a half"], "tokens, expected at most 16, the end included"),
+        (["--text", "one", "--n", "0"], "--n: got 0"),
+        (["--from", "square.png"], "--from: got 8 x 8 pixels, expected 8 wide and a multiple of 2 below 8 high"),
+        (["--from", "none.png"], "none.png"),
+        (["--from", "square.png", "--image", "square.png"], "--from: got --image too"),
+        (["--text", "one", "--rerank"], "runs/aligned: got no such folder"),
+        (["--text", "one", "--rerank", "."], "got no config.json"),
+        (["--text", "one", "top_p=2"], "top_p"),
+    ],
+)
+def test_wrong_values_of_generate(capsys, run, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    Image.new("L", (8, 8)).save("square.png")
+    code, _, error = generate(capsys, run, "--to", "image", *words, "--out", tmp_path)
+    assert code == 2 and message in error and len(error.splitlines()) == 1
+
+
+def test_another_model_completes_nothing(capsys, run, tmp_path):
+    code, _, error = generate(capsys, run / "stages" / "baseline", "--to", "image", "--from", "half.png", "--out", tmp_path)
+    assert code == 2 and "--from: got vae, expected a model that completes pictures" in error
+
+
+class Space:
+    """A space in which a picture lies at its brightness, in steps of a tenth, and a text at the number in it."""
+
+    modality, name = "image", "aligned"
+
+    def __init__(self):
+        self.processors, self.step = {"image": ImageProcessor(8, 1)}, torch.zeros(())
+
+    def to(self, device):
+        return self
+
+    def tokens(self, text):
+        return torch.tensor([int(text)])
+
+    def encode(self, batch):
+        numbers = (batch["image"].mean((1, 2, 3)) * 10).round().long() if "image" in batch else batch["text"][:, 0]
+        return {"image" if "image" in batch else "text": torch.eye(11)[numbers]}
+
+
+def test_r_precision_is_of_each_pictures_own_text(run):
+    model, texts = load(run), ["3", "5", "5", "9"]
+    data = SimpleNamespace(texts=texts, labels=[])
+    judges = MODULE.Judges(recipe_config(RECIPE, "smoke", []), model, data)
+    judges.space = Space()
+    judges.texts = judges.points_of_texts()
+    right = torch.tensor([0.3, 0.5, 0.5, 0.9])[:, None, None, None].expand(-1, 1, 8, 8)
+    assert judges(right, "") == {"r_precision": 1.0}
+    assert judges(right.flip(0), "_x") == {"r_precision_x": 0.5}
+    assert r_precision(torch.eye(3), torch.arange(3)) == 1
+
+
+def test_reranking_takes_the_picture_that_is_nearest(run):
+    model, config = load(run), recipe_config(RECIPE, "smoke", ["evaluation.candidates=6"])
+    model.processors["text"] = SimpleNamespace(decode=lambda ids: "9")
+    data = MODULE.Pictures(config.data, "test", load(run).processors["image"], load(run).processors["text"], 3)
+    kept = MODULE.reranked(model, Space(), data, config, {})
+    generator = torch.Generator().manual_seed(config.seed)
+    given = next(iter(data.batches("test"))).keep(["text"])
+    drawn = model.generate(given, "image", 6, generator).unflatten(0, (3, 6))
+    seen = (drawn.mean((2, 3, 4)) * 10).round()
+    for one, own, numbers in zip(kept, drawn, seen):
+        assert (one == own).flatten(1).all(1).any()
+        assert (one.mean() * 10).round() == 9 or not (numbers == 9).any()
+
+
+def test_figures_of_a_copy(run):
+    x = torch.rand(5, 1, 8, 8)
+    distance, which = MODULE.nearest_pictures(x[[3, 1]] + 0.01, x)
+    assert which.tolist() == [3, 1] and distance.tolist() == pytest.approx([0.01, 0.01], rel=1e-3)
+
+
+def test_evaluation_with_a_judge(run):
+    judge = {
+        "data": {"card": "digits"},
+        "encoder": {"dim": 8, "width": 4},
+        "fit": {"steps": 2, "batch_size": 8, "tracker": "none"},
+    }
+    config = replace(recipe_config(RECIPE, "smoke", []), judge=judge)
+    figures = evaluate(RECIPE, config, run, "validation")
+    assert {
+        "digit_accuracy",
+        "digit_accuracy_unguided",
+        "digit_accuracy_real",
+        "judge_accuracy",
+        "codes_used",
+    } <= figures.keys()
+    assert figures["judge_disjoint"] and 0 < figures["codes_used"] <= 1 and figures["digit_accuracy_real"] <= 1
+    model, data = (
+        load(run),
+        MODULE.Pictures(config.data, "validation", load(run).processors["image"], load(run).processors["text"], 8),
+    )
+    nats = [model.log_likelihood(batch) for batch in data.batches("test")]
+    assert figures["log_likelihood"] == pytest.approx(torch.cat(nats).mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("data.image=caption", ["data.image=caption", "a column of text", "image"]),
+        ("data.text=label", ["data.text=label", "expected text"]),
+        ("data.size=9", ["size", "9 x 9", "multiples of 2"]),
+        ("discrete_vae.quantizer=vqq", ["discrete_vae.quantizer", "vqq", "'gumbel', 'vq'"]),
+        ("evaluation.candidates=0", ["evaluation.candidates", "0", ">= 1"]),
+        ("judge.data.card=digitz", ["digitz"]),
+    ],
+)
+def test_configs_that_cannot_be(override, words):
+    with pytest.raises(UserError) as error:
+        config = recipe_config(RECIPE, "smoke", [override])
+        MODULE.DiscreteVAE(**MODULE.codes_arguments(config))
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_a_judge_needs_a_label():
+    with pytest.raises(UserError, match=r"judge: got no data.label, expected the column that it looks for"):
+        recipe_config(RECIPE, "smoke", ["data.label=", "judge.data.card=digits"])
+
+
+def test_texts_that_are_too_long_are_named(tmp_path):
+    config = recipe_config(RECIPE, "smoke", ["data.text_length=3"])
+    with pytest.raises(
+        UserError, match=r"digits: validation: row \d+: got \d+ tokens: 'a handwritten \w+', expected at most 3; set "
+    ):
+        train(RECIPE, config, tmp_path / "run")
+
+
+def test_codes_of_another_size_do_not_fit(run, tmp_path):
+    config = recipe_config(RECIPE, "smoke", ["discrete_vae.codes=8"])
+    with pytest.raises(UserError, match=r"discrete VAE: got .* of shape .*, expected .*; give text_to_image the arguments"):
+        train(RECIPE, config, tmp_path / "run", stages_from={"discrete_vae": run})
