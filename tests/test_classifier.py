@@ -5,7 +5,7 @@ from sklearn.datasets import load_digits
 from mmgen.data.batch import Batch
 from mmgen.errors import UserError
 from mmgen.models.base import load
-from mmgen.models.classifier import Classifier
+from mmgen.models.classifier import Classifier, distorted
 
 SETTINGS = {
     "image": ([1, 8, 8], {"dim": 8, "width": 4}, lambda n: torch.rand(n, 1, 8, 8)),
@@ -67,6 +67,28 @@ def test_learns_the_digits():
     assert (predicted == labels[1400:]).double().mean() > 0.9
 
 
+def test_pictures_are_distorted_in_training_alone():
+    model, x = Classifier("x", "image", [1, 8, 8], 3, {"dim": 4, "width": 4}, distort=0.2), torch.rand(2, 1, 8, 8)
+    once, again = (model.train().features(Batch({"x": x})) for _ in range(2))
+    assert not torch.equal(once, again)
+    once, again = (model.eval().features(Batch({"x": x})) for _ in range(2))
+    assert torch.equal(once, again)
+
+
+def test_a_distorted_picture_is_moved_turned_and_scaled(monkeypatch):
+    x = torch.zeros(1, 1, 9, 9)
+    x[0, 0, 4, 6] = 1  # right of the middle
+    draws = {"moved": [0, 0, 0, 1], "turned": [1, 0, 0, 0], "scaled": [0, 1, 0, 0]}  # turn, scale, down, across
+    found = {}
+    for name, one in draws.items():
+        monkeypatch.setattr(torch, "rand", lambda *size, one=one, device=None: (torch.tensor(one).float()[:, None] + 1) / 2)
+        most = 0.9 if name == "turned" else 4 / 9
+        found[name] = divmod(distorted(x, most)[0, 0].argmax().item(), 9)
+    assert found["moved"] == (4, 4)  # the window moved right by 2 pixels
+    assert found["turned"] == (6, 4) or found["turned"] == (2, 4)  # by 90 degrees
+    assert found["scaled"] == (4, 7)  # 1.44 times as far out
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -76,6 +98,8 @@ def test_learns_the_digits():
         (lambda: Classifier("x", "vector", [8], 3, class_names=["a"]), r"class_names: got \['a'\], expected 3 names"),
         (lambda: Classifier("x", "vector", [8], 3, {"hiden": [4]}), "encoder.hiden: got hiden.*did you mean 'hidden'"),
         (lambda: Classifier("x", "image", [3, 8, 8], 3, {"backbone": "resnet18", "dim": 8}), "encoder.dim: got dim"),
+        (lambda: Classifier("x", "image", [1, 8, 8], 3, distort=1.0), "distort: got 1.0 of image, .*below 1"),
+        (lambda: Classifier("x", "vector", [8], 3, distort=0.1), "distort: got 0.1 of vector, .*0 of what is no image"),
         (lambda: build().generate(batch_of("image"), to="text"), "to: got text"),
         (lambda: build().generate(batch_of("image"), n=0), "n: got 0"),
         (lambda: build().predict(batch_of("image").without("x")), r"x: got no item that has it \(the batch holds label\)"),

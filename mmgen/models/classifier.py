@@ -3,6 +3,7 @@
 Trained apart by the recipe `judge`, it tells what a generated picture, sound or text shows.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -28,10 +29,11 @@ class Classifier(Model):
         classes: number of labels.
         encoder: settings of the kind's encoder, such as ``{"dim": 64}``; for an image, a ``"backbone"`` takes that of timm.
         class_names: what the labels are called, in order.
-        shift: pixels by which each picture is moved at random in training, up, down and sideways; its edge is repeated.
+        distort: d, 0 to below 1: in training each picture is turned by up to 100 d degrees, scaled by 1 - d to 1 + d, and
+            moved by up to d of half its side, up, down and sideways.
 
     Raises:
-        UserError: an unknown kind, a shift of what is no picture, or a count that does not fit; in use, no item with x, or a
+        UserError: an unknown kind, distorting what is no picture, or a count that does not fit; in use, no item with x, or a
             label out of range.
 
     >>> model = Classifier("image", "image", [1, 8, 8], classes=10, encoder={"width": 8})
@@ -49,15 +51,16 @@ class Classifier(Model):
         classes: int,
         encoder: dict[str, Any] | None = None,
         class_names: list[str] | None = None,
-        shift: int = 0,
+        distort: float = 0.0,
     ) -> None:
         super().__init__()
         check_at_least("classes", classes, 2)
-        if check_at_least("shift", shift, 0) and kind != "image":
-            raise UserError("shift", got=f"{shift} of {kind}", expected="0 of what is no image", fix="set shift=0")
+        if not 0 <= distort < 1 or (distort and kind != "image"):
+            expected = "0 or more and below 1, and 0 of what is no image"
+            raise UserError("distort", got=f"{distort} of {kind}", expected=expected, fix="set distort=0")
         if class_names is not None and len(class_names) != classes:
             raise UserError("class_names", got=class_names, expected=f"{classes} names", fix=f"set classes={len(class_names)}")
-        self.modality, self.classes, self.class_names, self.shift = modality, classes, class_names, shift
+        self.modality, self.classes, self.class_names, self.distort = modality, classes, class_names, distort
         self.sequences = (modality,) if kind == "text" else ()
         self.encoder = build_encoder(kind, shape, encoder or {})
         self.head = nn.Linear(self.encoder.dim, classes)
@@ -87,7 +90,7 @@ class Classifier(Model):
             raise self._missing(self.modality, batch)
         mask = (batch.masks[self.modality],) if self.modality in batch.masks else ()
         x = batch[self.modality]
-        return self.encoder(moved(x, self.shift) if self.training and self.shift else x, *mask)
+        return self.encoder(distorted(x, self.distort) if self.training and self.distort else x, *mask)
 
     def generate(self, given: Batch, to: str = "label", n: int = 1, generator: torch.Generator | None = None) -> Tensor:
         """``n`` labels drawn from p(label | x) for each item in order: (b * n,). The likeliest is ``predict(given).mode``.
@@ -123,11 +126,11 @@ class Classifier(Model):
         return UserError(what, got=got, expected="at least one item", fix="check the names of the columns")
 
 
-def moved(x: Tensor, most: int) -> Tensor:
-    """Each picture of x (b, c, h, w) moved by up to ``most`` pixels each way, its edge repeated."""
-    b, _, h, w = x.shape
-    down, across = torch.randint(2 * most + 1, (2, b, 1), device=x.device)  # (b, 1) each
-    padded = nn.functional.pad(x, (most,) * 4, mode="replicate")
-    rows, columns = down + torch.arange(h, device=x.device), across + torch.arange(w, device=x.device)  # (b, h), (b, w)
-    each = torch.arange(b, device=x.device)[:, None, None]
-    return padded[each, :, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)
+def distorted(x: Tensor, most: float) -> Tensor:
+    """Each picture of x (b, c, h, w) turned, scaled and moved at random, see `Classifier`; its edge is repeated."""
+    turn, scale, down, across = (2 * torch.rand(4, len(x), device=x.device) - 1) * most  # (b,) each
+    angle, size = turn * math.radians(100), 1 + scale
+    cosine, sine = angle.cos() / size, angle.sin() / size
+    place = torch.stack([cosine, -sine, across, sine, cosine, down], 1).unflatten(1, (2, 3))  # (b, 2, 3)
+    grid = nn.functional.affine_grid(place, list(x.shape), align_corners=False).to(x.dtype)
+    return nn.functional.grid_sample(x, grid, padding_mode="border", align_corners=False)

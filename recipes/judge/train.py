@@ -58,11 +58,11 @@ class Data:
 
 @dataclass
 class Config:
-    """The config of the recipe ``judge``; ``encoder`` holds settings of the input's encoder, ``shift`` moves its pictures."""
+    """The config of the recipe ``judge``; ``encoder`` holds settings of the input's encoder, ``distort`` its pictures."""
 
     data: Data = field(default_factory=Data)
     encoder: dict[str, Any] = field(default_factory=dict)
-    shift: int = 0
+    distort: float = 0.0
     fit: FitConfig = field(default_factory=FitConfig)
     seed: int = 0
     seeds: int = 1
@@ -118,7 +118,7 @@ def train_judge(config: Config, run: Path, resume: bool) -> None:
     processor = make_processor(config.data)
     kind = input_kind(config.data)
     shape = [processor.vocabulary] if kind == "text" else list(processor.shape)
-    model = Classifier(config.data.input, kind, shape, len(names), config.encoder, names, config.shift)
+    model = Classifier(config.data.input, kind, shape, len(names), config.encoder, names, config.distort)
     model.processors |= {config.data.input: processor, "label": LabelProcessor(names)}
     data = Labelled(config.data, config.data.split, processor, names)
     fit(model, data, replace(config.fit, seed=config.seed), run, resume=resume)
