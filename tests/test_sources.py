@@ -4,6 +4,8 @@ import importlib.metadata
 import io
 import os
 import re
+import tarfile
+import zipfile
 from collections import Counter
 
 import datasets
@@ -15,7 +17,17 @@ import soundfile
 from PIL import Image
 
 from mmgen.data.cards import NoSource, card_names, check_card, open_card, read_card
-from mmgen.data.sources import cifar10, digits, easy_vqa, factor_shapes, mnist, openmoji, openmoji_facts, openmoji_shapes
+from mmgen.data.sources import (
+    cifar10,
+    digits,
+    easy_vqa,
+    factor_shapes,
+    mnist,
+    openmoji,
+    openmoji_facts,
+    openmoji_shapes,
+    rated_reviews,
+)
 from mmgen.data.sources.encode import png, wav
 from mmgen.errors import UserError
 
@@ -249,6 +261,63 @@ def test_yelp_sentiment_and_its_rewrites(tmp_path):
     assert rows.pop("test") == {"text": "bad .", "label": 0, "references": ["Good."]}
     assert {split: row["text"] for split, row in rows.items()} == {s: s for s in SPLITS[:2]} | {"dev": "dev_li2018"}
     assert all(row["references"] == [] and row["label"] == 1 for row in rows.values())
+
+
+def test_yelp_published_outputs(tmp_path):
+    row = {"system": "DualRL", "index": 0, "label": 0, "target_label": 1, "source": "bad .", "output": "good ."}
+    write_tables(tmp_path / "yelp_published_outputs", {"outputs": [row]})
+    found = open_card("yelp_published_outputs", "outputs", data_folder=tmp_path)[0]
+    assert found == {"system": "DualRL", "text": "bad .", "output": "good .", "label": 0, "target_label": 1}
+
+
+def write_reviews(file, product, film, inner=rated_reviews.INNER):
+    """An archive like vaderSentiment 0.5's with these lines."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tables:
+        for group, lines in (("product", product), ("film", film)):
+            data = "\r\n".join(lines).encode("utf-8-sig")
+            info = tarfile.TarInfo(f"hutto/{rated_reviews.TABLES[group]}")
+            info.size = len(data)
+            tables.addfile(info, io.BytesIO(data))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr(f"vaderSentiment-0.5/{inner}", packed.getvalue())
+
+
+def test_rated_reviews(tmp_path):
+    file = tmp_path / "cache" / "sdists" / "vaderSentiment-0.5.zip"
+    product = [f"{i // 2}_{i % 2}\t{2.5 - i % 2 * 4}\tphone {i} at &amp;#38; t  now" for i in range(200)]
+    film = [f"{i}\t0.49\tneither" for i in range(9)] + ["9\t-0.5\tDull.", "10\t-0.5\tDull.", "11\t0.5\tphone 0 at & t now"]
+    write_reviews(file, product, film)
+    rows = {split: list(open_card("rated_reviews", split)) for split in SPLITS}
+    assert sum(map(len, rows.values())) == 201 and all(rows.values())  # neither what is neither nor what repeats
+    where = {row["text"]: split for split, of in rows.items() for row in of}
+    assert len(where) == 201 and all(
+        where[f"phone {i} at & t now"] == where[f"phone {i + 1} at & t now"] for i in range(0, 200, 2)
+    )
+    for row in (row for of in rows.values() for row in of):
+        assert row["label"] == (row["rating"][0] > 0) and row["group"] == ("film" if row["text"] == "Dull." else "product")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"product": ["1_1 2.0 no tabs"], "film": []}, r"amazonReviewSnippets_GroundTruth\.txt, line 1: got 1_1 2\.0 no tabs"),
+        ({"product": [], "film": ["1\t2.0\tgood", "2\tmany\tgood"]}, r"movieReviewSnippets_GroundTruth\.txt, line 2: got 2"),
+        ({"product": [], "film": [], "inner": "README.md"}, r"vaderSentiment-0\.5\.zip: got 1 files without it"),
+    ],
+)
+def test_rated_reviews_damaged(tmp_path, settings, message):
+    write_reviews(tmp_path / "vaderSentiment-0.5.zip", **settings)
+    with pytest.raises(UserError, match=message):
+        open_card("rated_reviews", "train", data_folder=tmp_path)
+
+
+def test_rated_reviews_cut_short(tmp_path):
+    with zipfile.ZipFile(tmp_path / "vaderSentiment-0.5.zip", "w") as archive:
+        archive.writestr(f"vaderSentiment-0.5/{rated_reviews.INNER}", b"\x1f\x8b cut")
+    with pytest.raises(UserError, match=r"hutto_ICWSM_2014\.tar\.gz.*download it again"):
+        open_card("rated_reviews", "train", data_folder=tmp_path)
 
 
 # MNIST, spoken digits and their triples, made here
@@ -560,7 +629,11 @@ def test_cifar10_from_the_hub(monkeypatch):
     assert sorted(ids) == sorted(f"train-{i}" for i in range(60)) and 1 <= len(rows["validation"]) <= 20
     row = rows["train"][5]
     number = int(row["image_id"].removeprefix("train-"))
-    assert row["word"] == cifar10.CLASSES[number % 10] and row["caption"].startswith("a photo of a") and np.asarray(picture(row["image"])).max() == number
+    assert (
+        row["word"] == cifar10.CLASSES[number % 10]
+        and row["caption"].startswith("a photo of a")
+        and np.asarray(picture(row["image"])).max() == number
+    )
 
 
 def test_flickr8k_from_the_hub(monkeypatch):
@@ -629,6 +702,15 @@ def test_no_sentence_of_a_test_is_trained_on():
     texts = {split: set(of["text"]) for split, of in dataset.items()}
     assert not texts["train"] & (texts["dev"] | texts["test"])
     assert all(len(references) == 1 for references in dataset["test"]["references"])
+
+
+@needs_data
+def test_published_outputs_are_in_the_order_of_the_test():
+    texts, rows = open_card("yelp_sentiment", "test")["text"][:], open_card("yelp_published_outputs", "outputs")
+    systems = dict.fromkeys(rows["system"])
+    others = [(text, own) for text, own in zip(rows["text"], texts * len(systems)) if text != own]
+    assert len(systems) == 12 and len(others) == 26 and all("<unk>" in text for text, own in others)
+    assert all(label != target for label, target in zip(rows["label"], rows["target_label"]))
 
 
 @pytest.mark.slow

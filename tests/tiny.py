@@ -13,6 +13,7 @@ from mmgen.models.captioner import Captioner
 from mmgen.models.class_language_model import ClassLanguageModel
 from mmgen.models.classifier import Classifier
 from mmgen.models.discrete_vae import DiscreteVAE
+from mmgen.models.edit import Edit
 from mmgen.models.factorized import Factorized
 from mmgen.models.mag import AdaptedTransformer
 from mmgen.models.mirror_gan import MirrorGAN
@@ -174,6 +175,15 @@ def tiny_models() -> dict[str, Tiny]:
             batch=lambda n: Batch({"image": torch.rand(n, 1, 8, 8), "touch": torch.randn(n, 6), "label": torch.arange(n) % 3}),
             optional="touch",
             to="label",
+        ),
+        "edit": Tiny(
+            model=lambda: Edit(["bad", "good"], words=9, pairs=81, triples=20, gaps=3, choices=2),
+            batch=lambda n: Batch(
+                {"text": torch.randint(3, 9, (n, 4)), "label": torch.arange(n) % 2},
+                {"text": torch.ones(n, 4, dtype=torch.bool)},
+            ),
+            optional="text",
+            to=None,
         ),
         "mag": Tiny(
             model=lambda: AdaptedTransformer("tiny", {"audio": 5, "video": 3}, classes=3, layer=1),

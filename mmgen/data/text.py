@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -14,6 +14,9 @@ from mmgen.errors import UserError, check_at_least
 
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>")
 BYTES = 256
+UNKNOWN = "<unk>"
+# a word, its clitic (is|n't, it|'s, can|not), or a mark: as the Penn Treebank splits them, in one regular expression
+WORD = r"[^\W\d_]+(?=n't\b)|n't\b|can(?=not\b)|'(?:s|m|d|re|ve|ll)\b|\w+(?:[-&]\w+|(?<=\d)[.,:/](?=\d)\w+)*|\.{2,}|``|''|\S"
 
 
 @dataclass(frozen=True)
@@ -127,3 +130,37 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, eos: bool = True, max
     pad, bos, eos_token = SPECIAL_TOKENS
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=pad, bos_token=bos, eos_token=eos_token)
     return TextProcessor(fast, eos, max_length)
+
+
+def train_word_tokenizer(texts: Iterable[str], vocab_size: int = 32768, least: int = 2) -> TextProcessor:
+    """A tokenizer of whole words, lower-cased, with <pad> (0), <bos> (1), <eos> (2) and <unk> (3).
+
+    It knows where in the text each word stood, so that a change can leave the rest as it was written.
+
+    Args:
+        texts: the training texts.
+        vocab_size: most words, the commonest; with the special ones.
+        least: occurrences below which a word is <unk>.
+
+    Raises:
+        UserError: no text has a word that occurs so often.
+
+    >>> processor = train_word_tokenizer(["It isn't good, it isn't bad."])
+    >>> processor.tokenizer.convert_ids_to_tokens(processor("ISN'T it good?"))
+    ['is', "n't", 'it', '<unk>', '<unk>']
+    """
+    special = [*SPECIAL_TOKENS, UNKNOWN]
+    tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
+    straight = normalizers.Replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.NFC(), straight])
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(WORD), "removed", invert=True)
+    trainer = trainers.WordLevelTrainer(
+        vocab_size=vocab_size, min_frequency=least, special_tokens=special, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    if tokenizer.get_vocab_size() == len(special):
+        fix = "give more texts, or a smaller `least`"
+        raise UserError("texts", got="none", expected=f"words that occur {least} times", fix=fix)
+    pad, bos, eos = SPECIAL_TOKENS
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=pad, bos_token=bos, eos_token=eos, unk_token=UNKNOWN)
+    return TextProcessor(fast, eos=False)

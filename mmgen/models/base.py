@@ -30,6 +30,7 @@ MODELS = {
     "multimodal_vae": "mmgen.models.multimodal_vae:MultimodalVAE",
     "factorized": "mmgen.models.factorized:Factorized",
     "aligned": "mmgen.models.aligned:Aligned",
+    "edit": "mmgen.models.edit:Edit",
     "mag": "mmgen.models.mag:AdaptedTransformer",
     "vision_touch": "mmgen.models.vision_touch:VisionTouch",
     "discrete_vae": "mmgen.models.discrete_vae:DiscreteVAE",

@@ -25,15 +25,15 @@ class MirrorGAN(Model):
 
     Each stage draws the whole picture, a later one at twice the size: it looks at the words and at the sentence from every
     place of the map before, see `WordAttention` and `SentenceAttention`. Every size has a discriminator with two logits, u of
-    the picture and c of the pair. With s(a) = log(1 + e^a), x' drawn and t' another item's text, a step minimises in turn
+    the picture and c of the pair. With s(a) = log(1 + e^a), x' drawn and t' the other texts, a step minimises in turn
 
         discriminator: sum over stages of  s(-u(x)) + s(u(x')) + s(-c(x, t)) + (s(c(x', t)) + s(c(x, t'))) / 2
                        + r1 / 2 |d(u(x) + c(x, t)) / dx|^2
         generator:     sum over stages of  s(-u(x')) + s(-c(x', t)),  + redescription * -log p(t | x' of the last stage)
                        + augmentation * KL(q(code | t) || N(0, 1))
 
-    where p(t | x) is a frozen `Redescriber`. One stage, without it, is a plain conditional GAN. Pictures have values from -1
-    to 1. Items without the picture or the text count nowhere.
+    where p(t | x) is a frozen `Redescriber`, which in training reads x' disturbed as in its own. One stage, without it, is a
+    plain conditional GAN. Pictures have values from -1 to 1. Items without the picture or the text count nowhere.
 
     Args:
         sizes: side of each stage's picture, the next twice the last.
@@ -46,7 +46,8 @@ class MirrorGAN(Model):
         width: channels of the generator's maps of the last size; twice as many for each halving, at most 8 times.
         critic_width: likewise of the discriminators.
         attention: look at the words and the sentence between stages.
-        augmentation: weight of the KL of conditioning augmentation, by which the code is drawn; 0: it is not drawn.
+        augmentation: weight of the KL of conditioning augmentation, by which the code is drawn; 0: it is not drawn. The KL, in
+            nats, bounds what the code can tell of the text: of many texts it needs more than a few.
         r1: weight of the gradient penalty.
         r1_every: steps of which one has it, so many times as strong.
         shift: share of a side by which what discriminators see is moved at most in training, see `shifted`.
@@ -60,8 +61,9 @@ class MirrorGAN(Model):
 
     Source: Qiao et al. 2019, MirrorGAN, arXiv 1903.05854, section 3, on Xu et al. 2018, AttnGAN, arXiv 1711.10485. What
         differs: the text encoders are trained with the rest; each map is scaled and moved by the code instead of batch
-        statistics; the pair's logit is a projection (Miyato and Koyama 2018, arXiv 1802.05637); and the discriminators have
-        no norms but the gradient penalty of Mescheder et al. 2018, arXiv 1801.04406, with which GANs converge near a solution.
+        statistics; the pair's logit is a projection (Miyato and Koyama 2018, arXiv 1802.05637), so that all pairs of a batch
+        that do not belong together are told wrong at once; and the discriminators have no norms but the gradient penalty of
+        Mescheder et al. 2018, arXiv 1801.04406, with which GANs converge near a solution.
 
     >>> model = MirrorGAN([8, 16], vocabulary=9, text={"dim": 8, "heads": 2}, width=8, critic_width=8, redescription=0.0)
     >>> prompt = Batch({"text": torch.tensor([[5, 2]])}, {"text": torch.ones(1, 2, dtype=torch.bool)})
@@ -85,7 +87,7 @@ class MirrorGAN(Model):
         width: int = 32,
         critic_width: int = 32,
         attention: bool = True,
-        augmentation: float = 0.1,
+        augmentation: float = 0.01,
         r1: float = 1.0,
         r1_every: int = 4,
         shift: float = 0.125,
@@ -131,6 +133,19 @@ class MirrorGAN(Model):
             raise UserError("redescriber", got="one", expected="none: redescription is 0", fix=fix)
         self.redescriber.load_own_state(trained.own_state(), "redescriber")
 
+    @torch.no_grad()
+    def begin_with_words(self, embeddings: Tensor) -> None:
+        """Begin both text encoders with trained embeddings of the tokens (v, d), such as a captioner's.
+
+        Raises:
+            UserError: another number of tokens or size.
+        """
+        for encoder in (self.text, self.discriminator.text):
+            if embeddings.shape != encoder.embed.weight.shape:
+                got, expected = (f"shape {tuple(x.shape)}" for x in (embeddings, encoder.embed.weight))
+                raise UserError("embeddings", got=got, expected=expected, fix="set text.dim to their size")
+            encoder.embed.weight.copy_(embeddings)
+
     def losses(self, batch: Batch, phase: str = "train") -> Losses:
         """The terms of one phase over the items that have picture and text; in "train", those of both with their phase's name.
 
@@ -149,7 +164,7 @@ class MirrorGAN(Model):
             drawn, _ = self.draw(ids, mask)
         sentence = self.discriminator.text(ids, mask)  # (b, d)
         told = ids.masked_fill(~mask, -1)
-        differs = (told != told.roll(1, 0)).any(1)  # (b,) whose neighbour's text is another
+        differs = (told[:, None] != told).any(2)  # (b, b) whose text is another than whose
         penalised = self.r1 > 0 and int(self.step) % self.r1_every == 0
         sums = {"unconditional": 0.0, "conditional": 0.0, "r1": x.new_zeros(())}
         for critic, fake in zip(self.discriminator.stages, drawn):
@@ -157,9 +172,9 @@ class MirrorGAN(Model):
             if penalised and not real.requires_grad:
                 real = real.requires_grad_()
             features = critic.features(self._seen(real))
-            (u, c), (u_fake, c_fake) = critic.logits(features, sentence), critic(self._seen(fake), sentence)
-            wrong = F.softplus(critic.logits(features, sentence.roll(1, 0))[1])  # (b,)
-            wrong = torch.where(differs, wrong, 0.0).sum() / differs.sum().clamp(min=1)
+            u, pairs = critic.logits(features, sentence)  # (b,), (b, b)
+            c, wrong = pairs.diagonal(), torch.where(differs, F.softplus(pairs), 0.0).sum() / differs.sum().clamp(min=1)
+            u_fake, c_fake = critic(self._seen(fake), sentence)
             sums["unconditional"] += F.softplus(-u).mean() + F.softplus(u_fake).mean()
             sums["conditional"] += F.softplus(-c).mean() + (F.softplus(c_fake).mean() + wrong) / 2
             if penalised:
@@ -180,7 +195,8 @@ class MirrorGAN(Model):
         if self.augmentation:
             terms["augmentation"] = self.augmentation * divergence.mean()
         if self.redescriber is not None:
-            told = self.redescriber.describe(drawn[-1]).log_prob(ids, mask)  # (b,)
+            read = self.redescriber.disturbed(drawn[-1]) if self.training else drawn[-1]
+            told = self.redescriber.describe(read).log_prob(ids, mask)  # (b,)
             terms["redescription"] = self.redescription * -told.mean()
         self.monitored = {}
         return terms
@@ -275,11 +291,13 @@ class Doubling(nn.Module):
     def __init__(self, before: int, after: int, style: int) -> None:
         super().__init__()
         self.norm, self.style = nn.GroupNorm(1, before, affine=False), nn.Linear(style, 2 * before)
-        self.convolution = nn.ConvTranspose2d(before, after, 4, stride=2, padding=1)
+        # neighbours are doubled and then mixed: strided transposed convolutions leave a pattern of every second pixel
+        first, second = nn.Conv2d(before, after, 3, padding=1), nn.Conv2d(after, after, 3, padding=1)
+        self.convolutions = nn.Sequential(first, nn.Upsample(scale_factor=2), nn.SiLU(), second)
 
     def forward(self, maps: Tensor, style: Tensor) -> Tensor:
         scale, move = self.style(style)[..., None, None].chunk(2, 1)  # (b, before, 1, 1) each
-        return self.convolution(F.silu(self.norm(maps) * (1 + scale) + move))
+        return self.convolutions(F.silu(self.norm(maps) * (1 + scale) + move))
 
 
 class Look(nn.Module):
@@ -373,14 +391,15 @@ class Critic(nn.Module):
                 nn.init.zeros_(layer.bias)
         self.own, self.project = nn.Linear(dim, 2), nn.Linear(dim, dim, bias=False)
 
-    def logits(self, features: Tensor, sentence: Tensor) -> tuple[Tensor, Tensor]:
-        """u of the picture and c of the pair, (b,) each: features (b, d), sentence (b, d)."""
+    def logits(self, features: Tensor, sentences: Tensor) -> tuple[Tensor, Tensor]:
+        """u (b,) of each picture and c (b, m) of each with each text: features (b, d), sentences (m, d)."""
         u, c = self.own(features).unbind(1)
-        return u, c + (features * self.project(sentence)).sum(1) / features.shape[1] ** 0.5
+        return u, c[:, None] + features @ self.project(sentences).T / features.shape[1] ** 0.5
 
-    def forward(self, images: Tensor, sentence: Tensor) -> tuple[Tensor, Tensor]:
-        """images (b, c, size, size) -> the `logits`."""
-        return self.logits(self.features(images), sentence)
+    def forward(self, images: Tensor, sentences: Tensor) -> tuple[Tensor, Tensor]:
+        """u and c, (b,) each, of images (b, c, size, size) each with its own text, sentences (b, d)."""
+        u, pairs = self.logits(self.features(images), sentences)
+        return u, pairs.diagonal()
 
 
 class Discriminator(nn.Module):

@@ -19,9 +19,9 @@ from mmgen.models.base import Losses, Model
 class Redescriber(Model):
     """p(text | x) = prod_i p(text_i | text_<i, f(x)): the features of a picture are the prefix of a causal transformer.
 
-    In training the pictures carry noise and are moved by a few pixels: its gradient with respect to a picture, which
-    `mmgen.models.mirror_gan.MirrorGAN` follows, then points along what a drawing shows rather than along single pixels.
-    Items without the picture or the text count nowhere.
+    In training the pictures are moved by a few pixels and carry noise, see `disturbed`. So its gradient with respect to a
+    picture, which `mmgen.models.mirror_gan.MirrorGAN` follows, points along what a drawing shows, where that of a captioner
+    of clean pictures points along textures that only it can see. Items without the picture or the text count nowhere.
 
     Args:
         shape: (c, h, w) of a picture, in units of -1 (black) to 1 (white).
@@ -54,7 +54,7 @@ class Redescriber(Model):
         vocabulary: int = 1024,
         length: int = 24,
         stop: int = 2,
-        noise: float = 0.1,
+        noise: float = 0.4,
         shift: float = 0.0625,
         encoder: dict[str, Any] | None = None,
         decoder: dict[str, Any] | None = None,
@@ -84,10 +84,16 @@ class Redescriber(Model):
         """``-log p(text | x)``: summed over tokens, mean over the items that have both."""
         check_one_of("phase", phase, self.phases)
         x, ids, mask, _ = observed(batch, self.shape, self.vocabulary, self.length)
-        if self.training:
-            x = shifted(x, self.shift)
-            x = x + self.noise * torch.randn_like(x)
+        x = self.disturbed(x) if self.training else x
         return Losses(caption=-self.describe(x).log_prob(ids, mask).mean())
+
+    def disturbed(self, images: Tensor) -> Tensor:
+        """Pictures (b, c, h, w) moved, see `shifted`, and with Gaussian noise.
+
+        Source: Cohen et al. 2019, arXiv 1902.02918, randomised smoothing; Kaur et al. 2019, arXiv 1910.08640, on the gradients
+            of what is trained so.
+        """
+        return shifted(images, self.shift) + self.noise * torch.randn_like(images)
 
     def log_likelihood(self, batch: Batch, samples: int = 1) -> Tensor:
         """log p(text | x), exact, (b,); 0 for items that lack either."""

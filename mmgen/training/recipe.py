@@ -134,10 +134,11 @@ def open_run(folder: Path) -> tuple[Recipe, Any]:
 
 
 def _absolute_cards(values: dict[str, Any]) -> dict[str, Any]:
-    """Make the paths of data cards absolute: a run is used from other folders too."""
+    """Make the paths of data cards and tables absolute: a run is used from other folders too."""
     return {
         key: _absolute_cards(value) if isinstance(value, dict)
-        else str(Path(value).resolve()) if key == "card" and str(value).endswith(".md")
+        else str(Path(value).resolve())
+        if Path(str(value)).suffix == {"card": ".md", "data": ".csv"}.get(key) and (key == "card" or Path(value).is_file())
         else value
         for key, value in values.items()
     }  # fmt: skip

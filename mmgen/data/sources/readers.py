@@ -27,6 +27,7 @@ READERS = {
     "openmoji_spoken": "mmgen.data.sources.openmoji_spoken:read",
     "peg_insertion": "mmgen.data.sources.peg_insertion:read",
     "peg_insertion_folder": "mmgen.data.sources.peg_insertion:read_folder",
+    "rated_reviews": "mmgen.data.sources.rated_reviews:read",
     "sst2": "mmgen.data.sources.sst2:read",
     "table": "mmgen.data.sources.tables:read_folder",
     "words": "mmgen.data.sources.tables:read_words",

@@ -1,0 +1,59 @@
+"""Sentences of reviews of products and films with the mean of twenty people's ratings, as VADER was tried on."""
+
+import html
+import io
+import tarfile
+from collections.abc import Iterator
+from typing import Any
+
+from mmgen.data.sources.files import Archive
+from mmgen.data.sources.splits import uniform
+from mmgen.errors import UserError
+
+INNER = "additional_resources/hutto_ICWSM_2014.tar.gz"
+TABLES = {"product": "amazonReviewSnippets_GroundTruth.txt", "film": "movieReviewSnippets_GroundTruth.txt"}
+MARGIN = 0.5  # of the ratings, from -4 to 4: nearer to 0 a sentence is neither
+
+
+def read(split: str, archive: Archive) -> Iterator[dict[str, Any]]:
+    """Yield the sentences of one split that are rated `MARGIN` or more above 0, or below; a sentence met before is left out.
+
+    Args:
+        split: ``train``, ``validation`` or ``test``: eight, one and one of ten reviews, by a hash of the review's number.
+        archive: the source archive of vaderSentiment 0.5.
+
+    Raises:
+        UserError: the archive lacks the tables, or a line is no row of one.
+    """
+    path = archive.path.name
+    member = next((name for name in archive.names if name.endswith(INNER)), None)
+    if member is None:
+        fix = "download the source archive of vaderSentiment 0.5; later ones lack it"
+        raise UserError(path, got=f"{len(archive.names)} files without it", expected=INNER, fix=fix)
+    seen = set()
+    for group, name in TABLES.items():
+        for number, line in enumerate(_lines(archive.read(member), name, path), 1):
+            try:
+                key, rating, text = line.split("\t")
+                row = {"rating": [float(rating)], "text": " ".join(html.unescape(html.unescape(text)).split())}
+            except ValueError as error:
+                expected, fix = "number, rating and text between tabs", "download the archive again"
+                raise UserError(f"{name}, line {number}", got=line, expected=expected, fix=fix) from error
+            if abs(row["rating"][0]) < MARGIN or row["text"] in seen:
+                continue
+            seen.add(row["text"])
+            place = uniform(f"rated_reviews {group} {key.split('_')[0]}")
+            if split == ("train" if place < 0.8 else "validation" if place < 0.9 else "test"):
+                yield row | {"label": int(row["rating"][0] > 0), "group": group}
+
+
+def _lines(data: bytes, name: str, path: str) -> list[str]:
+    try:
+        with tarfile.open(fileobj=io.BytesIO(data)) as inner:
+            found = next((member for member in inner if member.isfile() and member.name.endswith(name)), None)
+            text = None if found is None else inner.extractfile(found).read().decode("utf-8-sig")
+    except (tarfile.TarError, EOFError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: {INNER}", got=str(error), expected="a whole archive", fix="download it again") from error
+    if text is None:
+        raise UserError(f"{path}: {INNER}", got=f"no {name}", expected="its tables", fix="download it again")
+    return text.splitlines()

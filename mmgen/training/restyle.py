@@ -1,0 +1,48 @@
+"""What ``mmgen restyle`` does: lines in, the same lines in another style out."""
+
+from collections.abc import Iterable, Iterator
+
+from accelerate import PartialState
+
+from mmgen.errors import UserError
+from mmgen.models.base import Model
+
+AT_ONCE = 256  # lines that the model reads together
+
+
+def restyle(model: Model, lines: Iterable[bytes], target: str, at_once: int = AT_ONCE) -> Iterator[str]:
+    """Each line in the style ``target``, in order, with its own ending; a blank one as it was.
+
+    Args:
+        model: one with a ``restyle``, such as `mmgen.models.edit.Edit`.
+        lines: UTF-8, read ``at_once`` at a time.
+        target: one of the model's styles.
+        at_once: how many.
+
+    Raises:
+        UserError: a model that does not restyle, a style that there is none of, or bytes that are not UTF-8; the lines before
+            have been given.
+    """
+    if not hasattr(model, "restyle"):
+        fix = "give a run of the recipe style_transfer"
+        raise UserError("RUN", got=model.name, expected="a model that changes styles", fix=fix)
+    model.to(PartialState().device)
+    model.restyle([], target)  # an unknown style is told before anything is read
+    waiting: list[str] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            waiting.append(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+        except UnicodeDecodeError as error:
+            yield from _restyled(model, waiting, target)
+            fix = "convert it, for example by `iconv -f latin1 -t utf-8`"
+            raise UserError(f"line {number}", got=str(error), expected="UTF-8", fix=fix) from error
+        if len(waiting) == at_once:
+            yield from _restyled(model, waiting, target)
+            waiting = []
+    yield from _restyled(model, waiting, target)
+
+
+def _restyled(model: Model, lines: list[str], target: str) -> Iterator[str]:
+    bodies = [line.rstrip("\r\n") for line in lines]
+    for line, body, text in zip(lines, bodies, model.restyle(bodies, target)):
+        yield text + line[len(body) :]

@@ -1,0 +1,423 @@
+"""Pictures drawn from a text in stages, and told back to it by a captioner that was trained first (MirrorGAN).
+
+mmgen train redescription_gan                                             # openmoji at 32 pixels, on one CPU core
+mmgen train redescription_gan gan.redescription=0 --out runs/without      # the same without the captioner's say
+mmgen train redescription_gan --config mnist                              # digits, "a handwritten seven"
+accelerate launch recipes/redescription_gan/train.py --config recipes/redescription_gan/gpu.yaml
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from PIL import Image
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from mmgen.cli import main
+from mmgen.data.batch import Batch, collate
+from mmgen.data.cards import check_column, open_card, read_card
+from mmgen.data.image import ImageProcessor
+from mmgen.data.processors import Processor
+from mmgen.data.text import train_tokenizer
+from mmgen.errors import UserError, check_at_least
+from mmgen.metrics.frechet import frechet_distance
+from mmgen.metrics.retrieval import r_precision
+from mmgen.models.aligned import Aligned
+from mmgen.models.base import load
+from mmgen.models.mirror_gan import MirrorGAN
+from mmgen.models.redescriber import Redescriber
+from mmgen.training.config import FitConfig, build_config, section_of
+from mmgen.training.features import picture_features
+from mmgen.training.loop import fit
+from mmgen.training.model_card import ModelCard, contact_sheet, write_model_card
+from mmgen.training.recipe import Recipe, load_recipe, read_json, run_details, stage_folder
+from mmgen.training.report import Sample, write_report
+
+AT_ONCE = 100  # pictures that are drawn, or read, together
+SHOWN = 16  # prompts in the report
+DRAWS = 3  # pictures of each
+OwnGAN = section_of(MirrorGAN, "vocabulary", "length", "redescriber")  # without what the data and the captioner settle
+OwnCaptioner = section_of(Redescriber, "shape", "vocabulary", "length", "stop")
+
+
+@dataclass
+class Data:
+    """A data card and its columns.
+
+    Args:
+        card: name or path.
+        input: the column of pictures.
+        text: the column of their texts, one or several each.
+        label: what a judge tells from a picture; read with a ``judge`` only.
+        vocab_size: tokens that are trained on the texts, 259 or more.
+        length: longest text in tokens.
+        limit: items of a split; 0 takes all.
+    """
+
+    card: str = "openmoji"
+    input: str = "image"
+    text: str = "caption"
+    label: str = "label"
+    vocab_size: int = 1024
+    length: int = 32
+    limit: int = 0
+
+
+@dataclass
+class Evaluation:
+    """How pictures are judged: of the first ``items`` of a split, 0 for all, one each.
+
+    Args:
+        items: how many.
+        among: texts that R-precision chooses from.
+        features: the packaged network of the Fréchet distance; empty: it is left out.
+    """
+
+    items: int = 0
+    among: int = 100
+    features: str = "efficientnet_lite0"
+
+
+@dataclass
+class Config:
+    """The config of the recipe ``redescription_gan``.
+
+    ``judge`` is the config of a classifier of ``data.label``, see the recipe ``judge``; ``aligned`` that of the space by which
+    R-precision is measured, see the recipe ``aligned``. Empty: no such figures.
+    """
+
+    data: Data = field(default_factory=Data)
+    captioner: OwnCaptioner = field(default_factory=OwnCaptioner)
+    captioner_fit: FitConfig = field(default_factory=FitConfig)
+    gan: OwnGAN = field(default_factory=OwnGAN)
+    fit: FitConfig = field(default_factory=FitConfig)
+    judge: dict[str, Any] = field(default_factory=dict)
+    aligned: dict[str, Any] = field(default_factory=dict)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    seed: int = 0
+    seeds: int = 1
+
+
+class Pairs(Sequence):
+    """Pairs of a picture and one of its texts, in order; each picture is decoded once.
+
+    Raises:
+        UserError: a text that is empty or longer than ``data.length``; the message names the card, the split and the row.
+    """
+
+    def __init__(self, data: Data, split: str, processors: dict[str, Processor], limit: int = 0) -> None:
+        self.rows = open_card(data.card, split, limit=limit or None)
+        # a row of one column is read ten times as fast as a value of the column
+        self.pictures, self.name, self.process = self.rows.select_columns([data.input]), data.input, processors["image"]
+        self.pairs: list[tuple[int, Tensor]] = []
+        self.texts: list[str] = []
+        self.kept: dict[int, Tensor] = {}
+        read: dict[str, Tensor] = {}
+        for i, texts in enumerate(self.rows[data.text][:]):
+            for text in [texts] if isinstance(texts, str) else texts:
+                if text not in read:
+                    try:
+                        read[text] = processors["text"](text)
+                        check_length(read[text], data.length)
+                    except UserError as error:
+                        raise UserError.from_line(f"{data.card}: {split}: row {i}: {error}") from error
+                self.pairs.append((i, read[text]))
+                self.texts.append(text)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        item, ids = self.pairs[index]
+        if item not in self.kept:
+            self.kept[item] = self.process(self.pictures[item][self.name])
+        return {"image": self.kept[item], "text": ids}
+
+    def all(self) -> Tensor:
+        """The picture of every pair, (n, c, h, w)."""
+        return torch.stack([self[i]["image"] for i in range(len(self))])
+
+    def batch(self, items: Sequence[int]) -> Batch:
+        """The pairs at ``items``, together."""
+        return collate([self[i] for i in items], ["text"])
+
+
+def check_length(ids: Tensor, length: int) -> None:
+    """Raise a UserError where a text has more than ``length`` tokens."""
+    if len(ids) > length:
+        fix = f"set data.length={len(ids)} or more"
+        raise UserError("text", got=f"{len(ids)} tokens", expected=f"at most {length}", fix=fix)
+
+
+def check(config: Config) -> None:
+    """The columns are there, both networks can be built, and the configs of what judges are theirs."""
+    card = read_card(config.data.card)
+    check_column(card, "data.input", config.data.input, "image")
+    check_column(card, "data.text", config.data.text, "text")
+    check_at_least("data.length", config.data.length, 2)
+    check_at_least("data.limit", config.data.limit, 0)
+    check_at_least("evaluation.items", config.evaluation.items, 0)
+    if config.evaluation.items == 1:
+        raise UserError("evaluation.items", got=1, expected="two or more, or 0 for all", fix="set evaluation.items=200")
+    build(config, config.data.vocab_size)
+    check_at_least("evaluation.among", config.evaluation.among, 2)
+    if config.judge:
+        check_column(card, "data.label", config.data.label)
+    for name in ("judge", "aligned"):
+        if values := getattr(config, name):
+            recipe_of(name).check(build_config(recipe_of(name).Config, values))
+
+
+def recipe_of(name: str) -> ModuleType:
+    """Another recipe: ``judge`` and ``aligned`` train what looks at pictures, and keep it."""
+    return sys.modules[load_recipe(name).config.__module__]
+
+
+def make_processors(config: Config) -> dict[str, Processor]:
+    """Pictures from -1 to 1, and tokens trained on the texts of the training split."""
+    texts = open_card(config.data.card, "train", limit=config.data.limit or None)[config.data.text][:]
+    flat = [text for each in texts for text in ([each] if isinstance(each, str) else each)]
+    image = ImageProcessor(config.gan.sizes[-1], config.gan.channels, mean=0.5, std=0.5)
+    return {"image": image, "text": train_tokenizer(flat, config.data.vocab_size)}
+
+
+def build(config: Config, vocabulary: int) -> tuple[MirrorGAN, Redescriber]:
+    """Both networks, untrained; the text encoders of the one begin with the words of the other, and have their size."""
+    own, size = asdict(config.captioner), config.gan.sizes[-1]
+    told = {"redescriber": own if config.gan.redescription else None}
+    gan = MirrorGAN(**asdict(config.gan), vocabulary=vocabulary, length=config.data.length, **told)
+    captioner = Redescriber([config.gan.channels, size, size], vocabulary, config.data.length, **own)
+    if (width := captioner.decoder.transformer.embed.embedding_dim) != gan.text.dim:
+        fix = f"set gan.text.dim={width}"
+        raise UserError("gan.text.dim", got=gan.text.dim, expected=f"captioner.decoder.dim, {width}", fix=fix)
+    return gan, captioner
+
+
+def train_captioner(config: Config, run: Path, resume: bool) -> None:
+    """Train the captioner on the card's training split."""
+    processors = make_processors(config)
+    torch.manual_seed(config.seed)
+    _, model = build(config, processors["text"].vocabulary)
+    model.processors |= processors
+    data = Pairs(config.data, "train", processors, config.data.limit)
+    folder = stage_folder(RECIPE, run, "captioner")
+    fit(model, data, replace(config.captioner_fit, seed=config.seed), folder, resume=resume)
+
+
+def train_gan(config: Config, run: Path, resume: bool) -> None:
+    """Train generator and discriminators on the card's training split, from the captioner's words; it stays frozen."""
+    captioner = load(stage_folder(RECIPE, run, "captioner"))
+    torch.manual_seed(config.seed)
+    model, _ = build(config, captioner.vocabulary)
+    model.processors |= captioner.processors
+    model.begin_with_words(captioner.decoder.transformer.embed.weight)
+    if model.redescriber is not None:
+        model.mirror(captioner)
+    data = Pairs(config.data, "train", model.processors, config.data.limit)
+    held = Pairs(config.data, "validation", model.processors, SHOWN // 2)
+    seen = spread(len(data), SHOWN // 2)
+
+    def samples(model: MirrorGAN, place: Path) -> None:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shown = [*sheet(model, data, seen, "seen"), *sheet(model, held, range(min(len(held), SHOWN // 2)), "unseen")]
+        contact_sheet([sample for sample, _ in shown]).save(place.with_suffix(".png"))
+
+    fit(model, data, replace(config.fit, seed=config.seed), run, samples=samples, resume=resume)
+
+
+def spread(n: int, k: int) -> list[int]:
+    """At most ``k`` of ``n`` items, from first to last."""
+    return torch.linspace(0, n - 1, min(n, k)).long().tolist()
+
+
+def sheet(
+    model: MirrorGAN, data: Pairs, items: Sequence[int], label: str, seen: Tensor | None = None
+) -> list[tuple[Sample, str]]:
+    """The true picture of each item, two or three drawn from its text, of ``seen`` the nearest to the first; and the text."""
+    batch = data.batch(items).to(model.step.device)
+    drawn = model.generate(batch, "image", DRAWS, torch.Generator().manual_seed(0)).unflatten(0, (-1, DRAWS))
+    shown = torch.cat([batch["image"][:, None], drawn], 1).cpu()  # (b, 1 + draws, c, h, w)
+    if seen is not None:
+        shown[:, -1] = seen[nearest_pictures(shown[:, 1], seen)[1]]
+    found = []
+    for pictures, item in zip(shown, items):
+        tile = Image.new("RGB", (2 * 64 + 4, 2 * 64 + 4), "#5c6773")
+        for place, x in enumerate(pictures):
+            one = model.processors["image"].decode(x).convert("RGB").resize((64, 64), Image.Resampling.NEAREST)
+            tile.paste(one, (place % 2 * 68, place // 2 * 68))
+        found.append((Sample(tile, {label: data.texts[item]}), data.texts[item]))
+    return found
+
+
+@torch.no_grad()
+def draw_all(model: MirrorGAN, data: Pairs, seed: int) -> Tensor:
+    """A picture of every text, (n, c, h, w)."""
+    generator, parts = torch.Generator().manual_seed(seed), []
+    for start in tqdm(range(0, len(data), AT_ONCE), desc="drawing", dynamic_ncols=True):
+        batch = data.batch(range(start, min(start + AT_ONCE, len(data)))).to(model.step.device)
+        parts.append(model.generate(batch.keep(["text"]), "image", generator=generator).cpu())
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def told(captioner: Redescriber, data: Pairs, pictures: Tensor) -> float:
+    """The mean of -log p(text | picture) by the captioner, nats."""
+    total = 0.0
+    for start in range(0, len(data), AT_ONCE):
+        batch = data.batch(range(start, min(start + AT_ONCE, len(data))))
+        batch = Batch({**batch.values, "image": pictures[start : start + batch.size]}, batch.masks, batch.present)
+        total -= captioner.log_likelihood(batch.to(captioner.step.device)).double().sum().item()
+    return total / len(data)
+
+
+@torch.no_grad()
+def similarities(aligned: Aligned, process: ImageProcessor, pictures: Tensor, texts: Sequence[str]) -> Tensor:
+    """Of pictures (n, c, h, w) with texts (m) in the space of ``aligned``, (n, m)."""
+    device, found = aligned.step.device, {"image": [], "text": []}
+    rows = [{"text": aligned.tokens(text)} for text in texts]
+    for start in range(0, len(rows), AT_ONCE):
+        found["text"].append(aligned.encode(collate(rows[start : start + AT_ONCE], ["text"]).to(device))["text"])
+    for part in pictures.split(AT_ONCE):
+        seen = [{"image": aligned.processors["image"](process.decode(x))} for x in part]
+        found["image"].append(aligned.encode(collate(seen).to(device))["image"])
+    return (torch.cat(found["image"]).float() @ torch.cat(found["text"]).float().T).cpu()
+
+
+def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
+    """What one picture a prompt of ``split`` is worth, and ``_real`` what the true pictures are, at the same size.
+
+    ``redescription`` is the captioner's -log p(prompt | picture), nats, what training lowers; ``r_precision`` how often the
+    prompt is nearest among 100 in the space of ``aligned``; ``fid_NAME`` the Fréchet distance of features;
+    ``digit_accuracy``, or ``LABEL_accuracy``, how often a judge sees in the picture what was asked for; ``nearest_rmse`` how
+    far the nearest training picture is, of values from 0 to 1.
+    """
+    settings, device = config.evaluation, PartialState().device
+    model, captioner = load(run).to(device), load(stage_folder(RECIPE, run, "captioner")).to(device)
+    process = model.processors["image"]
+    data = Pairs(config.data, split, model.processors, settings.items)
+    drawn, real = draw_all(model, data, config.seed), data.all()
+    figures: dict[str, float] = {}
+    for end, pictures in (("", drawn), ("_real", real)):
+        figures[f"redescription{end}"] = told(captioner, data, pictures)
+    if config.aligned:
+        space = recipe_of("aligned").shared_space(build_config(recipe_of("aligned").Config, config.aligned)).to(device)
+        texts = list(dict.fromkeys(data.texts))
+        right = torch.tensor([texts.index(text) for text in data.texts])
+        for end, pictures in (("", drawn), ("_real", real)):
+            scores = similarities(space, process, pictures, texts)
+            figures[f"r_precision{end}"] = r_precision(scores, right, texts, settings.among, config.seed)
+    if settings.features:
+        features = [picture_features(settings.features, process, list(x)) for x in (real, drawn)]
+        figures[f"fid_{settings.features}"] = frechet_distance(*features)
+    if config.judge:
+        figures |= judged(config, data, process, drawn, real)
+    seen = Pairs(config.data, "train", model.processors, config.data.limit).all()
+    for end, pictures in (("", drawn), ("_real", real)):
+        figures[f"nearest_rmse{end}"] = nearest_pictures(pictures, seen)[0].mean().item()
+    write_samples(run, split, model, data, seen)
+    return figures
+
+
+def nearest_pictures(x: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+    """The root mean square difference, of values from 0 to 1, of each picture to the nearest of ``seen``, and which that is.
+
+    Args:
+        x: (n, c, h, w), from -1 to 1.
+        seen: (m, c, h, w), likewise.
+
+    Returns:
+        (n,) each.
+    """
+    return (torch.cdist(x.flatten(1), seen.flatten(1)) / 2 / x[0].numel() ** 0.5).min(1)
+
+
+def judged(config: Config, data: Pairs, process: ImageProcessor, drawn: Tensor, real: Tensor) -> dict[str, float]:
+    """How often a judge sees the label in the picture, and what the judge itself is worth."""
+    recipe = recipe_of("judge")
+    own = build_config(recipe.Config, config.judge)
+    judge, accuracy = recipe.judge(own)
+    judge = judge.to(PartialState().device)
+    labels = data.rows[config.data.label]
+    truth = torch.tensor([judge.class_names.index(str(labels[item])) for item, _ in data.pairs])
+    name = "digit" if config.data.label == "label" and judge.class_names == [str(i) for i in range(10)] else config.data.label
+    figures = {"judge_accuracy": accuracy, "judge_disjoint": own.data.split != "train"}
+    for end, pictures in (("", drawn), ("_real", real)):
+        seen = recipe_of("multimodal_vae").labels_of(judge, process, pictures)
+        figures[f"{name}_accuracy{end}"] = (seen == truth).double().mean().item()
+    return figures
+
+
+def write_samples(run: Path, split: str, model: MirrorGAN, data: Pairs, seen: Tensor) -> None:
+    """Prompts spread over the split with the true picture, what is drawn, and the nearest of training, for the report."""
+    folder = run / "samples"
+    folder.mkdir(exist_ok=True)
+    listed = []
+    for number, (sample, text) in enumerate(sheet(model, data, spread(len(data), SHOWN), split, seen)):
+        sample.picture().save(folder / f"{split}_{number:02d}.png")
+        listed.append(text)
+    (folder / f"{split}.json").write_text(json.dumps({"texts": listed}))
+
+
+def report(run: Path, config: Config) -> None:
+    """Write ``report.html`` and ``README.md`` from the metrics and samples that evaluations left in ``run``."""
+    card, details, table, samples = read_card(config.data.card), run_details(run), {}, []
+    for split, figures in read_json(run / "metrics.json").items():
+        real = {key.removesuffix("_real"): value for key, value in figures.items() if key.endswith("_real")}
+        table[split] = {"drawn": {k: v for k, v in figures.items() if not k.endswith("_real")}, "true pictures": real}
+        for number, text in enumerate(read_json(run / "samples" / f"{split}.json")["texts"]):
+            content = (run / "samples" / f"{split}_{number:02d}.png").read_bytes()
+            samples.append(
+                Sample(
+                    content,
+                    {"prompt": text},
+                    group=f"{split}: the true picture, two drawn, and the nearest of training to the first",
+                )
+            )
+    summary = (
+        f"Pictures of {card.name} from their texts, {config.gan.sizes[-1]} pixels, {len(config.gan.sizes)} stages, "
+        f"{config.fit.steps} steps, redescription {config.gan.redescription:g}. Of each four: the true picture, two drawn, "
+        "and the training picture nearest to the first of them."
+    )
+    write_report(run / "report.html", f"Text to picture by MirrorGAN: {card.name}", table, samples, details, summary)
+    contact_sheet(samples[:SHOWN]).save(run / "samples" / "samples.png")
+    write_model_card(run / "README.md", ModelCard(
+        name=f"mirror-gan-{card.name}",
+        description=f"A generator of pictures like those of {card.name} from a text, trained against discriminators.",
+        license="apache-2.0",
+        task="text-to-image",
+        data=card.name,
+        data_license=card.front["license"] if isinstance(card.front["license"], str) else ", ".join(card.front["license"]),
+        table=table,
+        command=details["command"],
+        picture="samples/samples.png",
+        picture_text="Of each four: the true picture of the prompt, two drawn, the training picture nearest to the first",
+        intended_use="Research on pictures from texts.",
+        limitations=[
+            "It draws what its data card shows and nothing else; a word that no caption holds means nothing to it.",
+            "Of a prompt it may draw nearly the same picture every time.",
+            "Who is missing from the data card is missing from what it draws.",
+        ],
+        tags=["mirror-gan", "text-to-image"],
+    ))  # fmt: skip
+
+
+RECIPE = Recipe(
+    name="redescription_gan",
+    config=Config,
+    stages={"captioner": train_captioner, "gan": train_gan},
+    main="gan",
+    evaluate=evaluate,
+    splits=("test", "test_compositional", "validation", "validation_compositional"),
+    report=report,
+    check=check,
+)
+
+if __name__ == "__main__":
+    sys.exit(main(["train", "redescription_gan", *sys.argv[1:]]))

