@@ -458,3 +458,24 @@ def test_yelp_sentences_are_above_the_published_systems():
     assert judge_accuracy > 0.95
     assert transfer_accuracy(judge.predict(words.transform(restyled)), 1 - labels) >= 0.88
     assert self_bleu(list(restyled), texts) >= 58 and reference_bleu(list(restyled), test["references"][:]) >= 25
+
+
+@pytest.mark.parametrize(
+    ("text", "stays"),
+    [
+        ("The bad Bad Tea of Mr. Awful was awful.", ["Bad Tea", "Mr. Awful"]),
+        (
+            "see http://www.bad.com or bad.awful@cold.org, a bad U.S.A. place",
+            ["http://www.bad.com", "bad.awful@cold.org", "U.S.A."],
+        ),
+    ],
+)
+def test_names_addresses_and_abbreviations_stay(model, text, stays):
+    made = model.restyle([text], "good")[0]
+    assert all(part in made for part in stays), made
+
+
+def test_a_single_string_is_refused(model):
+    for texts in ("the tea was bad", [None]):
+        with pytest.raises(UserError, match=r"texts: got .*, expected a list of strings; write"):
+            model.restyle(texts, "good")

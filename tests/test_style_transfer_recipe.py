@@ -140,8 +140,19 @@ def test_the_judge_never_sees_what_the_model_trains_on(tmp_path, monkeypatch):
     assert set(asked) == {"validation"}
     MODULE.train(config, tmp_path, False)
     assert set(asked) == {"validation", "train"}
-    with pytest.raises(UserError, match=r"judging\.split: got train, expected a split that the model does not train on"):
+    with pytest.raises(UserError, match=r"judging\.split: got train, expected a split that is neither"):
         recipe_config(RECIPE, "smoke", ["judging.split=train"])
+
+
+def test_no_split_is_scored_by_a_judge_that_trained_on_it(run):
+    with pytest.raises(UserError, match="--split: got validation, expected one the judge was not trained on"):
+        MODULE.evaluate(run, recipe_config(RECIPE, "smoke", []), "validation")
+
+
+def test_a_split_without_a_style_is_named(tmp_path):
+    config = recipe_config(RECIPE, "smoke", [table(tmp_path / "my.csv", ["x,a", "y,b"])])
+    with pytest.raises(UserError, match=r"my\.csv: dev: got \d texts, none [ab], expected texts of both styles"):
+        MODULE.read(config, "dev")
 
 
 def test_judged_one_by_one_and_together(run):

@@ -101,7 +101,7 @@ class Space:
 def test_r_precision_is_of_each_pictures_own_text(run):
     model, texts = load(run), ["3", "5", "5", "9"]
     data = SimpleNamespace(texts=texts, labels=[])
-    judges = MODULE.Judges(recipe_config(RECIPE, "smoke", []), model, data)
+    judges = MODULE.Judges(recipe_config(RECIPE, "smoke", []), model, data, "test")
     judges.space = Space()
     judges.texts = judges.points_of_texts()
     right = torch.tensor([0.3, 0.5, 0.5, 0.9])[:, None, None, None].expand(-1, 1, 8, 8)
@@ -145,7 +145,7 @@ def test_evaluation_with_a_judge(run):
         "judge_accuracy",
         "codes_used",
     } <= figures.keys()
-    assert figures["judge_disjoint"] and 0 < figures["codes_used"] <= 1 and figures["digit_accuracy_real"] <= 1
+    assert not figures["judge_disjoint"] and 0 < figures["codes_used"] <= 1 and figures["digit_accuracy_real"] <= 1
     model, data = (
         load(run),
         MODULE.Pictures(config.data, "validation", load(run).processors["image"], load(run).processors["text"], 8),
@@ -161,6 +161,8 @@ def test_evaluation_with_a_judge(run):
         ("data.text=label", ["data.text=label", "expected text"]),
         ("data.size=9", ["size", "9 x 9", "multiples of 2"]),
         ("discrete_vae.quantizer=vqq", ["discrete_vae.quantizer", "vqq", "'gumbel', 'vq'"]),
+        ("evaluation.features=foo", ["evaluation.features", "foo", "efficientnet_lite0"]),
+        ("baseline.width=0", ["baseline.width", "0", ">= 1"]),
         ("evaluation.candidates=0", ["evaluation.candidates", "0", ">= 1"]),
         ("judge.data.card=digitz", ["digitz"]),
     ],
@@ -185,7 +187,14 @@ def test_texts_that_are_too_long_are_named(tmp_path):
         train(RECIPE, config, tmp_path / "run")
 
 
-def test_codes_of_another_size_do_not_fit(run, tmp_path):
-    config = recipe_config(RECIPE, "smoke", ["discrete_vae.codes=8"])
-    with pytest.raises(UserError, match=r"discrete VAE: got .* of shape .*, expected .*; give text_to_image the arguments"):
+def test_codes_of_other_arguments_do_not_fit(run, tmp_path):
+    config = recipe_config(RECIPE, "smoke", ["discrete_vae.likelihood=continuous_bernoulli"])
+    with pytest.raises(UserError, match=r"other values of discrete_vae\.likelihood \(bernoulli, now continuous_bernoulli\)"):
         train(RECIPE, config, tmp_path / "run", stages_from={"discrete_vae": run})
+
+
+def test_another_prior_takes_the_same_codes(run, tmp_path):
+    config, out = recipe_config(RECIPE, "smoke", ["model.dim=24", "fit.steps=1"]), tmp_path / "run"
+    train(RECIPE, config, out, stages_from={"discrete_vae": run, "baseline": run})
+    one, two = (load(folder).discrete_vae.state_dict() for folder in (run, out))
+    assert all(torch.equal(one[name], two[name]) for name in one)

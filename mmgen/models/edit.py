@@ -38,6 +38,7 @@ INSERTIONS = 4  # words that are tried between two
 
 Item = tuple[int, int, bool]  # a word's id, its place among the text's words or -1, whether it is new
 _PLAIN = re.compile(r"[^\W\d_][^\d_]*|[.!]")  # what is put into texts: no numbers, no names of special tokens
+TITLES = ("Mr", "Mrs", "Ms", "Dr", "St", "Prof")
 _CLOSE = re.compile(r"n't$|'\w|[.,!?]")  # what follows a word without a space
 _SPACED = re.compile(r"\s(?:n't\b|'\w|[.,!?])")  # unless the text is split into tokens
 
@@ -204,24 +205,30 @@ class Edit(Model):
             UserError: there is no such style.
         """
         style = self.class_names.index(check_one_of("target", target, self.class_names))
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise UserError("texts", got=repr(texts), expected="a list of strings", fix='write ["..."]')
         tokenizer = self.processors["text"].tokenizer
         ends = {tokenizer.convert_tokens_to_ids(mark) for mark in (".", "!", "?")} - {UNKNOWN}
         restyled: list[str] = []
         for start in range(0, len(texts), AT_ONCE):
             some = [text.encode("utf-8", "replace").decode() for text in texts[start : start + AT_ONCE]]
             read = tokenizer(some, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True)
-            pieces = [(i, piece) for i, ids in enumerate(read["input_ids"]) for piece in _pieces(ids, ends)]
+            kept = [_kept(text, offsets) for text, offsets in zip(some, read["offset_mapping"])]
+            pieces = [(i, piece) for i, ids in enumerate(read["input_ids"]) for piece in _pieces(ids, ends, kept[i])]
             items: list[list[Item]] = [[] for _ in some]
             for at in range(0, len(pieces), AT_ONCE):
                 part = pieces[at : at + AT_ONCE]
-                for (i, _), found in zip(part, self._search([piece for _, piece in part], style)):
+                for (i, _), found in zip(part, self._search([p for _, p in part], [kept[i] for i, _ in part], style)):
                     items[i] += found
             spelt = zip(some, read["offset_mapping"], items)
             restyled += [_spell(text, offsets, words, tokenizer) for text, offsets, words in spelt]
         return restyled
 
-    def _search(self, pieces: list[list[Item]], style: int) -> list[list[Item]]:
-        """Each piece with the changes that score best: one more in each of the rounds, for all pieces at once."""
+    def _search(self, pieces: list[list[Item]], kept: list[set[int]], style: int) -> list[list[Item]]:
+        """Each piece with the changes that score best: one more in each of the rounds, for all pieces at once.
+
+        What stands at the places in ``kept`` stays.
+        """
         best, states = list(pieces), list(pieces)
         ids = self._framed(states)
         source = self._fluency(ids, 1 - style)  # (n,)
@@ -236,7 +243,7 @@ class Edit(Model):
             ids = self._framed([states[i] for i in active.tolist()])
             locked = torch.zeros_like(ids, dtype=torch.bool)
             for row, i in enumerate(active.tolist()):
-                locked[row, [2 + at for at, (_, _, new) in enumerate(states[i]) if new]] = True
+                locked[row, [2 + at for at, (_, _at, new) in enumerate(states[i]) if new or _at in kept[i]]] = True
             odds, lost = self.log_odds(ids), self._fluency(ids, style) - source[active]
             moves = self._moves(ids, locked, style)
             fluent = torch.zeros_like(moves.cost)  # at best nothing is lost: what is no gain even then is left out
@@ -336,7 +343,8 @@ class Edit(Model):
         labels = batch["label"]
         if len(wrong := labels[(labels < 0) | (labels > 1)]):
             raise UserError("label", got=wrong[0].item(), expected="0 or 1", fix="give texts of exactly two styles")
-        ids, mask = batch["text"], batch.masks["text"]
+        ids = batch["text"]
+        mask = batch.masks.get("text", torch.ones_like(ids, dtype=torch.bool))
         ids = F.pad(ids.where(mask, END), (0, 2), value=END)
         odds = self.log_odds(F.pad(ids, (2, 0), value=BEGIN))
         return F.logsigmoid(torch.where(labels == 1, odds, -odds))
@@ -394,12 +402,34 @@ def _changed(items: list[Item], start: int, length: int, word: int) -> list[Item
     return [*items[:start], *new, *items[start + length :]]
 
 
-def _pieces(ids: Sequence[int], ends: Collection[int]) -> Iterator[list[Item]]:
-    """The words of a text, sentence by sentence, `LONGEST` at a time at most."""
+def _kept(text: str, offsets: Sequence[tuple[int, int]]) -> set[int]:
+    """The places of words that no change may touch: in addresses and abbreviations, and names, which a capital tells.
+
+    >>> text = "Ask Mary Smith at www.good.com, e.g. today."
+    >>> offsets = [match.span() for match in re.finditer(r"\\w+|\\S", text)]
+    >>> [text[a:b] for i, (a, b) in enumerate(offsets) if i in _kept(text, offsets)]
+    ['Mary', 'Smith', 'www', '.', 'good', '.', 'com', ',', 'e', '.', 'g', '.']
+    """
+    kept: set[int] = set()
+    for run in re.finditer(r"\S+", text):  # what stands between spaces
+        if re.search(r"\w[.@:/]+\w", run.group()):
+            kept |= {i for i, (start, _) in enumerate(offsets) if run.start() <= start < run.end()}
+    words = [text[start:end] for start, end in offsets]
+    named = [word[:1].isupper() and word[1:].islower() for word in words]
+    for i in range(1, len(words)):
+        if words[i] == "." and words[i - 1] in TITLES:
+            kept |= {i - 1, i}
+        elif named[i] and (words[i - 1] not in (".", "!", "?") or i - 1 in kept):  # not the first of a sentence
+            kept.add(i)
+    return kept
+
+
+def _pieces(ids: Sequence[int], ends: Collection[int], kept: Collection[int] = ()) -> Iterator[list[Item]]:
+    """The words of a text, sentence by sentence, `LONGEST` at a time at most; what is ``kept`` ends no sentence."""
     piece: list[Item] = []
     for at, word in enumerate(ids):
         piece.append((word, at, False))
-        over = word in ends and not (at + 1 < len(ids) and ids[at + 1] in ends)
+        over = word in ends and at not in kept and not (at + 1 < len(ids) and ids[at + 1] in ends)
         if over or len(piece) == LONGEST or at + 1 == len(ids):
             yield piece
             piece = []

@@ -77,7 +77,7 @@ class TextToImage(Model):
     """p(text, z) = p(text) p(z | text), z the codes that a frozen discrete VAE gives a picture, one token after another.
 
     What is minimised, over items with both, is ``-w_t log p(text) - w_i log p(z | text)``: each sum over its own tokens, the
-    softmax of each over the tokens of its kind. In training some batches are read the other way round, ``-w_i log p(z) - w_t
+    softmax of each over the tokens of its kind. In training some batches are read the other way round, ``-w_i log p(z) -
     log p(text | z)``, so that the same model captions; and some texts are left out, for guidance.
 
     Args:
@@ -187,7 +187,7 @@ class TextToImage(Model):
         found = self._log_probs(text, codes, first)
         if kept is not None:
             found["text"] = found["text"] * kept[:, 0]
-        weights = {"text": self.text_weight, "image": self.image_weight}
+        weights = {"text": self.text_weight if first == "text" else 1.0, "image": self.image_weight}
         return Losses({name: -weights[name] * found[name].mean() for name in PARTS})
 
     @torch.no_grad()
@@ -221,7 +221,8 @@ class TextToImage(Model):
 
         Args:
             given: ``text`` (b, t) ids, none for pictures of anything; ``image`` (b, c, h, w), or (b, c, h0, w) with h0 < h to
-                have the rest of it painted.
+                have the rest of it painted. Its codes are those of the part with its last row repeated below, which near the
+                cut, and of a small part everywhere, are not those that the whole picture has.
             to: "image" or "text".
             n: results for each item.
             generator: makes the draws reproducible.

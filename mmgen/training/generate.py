@@ -119,7 +119,10 @@ def _write(value: Any, processor: Processor, stem: str, out: Path | None) -> str
         return str(value)
     if out is None:
         raise UserError("--out", got="none", expected=f"a folder for the {processor.kind} files", fix="add --out DIR")
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError("--out", got=str(error), expected="a folder that can be written", fix="choose another") from error
     file = out / f"{stem}.{'png' if processor.kind == 'image' else 'wav'}"
     if processor.kind == "image":
         value.save(file)

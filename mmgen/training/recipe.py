@@ -43,6 +43,8 @@ class Recipe:
         check: ``check(config)`` raises UserError for a config whose values do not fit the data.
         above: figure -> the baselines it is compared with; a study adds ``<baseline>_diff_low`` for each, the lower end of
             the 95 % interval of the difference, paired by seed.
+        made_by: stage -> the keys of the config that must be alike in a run that it is taken from; ``data``, ``model`` and
+            ``encoder`` for a stage that is not listed.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Recipe:
     report: Callable[[Path, Any], None]
     check: Callable[[Any], None]
     above: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    made_by: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
 
 def recipes_folder() -> Path:
@@ -175,7 +178,7 @@ def train(
     stages_from = stages_from or {}
     for name in stages_from:
         check_one_of("stage", name, recipe.stages)
-        _check_same_model(config, stages_from[name])
+        _check_same_model(config, stages_from[name], recipe.made_by.get(name, ("data", "model", "encoder")))
     if main:
         check_run_folder(config, out, resume)
         _make_run_folder(recipe, config, out, command)
@@ -360,10 +363,10 @@ def _flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     return flat
 
 
-def _check_same_model(config: Any, source: Path) -> None:
+def _check_same_model(config: Any, source: Path, keys: Sequence[str]) -> None:
     """A stage taken from another run must have been made for the same data and model."""
     configs = read_yaml(source / "config.yaml"), yaml.safe_load(yaml.safe_dump(to_dict(config)))
-    before, now = ({key: c[key] for key in ("data", "model", "encoder") if key in c} for c in configs)
+    before, now = ({key: c[key] for key in keys if key in c} for c in configs)
     if changed := _changes(before, now):
         fix = "use the same values, or train the stage"
         raise UserError(str(source), got=f"other values of {', '.join(changed)}", expected="a run of the same model", fix=fix)

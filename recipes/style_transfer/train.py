@@ -111,8 +111,17 @@ def read(config: Config, split: str, limit: int = 0) -> Texts:
     """The sentences of a split of the card or file.
 
     Raises:
-        UserError: a file that is no table in UTF-8 or lacks a column; one style, or more than two.
+        UserError: a file that is no table in UTF-8 or lacks a column; one style, or more than two; a split without one.
     """
+    found = read_all(config, split, limit)
+    if missing := [name for i, name in enumerate(found.names) if i not in found.labels]:
+        got, fix = f"{len(found.texts)} texts, none {missing[0]}", "give more texts, or choose another split"
+        raise UserError(f"{config.data}: {split}", got=got, expected="texts of both styles", fix=fix)
+    return found
+
+
+def read_all(config: Config, split: str, limit: int) -> Texts:
+    """`read` before it is known whether both styles are there."""
     if config.data.endswith(".csv"):
         return read_csv(Path(config.data), config.text, config.label, split, limit)
     rows, names = open_card(config.data, split), class_names(read_card(config.data), config.label)
@@ -124,13 +133,13 @@ def read(config: Config, split: str, limit: int = 0) -> Texts:
 
 def read_csv(file: Path, text: str, label: str, split: str, limit: int) -> Texts:
     """As `read`; rows without a text or a style are left out."""
-    if not file.is_file() and (Path(__file__).parent / file.name).is_file():
-        file = Path(__file__).parent / file.name  # the example beside this recipe
+    if file == Path("smoke.csv") and not file.is_file():
+        file = Path(__file__).parent / file  # the example beside this recipe
     try:
         with file.open(encoding="utf-8-sig", newline="") as lines:
             table = list(csv.DictReader(lines))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        fix = "save it as CSV in UTF-8"
+        fix = "save it as CSV in UTF-8" if file.is_file() else "check the path"
         raise UserError(str(file), got=str(error), expected="a table with a header", fix=fix) from error
     for column in (text, label):
         if not table or column not in table[0]:
@@ -182,9 +191,9 @@ def check(config: Config) -> None:
         if len(names := class_names(card, config.label)) != 2:
             fix = "choose another column"
             raise UserError(f"label={config.label}", got=f"{len(names)} styles", expected="exactly two", fix=fix)
-    if config.judging.split == "train":
-        fix = "choose another split"
-        raise UserError("judging.split", got="train", expected="a split that the model does not train on", fix=fix)
+    if config.judging.split in ("train", "test"):
+        expected, fix = "a split that is neither trained on nor scored", "choose another split"
+        raise UserError("judging.split", got=config.judging.split, expected=expected, fix=fix)
     for method in config.judging.baselines:
         check_one_of("judging.baselines", method, get_args(Method))
     check_at_least("judging.items", config.judging.items, 0)
@@ -295,6 +304,9 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
 
     ``human_`` is a person's rewrite scored as a system is; its reference is itself, so it has no reference-BLEU.
     """
+    if split == config.judging.split:
+        fix = "choose another --split"
+        raise UserError("--split", got=split, expected="one the judge was not trained on", fix=fix)
     model, data = load(run).to(PartialState().device), read(config, split, config.judging.items)
     score = Scorer(config, run, data)
     began = time.perf_counter()
@@ -391,6 +403,7 @@ RECIPE = Recipe(
     splits=("test", "dev", "validation"),
     report=report,
     check=check,
+    made_by={"judge": ("data", "text", "label", "judging"), "edit": ("data", "text", "label", "model")},
 )
 
 if __name__ == "__main__":

@@ -24,9 +24,10 @@ from mmgen.data.cards import check_column, open_card, read_card
 from mmgen.data.image import ImageProcessor
 from mmgen.data.processors import Processor
 from mmgen.data.text import train_tokenizer
-from mmgen.errors import UserError, check_at_least
+from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.metrics.frechet import frechet_distance
 from mmgen.metrics.retrieval import r_precision
+from mmgen.modalities.image import PACKAGES
 from mmgen.models.base import load
 from mmgen.models.discrete_vae import DiscreteVAE, code_use
 from mmgen.models.text_to_image import TextToImage
@@ -201,6 +202,10 @@ def check(config: Config) -> None:
             recipe = recipe_of(name)
             recipe.RECIPE.check(build_config(recipe.Config, values))
     codes_arguments(config)
+    if evaluation.features:
+        check_one_of("evaluation.features", evaluation.features, PACKAGES)
+    check_at_least("baseline.width", config.baseline.width, 1)
+    check_at_least("baseline.latent_dim", config.baseline.latent_dim, 1)
 
 
 def recipe_of(name: str) -> ModuleType:
@@ -299,7 +304,7 @@ def reconstructed(model: DiscreteVAE, x: Tensor) -> Tensor:
 class Judges:
     """What looks at pictures of texts: a classifier of what they show, and a space that they share with their texts."""
 
-    def __init__(self, config: Config, model: TextToImage, data: Pictures) -> None:
+    def __init__(self, config: Config, model: TextToImage, data: Pictures, split: str) -> None:
         self.config, self.model, self.data = config, model, data
         self.accuracy: dict[str, float] = {}
         self.classifier = self.space = self.reranker = None
@@ -307,7 +312,7 @@ class Judges:
             recipe = recipe_of("judge")
             values = build_config(recipe.Config, config.judge)
             self.classifier, accuracy = recipe.judge(values)
-            self.accuracy = {"judge_accuracy": accuracy, "judge_disjoint": values.data.split != "train"}
+            self.accuracy = {"judge_accuracy": accuracy, "judge_disjoint": values.data.split not in ("train", split)}
         if config.aligned:
             recipe = recipe_of("aligned")
             values = build_config(recipe.Config, config.aligned)
@@ -360,7 +365,7 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     model = load(run).to(device)
     image, text = model.processors["image"], model.processors["text"]
     data, train_data = Pictures(config.data, split, image, text, settings.items), Pictures(config.data, "train", image)
-    judges, real = Judges(config, model, data), data.all()
+    judges, real = Judges(config, model, data, split), data.all()
     sampling = {"temperature": settings.temperature, "top_k": settings.top_k}
     arms = {"": {"guidance": settings.guidance}, "_unguided": {}}
     made, figures = {}, dict(judges.accuracy)
@@ -480,6 +485,7 @@ RECIPE = Recipe(
     splits=("test", "validation", "test_compositional", "validation_compositional"),
     report=report,
     check=check,
+    made_by={"discrete_vae": ("data", "discrete_vae"), "baseline": ("data", "discrete_vae", "baseline")},
 )
 
 if __name__ == "__main__":
