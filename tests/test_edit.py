@@ -463,7 +463,7 @@ def test_yelp_sentences_are_above_the_published_systems():
 @pytest.mark.parametrize(
     ("text", "stays"),
     [
-        ("The bad Bad Tea of Mr. Awful was awful.", ["Bad Tea", "Mr. Awful"]),
+        ("The bad Bad of Mr. Awful and the Cold was awful.", ["Bad", "Mr. Awful", "Cold"]),
         (
             "see http://www.bad.com or bad.awful@cold.org, a bad U.S.A. place",
             ["http://www.bad.com", "bad.awful@cold.org", "U.S.A."],
@@ -471,7 +471,9 @@ def test_yelp_sentences_are_above_the_published_systems():
     ],
 )
 def test_names_addresses_and_abbreviations_stay(model, text, stays):
+    model.margin, before = 100.0, model.margin  # never enough: as many changes as there are rounds
     made = model.restyle([text], "good")[0]
+    model.margin = before
     assert all(part in made for part in stays), made
 
 

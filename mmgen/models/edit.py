@@ -243,13 +243,13 @@ class Edit(Model):
             ids = self._framed([states[i] for i in active.tolist()])
             locked = torch.zeros_like(ids, dtype=torch.bool)
             for row, i in enumerate(active.tolist()):
-                locked[row, [2 + at for at, (_, _at, new) in enumerate(states[i]) if new or _at in kept[i]]] = True
+                locked[row, [2 + n for n, (_, at, new) in enumerate(states[i]) if new or at in kept[i]]] = True
             odds, lost = self.log_odds(ids), self._fluency(ids, style) - source[active]
             moves = self._moves(ids, locked, style)
             fluent = torch.zeros_like(moves.cost)  # at best nothing is lost: what is no gain even then is left out
             bound = self._score(odds[moves.row] + moves.gain, fluent, paid[active][moves.row] + moves.cost, style)
-            kept = torch.nonzero(bound > scores[active][moves.row]).squeeze(1)
-            moves = moves.take(kept[_highest(moves.row[kept], bound[kept], self.rivals)])
+            gain = torch.nonzero(bound > scores[active][moves.row]).squeeze(1)
+            moves = moves.take(gain[_highest(moves.row[gain], bound[gain], self.rivals)])
             spent = paid[active][moves.row] + moves.cost
             fluency = lost[moves.row] + self._fluency(moves.after, style) - self._fluency(moves.before, style)
             found = self._score(odds[moves.row] + moves.gain, fluency, spent, style)
