@@ -15,6 +15,7 @@ from x_transformers import AutoregressiveWrapper, Decoder, TransformerWrapper
 
 from benchmarks.interleave import race, ratio, report
 from mmgen.modalities.autoregressive import sample
+from mmgen.modalities.transformer import initialise
 from mmgen.models.text_to_image import TextThenImage
 
 DIM, DEPTH, HEADS, TEXT, SIDE, BATCH = 512, 8, 8, 32, 16, 4
@@ -33,6 +34,7 @@ class Bare(nn.Module):
             for _ in range(DEPTH)
         )  # fmt: skip
         self.norm = nn.LayerNorm(DIM)
+        initialise(self, DEPTH)  # as ours: what attention weighs decides how fast it is on a processor
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids (b, t) -> logits (b, t, v)."""
