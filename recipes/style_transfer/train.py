@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from html import escape
 from pathlib import Path
 from typing import Any, get_args
 
@@ -367,7 +366,7 @@ def report(run: Path, config: Config) -> None:
         (run / "samples").mkdir(exist_ok=True)
         plot.save(run / "samples" / f"{split}_trade.png")
         for group, rows in zip(("drawn at random", "the worst"), shown(kept["rows"], kept["seed"])):
-            lines = "\n".join(f"{escape(row['text'])}  ->  {escape(row['output'])}" for row in rows)
+            lines = "\n".join(f"{row['text']}  ->  {row['output']}" for row in rows)
             samples.append(Sample(plot, {group: lines}, group=f"{split}: {group}", wide=True))
     details = run_details(run) | {"tokenisation": TOKENISATION}
     summary = "Rewrites of every sentence in the other style. accuracy is a judge's, trained apart; BLEU 0 to 100."

@@ -377,10 +377,8 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
         )
     if judges.reranker is not None:
         made["_reranked"] = reranked(model, judges.reranker, data, config, sampling | arms[""])
-    if not config.judge and not config.aligned:
-        judges = None
     for name, x in {**made, "_real": real}.items():
-        figures |= judges(x, name) if judges else {}
+        figures |= judges(x, name)
     codes = model.discrete_vae
     made["_codes"] = torch.cat([reconstructed(codes, x.to(device)).cpu() for x in real.split(AT_ONCE)])
     made["_baseline"] = load(stage_folder(RECIPE, run, "baseline")).to(device).generate(
