@@ -102,6 +102,11 @@ def load_recipe(name: str) -> Recipe:
     return recipe
 
 
+def recipe_of(name: str) -> ModuleType:
+    """The module of a recipe, for what else its ``train.py`` defines: a judge that it trains and keeps, its ``Config``."""
+    return sys.modules[load_recipe(name).config.__module__]
+
+
 def recipe_config(recipe: Recipe, config: str, overrides: list[str]) -> Any:
     """The resolved config: the dataclass, a named config of the recipe or a YAML file over it, ``key=value`` over that.
 

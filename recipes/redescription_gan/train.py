@@ -11,7 +11,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -37,7 +36,7 @@ from mmgen.training.config import FitConfig, build_config, section_of
 from mmgen.training.features import picture_features
 from mmgen.training.loop import fit
 from mmgen.training.model_card import ModelCard, contact_sheet, write_model_card
-from mmgen.training.recipe import Recipe, load_recipe, read_json, run_details, stage_folder
+from mmgen.training.recipe import Recipe, read_json, recipe_of, run_details, stage_folder
 from mmgen.training.report import Sample, write_report
 
 AT_ONCE = 100  # pictures that are drawn, or read, together
@@ -173,11 +172,6 @@ def check(config: Config) -> None:
     for name in ("judge", "aligned"):
         if values := getattr(config, name):
             recipe_of(name).check(build_config(recipe_of(name).Config, values))
-
-
-def recipe_of(name: str) -> ModuleType:
-    """Another recipe: ``judge`` and ``aligned`` train what looks at pictures, and keep it."""
-    return sys.modules[load_recipe(name).config.__module__]
 
 
 def make_processors(config: Config) -> dict[str, Processor]:

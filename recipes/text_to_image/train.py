@@ -9,7 +9,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal
 
 import torch
@@ -36,7 +35,7 @@ from mmgen.training.config import FitConfig, build_config, section_of
 from mmgen.training.features import picture_features
 from mmgen.training.loop import fit
 from mmgen.training.model_card import ModelCard, write_model_card
-from mmgen.training.recipe import Recipe, load_recipe, read_json, run_details, stage_folder
+from mmgen.training.recipe import Recipe, read_json, recipe_of, run_details, stage_folder
 from mmgen.training.report import Sample, picture_grid, write_report
 
 AT_ONCE = 100  # pictures that are made or read together
@@ -206,11 +205,6 @@ def check(config: Config) -> None:
         check_one_of("evaluation.features", evaluation.features, PACKAGES)
     check_at_least("baseline.width", config.baseline.width, 1)
     check_at_least("baseline.latent_dim", config.baseline.latent_dim, 1)
-
-
-def recipe_of(name: str) -> ModuleType:
-    """The module of another recipe."""
-    return sys.modules[load_recipe(name).config.__module__]
 
 
 def codes_arguments(config: Config) -> dict[str, Any]:
