@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from tiny import tiny_aligned
 
 from mmgen.conditioning.language_model import load_language_model
@@ -121,6 +122,21 @@ def test_other_words_in_training(model):
     torch.testing.assert_close(model.losses(batch).total, whole.total)
     model.noise = 3
     assert model.losses(batch).total != whole.total
+
+
+def test_points_of_raw_values_are_those_of_each_alone(model, monkeypatch):
+    monkeypatch.setattr("mmgen.models.aligned.AT_ONCE", 2)
+    pictures = [Image.fromarray(torch.randint(256, (40, 30, 3), dtype=torch.uint8).numpy()) for _ in range(5)]
+    texts = ["a red apple", "dog", "the long tail of a cat"]
+    for modality, values in {"image": pictures, "text": texts}.items():
+        points = model.points(values, modality)
+        assert points.shape == (len(values), 4) and not points.requires_grad
+        for value, point in zip(values, points):
+            read = model.tokens(value) if modality == "text" else model.processors["image"](value)
+            alone = model.encode(collate([{modality: read}], ["text"]))[modality][0]
+            torch.testing.assert_close(point, alone, atol=1e-5, rtol=1e-4)
+    with pytest.raises(UserError, match="modality: got audio, expected"):
+        model.points(pictures, "audio")
 
 
 def test_whole_texts_are_read_when_not_training(model):

@@ -15,7 +15,8 @@ from mmgen.data.image import ImageProcessor
 from mmgen.errors import UserError
 from mmgen.metrics.retrieval import r_precision
 from mmgen.models.base import load
-from mmgen.training.recipe import evaluate, load_recipe, recipe_config, train
+from mmgen.training.features import nearest_pictures
+from mmgen.training.recipe import evaluate, load_recipe, recipe_config, recipe_of, train
 
 RECIPE = load_recipe("text_to_image")
 MODULE = sys.modules[RECIPE.config.__module__]
@@ -90,20 +91,17 @@ class Space:
     def to(self, device):
         return self
 
-    def tokens(self, text):
-        return torch.tensor([int(text)])
-
-    def encode(self, batch):
-        numbers = (batch["image"].mean((1, 2, 3)) * 10).round().long() if "image" in batch else batch["text"][:, 0]
-        return {"image" if "image" in batch else "text": torch.eye(11)[numbers]}
+    def points(self, values, modality):
+        read = self.processors["image"]
+        numbers = [int(value) if modality == "text" else round(read(value).mean().item() * 10) for value in values]
+        return torch.eye(11)[numbers]
 
 
 def test_r_precision_is_of_each_pictures_own_text(run):
     model, texts = load(run), ["3", "5", "5", "9"]
     data = SimpleNamespace(texts=texts, labels=[])
     judges = MODULE.Judges(recipe_config(RECIPE, "smoke", []), model, data, "test")
-    judges.space = Space()
-    judges.texts = judges.points_of_texts()
+    judges.space, judges.texts, judges.own = Space(), Space().points(["3", "5", "9"], "text"), torch.tensor([0, 1, 1, 2])
     right = torch.tensor([0.3, 0.5, 0.5, 0.9])[:, None, None, None].expand(-1, 1, 8, 8)
     assert judges(right, "") == {"r_precision": 1.0}
     assert judges(right.flip(0), "_x") == {"r_precision_x": 0.5}
@@ -124,10 +122,21 @@ def test_reranking_takes_the_picture_that_is_nearest(run):
         assert (one.mean() * 10).round() == 9 or not (numbers == 9).any()
 
 
-def test_figures_of_a_copy(run):
+def test_figures_of_a_copy():
     x = torch.rand(5, 1, 8, 8)
-    distance, which = MODULE.nearest_pictures(x[[3, 1]] + 0.01, x)
+    distance, which = nearest_pictures(x[[3, 1]] + 0.01, x)
     assert which.tolist() == [3, 1] and distance.tolist() == pytest.approx([0.01, 0.01], rel=1e-3)
+
+
+def test_judge_and_reranker_see_pictures_of_the_size_that_is_made(run, monkeypatch):
+    asked, data = [], SimpleNamespace(texts=["3", "5", "5"], labels=[])
+    monkeypatch.setattr(recipe_of("aligned"), "shared_space", lambda config: asked.append(config) or Space())
+    config = recipe_config(RECIPE, "smoke", [])
+    judges = MODULE.Judges(replace(config, aligned={"data": {"card": "digits"}}), load(run), data, "test")
+    assert [c.data.side for c in asked] == [config.data.size] * 2 and asked[0].seed != asked[1].seed
+    assert judges.own.tolist() == [0, 1, 1]
+    MODULE.Judges(replace(config, aligned={"data": {"card": "digits", "side": 64}}), load(run), data, "test")
+    assert asked[-1].data.side == 64
 
 
 def test_evaluation_with_a_judge(run):

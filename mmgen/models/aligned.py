@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mmgen.conditioning.language_model import load_language_model
 from mmgen.data.audio import AudioProcessor
-from mmgen.data.batch import Batch
+from mmgen.data.batch import Batch, collate
 from mmgen.data.image import ImageProcessor
 from mmgen.data.text import TextProcessor
 from mmgen.errors import UserError, check_at_least, check_one_of
@@ -22,6 +22,7 @@ from mmgen.modalities.image import ImageEncoder, colour_histogram, fingerprint
 from mmgen.modalities.sequence import TransformerLayers
 from mmgen.models.base import Losses, Model
 
+AT_ONCE = 64  # values that are read together
 SCALES = (1.0, 100.0)  # between which the learned scale is kept
 
 
@@ -214,6 +215,25 @@ class Aligned(Model):
         if not found:
             raise self._missing(f"{self.modality} or text", batch)
         return found
+
+    @torch.no_grad()
+    def points(self, values: Sequence[Any], modality: str) -> Tensor:
+        """Where raw pictures, sounds or texts lie in the space, some at a time.
+
+        Args:
+            values: n of them, as the processor of ``modality`` reads them.
+            modality: ``text`` or that of x.
+
+        Returns:
+            (n, s), each of length 1.
+        """
+        check_one_of("modality", modality, self.inputs)
+        read = self.tokens if modality == "text" else self.processors[modality]
+        parts = []
+        for start in range(0, len(values), AT_ONCE):
+            rows = [{modality: read(value)} for value in values[start : start + AT_ONCE]]
+            parts.append(self.encode(collate(rows, ["text"]).to(self.step.device))[modality])
+        return torch.cat(parts)
 
     def encode_embeddings(self, embeddings: Tensor, mask: Tensor | None = None) -> Tensor:
         """Texts, or mixtures of words, as points of the space.

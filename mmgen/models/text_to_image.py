@@ -19,7 +19,6 @@ from mmgen.models.base import Losses, Model, load
 from mmgen.models.discrete_vae import DiscreteVAE
 
 PARTS = ("text", "image")
-RANKED = 64  # pictures that are compared with their texts at once
 
 
 class TextThenImage(CausalTransformer):
@@ -274,17 +273,10 @@ class TextToImage(Model):
         if aligned.name != "aligned" or aligned.modality != "image":
             raise UserError("rerank", got=aligned.name, expected="a run of the recipe aligned", fix="train one")
         aligned = aligned.to(pictures.device)
-        eye, own = aligned.processors["image"], self.processors["image"]
-        points = []
-        for part in pictures.split(RANKED):
-            seen = torch.stack([eye(own.decode(x)) for x in part]).to(pictures.device)
-            points.append(aligned.encode(Batch({"image": seen}))["image"])  # (m, s)
-        decode = self.processors["text"].decode
-        texts = [aligned.tokens(decode(ids[mask])) for ids, mask in zip(given["text"], given.masks["text"])]
-        padded = nn.utils.rnn.pad_sequence(texts, batch_first=True).to(pictures.device)  # (b, t)
-        mask = torch.arange(padded.shape[1]) < torch.tensor([len(text) for text in texts])[:, None]
-        text = aligned.encode(Batch({"text": padded}, {"text": mask.to(pictures.device)}))["text"]  # (b, s)
-        return (torch.cat(points).unflatten(0, (len(text), -1)) * text[:, None]).sum(-1).flatten()
+        decode, word = self.processors["image"].decode, self.processors["text"].decode
+        seen = aligned.points([decode(x) for x in pictures], "image")  # (b n, s)
+        told = aligned.points([word(ids[mask]) for ids, mask in zip(given["text"], given.masks["text"])], "text")  # (b, s)
+        return (seen.unflatten(0, (len(told), -1)) * told[:, None]).sum(-1).flatten()
 
     def upper_part(self, source: Source) -> Tensor:
         """The upper part of a picture, to be completed: (c, h0, w), h0 whole rows of cells.

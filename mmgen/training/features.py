@@ -1,4 +1,4 @@
-"""Features of pictures by a packaged network, by which what is generated is compared with what is real."""
+"""What pictures are compared by: features of a packaged network, and their own values."""
 
 from collections.abc import Sequence
 
@@ -34,3 +34,21 @@ def picture_features(backbone: str, processor: ImageProcessor, values: Sequence[
         pictures = torch.stack([eye(processor.decode(value)) for value in values[start : start + AT_ONCE]])
         parts.append(encoder(pictures.to(device)).cpu())
     return torch.cat(parts)
+
+
+def nearest_pictures(x: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+    """The root mean square difference of each picture to the nearest of ``seen``, and which that is.
+
+    Args:
+        x: (n, c, h, w).
+        seen: (m, c, h, w), of the same units.
+
+    Returns:
+        (n,) in these units, and (n,) whole numbers.
+
+    >>> seen = torch.rand(3, 1, 4, 4)
+    >>> [part.tolist() for part in nearest_pictures(seen[1:2], seen)]
+    [[0.0], [1]]
+    """
+    distances = torch.cdist(x.flatten(1), seen.flatten(1)) / x[0].numel() ** 0.5  # (n, m)
+    return distances.min(1)

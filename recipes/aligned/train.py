@@ -15,11 +15,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from accelerate import PartialState
+from PIL import Image
 from torch import Tensor
 
 from mmgen.cli import main
 from mmgen.data.batch import Batch, collate
 from mmgen.data.cards import cache_folder, check_column, open_card, read_card
+from mmgen.data.image import ImageProcessor
 from mmgen.errors import UserError, check_at_least
 from mmgen.metrics.retrieval import chance_at, recall_at
 from mmgen.models.aligned import Aligned
@@ -36,11 +38,20 @@ PENALTIES = (10.0, 100.0, 1000.0, 10000.0)  # of the ridge regression, one of wh
 
 @dataclass
 class Data:
-    """A data card and its columns; a text column may hold several texts an item. ``limit`` 0 takes all."""
+    """A data card and its columns.
+
+    Args:
+        card: name or path.
+        input: the column of pictures or sounds.
+        text: the column of texts, one or several an item.
+        side: in pixels, to which pictures are reduced before they are read, for a space that will see such; 0: as they are.
+        limit: items of each split; 0 takes all.
+    """
 
     card: str = "openmoji"
     input: str = "image"
     text: str = "caption"
+    side: int = 0
     limit: int = 0
 
 
@@ -60,6 +71,21 @@ class Config:
     seeds: int = 1
 
 
+class Reduced(Sequence):
+    """The pictures of a column at ``side`` pixels, each reduced when it is read."""
+
+    def __init__(self, column: Sequence, side: int) -> None:
+        self.column, self.process = column, ImageProcessor(side)
+
+    def __len__(self) -> int:
+        return len(self.column)
+
+    def __getitem__(self, index: int | slice) -> Image.Image | list[Image.Image]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self.process.decode(self.process(self.column[index]))
+
+
 class Pairs(Sequence):
     """Pairs of an item of the card and one of its texts, in order.
 
@@ -70,6 +96,8 @@ class Pairs(Sequence):
     def __init__(self, model: Aligned, data: Data, split: str) -> None:
         rows = open_card(data.card, split, limit=data.limit or None)
         self.inputs, self.modality, self.process = rows[data.input], model.modality, model.processors[model.modality]
+        if data.side:
+            self.inputs = Reduced(self.inputs, data.side)
         self.pairs: list[tuple[int, Tensor]] = []
         for i, texts in enumerate(rows[data.text]):
             try:
@@ -78,7 +106,8 @@ class Pairs(Sequence):
                 raise UserError.from_line(f"{data.card}: {split}: row {i}: {error}") from error
         self.features: Tensor | None = None
         if not model.trained_encoder:
-            self.features = model.all_features(self.inputs, [rows._fingerprint, data.input])
+            side = [str(data.side)] if data.side else []
+            self.features = model.all_features(self.inputs, [rows._fingerprint, data.input, *side])
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -116,6 +145,9 @@ def check(config: Config) -> None:
     check_column(card, "data.input", config.data.input, config.model.modality)
     check_column(card, "data.text", config.data.text, "text")
     check_at_least("data.limit", config.data.limit, 0)
+    check_at_least("data.side", config.data.side, 0)
+    if config.data.side and config.model.modality != "image":
+        raise UserError("data.side", got=f"{config.data.side} of sounds", expected="0", fix="leave data.side out")
     check_at_least("references", config.references, 1)
 
 

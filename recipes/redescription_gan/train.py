@@ -28,12 +28,11 @@ from mmgen.data.text import train_tokenizer
 from mmgen.errors import UserError, check_at_least
 from mmgen.metrics.frechet import frechet_distance
 from mmgen.metrics.retrieval import r_precision
-from mmgen.models.aligned import Aligned
 from mmgen.models.base import load
 from mmgen.models.mirror_gan import MirrorGAN
 from mmgen.models.redescriber import Redescriber
 from mmgen.training.config import FitConfig, build_config, section_of
-from mmgen.training.features import picture_features
+from mmgen.training.features import nearest_pictures, picture_features
 from mmgen.training.loop import fit
 from mmgen.training.model_card import ModelCard, contact_sheet, write_model_card
 from mmgen.training.recipe import Recipe, read_json, recipe_of, run_details, stage_folder
@@ -271,19 +270,6 @@ def told(captioner: Redescriber, data: Pairs, pictures: Tensor) -> float:
     return total / len(data)
 
 
-@torch.no_grad()
-def similarities(aligned: Aligned, process: ImageProcessor, pictures: Tensor, texts: Sequence[str]) -> Tensor:
-    """Of pictures (n, c, h, w) with texts (m) in the space of ``aligned``, (n, m)."""
-    device, found = aligned.step.device, {"image": [], "text": []}
-    rows = [{"text": aligned.tokens(text)} for text in texts]
-    for start in range(0, len(rows), AT_ONCE):
-        found["text"].append(aligned.encode(collate(rows[start : start + AT_ONCE], ["text"]).to(device))["text"])
-    for part in pictures.split(AT_ONCE):
-        seen = [{"image": aligned.processors["image"](process.decode(x))} for x in part]
-        found["image"].append(aligned.encode(collate(seen).to(device))["image"])
-    return (torch.cat(found["image"]).float() @ torch.cat(found["text"]).float().T).cpu()
-
-
 def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     """What one picture a prompt of ``split`` is worth, and ``_real`` what the true pictures are, at the same size.
 
@@ -301,11 +287,15 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     for end, pictures in (("", drawn), ("_real", real)):
         figures[f"redescription{end}"] = told(captioner, data, pictures)
     if config.aligned:
-        space = recipe_of("aligned").shared_space(build_config(recipe_of("aligned").Config, config.aligned)).to(device)
+        recipe = recipe_of("aligned")
+        values = build_config(recipe.Config, config.aligned)
+        values.data.side = values.data.side or config.gan.sizes[-1]  # it sees what is judged, and no finer
+        space = recipe.shared_space(values).to(device)
         texts = list(dict.fromkeys(data.texts))
         right = torch.tensor([texts.index(text) for text in data.texts])
         for end, pictures in (("", drawn), ("_real", real)):
-            scores = similarities(space, process, pictures, texts)
+            points = space.points([process.decode(x) for x in pictures], "image")  # (n, s)
+            scores = (points @ space.points(texts, "text").T).cpu()  # (n, m)
             figures[f"r_precision{end}"] = r_precision(scores, right, texts, settings.among, config.seed)
     if settings.features:
         features = [picture_features(settings.features, process, list(x)) for x in (real, drawn)]
@@ -314,22 +304,9 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
         figures |= judged(config, data, process, drawn, real)
     seen = Pairs(config.data, "train", model.processors, config.data.limit).all()
     for end, pictures in (("", drawn), ("_real", real)):
-        figures[f"nearest_rmse{end}"] = nearest_pictures(pictures, seen)[0].mean().item()
+        figures[f"nearest_rmse{end}"] = nearest_pictures(pictures / 2, seen / 2)[0].mean().item()
     write_samples(run, split, model, data, seen)
     return figures
-
-
-def nearest_pictures(x: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
-    """The root mean square difference, of values from 0 to 1, of each picture to the nearest of ``seen``, and which that is.
-
-    Args:
-        x: (n, c, h, w), from -1 to 1.
-        seen: (m, c, h, w), likewise.
-
-    Returns:
-        (n,) each.
-    """
-    return (torch.cdist(x.flatten(1), seen.flatten(1)) / 2 / x[0].numel() ** 0.5).min(1)
 
 
 def judged(config: Config, data: Pairs, process: ImageProcessor, drawn: Tensor, real: Tensor) -> dict[str, float]:

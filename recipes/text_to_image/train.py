@@ -32,7 +32,7 @@ from mmgen.models.discrete_vae import DiscreteVAE, code_use
 from mmgen.models.text_to_image import TextToImage
 from mmgen.models.vae import VAE
 from mmgen.training.config import FitConfig, build_config, section_of
-from mmgen.training.features import picture_features
+from mmgen.training.features import nearest_pictures, picture_features
 from mmgen.training.loop import fit
 from mmgen.training.model_card import ModelCard, write_model_card
 from mmgen.training.recipe import Recipe, read_json, recipe_of, run_details, stage_folder
@@ -310,18 +310,11 @@ class Judges:
         if config.aligned:
             recipe = recipe_of("aligned")
             values = build_config(recipe.Config, config.aligned)
-            self.space, self.reranker = (recipe.shared_space(replace(values, seed=values.seed + i)) for i in (0, 1))
-            self.texts = self.points_of_texts()
-
-    @torch.no_grad()
-    def points_of_texts(self) -> Tensor:
-        """The points of the split's texts, each different text once, (m, s); ``self.own`` says which is whose."""
-        different = list(dict.fromkeys(self.data.texts))
-        self.own = torch.tensor([different.index(text) for text in self.data.texts])
-        rows = [{"text": self.space.tokens(text)} for text in different]
-        parts = [collate(rows[i : i + AT_ONCE], ["text"]) for i in range(0, len(rows), AT_ONCE)]
-        space = self.space.to(PartialState().device)
-        return torch.cat([space.encode(part.to(space.step.device))["text"] for part in parts]).cpu()
+            values.data.side = values.data.side or config.data.size  # it sees what is judged, and no finer
+            spaces = (recipe.shared_space(replace(values, seed=values.seed + i)) for i in (0, 1))
+            self.space, self.reranker = (space.to(PartialState().device) for space in spaces)
+            texts = list(dict.fromkeys(data.texts))
+            self.texts, self.own = self.space.points(texts, "text"), torch.tensor([texts.index(text) for text in data.texts])
 
     @torch.no_grad()
     def __call__(self, made: Tensor, name: str) -> dict[str, float]:
@@ -333,11 +326,7 @@ class Judges:
             truth = [str(label) for label in self.data.labels]
             figures[f"digit_accuracy{name}"] = sum(a == b for a, b in zip(seen, truth)) / len(truth)
         if self.space is not None:
-            eye, points = self.space.processors["image"], []
-            for part in tqdm(made.split(AT_ONCE), desc=f"r_precision{name}", dynamic_ncols=True):
-                seen = torch.stack([eye(decode(x)) for x in part]).to(self.space.step.device)
-                points.append(self.space.encode(Batch({"image": seen}))["image"].cpu())
-            scores = torch.cat(points) @ self.texts.T  # (n, m)
+            scores = (self.space.points([decode(x) for x in made], "image") @ self.texts.T).cpu()  # (n, m)
             figures[f"r_precision{name}"] = r_precision(scores, self.own, among=self.config.evaluation.among)
         return figures
 
@@ -371,10 +360,10 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
         )
     if judges.reranker is not None:
         made["_reranked"] = reranked(model, judges.reranker, data, config, sampling | arms[""])
-    for name, x in {**made, "_real": real}.items():
-        figures |= judges(x, name)
     codes = model.discrete_vae
     made["_codes"] = torch.cat([reconstructed(codes, x.to(device)).cpu() for x in real.split(AT_ONCE)])
+    for name, x in {**made, "_real": real}.items():
+        figures |= judges(x, name)
     made["_baseline"] = load(stage_folder(RECIPE, run, "baseline")).to(device).generate(
         Batch({"image": torch.zeros(1, device=device)}, present={"image": torch.tensor([False], device=device)}),
         "image", len(data), torch.Generator().manual_seed(config.seed)).cpu()  # fmt: skip
@@ -414,12 +403,6 @@ def reranked(model: TextToImage, space: Any, data: Pictures, config: Config, sam
         best = model.similarity(space, drawn, given).reshape(-1, m).argmax(1)  # (b,)
         kept.append(drawn.unflatten(0, (-1, m))[torch.arange(len(best)), best].cpu())
     return torch.cat(kept)
-
-
-def nearest_pictures(x: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
-    """The root mean square difference of each picture (n, c, h, w) to the nearest of ``seen`` (m, c, h, w), and its place."""
-    distances = torch.cdist(x.flatten(1), seen.flatten(1)) / x[0].numel() ** 0.5  # (n, m)
-    return distances.min(1)
 
 
 def report(run: Path, config: Config) -> None:
