@@ -27,7 +27,13 @@ def test_frozen_features_of_reduced_pictures_are_their_own(tmp_path, monkeypatch
     config = recipe_config(
         RECIPE,
         "smoke",
-        ["data.limit=4", "model.trained_encoder=false", "model.encoder=efficientnet_lite0", "model.weights=package"],
+        [
+            "data.limit=4",
+            "model.trained_encoder=false",
+            "model.encoder=efficientnet_lite0",
+            "model.weights=package",
+            "model.size=64",
+        ],
     )
     torch.manual_seed(0)
     model = Aligned(**vars(config.model)).eval()
@@ -47,5 +53,5 @@ def test_sounds_have_no_side():
     RECIPE.check(config)
     config.data.card, config.data.input, config.model.modality = "free_spoken_digits", "audio", "audio"
     config.data.text = "word"
-    with pytest.raises(UserError, match="data.side: got 16 of sounds, expected 0"):
+    with pytest.raises(UserError, match=r"data.side: got 16 of sounds, expected 0"):
         RECIPE.check(config)
