@@ -87,3 +87,14 @@ def check_sizes(what: str, sizes: object) -> list[int]:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
+
+
+def check_share(what: str, value: float) -> float:
+    """Return ``value`` if it is 0 or more and below 1.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not 0 <= value < 1:
+        raise UserError(what, got=value, expected="0 or more and below 1", fix="use 0.1 for example")
+    return value

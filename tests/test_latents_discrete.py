@@ -12,7 +12,7 @@ from torch.distributions import Categorical, Independent, kl_divergence
 from torch.nn import functional as F
 
 from mmgen.errors import UserError
-from mmgen.latents.discrete import VectorQuantizer, annealed, gumbel_softmax, kl_to_uniform
+from mmgen.latents.discrete import VectorQuantizer, annealed, gumbel_softmax, kl_to_uniform, reinforce, straight_through
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -279,3 +279,73 @@ def test_two_processes_keep_the_codes_of_one(tmp_path):
 def test_wrong_use_says_so(call, message):
     with pytest.raises(UserError, match=message):
         call()
+
+
+# gradients through draws
+
+
+@given(
+    st.lists(st.floats(-3, 3), min_size=4, max_size=4),
+    st.lists(st.floats(-5, 5), min_size=16, max_size=16),
+    st.floats(-5, 5),
+)
+def test_reinforce_is_unbiased_whatever_the_baseline(values, rewards, baseline):
+    """Two draws in a row from one categorical: the mean over all 16 outcomes is the exact gradient of the expected reward."""
+    logits = torch.tensor(values, dtype=torch.float64, requires_grad=True)
+    log_p = logits.log_softmax(0)
+    log_q = (log_p[:, None] + log_p).flatten()  # (16,) of every pair
+    reward = torch.tensor(rewards, dtype=torch.float64)
+    exact = torch.autograd.grad(-(log_q.exp() * reward).sum(), logits, retain_graph=True)[0]
+    found = torch.zeros_like(exact)
+    for z in range(16):
+        policy, error = reinforce(log_q[z : z + 1], reward[z : z + 1], torch.full((1,), baseline, dtype=torch.float64))
+        found += log_q[z].exp().detach() * torch.autograd.grad(policy, logits, retain_graph=True)[0]
+        assert error.item() == pytest.approx((rewards[z] - baseline) ** 2)
+        assert not error.requires_grad
+    torch.testing.assert_close(found, exact, atol=1e-9, rtol=1e-9)
+
+
+def test_a_learned_baseline_lowers_the_variance():
+    torch.manual_seed(0)
+    logits = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    reward = torch.tensor([10.0, 11.0, 12.0], dtype=torch.float64)
+    b = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    for _ in range(200):
+        z = torch.randint(3, (32,))
+        error = reinforce(logits.log_softmax(0)[z], reward[z], b.expand(32))[1]
+        with torch.no_grad():
+            b -= 0.05 * torch.autograd.grad(error, b)[0]
+    assert b.item() == pytest.approx(11.0, abs=0.3)
+
+    def spread(baseline):
+        found = []
+        for z in range(3):
+            one = torch.tensor([z])
+            policy, _ = reinforce(logits.log_softmax(0)[one], reward[one], baseline)
+            found.append(torch.autograd.grad(policy, logits)[0])
+        return torch.stack(found).var(0).sum()
+
+    assert spread(b.detach()[None]) < 0.05 * spread(None)
+
+
+def test_the_baseline_is_trained_and_the_policy_is_not_by_its_error():
+    logits, b = torch.zeros(3, requires_grad=True), torch.zeros(2, requires_grad=True)
+    policy, error = reinforce(logits.log_softmax(0)[torch.tensor([0, 2])], torch.tensor([1.0, 3.0]), b)
+    assert torch.autograd.grad(error, b, retain_graph=True)[0].tolist() == [-1.0, -3.0]
+    assert torch.autograd.grad(error, logits, allow_unused=True, retain_graph=True)[0] is None
+    assert torch.autograd.grad(policy, b, allow_unused=True)[0] is None
+
+
+def test_reinforce_of_other_shapes():
+    with pytest.raises(UserError, match=r"got shapes \(2,\), \(3,\), \(3,\), expected one shape"):
+        reinforce(torch.zeros(2), torch.zeros(3))
+
+
+def test_straight_through_is_what_was_drawn_with_the_gradient_of_its_probabilities():
+    logits = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
+    ids, weights = torch.randint(5, (2, 3)), torch.randn(2, 3, 5, dtype=torch.float64)
+    found = straight_through(logits, ids)
+    assert torch.equal(found, torch.nn.functional.one_hot(ids, 5).double())
+    (through,) = torch.autograd.grad((found * weights).sum(), logits, retain_graph=True)
+    (soft,) = torch.autograd.grad((logits.softmax(-1) * weights).sum(), logits)
+    torch.testing.assert_close(through, soft)

@@ -21,6 +21,7 @@ from mmgen.models.multimodal_vae import MultimodalVAE
 from mmgen.models.psa_captioner import PseudoSelfAttentionCaptioner
 from mmgen.models.redescriber import Redescriber
 from mmgen.models.sentence_vae import SentenceVAE
+from mmgen.models.style_transfer import StyleTransfer
 from mmgen.models.text_to_image import TextToImage
 from mmgen.models.vae import VAE
 from mmgen.models.vision_touch import VisionTouch
@@ -180,6 +181,15 @@ def tiny_models() -> dict[str, Tiny]:
             model=lambda: Edit(["bad", "good"], words=9, pairs=81, triples=20, gaps=3, choices=2),
             batch=lambda n: Batch(
                 {"text": torch.randint(3, 9, (n, 4)), "label": torch.arange(n) % 2},
+                {"text": torch.ones(n, 4, dtype=torch.bool)},
+            ),
+            optional="text",
+            to=None,
+        ),
+        "style_transfer": Tiny(
+            model=lambda: StyleTransfer(["bad", "good"], 9, dim=8, depth=1, heads=2, dropout=0.0, noise=0.0),
+            batch=lambda n: Batch(
+                {"text": torch.randint(4, 9, (n, 4)), "label": torch.arange(n) % 2},
                 {"text": torch.ones(n, 4, dtype=torch.bool)},
             ),
             optional="text",

@@ -1,4 +1,4 @@
-"""Discrete latents: relaxed draws, their temperature, the KL to uniform, and vector quantisation."""
+"""Discrete latents: relaxed draws, gradients through draws, the KL to uniform, and vector quantisation."""
 
 import math
 from typing import NamedTuple
@@ -43,6 +43,60 @@ def gumbel_softmax(logits: Tensor, temperature: float, hard: bool = False, gener
         return soft
     one_hot = torch.zeros_like(soft).scatter_(-1, soft.argmax(-1, keepdim=True), 1.0)
     return one_hot + (soft - soft.detach())  # the difference is exactly 0
+
+
+def straight_through(logits: Tensor, ids: Tensor) -> Tensor:
+    """One-hot of what was drawn, whose gradient is that of the probabilities it was drawn by, ``ids + p - sg(p)``.
+
+    Args:
+        logits: (..., v).
+        ids: (...) drawn from them, by whatever sampler.
+
+    Returns:
+        (..., v), exactly 0 and 1.
+
+    Source: Bengio et al. 2013, arXiv 1308.3432, the straight-through estimator, which is biased.
+
+    >>> straight_through(torch.zeros(3), torch.tensor(1)).tolist()
+    [0.0, 1.0, 0.0]
+    """
+    p = logits.softmax(-1)
+    return torch.zeros_like(p).scatter_(-1, ids[..., None], 1.0) + (p - p.detach())  # the difference is exactly 0
+
+
+def reinforce(log_prob: Tensor, reward: Tensor, baseline: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """What to minimise for the gradient of an expected reward, ``-E_q[(R(z) - b) grad log q(z)]``, of draws z from q.
+
+    It is unbiased whatever R is, differentiable or not, and for any b that does not depend on z; the nearer b is to
+    ``E_q[R]``, the less the gradient varies.
+
+    Args:
+        log_prob: log q(z) of draws, (b,), with gradients.
+        reward: R(z), (b,).
+        baseline: b, (b,), from what q is conditioned on; None is 0.
+
+    Returns:
+        ``-mean (R - b) log q``, whose value means nothing, and ``mean (R - b)^2``, which trains the baseline and gives q no
+        gradient as long as ``baseline`` does not depend on q's parameters; both scalars.
+
+    Raises:
+        UserError: shapes that differ.
+
+    Source: Williams 1992, REINFORCE; the baseline learned as in Mnih and Gregor 2014, arXiv 1402.0030.
+
+    >>> logits = torch.zeros(2, requires_grad=True)
+    >>> z = torch.tensor([0, 1])
+    >>> policy, error = reinforce(logits.log_softmax(0)[z], reward=torch.tensor([1.0, 0.0]))
+    >>> torch.autograd.grad(policy, logits)[0].tolist()  # down the loss, the first becomes likelier
+    [-0.25, 0.25]
+    """
+    baseline = torch.zeros_like(reward) if baseline is None else baseline
+    if not log_prob.shape == reward.shape == baseline.shape:
+        got = ", ".join(str(tuple(x.shape)) for x in (log_prob, reward, baseline))
+        fix = "give one of each for every draw"
+        raise UserError("log_prob, reward and baseline", got=f"shapes {got}", expected="one shape", fix=fix)
+    advantage = reward.detach() - baseline
+    return -(advantage.detach() * log_prob).mean(), advantage.square().mean()
 
 
 def annealed(step: int, steps: int, start: float = 1.0, end: float = 1 / 16, shape: str = "cosine") -> float:

@@ -43,8 +43,8 @@ class TextEncoder(nn.Module):
         return (tokens * real).sum(1) / real.sum(1).clamp(min=1)  # (b, d)
 
     def tokens(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Features of every token, in the light of all real ones: ids (b, t), mask (b, t) -> (b, t, d)."""
-        x = self.embed(ids)  # (b, t, d)
+        """Features of every token, in the light of all real ones: ids (b, t), or embeddings (b, t, d), and mask (b, t)."""
+        x = ids if ids.is_floating_point() else self.embed(ids)  # (b, t, d)
         t, attend = ids.shape[1], None
         positions = torch.arange(t, device=ids.device)[None]  # (1, t)
         if mask is not None:

@@ -31,6 +31,7 @@ MODELS = {
     "factorized": "mmgen.models.factorized:Factorized",
     "aligned": "mmgen.models.aligned:Aligned",
     "edit": "mmgen.models.edit:Edit",
+    "style_transfer": "mmgen.models.style_transfer:StyleTransfer",
     "mag": "mmgen.models.mag:AdaptedTransformer",
     "vision_touch": "mmgen.models.vision_touch:VisionTouch",
     "discrete_vae": "mmgen.models.discrete_vae:DiscreteVAE",

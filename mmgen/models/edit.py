@@ -12,7 +12,7 @@ A sentence that no change improves comes back as it was, letter by letter; so do
 
 import re
 from collections.abc import Collection, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from mmgen.data.label import LabelProcessor
 from mmgen.data.text import train_word_tokenizer
 from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.models.base import Losses, Model
-from mmgen.models.ngrams import BEGIN, END, UNKNOWN, NgramTable, framed, word_vectors, words_between
+from mmgen.models.ngrams import BEGIN, END, UNKNOWN, NgramTable, framed, style_counts, word_vectors, words_between
 
 CREDIT = 4.0  # nats a word: about what one costs in either language model
 AT_ONCE = 256  # sentences changed together
@@ -133,20 +133,13 @@ class Edit(Model):
             UserError: not two styles, a label that is neither, a style without a text, or too few texts.
         """
         told = [(text, label) for text, label in zip(texts, labels) if text.strip()]
-        for label in (*(label for _, label in told), 0, 1):
-            if label not in (0, 1) or not any(of == label for _, of in told):
-                got = f"{label} among the labels" if label not in (0, 1) else f"no text of label {label}"
-                raise UserError("labels", got=got, expected="0 and 1", fix="give texts of exactly two styles")
         texts, labels = [text for text, _ in told], [label for _, label in told]
         processor = train_word_tokenizer(texts)
         sentences = processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        counts = style_counts(sentences, labels, processor.vocabulary)
         table = NgramTable.count(sentences, labels, processor.vocabulary)
         written = processor.tokenizer.convert_ids_to_tokens(range(processor.vocabulary))
         usable = np.array([bool(_PLAIN.fullmatch(word)) for word in written])
-        counts = np.stack([
-            np.bincount(np.concatenate([s for s, of in zip(sentences, labels) if of == label]), minlength=len(usable))
-            for label in (0, 1)
-        ])  # fmt: skip
         choices = int(settings.get("choices", 12))
         gaps, between = words_between(sentences, labels, counts, usable, choices)
         model = cls(list(class_names), processor.vocabulary, len(table.pairs), len(table.triples), len(gaps), **settings)
@@ -208,13 +201,10 @@ class Edit(Model):
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise UserError("texts", got=repr(texts), expected="a list of strings", fix='write ["..."]')
         tokenizer = self.processors["text"].tokenizer
-        ends = {tokenizer.convert_tokens_to_ids(mark) for mark in (".", "!", "?")} - {UNKNOWN}
         restyled: list[str] = []
         for start in range(0, len(texts), AT_ONCE):
-            some = [text.encode("utf-8", "replace").decode() for text in texts[start : start + AT_ONCE]]
-            read = tokenizer(some, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True)
-            kept = [_kept(text, offsets) for text, offsets in zip(some, read["offset_mapping"])]
-            pieces = [(i, piece) for i, ids in enumerate(read["input_ids"]) for piece in _pieces(ids, ends, kept[i])]
+            some = texts[start : start + AT_ONCE]
+            read, kept, pieces = pieces_of(some, tokenizer)
             items: list[list[Item]] = [[] for _ in some]
             for at in range(0, len(pieces), AT_ONCE):
                 part = pieces[at : at + AT_ONCE]
@@ -424,6 +414,22 @@ def _kept(text: str, offsets: Sequence[tuple[int, int]]) -> set[int]:
     return kept
 
 
+def pieces_of(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase
+) -> tuple[Any, list[set[int]], list[tuple[int, list[Item]]]]:
+    """Texts cut where sentences end, and where more than `LONGEST` words have no end.
+
+    Returns:
+        What the tokenizer says of them, with ``offset_mapping``; the places of each that no change may touch; and, in order,
+        whose each piece is and its words.
+    """
+    texts = [text.encode("utf-8", "replace").decode() for text in texts]
+    ends = {tokenizer.convert_tokens_to_ids(mark) for mark in (".", "!", "?")} - {UNKNOWN}
+    read = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True)
+    kept = [_kept(text, offsets) for text, offsets in zip(texts, read["offset_mapping"])]
+    return read, kept, [(i, piece) for i, ids in enumerate(read["input_ids"]) for piece in _pieces(ids, ends, kept[i])]
+
+
 def _pieces(ids: Sequence[int], ends: Collection[int], kept: Collection[int] = ()) -> Iterator[list[Item]]:
     """The words of a text, sentence by sentence, `LONGEST` at a time at most; what is ``kept`` ends no sentence."""
     piece: list[Item] = []
@@ -463,3 +469,33 @@ def _spell(text: str, offsets: Sequence[tuple[int, int]], items: list[Item], tok
                 written = written.lower()
         pieces += [gap, written]
     return "".join(pieces) + text[offsets[-1][1] :]
+
+
+def respelt(
+    text: str,
+    offsets: Sequence[tuple[int, int]],
+    ids: Sequence[int],
+    words: Sequence[int],
+    tokenizer: PreTrainedTokenizerBase,
+) -> str:
+    """``words`` written as the text is: its own words letter by letter, others spaced and capitalised as it is.
+
+    Args:
+        text: of words ``ids`` that stand at ``offsets``.
+        words: what is written instead; an unknown word is the text's next unknown one, and nothing where it has no more.
+    """
+    own = [text[start:end] for start, end in offsets]
+    spelt = dict(zip(reversed(ids), reversed(own)))  # of several spellings the first
+    unknown = [written for word, written in zip(ids, own) if word == UNKNOWN]
+    spaced, shouted = bool(_SPACED.search(text)), text.isupper() and len(text) > 1
+    pieces: list[str] = []
+    for word in words:
+        if word == UNKNOWN and not unknown:
+            continue
+        written = unknown.pop(0) if word == UNKNOWN else spelt.get(word) or tokenizer.convert_ids_to_tokens(word)
+        first = not pieces or pieces[-1] in (".", "!", "?")
+        if first and any(map(str.isupper, text)):
+            written = written[:1].upper() + written[1:]
+        pieces += [written] if not pieces or (not spaced and _CLOSE.match(written)) else [" ", written]
+    line = "".join(pieces)
+    return line.upper() if shouted else line

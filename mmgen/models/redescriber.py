@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mmgen.data.batch import Batch
 from mmgen.distributions import AutoregressiveCategorical
-from mmgen.errors import UserError, check_at_least, check_one_of
+from mmgen.errors import UserError, check_at_least, check_one_of, check_share
 from mmgen.modalities.convolution import ConvEncoder
 from mmgen.modalities.kinds import OWN, check_values
 from mmgen.modalities.text import TextDecoder
@@ -171,14 +171,3 @@ def shifted(images: Tensor, share: float) -> Tensor:
     down, across = torch.randint(2 * most + 1, (2,)).tolist()
     padded = torch.nn.functional.pad(images, (most,) * 4, mode="replicate")
     return padded[..., down : down + images.shape[-2], across : across + images.shape[-1]]
-
-
-def check_share(what: str, value: float) -> float:
-    """Return ``value`` if it is 0 or more and below 1.
-
-    Raises:
-        UserError: it is not.
-    """
-    if not 0 <= value < 1:
-        raise UserError(what, got=value, expected="0 or more and below 1", fix="use 0.1 for example")
-    return value

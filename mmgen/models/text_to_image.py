@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from mmgen.data.batch import Batch
 from mmgen.data.image import read_image
 from mmgen.data.processors import Source
-from mmgen.errors import UserError, check_at_least, check_one_of
+from mmgen.errors import UserError, check_at_least, check_one_of, check_share
 from mmgen.modalities.autoregressive import CausalTransformer, sample
 from mmgen.modalities.frozen import freeze
 from mmgen.modalities.image import fingerprint
@@ -132,8 +132,7 @@ class TextToImage(Model):
         super().__init__()
         check_at_least("text_length", text_length, 2)
         for what, value in (("drop_text", drop_text), ("image_first", image_first)):
-            if not 0 <= value < 1:
-                raise UserError(what, got=value, expected="0 or more and below 1", fix="use 0.1")
+            check_share(what, value)
         for what, value in (("text_weight", text_weight), ("image_weight", image_weight)):
             check_at_least(what, value, 0)
         if not 0 <= end < vocabulary:

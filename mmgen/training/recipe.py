@@ -43,8 +43,8 @@ class Recipe:
         check: ``check(config)`` raises UserError for a config whose values do not fit the data.
         above: figure -> the baselines it is compared with; a study adds ``<baseline>_diff_low`` for each, the lower end of
             the 95 % interval of the difference, paired by seed.
-        made_by: stage -> the keys of the config that must be alike in a run that it is taken from; ``data``, ``model`` and
-            ``encoder`` for a stage that is not listed.
+        made_by: stage -> the keys of the config, of sections or ``section.key``, that must be alike in a run that it is taken
+            from; ``data``, ``model`` and ``encoder`` for a stage that is not listed.
     """
 
     name: str
@@ -370,9 +370,9 @@ def _flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
 
 def _check_same_model(config: Any, source: Path, keys: Sequence[str]) -> None:
     """A stage taken from another run must have been made for the same data and model."""
-    configs = read_yaml(source / "config.yaml"), yaml.safe_load(yaml.safe_dump(to_dict(config)))
-    before, now = ({key: c[key] for key in keys if key in c} for c in configs)
-    if changed := _changes(before, now):
+    changes = _changes(read_yaml(source / "config.yaml"), yaml.safe_load(yaml.safe_dump(to_dict(config))))
+    names = [(change, change.partition(" ")[0]) for change in changes]
+    if changed := [change for change, name in names if any(name == key or name.startswith(f"{key}.") for key in keys)]:
         fix = "use the same values, or train the stage"
         raise UserError(str(source), got=f"other values of {', '.join(changed)}", expected="a run of the same model", fix=fix)
 

