@@ -14,7 +14,7 @@ from mmgen.conditioning.language_model import load_language_model
 from mmgen.errors import UserError
 from mmgen.metrics.style import tokenize
 from mmgen.models.base import load
-from mmgen.training.recipe import load_recipe, recipe_config, stage_folder, train
+from mmgen.training.recipe import evaluate, load_recipe, recipe_config, stage_folder, train
 from mmgen.training.restyle import restyle
 
 RECIPE = load_recipe("style_transfer")
@@ -206,3 +206,42 @@ def test_scores_without_references_leave_out_what_needs_them(run):
     rewritten = MODULE.Scorer(config, run, replace(data, references=[[text] for text in data.texts]))
     assert rewritten(data.texts)["ref_bleu"] == pytest.approx(100) and math.isfinite(rewritten(data.texts)["geometric_mean"])
     assert all(tokenize(word) == [word] for word in score.style_words)
+
+
+# other rewriters and judges
+
+AUTOENCODER = ["judging.margins=[]", "judging.fluency=", "autoencoder.dim=16", "autoencoder.depth=1", "autoencoder.heads=2"]
+
+
+def test_an_autoencoder_by_the_same_commands(tmp_path, run, typed):
+    config = recipe_config(RECIPE, "smoke", ["objective=reinforced", *AUTOENCODER])
+    train(RECIPE, config, tmp_path / "run", stages_from={"judge": run})
+    assert load(tmp_path / "run").objective == "reinforced"
+    figures = evaluate(RECIPE, config, tmp_path / "run", "test")
+    assert {"accuracy", "self_bleu", "content_recall", "sentences_per_s"} <= figures.keys()
+    assert "by reinforced" in (tmp_path / "run" / "README.md").read_text()
+    code, out, _ = typed(tmp_path / "run", "positive", b"The tea was awful!\n\nEs regnet heute.\n")
+    assert code == 0 and out.split("\n")[1:] == ["", "Es regnet heute.", ""]
+
+
+def test_a_pretrained_judge(tmp_path):
+    config = recipe_config(RECIPE, "smoke", ["judging.pretrained=tiny", "fit_judge.steps=2"])
+    MODULE.train_judge(config, tmp_path / "run", False)
+    judge = load(stage_folder(RECIPE, tmp_path / "run", "judge"))
+    assert judge.name == "mag" and judge.class_names == ["negative", "positive"]
+    together = MODULE.judged(judge, ["the tea was awful .", "", "tea"])
+    assert together[1].tolist() == [0.5, 0.5] and np.allclose(together.sum(1), 1, atol=1e-5)
+    assert np.allclose(together[2], MODULE.judged(judge, ["tea"])[0], atol=1e-5)
+
+
+def test_what_only_an_edit_has_is_refused_of_others():
+    with pytest.raises(UserError, match=r"judging.margins: got some of objective=controlled, expected none; set"):
+        recipe_config(RECIPE, "smoke", ["objective=controlled"])
+    with pytest.raises(UserError, match="objective"):
+        recipe_config(RECIPE, "smoke", ["objective=delete"])
+
+
+def test_a_judge_of_another_split_is_no_judge_of_this_run(tmp_path, run):
+    config = recipe_config(RECIPE, "smoke", ["judging.vocab_size=290", "judging.fluency="])
+    with pytest.raises(UserError, match=r"other values of judging.vocab_size \(300, now 290\)"):
+        train(RECIPE, config, tmp_path / "run", stages_from={"judge": run})

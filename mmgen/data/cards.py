@@ -60,6 +60,12 @@ class Card:
         """The data set's name as people write it."""
         return self.front["pretty_name"]
 
+    @property
+    def license(self) -> str:
+        """Its licences, separated by commas."""
+        found = self.front["license"]
+        return found if isinstance(found, str) else ", ".join(found)
+
 
 class NoSource(UserError):
     """None of a card's sources can be had here."""

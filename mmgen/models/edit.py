@@ -395,7 +395,7 @@ def _changed(items: list[Item], start: int, length: int, word: int) -> list[Item
 def _kept(text: str, offsets: Sequence[tuple[int, int]]) -> set[int]:
     """The places of words that no change may touch: in addresses and abbreviations, and names, which a capital tells.
 
-    >>> text = "Ask Mary Smith at www.good.com, e.g. today."
+    >>> text = "Mary Smith ate. Good tea at www.good.com, e.g. today."
     >>> offsets = [match.span() for match in re.finditer(r"\\w+|\\S", text)]
     >>> [text[a:b] for i, (a, b) in enumerate(offsets) if i in _kept(text, offsets)]
     ['Mary', 'Smith', 'www', '.', 'good', '.', 'com', ',', 'e', '.', 'g', '.']
@@ -410,7 +410,7 @@ def _kept(text: str, offsets: Sequence[tuple[int, int]]) -> set[int]:
         if words[i] == "." and words[i - 1] in TITLES:
             kept |= {i - 1, i}
         elif named[i] and (words[i - 1] not in (".", "!", "?") or i - 1 in kept):  # not the first of a sentence
-            kept.add(i)
+            kept |= {i - 1, i} if named[i - 1] else {i}  # before a name, the first is of it
     return kept
 
 

@@ -285,7 +285,8 @@ class StyleTransfer(Model):
             written[i] += words
         rewritten = []
         for text, offsets, ids, words in zip(texts, read["offset_mapping"], read["input_ids"], written):
-            same = words == ids or all(word == UNKNOWN for word in ids)
+            known = any(text[a:b].isalpha() and word != UNKNOWN for word, (a, b) in zip(ids, offsets))
+            same = words == ids or not words or not known
             rewritten.append(text if same else respelt(text, offsets, ids, words, tokenizer))
         return rewritten
 

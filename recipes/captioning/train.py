@@ -304,7 +304,7 @@ def report(run: Path, config: Config, recipe: str = "captioning", reads: str = "
         license="apache-2.0",
         task="image-to-text" if pictures else "automatic-speech-recognition",
         data=card.name,
-        data_license=card.front["license"],
+        data_license=card.license,
         table=table,
         command=details["command"],
         picture="samples/captions.png" if samples else None,

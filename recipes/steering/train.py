@@ -330,7 +330,7 @@ def report(run: Path, config: Config) -> None:
         license="apache-2.0",
         task="text-generation",
         data=card.name,
-        data_license=card.front["license"],
+        data_license=card.license,
         table=table,
         command=details["command"],
         picture=None,

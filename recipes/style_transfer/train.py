@@ -398,7 +398,7 @@ def report(run: Path, config: Config) -> None:
         license="apache-2.0",
         task="text2text-generation",
         data=name,
-        data_license=card.front["license"] if card and isinstance(card.front["license"], str) else "unknown",
+        data_license=card.license if card else "unknown",
         table=table,
         command=details["command"],
         picture=f"samples/{next(iter(metrics))}_trade.png",

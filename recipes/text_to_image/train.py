@@ -436,7 +436,7 @@ def report(run: Path, config: Config) -> None:
         license="apache-2.0",
         task="text-to-image",
         data=card.name,
-        data_license=card.front["license"] if isinstance(card.front["license"], str) else ", ".join(card.front["license"]),
+        data_license=card.license,
         table=table,
         command=details["command"],
         picture=f"samples/{next(iter(metrics))}_pictures.png",

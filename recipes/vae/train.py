@@ -247,7 +247,7 @@ def report(run: Path, config: Config) -> None:
         license="apache-2.0",
         task="unconditional-image-generation",
         data=card.name,
-        data_license=card.front["license"],
+        data_license=card.license,
         table=table,
         command=details["command"],
         picture=f"samples/{next(iter(metrics))}_reconstructions.png",

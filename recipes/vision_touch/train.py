@@ -234,7 +234,7 @@ def report(run: Path, config: Config) -> None:
         license="apache-2.0",
         task="robotics",
         data=card.name,
-        data_license=str(card.front["license"]),
+        data_license=card.license,
         table=table,
         command=details["command"],
         picture="samples/samples.png",
