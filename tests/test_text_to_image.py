@@ -245,6 +245,10 @@ def test_the_upper_part_of_a_file_is_read_as_the_whole_is():
         ),
         (lambda m: m.losses(Batch({"image": torch.zeros(1, 1, 4, 4)})), "text and image: got no item that has it"),
         (lambda m: m.losses(batch_of(torch.zeros(1, 1, 8, 8), [3, END])), r"image: got shape \(1, 8, 8\)"),
+        (
+            lambda m: m.losses(batch_of(torch.full((1, 1, 4, 4), math.nan), [3, END])),
+            "image of item 0: got nan, expected finite",
+        ),
         (lambda m: build(drop_text=1.0), "drop_text: got 1.0"),
         (lambda m: TextToImage(CODES, WORDS, LENGTH, end=5), "end: got 5, expected a token, 0 to 4"),
         (lambda m: TextToImage(CODES, WORDS, 1, END), "text_length: got 1"),

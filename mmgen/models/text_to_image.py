@@ -14,6 +14,7 @@ from mmgen.errors import UserError, check_at_least, check_one_of, check_share
 from mmgen.modalities.autoregressive import CausalTransformer, sample
 from mmgen.modalities.frozen import freeze
 from mmgen.modalities.image import fingerprint
+from mmgen.modalities.kinds import check_values
 from mmgen.modalities.transformer import Cache
 from mmgen.models.base import Losses, Model, load
 from mmgen.models.discrete_vae import DiscreteVAE
@@ -369,9 +370,7 @@ class TextToImage(Model):
     def _codes(self, x: Tensor) -> Tensor:
         """The codes of pictures: x (b, c, h, w) -> (b, n)."""
         self._check_codes()
-        if tuple(x.shape[1:]) != self.discrete_vae.shape:
-            got, fix = f"shape {tuple(x.shape[1:])}", "use the model's own processor"
-            raise UserError("image", got=got, expected=f"{self.discrete_vae.shape}", fix=fix)
+        check_values("image", x, "image", self.discrete_vae.shape, self.discrete_vae.likelihood.family)
         return self.discrete_vae.codes(x).flatten(1)
 
     def _known(self, part: Tensor) -> Tensor:
