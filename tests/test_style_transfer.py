@@ -11,7 +11,7 @@ from mmgen.data.batch import Batch, collate
 from mmgen.errors import UserError
 from mmgen.models.base import load
 from mmgen.models.edit import LONGEST
-from mmgen.models.style_transfer import HIDDEN, LONGER, STOP, UNKNOWN, StyleTransfer
+from mmgen.models.style_transfer import HIDDEN, LONGER, STOP, UNKNOWN, StyleTransfer, still
 
 OBJECTIVES = ("controlled", "cross_aligned", "back_translation", "reinforced")
 TEXTS, LABELS = reviews()
@@ -225,7 +225,108 @@ def test_it_learns_to_turn_the_style_and_keeps_the_rest(objective):
     assert again[1:] == ["", "  "] and again[0].startswith("The tea was ")
 
 
+def test_what_is_drawn_in_training_is_of_the_distribution_that_is_trained():
+    model = learnt(depth=2, dropout=0.5, noise=0.5).train()
+    with torch.no_grad():
+        for p in model.decoder.parameters():
+            p.mul_(3)
+    ids, mask, style = ids_of(model, ["the tea was bad .", "soup", "i love the waiter in this room"], [0, 1, 1])
+    content = model.read(ids, mask, style)
+    drawn, real = model.draw(content, 1 - style, temperature=0.0)
+    assert model.decoder.training and model.decoder.transformer.training
+    with still(model.decoder):
+        logits = model.decoder(content, 1 - style, drawn, real)[1]
+    assert torch.equal(logits.argmax(-1)[real], drawn[real])
+    seen = []
+    forward = model.decoder.forward
+    model.decoder.forward = lambda *given: seen.append(model.decoder.training) or forward(*given)
+    model.generator_terms(ids, mask, style)
+    assert seen == [True, False, True]  # the reconstruction, along x', and the translation back
+
+
+def test_independence_and_discriminators_by_hand():
+    model = learnt("controlled", weight=0.5)
+    ids, mask, style = ids_of(model, ["the tea was bad .", "i love the soup"], [0, 1])
+    content = model.read(ids, mask, style)
+    drawn, real = model.draw(content, 1 - style, temperature=0.0)
+    again = model.read(drawn, real, 1 - style)
+    wanted = (again.mean - content.mean).square().sum(1).mean().item()
+    assert model.generator_terms(ids, mask, style)["independence"].item() == pytest.approx(0.5 * wanted, rel=1e-4)
+    model = learnt("cross_aligned", weight=0.5)
+    content = model.read(ids, mask, style)
+    drawn, real = model.draw(content, 1 - style, temperature=0.0)
+    along, other = model.decoder(content, style, ids, mask)[0], model.decoder(content, 1 - style, drawn, real)[0]
+    told, asked = model.critic(along, mask), model.critic(other, real)
+    rows = torch.arange(2)
+    terms = model.critic_terms(ids, mask, style) | model.generator_terms(ids, mask, style)
+    found = {name: value.item() for name, value in terms.items()}
+    assert found["real"] == pytest.approx(-F.logsigmoid(told[rows, style]).mean().item(), rel=1e-5)
+    assert found["fake"] == pytest.approx(-F.logsigmoid(-asked[rows, 1 - style]).mean().item(), rel=1e-5)
+    assert found["discriminator"] == pytest.approx(-0.5 * F.logsigmoid(asked[rows, 1 - style]).mean().item(), rel=1e-5)
+
+
+def test_a_phase_tells_of_itself_alone():
+    model = learnt("reinforced")
+    batch = batch_of(model, ["the tea was bad ."], [0])
+    model.losses(batch, "generator")
+    assert model.monitored.keys() == {"reward", "turned"}
+    model.losses(batch, "critic")
+    assert model.monitored == {}
+
+
 # texts of all kinds
+
+
+def test_a_text_is_rewritten_alone_as_among_others():
+    texts = ["the tea was bad .", "the soup " * 18 + "was cold .", "", "i hate the room !", "Das ist egal."]
+    together = MODEL.restyle(texts, "good")
+    assert together == [MODEL.restyle([text], "good")[0] for text in texts]
+    assert all(len(new.split()) <= len(old.split()) + LONGER + 1 for new, old in zip(together, texts))
+
+
+def test_of_a_long_text_training_reads_the_first_words():
+    model = learnt(noise=0.0, dropout=0.0)
+    long = "the tea was bad . " * 20
+    cut = batch_of(model, [" ".join(long.split()[:LONGEST])], [0])
+    for phase in model.phases:
+        whole, short = model.losses(batch_of(model, [long], [0]), phase), model.losses(cut, phase)
+        assert {k: v.item() for k, v in whole.items()} == {k: v.item() for k, v in short.items()}
+
+
+def test_no_special_token_is_written():
+    model = learnt()
+    with torch.no_grad():
+        model.decoder.transformer.embed.weight[:2] *= 1000  # as likely or unlikely as can be
+    ids, mask, style = ids_of(model, ["the tea was bad ."] * 50, [0] * 50)
+    drawn, real = model.draw(model.read(ids, mask, style), 1 - style, generator=torch.Generator().manual_seed(0))
+    assert (drawn[real] >= STOP).all()
+
+
+def test_a_rare_word_marks_no_style():
+    texts = [*TEXTS, "the tea of joe was cold ."] * 2
+    model = StyleTransfer.learn(texts, [*LABELS, 0] * 2, ["bad", "good"], **SMALL)
+    tokens = model.processors["text"].tokenizer.convert_tokens_to_ids
+    assert tokens("joe") != UNKNOWN and not model.hidden[:, tokens("joe")].any() and model.hidden[0, tokens("awful")]
+
+
+def test_what_is_kept_is_spelt_and_spaced_as_it_was(monkeypatch):
+    tokenizer = MODEL.processors["text"].tokenizer
+
+    def spelt(text, words):
+        ids = tokenizer.convert_tokens_to_ids(words.split())
+        monkeypatch.setattr(StyleTransfer, "_rewritten", lambda self, pieces, style: [ids])
+        return MODEL.restyle([text], "good")[0]
+
+    assert spelt("The soup was bad and the tea was bad.", "the soup was good and the tea was good .") == (
+        "The soup was good and the tea was good."
+    )
+    assert spelt("no capital, the TEA was bad", "the tea was great") == "the TEA was great"
+    assert spelt("The   tea was bad", "tea the was great") == "Tea the was great"
+    assert spelt("the   tea  was bad", "the tea was great") == "the   tea  was great"
+    assert spelt("the tea in www.bad.com was cold .", "the tea in <unk> <unk> <unk> <unk> <unk> was great .") == (
+        "the tea in www.bad.com was great ."
+    )
+    assert spelt("Die Suppe was schlecht, Hans.", "the tea was great .") == "Die Suppe was schlecht, Hans."
 
 
 @settings(max_examples=30)
@@ -264,6 +365,8 @@ def test_unknown_words_are_written_as_they_were(monkeypatch):
         ({"markers": 0.5}, "markers: got 0.5, expected"),
         ({"weight": -1}, "weight: got -1, expected"),
         ({"vocabulary": 3}, "vocabulary: got 3, expected"),
+        ({"heads": 0}, "heads: got 0, expected"),
+        ({"depth": 0}, "depth: got 0, expected"),
     ],
 )
 def test_bad_settings(changes, message):

@@ -484,18 +484,27 @@ def respelt(
         text: of words ``ids`` that stand at ``offsets``.
         words: what is written instead; an unknown word is the text's next unknown one, and nothing where it has no more.
     """
-    own = [text[start:end] for start, end in offsets]
-    spelt = dict(zip(reversed(ids), reversed(own)))  # of several spellings the first
-    unknown = [written for word, written in zip(ids, own) if word == UNKNOWN]
-    spaced, shouted = bool(_SPACED.search(text)), text.isupper() and len(text) > 1
+    places: dict[int, list[int]] = {}  # where the text has each word
+    for at, word in enumerate(ids):
+        places.setdefault(word, []).append(at)
+    begins = [at == 0 or text[offsets[at - 1][0] : offsets[at - 1][1]] in (".", "!", "?") for at in range(len(ids))]
+    spaced, capital, shouted = bool(_SPACED.search(text)), text.lstrip()[:1].isupper(), text.isupper() and len(text) > 1
     pieces: list[str] = []
+    before = None  # the place of what was written last
     for word in words:
-        if word == UNKNOWN and not unknown:
+        left = places.get(word, [])
+        at = (left.pop(0) if len(left) > 1 or word == UNKNOWN else left[0]) if left else None
+        if at is None and word == UNKNOWN:
             continue
-        written = unknown.pop(0) if word == UNKNOWN else spelt.get(word) or tokenizer.convert_ids_to_tokens(word)
-        first = not pieces or pieces[-1] in (".", "!", "?")
-        if first and any(map(str.isupper, text)):
+        written = tokenizer.convert_ids_to_tokens(word) if at is None else text[offsets[at][0] : offsets[at][1]]
+        if at is not None and begins[at] and written[1:].islower() and word != UNKNOWN:
+            written = written.lower()
+        if capital and (not pieces or pieces[-1] in (".", "!", "?")):
             written = written[:1].upper() + written[1:]
-        pieces += [written] if not pieces or (not spaced and _CLOSE.match(written)) else [" ", written]
+        gap = "" if not pieces or (not spaced and _CLOSE.match(written)) else " "
+        if pieces and at is not None and before is not None and at == before + 1:
+            gap = text[offsets[before][1] : offsets[at][0]]
+        pieces += [gap, written]
+        before = at
     line = "".join(pieces)
     return line.upper() if shouted else line

@@ -5,7 +5,8 @@ stand for that, beside the reconstruction of each text in its own style: a class
 it is written, a translation back, or rewards.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -22,11 +23,12 @@ from mmgen.modalities.autoregressive import CausalTransformer, sample
 from mmgen.modalities.text import TextEncoder
 from mmgen.modalities.transformer import Cache
 from mmgen.models.base import Losses, Model, decayed
-from mmgen.models.edit import AT_ONCE, RARE, pieces_of, respelt
+from mmgen.models.edit import AT_ONCE, LONGEST, RARE, pieces_of, respelt
 from mmgen.models.ngrams import style_counts
 
 Objective = Literal["controlled", "cross_aligned", "back_translation", "reinforced"]
 PAD, HIDDEN, STOP, UNKNOWN = range(4)  # as `train_word_tokenizer` numbers them; what is hidden is read as <bos>
+FEW = 3  # occurrences added, where they are more than `RARE`: a word that is seen twice marks no style
 LONGER = 5  # words that a rewrite may have more than its text
 
 
@@ -49,9 +51,9 @@ class Content(NamedTuple):
 class StyleTransfer(Model):
     """p(x | c(x), s): c(x) the content of a text x, words that mark a style hidden; s a style, its own or the other.
 
-    All objectives have the reconstruction ``-log p(x | c(x), s)``, of a reading c in which words are left out at random. With
-    s' the other style, x' of p(. | c(x), s'), the likeliest word after word ("reinforced": a draw), and weight w they add, in
-    the phase "generator":
+    All objectives have the reconstruction ``-log p(x | c(x), s)``; in training words are left out of each reading c at random.
+    With s' the other style, x' of p(. | c(x), s'), the likeliest word after word ("reinforced": a draw), and weight w they
+    add, in the phase "generator":
 
     - "controlled": ``w (-log p(s' | x') + |c(x') - c(x)|^2)``, p(s | x) a classifier of words.
     - "cross_aligned": ``-w log D_s'(h')``, h' the decoder's states along x', which a discriminator of each style is to take
@@ -71,7 +73,7 @@ class StyleTransfer(Model):
         depth: layers of encoder and decoder.
         heads: their attention heads.
         dropout: share of activations dropped in training.
-        noise: share of the words that are left out of a reading in training.
+        noise: share of the words that are left out of every reading in training.
         markers: a word that is this many times as frequent in one style as in the other marks it, and is hidden where a
             text of that style is read.
         weight: w.
@@ -120,7 +122,8 @@ class StyleTransfer(Model):
         check_one_of("objective", objective, get_args(Objective))
         check_share("noise", noise)
         check_share("dropout", dropout)
-        for what, value, low in (("markers", markers, 1), ("weight", weight, 0), ("vocabulary", vocabulary, UNKNOWN + 1)):
+        least = {"markers": (markers, 1), "weight": (weight, 0), "vocabulary": (vocabulary, UNKNOWN + 1)}
+        for what, (value, low) in {**least, "dim": (dim, 1), "depth": (depth, 1), "heads": (heads, 1)}.items():
             check_at_least(what, value, low)
         self.class_names, self.objective, self.noise, self.weight = list(class_names), objective, noise, weight
         sizes = {"dim": dim, "depth": depth, "heads": heads, "dropout": dropout}
@@ -152,7 +155,8 @@ class StyleTransfer(Model):
         processor = train_word_tokenizer([text for text, _ in told], settings.get("words", 8192))
         sentences = processor.tokenizer([text for text, _ in told], add_special_tokens=False)["input_ids"]
         counts = torch.from_numpy(style_counts(sentences, [label for _, label in told], processor.vocabulary)).float()
-        frequency = counts / counts.sum(1, keepdim=True) + RARE  # (2, v)
+        total = counts.sum(1, keepdim=True)
+        frequency = counts / total + (FEW / total).clamp(min=RARE)  # (2, v)
         model = cls(list(class_names), processor.vocabulary, **settings)
         model.hidden.copy_(frequency / frequency.flip(0) >= settings.get("markers", 4.0))
         model.hidden[:, : UNKNOWN + 1] = False
@@ -170,7 +174,7 @@ class StyleTransfer(Model):
         The terms of a phase give no gradient to the other's parameters.
         """
         check_one_of("phase", phase, ("train", *self.phases))
-        ids, mask, style = self._observed(batch)
+        ids, mask, style = self._observed(batch, LONGEST)
         terms = {"critic": self.critic_terms, "generator": self.generator_terms}
         if phase != "train":
             return terms[phase](ids, mask, style)
@@ -178,12 +182,13 @@ class StyleTransfer(Model):
 
     def critic_terms(self, ids: Tensor, mask: Tensor, style: Tensor) -> Losses:
         """What classifier, discriminators or language models minimise: texts (b, t) and their styles (b,)."""
+        self.monitored = {}
         if self.objective == "back_translation":
             log_p = self.critic(ids, mask, style).log_softmax(-1)  # (b, t, v)
             return Losses(language_model=-_sums(_at(log_p, ids), mask).mean())
         if self.objective != "cross_aligned":
             return Losses(classifier=F.cross_entropy(self.critic(ids, mask), style))
-        with torch.no_grad():
+        with torch.no_grad(), still(self.decoder):
             content = self.read(ids, mask, style)
             along = self.decoder(content, style, ids, mask)[0]  # (b, t, d) states along real texts
             other = self.draw(content, 1 - style, temperature=0.0)
@@ -197,11 +202,13 @@ class StyleTransfer(Model):
         terms = Losses(reconstruction=-self.log_prob(content, style, ids, mask).mean())
         temperature = 1.0 if self.objective == "reinforced" else 0.0
         drawn, real = self.draw(content, 1 - style, temperature=temperature)  # (b, t') each
-        states, logits = self.decoder(content, 1 - style, drawn, real)  # (b, t', d), (b, t', v)
+        with still(self.decoder):  # of the distribution that x' is drawn from
+            states, logits = self.decoder(content, 1 - style, drawn, real)  # (b, t', d), (b, t', v)
         constant = {name: p.detach() for name, p in self.critic.named_parameters()}
 
         def judged(*inputs: Tensor) -> Tensor:
-            return functional_call(self.critic, constant, inputs)
+            with still(self.critic):
+                return functional_call(self.critic, constant, inputs)
 
         if self.objective == "controlled":
             words = straight_through(logits, drawn)  # (b, t', v)
@@ -247,12 +254,23 @@ class StyleTransfer(Model):
         return _sums(_at(self.decoder(content, style, ids, mask)[1].log_softmax(-1), ids), mask)
 
     @torch.no_grad()
-    def draw(self, content: Content, style: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
-        """x ~ p(. | c, s) with its end, and where it has words, (b, t') each; options as of `sample`."""
-        writing = Writing(self.decoder, content, style)
-        longest = content.mask.shape[1] + LONGER
-        ids = sample(writing, writing.prompt, longest, mask=writing.mask, stop=STOP, pad=PAD, **options)  # (b, t')
-        return ids, (ids == STOP).cumsum(1) - (ids == STOP).long() == 0
+    def draw(
+        self, content: Content, style: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """x ~ p(. | c, s) with its end, and where it has words, (b, t') each; at temperature 0 the likeliest word after word.
+
+        Without dropout. A text that has not ended after `LONGER` words more than were read ends there.
+        """
+        most = content.mask.sum(1, keepdim=True) + LONGER  # (b, 1), the end included
+        with still(self.decoder):
+            writing = Writing(self.decoder, content, style)
+            ids = sample(
+                writing, writing.prompt, int(most.max()), mask=writing.mask, stop=STOP, pad=PAD,
+                temperature=temperature, generator=generator,
+            )  # (b, t')  # fmt: skip
+        real = (ids == STOP).cumsum(1) - (ids == STOP).long() == 0
+        real &= torch.arange(ids.shape[1], device=ids.device) < most
+        return ids.masked_fill(~real, PAD), real
 
     def log_likelihood(self, batch: Batch, samples: int = 1) -> Tensor:
         """log p(x | c(x), s) in its own style, exact, (b,); 0 for items that lack text or label."""
@@ -263,7 +281,10 @@ class StyleTransfer(Model):
 
     @torch.no_grad()
     def restyle(self, texts: Sequence[str], target: str) -> list[str]:
-        """The texts in the style ``target``, in their order; blank ones and those without a known word come back as they were.
+        """The texts in the style ``target``, in their order; as they were what is blank or hardly has a known word.
+
+        A text that is in the style already is rewritten too. Names, addresses and unknown words are written as they were, in
+        their order, where the rewrite has a place for them.
 
         Args:
             texts: any; of several sentences each is rewritten, a long one piece by piece.
@@ -278,15 +299,18 @@ class StyleTransfer(Model):
         if not texts:
             return []
         tokenizer = self.processors["text"].tokenizer
-        read, _, pieces = pieces_of(texts, tokenizer)
+        read, kept, pieces = pieces_of(texts, tokenizer)
+        sources = [
+            [UNKNOWN if at in own else word for at, word in enumerate(ids)] for ids, own in zip(read["input_ids"], kept)
+        ]
         written: list[list[int]] = [[] for _ in texts]
-        found = self._rewritten([[word for word, _, _ in piece] for _, piece in pieces], style)
+        found = self._rewritten([[sources[i][at] for _, at, _ in piece] for i, piece in pieces], style)
         for (i, _), words in zip(pieces, found):
             written[i] += words
         rewritten = []
-        for text, offsets, ids, words in zip(texts, read["offset_mapping"], read["input_ids"], written):
-            known = any(text[a:b].isalpha() and word != UNKNOWN for word, (a, b) in zip(ids, offsets))
-            same = words == ids or not words or not known
+        for text, offsets, ids, words in zip(texts, read["offset_mapping"], sources, written):
+            told = [word for word, (start, end) in zip(ids, offsets) if text[start:end].isalpha()]
+            same = words == ids or not words or not told or 2 * told.count(UNKNOWN) > len(told)
             rewritten.append(text if same else respelt(text, offsets, ids, words, tokenizer))
         return rewritten
 
@@ -302,7 +326,7 @@ class StyleTransfer(Model):
             of = torch.full((len(some),), style, device=device)
             drawn, _ = self.draw(self.read(ids, mask, 1 - of), of, temperature=0.0)
             for i, row in zip(some, drawn.tolist()):
-                found[i] = [word for word in row[: row.index(STOP) if STOP in row else None] if word != PAD]
+                found[i] = [word for word in row if word not in (PAD, STOP)][: len(pieces[i]) + LONGER]
         return found
 
     def phase_parameters(self, phase: str) -> list[dict[str, Any]]:
@@ -321,13 +345,14 @@ class StyleTransfer(Model):
             raise UserError("text and label", got=got, expected="at least one item", fix="check the names of the columns")
         return there
 
-    def _observed(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Texts with their ends and their mask (b', t + 1), and styles (b',), of the items that have both."""
+    def _observed(self, batch: Batch, longest: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Texts, or their first words, with their ends and mask (b', t + 1), and styles (b',), of items that have both."""
         batch = batch.items(self._there(batch))
         ids, style = batch["text"], batch["label"]
         if len(wrong := style[(style < 0) | (style > 1)]):
             raise UserError("label", got=wrong[0].item(), expected="0 or 1", fix="give texts of exactly two styles")
         mask = batch.masks.get("text", torch.ones_like(ids, dtype=torch.bool))
+        ids, mask = ids[:, :longest], mask[:, :longest]
         ids, length = F.pad(ids.where(mask, PAD), (0, 1)), mask.sum(1, keepdim=True)  # (b', t + 1), (b', 1)
         mask = torch.arange(ids.shape[1], device=ids.device) <= length
         return ids.scatter(1, length, STOP), mask, style
@@ -351,6 +376,8 @@ class StyleDecoder(nn.Module):
         self.transformer = CausalTransformer(vocabulary, dim, depth, heads, dropout=dropout)
         self.styles, self.beside, self.copy = nn.Embedding(2, dim), nn.Linear(dim, dim), nn.Linear(dim, 1)
         nn.init.normal_(self.styles.weight, std=0.1)
+        barred = torch.zeros(vocabulary).index_fill_(0, torch.tensor([PAD, HIDDEN]), -1e4)  # finite: 0 log 0 is then 0
+        self.register_buffer("barred", barred, persistent=False)
 
     def forward(self, content: Content, style: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """States (b, t', d) and logits (b, t', v) of each word of texts with their ends, ids and mask (b, t')."""
@@ -372,9 +399,9 @@ class Writing:
         self.mask = F.pad(content.mask, (0, 1), value=True)  # (b, t + 1)
 
     def beside(self, start: int, n: int) -> Tensor:
-        """What places ``start`` to ``start + n`` see of the content's own, (b, n, d); zeros behind its end."""
+        """What places ``start`` to ``start + n`` see of the content's own, (b, n, d); behind its end, of nothing."""
         states = self.content.states[:, start : start + n]
-        return F.pad(self.decoder.beside(states), (0, 0, 0, n - states.shape[1]))
+        return self.decoder.beside(F.pad(states, (0, 0, 0, n - states.shape[1])))
 
     def features(self, inputs: Tensor, mask: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         """As of `CausalTransformer`: first of the prompt, then of one word after another."""
@@ -386,7 +413,8 @@ class Writing:
     def logits(self, states: Tensor, tokens: slice = slice(None)) -> Tensor:
         """states (b, ..., d) -> (b, ..., v), those of words that were read raised."""
         words = self.content.words if states.dim() == 2 else self.content.words[:, None]
-        return (self.decoder.transformer.logits(states) + self.decoder.copy(states) * words)[..., tokens]
+        logits = self.decoder.transformer.logits(states) + self.decoder.copy(states) * words
+        return (logits + self.decoder.barred)[..., tokens]
 
 
 class StyleLanguageModel(nn.Module):
@@ -430,6 +458,17 @@ class SequenceCritic(nn.Module):
         x = torch.where(mask[..., None], x, 0.0).transpose(1, 2)  # (b, d, t)
         found = F.gelu(self.windows(x)).masked_fill(~mask[:, None], -torch.inf)  # (b, d, t)
         return self.head(found.amax(2))
+
+
+@contextmanager
+def still(module: nn.Module) -> Iterator[None]:
+    """Without dropout inside."""
+    training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(training)
 
 
 def _at(values: Tensor, ids: Tensor) -> Tensor:

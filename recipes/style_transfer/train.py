@@ -6,6 +6,7 @@ mmgen train style_transfer data=my.csv                                     # you
 mmgen restyle runs/style_transfer --to positive < reviews.txt
 """
 
+import copy
 import csv
 import json
 import math
@@ -174,9 +175,13 @@ def read_csv(file: Path, text: str, label: str, split: str, limit: int) -> Texts
     return Texts([table[i][text] for i in kept], [names.index(table[i][label].strip()) for i in kept], names)
 
 
-def spread(n: int, limit: int) -> range:
-    """``limit`` of n places, spread over all of them; 0: all."""
-    return range(0, n, -(-n // limit)) if 0 < limit < n else range(n)
+def spread(n: int, limit: int) -> list[int]:
+    """``limit`` of n places, spread over all of them; 0: all.
+
+    >>> spread(5, 3)
+    [0, 1, 3]
+    """
+    return [i * n // limit for i in range(limit)] if 0 < limit < n else list(range(n))
 
 
 class Labelled(Sequence):
@@ -298,6 +303,12 @@ class Scorer:
         held = read(config, config.judging.split)
         self.style_words = style_lexicon(held.texts, held.labels)
 
+    def of(self, data: Texts) -> "Scorer":
+        """The same judges for other sentences."""
+        other = copy.copy(self)
+        other.data, other.targets = data, 1 - np.array(data.labels)
+        return other
+
     def __call__(self, outputs: Sequence[str]) -> dict[str, float]:
         """The figures of `style_scores`; without rewrites by people none that need them, without a reader no perplexity."""
         data, predictions = self.data, judged(self.judge, outputs)
@@ -340,15 +351,14 @@ class SteeredCopy:
 
     def restyle(self, texts: Sequence[str], target: str) -> list[str]:
         """The texts in the style ``target``, in their order; blank ones as they were."""
-        method, (line,) = (
-            self.methods[self.class_names.index(target)],
-            self.tokenizer("\n", add_special_tokens=False).input_ids,
-        )
+        method = self.methods[self.class_names.index(target)]
+        line = self.tokenizer("\n", add_special_tokens=False).input_ids[-1]
         restyled, told = list(texts), [i for i, text in enumerate(texts) if text.strip()]
         order = sorted(told, key=lambda i: len(texts[i]))
         for start in tqdm(range(0, len(order), STEERED), desc=f"steered to be {target}", dynamic_ncols=True):
             some = order[start : start + STEERED]
-            prompts = [f"{texts[i].strip()}\n" * 2 for i in some]
+            lines = [" ".join(texts[i].split()) for i in some]
+            prompts = [f"1. {text}\n2. {text}\n3." for text in lines]
             given = self.tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left").to(self.model.device)
             length = max(len(self.tokenizer(texts[i]).input_ids) for i in some) + 5
             made = self.model.generate(
@@ -408,7 +418,7 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     steered = {}
     if config.judging.steered:
         part, writer = part_of(data, config.judging.steered), SteeredCopy(*score.reader, data.names, style_words(train_data))
-        steered["_steered"] = Scorer(config, run, part)(restyled(writer, part))
+        steered["_steered"] = score.of(part)(restyled(writer, part))
     if data.references:
         outputs["_human"] = [rewrites[0] for rewrites in data.references]
     if config.judging.published:
@@ -451,7 +461,8 @@ def report(run: Path, config: Config) -> None:
     table, samples = {}, []
     for split in metrics:
         kept = read_json(run / "predictions" / f"{split}.json")
-        table[split] = {system.lstrip("_") or config.objective: scores for system, scores in kept["table"].items()}
+        names = {"": config.objective, "_steered": f"steered ({config.judging.steered} sentences)"}
+        table[split] = {names.get(name, name.lstrip("_")): scores for name, scores in kept["table"].items()}
         points = {
             system: (scores["self_bleu"], scores["accuracy"])
             for system, scores in {**table[split], **kept["curve"]}.items() if scores["self_bleu"] > 0
@@ -481,6 +492,7 @@ def report(run: Path, config: Config) -> None:
         intended_use="Research on style transfer, and rewriting one's own texts.",
         limitations=[
             "It changes words and not what is meant: irony and comparisons turn into nonsense.",
+            *([] if config.objective == "edit" else ["It writes every sentence anew: words can get lost, or be said twice."]),
             "Not for reviews that somebody could take for a customer's.",
             "What a style is, it knows from its training texts alone.",
         ],
