@@ -347,7 +347,7 @@ class SteeredCopy:
         words: Sequence[Sequence[str]],
     ) -> None:
         self.model, self.tokenizer, self.class_names = model, tokenizer, list(class_names)
-        self.methods = [PPLM(BagOfWords(model, tokenizer, some)) for some in words]
+        self.methods = [PPLM(BagOfWords(model, tokenizer, some), step_size=0.05) for some in words]
 
     def restyle(self, texts: Sequence[str], target: str) -> list[str]:
         """The texts in the style ``target``, in their order; blank ones as they were."""
