@@ -19,9 +19,10 @@ from mmgen.data.text import train_word_tokenizer
 from mmgen.errors import UserError
 from mmgen.metrics.style import reference_bleu, self_bleu, tokenize, transfer_accuracy
 from mmgen.models.base import load
-from mmgen.models.edit import LONGEST, Edit, _changed, _pieces, _spell
+from mmgen.models.edit import Edit, _changed
 from mmgen.models.edit_baselines import MarkerEditor
 from mmgen.models.ngrams import DISCOUNT, NgramTable, framed, word_vectors, words_between
+from mmgen.models.spelling import LONGEST, cut, spell_changed
 
 GOOD, BAD = ("good", "great", "lovely", "fresh"), ("bad", "awful", "stale", "cold")
 THINGS = ("soup", "tea", "bread", "waiter", "room", "place")
@@ -267,7 +268,7 @@ def spelt(model, text, *changes):
     items = [(word, at, False) for at, word in enumerate(read["input_ids"])]
     for start, length, word in changes:
         items = _changed(items, start, length, -1 if word is None else tokenizer.convert_tokens_to_ids(word))
-    return _spell(text, read["offset_mapping"], items, tokenizer)
+    return spell_changed(text, read["offset_mapping"], items, tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -299,10 +300,10 @@ def test_clitics_join_unless_the_text_is_in_tokens():
 
 
 def test_pieces_are_sentences_and_never_long():
-    assert [[word for word, _, _ in piece] for piece in _pieces([5, 6, 9, 9, 5, 9, 6], {9})] == [[5, 6, 9, 9], [5, 9], [6]]
-    long = list(_pieces(list(range(10, 10 + 3 * LONGEST)), {9}))
+    assert [[word for word, _, _ in piece] for piece in cut([5, 6, 9, 9, 5, 9, 6], {9})] == [[5, 6, 9, 9], [5, 9], [6]]
+    long = list(cut(list(range(10, 10 + 3 * LONGEST)), {9}))
     assert [len(piece) for piece in long] == [LONGEST] * 3 and long[1][0] == (10 + LONGEST, LONGEST, False)
-    assert list(_pieces([], {9})) == []
+    assert list(cut([], {9})) == []
 
 
 def test_a_line_of_ten_thousand_words(model):

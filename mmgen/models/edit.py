@@ -11,14 +11,13 @@ A sentence that no change improves comes back as it was, letter by letter; so do
 """
 
 import re
-from collections.abc import Collection, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from mmgen.data.batch import Batch
 from mmgen.data.label import LabelProcessor
@@ -26,21 +25,17 @@ from mmgen.data.text import train_word_tokenizer
 from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.models.base import Losses, Model
 from mmgen.models.ngrams import BEGIN, END, UNKNOWN, NgramTable, framed, style_counts, word_vectors, words_between
+from mmgen.models.spelling import Item, pieces_of, spell_changed
 
 CREDIT = 4.0  # nats a word: about what one costs in either language model
 AT_ONCE = 256  # sentences changed together
-LONGEST = 40  # words; a longer sentence is changed piece by piece
 DIM = 100  # of the word vectors
 RARE = 2e-5  # added to the frequencies whose ratio makes a word one of a style
 COMMON = 5  # occurrences of a word that is put in the place of words like it
 AGAINST = 0.1  # log-odds for the other style that make a word worth replacing
 INSERTIONS = 4  # words that are tried between two
 
-Item = tuple[int, int, bool]  # a word's id, its place among the text's words or -1, whether it is new
 _PLAIN = re.compile(r"[^\W\d_][^\d_]*|[.!]")  # what is put into texts: no numbers, no names of special tokens
-TITLES = ("Mr", "Mrs", "Ms", "Dr", "St", "Prof")
-_CLOSE = re.compile(r"n't$|'\w|[.,!?]")  # what follows a word without a space
-_SPACED = re.compile(r"\s(?:n't\b|'\w|[.,!?])")  # unless the text is split into tokens
 
 
 class Edit(Model):
@@ -210,8 +205,8 @@ class Edit(Model):
                 part = pieces[at : at + AT_ONCE]
                 for (i, _), found in zip(part, self._search([p for _, p in part], [kept[i] for i, _ in part], style)):
                     items[i] += found
-            spelt = zip(some, read["offset_mapping"], items)
-            restyled += [_spell(text, offsets, words, tokenizer) for text, offsets, words in spelt]
+            changed = zip(some, read["offset_mapping"], items)
+            restyled += [spell_changed(text, offsets, words, tokenizer) for text, offsets, words in changed]
         return restyled
 
     def _search(self, pieces: list[list[Item]], kept: list[set[int]], style: int) -> list[list[Item]]:
@@ -390,121 +385,3 @@ def _changed(items: list[Item], start: int, length: int, word: int) -> list[Item
     """The items with those from ``start`` on replaced; what replaces one takes its place in the text."""
     new = [(word, items[start][1] if length else -1, True)] if word >= 0 else []
     return [*items[:start], *new, *items[start + length :]]
-
-
-def _kept(text: str, offsets: Sequence[tuple[int, int]]) -> set[int]:
-    """The places of words that no change may touch: in addresses and abbreviations, and names, which a capital tells.
-
-    >>> text = "Mary Smith ate. Good tea at www.good.com, e.g. today."
-    >>> offsets = [match.span() for match in re.finditer(r"\\w+|\\S", text)]
-    >>> [text[a:b] for i, (a, b) in enumerate(offsets) if i in _kept(text, offsets)]
-    ['Mary', 'Smith', 'www', '.', 'good', '.', 'com', ',', 'e', '.', 'g', '.']
-    """
-    kept: set[int] = set()
-    for run in re.finditer(r"\S+", text):  # what stands between spaces
-        if re.search(r"\w[.@:/]+\w", run.group()):
-            kept |= {i for i, (start, _) in enumerate(offsets) if run.start() <= start < run.end()}
-    words = [text[start:end] for start, end in offsets]
-    named = [word[:1].isupper() and word[1:].islower() for word in words]
-    for i in range(1, len(words)):
-        if words[i] == "." and words[i - 1] in TITLES:
-            kept |= {i - 1, i}
-        elif named[i] and (words[i - 1] not in (".", "!", "?") or i - 1 in kept):  # not the first of a sentence
-            kept |= {i - 1, i} if named[i - 1] else {i}  # before a name, the first is of it
-    return kept
-
-
-def pieces_of(
-    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase
-) -> tuple[Any, list[set[int]], list[tuple[int, list[Item]]]]:
-    """Texts cut where sentences end, and where more than `LONGEST` words have no end.
-
-    Returns:
-        What the tokenizer says of them, with ``offset_mapping``; the places of each that no change may touch; and, in order,
-        whose each piece is and its words.
-    """
-    texts = [text.encode("utf-8", "replace").decode() for text in texts]
-    ends = {tokenizer.convert_tokens_to_ids(mark) for mark in (".", "!", "?")} - {UNKNOWN}
-    read = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True)
-    kept = [_kept(text, offsets) for text, offsets in zip(texts, read["offset_mapping"])]
-    return read, kept, [(i, piece) for i, ids in enumerate(read["input_ids"]) for piece in _pieces(ids, ends, kept[i])]
-
-
-def _pieces(ids: Sequence[int], ends: Collection[int], kept: Collection[int] = ()) -> Iterator[list[Item]]:
-    """The words of a text, sentence by sentence, `LONGEST` at a time at most; what is ``kept`` ends no sentence."""
-    piece: list[Item] = []
-    for at, word in enumerate(ids):
-        piece.append((word, at, False))
-        over = word in ends and at not in kept and not (at + 1 < len(ids) and ids[at + 1] in ends)
-        if over or len(piece) == LONGEST or at + 1 == len(ids):
-            yield piece
-            piece = []
-
-
-def _spell(text: str, offsets: Sequence[tuple[int, int]], items: list[Item], tokenizer: PreTrainedTokenizerBase) -> str:
-    """The text of changed items: what is left of the old one letter by letter, new words spaced and capitalised as it is."""
-    if not any(new for _, _, new in items) and len(items) == len(offsets):
-        return text
-    spaced, cased = bool(_SPACED.search(text)), any(map(str.isupper, text))
-    pieces: list[str] = []
-    for word, at, new in items:
-        start, end = offsets[at] if at >= 0 else (0, 0)
-        gap = text[offsets[at - 1][1] if at > 0 else 0 : start]
-        written = text[start:end]
-        if new:
-            old, written = written, tokenizer.convert_ids_to_tokens(word)
-            if at < 0:
-                gap = "" if not spaced and _CLOSE.match(written) else " "
-            if old.isupper() and len(old) > 1:
-                written = written.upper()
-            elif old[:1].isupper() or (written == "i" and cased):
-                written = written[:1].upper() + written[1:]
-        if not pieces:
-            gap = text[: offsets[0][0]]
-            if text[offsets[0][0]].isupper():
-                written = written[:1].upper() + written[1:]
-        elif at == 0:  # it was the first, and no longer is
-            gap = " "
-            if word not in (UNKNOWN, tokenizer.convert_tokens_to_ids("i")) and written[1:].islower():
-                written = written.lower()
-        pieces += [gap, written]
-    return "".join(pieces) + text[offsets[-1][1] :]
-
-
-def respelt(
-    text: str,
-    offsets: Sequence[tuple[int, int]],
-    ids: Sequence[int],
-    words: Sequence[int],
-    tokenizer: PreTrainedTokenizerBase,
-) -> str:
-    """``words`` written as the text is: its own words letter by letter, others spaced and capitalised as it is.
-
-    Args:
-        text: of words ``ids`` that stand at ``offsets``.
-        words: what is written instead; an unknown word is the text's next unknown one, and nothing where it has no more.
-    """
-    places: dict[int, list[int]] = {}  # where the text has each word
-    for at, word in enumerate(ids):
-        places.setdefault(word, []).append(at)
-    begins = [at == 0 or text[offsets[at - 1][0] : offsets[at - 1][1]] in (".", "!", "?") for at in range(len(ids))]
-    spaced, capital, shouted = bool(_SPACED.search(text)), text.lstrip()[:1].isupper(), text.isupper() and len(text) > 1
-    pieces: list[str] = []
-    before = None  # the place of what was written last
-    for word in words:
-        left = places.get(word, [])
-        at = (left.pop(0) if len(left) > 1 or word == UNKNOWN else left[0]) if left else None
-        if at is None and word == UNKNOWN:
-            continue
-        written = tokenizer.convert_ids_to_tokens(word) if at is None else text[offsets[at][0] : offsets[at][1]]
-        if at is not None and begins[at] and written[1:].islower() and word != UNKNOWN:
-            written = written.lower()
-        if capital and (not pieces or pieces[-1] in (".", "!", "?")):
-            written = written[:1].upper() + written[1:]
-        gap = "" if not pieces or (not spaced and _CLOSE.match(written)) else " "
-        if pieces and at is not None and before is not None and at == before + 1:
-            gap = text[offsets[before][1] : offsets[at][0]]
-        pieces += [gap, written]
-        before = at
-    line = "".join(pieces)
-    return line.upper() if shouted else line

@@ -23,8 +23,9 @@ from mmgen.modalities.autoregressive import CausalTransformer, sample
 from mmgen.modalities.text import TextEncoder
 from mmgen.modalities.transformer import Cache
 from mmgen.models.base import Losses, Model, decayed
-from mmgen.models.edit import AT_ONCE, LONGEST, RARE, pieces_of, respelt
+from mmgen.models.edit import AT_ONCE, RARE
 from mmgen.models.ngrams import style_counts
+from mmgen.models.spelling import LONGEST, pieces_of, spell_anew
 
 Objective = Literal["controlled", "cross_aligned", "back_translation", "reinforced"]
 PAD, HIDDEN, STOP, UNKNOWN = range(4)  # as `train_word_tokenizer` numbers them; what is hidden is read as <bos>
@@ -311,7 +312,7 @@ class StyleTransfer(Model):
         for text, offsets, ids, words in zip(texts, read["offset_mapping"], sources, written):
             told = [word for word, (start, end) in zip(ids, offsets) if text[start:end].isalpha()]
             same = words == ids or not words or not told or 2 * told.count(UNKNOWN) > len(told)
-            rewritten.append(text if same else respelt(text, offsets, ids, words, tokenizer))
+            rewritten.append(text if same else spell_anew(text, offsets, ids, words, tokenizer))
         return rewritten
 
     def _rewritten(self, pieces: list[list[int]], style: int) -> list[list[int]]:

@@ -1,0 +1,51 @@
+"""Style transfer by steering alone: a frozen language model copies a sentence and is steered by PPLM while it does."""
+
+from collections.abc import Sequence
+
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from mmgen.conditioning.attributes import BagOfWords
+from mmgen.conditioning.gradient import PPLM
+
+AT_ONCE = 20  # sentences that are steered together
+
+
+class SteeredCopy:
+    """A frozen language model that has read a sentence twice and writes it again, steered by `PPLM` toward words of a style.
+
+    >>> from mmgen.conditioning.language_model import load_language_model
+    >>> model = SteeredCopy(*load_language_model("tiny", "fp32"), ["bad", "good"], [["awful"], ["lovely"]])
+    >>> len(model.restyle(["the tea", ""], "good"))
+    2
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        class_names: Sequence[str],
+        words: Sequence[Sequence[str]],
+    ) -> None:
+        self.model, self.tokenizer, self.class_names = model, tokenizer, list(class_names)
+        self.methods = [PPLM(BagOfWords(model, tokenizer, some), step_size=0.05) for some in words]
+
+    def restyle(self, texts: Sequence[str], target: str) -> list[str]:
+        """The texts in the style ``target``, in their order; blank ones as they were."""
+        method = self.methods[self.class_names.index(target)]
+        line = self.tokenizer("\n", add_special_tokens=False).input_ids[-1]
+        restyled, told = list(texts), [i for i, text in enumerate(texts) if text.strip()]
+        order = sorted(told, key=lambda i: len(texts[i]))
+        for start in tqdm(range(0, len(order), AT_ONCE), desc=f"steered to be {target}", dynamic_ncols=True):
+            some = order[start : start + AT_ONCE]
+            lines = [" ".join(texts[i].split()) for i in some]
+            prompts = [f"1. {text}\n2. {text}\n3." for text in lines]
+            given = self.tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left").to(self.model.device)
+            length = max(len(self.tokenizer(texts[i]).input_ids) for i in some) + 5
+            made = self.model.generate(
+                **given, custom_generate=method, max_new_tokens=length, do_sample=False,
+                eos_token_id=line, pad_token_id=line,
+            )  # fmt: skip
+            for i, ids in zip(some, made[:, given.input_ids.shape[1] :]):
+                restyled[i] = self.tokenizer.decode(ids, skip_special_tokens=True).partition("\n")[0].strip()
+        return restyled
