@@ -309,6 +309,13 @@ def test_a_rare_word_marks_no_style():
     assert tokens("joe") != UNKNOWN and not model.hidden[:, tokens("joe")].any() and model.hidden[0, tokens("awful")]
 
 
+def test_numbers_mark_no_style():
+    texts = [f"{text} 30 _num_" if label == 0 else text for text, label in zip(TEXTS, LABELS)]
+    model = StyleTransfer.learn(texts, LABELS, ["bad", "good"], **SMALL)
+    hidden = model.processors["text"].tokenizer.convert_ids_to_tokens(model.hidden[0].nonzero()[:, 0].tolist())
+    assert sorted(hidden) == sorted((*BAD, "hate"))
+
+
 def test_what_is_kept_is_spelt_and_spaced_as_it_was(monkeypatch):
     tokenizer = MODEL.processors["text"].tokenizer
 

@@ -35,7 +35,7 @@ COMMON = 5  # occurrences of a word that is put in the place of words like it
 AGAINST = 0.1  # log-odds for the other style that make a word worth replacing
 INSERTIONS = 4  # words that are tried between two
 
-_PLAIN = re.compile(r"[^\W\d_][^\d_]*|[.!]")  # what is put into texts: no numbers, no names of special tokens
+PLAIN = re.compile(r"[^\W\d_][^\d_]*|[.!]")  # what is put into texts: no numbers, no names of special tokens
 
 
 class Edit(Model):
@@ -134,7 +134,7 @@ class Edit(Model):
         counts = style_counts(sentences, labels, processor.vocabulary)
         table = NgramTable.count(sentences, labels, processor.vocabulary)
         written = processor.tokenizer.convert_ids_to_tokens(range(processor.vocabulary))
-        usable = np.array([bool(_PLAIN.fullmatch(word)) for word in written])
+        usable = np.array([bool(PLAIN.fullmatch(word)) for word in written])
         choices = int(settings.get("choices", 12))
         gaps, between = words_between(sentences, labels, counts, usable, choices)
         model = cls(list(class_names), processor.vocabulary, len(table.pairs), len(table.triples), len(gaps), **settings)

@@ -23,7 +23,7 @@ from mmgen.modalities.autoregressive import CausalTransformer, sample
 from mmgen.modalities.text import TextEncoder
 from mmgen.modalities.transformer import Cache
 from mmgen.models.base import Losses, Model, decayed
-from mmgen.models.edit import AT_ONCE, RARE
+from mmgen.models.edit import AT_ONCE, PLAIN, RARE
 from mmgen.models.ngrams import style_counts
 from mmgen.models.spelling import LONGEST, pieces_of, spell_anew
 
@@ -160,7 +160,8 @@ class StyleTransfer(Model):
         frequency = counts / total + (FEW / total).clamp(min=RARE)  # (2, v)
         model = cls(list(class_names), processor.vocabulary, **settings)
         model.hidden.copy_(frequency / frequency.flip(0) >= settings.get("markers", 4.0))
-        model.hidden[:, : UNKNOWN + 1] = False
+        written = processor.tokenizer.convert_ids_to_tokens(range(processor.vocabulary))
+        model.hidden[:, [not PLAIN.fullmatch(word) for word in written]] = False  # numbers are content
         model.processors |= {"text": processor, "label": LabelProcessor(list(class_names))}
         return model
 
