@@ -219,7 +219,8 @@ def test_an_autoencoder_by_the_same_commands(tmp_path, run, typed):
     assert load(tmp_path / "run").objective == "reinforced"
     figures = evaluate(RECIPE, config, tmp_path / "run", "test")
     assert {"accuracy", "self_bleu", "content_recall", "sentences_per_s"} <= figures.keys()
-    assert "by reinforced" in (tmp_path / "run" / "README.md").read_text()
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "by reinforced" in card and "A table of one's own, `smoke.csv`" in card and "mmgen data show" not in card
     code, out, _ = typed(tmp_path / "run", "positive", b"The tea was awful!\n\nEs regnet heute.\n")
     assert code == 0 and out.split("\n")[1:] == ["", "Es regnet heute.", ""]
 

@@ -26,7 +26,7 @@ class ModelCard:
         description: one sentence.
         license: identifier of the weights' licence on the Hub, such as ``apache-2.0``, or ``other``.
         task: the Hub's pipeline tag, such as ``image-to-text``.
-        data: name of the data card.
+        data: name of the data card, or of a table of one's own, ``my.csv``.
         data_license: identifier of the data's licence.
         table: split -> system -> metric -> figure or (mean, sd); the model itself is the first system.
         command: the exact command that trained it.
@@ -80,9 +80,13 @@ def write_model_card(path: str | Path, card: ModelCard) -> None:
         license=card.license,
         pipeline_tag=card.task,
         tags=["mmgen", *card.tags],
-        datasets=[card.data],
+        datasets=None if card.data.endswith(".csv") else [card.data],
         eval_results=results or None,
     ).to_yaml()
+    told = f"Card `{card.data}`, licence {card.data_license}. `mmgen data show {card.data}` prints where it comes from, its\n"
+    told += "splits and whom it under-represents."
+    if card.data.endswith(".csv"):
+        told = f"A table of one's own, `{card.data}`."
     packages = [f"mmgen {__version__}", f"Python {platform.python_version()}", *(f"{p} {version(p)}" for p in PACKAGES)]
     text = f"""---
 {front}
@@ -112,8 +116,7 @@ model = mmgen.load("RUN")  # this folder
 
 ## Data
 
-Card `{card.data}`, licence {card.data_license}. `mmgen data show {card.data}` prints where it comes from, its
-splits and whom it under-represents.
+{told}
 
 ## Training
 

@@ -440,7 +440,7 @@ def report(run: Path, config: Config) -> None:
         + ("by changing as few words as will do." if config.objective == "edit" else f"by {config.objective}."),
         license="apache-2.0",
         task="text2text-generation",
-        data=name,
+        data=config.data if card else Path(config.data).name,
         data_license=card.license if card else "unknown",
         table=table,
         command=details["command"],
