@@ -363,7 +363,7 @@ class StyleTransfer(Model):
 class StyleDecoder(nn.Module):
     """p(x_i | x_<i, c, s): a causal transformer that reads the content, the style and then the words before.
 
-    Beside each word before it, place i sees the content's state at place i; a word that was read has a bonus that depends on
+    Beside each word before it, place i sees the content's state at place i and the style; what was read has a bonus that depends on
     what the transformer is about to write.
 
     >>> decoder = StyleDecoder(9, dim=8, depth=1, heads=2)
@@ -396,14 +396,14 @@ class Writing:
 
     def __init__(self, decoder: StyleDecoder, content: Content, style: Tensor) -> None:
         self.decoder, self.content, self.embed = decoder, content, decoder.transformer.embed
-        first = decoder.styles(style)[:, None] + self.beside(0, 1)  # (b, 1, d)
-        self.prompt = torch.cat([content.states, first], 1)  # (b, t + 1, d)
+        self.style = decoder.styles(style)[:, None]  # (b, 1, d)
+        self.prompt = torch.cat([content.states, self.beside(0, 1)], 1)  # (b, t + 1, d)
         self.mask = F.pad(content.mask, (0, 1), value=True)  # (b, t + 1)
 
     def beside(self, start: int, n: int) -> Tensor:
-        """What places ``start`` to ``start + n`` see of the content's own, (b, n, d); behind its end, of nothing."""
+        """What places ``start`` to ``start + n`` see beside the word before: the content's own state, and the style, (b, n, d)."""
         states = self.content.states[:, start : start + n]
-        return self.decoder.beside(F.pad(states, (0, 0, 0, n - states.shape[1])))
+        return self.decoder.beside(F.pad(states, (0, 0, 0, n - states.shape[1]))) + self.style
 
     def features(self, inputs: Tensor, mask: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         """As of `CausalTransformer`: first of the prompt, then of one word after another."""
