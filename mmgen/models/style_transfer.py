@@ -363,8 +363,8 @@ class StyleTransfer(Model):
 class StyleDecoder(nn.Module):
     """p(x_i | x_<i, c, s): a causal transformer that reads the content, the style and then the words before.
 
-    Beside each word before it, place i sees the content's state at place i and the style; what was read has a bonus that depends on
-    what the transformer is about to write.
+    Beside each word before it, place i sees the content's state at place i and the style; a word that was read has a bonus
+    that depends on what the transformer is about to write.
 
     >>> decoder = StyleDecoder(9, dim=8, depth=1, heads=2)
     >>> content = Content(torch.zeros(2, 3, 8), torch.ones(2, 3, dtype=torch.bool), torch.zeros(2, 9))
@@ -401,7 +401,7 @@ class Writing:
         self.mask = F.pad(content.mask, (0, 1), value=True)  # (b, t + 1)
 
     def beside(self, start: int, n: int) -> Tensor:
-        """What places ``start`` to ``start + n`` see beside the word before: the content's own state, and the style, (b, n, d)."""
+        """What places ``start`` to ``start + n`` see beside the word before: the content's state and the style, (b, n, d)."""
         states = self.content.states[:, start : start + n]
         return self.decoder.beside(F.pad(states, (0, 0, 0, n - states.shape[1]))) + self.style
 
