@@ -41,8 +41,7 @@ def gumbel_softmax(logits: Tensor, temperature: float, hard: bool = False, gener
     soft = ((logits + noise) / temperature).softmax(-1)
     if not hard:
         return soft
-    one_hot = torch.zeros_like(soft).scatter_(-1, soft.argmax(-1, keepdim=True), 1.0)
-    return one_hot + (soft - soft.detach())  # the difference is exactly 0
+    return _one_hot_of(soft, soft.argmax(-1))
 
 
 def straight_through(logits: Tensor, ids: Tensor) -> Tensor:
@@ -60,7 +59,11 @@ def straight_through(logits: Tensor, ids: Tensor) -> Tensor:
     >>> straight_through(torch.zeros(3), torch.tensor(1)).tolist()
     [0.0, 1.0, 0.0]
     """
-    p = logits.softmax(-1)
+    return _one_hot_of(logits.softmax(-1), ids)
+
+
+def _one_hot_of(p: Tensor, ids: Tensor) -> Tensor:
+    """The one-hots of ids (...), with the gradient of p (..., v)."""
     return torch.zeros_like(p).scatter_(-1, ids[..., None], 1.0) + (p - p.detach())  # the difference is exactly 0
 
 

@@ -166,13 +166,13 @@ class Edit(Model):
         """The cross-entropy -log p(style | text), mean over the items that have both, and the penalty of large weights."""
         weights = (self.word_weights, self.pair_weights, self.triple_weights)
         return Losses(
-            cross_entropy=-self._log_likelihood(batch.items(self._observed(batch))).mean(),
+            cross_entropy=-self._log_likelihood(batch.items(labelled(batch))).mean(),
             penalty=self.l2 / 2 * torch.stack([w.square().sum() for w in weights]).sum(),
         )
 
     def log_likelihood(self, batch: Batch, samples: int = 1) -> Tensor:
         """log p(style | text), exact, (b,); 0 for items that lack either."""
-        observed = self._observed(batch)
+        observed = labelled(batch)
         found = self._log_likelihood(batch.items(observed))
         return found.new_zeros(batch.size).masked_scatter(observed, found)
 
@@ -334,15 +334,20 @@ class Edit(Model):
         odds = self.log_odds(F.pad(ids, (2, 0), value=BEGIN))
         return F.logsigmoid(torch.where(labels == 1, odds, -odds))
 
-    def _observed(self, batch: Batch) -> Tensor:
-        """Which items have a text and a label, (b,)."""
-        both = [batch.present[name] for name in ("text", "label") if name in batch]
-        observed = torch.stack(both).all(0) if len(both) == 2 else torch.tensor([False])
-        if not observed.any():
-            had = ", ".join(name for name in batch.values if batch.present[name].any()) or "nothing"
-            got = f"no item that has both (the batch holds {had})"
-            raise UserError("text and label", got=got, expected="at least one item", fix="check the names of the columns")
-        return observed
+
+def labelled(batch: Batch) -> Tensor:
+    """Which items have a text and a label, (b,).
+
+    Raises:
+        UserError: none has both.
+    """
+    both = [batch.present[name] for name in ("text", "label") if name in batch]
+    observed = torch.stack(both).all(0) if len(both) == 2 else torch.tensor([False])
+    if not observed.any():
+        had = ", ".join(name for name in batch.values if batch.present[name].any()) or "nothing"
+        got = f"no item that has both (the batch holds {had})"
+        raise UserError("text and label", got=got, expected="at least one item", fix="check the names of the columns")
+    return observed
 
 
 class Moves(NamedTuple):

@@ -23,7 +23,7 @@ from mmgen.modalities.autoregressive import CausalTransformer, sample
 from mmgen.modalities.text import TextEncoder
 from mmgen.modalities.transformer import Cache
 from mmgen.models.base import Losses, Model, decayed
-from mmgen.models.edit import AT_ONCE, PLAIN, RARE
+from mmgen.models.edit import AT_ONCE, PLAIN, RARE, labelled
 from mmgen.models.ngrams import style_counts
 from mmgen.models.spelling import LONGEST, pieces_of, spell_anew
 
@@ -276,7 +276,7 @@ class StyleTransfer(Model):
 
     def log_likelihood(self, batch: Batch, samples: int = 1) -> Tensor:
         """log p(x | c(x), s) in its own style, exact, (b,); 0 for items that lack text or label."""
-        there = self._there(batch)
+        there = labelled(batch)
         ids, mask, style = self._observed(batch)
         found = self.log_prob(self.read(ids, mask, style), style, ids, mask)
         return found.new_zeros(batch.size).masked_scatter(there, found)
@@ -337,19 +337,9 @@ class StyleTransfer(Model):
         named = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
         return decayed([p for name, p in named if name.startswith("critic.") == own])
 
-    def _there(self, batch: Batch) -> Tensor:
-        """Which items have a text and a label, (b,)."""
-        both = [batch.present[name] for name in ("text", "label") if name in batch]
-        there = torch.stack(both).all(0) if len(both) == 2 else torch.tensor([False])
-        if not there.any():
-            had = ", ".join(name for name in batch.values if batch.present[name].any()) or "nothing"
-            got = f"no item that has both (the batch holds {had})"
-            raise UserError("text and label", got=got, expected="at least one item", fix="check the names of the columns")
-        return there
-
     def _observed(self, batch: Batch, longest: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Texts, or their first words, with their ends and mask (b', t + 1), and styles (b',), of items that have both."""
-        batch = batch.items(self._there(batch))
+        batch = batch.items(labelled(batch))
         ids, style = batch["text"], batch["label"]
         if len(wrong := style[(style < 0) | (style > 1)]):
             raise UserError("label", got=wrong[0].item(), expected="0 or 1", fix="give texts of exactly two styles")

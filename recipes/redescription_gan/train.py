@@ -293,9 +293,10 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
         space = recipe.shared_space(values).to(device)
         texts = list(dict.fromkeys(data.texts))
         right = torch.tensor([texts.index(text) for text in data.texts])
+        told_points = space.points(texts, "text")  # (m, s)
         for end, pictures in (("", drawn), ("_real", real)):
             points = space.points([process.decode(x) for x in pictures], "image")  # (n, s)
-            scores = (points @ space.points(texts, "text").T).cpu()  # (n, m)
+            scores = (points @ told_points.T).cpu()  # (n, m)
             figures[f"r_precision{end}"] = r_precision(scores, right, texts, settings.among, config.seed)
     if settings.features:
         features = [picture_features(settings.features, process, list(x)) for x in (real, drawn)]
