@@ -110,7 +110,7 @@ def test_learned_positions_give_the_logits_of_gpt2():
 def test_rotary_is_that_of_llama_and_only_distances_matter():
     x, positions = torch.randn(2, 3, 5, 8), torch.arange(5)[None]
     cosine, sine = rotary_angles(positions, 8, torch.float32)
-    peer, _ = apply_rotary_pos_emb(x, x, cosine[:, 0], sine[:, 0])
+    peer, _ = apply_rotary_pos_emb(x, x, *(torch.cat([a, a], -1)[:, 0] for a in (cosine, sine)))
     torch.testing.assert_close(rotate(x, cosine, sine), peer)
     near, far = (rotate(x.double(), *rotary_angles(positions + shift, 8, torch.float64)) for shift in (0, 11))
     torch.testing.assert_close(near @ near.mT, far @ far.mT, atol=1e-5, rtol=1e-5)

@@ -11,6 +11,7 @@ from mmgen.conditioning.attributes import Attribute, State
 from mmgen.conditioning.language_model import CACHE
 from mmgen.conditioning.prefix import positions
 from mmgen.errors import UserError
+from mmgen.modalities.packed import packed
 
 
 class Steered(LogitsProcessor):
@@ -137,7 +138,10 @@ def sample(
     handle = model.get_decoder().register_forward_hook(steered.listen, with_kwargs=True)
     try:
         processors = LogitsProcessorList([steered, *processors])
-        return model._sample(input_ids, processors, generation_config=generation_config, streamer=settings.streamer, **kwargs)
+        with packed(model):
+            return model._sample(
+                input_ids, processors, generation_config=generation_config, streamer=settings.streamer, **kwargs
+            )
     finally:
         handle.remove()
 

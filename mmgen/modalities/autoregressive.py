@@ -95,7 +95,7 @@ class CausalTransformer(nn.Module):
             positions = (mask.cumsum(1) - 1).clamp(min=0)[:, past:]  # (b, p + t)
         attend, angles = causal_mask(mask, past, x.shape[1], x.device), None
         if self.positions is None:
-            angles = rotary_angles(positions, self.head_dim, x.dtype)  # (b or 1, 1, p + t, d/h) each
+            angles = rotary_angles(positions, self.head_dim, x.dtype)  # (b or 1, 1, p + t, d/2h) each
         else:
             if past + x.shape[1] > self.length:
                 fix = "cut the input, or train with a greater length"

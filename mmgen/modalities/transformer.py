@@ -63,7 +63,7 @@ class Block(nn.Module):
             x: (b, t, d).
             attend: (b or 1, 1, t, s) bool, True where query t may look at key s; None for everywhere, or the past if causal.
             causal: look at the past only; given without ``attend`` it takes the fast path of the attention kernel.
-            angles: rotary cosines and sines, each (b or 1, 1, t, d/h).
+            angles: rotary cosines and sines, each (b or 1, 1, t, d/2h).
             cache: keys and values of earlier positions, extended by these, as ``layer``.
 
         Returns:
@@ -105,20 +105,20 @@ def causal_mask(mask: Tensor | None, past: int, new: int, device: torch.device) 
 
 
 def rotary_angles(positions: Tensor, head_dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of position i times frequency 10000^(-2 j / head_dim): positions (b, t) -> (b, 1, t, head_dim) each.
+    """Cosine and sine of position i times frequency 10000^(-2 j / head_dim): positions (b, t) -> (b, 1, t, head_dim / 2) each.
 
     Source: Su et al. 2021, RoFormer, in the half-split layout of Llama.
     """
     exponents = torch.arange(0, head_dim, 2, device=positions.device) / head_dim
     angles = positions[:, None, :, None] * 10000.0**-exponents  # (b, 1, t, head_dim / 2)
-    angles = torch.cat([angles, angles], -1)  # (b, 1, t, head_dim)
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     """Turn each pair (x_j, x_{j + d/2}) of x (b, h, t, d) by the angle of its position."""
     first, second = x.chunk(2, -1)
-    return (x * cosine + torch.cat([-second, first], -1) * sine).to(x.dtype)
+    turned = torch.addcmul(first * cosine, second, sine, value=-1), torch.addcmul(second * cosine, first, sine)
+    return torch.cat(turned, -1).to(x.dtype)
 
 
 def check_heads(dim: int, heads: int, rotary: bool = False) -> None:

@@ -28,6 +28,7 @@ from mmgen.data.batch import Batch
 from mmgen.data.cards import card_names, open_card
 from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.metrics.diversity import distinct
+from mmgen.modalities.packed import packed
 from mmgen.models.aligned import Aligned
 from mmgen.models.base import load
 from mmgen.models.class_language_model import ClassLanguageModel
@@ -351,11 +352,12 @@ def _write(
     noise = OwnNoise([(seed * 1009 + i) * 1009 + k for i, _, k in texts])
     steered = {} if method is None else {"custom_generate": method}
     kept = _Kept()
-    output = model.generate(
-        ids, attention_mask=mask, do_sample=False, max_new_tokens=length, pad_token_id=tokenizer.pad_token_id,
-        logits_processor=LogitsProcessorList([*[kept] * traced, *warpers, noise]), return_dict_in_generate=True,
-        output_logits=traced, **steered,
-    )  # fmt: skip
+    with packed(model):
+        output = model.generate(
+            ids, attention_mask=mask, do_sample=False, max_new_tokens=length, pad_token_id=tokenizer.pad_token_id,
+            logits_processor=LogitsProcessorList([*[kept] * traced, *warpers, noise]), return_dict_in_generate=True,
+            output_logits=traced, **steered,
+        )  # fmt: skip
     written = output.sequences  # (b, t)
     after = written[:, start:]
     ends = model.generation_config.eos_token_id  # one or several

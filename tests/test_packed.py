@@ -1,0 +1,83 @@
+"""Packed linear layers: the same products and gradients, on frozen float32 weights alone, and only while they are asked for."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from mmgen.conditioning.language_model import load_language_model
+from mmgen.modalities.frozen import freeze
+from mmgen.modalities.packed import packed
+
+mkl = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="torch without MKL")
+
+
+def products(run) -> int:
+    """How many packed products ``run`` takes."""
+    with torch.profiler.profile() as seen:
+        run()
+    return sum(event.count for event in seen.key_averages() if event.key == "mkl::_mkl_linear")
+
+
+@given(rows=st.lists(st.sampled_from([1, 2, 3, 8, 64, 70]), min_size=1, max_size=8), bias=st.booleans(), deep=st.booleans())
+def test_products_and_gradients_are_the_layers_own(rows, bias, deep):
+    layer = nn.Linear(12, 7, bias=bias).requires_grad_(False)
+    with packed(layer):
+        for n in rows:
+            x = torch.randn(n, 1, 12) if deep else torch.randn(n, 12)
+            x.requires_grad_()
+            y = layer(x)
+            weights = torch.randn_like(y)
+            (gradient,) = torch.autograd.grad((y * weights).sum(), x)
+            torch.testing.assert_close(y.detach(), nn.functional.linear(x, layer.weight, layer.bias).detach())
+            torch.testing.assert_close(gradient, weights @ layer.weight)
+
+
+def test_a_gradient_that_comes_after_another_product():
+    layer = nn.Linear(5, 4).requires_grad_(False)
+    with packed(layer):
+        x = torch.randn(2, 5, requires_grad=True)
+        layer(x), (y := layer(x)), layer(torch.randn(3, 5)), layer(torch.randn(3, 5))
+        torch.testing.assert_close(torch.autograd.grad(y.sum(), x)[0], layer.weight.sum(0).expand(2, -1))
+
+
+@mkl
+def test_from_the_second_time_on_it_is_packed_and_other_row_counts_begin_anew():
+    layer = nn.Linear(6, 6).requires_grad_(False)
+    for rows, expected in (((2, 2, 2), 2), ((2, 3, 2), 0), ((1, 1, 1), 0), ((65, 65), 0), ((8, 100, 8), 1)):
+        with packed(layer):
+            assert products(lambda rows=rows: [layer(torch.zeros(n, 6)) for n in rows]) == expected
+
+
+@mkl
+def test_trained_other_dtypes_and_autocast_are_left_alone():
+    trained, half = nn.Linear(4, 4), nn.Linear(4, 4).to(torch.bfloat16).requires_grad_(False)
+    with packed(trained, half):
+        assert "forward" not in vars(trained) and "forward" not in vars(half)
+    frozen = freeze(nn.Linear(4, 4))
+    with packed(frozen), torch.autocast("cpu", torch.bfloat16):
+        assert products(lambda: [frozen(torch.zeros(2, 4)) for _ in range(3)]) == 0
+        assert frozen(torch.zeros(2, 4)).dtype == torch.bfloat16
+
+
+def test_it_ends_with_its_block_whatever_happens_and_may_be_asked_for_twice():
+    layer = nn.Linear(4, 4).requires_grad_(False)
+    with pytest.raises(KeyError), packed(layer, layer):
+        with packed(nn.Sequential(layer)):
+            pass
+        assert "forward" in vars(layer)
+        raise KeyError
+    assert "forward" not in vars(layer)
+
+
+@mkl
+def test_a_language_model_says_the_same_and_stays_as_it_is():
+    model, _ = load_language_model("tiny", "fp32")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    ids = torch.arange(3, 15).reshape(3, 4)
+    options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    plain = model.generate(ids, **options)
+    with packed(model):
+        assert products(lambda: torch.testing.assert_close(model.generate(ids, **options), plain)) > 0
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
