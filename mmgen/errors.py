@@ -85,10 +85,6 @@ def check_sizes(what: str, sizes: object) -> list[int]:
     return list(sizes)
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
 def check_share(what: str, value: float) -> float:
     """Return ``value`` if it is 0 or more and below 1.
 
@@ -98,3 +94,18 @@ def check_share(what: str, value: float) -> float:
     if not 0 <= value < 1:
         raise UserError(what, got=value, expected="0 or more and below 1", fix="use 0.1 for example")
     return value
+
+
+def check_texts(texts: object) -> list[str]:
+    """Return ``texts`` as a list if they are several strings, and not one.
+
+    Raises:
+        UserError: they are not.
+    """
+    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+        raise UserError("texts", got=repr(texts), expected="a list of strings", fix='write ["..."]')
+    return list(texts)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

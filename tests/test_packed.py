@@ -1,4 +1,4 @@
-"""Packed linear layers: the same products and gradients, on frozen float32 weights alone, and only while they are asked for."""
+"""Packed linear layers: the same products and gradients, on frozen float32 weights alone, only while they are asked for."""
 
 import pytest
 import torch

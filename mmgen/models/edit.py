@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from mmgen.data.batch import Batch
 from mmgen.data.label import LabelProcessor
 from mmgen.data.text import train_word_tokenizer
-from mmgen.errors import UserError, check_at_least, check_one_of
+from mmgen.errors import UserError, check_at_least, check_one_of, check_texts
 from mmgen.models.base import Losses, Model
 from mmgen.models.ngrams import BEGIN, END, UNKNOWN, NgramTable, framed, style_counts, word_vectors, words_between
 from mmgen.models.spelling import Item, pieces_of, spell_changed
@@ -193,8 +193,7 @@ class Edit(Model):
             UserError: there is no such style.
         """
         style = self.class_names.index(check_one_of("target", target, self.class_names))
-        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-            raise UserError("texts", got=repr(texts), expected="a list of strings", fix='write ["..."]')
+        texts = check_texts(texts)
         tokenizer = self.processors["text"].tokenizer
         restyled: list[str] = []
         for start in range(0, len(texts), AT_ONCE):

@@ -11,6 +11,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from mmgen.data.text import WORD
 from mmgen.errors import UserError, check_at_least, check_one_of
+from mmgen.models.ngrams import check_styles
 
 Method = Literal["copy", "delete", "template", "retrieve"]
 AT_ONCE = 256  # texts whose nearest sentences are looked for together
@@ -97,10 +98,7 @@ class MarkerEditor:
         for name, value, low in (("smoothing", smoothing, 0), ("threshold", threshold, 1)):
             if not value > low:
                 raise UserError(name, got=value, expected=f"a number above {low}", fix=f"use {name}={15 if low else 1}")
-        for label in (*labels, 0, 1):
-            if label not in (0, 1) or label not in labels:
-                got = f"{label} among the labels" if label not in (0, 1) else f"no text of label {label}"
-                raise UserError("labels", got=got, expected="0 and 1", fix="give texts of exactly two styles")
+        check_styles(labels)
         split = [_WORD.findall(text.lower()) for text in texts]
         counts: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
         for words, label in zip(split, labels):

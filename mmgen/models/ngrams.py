@@ -118,6 +118,18 @@ class NgramTable(nn.Module):
         return self.log_triples[style, triple].where(triple >= 0, longer)
 
 
+def check_styles(labels: Sequence[int]) -> None:
+    """Fail unless there are texts of the styles 0 and 1, and of no other.
+
+    Raises:
+        UserError: a label that is neither, or a style without a text.
+    """
+    for label in (*labels, 0, 1):
+        if label not in (0, 1) or label not in labels:
+            got = f"{label} among the labels" if label not in (0, 1) else f"no text of label {label}"
+            raise UserError("labels", got=got, expected="0 and 1", fix="give texts of exactly two styles")
+
+
 def style_counts(sentences: Sequence[Sequence[int]], labels: Sequence[int], words: int) -> np.ndarray:
     """How often each word occurs in each of two styles: sentences of ids, a label 0 or 1 for each -> (2, words).
 
@@ -127,10 +139,7 @@ def style_counts(sentences: Sequence[Sequence[int]], labels: Sequence[int], word
     >>> style_counts([[4, 5], [4]], [0, 1], words=6).tolist()
     [[0, 0, 0, 0, 1, 1], [0, 0, 0, 0, 1, 0]]
     """
-    for label in (*labels, 0, 1):
-        if label not in (0, 1) or label not in labels:
-            got = f"{label} among the labels" if label not in (0, 1) else f"no text of label {label}"
-            raise UserError("labels", got=got, expected="0 and 1", fix="give texts of exactly two styles")
+    check_styles(labels)
     of = ([s for s, own in zip(sentences, labels) if own == label] for label in (0, 1))
     return np.stack([np.bincount(np.concatenate(some).astype(np.int64), minlength=words) for some in of])
 

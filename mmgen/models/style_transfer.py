@@ -17,7 +17,7 @@ from torch.func import functional_call
 from mmgen.data.batch import Batch
 from mmgen.data.label import LabelProcessor
 from mmgen.data.text import train_word_tokenizer
-from mmgen.errors import UserError, check_at_least, check_one_of, check_share
+from mmgen.errors import UserError, check_at_least, check_one_of, check_share, check_texts
 from mmgen.latents.discrete import reinforce, straight_through
 from mmgen.modalities.autoregressive import CausalTransformer, sample
 from mmgen.modalities.text import TextEncoder
@@ -296,8 +296,7 @@ class StyleTransfer(Model):
             UserError: there is no such style, or ``texts`` is no list of strings.
         """
         style = self.class_names.index(check_one_of("target", target, self.class_names))
-        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-            raise UserError("texts", got=repr(texts), expected="a list of strings", fix='write ["..."]')
+        texts = check_texts(texts)
         if not texts:
             return []
         tokenizer = self.processors["text"].tokenizer
