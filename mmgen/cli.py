@@ -201,7 +201,7 @@ def _train(options: argparse.Namespace) -> int | None:
     out = options.out or Path("runs") / f"{recipe.name}{suffix}"
     if options.processes is not None and "RANK" not in os.environ:
         check_at_least("--processes", options.processes, 1)
-        recipes.check_run_folder(config, out, options.resume)
+        recipes.check_run_folder(config, out, options.resume, recipe.grows)
         if options.processes > 1:
             return recipes.launch(options.processes, options.arguments)
     recipes.train(recipe, config, out, options.resume, stages_from, options.arguments)

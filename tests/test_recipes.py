@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from mmgen.training.recipe import (
     recipe_folder,
     recipe_names,
     stage_folder,
+    train,
 )
 
 ONE = pytest.mark.parametrize("smoke", ["judge"], indirect=True, scope="module")  # what all recipes do by the same code
@@ -232,6 +233,76 @@ def test_a_figure_that_one_seed_lacks_is_no_figure_of_the_study(tmp_path):
     assert evaluate(recipe, OnlySeeds(seeds=2), tmp_path, "test") == {
         "accuracy": 0.5, "accuracy_sd": 0.0, "seeds": 2
     }  # fmt: skip
+
+
+@dataclass
+class WithArms(OnlySeeds):
+    arms: list[str] = field(default_factory=lambda: ["full"])
+    width: int = 1
+
+
+def growing() -> tuple[Recipe, list[str]]:
+    """A recipe whose second stage trains a file for each arm, and what it has trained so far."""
+    trained: list[str] = []
+
+    def code(config, run, resume):
+        (run / "model").mkdir()
+        trained.append(f"code {config.seed}")
+
+    def policy(config, run, resume):
+        folder = run / "stages" / "policy"
+        (folder / "model").mkdir(parents=True, exist_ok=True)
+        for arm in config.arms:
+            if not (folder / arm).exists():
+                (folder / arm).touch()
+                trained.append(f"{arm} {config.seed}")
+
+    nothing = (lambda run, config, split: {}), ("test",), (lambda run, config: None), (lambda config: None)
+    return Recipe("r", WithArms, {"code": code, "policy": policy}, "code", *nothing, grows={"arms": "policy"}), trained
+
+
+def test_a_study_gets_more_arms_and_seeds_and_keeps_what_it_has(tmp_path):
+    recipe, trained = growing()
+    out = tmp_path / "run"
+    train(recipe, WithArms(), out, command=["one"])
+    train(recipe, WithArms(arms=["touch", "full"]), out, resume=True, command=["two"])
+    assert trained == ["code 0", "full 0", "touch 0"]
+    assert read_yaml(out / "config.yaml")["arms"] == ["touch", "full"]
+    assert json.loads((out / "run.json").read_text())["command"] == ["mmgen", "two"]
+    train(recipe, WithArms(seeds=2, arms=["touch", "full"]), out, resume=True)  # a single run becomes seed_0
+    assert trained[3:] == ["code 1", "touch 1", "full 1"]
+    assert sorted(file.name for file in out.iterdir()) == ["config.yaml", "run.json", "seed_0", "seed_1"]
+    assert (out / "seed_0" / "stages" / "policy" / "touch").is_file() and (out / "seed_0" / "model").is_dir()
+    train(recipe, WithArms(seeds=3, arms=["touch", "full", "vision"]), out, resume=True)
+    assert trained[6:] == ["vision 0", "vision 1", "code 2", "touch 2", "full 2", "vision 2"]
+    assert [read_yaml(out / f"seed_{i}" / "config.yaml")["seed"] for i in range(3)] == [0, 1, 2]
+
+
+def test_a_single_run_that_was_moved_in_part_is_moved_whole(tmp_path):
+    recipe, trained = growing()
+    train(recipe, WithArms(), tmp_path / "run")
+    (tmp_path / "run" / "seed_0").mkdir()
+    (tmp_path / "run" / "run.json").rename(tmp_path / "run" / "seed_0" / "run.json")
+    train(recipe, WithArms(seeds=2), tmp_path / "run", resume=True)
+    assert trained == ["code 0", "full 0", "code 1", "full 1"]
+    assert (tmp_path / "run" / "seed_0" / "stages").is_dir() and not (tmp_path / "run" / "stages").exists()
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "processes", "told"),
+    [
+        ({"arms": ["full", "touch"]}, {"arms": ["full"]}, "1", r"arms \(\['full', 'touch'\], now \['full'\]\)"),
+        ({"seeds": 3}, {"seeds": 2}, "1", r"seeds \(3, now 2\)"),
+        ({}, {"width": 2, "seeds": 2}, "1", r"values of width \(1, now 2\),"),
+        ({}, {"seeds": 2}, "2", r"seeds \(1, now 2\)"),  # the others would look into a folder that moves
+    ],
+)
+def test_a_study_does_not_shrink_or_change(tmp_path, monkeypatch, before, now, processes, told):
+    recipe, _ = growing()
+    train(recipe, WithArms(**before), tmp_path / "run")
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    with pytest.raises(UserError, match=told):
+        train(recipe, WithArms(**now), tmp_path / "run", resume=True)
 
 
 def test_seeds_give_mean_and_deviation(tmp_path):

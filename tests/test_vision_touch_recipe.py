@@ -156,6 +156,12 @@ def test_training_a_policy_goes_on_where_it_was_stopped(run, tmp_path):
         )
 
 
+def test_a_curve_that_was_removed_is_left_out(tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "curve.csv").write_text("step,success\n8,0.5\n")
+    assert POLICY_MODULE.curves(tmp_path, ["full", "touch"]) == {"full": [{"step": "8", "success": "0.5"}]}
+
+
 def test_a_frozen_code_stays_as_it_is_and_a_new_one_learns(run):
     found, out = run
     state = load_file(out / "stages" / "policy" / "scratch" / "policy.safetensors")

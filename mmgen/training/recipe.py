@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, ModuleType
@@ -45,6 +45,7 @@ class Recipe:
             the 95 % interval of the difference, paired by seed.
         made_by: stage -> the keys of the config, of sections or ``section.key``, that must be alike in a run that it is taken
             from; ``data``, ``model`` and ``encoder`` for a stage that is not listed.
+        grows: a list of the config that ``--resume`` may add to -> the stage that trains what is new, and leaves what it has.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Recipe:
     check: Callable[[Any], None]
     above: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     made_by: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    grows: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def recipes_folder() -> Path:
@@ -172,7 +174,8 @@ def train(
         recipe: what to train.
         config: its resolved config.
         out: the run folder; with several seeds, ``seed_0``, ``seed_1``, ... inside it are the runs.
-        resume: go on with what ``out`` holds; without it nothing may have been trained in the folder.
+        resume: go on with what ``out`` holds; without it nothing may have been trained in the folder. A study of several seeds
+            may get more, and so may the lists in ``recipe.grows``.
         stages_from: stage -> a run folder to take that stage from instead of training it.
         command: the arguments of ``mmgen`` that the reports name.
 
@@ -185,12 +188,12 @@ def train(
         check_one_of("stage", name, recipe.stages)
         _check_same_model(config, stages_from[name], recipe.made_by.get(name, ("data", "model", "encoder")))
     if main:
-        check_run_folder(config, out, resume)
+        check_run_folder(config, out, resume, recipe.grows)
         _make_run_folder(recipe, config, out, command)
     for run, seeded in seed_runs(config, out):
         for name, stage in recipe.stages.items():
             folder = stage_folder(recipe, run, name)
-            if (folder / "model").is_dir():
+            if (folder / "model").is_dir() and not (resume and name in recipe.grows.values()):
                 continue
             if name in stages_from:
                 _link_stage(stage_folder(recipe, stages_from[name], name), folder)
@@ -295,8 +298,10 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
     return next((code for code in codes if code), 0)
 
 
-def check_run_folder(config: Any, out: Path, resume: bool) -> None:
+def check_run_folder(config: Any, out: Path, resume: bool, grows: Iterable[str] = ()) -> None:
     """Fail if ``out`` exists and is not to be resumed, or was made with another config; a run that trained nothing yet is new.
+
+    More seeds of a study are no other config, nor are lists named in ``grows`` that hold all that they held.
 
     Raises:
         UserError: it does.
@@ -308,6 +313,12 @@ def check_run_folder(config: Any, out: Path, resume: bool) -> None:
         raise UserError(str(out), got="a folder that exists", expected="a new one", fix=fix)
     if resume and (out / "config.yaml").is_file():
         before, now = read_yaml(out / "config.yaml"), yaml.safe_load(yaml.safe_dump(to_dict(config)))
+        for key in grows:
+            if set(before.get(key, ())) <= set(now[key]):
+                before[key] = now[key]
+        least = 1 if int(os.environ.get("WORLD_SIZE", 1)) == 1 else 2  # one run moves, and other processes would not know where
+        if least <= before.get("seeds", 1) < now["seeds"]:
+            before["seeds"] = now["seeds"]
         if changed := _changes(before, now):
             fix = "resume with the same config, or choose another --out"
             raise UserError(str(out), got=f"other values of {', '.join(changed)}", expected="its own config", fix=fix)
@@ -334,16 +345,26 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def _make_run_folder(recipe: Recipe, config: Any, out: Path, command: Sequence[str]) -> None:
-    new = _nothing_trained(out)
+    new, before = _nothing_trained(out), read_yaml(out / "config.yaml") if (out / "config.yaml").is_file() else None
+    grown = before is not None and before != yaml.safe_load(yaml.safe_dump(to_dict(config)))
     try:
+        if grown and not new and before["seeds"] == 1 < config.seeds:
+            _become_first_seed(out, out / f"seed_{config.seed}")
         for run, seeded in [(out, config), *seed_runs(config, out)]:
             run.mkdir(parents=True, exist_ok=True)
             write_config(seeded, run / "config.yaml")
-            if new or not (run / "run.json").is_file():  # the command that began the run, not the one that resumed it
+            if new or grown or not (run / "run.json").is_file():  # not the command that resumed it, if it added nothing
                 _write_json(run / "run.json", {"recipe": _reference(recipe), "command": ["mmgen", *command]})
     except OSError as error:
         expected = "a folder that can be written"
         raise UserError(str(out), got=str(error), expected=expected, fix="choose another --out") from error
+
+
+def _become_first_seed(run: Path, folder: Path) -> None:
+    """Move a run into ``folder``, its config last: by that the next resume knows whether all has been moved."""
+    folder.mkdir(exist_ok=True)
+    for file in sorted(set(run.iterdir()) - {folder}, key=lambda file: file.name == "config.yaml"):
+        file.rename(folder / file.name)
 
 
 def _nothing_trained(out: Path) -> bool:

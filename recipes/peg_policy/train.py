@@ -239,12 +239,9 @@ def write_film(file: Path, ppo: Any, seen: Any) -> None:
 
 
 def curves(folder: Path, arms: Sequence[str]) -> dict[str, list[dict[str, str]]]:
-    """Each arm's ``curve.csv``."""
-    found = {}
-    for arm in arms:
-        with (folder / arm / "curve.csv").open(newline="") as stream:
-            found[arm] = list(csv.DictReader(stream))
-    return found
+    """Each arm's ``curve.csv``, where it is still there."""
+    files = {arm: folder / arm / "curve.csv" for arm in arms}
+    return {arm: list(csv.DictReader(file.read_text().splitlines())) for arm, file in files.items() if file.is_file()}
 
 
 def report(run: Path, config: Config) -> None:
@@ -280,6 +277,7 @@ RECIPE = Recipe(
     splits=("test",),
     report=report,
     check=check,
+    grows={"arms": "policy"},
 )
 
 if __name__ == "__main__":
