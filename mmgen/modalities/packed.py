@@ -17,8 +17,8 @@ def packed(*modules: nn.Module) -> Iterator[None]:
     """Within it, frozen float32 linear layers of ``modules`` on a CPU multiply 2 to 64 rows at a time up to twice as fast.
 
     MKL lays a matrix out anew for every product, which for a few rows takes longer than the product. Here it is done once, as
-    soon as a layer is given the same number of rows twice, and forgotten at the end; until then a packed copy of the weights is
-    held, and another if gradients go through. Does nothing where torch was built without MKL.
+    soon as a layer is given the same number of rows twice, and forgotten at the end; until then a packed copy of the weights
+    is held, and another if gradients go through. Does nothing where torch was built without MKL.
 
     >>> layer = nn.Linear(4, 3).requires_grad_(False)
     >>> with packed(layer):

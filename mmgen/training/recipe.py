@@ -316,7 +316,7 @@ def check_run_folder(config: Any, out: Path, resume: bool, grows: Iterable[str] 
         for key in grows:
             if set(before.get(key, ())) <= set(now[key]):
                 before[key] = now[key]
-        least = 1 if int(os.environ.get("WORLD_SIZE", 1)) == 1 else 2  # one run moves, and other processes would not know where
+        least = 1 if int(os.environ.get("WORLD_SIZE", 1)) == 1 else 2  # one run moves, which other processes cannot know
         if least <= before.get("seeds", 1) < now["seeds"]:
             before["seeds"] = now["seeds"]
         if changed := _changes(before, now):
