@@ -392,9 +392,18 @@ def _write_json(file: Path | None, value: Any) -> None:
     if file is None:
         return
     try:
-        file.write_text(json.dumps(value, indent=2) + "\n")
+        file.write_text(json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
     except OSError as error:
         raise UserError(str(file), got=str(error), expected="a file that can be written", fix="choose another") from error
+
+
+def _finite(value: Any) -> Any:
+    """``value`` with null for numbers that JSON has not, such as log p of a text that holds nothing."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 if __name__ == "__main__":

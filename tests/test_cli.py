@@ -1,6 +1,7 @@
 """The command line: what it prints, and one line on stderr for every mistake."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 
 import mmgen
-from mmgen.cli import main
+from mmgen.cli import _write_json, main
 from mmgen.data.image import ImageProcessor
 from mmgen.data.label import LabelProcessor
 from mmgen.models.classifier import Classifier
@@ -171,3 +172,9 @@ def test_load_returns_the_same_model(saved):
     again = mmgen.load(saved / "model")
     batch = mmgen.Batch({"image": image})
     assert torch.equal(model.predict(batch).logits, again.predict(batch).logits)
+
+
+def test_json_has_null_for_what_is_no_number(tmp_path):
+    file = tmp_path / "f.json"
+    _write_json(file, [{"a": -math.inf, "b": (math.nan, 1.5), "c": "NaN", "d": True}])
+    assert json.loads(file.read_text()) == [{"a": None, "b": [None, 1.5], "c": "NaN", "d": True}]
