@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 from transformers import DynamicCache, LogitsProcessorList, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
@@ -110,7 +111,7 @@ class _Moved(Steered):
     def _moved(self, input_ids: Tensor, own: Tensor, mask: Tensor) -> Past:
         """H + D."""
         settings, weights = self.settings, self._weights(mask[:, :-1])  # (b, 1, t - 1, 1)
-        moved, last = self.past, self._last(input_ids)
+        moved, last, whole = self.past, self._last(input_ids), bool((weights == 1).all())
         for _ in range(settings.iterations):
             moved = [(keys.detach().requires_grad_(), values.detach().requires_grad_()) for keys, values in moved]
             with torch.enable_grad():
@@ -119,15 +120,16 @@ class _Moved(Steered):
                 kl = (said.log_p.exp() * (said.log_p - own)).sum(-1)  # (b,)
                 loss = settings.kl_scale * kl - self.likelihood(state)
                 gradients = torch.autograd.grad(loss.sum(), [x for layer in moved for x in layer])
-            pairs = [(k * weights, v * weights) for k, v in zip(gradients[::2], gradients[1::2])]
-            norms = [(k.square().sum((1, 2, 3)) + v.square().sum((1, 2, 3))).sqrt() for k, v in pairs]  # (b,) each
+            gradients = gradients if whole else [gradient * weights for gradient in gradients]
+            norms = [vector_norm(gradient, dim=(1, 2, 3)) for gradient in gradients]  # (b,) each
+            norms = [torch.hypot(k, v) for k, v in zip(norms[::2], norms[1::2])]  # of each layer
             if settings.running_norm:
                 norms = [torch.maximum(*both) for both in zip(norms, self.norms)] if self.norms else norms
                 self.norms = norms
             steps = [settings.step_size / norm.clamp(min=1e-10).pow(settings.gamma)[:, None, None, None] for norm in norms]
             moved = [
-                (keys.detach() - step * k, values.detach() - step * v)
-                for (keys, values), (k, v), step in zip(moved, pairs, steps)
+                (keys.detach().addcmul(step, k, value=-1), values.detach().addcmul(step, v, value=-1))
+                for (keys, values), k, v, step in zip(moved, gradients[::2], gradients[1::2], steps)
             ]
         return moved
 
@@ -164,7 +166,8 @@ class _Moved(Steered):
     def _run(self, past: Past, embeddings: Tensor, mask: Tensor) -> _Said:
         cache, dtype = DynamicCache(), self.model.dtype
         for i, (keys, values) in enumerate(past):
-            cache.update(keys.to(dtype), values.to(dtype), i)
+            cache.update(keys[:, :, :0].to(dtype), values[:, :, :0].to(dtype), i)  # given more, it would copy them
+            cache.layers[i].keys, cache.layers[i].values = keys.to(dtype), values.to(dtype)
         output = self.model(
             inputs_embeds=embeddings, use_cache=True, **{CACHE: cache}, output_hidden_states=True,
             **self.newest(mask),
