@@ -102,9 +102,10 @@ def check_texts(texts: object) -> list[str]:
     Raises:
         UserError: they are not.
     """
-    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+    several = list(texts) if isinstance(texts, Iterable) and not isinstance(texts, str) else [None]
+    if not all(isinstance(text, str) for text in several):
         raise UserError("texts", got=repr(texts), expected="a list of strings", fix='write ["..."]')
-    return list(texts)
+    return several
 
 
 def _one_line(text: str) -> str:

@@ -20,7 +20,7 @@ def products(run) -> int:
     return sum(event.count for event in seen.key_averages() if event.key == "mkl::_mkl_linear")
 
 
-@given(rows=st.lists(st.sampled_from([1, 2, 3, 8, 64, 70]), min_size=1, max_size=8), bias=st.booleans(), deep=st.booleans())
+@given(rows=st.lists(st.sampled_from([1, 2, 3, 4, 8, 64, 70]), min_size=1, max_size=8), bias=st.booleans(), deep=st.booleans())
 def test_products_and_gradients_are_the_layers_own(rows, bias, deep):
     layer = nn.Linear(12, 7, bias=bias).requires_grad_(False)
     with packed(layer):
@@ -37,28 +37,31 @@ def test_products_and_gradients_are_the_layers_own(rows, bias, deep):
 def test_a_gradient_that_comes_after_another_product():
     layer = nn.Linear(5, 4).requires_grad_(False)
     with packed(layer):
-        x = torch.randn(2, 5, requires_grad=True)
+        x = torch.randn(4, 5, requires_grad=True)
         layer(x), (y := layer(x)), layer(torch.randn(3, 5)), layer(torch.randn(3, 5))
-        torch.testing.assert_close(torch.autograd.grad(y.sum(), x)[0], layer.weight.sum(0).expand(2, -1))
+        before = dict(layer.forward.matrices)
+        torch.testing.assert_close(torch.autograd.grad(y.sum(), x)[0], layer.weight.sum(0).expand(4, -1))
+        assert layer.forward.matrices.keys() == before.keys()  # nothing was packed for it
 
 
 @mkl
 def test_from_the_second_time_on_it_is_packed_and_other_row_counts_begin_anew():
     layer = nn.Linear(6, 6).requires_grad_(False)
-    for rows, expected in (((2, 2, 2), 2), ((2, 3, 2), 0), ((1, 1, 1), 0), ((65, 65), 0), ((8, 100, 8), 1)):
+    for rows, expected in (((3, 3, 3), 2), ((4, 3, 4), 0), ((2, 2, 2), 0), ((65, 65), 0), ((8, 100, 8), 1)):
         with packed(layer):
             assert products(lambda rows=rows: [layer(torch.zeros(n, 6)) for n in rows]) == expected
 
 
 @mkl
 def test_trained_other_dtypes_and_autocast_are_left_alone():
-    trained, half = nn.Linear(4, 4), nn.Linear(4, 4).to(torch.bfloat16).requires_grad_(False)
-    with packed(trained, half):
-        assert "forward" not in vars(trained) and "forward" not in vars(half)
+    trained, bias, half = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4).to(torch.bfloat16).requires_grad_(False)
+    bias.weight.requires_grad_(False)
+    with packed(trained, bias, half):
+        assert not any("forward" in vars(layer) for layer in (trained, bias, half))
     frozen = freeze(nn.Linear(4, 4))
     with packed(frozen), torch.autocast("cpu", torch.bfloat16):
-        assert products(lambda: [frozen(torch.zeros(2, 4)) for _ in range(3)]) == 0
-        assert frozen(torch.zeros(2, 4)).dtype == torch.bfloat16
+        assert products(lambda: [frozen(torch.zeros(3, 4)) for _ in range(3)]) == 0
+        assert frozen(torch.zeros(3, 4)).dtype == torch.bfloat16
 
 
 def test_it_ends_with_its_block_whatever_happens_and_may_be_asked_for_twice():
@@ -69,6 +72,15 @@ def test_it_ends_with_its_block_whatever_happens_and_may_be_asked_for_twice():
         assert "forward" in vars(layer)
         raise KeyError
     assert "forward" not in vars(layer)
+
+
+def test_inputs_of_another_width_are_refused_as_ever():
+    layer = nn.Linear(4, 3).requires_grad_(False)
+    with packed(layer):
+        layer(torch.zeros(3, 4))
+        for width in (2, 5):
+            with pytest.raises(RuntimeError, match="cannot be multiplied"):
+                layer(torch.zeros(3, width))
 
 
 @mkl

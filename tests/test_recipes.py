@@ -264,43 +264,41 @@ def growing() -> tuple[Recipe, list[str]]:
 def test_a_study_gets_more_arms_and_seeds_and_keeps_what_it_has(tmp_path):
     recipe, trained = growing()
     out = tmp_path / "run"
-    train(recipe, WithArms(), out, command=["one"])
-    train(recipe, WithArms(arms=["touch", "full"]), out, resume=True, command=["two"])
-    assert trained == ["code 0", "full 0", "touch 0"]
-    assert read_yaml(out / "config.yaml")["arms"] == ["touch", "full"]
-    assert json.loads((out / "run.json").read_text())["command"] == ["mmgen", "two"]
-    train(recipe, WithArms(seeds=2, arms=["touch", "full"]), out, resume=True)  # a single run becomes seed_0
-    assert trained[3:] == ["code 1", "touch 1", "full 1"]
-    assert sorted(file.name for file in out.iterdir()) == ["config.yaml", "run.json", "seed_0", "seed_1"]
-    assert (out / "seed_0" / "stages" / "policy" / "touch").is_file() and (out / "seed_0" / "model").is_dir()
+    train(recipe, WithArms(seeds=2), out, command=["one"])
+    train(recipe, WithArms(seeds=2, arms=["touch", "full"]), out, resume=True, command=["two"])
+    assert trained == ["code 0", "full 0", "code 1", "full 1", "touch 0", "touch 1"]
+    assert read_yaml(out / "seed_1" / "config.yaml")["arms"] == ["touch", "full"]
+    commands = [json.loads((folder / "run.json").read_text())["command"][1] for folder in (out, out / "seed_0")]
+    assert commands == ["two", "one"]
     train(recipe, WithArms(seeds=3, arms=["touch", "full", "vision"]), out, resume=True)
     assert trained[6:] == ["vision 0", "vision 1", "code 2", "touch 2", "full 2", "vision 2"]
     assert [read_yaml(out / f"seed_{i}" / "config.yaml")["seed"] for i in range(3)] == [0, 1, 2]
 
 
-def test_a_single_run_that_was_moved_in_part_is_moved_whole(tmp_path):
+def test_a_seed_that_is_added_takes_the_stage_that_the_first_one_took(tmp_path):
     recipe, trained = growing()
-    train(recipe, WithArms(), tmp_path / "run")
-    (tmp_path / "run" / "seed_0").mkdir()
-    (tmp_path / "run" / "run.json").rename(tmp_path / "run" / "seed_0" / "run.json")
-    train(recipe, WithArms(seeds=2), tmp_path / "run", resume=True)
-    assert trained == ["code 0", "full 0", "code 1", "full 1"]
-    assert (tmp_path / "run" / "seed_0" / "stages").is_dir() and not (tmp_path / "run" / "stages").exists()
+    train(recipe, WithArms(), tmp_path / "source")
+    train(recipe, WithArms(seeds=2), tmp_path / "run", stages_from={"code": tmp_path / "source"})
+    train(recipe, WithArms(seeds=3), tmp_path / "run", resume=True)
+    assert trained == ["code 0", "full 0", "full 0", "full 1", "full 2"]
+    assert (tmp_path / "run" / "seed_2" / "model").resolve() == tmp_path / "source" / "model"
+    (tmp_path / "source" / "model").rename(tmp_path / "gone")
+    with pytest.raises(UserError, match="source: got no trained model"):
+        train(recipe, WithArms(seeds=4), tmp_path / "run", resume=True)
 
 
 @pytest.mark.parametrize(
-    ("before", "now", "processes", "told"),
+    ("before", "now", "told"),
     [
-        ({"arms": ["full", "touch"]}, {"arms": ["full"]}, "1", r"arms \(\['full', 'touch'\], now \['full'\]\)"),
-        ({"seeds": 3}, {"seeds": 2}, "1", r"seeds \(3, now 2\)"),
-        ({}, {"width": 2, "seeds": 2}, "1", r"values of width \(1, now 2\),"),
-        ({}, {"seeds": 2}, "2", r"seeds \(1, now 2\)"),  # the others would look into a folder that moves
+        ({"arms": ["full", "touch"]}, {"arms": ["full"]}, r"arms \(\['full', 'touch'\], now \['full'\]\)"),
+        ({"seeds": 3}, {"seeds": 2}, r"seeds \(3, now 2\)"),
+        ({"seeds": 2}, {"width": 2, "seeds": 3}, r"values of width \(1, now 2\),"),
+        ({}, {"seeds": 2}, r"seeds \(1, now 2\)"),  # a single run is no study: it lies in the folder itself
     ],
 )
-def test_a_study_does_not_shrink_or_change(tmp_path, monkeypatch, before, now, processes, told):
+def test_a_study_does_not_shrink_or_change(tmp_path, before, now, told):
     recipe, _ = growing()
     train(recipe, WithArms(**before), tmp_path / "run")
-    monkeypatch.setenv("WORLD_SIZE", processes)
     with pytest.raises(UserError, match=told):
         train(recipe, WithArms(**now), tmp_path / "run", resume=True)
 

@@ -202,7 +202,7 @@ def test_the_vae_is_frozen_and_saved_with_the_model(model, tmp_path):
 def test_reranking_keeps_the_nearest_first(model, monkeypatch):
     import mmgen.models.text_to_image as module
 
-    monkeypatch.setattr(module, "load", lambda run: None)
+    monkeypatch.setattr(module, "_space", lambda run: None)
     monkeypatch.setattr(TextToImage, "similarity", lambda self, aligned, drawn, given: drawn.mean((1, 2, 3)))
     given = Batch(**texts([3, END], [1, END]))
     drawn = model.generate(given, "image", 6, torch.Generator().manual_seed(0)).unflatten(0, (2, 6))

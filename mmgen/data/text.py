@@ -77,7 +77,7 @@ class TextProcessor:
         if not isinstance(value, str):
             raise UserError("text", got=value, expected="a string", fix="check the column's name")
         if not value.strip():
-            raise UserError("text", got=repr(value), expected="at least one word", fix="drop the row, or fill it in")
+            raise UserError("text", got=repr(value), expected="at least one word", fix="write some, or leave it out")
         value = value.encode("utf-8", "replace").decode()  # half a surrogate pair cannot be tokenised
         if self.special:
             cut = {"truncation": self.max_length is not None, "max_length": self.max_length}

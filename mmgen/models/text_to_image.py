@@ -254,8 +254,9 @@ class TextToImage(Model):
         check_at_least("candidates", candidates, 1)
         if "text" not in given or not given.present["text"].all():
             raise UserError("rerank", got="an item without text", expected="a text to compare with", fix="add --text")
+        space = _space(rerank)  # before anything is drawn
         drawn = self._pictures(given, n * candidates, guidance, options)  # (b n m, c, h, w)
-        scores = self.similarity(load(rerank), drawn, given).reshape(given.size, -1)  # (b, n m)
+        scores = self.similarity(space, drawn, given).reshape(given.size, -1)  # (b, n m)
         best = scores.topk(n, 1).indices + n * candidates * torch.arange(given.size, device=scores.device)[:, None]
         return drawn[best.flatten()]
 
@@ -270,8 +271,6 @@ class TextToImage(Model):
         Returns:
             (b n,) cosines.
         """
-        if aligned.name != "aligned" or aligned.modality != "image":
-            raise UserError("rerank", got=aligned.name, expected="a run of the recipe aligned", fix="train one")
         aligned = aligned.to(pictures.device)
         decode, word = self.processors["image"].decode, self.processors["text"].decode
         seen = aligned.points([decode(x) for x in pictures], "image")  # (b n, s)
@@ -379,7 +378,8 @@ class TextToImage(Model):
         cell, h0 = height // rows, part.shape[2]
         if tuple(part.shape[1:]) != (channels, h0, width) or h0 % cell or not 0 < h0 < height:
             expected = f"({channels}, {cell} to {height - cell} in steps of {cell}, {width})"
-            raise UserError("image", got=f"shape {tuple(part.shape[1:])}", expected=expected, fix="cut it to this size")
+            fix = "cut it to this size; `mmgen generate` takes its file by --from"
+            raise UserError("image", got=f"shape {tuple(part.shape[1:])}", expected=expected, fix=fix)
         whole = F.pad(part, (0, 0, 0, height - h0), mode="replicate")
         return self._codes(whole)[:, : h0 // cell * columns]
 
@@ -408,3 +408,10 @@ class TextToImage(Model):
         found = [name for name in batch.values if batch.present[name].any()]
         got = f"no item that has it (the batch holds {', '.join(found) or 'nothing'})"
         return UserError(what, got=got, expected="at least one item", fix="check the names of the columns")
+
+
+def _space(run: str) -> Model:
+    aligned = load(run)
+    if aligned.name != "aligned" or aligned.modality != "image":
+        raise UserError("rerank", got=aligned.name, expected="a run of the recipe aligned", fix="train one")
+    return aligned

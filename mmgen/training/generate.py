@@ -16,6 +16,7 @@ from mmgen.training.config import parse_overrides
 from mmgen.training.report import picture_grid
 
 AT_ONCE = 16  # items that the model reads together
+FILES = ("image", "audio")  # kinds of results that are files
 
 
 def generate(model: Model, given: dict[str, list[str]], to: str, n: int = 1, seed: int = 0,
@@ -46,9 +47,10 @@ def generate(model: Model, given: dict[str, list[str]], to: str, n: int = 1, see
         fix = "repeat each option as often as the others"
         raise UserError("inputs", got=counts, expected="as many of each modality", fix=fix)
     if part is not None:
-        if not hasattr(model, "upper_part") or "image" in given:
-            got = "--image too" if "image" in given else model.name
-            raise UserError("--from", got=got, expected="a model that completes pictures", fix="leave it out")
+        if not hasattr(model, "upper_part"):
+            raise UserError("--from", got=model.name, expected="a model that completes pictures", fix="leave it out")
+        if "image" in given:
+            raise UserError("--from", got="--image too", expected="one of the two", fix="leave --image out")
         counts["image"] = max(counts.values(), default=1)
     if not counts and not model.from_prior:
         fix = f"add --{model.inputs[0]} VALUE"
@@ -67,6 +69,9 @@ def generate(model: Model, given: dict[str, list[str]], to: str, n: int = 1, see
         upper = model.upper_part(part)
         rows = [{**row, "image": upper} for row in rows]
     check_options(model, values)
+    for name in to.split(","):
+        if name in model.processors and model.processors[name].kind in FILES:
+            _make_folder(out, model.processors[name].kind)
     device = PartialState().device
     if rows:
         size = len(rows) if values.keys() & model.across_items else AT_ONCE
@@ -115,17 +120,21 @@ def _result(model: Model, to: str, value: Any, stem: str, out: Path | None) -> s
 
 
 def _write(value: Any, processor: Processor, stem: str, out: Path | None) -> str:
-    if processor.kind not in ("image", "audio"):
+    if processor.kind not in FILES:
         return str(value)
-    if out is None:
-        raise UserError("--out", got="none", expected=f"a folder for the {processor.kind} files", fix="add --out DIR")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError("--out", got=str(error), expected="a folder that can be written", fix="choose another") from error
     file = out / f"{stem}.{'png' if processor.kind == 'image' else 'wav'}"
     if processor.kind == "image":
         value.save(file)
     else:
         soundfile.write(file, value.cpu().numpy(), processor.rate)
     return str(file)
+
+
+def _make_folder(out: Path | None, kind: str) -> None:
+    """Before anything is made that would have no place."""
+    if out is None:
+        raise UserError("--out", got="none", expected=f"a folder for the {kind} files", fix="add --out DIR")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError("--out", got=str(error), expected="a folder that can be written", fix="choose another") from error

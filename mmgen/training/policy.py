@@ -154,8 +154,10 @@ def load_training(ppo: PPO, file: Path) -> None:
     """What `save_training` wrote.
 
     Raises:
-        UserError: it is of another network, or damaged.
+        UserError: it is not there, of another network, or damaged.
     """
+    if not file.is_file():
+        raise UserError(str(file), got="no such file", expected="a trained policy", fix="train it to the end with --resume")
     try:
         with safe_open(str(file), "pt") as stream:
             steps = int(stream.metadata()["steps"])

@@ -174,8 +174,8 @@ def train(
         recipe: what to train.
         config: its resolved config.
         out: the run folder; with several seeds, ``seed_0``, ``seed_1``, ... inside it are the runs.
-        resume: go on with what ``out`` holds; without it nothing may have been trained in the folder. A study of several seeds
-            may get more, and so may the lists in ``recipe.grows``.
+        resume: go on with what ``out`` holds; without it nothing may have been trained in the folder. A study, of two seeds or
+            more, may get further ones, and so may the lists in ``recipe.grows``.
         stages_from: stage -> a run folder to take that stage from instead of training it.
         command: the arguments of ``mmgen`` that the reports name.
 
@@ -190,13 +190,16 @@ def train(
     if main:
         check_run_folder(config, out, resume, recipe.grows)
         _make_run_folder(recipe, config, out, command)
-    for run, seeded in seed_runs(config, out):
+    runs = seed_runs(config, out)
+    for run, seeded in runs:
         for name, stage in recipe.stages.items():
-            folder = stage_folder(recipe, run, name)
+            folder, first = stage_folder(recipe, run, name), stage_folder(recipe, runs[0][0], name) / "model"
             if (folder / "model").is_dir() and not (resume and name in recipe.grows.values()):
                 continue
             if name in stages_from:
                 _link_stage(stage_folder(recipe, stages_from[name], name), folder)
+            elif first.is_symlink() and not (folder / "model").exists():  # a seed that was added takes what the first one took
+                _link_stage(first.resolve().parent, folder)
             else:
                 stage(seeded, run, resume)
 
@@ -316,8 +319,7 @@ def check_run_folder(config: Any, out: Path, resume: bool, grows: Iterable[str] 
         for key in grows:
             if set(before.get(key, ())) <= set(now[key]):
                 before[key] = now[key]
-        least = 1 if int(os.environ.get("WORLD_SIZE", 1)) == 1 else 2  # one run moves, which other processes cannot know
-        if least <= before.get("seeds", 1) < now["seeds"]:
+        if 1 < before.get("seeds", 1) < now["seeds"]:  # a single run is no study: it lies in the folder itself
             before["seeds"] = now["seeds"]
         if changed := _changes(before, now):
             fix = "resume with the same config, or choose another --out"
@@ -345,26 +347,18 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def _make_run_folder(recipe: Recipe, config: Any, out: Path, command: Sequence[str]) -> None:
-    new, before = _nothing_trained(out), read_yaml(out / "config.yaml") if (out / "config.yaml").is_file() else None
-    grown = before is not None and before != yaml.safe_load(yaml.safe_dump(to_dict(config)))
+    new, file = _nothing_trained(out), out / "config.yaml"
+    grown = file.is_file() and read_yaml(file) != yaml.safe_load(yaml.safe_dump(to_dict(config)))
     try:
-        if grown and not new and before["seeds"] == 1 < config.seeds:
-            _become_first_seed(out, out / f"seed_{config.seed}")
         for run, seeded in [(out, config), *seed_runs(config, out)]:
             run.mkdir(parents=True, exist_ok=True)
             write_config(seeded, run / "config.yaml")
-            if new or grown or not (run / "run.json").is_file():  # not the command that resumed it, if it added nothing
+            # a run keeps the command that made it, a study gets the one that added to it
+            if new or (grown and run == out) or not (run / "run.json").is_file():
                 _write_json(run / "run.json", {"recipe": _reference(recipe), "command": ["mmgen", *command]})
     except OSError as error:
         expected = "a folder that can be written"
         raise UserError(str(out), got=str(error), expected=expected, fix="choose another --out") from error
-
-
-def _become_first_seed(run: Path, folder: Path) -> None:
-    """Move a run into ``folder``, its config last: by that the next resume knows whether all has been moved."""
-    folder.mkdir(exist_ok=True)
-    for file in sorted(set(run.iterdir()) - {folder}, key=lambda file: file.name == "config.yaml"):
-        file.rename(folder / file.name)
 
 
 def _nothing_trained(out: Path) -> bool:

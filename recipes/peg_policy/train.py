@@ -176,24 +176,34 @@ def make_ppo(config: Config, arm: str, seen: Any) -> Any:
     )  # fmt: skip
 
 
+def policies(run: Path) -> Path:
+    """The folder of the arms' policies: in the run, or in the one that they were taken from."""
+    return (stage_folder(RECIPE, run, "policy") / "model").resolve().parent
+
+
 def train_policies(config: Config, run: Path, resume: bool) -> None:
     """Train each arm's policy; those that are done are left, and the one that was stopped goes on."""
     from mmgen.training.policy import fit_policy, save_training
 
-    folder, processes = stage_folder(RECIPE, run, "policy"), PartialState().num_processes
-    if processes > 1:
+    folder, processes = policies(run), PartialState().num_processes
+    done = stage_folder(RECIPE, run, "policy") / "model"
+    missing = [arm for arm in config.arms if not (folder / arm / "policy.safetensors").is_file()]
+    if missing and done.is_symlink():
+        got, fix = f"none of {', '.join(missing)} in {folder}", "train policies here, in a new run without policy.from"
+        raise UserError("policies of another run", got=got, expected="all arms", fix=fix)
+    if missing and processes > 1:
         fix = "train the codes on many, then the policies with --resume on one"
         raise UserError("policies", got=f"{processes} processes", expected="one", fix=fix)
-    for arm in config.arms:
+    if missing and done.is_dir():  # there were fewer arms
+        done.rmdir()
+    for arm in missing:
         file = folder / arm / "policy.safetensors"
-        if file.is_file():
-            continue
         seen = environments(config, run, arm, config.policy.shapes)
         ppo = make_ppo(config, arm, seen)
         fit_policy(ppo, config.policy.steps, folder / arm, config.seed)
         save_training(ppo, file)
         seen.close()
-    (folder / "model").mkdir(exist_ok=True)  # the stage is done
+    done.mkdir(exist_ok=True)
 
 
 def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
@@ -213,7 +223,7 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
         for name, (shapes, disturbance, without) in {"": (unseen, None, ()), **tried}.items():
             seen = environments(config, run, arm, shapes, disturbance, without)
             ppo = make_ppo(config, arm, seen)
-            load_training(ppo, stage_folder(RECIPE, run, "policy") / arm / "policy.safetensors")
+            load_training(ppo, policies(run) / arm / "policy.safetensors")
             what = f"{arm} {name or settings.shape}"
             found = successes(ppo, seen, settings.episodes, SEEDS * config.seed + TRIED, what)
             figures[f"success_{arm}" + (f"_{name}" if name else "")] = sum(found) / len(found)
@@ -255,7 +265,7 @@ def report(run: Path, config: Config) -> None:
         lines += ["| figure | |", "| --- | ---: |", *(f"| {key} | {value:.3f} |" for key, value in figures.items()), ""]
     grown = [
         f"{arm} after {row['step']} steps: success {row['success'] or '-'} of {row['episodes']} episodes"
-        for arm, rows in curves(stage_folder(RECIPE, run, "policy"), config.arms).items()
+        for arm, rows in curves(policies(run), config.arms).items()
         for row in rows
     ]
     samples = [
