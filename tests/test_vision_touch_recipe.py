@@ -1,6 +1,7 @@
 """The recipes vision_touch and peg_policy: which splits they read, what their figures count, policies saved and resumed."""
 
 import csv
+import shutil
 import sys
 from dataclasses import replace
 
@@ -154,6 +155,31 @@ def test_training_a_policy_goes_on_where_it_was_stopped(run, tmp_path):
         assert any(
             not torch.equal(one[name.removeprefix("policy.")], v) for name, v in two.items() if name.startswith("policy.")
         )
+
+
+def test_arms_are_added_and_those_that_are_there_kept(run, tmp_path):
+    found, out = run
+    shutil.copytree(out, tmp_path / "run", symlinks=True)
+    train(POLICY, replace(found, arms=["touch", *found.arms]), tmp_path / "run", resume=True)
+    kept, folder = out / "stages" / "policy", tmp_path / "run" / "stages" / "policy"
+    assert (folder / "touch" / "policy.safetensors").is_file() and (folder / "model").is_dir()
+    for arm in found.arms:
+        assert (folder / arm / "policy.safetensors").read_bytes() == (kept / arm / "policy.safetensors").read_bytes()
+
+
+def test_policies_of_another_run_are_read_and_not_added_to(run, tmp_path):
+    found, out = run
+    train(POLICY, found, tmp_path / "run", stages_from=dict.fromkeys(POLICY.stages, out))
+    assert POLICY_MODULE.policies(tmp_path / "run") == (out / "stages" / "policy").resolve()
+    with pytest.raises(UserError, match=r"policies of another run: got none of touch in .*policy\.from"):
+        train(POLICY, replace(found, arms=[*found.arms, "touch"]), tmp_path / "run", resume=True)
+
+
+def test_a_policy_that_is_not_there(tmp_path):
+    from mmgen.training.policy import load_training
+
+    with pytest.raises(UserError, match="policy.safetensors: got no such file, expected a trained policy; train it to the end"):
+        load_training(None, tmp_path / "policy.safetensors")
 
 
 def test_a_curve_that_was_removed_is_left_out(tmp_path):
