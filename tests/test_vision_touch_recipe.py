@@ -178,7 +178,9 @@ def test_policies_of_another_run_are_read_and_not_added_to(run, tmp_path):
 def test_a_policy_that_is_not_there(tmp_path):
     from mmgen.training.policy import load_training
 
-    with pytest.raises(UserError, match="policy.safetensors: got no such file, expected a trained policy; train it to the end"):
+    with pytest.raises(
+        UserError, match=r"policy\.safetensors: got no such file, expected a trained policy; train it to the end"
+    ):
         load_training(None, tmp_path / "policy.safetensors")
 
 
