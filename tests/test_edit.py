@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 from collections import Counter
 
 import numpy as np
@@ -479,6 +480,11 @@ def test_names_addresses_and_abbreviations_stay(model, text, stays):
 
 
 def test_a_single_string_is_refused(model):
-    for texts in ("the tea was bad", [None]):
-        with pytest.raises(UserError, match=r"texts: got .*, expected a list of strings; write"):
+    for texts in ("the tea was bad", [None], None, 3):
+        with pytest.raises(UserError, match=rf"texts: got {re.escape(repr(texts))}, expected a list of strings; write"):
             model.restyle(texts, "good")
+
+
+def test_texts_may_come_one_by_one(model):
+    texts = ["the tea was bad", "the soup was bad"]
+    assert model.restyle((text for text in texts), "good") == model.restyle(texts, "good")

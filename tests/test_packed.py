@@ -56,7 +56,7 @@ def test_from_the_second_time_on_it_is_packed_and_other_row_counts_begin_anew():
 def test_trained_other_dtypes_and_autocast_are_left_alone():
     trained, bias, half = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4).to(torch.bfloat16).requires_grad_(False)
     bias.weight.requires_grad_(False)
-    with packed(trained, bias, half):
+    with packed(nn.Sequential(trained, bias, half)):
         assert not any("forward" in vars(layer) for layer in (trained, bias, half))
     frozen = freeze(nn.Linear(4, 4))
     with packed(frozen), torch.autocast("cpu", torch.bfloat16):
@@ -66,7 +66,7 @@ def test_trained_other_dtypes_and_autocast_are_left_alone():
 
 def test_it_ends_with_its_block_whatever_happens_and_may_be_asked_for_twice():
     layer = nn.Linear(4, 4).requires_grad_(False)
-    with pytest.raises(KeyError), packed(layer, layer):
+    with pytest.raises(KeyError), packed(nn.Sequential(layer, layer)):
         with packed(nn.Sequential(layer)):
             pass
         assert "forward" in vars(layer)

@@ -75,6 +75,13 @@ def test_wrong_values_of_generate(capsys, run, tmp_path, monkeypatch, words, mes
     assert code == 2 and message in error and len(error.splitlines()) == 1
 
 
+@pytest.mark.parametrize("taken", ["0000.png", "grid.png"])
+def test_a_file_that_cannot_be_written(capsys, run, tmp_path, taken):
+    (tmp_path / taken).mkdir()
+    code, _, error = generate(capsys, run, "--to", "image", "--text", "one", "--n", "2", "--out", tmp_path)
+    assert code == 2 and taken in error and "expected a file that can be written" in error and len(error.splitlines()) == 1
+
+
 def test_another_model_completes_nothing(capsys, run, tmp_path):
     code, _, error = generate(capsys, run / "stages" / "baseline", "--to", "image", "--from", "half.png", "--out", tmp_path)
     assert code == 2 and "--from: got vae, expected a model that completes pictures" in error

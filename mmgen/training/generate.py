@@ -1,6 +1,7 @@
 """What ``mmgen generate`` does: raw values in, text or files out."""
 
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def generate(model: Model, given: dict[str, list[str]], to: str, n: int = 1, see
         results = [_result(model, to, value, f"{i:04d}", out) for i, value in enumerate(made)]
         if len(made) > 1 and out is not None and model.processors[to].kind == "image":
             pictures = [model.processors[to].decode(value) for value in made]
-            picture_grid([pictures[i : i + n] for i in range(0, len(made), n)]).save(out / "grid.png")
+            _saved(out / "grid.png", picture_grid([pictures[i : i + n] for i in range(0, len(made), n)]).save)
     return [results[i : i + n] for i in range(0, len(results), n)]
 
 
@@ -124,9 +125,17 @@ def _write(value: Any, processor: Processor, stem: str, out: Path | None) -> str
         return str(value)
     file = out / f"{stem}.{'png' if processor.kind == 'image' else 'wav'}"
     if processor.kind == "image":
-        value.save(file)
-    else:
-        soundfile.write(file, value.cpu().numpy(), processor.rate)
+        return _saved(file, value.save)
+    return _saved(file, lambda place: soundfile.write(place, value.cpu().numpy(), processor.rate))
+
+
+def _saved(file: Path, save: Callable[[Path], Any]) -> str:
+    try:
+        save(file)
+    except (OSError, soundfile.LibsndfileError) as error:
+        raise UserError(
+            str(file), got=str(error), expected="a file that can be written", fix="choose another --out"
+        ) from error
     return str(file)
 
 

@@ -315,7 +315,7 @@ def check_run_folder(config: Any, out: Path, resume: bool, grows: Iterable[str] 
         fix = "add --resume to go on with it, or choose another --out"
         raise UserError(str(out), got="a folder that exists", expected="a new one", fix=fix)
     if resume and (out / "config.yaml").is_file():
-        before, now = read_yaml(out / "config.yaml"), yaml.safe_load(yaml.safe_dump(to_dict(config)))
+        before, now = read_yaml(out / "config.yaml"), _as_read(config)
         for key in grows:
             if set(before.get(key, ())) <= set(now[key]):
                 before[key] = now[key]
@@ -348,7 +348,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def _make_run_folder(recipe: Recipe, config: Any, out: Path, command: Sequence[str]) -> None:
     new, file = _nothing_trained(out), out / "config.yaml"
-    grown = file.is_file() and read_yaml(file) != yaml.safe_load(yaml.safe_dump(to_dict(config)))
+    grown = file.is_file() and read_yaml(file) != _as_read(config)
     try:
         for run, seeded in [(out, config), *seed_runs(config, out)]:
             run.mkdir(parents=True, exist_ok=True)
@@ -364,6 +364,11 @@ def _make_run_folder(recipe: Recipe, config: Any, out: Path, command: Sequence[s
 def _nothing_trained(out: Path) -> bool:
     """Whether ``out`` is a run folder whose command failed, or was stopped, before the first checkpoint."""
     return (out / "run.json").is_file() and not any(file.name in ("checkpoints", "model") for file in out.rglob("*"))
+
+
+def _as_read(config: Any) -> dict[str, Any]:
+    """A config as it is read again from its file: tuples are lists there."""
+    return yaml.safe_load(yaml.safe_dump(to_dict(config)))
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -385,7 +390,7 @@ def _flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
 
 def _check_same_model(config: Any, source: Path, keys: Sequence[str]) -> None:
     """A stage taken from another run must have been made for the same data and model."""
-    changes = _changes(read_yaml(source / "config.yaml"), yaml.safe_load(yaml.safe_dump(to_dict(config))))
+    changes = _changes(read_yaml(source / "config.yaml"), _as_read(config))
     names = [(change, change.partition(" ")[0]) for change in changes]
     if changed := [change for change, name in names if any(name == key or name.startswith(f"{key}.") for key in keys)]:
         fix = "use the same values, or train the stage"

@@ -352,7 +352,7 @@ def _write(
     noise = OwnNoise([(seed * 1009 + i) * 1009 + k for i, _, k in texts])
     steered = {} if method is None else {"custom_generate": method}
     kept = _Kept()
-    with packed(model):
+    with packed(model):  # unsteered texts too, or the two could not be compared in speed
         output = model.generate(
             ids, attention_mask=mask, do_sample=False, max_new_tokens=length, pad_token_id=tokenizer.pad_token_id,
             logits_processor=LogitsProcessorList([*[kept] * traced, *warpers, noise]), return_dict_in_generate=True,
