@@ -206,6 +206,7 @@ def test_audio_comes_back_from_its_spectrogram():
         (wav(TONE[:0]), r"a\.wav: got samples of shape \(0,\)"),
         (wav(np.where(np.arange(8000) < 3, np.nan, TONE)), r"a\.wav: got 3 samples that are NaN or infinite"),
     ],
+    ids=["empty", "text", "cut", "no samples", "nan"],  # bytes of a wav as an id hold the second it was written
 )
 def test_each_bad_sound_has_its_own_line(content, message, tmp_path):
     (tmp_path / "a.wav").write_bytes(content)
