@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import mmgen
-from mmgen.errors import UserError, UserErrors, check_at_least
+from mmgen.errors import UserError, UserErrors, check_at_least, check_seed
 
 MODALITIES = ("image", "text", "audio", "vector")
 
@@ -28,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if unknown:
             fix = f"see `mmgen {options.command} --help`"
             raise UserError("argument", got=unknown[0], expected="a known option or key=value", fix=fix)
+        if hasattr(options, "seed"):
+            check_seed("--seed", options.seed)
         if hasattr(options, "values"):
             options.values = rest
         options.arguments = arguments
@@ -90,6 +92,8 @@ def _parser() -> argparse.ArgumentParser:
     text = "draw more pictures and keep those nearest to the text by a run of the recipe aligned (default: runs/aligned)"
     command.add_argument("--rerank", nargs="?", const="runs/aligned", metavar="RUN", help=text)
     command.add_argument("--from", dest="part", metavar="FILE", help="the upper part of a picture, to be completed")
+    text = "write to --out what of this data card's training pictures is nearest to each picture: is it a copy?"
+    command.add_argument("--nearest", metavar="CARD", help=text)
     command.add_argument("--out", type=Path, help="folder for pictures and sounds")
     command.add_argument("--json", type=Path, metavar="F", help="write what was made there")
     command.set_defaults(run=_generate, values=[])
@@ -232,7 +236,16 @@ def _generate(options: argparse.Namespace) -> None:
     given = {name: values for name in MODALITIES if (values := getattr(options, name))}
     values = [f"{name}={value}" for name in ("guidance", "rerank") if (value := getattr(options, name)) is not None]
     values += options.values
-    made = generate(load(options.folder), given, options.to, options.n, options.seed, values, options.out, options.part)
+    if options.nearest:
+        from mmgen.training.memorisation import picture_column, write_nearest
+
+        picture_column(options.nearest)  # before anything is drawn
+        if options.to != "image":
+            raise UserError("--nearest", got=f"--to {options.to}", expected="--to image", fix="leave --nearest out")
+    model = load(options.folder)
+    made = generate(model, given, options.to, options.n, options.seed, values, options.out, options.part)
+    if options.nearest:
+        write_nearest(made, model.processors["image"], options.nearest, options.out)
     _write_json(options.json, made)
     for number, results in enumerate(made):
         for result in results:

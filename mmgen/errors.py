@@ -73,6 +73,17 @@ def check_at_least(what: str, value: float, low: float) -> float:
     return value
 
 
+def check_seed(what: str, seed: int) -> int:
+    """Return ``seed`` if every random generator takes it, and the few above it that are counted from it.
+
+    Raises:
+        UserError: it is below 0, or 2^31 or more.
+    """
+    if not 0 <= seed < 2**31:
+        raise UserError(what, got=seed, expected="0 to 2147483647", fix="use 0 for example")
+    return seed
+
+
 def check_sizes(what: str, sizes: object) -> list[int]:
     """Return ``sizes`` as a list if they are whole numbers of 1 or more, such as the widths of layers.
 

@@ -289,7 +289,7 @@ def test_generation_options_have_types(tmp_path):
     model = build().eval()
     Image.new("RGB", (20, 30), "red").save(tmp_path / "red.png")
     given = {"image": [str(tmp_path / "red.png")]}
-    with pytest.raises(UserError, match="option beams: got x, expected int"):
+    with pytest.raises(UserError, match="option beams: got 'x', expected int"):
         generate(model, given, "text", options=["beams=x"])
     with pytest.raises(UserError, match="input modality: got text"):
         generate(model, {"text": ["hello"]}, "text")

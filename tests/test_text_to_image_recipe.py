@@ -1,5 +1,6 @@
 """The recipe text_to_image and `mmgen generate` of its runs: what its figures count, files, completion, and wrong values."""
 
+import csv
 import json
 import sys
 from dataclasses import replace
@@ -11,10 +12,12 @@ import torch
 from PIL import Image
 
 from mmgen.cli import main
+from mmgen.data.cards import open_card
 from mmgen.data.image import ImageProcessor
 from mmgen.errors import UserError
 from mmgen.metrics.retrieval import r_precision
 from mmgen.models.base import load
+from mmgen.training import memorisation
 from mmgen.training.features import nearest_pictures
 from mmgen.training.recipe import evaluate, load_recipe, recipe_config, recipe_of, train
 
@@ -45,6 +48,33 @@ def test_pictures_of_texts_are_files_and_a_grid(capsys, run, tmp_path):
     assert all(Path(f).read_bytes() == (tmp_path / "b" / Path(f).name).read_bytes() for f in files)
 
 
+def test_the_nearest_training_pictures_are_written(capsys, run, tmp_path):
+    words = ["--to", "image", "--text", "a handwritten seven", "--text", "a handwritten two", "--n", 3]
+    assert generate(capsys, run, *words, "--nearest", "digits", "--out", tmp_path)[0] == 0
+    assert Image.open(tmp_path / "nearest.png").size == (3 * 52 - 4, 4 * 52 - 4)
+    rows = list(csv.DictReader((tmp_path / "nearest.csv").read_text().splitlines()))
+    data, eye = open_card("digits", "train"), ImageProcessor(8, 1)
+    seen = torch.stack([eye(picture) for picture in data["image"]])
+    made = torch.stack([eye(tmp_path / f"{i:04d}.png") for i in range(6)])
+    apart = (made[:, None] - seen).square().mean((2, 3, 4)).sqrt()  # (6, m)
+    among = (made[:3, None] - made[:3]).square().mean((2, 3, 4)).sqrt() + torch.eye(3) * 9  # of the first prompt
+    for i, row in enumerate(rows):
+        assert int(row["training_row"]) == apart[i].argmin() and row["text"] == data["word"][int(row["training_row"])]
+        assert float(row["distance"]) == pytest.approx(apart[i].min().item(), abs=1e-5)
+    assert [float(row["variety"]) for row in rows[:3]] == pytest.approx(among.min(1).values.tolist(), abs=1e-5)
+
+
+def test_a_training_picture_is_its_own_nearest(tmp_path, monkeypatch):
+    monkeypatch.setattr(memorisation, "AT_ONCE", 100)  # several parts
+    rows = open_card("digits", "train")
+    for i in (7, 1100):
+        (tmp_path / f"{i}.png").write_bytes(rows[i]["image"]["bytes"])
+    found = memorisation.write_nearest(
+        [[str(tmp_path / f"{i}.png")] for i in (7, 1100)], ImageProcessor(8, 1, 0.5, 0.5), "digits", tmp_path
+    )
+    assert [(row["training_row"], row["distance"], row["variety"]) for row in found] == [(7, 0, None), (1100, 0, None)]
+
+
 def test_a_picture_is_completed_and_one_is_described(capsys, run, tmp_path):
     Image.new("L", (8, 4), 255).save(tmp_path / "half.png")
     for words in ([], ["--text", "a handwritten one"]):
@@ -66,6 +96,14 @@ def test_a_picture_is_completed_and_one_is_described(capsys, run, tmp_path):
         (["--text", "one", "--rerank"], "runs/aligned: got no such folder"),
         (["--text", "one", "--rerank", "."], "got no config.json"),
         (["--text", "one", "top_p=2"], "top_p"),
+        (["--text", "one", "temperature=nan"], "option temperature: got 'nan', expected float"),
+        (["--text", "one", "--seed", "-1"], "--seed: got -1, expected 0 to 2147483647"),
+        (["--text", "one", "--seed", "2147483648"], "--seed: got 2147483648, expected 0 to 2147483647"),
+        (["--text", "one", "--nearest", "digit"], "did you mean 'digits'"),
+        (["--text", "one", "--nearest", "sst2"], "--nearest sst2: got columns"),
+        (["--to", "text", "--image", "square.png", "--nearest", "digits"], "--nearest: got --to text"),
+        (["--to", "text", "--image", "square.png", "--guidance", "2"], "guidance: got 2.0 with a text to make"),
+        (["--to", "text", "--image", "square.png", "--rerank"], "rerank: got runs/aligned with a text to make"),
     ],
 )
 def test_wrong_values_of_generate(capsys, run, tmp_path, monkeypatch, words, message):

@@ -248,6 +248,9 @@ class TextToImage(Model):
             "cached": cached,
         }
         if to == "text":
+            for what, value, off in (("guidance", guidance, 1.0), ("rerank", rerank, "")):
+                if value != off:
+                    raise UserError(what, got=f"{value} with a text to make", expected="a picture to make", fix="leave it out")
             return self._captions(given, n, options)
         if not rerank:
             return self._pictures(given, n, guidance, options)

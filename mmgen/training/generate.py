@@ -113,7 +113,7 @@ def check_types(values: dict[str, Any], types: dict[str, type], where: str) -> N
         accepted = (int, float) if types[name] is float else types[name]
         if not isinstance(value, accepted) or isinstance(value, bool) != (types[name] is bool):
             fix = f"see the documentation of {where}"
-            raise UserError(f"option {name}", got=value, expected=types[name].__name__, fix=fix)
+            raise UserError(f"option {name}", got=repr(value), expected=types[name].__name__, fix=fix)
 
 
 def _result(model: Model, to: str, value: Any, stem: str, out: Path | None) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from mmgen.errors import UserError, check_at_least, check_one_of
+from mmgen.errors import UserError, check_at_least, check_one_of, check_seed
 from mmgen.metrics.significance import paired_low
 from mmgen.training.config import build_config, parse_overrides, read_yaml, to_dict, write_config
 from mmgen.training.memory import keep_freed_memory
@@ -156,6 +156,7 @@ def _absolute_cards(values: dict[str, Any]) -> dict[str, Any]:
 
 def _checked(recipe: Recipe, config: Any) -> Any:
     check_at_least("seeds", config.seeds, 1)
+    check_seed("seed", config.seed)
     recipe.check(config)
     return config
 

@@ -1,0 +1,100 @@
+"""Beside each generated picture the nearest training picture: is it a copy? And how far apart are those of one prompt?"""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from mmgen.data.cards import Card, open_card, read_card
+from mmgen.data.image import ImageProcessor
+from mmgen.errors import UserError
+from mmgen.training.features import nearest_pictures
+from mmgen.training.report import picture_grid
+
+AT_ONCE = 1000  # training pictures that are held together
+
+
+def picture_column(card: str) -> tuple[Card, str]:
+    """A data card and its first column of pictures.
+
+    Raises:
+        UserError: there is no such card, no picture in it, or no training split.
+    """
+    read = read_card(card)
+    column = next((name for name, spec in read.columns.items() if spec["kind"] == "image"), None)
+    if column is None or "train" not in read.splits:
+        got = f"columns {', '.join(read.columns)} and splits {', '.join(read.splits)}"
+        fix = "name the card that the model was trained on"
+        raise UserError(f"--nearest {card}", got=got, expected="pictures and a split train", fix=fix)
+    return read, column
+
+
+def write_nearest(made: Sequence[Sequence[str]], processor: ImageProcessor, card: str, out: Path) -> list[dict[str, Any]]:
+    """Write ``nearest.png``, below each row of pictures the training pictures nearest to them, and ``nearest.csv``.
+
+    Distances are root mean square differences of values from 0 to 1 at the model's size.
+
+    Args:
+        made: the files of each prompt's pictures, as many for each.
+        processor: of the model that made them.
+        card: of the data that it was trained on.
+        out: a folder.
+
+    Returns:
+        The rows of ``nearest.csv``: ``file``; the nearest ``training_row`` of the card, its ``distance`` and ``text``; and
+        ``variety``, the distance to the nearest of the other pictures of the same prompt, empty where there is none.
+
+    Raises:
+        UserError: the card cannot be opened, or has no pictures.
+    """
+    read, column = picture_column(card)
+    eye = replace(processor, mean=0.0, std=1.0)
+    drawn = torch.stack([torch.stack([eye(file) for file in files]) for files in made])  # (b, n, c, h, w)
+    rows, flat = open_card(card, "train"), drawn.flatten(0, 1)  # (b n, c, h, w)
+    distance, place = torch.full((len(flat),), torch.inf), torch.zeros(len(flat), dtype=torch.long)
+    nearest, pictures = torch.zeros_like(flat), rows.select_columns([column])
+    with tqdm(total=len(rows), desc="training pictures", dynamic_ncols=True) as bar:
+        for start in range(0, len(rows), AT_ONCE):
+            some = pictures.select(range(start, min(start + AT_ONCE, len(rows))))
+            seen = torch.stack([eye(row[column]) for row in some])  # (m, c, h, w)
+            found, which = nearest_pictures(flat, seen)
+            better = found < distance
+            distance[better], place[better], nearest[better] = found[better], start + which[better], seen[which[better]]
+            bar.update(len(some))
+    texts = next((rows.select_columns([name]) for name, spec in read.columns.items() if spec["kind"] == "text"), None)
+    lines = [
+        {"file": file, "distance": d, "training_row": row, "text": _text(texts, row), "variety": v}
+        for file, d, row, v in zip((f for files in made for f in files), distance.tolist(), place.tolist(), _variety(drawn))
+    ]
+    pairs = [row for both in zip(drawn, nearest.unflatten(0, drawn.shape[:2])) for row in both]
+    picture_grid([_pictures(row) for row in pairs]).save(out / "nearest.png")
+    with (out / "nearest.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(lines[0]))
+        writer.writeheader()
+        writer.writerows(lines)
+    return lines
+
+
+def _variety(drawn: Tensor) -> list[float | None]:
+    """drawn (b, n, c, h, w) -> b n distances."""
+    if drawn.shape[1] == 1:
+        return [None] * len(drawn)
+    distances = torch.cdist(drawn.flatten(2), drawn.flatten(2)) / drawn[0, 0].numel() ** 0.5  # (b, n, n)
+    distances.diagonal(dim1=1, dim2=2).fill_(torch.inf)
+    return distances.min(-1).values.flatten().tolist()
+
+
+def _pictures(row: Tensor) -> list[Image.Image]:
+    """(n, c, h, w) in [0, 1] -> n pictures."""
+    return [ImageProcessor(row.shape[-1], row.shape[1]).decode(x) for x in row]
+
+
+def _text(texts: Any, row: int) -> str:
+    value = next(iter(texts[row].values())) if texts is not None else ""
+    return value if isinstance(value, str) else value[0]
