@@ -112,8 +112,8 @@ def test_soft_words_read_every_feature():
 
 def test_features_are_standardised():
     words = SoftWords(features=3, n=1, embedding=4)
-    features = torch.randn(500, 3) * torch.tensor([1.0, 10.0, 0.1]) + 5
-    words.standardise(features, rows=64)
+    features = torch.randn(2500, 3) * torch.tensor([1.0, 10.0, 0.1]) + 5  # in three pieces
+    words.standardise(features)
     torch.testing.assert_close(words.mean, features.mean(0), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(words.std, features.std(0, correction=0), rtol=1e-4, atol=1e-4)
 

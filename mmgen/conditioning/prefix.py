@@ -11,6 +11,7 @@ from transformers import Cache
 
 from mmgen.conditioning.language_model import check_text, load_language_model
 from mmgen.errors import UserError, check_at_least
+from mmgen.modalities.feature_cache import mean_and_std
 
 
 class Prompt(NamedTuple):
@@ -80,13 +81,10 @@ class SoftWords(nn.Module):
         )
 
     @torch.no_grad()
-    def standardise(self, features: Tensor, rows: int = 1024) -> None:
+    def standardise(self, features: Tensor) -> None:
         """Take the mean and standard deviation of every feature from training features (m, c)."""
-        parts = features.split(rows)  # a memory map is read piece by piece
-        mean = sum(part.double().sum(0) for part in parts) / len(features)  # (c,)
-        variance = sum((part.double() - mean).square().sum(0) for part in parts) / len(features)
-        self.mean.copy_(mean)
-        self.std.copy_(variance.sqrt().clamp(min=1e-3))
+        for kept, value in zip((self.mean, self.std), mean_and_std(features)):
+            kept.copy_(value)
 
     def logits(self, features: Tensor, table: Tensor) -> Tensor:
         """Features (b, c) and word embeddings (v, d) -> the logits of p_i(w), (b, n, v)."""

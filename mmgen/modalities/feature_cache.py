@@ -35,6 +35,24 @@ def cached_features(read: Callable[[Tensor], Mapping[str, Tensor]], values: Sequ
     return {file.stem: torch.from_numpy(numpy.load(file, mmap_mode="c", allow_pickle=False)) for file in folder.glob("*.npy")}
 
 
+def mean_and_std(features: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean and the standard deviation of every feature, at least 0.001, by which features are standardised.
+
+    Args:
+        features: (n, c); a memory map is read piece by piece.
+
+    Returns:
+        (c,) and (c,), float64.
+
+    >>> [value.tolist() for value in mean_and_std(torch.tensor([[0.0, 5.0], [2.0, 5.0]]))]
+    [[1.0, 5.0], [1.0, 0.001]]
+    """
+    parts = features.split(1024)
+    mean = sum(part.double().sum(0) for part in parts) / len(features)  # (c,)
+    variance = sum((part.double() - mean).square().sum(0) for part in parts) / len(features)
+    return mean, variance.sqrt().clamp(min=1e-3)
+
+
 def _write(read, values: Sequence[Any], process, folder: Path, batch_size: int) -> None:
     arrays: dict[str, numpy.memmap] = {}
     with filled_whole(folder) as partial, torch.no_grad():

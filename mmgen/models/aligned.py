@@ -16,7 +16,7 @@ from mmgen.data.image import ImageProcessor
 from mmgen.data.text import TextProcessor
 from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.modalities.audio import AudioEncoder
-from mmgen.modalities.feature_cache import cached_features
+from mmgen.modalities.feature_cache import cached_features, mean_and_std
 from mmgen.modalities.frozen import freeze
 from mmgen.modalities.image import ImageEncoder, colour_histogram, fingerprint
 from mmgen.modalities.sequence import TransformerLayers
@@ -174,11 +174,8 @@ class Aligned(Model):
     @torch.no_grad()
     def standardise(self, features: Tensor) -> None:
         """Take the mean and standard deviation of every feature from training features (n, c)."""
-        parts = features.split(1024)  # a memory map is read piece by piece
-        mean = sum(part.double().sum(0) for part in parts) / len(features)  # (c,)
-        variance = sum((part.double() - mean).square().sum(0) for part in parts) / len(features)
-        self.feature_mean.copy_(mean)
-        self.feature_std.copy_(variance.sqrt().clamp(min=1e-3))
+        for kept, value in zip((self.feature_mean, self.feature_std), mean_and_std(features)):
+            kept.copy_(value)
 
     def losses(self, batch: Batch, phase: str = "train") -> Losses:
         """Half of ``-log p(a text of x | x)`` and half of ``-log p(an x of text | text)``, mean over the items with both.
