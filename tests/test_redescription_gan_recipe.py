@@ -3,11 +3,13 @@
 import json
 import sys
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from PIL import Image
 
+from mmgen.data import pairs
 from mmgen.errors import UserError
 from mmgen.models.base import load
 from mmgen.training.features import nearest_pictures
@@ -29,7 +31,7 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def data(run):
     out, config = run
-    return MODULE.Pairs(config.data, "test", load(out).processors, config.evaluation.items)
+    return MODULE.pairs(config.data, "test", **load(out).processors, limit=config.evaluation.items)
 
 
 def test_the_gan_has_the_captioner_of_the_stage_before(run):
@@ -53,13 +55,13 @@ def test_the_gan_begins_with_the_words_of_the_captioner(run, tmp_path, monkeypat
 
 
 def test_training_reads_no_test_split(run, tmp_path, monkeypatch):
-    read, real = [], MODULE.open_card
+    read, real = [], pairs.open_card
 
     def noted(card, split, **options):
         read.append(split)
         return real(card, split, **options)
 
-    monkeypatch.setattr(MODULE, "open_card", noted)
+    monkeypatch.setattr(pairs, "open_card", noted)
     config = replace(run[1], fit=replace(run[1].fit, steps=1), captioner_fit=replace(run[1].captioner_fit, steps=1))
     train(RECIPE, config, tmp_path / "run")
     assert set(read) == {"train", "validation"}  # the second for the pictures that are shown
@@ -78,7 +80,7 @@ class Looks:
     """In place of an aligned model: pictures and texts are near where they show and say the same digit's picture."""
 
     def __init__(self, data):
-        self.data, self.process = data, data.process
+        self.data, self.process = data, data.image
 
     def to(self, device):
         return self
@@ -110,7 +112,7 @@ def test_told_is_the_mean_over_all_pairs(run, data, monkeypatch):
         ids = data[1]["text"][None]
         moved = MODULE.Batch({"image": pictures[:1], "text": ids}, {"text": torch.ones(ids.shape, dtype=torch.bool)})
         shown = captioner.log_likelihood(moved)
-    monkeypatch.setattr(MODULE, "AT_ONCE", 7)
+    monkeypatch.setattr(data, "batches", partial(data.batches, size=7))
     assert MODULE.told(captioner, data, pictures) == pytest.approx(-each.mean().item(), rel=1e-5)
     swapped = pictures.clone()
     swapped[1] = pictures[0]
@@ -176,10 +178,19 @@ def test_configs_that_cannot_be(override, words):
     assert all(word in str(error.value) for word in words), str(error.value)
 
 
+@pytest.mark.parametrize("override", ["captioner.noise=0.1", "gan.sizes=[8]"])
+def test_a_captioner_of_other_settings_is_not_taken(run, tmp_path, override):
+    key = override.partition("=")[0]
+    with pytest.raises(UserError, match=rf"other values of {key} "):
+        train(RECIPE, recipe_config(RECIPE, "smoke", [override]), tmp_path / "run", stages_from={"captioner": run[0]})
+
+
 def test_a_text_that_is_too_long_is_named(run):
     out, config = run
-    with pytest.raises(UserError, match=r"digits: test: row 0: text: got \d+ tokens, expected at most 3; set data.length=\d+"):
-        MODULE.Pairs(replace(config.data, length=3), "test", load(out).processors)
+    with pytest.raises(
+        UserError, match=r"digits: test: row \d+: text: got \d+ tokens: 'a handwritten \w+', expected at most 3"
+    ):
+        MODULE.pairs(replace(config.data, length=3), "test", **load(out).processors)
 
 
 def test_the_nearest_picture_is_found_and_how_far_it_is():

@@ -162,7 +162,11 @@ class ImageProcessor:
         square = Image.new(picture.mode, (self.size, self.size), self.padding)
         square.paste(picture, ((self.size - size[0]) // 2, (self.size - size[1]) // 2))
         pixels = torch.from_numpy(np.array(square)).reshape(self.size, self.size, self.channels)  # (h, w, c)
-        return (pixels.permute(2, 0, 1) / 255 - self._each(self.mean)) / self._each(self.std)  # (c, h, w)
+        return self.standardise(pixels.permute(2, 0, 1))
+
+    def standardise(self, pixels: Tensor) -> Tensor:
+        """Values from 0 to 255 (c, h, w) -> what a model reads."""
+        return (pixels / 255 - self._each(self.mean)) / self._each(self.std)
 
     def decode(self, tensor: Tensor) -> Image.Image:
         """(c, h, w) -> a picture, values beyond black and white cut off."""

@@ -7,8 +7,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmgen.distributions import draw
-from mmgen.errors import UserError, check_at_least, check_one_of
+from mmgen.errors import UserError, check_at_least, check_one_of, check_share
 from mmgen.modalities.transformer import Block, Cache, causal_mask, check_heads, initialise, rotary_angles
+
+LARGEST = 1e4  # factor of logits: far above, they overflow
 
 
 class CausalTransformer(nn.Module):
@@ -26,7 +28,7 @@ class CausalTransformer(nn.Module):
         dropout: share of activations dropped in training.
 
     Raises:
-        UserError: sizes that do not fit together.
+        UserError: sizes that do not fit together, or a number out of its range.
 
     >>> model = CausalTransformer(vocabulary=10, dim=16, depth=2, heads=2)
     >>> model(torch.tensor([[1, 2, 3]])).shape
@@ -46,6 +48,8 @@ class CausalTransformer(nn.Module):
         super().__init__()
         check_one_of("positions", positions, ("rotary", "learned"))
         check_heads(dim, heads, rotary=positions == "rotary")
+        check_at_least("depth", depth, 1)
+        check_share("dropout", dropout)
         if positions == "learned" and length is None:
             raise UserError("length", got=length, expected="a whole number for learned positions", fix="set length=256")
         self.length, self.head_dim = length, dim // heads
@@ -168,6 +172,8 @@ def sample(
     if prompt.shape[1] == 0:
         raise UserError("prompt", got="no tokens", expected="at least one", fix="begin with the BOS token or a prefix")
     if guidance != 1.0:
+        if not abs(guidance) <= LARGEST:
+            raise UserError("guidance", got=guidance, expected=f"at most {LARGEST:g}", fix="use 3 for example")
         if unconditional is None or unconditional.shape != prompt.shape:
             got = "none" if unconditional is None else f"shape {tuple(unconditional.shape)}"
             expected = f"an unconditional prompt of shape {tuple(prompt.shape)}"
@@ -235,6 +241,9 @@ def keep_likeliest(logits: Tensor, top_k: int | None = None, top_p: float | None
 def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
     """Raise a UserError for a sampling setting out of range."""
     check_at_least("temperature", temperature, 0)
+    if 0 < temperature < 1 / LARGEST:
+        fix = "use 0 for the likeliest token"
+        raise UserError("temperature", got=temperature, expected=f"0, or {1 / LARGEST:g} or more", fix=fix)
     if top_k is not None:
         check_at_least("top_k", top_k, 1)
     if top_p is not None and not 0 < top_p <= 1:

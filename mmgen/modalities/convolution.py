@@ -91,6 +91,8 @@ class GridEncoder(nn.Module):
 
     def __init__(self, shape: tuple[int, int, int], dim: int, width: int = 128, halvings: int = 2, depth: int = 2) -> None:
         super().__init__()
+        for what, value, low in (("dim", dim, 1), ("width", width, 1), ("depth", depth, 0)):
+            check_at_least(what, value, low)
         self.grid, widths = cells(shape, halvings), _narrowed(width, halvings)
         layers: list[nn.Module] = []
         for before, after in pairwise([shape[0], *widths]):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmgen.errors import UserError
+from mmgen.errors import UserError, check_at_least
 
 
 class Cache:
@@ -123,6 +123,8 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 
 def check_heads(dim: int, heads: int, rotary: bool = False) -> None:
     """Raise a UserError where ``dim`` cannot be split over ``heads``."""
+    check_at_least("heads", heads, 1)
+    check_at_least("dim", dim, 1)
     multiple = 2 * heads if rotary else heads
     if dim % multiple:
         raise UserError("dim", got=dim, expected=f"a multiple of {multiple} ({heads} heads)", fix=f"set dim={64 * heads}")

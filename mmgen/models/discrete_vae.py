@@ -105,14 +105,15 @@ class DiscreteVAE(Model):
         features = self.encoder(x).movedim(1, -1)  # (b', h', w', K) logits, or (b', h', w', d)
         if self.quantizer is not None:
             found = self.quantizer(features)
-            z, prior_term, ids = found.z, {"commitment": found.commitment}, found.ids
+            z, prior_term = found.z, {"commitment": found.commitment}
+            self.monitored = {"codes_used": found.usage, "code_perplexity": found.perplexity}  # of all processes
         else:
             step = int(self.step)
             temperature = annealed(step, self.temperature_steps, *self.temperature)
             z = gumbel_softmax(features, temperature) @ self.codebook.weight  # (b', h', w', d)
             weight = self.kl * (min(1.0, step / self.kl_steps) if self.kl_steps else 1.0)
-            prior_term, ids = {"kl": weight * kl_to_uniform(features)}, features.argmax(-1)
-        self.monitored = code_use(ids, self.k)
+            prior_term = {"kl": weight * kl_to_uniform(features)}
+            self.monitored = code_use(features.argmax(-1), self.k)
         return Losses(reconstruction=-self._picture(z).log_prob(x).mean(), **prior_term)
 
     def encode(self, batch: Batch) -> Independent:

@@ -213,7 +213,7 @@ class TextToImage(Model):
         top_p: float = 1.0,
         guidance: float = 1.0,
         rerank: str = "",
-        candidates: int = 4,
+        candidates: int = 0,
         cached: bool = True,
     ) -> Tensor | list[str]:
         """Pictures of texts, the rest of pictures whose upper part is given, or texts of pictures.
@@ -230,7 +230,7 @@ class TextToImage(Model):
             top_p: keep the likeliest tokens of this probability.
             guidance: scale of classifier-free guidance of pictures by their text; 1 is none.
             rerank: a run of the recipe `aligned`, by which the n pictures nearest to the text are kept, nearest first.
-            candidates: pictures that are then drawn for each that is kept.
+            candidates: pictures that are then drawn for each that is kept; 0: 4.
             cached: keep keys and values; slower without, with the same result.
 
         Returns:
@@ -253,7 +253,10 @@ class TextToImage(Model):
                     raise UserError(what, got=f"{value} with a text to make", expected="a picture to make", fix="leave it out")
             return self._captions(given, n, options)
         if not rerank:
+            if candidates:
+                raise UserError("candidates", got=f"{candidates} and no rerank", expected="both", fix="add --rerank RUN")
             return self._pictures(given, n, guidance, options)
+        candidates = candidates or 4
         check_at_least("candidates", candidates, 1)
         if "text" not in given or not given.present["text"].all():
             raise UserError("rerank", got="an item without text", expected="a text to compare with", fix="add --text")
@@ -297,6 +300,8 @@ class TextToImage(Model):
         return self.processors["image"](whole)[:, : picture.height]
 
     def _pictures(self, given: Batch, n: int, guidance: float, options: dict[str, Any]) -> Tensor:
+        if guidance != 1.0 and ("text" not in given or not given.present["text"].any()):
+            raise UserError("guidance", got=f"{guidance:g} without a text", expected="a text to be held to", fix="add --text")
         model, prompt = self._sequence("text"), self._prompts(given).repeat_interleave(n, 0)  # (b n, t)
         start = prompt.new_full((len(prompt), 1), model.start)
         known = prompt.new_zeros(len(prompt), 0)  # codes of the upper part, (b n, m)
@@ -315,7 +320,9 @@ class TextToImage(Model):
 
     def _captions(self, given: Batch, n: int, options: dict[str, Any]) -> list[str]:
         if "image" not in given or not given.present["image"].all():
-            raise self._missing("image", given)
+            raise UserError("image", got="an item without it", expected="a picture for each text", fix="add --image FILE")
+        if "text" in given:
+            raise UserError("text", got="one beside a picture that is described", expected="none", fix="leave it out")
         model, codes = self._sequence("image"), self._codes(given["image"]).repeat_interleave(n, 0)  # (b n, n')
         prompt = torch.cat([codes.new_full((len(codes), 1), model.start), codes + model.codes.start], 1)
         pad = {"stop": self.end, "pad": self.end}

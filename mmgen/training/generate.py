@@ -50,6 +50,8 @@ def generate(model: Model, given: dict[str, list[str]], to: str, n: int = 1, see
     if part is not None:
         if not hasattr(model, "upper_part"):
             raise UserError("--from", got=model.name, expected="a model that completes pictures", fix="leave it out")
+        if to != "image":
+            raise UserError("--from", got=f"--to {to}", expected="--to image", fix="leave --from out")
         if "image" in given:
             raise UserError("--from", got="--image too", expected="one of the two", fix="leave --image out")
         counts["image"] = max(counts.values(), default=1)
@@ -90,7 +92,7 @@ def generate(model: Model, given: dict[str, list[str]], to: str, n: int = 1, see
         results = [_result(model, to, value, f"{i:04d}", out) for i, value in enumerate(made)]
         if len(made) > 1 and out is not None and model.processors[to].kind == "image":
             pictures = [model.processors[to].decode(value) for value in made]
-            _saved(out / "grid.png", picture_grid([pictures[i : i + n] for i in range(0, len(made), n)]).save)
+            saved(out / "grid.png", picture_grid([pictures[i : i + n] for i in range(0, len(made), n)]).save)
     return [results[i : i + n] for i in range(0, len(results), n)]
 
 
@@ -125,11 +127,16 @@ def _write(value: Any, processor: Processor, stem: str, out: Path | None) -> str
         return str(value)
     file = out / f"{stem}.{'png' if processor.kind == 'image' else 'wav'}"
     if processor.kind == "image":
-        return _saved(file, value.save)
-    return _saved(file, lambda place: soundfile.write(place, value.cpu().numpy(), processor.rate))
+        return saved(file, value.save)
+    return saved(file, lambda place: soundfile.write(place, value.cpu().numpy(), processor.rate))
 
 
-def _saved(file: Path, save: Callable[[Path], Any]) -> str:
+def saved(file: Path, save: Callable[[Path], Any]) -> str:
+    """Write a result; its path comes back.
+
+    Raises:
+        UserError: it cannot be written there.
+    """
     try:
         save(file)
     except (OSError, soundfile.LibsndfileError) as error:

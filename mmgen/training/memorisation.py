@@ -3,11 +3,11 @@
 import csv
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -15,7 +15,8 @@ from mmgen.data.cards import Card, open_card, read_card
 from mmgen.data.image import ImageProcessor
 from mmgen.errors import UserError
 from mmgen.training.features import nearest_pictures
-from mmgen.training.report import picture_grid
+from mmgen.training.generate import saved
+from mmgen.training.report import tensor_grid
 
 AT_ONCE = 1000  # training pictures that are held together
 
@@ -73,12 +74,16 @@ def write_nearest(made: Sequence[Sequence[str]], processor: ImageProcessor, card
         for file, d, row, v in zip((f for files in made for f in files), distance.tolist(), place.tolist(), _variety(drawn))
     ]
     pairs = [row for both in zip(drawn, nearest.unflatten(0, drawn.shape[:2])) for row in both]
-    picture_grid([_pictures(row) for row in pairs]).save(out / "nearest.png")
-    with (out / "nearest.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(lines[0]))
+    saved(out / "nearest.png", tensor_grid(pairs).save)
+    saved(out / "nearest.csv", partial(_write_table, lines))
+    return lines
+
+
+def _write_table(lines: list[dict[str, Any]], file: Path) -> None:
+    with file.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, list(lines[0]))
         writer.writeheader()
         writer.writerows(lines)
-    return lines
 
 
 def _variety(drawn: Tensor) -> list[float | None]:
@@ -88,11 +93,6 @@ def _variety(drawn: Tensor) -> list[float | None]:
     distances = torch.cdist(drawn.flatten(2), drawn.flatten(2)) / drawn[0, 0].numel() ** 0.5  # (b, n, n)
     distances.diagonal(dim1=1, dim2=2).fill_(torch.inf)
     return distances.min(-1).values.flatten().tolist()
-
-
-def _pictures(row: Tensor) -> list[Image.Image]:
-    """(n, c, h, w) in [0, 1] -> n pictures."""
-    return [ImageProcessor(row.shape[-1], row.shape[1]).decode(x) for x in row]
 
 
 def _text(texts: Any, row: int) -> str:

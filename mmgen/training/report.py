@@ -1,5 +1,7 @@
 """The report of a run: one HTML file with the figures and the pictures beside their captions, readable anywhere."""
 
+from __future__ import annotations
+
 import io
 import math
 from base64 import b64encode
@@ -7,10 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
 
 from mmgen.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # split -> system -> metric -> figure, or (mean, standard deviation over seeds)
 Figure = float | tuple[float, float]
@@ -216,6 +222,18 @@ def picture_grid(rows: Sequence[Sequence[Image.Image]], side: int = 48) -> Image
         for j, picture in enumerate(row):
             grid.paste(picture.resize((width, height), Image.Resampling.NEAREST), (j * (width + _GAP), i * (height + _GAP)))
     return grid
+
+
+def tensor_grid(rows: Sequence[Tensor]) -> Image.Image:
+    """`picture_grid` of rows of pictures (n, c, h, w) in [0, 1].
+
+    >>> import torch
+    >>> tensor_grid([torch.zeros(3, 1, 8, 8)] * 2).size
+    (152, 100)
+    """
+    from mmgen.data.image import ImageProcessor  # it imports torch
+
+    return picture_grid([[ImageProcessor(x.shape[-1], x.shape[0]).decode(x) for x in row] for row in rows])
 
 
 def scatter(points: Mapping[str, tuple[float, float]], x: str, y: str, size: tuple[int, int] = (640, 400)) -> Image.Image:

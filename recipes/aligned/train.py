@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,10 +24,10 @@ from mmgen.data.batch import Batch, collate
 from mmgen.data.cards import cache_folder, check_column, open_card, read_card
 from mmgen.data.image import ImageProcessor
 from mmgen.errors import UserError, check_at_least
-from mmgen.metrics.retrieval import chance_at, recall_at
+from mmgen.metrics.retrieval import chance_at, r_precision, recall_at
 from mmgen.models.aligned import Aligned
 from mmgen.models.base import load
-from mmgen.training.config import FitConfig, section_of, to_dict
+from mmgen.training.config import FitConfig, build_config, section_of, to_dict
 from mmgen.training.loop import fit
 from mmgen.training.recipe import Recipe, read_json
 from mmgen.training.recipe import train as train_recipe
@@ -246,6 +247,34 @@ def report(run: Path, config: Config) -> None:
                 shown = " | ".join(f"{figures[f'{what}_r{k}{end}']:.3f}" for k in (1, 5, 10))
                 lines.append(f"| {way}{name} | {shown} |")
     (run / "README.md").write_text("\n".join([*lines, ""]))
+
+
+def check_card(config: Config, card: str) -> None:
+    """A space that judges pictures of ``card`` was trained on it.
+
+    Raises:
+        UserError: on another.
+    """
+    if config.data.card != card:
+        fix = f"set aligned.data.card={card}, and aligned.data.input and text, or leave aligned out"
+        raise UserError("aligned.data.card", got=config.data.card, expected=card, fix=fix)
+
+
+def precision(space: Aligned, pictures: Sequence[Any], texts: Sequence[str], among: int) -> float:
+    """R-precision of raw pictures, one for each of ``texts``, in a space: see `mmgen.metrics.retrieval.r_precision`."""
+    different = list(dict.fromkeys(texts))
+    scores = (space.points(pictures, "image") @ space.points(different, "text").T).cpu()  # (n, m)
+    return r_precision(scores, torch.tensor([different.index(text) for text in texts]), among=among)
+
+
+def judging_space(values: dict[str, Any], side: int, more: int = 0) -> Aligned:
+    """A space to judge pictures of ``side`` pixels by: of the config ``values``, its seed raised by ``more``.
+
+    It is trained on pictures of that size, where the config names none: it sees what is judged, and no finer.
+    """
+    config = build_config(Config, values)
+    data = replace(config.data, side=config.data.side or side)
+    return shared_space(replace(config, data=data, seed=config.seed + more)).to(PartialState().device)
 
 
 def shared_space(config: Config) -> Aligned:

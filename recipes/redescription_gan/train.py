@@ -17,17 +17,16 @@ import torch
 from accelerate import PartialState
 from PIL import Image
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from mmgen.cli import main
-from mmgen.data.batch import Batch, collate
-from mmgen.data.cards import check_column, open_card, read_card
+from mmgen.data.batch import Batch
+from mmgen.data.cards import check_column, read_card
 from mmgen.data.image import ImageProcessor
+from mmgen.data.pairs import Pairs, texts_of
 from mmgen.data.processors import Processor
 from mmgen.data.text import train_tokenizer
 from mmgen.errors import UserError, check_at_least
 from mmgen.metrics.frechet import frechet_distance
-from mmgen.metrics.retrieval import r_precision
 from mmgen.models.base import load
 from mmgen.models.mirror_gan import MirrorGAN
 from mmgen.models.redescriber import Redescriber
@@ -38,7 +37,6 @@ from mmgen.training.model_card import ModelCard, contact_sheet, write_model_card
 from mmgen.training.recipe import Recipe, read_json, recipe_of, run_details, stage_folder
 from mmgen.training.report import Sample, write_report
 
-AT_ONCE = 100  # pictures that are drawn, or read, together
 SHOWN = 16  # prompts in the report
 DRAWS = 3  # pictures of each
 OwnGAN = section_of(MirrorGAN, "vocabulary", "length", "redescriber")  # without what the data and the captioner settle
@@ -103,55 +101,10 @@ class Config:
     seeds: int = 1
 
 
-class Pairs(Sequence):
-    """Pairs of a picture and one of its texts, in order; each picture is decoded once.
-
-    Raises:
-        UserError: a text that is empty or longer than ``data.length``; the message names the card, the split and the row.
-    """
-
-    def __init__(self, data: Data, split: str, processors: dict[str, Processor], limit: int = 0) -> None:
-        self.rows = open_card(data.card, split, limit=limit or None)
-        # a row of one column is read ten times as fast as a value of the column
-        self.pictures, self.name, self.process = self.rows.select_columns([data.input]), data.input, processors["image"]
-        self.pairs: list[tuple[int, Tensor]] = []
-        self.texts: list[str] = []
-        self.kept: dict[int, Tensor] = {}
-        read: dict[str, Tensor] = {}
-        for i, texts in enumerate(self.rows[data.text][:]):
-            for text in [texts] if isinstance(texts, str) else texts:
-                if text not in read:
-                    try:
-                        read[text] = processors["text"](text)
-                        check_length(read[text], data.length)
-                    except UserError as error:
-                        raise UserError.from_line(f"{data.card}: {split}: row {i}: {error}") from error
-                self.pairs.append((i, read[text]))
-                self.texts.append(text)
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        item, ids = self.pairs[index]
-        if item not in self.kept:
-            self.kept[item] = self.process(self.pictures[item][self.name])
-        return {"image": self.kept[item], "text": ids}
-
-    def all(self) -> Tensor:
-        """The picture of every pair, (n, c, h, w)."""
-        return torch.stack([self[i]["image"] for i in range(len(self))])
-
-    def batch(self, items: Sequence[int]) -> Batch:
-        """The pairs at ``items``, together."""
-        return collate([self[i] for i in items], ["text"])
-
-
-def check_length(ids: Tensor, length: int) -> None:
-    """Raise a UserError where a text has more than ``length`` tokens."""
-    if len(ids) > length:
-        fix = f"set data.length={len(ids)} or more"
-        raise UserError("text", got=f"{len(ids)} tokens", expected=f"at most {length}", fix=fix)
+def pairs(data: Data, split: str, image: ImageProcessor, text: Processor | None = None, limit: int = 0) -> Pairs:
+    """The pictures of a split and, with a text processor, their texts, of at most so many rows."""
+    limits = [n for n in (limit, data.limit) if n]
+    return Pairs(data.card, split, (data.input, data.text), image, text, data.length, min(limits, default=0))
 
 
 def check(config: Config) -> None:
@@ -171,14 +124,15 @@ def check(config: Config) -> None:
     for name in ("judge", "aligned"):
         if values := getattr(config, name):
             recipe_of(name).check(build_config(recipe_of(name).Config, values))
+    if config.aligned:
+        recipe_of("aligned").check_card(build_config(recipe_of("aligned").Config, config.aligned), config.data.card)
 
 
 def make_processors(config: Config) -> dict[str, Processor]:
     """Pictures from -1 to 1, and tokens trained on the texts of the training split."""
-    texts = open_card(config.data.card, "train", limit=config.data.limit or None)[config.data.text][:]
-    flat = [text for each in texts for text in ([each] if isinstance(each, str) else each)]
+    texts = texts_of(config.data.card, config.data.text, limit=config.data.limit)
     image = ImageProcessor(config.gan.sizes[-1], config.gan.channels, mean=0.5, std=0.5)
-    return {"image": image, "text": train_tokenizer(flat, config.data.vocab_size)}
+    return {"image": image, "text": train_tokenizer(texts, config.data.vocab_size)}
 
 
 def build(config: Config, vocabulary: int) -> tuple[MirrorGAN, Redescriber]:
@@ -199,7 +153,7 @@ def train_captioner(config: Config, run: Path, resume: bool) -> None:
     torch.manual_seed(config.seed)
     _, model = build(config, processors["text"].vocabulary)
     model.processors |= processors
-    data = Pairs(config.data, "train", processors, config.data.limit)
+    data = pairs(config.data, "train", **processors)
     folder = stage_folder(RECIPE, run, "captioner")
     fit(model, data, replace(config.captioner_fit, seed=config.seed), folder, resume=resume)
 
@@ -213,8 +167,8 @@ def train_gan(config: Config, run: Path, resume: bool) -> None:
     model.begin_with_words(captioner.decoder.transformer.embed.weight)
     if model.redescriber is not None:
         model.mirror(captioner)
-    data = Pairs(config.data, "train", model.processors, config.data.limit)
-    held = Pairs(config.data, "validation", model.processors, SHOWN // 2)
+    data = pairs(config.data, "train", **model.processors)
+    held = pairs(config.data, "validation", **model.processors, limit=SHOWN // 2)
     seen = spread(len(data), SHOWN // 2)
 
     def samples(model: MirrorGAN, place: Path) -> None:
@@ -253,19 +207,18 @@ def sheet(
 def draw_all(model: MirrorGAN, data: Pairs, seed: int) -> Tensor:
     """A picture of every text, (n, c, h, w)."""
     generator, parts = torch.Generator().manual_seed(seed), []
-    for start in tqdm(range(0, len(data), AT_ONCE), desc="drawing", dynamic_ncols=True):
-        batch = data.batch(range(start, min(start + AT_ONCE, len(data)))).to(model.step.device)
-        parts.append(model.generate(batch.keep(["text"]), "image", generator=generator).cpu())
+    for batch in data.batches("drawing"):
+        parts.append(model.generate(batch.keep(["text"]).to(model.step.device), "image", generator=generator).cpu())
     return torch.cat(parts)
 
 
 @torch.no_grad()
 def told(captioner: Redescriber, data: Pairs, pictures: Tensor) -> float:
     """The mean of -log p(text | picture) by the captioner, nats."""
-    total = 0.0
-    for start in range(0, len(data), AT_ONCE):
-        batch = data.batch(range(start, min(start + AT_ONCE, len(data))))
+    total, start = 0.0, 0
+    for batch in data.batches("telling back"):
         batch = Batch({**batch.values, "image": pictures[start : start + batch.size]}, batch.masks, batch.present)
+        start += batch.size
         total -= captioner.log_likelihood(batch.to(captioner.step.device)).double().sum().item()
     return total / len(data)
 
@@ -281,45 +234,40 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     settings, device = config.evaluation, PartialState().device
     model, captioner = load(run).to(device), load(stage_folder(RECIPE, run, "captioner")).to(device)
     process = model.processors["image"]
-    data = Pairs(config.data, split, model.processors, settings.items)
+    data = pairs(config.data, split, **model.processors, limit=settings.items)
     drawn, real = draw_all(model, data, config.seed), data.all()
     figures: dict[str, float] = {}
     for end, pictures in (("", drawn), ("_real", real)):
         figures[f"redescription{end}"] = told(captioner, data, pictures)
     if config.aligned:
         recipe = recipe_of("aligned")
-        values = build_config(recipe.Config, config.aligned)
-        values.data.side = values.data.side or config.gan.sizes[-1]  # it sees what is judged, and no finer
-        space = recipe.shared_space(values).to(device)
-        texts = list(dict.fromkeys(data.texts))
-        right = torch.tensor([texts.index(text) for text in data.texts])
-        told_points = space.points(texts, "text")  # (m, s)
+        space = recipe.judging_space(config.aligned, config.gan.sizes[-1])
         for end, pictures in (("", drawn), ("_real", real)):
-            points = space.points([process.decode(x) for x in pictures], "image")  # (n, s)
-            scores = (points @ told_points.T).cpu()  # (n, m)
-            figures[f"r_precision{end}"] = r_precision(scores, right, texts, settings.among, config.seed)
+            shown = [process.decode(x) for x in pictures]
+            figures[f"r_precision{end}"] = recipe.precision(space, shown, data.texts, settings.among)
     if settings.features:
         features = [picture_features(settings.features, process, list(x)) for x in (real, drawn)]
         figures[f"fid_{settings.features}"] = frechet_distance(*features)
     if config.judge:
-        figures |= judged(config, data, process, drawn, real)
-    seen = Pairs(config.data, "train", model.processors, config.data.limit).all()
+        figures |= judged(config, split, data, process, drawn, real)
+    seen = pairs(config.data, "train", process).all()
     for end, pictures in (("", drawn), ("_real", real)):
-        figures[f"nearest_rmse{end}"] = nearest_pictures(pictures / 2, seen / 2)[0].mean().item()
+        figures[f"nearest_rmse{end}"] = nearest_pictures(pictures, seen)[0].mean().item() / 2  # of values from -1 to 1
     write_samples(run, split, model, data, seen)
     return figures
 
 
-def judged(config: Config, data: Pairs, process: ImageProcessor, drawn: Tensor, real: Tensor) -> dict[str, float]:
+def judged(config: Config, split: str, data: Pairs, process: ImageProcessor, drawn: Tensor, real: Tensor) -> dict[str, float]:
     """How often a judge sees the label in the picture, and what the judge itself is worth."""
     recipe = recipe_of("judge")
     own = build_config(recipe.Config, config.judge)
     judge, accuracy = recipe.judge(own)
     judge = judge.to(PartialState().device)
     labels = data.rows[config.data.label]
-    truth = torch.tensor([judge.class_names.index(str(labels[item])) for item, _ in data.pairs])
+    place = {name: i for i, name in enumerate(judge.class_names)}
+    truth = torch.tensor([place.get(str(labels[row]), -1) for row in data.items])
     name = "digit" if config.data.label == "label" and judge.class_names == [str(i) for i in range(10)] else config.data.label
-    figures = {"judge_accuracy": accuracy, "judge_disjoint": own.data.split != "train"}
+    figures = {"judge_accuracy": accuracy, "judge_disjoint": own.data.split not in ("train", split)}
     for end, pictures in (("", drawn), ("_real", real)):
         seen = recipe_of("multimodal_vae").labels_of(judge, process, pictures)
         figures[f"{name}_accuracy{end}"] = (seen == truth).double().mean().item()
@@ -389,6 +337,7 @@ RECIPE = Recipe(
     splits=("test", "test_compositional", "validation", "validation_compositional"),
     report=report,
     check=check,
+    made_by={"captioner": ("data", "captioner", "gan.sizes", "gan.channels")},
 )
 
 if __name__ == "__main__":

@@ -6,26 +6,23 @@ accelerate launch recipes/text_to_image/train.py --config recipes/text_to_image/
 """
 
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from accelerate import PartialState
-from PIL import Image
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from mmgen.cli import main
 from mmgen.data.batch import Batch, collate
-from mmgen.data.cards import check_column, open_card, read_card
+from mmgen.data.cards import check_column, read_card
 from mmgen.data.image import ImageProcessor
+from mmgen.data.pairs import Pairs, texts_of
 from mmgen.data.processors import Processor
-from mmgen.data.text import train_tokenizer
+from mmgen.data.text import TextProcessor, train_tokenizer
 from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.metrics.frechet import frechet_distance
-from mmgen.metrics.retrieval import r_precision
 from mmgen.modalities.image import PACKAGES
 from mmgen.models.base import load
 from mmgen.models.discrete_vae import DiscreteVAE, code_use
@@ -36,7 +33,7 @@ from mmgen.training.features import nearest_pictures, picture_features
 from mmgen.training.loop import fit
 from mmgen.training.model_card import ModelCard, write_model_card
 from mmgen.training.recipe import Recipe, read_json, recipe_of, run_details, stage_folder
-from mmgen.training.report import Sample, picture_grid, write_report
+from mmgen.training.report import Sample, tensor_grid, write_report
 
 AT_ONCE = 100  # pictures that are made or read together
 SHOWN = 10  # prompts in a grid
@@ -44,7 +41,7 @@ SHOWN = 10  # prompts in a grid
 
 @dataclass
 class Data:
-    """A data card of pictures and texts, one text each.
+    """A data card of pictures and texts, one or several each.
 
     Args:
         card: name or path.
@@ -127,54 +124,10 @@ class Config:
     seeds: int = 1
 
 
-class Pictures(Sequence):
-    """The pictures of a split and, with a text processor, their texts; kept in memory, a byte a value.
-
-    Raises:
-        UserError: a text of more tokens than ``data.text_length``.
-    """
-
-    def __init__(self, data: Data, split: str, image: Processor, text: Processor | None = None, limit: int = 0) -> None:
-        rows = open_card(data.card, split, limit=min(limit or sys.maxsize, data.limit or sys.maxsize, sys.maxsize - 1))
-        # a row of one column is read ten times as fast as a value of the column
-        self.rows, self.name = rows.select_columns([data.image]), data.image
-        self.texts, self.process, self.words = list(rows[data.text]), image, text
-        self.labels = list(rows[data.label]) if data.label else []
-        self.kept: dict[int, Tensor] = {}
-        if text is not None:
-            self.ids = [text(value) for value in self.texts]
-            longest = max(range(len(self.ids)), key=lambda i: len(self.ids[i]), default=0)
-            if self.ids and len(self.ids[longest]) > data.text_length:
-                got, fix = (
-                    f"{len(self.ids[longest])} tokens: {self.texts[longest]!r}",
-                    f"set data.text_length={len(self.ids[longest])}",
-                )
-                raise UserError(
-                    f"{data.card}: {split}: row {longest}", got=got, expected=f"at most {data.text_length}", fix=fix
-                )
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {"image": self.picture(index)} | ({"text": self.ids[index]} if self.words else {})
-
-    def picture(self, index: int) -> Tensor:
-        """(c, h, w) in [0, 1]."""
-        if index not in self.kept:
-            self.kept[index] = (self.process(self.rows[index][self.name]) * 255).round().to(torch.uint8)
-        return self.kept[index] / 255
-
-    def batches(self, what: str, count: int | None = None) -> list[Batch]:
-        """The first ``count`` items, all without, a part at a time."""
-        count = len(self) if count is None else min(count, len(self))
-        device = PartialState().device
-        for start in tqdm(range(0, count, AT_ONCE), desc=what, dynamic_ncols=True):
-            yield collate([self[i] for i in range(start, min(start + AT_ONCE, count))], ["text"]).to(device)
-
-    def all(self, count: int | None = None) -> Tensor:
-        """The first ``count`` pictures, (n, c, h, w)."""
-        return torch.stack([self.picture(i) for i in range(len(self) if count is None else min(count, len(self)))])
+def pairs(data: Data, split: str, image: ImageProcessor, text: Processor | None = None, limit: int = 0) -> Pairs:
+    """The pictures of a split and, with a text processor, their texts, of at most so many rows."""
+    limits = [n for n in (limit, data.limit) if n]
+    return Pairs(data.card, split, (data.image, data.text), image, text, data.text_length, min(limits, default=0))
 
 
 def check(config: Config) -> None:
@@ -184,6 +137,8 @@ def check(config: Config) -> None:
     check_column(card, "data.text", config.data.text, "text")
     if config.data.label:
         check_column(card, "data.label", config.data.label)
+    if evaluation.items == 1:
+        raise UserError("evaluation.items", got=1, expected="two or more, or 0 for all", fix="set evaluation.items=200")
     for key, low in {
         "items": 0,
         "guidance": 0,
@@ -200,9 +155,14 @@ def check(config: Config) -> None:
         if values := getattr(config, name):
             recipe = recipe_of(name)
             recipe.RECIPE.check(build_config(recipe.Config, values))
-    codes_arguments(config)
+    if config.aligned:
+        recipe_of("aligned").check_card(build_config(recipe_of("aligned").Config, config.aligned), config.data.card)
+    check_at_least("data.vocab_size", config.data.vocab_size, 259)
+    with torch.device("meta"):  # fails now for values out of range, and takes no memory
+        build(config, config.data.vocab_size, end=0)
     if evaluation.features:
         check_one_of("evaluation.features", evaluation.features, PACKAGES)
+    check_at_least("data.limit", config.data.limit, 0)
     check_at_least("baseline.width", config.baseline.width, 1)
     check_at_least("baseline.latent_dim", config.baseline.latent_dim, 1)
 
@@ -213,8 +173,19 @@ def codes_arguments(config: Config) -> dict[str, Any]:
     return {**asdict(config.discrete_vae), "shape": (data.channels, data.size, data.size)}
 
 
+def build(config: Config, vocabulary: int, end: int) -> TextToImage:
+    """The transformer, and in it the discrete VAE, untrained."""
+    return TextToImage(codes_arguments(config), vocabulary, config.data.text_length, end, **asdict(config.model))
+
+
 def image_processor(data: Data) -> ImageProcessor:
+    """Pictures from 0 to 1."""
     return ImageProcessor(data.size, data.channels)
+
+
+def words(data: Data) -> TextProcessor:
+    """A tokenizer trained on the texts of the training split."""
+    return train_tokenizer(texts_of(data.card, data.text, limit=data.limit), data.vocab_size)
 
 
 def train_codes(config: Config, run: Path, resume: bool) -> None:
@@ -222,15 +193,16 @@ def train_codes(config: Config, run: Path, resume: bool) -> None:
     torch.manual_seed(config.seed)
     model, processor = DiscreteVAE(**codes_arguments(config)), image_processor(config.data)
     model.processors["image"] = processor
-    shown = Pictures(config.data, "validation", processor, limit=SHOWN)
+    pairs(config.data, "train", processor, words(config.data))  # a text that the prior could not read is told now
+    shown = pairs(config.data, "validation", processor, limit=SHOWN)
 
     def samples(model: DiscreteVAE, place: Path) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         x = shown.all().to(model.step.device)
-        picture_grid([pictures(x), pictures(reconstructed(model, x))]).save(place.with_suffix(".png"))
+        tensor_grid([x, reconstructed(model, x)]).save(place.with_suffix(".png"))
 
     folder = stage_folder(RECIPE, run, "discrete_vae")
-    fit(model, Pictures(config.data, "train", processor), replace(config.fit_codes, seed=config.seed), folder, samples, resume)
+    fit(model, pairs(config.data, "train", processor), replace(config.fit_codes, seed=config.seed), folder, samples, resume)
 
 
 def train_baseline(config: Config, run: Path, resume: bool) -> None:
@@ -246,47 +218,33 @@ def train_baseline(config: Config, run: Path, resume: bool) -> None:
                 encoder={"dim": 256, "width": config.baseline.width}, decoder=settings)  # fmt: skip
     model.processors["image"] = processor
     folder = stage_folder(RECIPE, run, "baseline")
-    fit(
-        model, Pictures(config.data, "train", processor), replace(config.fit_baseline, seed=config.seed), folder, resume=resume
-    )
+    fit(model, pairs(config.data, "train", processor), replace(config.fit_baseline, seed=config.seed), folder, resume=resume)
 
 
 def train_prior(config: Config, run: Path, resume: bool) -> None:
     """Train the transformer on texts and codes."""
     torch.manual_seed(config.seed)
     vae, data = load(stage_folder(RECIPE, run, "discrete_vae")), config.data
-    text = train_tokenizer(open_card(data.card, "train")[data.text], data.vocab_size)
-    model = TextToImage(
-        codes_arguments(config), text.vocabulary, data.text_length, text.tokenizer.eos_token_id, **asdict(config.model)
-    )
+    text = words(data)
+    model = build(config, text.vocabulary, text.tokenizer.eos_token_id)
     model.take_codes(vae)
     model.processors = {"text": text, "image": vae.processors["image"]}
-    shown = Pictures(data, "validation", vae.processors["image"], text, limit=SHOWN)
+    shown = pairs(data, "validation", vae.processors["image"], text, limit=SHOWN)
 
     def samples(model: TextToImage, place: Path) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         given = collate([{"text": ids} for ids in shown.ids], ["text"]).to(model.step.device)
         made = model.generate(given, "image", n=4, generator=torch.Generator().manual_seed(0))
-        grid([shown.all(), *made.unflatten(0, (-1, 4)).unbind(1)]).save(place.with_suffix(".png"))
+        tensor_grid([shown.all(), *made.unflatten(0, (-1, 4)).unbind(1)]).save(place.with_suffix(".png"))
 
     fit(
         model,
-        Pictures(data, "train", vae.processors["image"], text),
+        pairs(data, "train", vae.processors["image"], text),
         replace(config.fit, seed=config.seed),
         run,
         samples,
         resume,
     )
-
-
-def pictures(x: Tensor) -> list[Image.Image]:
-    """x (n, c, h, w) in [0, 1] -> n pictures."""
-    return [ImageProcessor(x.shape[-1], x.shape[1]).decode(one) for one in x]
-
-
-def grid(rows: Sequence[Tensor]) -> Image.Image:
-    """Rows of pictures (n, c, h, w), as many in each."""
-    return picture_grid([pictures(row) for row in rows])
 
 
 @torch.no_grad()
@@ -298,48 +256,48 @@ def reconstructed(model: DiscreteVAE, x: Tensor) -> Tensor:
 class Judges:
     """What looks at pictures of texts: a classifier of what they show, and a space that they share with their texts."""
 
-    def __init__(self, config: Config, model: TextToImage, data: Pictures, split: str) -> None:
+    def __init__(self, config: Config, model: TextToImage, data: Pairs, split: str) -> None:
         self.config, self.model, self.data = config, model, data
         self.accuracy: dict[str, float] = {}
         self.classifier = self.space = self.reranker = None
         if config.judge:
             recipe = recipe_of("judge")
             values = build_config(recipe.Config, config.judge)
-            self.classifier, accuracy = recipe.judge(values)
+            judge, accuracy = recipe.judge(values)
+            self.classifier, labels = judge.to(PartialState().device), data.rows[config.data.label]
+            place = {name: i for i, name in enumerate(judge.class_names)}
+            self.truth = torch.tensor([place.get(str(labels[row]), -1) for row in data.items])
             self.accuracy = {"judge_accuracy": accuracy, "judge_disjoint": values.data.split not in ("train", split)}
         if config.aligned:
-            recipe = recipe_of("aligned")
-            values = build_config(recipe.Config, config.aligned)
-            values.data.side = values.data.side or config.data.size  # it sees what is judged, and no finer
-            spaces = (recipe.shared_space(replace(values, seed=values.seed + i)) for i in (0, 1))
-            self.space, self.reranker = (space.to(PartialState().device) for space in spaces)
-            texts = list(dict.fromkeys(data.texts))
-            self.texts, self.own = self.space.points(texts, "text"), torch.tensor([texts.index(text) for text in data.texts])
+            space = recipe_of("aligned").judging_space
+            self.space, self.reranker = (space(config.aligned, config.data.size, more) for more in (0, 1))
 
-    @torch.no_grad()
     def __call__(self, made: Tensor, name: str) -> dict[str, float]:
         """The figures of pictures (n, c, h, w), one for each text of the data in order, under names that end in ``name``."""
-        figures, decode = {}, self.model.processors["image"].decode
+        figures, image = {}, self.model.processors["image"]
         if self.classifier is not None:
-            eye = self.classifier.processors[self.classifier.modality]
-            seen = [self.classifier.class_names[i] for part in made.split(AT_ONCE) for i in self.labels(part, eye, decode)]
-            truth = [str(label) for label in self.data.labels]
-            figures[f"digit_accuracy{name}"] = sum(a == b for a, b in zip(seen, truth)) / len(truth)
+            seen = recipe_of("multimodal_vae").labels_of(self.classifier, image, made)
+            figures[f"digit_accuracy{name}"] = (seen == self.truth).double().mean().item()
         if self.space is not None:
-            scores = (self.space.points([decode(x) for x in made], "image") @ self.texts.T).cpu()  # (n, m)
-            figures[f"r_precision{name}"] = r_precision(scores, self.own, among=self.config.evaluation.among)
+            shown = [image.decode(x) for x in made]
+            figures[f"r_precision{name}"] = recipe_of("aligned").precision(
+                self.space, shown, self.data.texts, self.config.evaluation.among
+            )
         return figures
 
-    def labels(self, part: Tensor, eye: ImageProcessor, decode: Any) -> list[int]:
-        device = PartialState().device
-        seen = torch.stack([eye(decode(x)) for x in part]).to(device)
-        return self.classifier.to(device).predict(Batch({self.classifier.modality: seen})).mode.tolist()
+
+def arms(config: Config) -> dict[str, str]:
+    """What is drawn of a split's texts: the ending of its figures -> how the report calls it."""
+    guidance = config.evaluation.guidance
+    found = {"": f"guidance {guidance:g}"} | ({"_unguided": "without guidance"} if guidance != 1 else {})
+    return found | ({"_reranked": "reranked"} if config.aligned else {})
 
 
 def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     """How well pictures show their text, how near they are to real ones, and whether they are copies.
 
-    ``_unguided`` and ``_reranked`` are of the same texts without guidance, and of the best of several by another space.
+    ``_unguided`` and ``_reranked`` are of the same texts without guidance, where there was one, and of the best of several by
+    another space.
     ``_real`` are the figures of the split's own pictures, ``_baseline`` those of as many draws of the convolutional VAE,
     ``_codes`` of the split's pictures through their codes.
     """
@@ -347,19 +305,18 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     device, settings = PartialState().device, config.evaluation
     model = load(run).to(device)
     image, text = model.processors["image"], model.processors["text"]
-    data, train_data = Pictures(config.data, split, image, text, settings.items), Pictures(config.data, "train", image)
+    data, train_data = pairs(config.data, split, image, text, settings.items), pairs(config.data, "train", image)
     judges, real = Judges(config, model, data, split), data.all()
     sampling = {"temperature": settings.temperature, "top_k": settings.top_k}
-    arms = {"": {"guidance": settings.guidance}, "_unguided": {}}
+    guided = {**sampling, "guidance": settings.guidance}
     made, figures = {}, dict(judges.accuracy)
-    for name, arm in arms.items():
-        generator = torch.Generator().manual_seed(config.seed)
-        parts = data.batches(f"pictures{name}")
-        made[name] = torch.cat(
-            [model.generate(b.keep(["text"]), "image", 1, generator, **sampling, **arm).cpu() for b in parts]
-        )
-    if judges.reranker is not None:
-        made["_reranked"] = reranked(model, judges.reranker, data, config, sampling | arms[""])
+    for name, how in arms(config).items():
+        if name == "_reranked":
+            made[name] = reranked(model, judges.reranker, data, config, guided)
+            continue
+        options, generator = sampling if name == "_unguided" else guided, torch.Generator().manual_seed(config.seed)
+        texts = (batch.keep(["text"]).to(device) for batch in data.batches(f"pictures {how}"))
+        made[name] = torch.cat([model.generate(each, "image", 1, generator, **options).cpu() for each in texts])
     codes = model.discrete_vae
     made["_codes"] = torch.cat([reconstructed(codes, x.to(device)).cpu() for x in real.split(AT_ONCE)])
     for name, x in {**made, "_real": real}.items():
@@ -374,7 +331,7 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     counted = torch.cat([codes.codes(x.to(device)).cpu() for x in train_data.all(settings.codes_items).split(AT_ONCE)])
     figures |= {name: value.item() for name, value in code_use(counted, codes.k).items()}
     figures["reconstruction_rmse"] = (made["_codes"] - real).square().mean().sqrt().item()
-    nats = [model.log_likelihood(batch).cpu() for batch in data.batches("log-likelihood of codes")]
+    nats = [model.log_likelihood(batch.to(device)).cpu() for batch in data.batches("log-likelihood of codes")]
     figures["log_likelihood"] = torch.cat(nats).mean().item()
     seen = train_data.all().to(device)
     near = {name: nearest_pictures(x.to(device), seen) for name, x in (("", made[""]), ("_real", real))}
@@ -383,10 +340,9 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     folder = run / "samples"
     folder.mkdir(exist_ok=True)
     chosen = list(range(0, len(data), -(-len(data) // SHOWN)))
-    columns = [made[name] for name in ("", "_unguided", "_reranked") if name in made]
-    rows = [x[chosen] for x in [*columns, seen[near[""][1]].cpu(), real]]
-    grid(rows).save(folder / f"{split}_pictures.png")
-    grid([real[chosen], made["_codes"][chosen]]).save(folder / f"{split}_codes.png")
+    rows = [x[chosen] for x in [*(made[name] for name in arms(config)), seen[near[""][1]].cpu(), real]]
+    tensor_grid(rows).save(folder / f"{split}_pictures.png")
+    tensor_grid([real[chosen], made["_codes"][chosen]]).save(folder / f"{split}_codes.png")
     captions = model.generate(Batch({"image": real[chosen].to(device)}), "text", temperature=0.0)
     lines = [f"{data.texts[i]} -> {caption}" for i, caption in zip(chosen, captions)]
     (folder / f"{split}_texts.txt").write_text("\n".join(lines) + "\n")
@@ -394,11 +350,11 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
 
 
 @torch.no_grad()
-def reranked(model: TextToImage, space: Any, data: Pictures, config: Config, sampling: dict[str, Any]) -> Tensor:
+def reranked(model: TextToImage, space: Any, data: Pairs, config: Config, sampling: dict[str, Any]) -> Tensor:
     """Of several pictures of each text the one nearest to it in ``space``, (n, c, h, w)."""
     generator, kept, m = torch.Generator().manual_seed(config.seed), [], config.evaluation.candidates
     for batch in data.batches("pictures to rerank"):
-        given = batch.keep(["text"])
+        given = batch.keep(["text"]).to(model.step.device)
         drawn = model.generate(given, "image", m, generator, **sampling)  # (b m, c, h, w)
         best = model.similarity(space, drawn, given).reshape(-1, m).argmax(1)  # (b,)
         kept.append(drawn.unflatten(0, (-1, m))[torch.arange(len(best)), best].cpu())
@@ -410,13 +366,7 @@ def report(run: Path, config: Config) -> None:
     card, metrics = read_card(config.data.card), read_json(run / "metrics.json")
     table = {s: {"text_to_image": {k: v for k, v in f.items() if k != "judge_disjoint"}} for s, f in metrics.items()}
     samples = []
-    what = [
-        "guided",
-        "unguided",
-        *(["reranked"] if config.aligned else []),
-        "the training picture nearest to the first",
-        "real",
-    ]
+    what = [*arms(config).values(), "the training picture nearest to the first", "real"]
     for split in metrics:
         lines = (run / "samples" / f"{split}_texts.txt").read_text()
         texts = {"rows": ", ".join(what), "text -> what the model says of the real picture": lines}
