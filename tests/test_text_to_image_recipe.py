@@ -274,6 +274,16 @@ def test_texts_that_are_too_long_are_named(tmp_path):
     assert not any((tmp_path / "run").rglob("*.safetensors"))  # before anything is trained
 
 
+def test_any_tokenizer_of_transformers_will_do(run, tmp_path):
+    load(run).processors["text"].tokenizer.save_pretrained(tmp_path / "tokenizer")  # such as one of these
+    config = recipe_config(RECIPE, "smoke", [f"data.tokenizer={tmp_path / 'tokenizer'}", "data.vocab_size=300", "fit.steps=1"])
+    train(RECIPE, config, tmp_path / "run")
+    one, two = (load(folder).processors["text"] for folder in (run, tmp_path / "run"))
+    assert two.vocabulary == one.vocabulary and torch.equal(one("a handwritten seven"), two("a handwritten seven"))
+    with pytest.raises(UserError, match="tokenizer: got .*none, expected a folder or a Hub name"):
+        train(RECIPE, recipe_config(RECIPE, "smoke", [f"data.tokenizer={tmp_path / 'none'}"]), tmp_path / "other")
+
+
 def test_codes_of_other_arguments_do_not_fit(run, tmp_path):
     config = recipe_config(RECIPE, "smoke", ["discrete_vae.likelihood=continuous_bernoulli"])
     with pytest.raises(UserError, match=r"other values of discrete_vae\.likelihood \(bernoulli, now continuous_bernoulli\)"):

@@ -50,7 +50,8 @@ class Data:
         label: the column that says what a picture shows, which a judge looks for; empty: none.
         size: side in pixels.
         channels: 1 or 3.
-        vocab_size: most tokens of the tokenizer, which is trained on the training texts.
+        tokenizer: of transformers, a folder or a Hub name, that has an end of text; empty: one trained on the training texts.
+        vocab_size: most tokens of that one.
         text_length: most tokens of a text, its end included.
         limit: items of each split; 0 takes all.
     """
@@ -61,6 +62,7 @@ class Data:
     label: str = ""
     size: int = 32
     channels: Literal[1, 3] = 3
+    tokenizer: str = ""
     vocab_size: int = 1024
     text_length: int = 24
     limit: int = 0
@@ -184,7 +186,9 @@ def image_processor(data: Data) -> ImageProcessor:
 
 
 def words(data: Data) -> TextProcessor:
-    """A tokenizer trained on the texts of the training split."""
+    """The tokenizer of that name, or one trained on the texts of the training split."""
+    if data.tokenizer:
+        return TextProcessor.from_pretrained(data.tokenizer)
     return train_tokenizer(texts_of(data.card, data.text, limit=data.limit), data.vocab_size)
 
 
