@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from mmgen.data.episode_file import FIELDS, REQUIRED, check_episode, read_episode, write_episode
+from mmgen.data.episode_file import FIELDS, REQUIRED, check_episode, read_episode, read_moment, write_episode
 from mmgen.data.sources.peg_insertion import read_folder
 from mmgen.errors import UserError
 
@@ -156,6 +156,13 @@ def test_no_such_file_and_an_unknown_field(tmp_path):
         write_episode(tmp_path / "e.h5", episode() | {"imag": np.zeros((5, 1))})
     with pytest.raises(UserError, match=r"depth,"):
         read_episode(tmp_path / "e.h5", ["depth"])
+
+
+def test_a_moment_that_is_not_there(tmp_path):
+    write_episode(tmp_path / "e.h5", episode())
+    for t in (-1, 99):
+        with pytest.raises(UserError, match=rf"e\.h5: got moment {t}, expected 0 to \d+; choose one that it has"):
+            read_moment(tmp_path / "e.h5", t, ["image"])
 
 
 def test_written_whole_or_not_at_all(tmp_path, monkeypatch):

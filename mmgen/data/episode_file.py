@@ -110,6 +110,9 @@ def read_moment(path: str | Path, t: int, fields: Collection[str]) -> dict[str, 
     """
     path = Path(path)
     with _opened(path) as file:
+        count = min((len(file[name]) for name in fields), default=0)
+        if not 0 <= t < count:
+            raise UserError(str(path), got=f"moment {t}", expected=f"0 to {count - 1}", fix="choose one that it has")
         return {name: file[name][t] for name in fields}
 
 

@@ -37,6 +37,7 @@ class CodedEnvironments(VecEnvWrapper):
         environments: one or more, each made by a function.
         code: observations, name -> (n, ...), -> what the policy sees, (n, k) or name -> (n, ...).
         scale: multiplies the rewards.
+        made_by: says which code it is; a policy is used on no other.
     """
 
     def __init__(
@@ -44,9 +45,10 @@ class CodedEnvironments(VecEnvWrapper):
         environments: Sequence[Callable[[], Any]],
         code: Callable[[Mapping[str, np.ndarray]], np.ndarray | dict[str, np.ndarray]],
         scale: float = 1.0,
+        made_by: str = "",
     ) -> None:
         inner = DummyVecEnv(list(environments))
-        self.code, self.scale = code, scale
+        self.code, self.scale, self.made_by = code, scale, made_by
         first = inner.observation_space.sample()
         seen = code(_alone(first))
         space = gymnasium.spaces.Dict({n: _box(v) for n, v in seen.items()}) if isinstance(seen, dict) else _box(seen)
@@ -92,6 +94,11 @@ class Curve(BaseCallback):
         self.rewards: list[float] = []
 
     def _on_training_start(self) -> None:
+        file = self.folder / "curve.csv"
+        if file.is_file():  # of rollouts after the checkpoint that training goes on from
+            head, *rows = file.read_text().splitlines()
+            kept = [row for row in rows if int(row.partition(",")[0]) <= self.num_timesteps]
+            file.write_text("\n".join([head, *kept]) + "\n")
         self.bar = tqdm(total=self.steps, initial=self.num_timesteps, desc=self.folder.name, unit="step", dynamic_ncols=True)
 
     def _on_step(self) -> bool:
@@ -146,7 +153,7 @@ def save_training(ppo: PPO, file: Path) -> None:
             for name, value in moments.items()
         }
     partial = file.with_suffix(".partial")
-    save_file(state, partial, metadata={"steps": str(ppo.num_timesteps)})
+    save_file(state, partial, metadata={"steps": str(ppo.num_timesteps), "code": ppo.env.made_by})
     partial.replace(file)
 
 
@@ -154,13 +161,17 @@ def load_training(ppo: PPO, file: Path) -> None:
     """What `save_training` wrote.
 
     Raises:
-        UserError: it is not there, of another network, or damaged.
+        UserError: it is not there, of another network or another code, or damaged.
     """
     if not file.is_file():
         raise UserError(str(file), got="no such file", expected="a trained policy", fix="train it to the end with --resume")
     try:
         with safe_open(str(file), "pt") as stream:
-            steps = int(stream.metadata()["steps"])
+            notes = {"steps": "-1", "code": "", **(stream.metadata() or {})}
+        if (steps := int(notes["steps"])) < 0:
+            raise RuntimeError("no number of steps")
+        if notes["code"] != ppo.env.made_by:
+            raise RuntimeError("a policy of another code")
         state = load_file(file)
         weights = {name.removeprefix("policy."): v for name, v in state.items() if name.startswith("policy.")}
         if weights.keys() != _own(ppo).keys():
@@ -180,15 +191,18 @@ def load_training(ppo: PPO, file: Path) -> None:
     ppo.num_timesteps = steps
 
 
-def successes(ppo: PPO, environments: CodedEnvironments, episodes: int, seed: int, what: str) -> list[bool]:
-    """Whether the policy, without its noise, succeeds in each of so many episodes, begun from ``seed`` on."""
+def successes(
+    ppo: PPO, environments: CodedEnvironments, episodes: int, seed: int, what: str, noise: bool = False
+) -> list[bool]:
+    """Whether the policy, without its noise or with it, succeeds in each of so many episodes, begun from ``seed`` on."""
+    torch.manual_seed(seed)
     environments.seed(seed)
     seen, found = environments.reset(), []
     with tqdm(total=episodes, desc=what, unit="episode", dynamic_ncols=True) as bar:
         # each environment plays as many: the first to end are those that succeed
         left = [len(range(i, episodes, environments.num_envs)) for i in range(environments.num_envs)]
         while any(left):
-            actions, _ = ppo.predict(seen, deterministic=True)
+            actions, _ = ppo.predict(seen, deterministic=not noise)
             seen, _, ended, infos = environments.step(actions)
             for i in np.flatnonzero(ended):
                 if left[i]:

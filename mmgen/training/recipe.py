@@ -238,6 +238,8 @@ def evaluate(recipe: Recipe, config: Any, out: Path, split: str) -> dict[str, fl
             result |= {key: statistics.fmean(values), f"{key}_sd": statistics.stdev(values)}
     for key, baselines in recipe.above.items():
         for baseline in baselines:
+            if not all(figure in f for f in figures for figure in (key, baseline)):  # an arm that was not run
+                continue
             low = paired_low([f[key] for f in figures], [f[baseline] for f in figures])
             result[f"{baseline}_diff_low"] = low
     result["seeds"] = len(runs)

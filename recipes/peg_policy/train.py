@@ -24,6 +24,7 @@ from mmgen.data.simulate.peg_insertion import DISTURBANCES, PegInsertion
 from mmgen.data.simulate.scene import SHAPES
 from mmgen.data.touch import sensed
 from mmgen.errors import UserError, check_at_least, check_one_of, check_sizes
+from mmgen.modalities.image import fingerprint
 from mmgen.models.base import load
 from mmgen.models.vision_touch import TOUCH, VISION, VisionTouch
 from mmgen.training.config import FitConfig, section_of
@@ -100,6 +101,13 @@ def check(config: Config) -> None:
         check_one_of("evaluation.disturbances", disturbance, DISTURBANCES)
     if not config.arms or not policy.shapes:
         raise UserError("arms and policy.shapes", got="an empty list", expected="one or more", fix="leave it out")
+    if policy.environments % len(policy.shapes):
+        got, fix = f"{policy.environments} for {len(policy.shapes)} shapes", "as many of each shape"
+        raise UserError("policy.environments", got=got, expected=f"a multiple of {len(policy.shapes)}", fix=fix)
+    if not 0 < policy.reward_scale <= 1000 or not -10 <= policy.log_std <= 2:
+        got = f"{policy.reward_scale} and {policy.log_std}"
+        expected = "above 0 and at most 1000, and -10 to 2"
+        raise UserError("policy.reward_scale and log_std", got=got, expected=expected, fix="leave them out")
     for what, low in {"steps": 1, "environments": 1, "rollout": 2, "batch_size": 2, "epochs": 1, "entropy": 0}.items():
         check_at_least(f"policy.{what}", getattr(policy, what), low)
     check_sizes("policy.hidden", policy.hidden)
@@ -152,7 +160,8 @@ def environments(
     model = load(stage_folder(RECIPE, run, arm if arm in STAGES else "full")).to(PartialState().device)
     code = coded_by(model, arm, without)
     made = [partial(environment, config, arm, shapes[i % len(shapes)], disturbance) for i in range(config.policy.environments)]
-    return CodedEnvironments(made, code, config.policy.reward_scale)
+    made_by = fingerprint(model) if arm in STAGES else ""
+    return CodedEnvironments(made, code, config.policy.reward_scale, made_by)
 
 
 def make_ppo(config: Config, arm: str, seen: Any) -> Any:
@@ -209,7 +218,8 @@ def train_policies(config: Config, run: Path, resume: bool) -> None:
 def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     """``success_ARM`` on the evaluation's shape, ``success_ARM_DISTURBANCE``, ``success_ARM_seen`` on those it was trained on.
 
-    Of all senses also ``success_full_no_vision`` and ``success_full_no_touch``, with those masked.
+    The policy acts without its noise, and with it in ``success_ARM_sampled`` and ``success_ARM_seen_sampled``. Of all senses
+    also ``success_full_no_vision`` and ``success_full_no_touch``, with those masked.
     """
     from mmgen.training.policy import SEEDS, load_training, successes
 
@@ -217,15 +227,17 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     for arm in config.arms:
         seeing = any(sense in VISION for sense in ARMS[arm])
         unseen = [settings.shape]
-        tried = {"seen": (policy.shapes, None, ())}
+        tried = {"": (unseen, None, ()), "sampled": (unseen, None, ())}
+        tried |= {name: (policy.shapes, None, ()) for name in ("seen", "seen_sampled")}
         tried |= {name: (unseen, name, ()) for name in settings.disturbances if seeing or name != "occlusion"}
         tried |= {"no_vision": (unseen, None, VISION), "no_touch": (unseen, None, TOUCH)} if arm == "full" else {}
-        for name, (shapes, disturbance, without) in {"": (unseen, None, ()), **tried}.items():
+        for name, (shapes, disturbance, without) in tried.items():
             seen = environments(config, run, arm, shapes, disturbance, without)
             ppo = make_ppo(config, arm, seen)
             load_training(ppo, policies(run) / arm / "policy.safetensors")
             what = f"{arm} {name or settings.shape}"
-            found = successes(ppo, seen, settings.episodes, SEEDS * config.seed + TRIED, what)
+            seed, noise = SEEDS * config.seed + TRIED, name.endswith("sampled")
+            found = successes(ppo, seen, settings.episodes, seed, what, noise)
             figures[f"success_{arm}" + (f"_{name}" if name else "")] = sum(found) / len(found)
             if not name and seeing:
                 write_film(run / "samples" / f"{split}_{arm}.gif", ppo, seen)
@@ -288,6 +300,7 @@ RECIPE = Recipe(
     report=report,
     check=check,
     grows={"arms": "policy"},
+    above={"success_full": ("success_vision", "success_touch")},
 )
 
 if __name__ == "__main__":

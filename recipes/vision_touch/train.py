@@ -157,7 +157,8 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
 
     ``_occlusion`` and ``_noise`` change the split's senses; ``_no_NAME`` takes a sense, or all of vision or touch, away
     without training anew; ``_push`` and ``_moving_hole`` are the card's splits of these, with ``test`` only.
-    ``occlusion_kept`` is what is left under occlusion of the contact accuracy above chance.
+    ``occlusion_kept`` is what is left under occlusion of the contact accuracy above chance, ``_persistence`` of that above
+    foretelling that contact stays.
     """
     device = PartialState().device
     models = {stage: load(stage_folder(RECIPE, run, stage)).to(device) for stage in STAGES}
@@ -168,15 +169,17 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     found |= {name: scores(full, Transitions(episodes, full.processors, name), name) for name in CAMERA}
     gone = {**{sense: (sense,) for sense in full.senses}, "vision": VISION, "touch": TOUCH}
     found |= {f"no_{name}": scores(full, data, f"without {name}", senses) for name, senses in gone.items()}
-    if split == "test":
-        pushed = {name: Transitions(files(config.data, f"test_{name}"), full.processors) for name in PUSHED}
+    if split == "test":  # recordings have no such episodes
+        names = [name for name in PUSHED if f"test_{name}" in read_card(config.data.card).splits]
+        pushed = {name: Transitions(files(config.data, f"test_{name}"), full.processors) for name in names}
         found |= {name: scores(full, one, name) for name, one in pushed.items()}
     for name, of in found.items():
         same = of["contact_accuracy_chance"] == figures["contact_accuracy_chance"]
         figures |= {f"{key}_{name}": value for key, value in of.items() if not (same and key in BASELINES)}
     chance = figures["contact_accuracy_chance"]
-    above = {name: figures[f"contact_accuracy{name}"] - chance for name in ("", "_occlusion")}
-    figures["occlusion_kept"] = above["_occlusion"] / above[""] if above[""] > 0 else 0.0
+    for end, low in (("", chance), ("_persistence", figures["contact_accuracy_persistence"])):
+        above = {name: figures[f"contact_accuracy{name}"] - low for name in ("", "_occlusion")}
+        figures[f"occlusion_kept{end}"] = above["_occlusion"] / above[""] if above[""] > 0 else 0.0
     write_samples(run, split, full, data)
     return figures
 
