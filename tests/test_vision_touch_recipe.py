@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from mmgen.data.batch import collate
 from mmgen.data.touch import Transitions, fit_processors
 from mmgen.errors import UserError
 from mmgen.models.base import load
@@ -225,6 +226,25 @@ def test_a_curve_that_was_removed_is_left_out(tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "curve.csv").write_text("step,success\n8,0.5\n")
     assert POLICY_MODULE.curves(tmp_path, ["full", "touch"]) == {"full": [{"step": "8", "success": "0.5"}]}
+
+
+def test_a_policy_sees_its_code_standardised(run, tmp_path):
+    found, out = run
+    shutil.copytree(out, tmp_path / "run", symlinks=True)
+    train(POLICY, replace(found, arms=["touch", *found.arms]), tmp_path / "run", resume=True)
+    mean, std = POLICY_MODULE.spread(found, out, "touch")
+    data = Transitions(MODULE.files(found.data, "train"), load(out).processors)
+    model = load(out / "stages" / "touch").eval()
+    with torch.no_grad():
+        codes = model.encode(collate([data[i] for i in range(len(data))]).keep(["force", "proprioception"])).mean
+    torch.testing.assert_close(mean, codes.double().mean(0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(std, codes.double().std(0, correction=0).clamp(min=1e-3), rtol=1e-3, atol=1e-5)
+    state = load_file(tmp_path / "run" / "stages" / "policy" / "touch" / "policy.safetensors")
+    assert torch.equal(state["policy.features_extractor.mean"], mean.float())
+    seen = POLICY_MODULE.environments(found, out, "touch", ["round"])
+    extract = POLICY_MODULE.make_ppo(found, "touch", seen, (mean, std)).policy.features_extractor
+    seen.close()
+    torch.testing.assert_close(extract(codes).mean(0), torch.zeros(len(mean)), rtol=0, atol=1e-3)
 
 
 def test_encoders_from_scratch_learn(run):

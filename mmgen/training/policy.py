@@ -72,6 +72,29 @@ class CodedEnvironments(VecEnvWrapper):
         return self.code(observations), rewards * self.scale, ended, infos
 
 
+class Standardised(BaseFeaturesExtractor):
+    """A frozen code, each entry less its mean and divided by its standard deviation, as a small perceptron wants it.
+
+    Args:
+        observation_space: of codes (k,).
+        mean: (k,) over training data; it is saved with the policy, so one that is loaded needs none.
+        std: (k,) likewise.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, observation_space: Any, mean: Tensor | None = None, std: Tensor | None = None) -> None:
+        (k,) = observation_space.shape
+        super().__init__(observation_space, k)
+        self.register_buffer("mean", torch.zeros(k) if mean is None else mean.float())
+        self.register_buffer("std", torch.ones(k) if std is None else std.float())
+
+    def forward(self, code: Tensor) -> Tensor:
+        """(b, k) -> (b, k)."""
+        return (code - self.mean) / self.std
+
+
 class Encoders(BaseFeaturesExtractor):
     """The encoders of a model of vision and touch below a policy, trained with it: the mean of q(z | senses)."""
 
@@ -153,7 +176,7 @@ def save_training(ppo: PPO, file: Path) -> None:
             for name, value in moments.items()
         }
     partial = file.with_suffix(".partial")
-    save_file(state, partial, metadata={"steps": str(ppo.num_timesteps), "code": ppo.env.made_by})
+    save_file(state, partial, metadata={"training": f"{ppo.num_timesteps} {ppo.env.made_by}"})  # of several the order varies
     partial.replace(file)
 
 
@@ -167,10 +190,10 @@ def load_training(ppo: PPO, file: Path) -> None:
         raise UserError(str(file), got="no such file", expected="a trained policy", fix="train it to the end with --resume")
     try:
         with safe_open(str(file), "pt") as stream:
-            notes = {"steps": "-1", "code": "", **(stream.metadata() or {})}
-        if (steps := int(notes["steps"])) < 0:
+            steps, _, made_by = (stream.metadata() or {}).get("training", "").partition(" ")
+        if not steps:
             raise RuntimeError("no number of steps")
-        if notes["code"] != ppo.env.made_by:
+        if made_by != ppo.env.made_by:
             raise RuntimeError("a policy of another code")
         state = load_file(file)
         weights = {name.removeprefix("policy."): v for name, v in state.items() if name.startswith("policy.")}
@@ -188,7 +211,7 @@ def load_training(ppo: PPO, file: Path) -> None:
             moments.setdefault(int(i), {})[what] = value
     optimizer = ppo.policy.optimizer
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
-    ppo.num_timesteps = steps
+    ppo.num_timesteps = int(steps)
 
 
 def successes(

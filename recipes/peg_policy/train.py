@@ -17,13 +17,16 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from PIL import Image
+from torch import Tensor
+from tqdm.auto import tqdm
 
 from mmgen.cli import main
-from mmgen.data.batch import Batch
+from mmgen.data.batch import Batch, collate
 from mmgen.data.simulate.peg_insertion import DISTURBANCES, PegInsertion
 from mmgen.data.simulate.scene import SHAPES
-from mmgen.data.touch import sensed
+from mmgen.data.touch import Transitions, sensed
 from mmgen.errors import UserError, check_at_least, check_one_of, check_sizes
+from mmgen.modalities.feature_cache import mean_and_std
 from mmgen.modalities.image import fingerprint
 from mmgen.models.base import load
 from mmgen.models.vision_touch import TOUCH, VISION, VisionTouch
@@ -32,6 +35,7 @@ from mmgen.training.recipe import Recipe, load_recipe, read_json, run_details, s
 from mmgen.training.report import Sample, write_report
 
 VISION_TOUCH = sys.modules[load_recipe("vision_touch").config.__module__]
+MOMENTS = 2000  # of the training data, by which codes are standardised
 TRIED = 5_000_000  # of a seed's episodes, the first that is evaluated: training does not get there
 # arm -> the senses that it reads: by a frozen code, "state" the raw proprioception, "scratch" by encoders that PPO trains
 ARMS = {
@@ -134,7 +138,7 @@ def environment(config: Config, arm: str, shape: str, disturbance: str | None = 
 def coded_by(
     model: VisionTouch, arm: str, without: Sequence[str] = ()
 ) -> Callable[[Mapping[str, np.ndarray]], np.ndarray | dict[str, np.ndarray]]:
-    """What a policy sees of observations (n, ...): the mean of q(z | senses), the standardised state, or the senses."""
+    """What is made of observations (n, ...) for a policy: the mean of q(z | senses), the standardised state, or the senses."""
     names = [sense for sense in ARMS[arm] if sense not in without]
 
     @torch.no_grad()
@@ -164,11 +168,23 @@ def environments(
     return CodedEnvironments(made, code, config.policy.reward_scale, made_by)
 
 
-def make_ppo(config: Config, arm: str, seen: Any) -> Any:
-    """PPO with a small perceptron on the code; of "scratch" with the encoders below it."""
+@torch.no_grad()
+def spread(config: Config, run: Path, arm: str) -> tuple[Tensor, Tensor]:
+    """The mean and the standard deviation of the arm's code over moments of the training episodes, (k,) each."""
+    model = load(stage_folder(RECIPE, run, arm)).to(PartialState().device)
+    data, codes = Transitions(VISION_TOUCH.files(config.data, "train"), model.processors), []
+    chosen = torch.linspace(0, len(data) - 1, min(len(data), MOMENTS)).long()
+    for some in tqdm(chosen.split(100), f"codes of {arm}", dynamic_ncols=True):
+        batch = collate([data[i] for i in some.tolist()]).keep(list(model.senses))
+        codes.append(model.encode(batch.to(model.step.device)).mean.float().cpu())
+    return mean_and_std(torch.cat(codes))
+
+
+def make_ppo(config: Config, arm: str, seen: Any, moments: tuple[Tensor, Tensor] | tuple[()] = ()) -> Any:
+    """PPO with a small perceptron on the code, standardised by ``moments``; of "scratch" with the encoders below it."""
     from stable_baselines3 import PPO
 
-    from mmgen.training.policy import Encoders
+    from mmgen.training.policy import Encoders, Standardised
 
     policy, network = config.policy, "MlpPolicy"
     kwargs: dict[str, Any] = {"net_arch": policy.hidden, "log_std_init": policy.log_std}
@@ -178,6 +194,8 @@ def make_ppo(config: Config, arm: str, seen: Any) -> Any:
         kwargs |= {"features_extractor_class": Encoders, "ortho_init": False}  # the encoders have an init of their own
         kwargs |= {"features_extractor_kwargs": {"model": model, "dim": config.model.latent_dim}}
         network = "MultiInputPolicy"
+    elif arm in STAGES:
+        kwargs |= {"features_extractor_class": Standardised, "features_extractor_kwargs": dict(zip(("mean", "std"), moments))}
     return PPO(
         network, seen, learning_rate=policy.learning_rate, n_steps=policy.rollout, batch_size=policy.batch_size,
         n_epochs=policy.epochs, gamma=policy.gamma, ent_coef=policy.entropy, policy_kwargs=kwargs, seed=config.seed,
@@ -208,7 +226,7 @@ def train_policies(config: Config, run: Path, resume: bool) -> None:
     for arm in missing:
         file = folder / arm / "policy.safetensors"
         seen = environments(config, run, arm, config.policy.shapes)
-        ppo = make_ppo(config, arm, seen)
+        ppo = make_ppo(config, arm, seen, spread(config, run, arm) if arm in STAGES else ())
         fit_policy(ppo, config.policy.steps, folder / arm, config.seed)
         save_training(ppo, file)
         seen.close()
