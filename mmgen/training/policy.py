@@ -72,27 +72,35 @@ class CodedEnvironments(VecEnvWrapper):
         return self.code(observations), rewards * self.scale, ended, infos
 
 
-class Standardised(BaseFeaturesExtractor):
-    """A frozen code, each entry less its mean and divided by its standard deviation, as a small perceptron wants it.
+class Whitened(BaseFeaturesExtractor):
+    """A frozen code z in its leading directions over training data, each of unit variance: ``W (z - mean)``.
+
+    What a code tells lies in directions of very different spread, and a small perceptron learns from the wide ones first.
 
     Args:
         observation_space: of codes (k,).
-        mean: (k,) over training data; it is saved with the policy, so one that is loaded needs none.
-        std: (k,) likewise.
+        dim: m, how many directions; k at most.
+        codes: (n, k) of training data; W and the mean are saved with the policy, so one that is loaded needs none.
     """
 
     mean: Tensor
-    std: Tensor
+    directions: Tensor
 
-    def __init__(self, observation_space: Any, mean: Tensor | None = None, std: Tensor | None = None) -> None:
+    def __init__(self, observation_space: Any, dim: int, codes: Tensor | None = None) -> None:
         (k,) = observation_space.shape
-        super().__init__(observation_space, k)
-        self.register_buffer("mean", torch.zeros(k) if mean is None else mean.float())
-        self.register_buffer("std", torch.ones(k) if std is None else std.float())
+        dim = min(dim, k)
+        super().__init__(observation_space, dim)
+        self.register_buffer("mean", torch.zeros(k))
+        self.register_buffer("directions", torch.zeros(k, dim))
+        if codes is not None:
+            self.mean.copy_(codes.mean(0))
+            variances, directions = torch.linalg.eigh(torch.cov(codes.double().T, correction=0).reshape(k, k))  # rising
+            scale = variances[-dim:].clamp(min=1e-6).sqrt()  # (m,)
+            self.directions.copy_((directions[:, -dim:] / scale).flip(1))
 
     def forward(self, code: Tensor) -> Tensor:
-        """(b, k) -> (b, k)."""
-        return (code - self.mean) / self.std
+        """(b, k) -> (b, m)."""
+        return (code - self.mean) @ self.directions
 
 
 class Encoders(BaseFeaturesExtractor):
