@@ -72,35 +72,27 @@ class CodedEnvironments(VecEnvWrapper):
         return self.code(observations), rewards * self.scale, ended, infos
 
 
-class Whitened(BaseFeaturesExtractor):
-    """A frozen code z in its leading directions over training data, each of unit variance: ``W (z - mean)``.
-
-    What a code tells lies in directions of very different spread, and a small perceptron learns from the wide ones first.
+class Standardised(BaseFeaturesExtractor):
+    """A frozen code, each entry less its mean and divided by its standard deviation, as a small perceptron wants it.
 
     Args:
         observation_space: of codes (k,).
-        dim: m, how many directions; k at most.
-        codes: (n, k) of training data; W and the mean are saved with the policy, so one that is loaded needs none.
+        mean: (k,) over training data; it is saved with the policy, so one that is loaded needs none.
+        std: (k,) likewise.
     """
 
     mean: Tensor
-    directions: Tensor
+    std: Tensor
 
-    def __init__(self, observation_space: Any, dim: int, codes: Tensor | None = None) -> None:
+    def __init__(self, observation_space: Any, mean: Tensor | None = None, std: Tensor | None = None) -> None:
         (k,) = observation_space.shape
-        dim = min(dim, k)
-        super().__init__(observation_space, dim)
-        self.register_buffer("mean", torch.zeros(k))
-        self.register_buffer("directions", torch.zeros(k, dim))
-        if codes is not None:
-            self.mean.copy_(codes.mean(0))
-            variances, directions = torch.linalg.eigh(torch.cov(codes.double().T, correction=0).reshape(k, k))  # rising
-            scale = variances[-dim:].clamp(min=1e-6).sqrt()  # (m,)
-            self.directions.copy_((directions[:, -dim:] / scale).flip(1))
+        super().__init__(observation_space, k)
+        self.register_buffer("mean", torch.zeros(k) if mean is None else mean.float())
+        self.register_buffer("std", torch.ones(k) if std is None else std.float())
 
     def forward(self, code: Tensor) -> Tensor:
-        """(b, k) -> (b, m)."""
-        return (code - self.mean) @ self.directions
+        """(b, k) -> (b, k)."""
+        return (code - self.mean) / self.std
 
 
 class Encoders(BaseFeaturesExtractor):

@@ -26,6 +26,7 @@ from mmgen.data.simulate.peg_insertion import DISTURBANCES, PegInsertion
 from mmgen.data.simulate.scene import SHAPES
 from mmgen.data.touch import Transitions, sensed
 from mmgen.errors import UserError, check_at_least, check_one_of, check_sizes
+from mmgen.modalities.feature_cache import mean_and_std
 from mmgen.modalities.image import fingerprint
 from mmgen.models.base import load
 from mmgen.models.vision_touch import TOUCH, VISION, VisionTouch
@@ -34,7 +35,7 @@ from mmgen.training.recipe import Recipe, load_recipe, read_json, run_details, s
 from mmgen.training.report import Sample, write_report
 
 VISION_TOUCH = sys.modules[load_recipe("vision_touch").config.__module__]
-MOMENTS = 2000  # of the training data, by which codes are whitened
+MOMENTS = 2000  # of the training data, by which codes are standardised
 TRIED = 5_000_000  # of a seed's episodes, the first that is evaluated: training does not get there
 # arm -> the senses that it reads: by a frozen code, "state" the raw proprioception, "scratch" by encoders that PPO trains
 ARMS = {
@@ -51,8 +52,7 @@ class Policy:
     """Proximal policy optimisation: ``steps`` of the environment in all, by ``environments`` side by side.
 
     ``rollout`` steps of each environment make an update of ``epochs`` passes in batches of ``batch_size``. ``reward_scale``
-    multiplies the rewards that PPO sees. Of a frozen code the policy sees the ``directions`` in which it varies the most over
-    the training data, each of unit variance.
+    multiplies the rewards that PPO sees.
     """
 
     steps: int = 40000
@@ -64,7 +64,6 @@ class Policy:
     gamma: float = 0.97
     entropy: float = 0.0
     log_std: float = -0.7
-    directions: int = 32
     hidden: list[int] = field(default_factory=lambda: [128, 64])
     reward_scale: float = 0.1
     shapes: list[str] = field(default_factory=lambda: ["round", "square"])
@@ -113,15 +112,7 @@ def check(config: Config) -> None:
         got = f"{policy.reward_scale} and {policy.log_std}"
         expected = "above 0 and at most 1000, and -10 to 2"
         raise UserError("policy.reward_scale and log_std", got=got, expected=expected, fix="leave them out")
-    for what, low in {
-        "directions": 1,
-        "steps": 1,
-        "environments": 1,
-        "rollout": 2,
-        "batch_size": 2,
-        "epochs": 1,
-        "entropy": 0,
-    }.items():
+    for what, low in {"steps": 1, "environments": 1, "rollout": 2, "batch_size": 2, "epochs": 1, "entropy": 0}.items():
         check_at_least(f"policy.{what}", getattr(policy, what), low)
     check_sizes("policy.hidden", policy.hidden)
     for what, value in (("learning_rate", policy.learning_rate), ("gamma", policy.gamma)):
@@ -178,22 +169,22 @@ def environments(
 
 
 @torch.no_grad()
-def codes_of(config: Config, run: Path, arm: str) -> Tensor:
-    """The arm's codes of moments of the training episodes, (n, k)."""
+def spread(config: Config, run: Path, arm: str) -> tuple[Tensor, Tensor]:
+    """The mean and the standard deviation of the arm's code over moments of the training episodes, (k,) each."""
     model = load(stage_folder(RECIPE, run, arm)).to(PartialState().device)
     data, codes = Transitions(VISION_TOUCH.files(config.data, "train"), model.processors), []
     chosen = torch.linspace(0, len(data) - 1, min(len(data), MOMENTS)).long()
     for some in tqdm(chosen.split(100), f"codes of {arm}", dynamic_ncols=True):
         batch = collate([data[i] for i in some.tolist()]).keep(list(model.senses))
         codes.append(model.encode(batch.to(model.step.device)).mean.float().cpu())
-    return torch.cat(codes)
+    return mean_and_std(torch.cat(codes))
 
 
-def make_ppo(config: Config, arm: str, seen: Any, codes: Tensor | None = None) -> Any:
-    """PPO with a small perceptron on the code, whitened as ``codes`` are spread; of "scratch" with the encoders below it."""
+def make_ppo(config: Config, arm: str, seen: Any, moments: tuple[Tensor, Tensor] | tuple[()] = ()) -> Any:
+    """PPO with a small perceptron on the code, standardised by ``moments``; of "scratch" with the encoders below it."""
     from stable_baselines3 import PPO
 
-    from mmgen.training.policy import Encoders, Whitened
+    from mmgen.training.policy import Encoders, Standardised
 
     policy, network = config.policy, "MlpPolicy"
     kwargs: dict[str, Any] = {"net_arch": policy.hidden, "log_std_init": policy.log_std}
@@ -204,8 +195,7 @@ def make_ppo(config: Config, arm: str, seen: Any, codes: Tensor | None = None) -
         kwargs |= {"features_extractor_kwargs": {"model": model, "dim": config.model.latent_dim}}
         network = "MultiInputPolicy"
     elif arm in STAGES:
-        kwargs |= {"features_extractor_class": Whitened}
-        kwargs |= {"features_extractor_kwargs": {"dim": policy.directions, "codes": codes}}
+        kwargs |= {"features_extractor_class": Standardised, "features_extractor_kwargs": dict(zip(("mean", "std"), moments))}
     return PPO(
         network, seen, learning_rate=policy.learning_rate, n_steps=policy.rollout, batch_size=policy.batch_size,
         n_epochs=policy.epochs, gamma=policy.gamma, ent_coef=policy.entropy, policy_kwargs=kwargs, seed=config.seed,
@@ -236,7 +226,7 @@ def train_policies(config: Config, run: Path, resume: bool) -> None:
     for arm in missing:
         file = folder / arm / "policy.safetensors"
         seen = environments(config, run, arm, config.policy.shapes)
-        ppo = make_ppo(config, arm, seen, codes_of(config, run, arm) if arm in STAGES else None)
+        ppo = make_ppo(config, arm, seen, spread(config, run, arm) if arm in STAGES else ())
         fit_policy(ppo, config.policy.steps, folder / arm, config.seed)
         save_training(ppo, file)
         seen.close()
