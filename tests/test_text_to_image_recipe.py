@@ -238,6 +238,7 @@ def test_evaluation_with_a_judge(run):
         ("aligned.data.card=openmoji", ["aligned.data.card", "openmoji", "digits"]),
         ("evaluation.items=1", ["evaluation.items", "1", "two or more"]),
         ("data.limit=-3", ["data.limit", "-3"]),
+        ("seed=-1", ["seed", "-1", "0 to 2147483647"]),
         ("data.text_length=1", ["text_length", "1", ">= 2"]),
         ("data.vocab_size=100", ["data.vocab_size", "100", ">= 259"]),
         ("model.heads=3", ["dim", "16", "multiple of 6"]),

@@ -4,6 +4,7 @@ import csv
 import shutil
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -274,11 +275,7 @@ class Expert:
 
 
 class Still:
-    """Stands still; with its noise it wanders."""
-
     def predict(self, observation, deterministic):
-        if not deterministic:
-            return torch.rand(len(observation), 4).numpy() * 2 - 1, None
         return np.zeros((len(observation), 4), np.float32), None
 
 
@@ -288,6 +285,11 @@ def test_an_episode_counts_as_success_only_when_the_peg_is_in(run):
     found, out = run
     seen = POLICY_MODULE.environments(found, out, "state", ["round"])
     assert successes(Still(), seen, 3, 0, "still") == [False] * 3
+    asked, still = [], Still()
+    watched = SimpleNamespace(predict=lambda seen, deterministic: asked.append(deterministic) or still.predict(seen, True))
+    for noise in (False, True):
+        successes(watched, seen, 2, 0, "still", noise)
+    assert asked == sorted(asked, reverse=True) and set(asked) == {False, True}  # without its noise, then with it
     assert sum(successes(Expert(seen.venv.envs), seen, 4, 0, "expert")) >= 3
     seen.close()
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,8 +21,12 @@ def texts_of(card: str, column: str, split: str = "train", limit: int = 0) -> li
     >>> texts_of("digits", "caption", limit=2)
     ['a handwritten zero', 'a handwritten one']
     """
-    rows = open_card(card, split, limit=limit or None)[column][:]
-    return [text for texts in rows for text in ([texts] if isinstance(texts, str) else texts)]
+    return [text for texts in _each(open_card(card, split, limit=limit or None), column) for text in texts]
+
+
+def _each(rows: Any, column: str) -> list[list[str]]:
+    """The texts of every row."""
+    return [[texts] if isinstance(texts, str) else texts for texts in rows[column][:]]
 
 
 class Pairs(Sequence):
@@ -57,19 +62,15 @@ class Pairs(Sequence):
         limit: int = 0,
     ) -> None:
         self.rows, self.image = open_card(card, split, limit=limit or None), image
-        # a row of one column is read ten times as fast as a value of the column
-        self.pictures, self.name, self.eye = (
-            self.rows.select_columns([columns[0]]),
-            columns[0],
-            replace(image, mean=0.0, std=1.0),
-        )
+        self.name, self.eye = columns[0], replace(image, mean=0.0, std=1.0)
+        self.pictures = self.rows.select_columns([self.name])  # a row of these is read ten times as fast as a value
         self.kept: dict[int, Tensor] = {}
         self.items = list(range(len(self.rows)))  # the row of each
         self.texts: list[str] = []
         self.ids: list[Tensor] = []
         if text is None:
             return
-        told = [[texts] if isinstance(texts, str) else texts for texts in self.rows[columns[1]][:]]
+        told = _each(self.rows, columns[1])
         self.items = [row for row, texts in enumerate(told) for _ in texts]
         self.texts = [text for texts in told for text in texts]
         read: dict[str, Tensor] = {}

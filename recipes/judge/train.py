@@ -149,6 +149,12 @@ def report(run: Path, config: Config) -> None:
     (run / "README.md").write_text("\n".join([title, "", *lines, ""]))
 
 
+def places(judge: Classifier, labels: Sequence[Any]) -> Tensor:
+    """Which of the judge's classes each label is, (n,); -1 of one that it does not know."""
+    place = {name: i for i, name in enumerate(judge.class_names)}
+    return torch.tensor([place.get(str(label), -1) for label in labels])
+
+
 def judge(config: Config) -> tuple[Classifier, float]:
     """The judge of this config with its held-out accuracy, trained at first use and then taken from the cache."""
     key = hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()[:24]

@@ -264,8 +264,7 @@ def judged(config: Config, split: str, data: Pairs, process: ImageProcessor, dra
     judge, accuracy = recipe.judge(own)
     judge = judge.to(PartialState().device)
     labels = data.rows[config.data.label]
-    place = {name: i for i, name in enumerate(judge.class_names)}
-    truth = torch.tensor([place.get(str(labels[row]), -1) for row in data.items])
+    truth = recipe.places(judge, [labels[row] for row in data.items])
     name = "digit" if config.data.label == "label" and judge.class_names == [str(i) for i in range(10)] else config.data.label
     figures = {"judge_accuracy": accuracy, "judge_disjoint": own.data.split not in ("train", split)}
     for end, pictures in (("", drawn), ("_real", real)):

@@ -269,8 +269,7 @@ class Judges:
             values = build_config(recipe.Config, config.judge)
             judge, accuracy = recipe.judge(values)
             self.classifier, labels = judge.to(PartialState().device), data.rows[config.data.label]
-            place = {name: i for i, name in enumerate(judge.class_names)}
-            self.truth = torch.tensor([place.get(str(labels[row]), -1) for row in data.items])
+            self.truth = recipe.places(judge, [labels[row] for row in data.items])
             self.accuracy = {"judge_accuracy": accuracy, "judge_disjoint": values.data.split not in ("train", split)}
         if config.aligned:
             space = recipe_of("aligned").judging_space
