@@ -64,7 +64,9 @@ def test_an_item_is_a_moment_with_what_comes_next(data):
 
 def felt_otherwise(data, i):
     """Whether the near touch of moment i differs in the force alone."""
-    return torch.equal(data[i]["near_proprioception"], data[i]["proprioception"])
+    alone = torch.equal(data[i]["near_proprioception"], data[i]["proprioception"])
+    assert data[i]["force_alone"].item() == float(alone)
+    return alone
 
 
 def test_touch_of_elsewhere_is_far_and_of_the_episode_is_near(data):

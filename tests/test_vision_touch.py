@@ -148,10 +148,12 @@ def test_depth_out_of_bounds_is_unknown(model):
 def test_models_of_some_senses_have_the_heads_that_apply():
     batch = moments(3)
     touch = VisionTouch(TOUCH, **SMALL)
-    assert {*touch.losses(batch)} == {"contact", "displacement", "kl"}
+    assert {*touch.losses(batch)} == {"contact", "displacement", "pairing", "kl"}
     found = touch.predict(batch)
-    assert found.flow is None and found.pairing is None and found.contact.probs.shape == (3,)
-    assert {*VisionTouch(VISION, **SMALL).losses(batch)} == {"contact", "displacement", "flow", "mask", "relief", "kl"}
+    assert found.flow is None and found.contact.probs.shape == found.pairing.probs.shape == (3,)
+    vision = VisionTouch(VISION, **SMALL)
+    assert {*vision.losses(batch)} == {"contact", "displacement", "flow", "mask", "relief", "kl"}
+    assert vision.predict(batch).pairing is None
 
 
 def test_senses_drop_out_in_training_only():

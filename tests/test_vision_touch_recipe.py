@@ -16,7 +16,7 @@ from mmgen.data.batch import collate
 from mmgen.data.touch import Transitions, fit_processors
 from mmgen.errors import UserError
 from mmgen.models.base import load
-from mmgen.models.vision_touch import VisionTouch
+from mmgen.models.vision_touch import TOUCH, VisionTouch
 from mmgen.training.recipe import load_recipe, recipe_config, train
 
 for package in ("mujoco", "gymnasium", "stable_baselines3", "h5py"):
@@ -72,6 +72,19 @@ def test_what_no_model_knows_scores_as_chance(config, data):
     assert found["contact_accuracy_chance"] == pytest.approx(max(touching, 1 - touching))
     moved = MODULE.scores(model, data, "test", without=("image", "depth"))
     assert "pairing_accuracy" not in moved and "flow_epe_ratio" not in moved
+
+
+def test_touch_alone_tells_pairs_by_itself(config, data):
+    torch.manual_seed(0)
+    model = VisionTouch(TOUCH, size=config.data.size, latent_dim=4).eval()
+    model.processors |= data.processors
+    torch.nn.init.zeros_(model.pairing[-1].weight)
+    torch.nn.init.constant_(model.pairing[-1].bias, 1.0)  # all are said to be of one moment
+    noisy = Transitions(data.files, data.processors, "noise")
+    for found in (MODULE.scores(model, data, "test"), MODULE.scores(model, noisy, "noise")):
+        assert {key: value for key, value in found.items() if key.startswith("pairing")} == {
+            "pairing_accuracy": 0.5, "pairing_accuracy_hard": 0.5, "pairing_accuracy_force": 0.5,
+        }  # fmt: skip
 
 
 def test_no_motion_has_a_pose_error_ratio_of_one(config, data):

@@ -124,8 +124,9 @@ class Transitions(Sequence):
     Item i has ``image``, ``depth``, ``force``, ``proprioception`` and ``action`` as tensors; ``flow``, ``contact`` (1.0 if any
     reading of the next step is one; ``touching`` of this) and ``displacement`` of the next moment; and touch that does not
     belong to it, of a moment of another episode at least 6 cm off, ``far_force`` and ``far_proprioception``, and of this
-    episode at least 1 cm off, ``near_...``; without such a moment, of the farthest. Of every second near one the force alone
-    is of another moment, one of the other kind of contact, which place cannot tell. Which it is depends on i alone.
+    episode at least 1 cm off, ``near_...``; without such a moment, of the farthest. Of every second near one, ``force_alone``,
+    the force alone is of another moment, one of the other kind of contact, which place cannot tell. Which it is depends on i
+    alone.
 
     Args:
         files: of the episodes.
@@ -180,8 +181,9 @@ class Transitions(Sequence):
         others = [other for other in rng.permutation(len(self.episodes)) if other != number] or [number]
         for name, (places, off) in {"far": (others[:TRIES], FAR), "near": ([number], NEAR)}.items():
             touch = self._touch(*self._away(places, episode["proprio"][t, :3], off, rng))
-            if name == "near" and rng.random() < 0.5:
-                touch = self._felt_otherwise(number, t, rng) or touch
+            if name == "near":
+                alone = self._felt_otherwise(number, t, rng) if rng.random() < 0.5 else None
+                item["force_alone"], touch = torch.tensor(float(alone is not None)), alone or touch
             if self.disturbance == "noise":
                 touch = dict(zip(touch, add_noise(now["image"], now["depth"], *touch.values(), noise)[2:]))
             item |= {f"{name}_{sense}": value for sense, value in sensed(touch, self.processors).items()}

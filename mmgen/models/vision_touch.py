@@ -34,7 +34,7 @@ class Prediction(NamedTuple):
         contact: p(the hand touches something during the next step).
         displacement: how the pose changes, (b, 4), standardised as the data's, as a unit Gaussian.
         flow: where each pixel goes, at each scale, in pixels of the picture that was read; ``flow.finest`` (b, 2, h, w).
-        pairing: p(vision and touch are of one moment).
+        pairing: p(what is sensed is of one moment).
     """
 
     contact: Bernoulli
@@ -55,7 +55,8 @@ class VisionTouch(Model):
     - ``displacement``: ``-log N(d | g(h), 1)``, how the pose changes,
     - ``relief``: ``-log N(r | u(z), 1 cm)``, r the depth less its mean over a picture of 16 x 16, without which z need not
       tell where things are that the hand does not touch,
-    - ``pairing``: ``-1/2 log p(paired | z) - 1/2 log(1 - p(paired | z'))``, z' of the same vision and other touch,
+    - ``pairing``: ``-1/2 log p(paired | z) - 1/2 log(1 - p(paired | z'))``, z' of the same vision and other touch; of a model
+      of touch alone it says what touch tells by contradicting itself,
     - ``kl``: ``KL(q || p)``.
 
     A batch holds senses: ``image`` (b, 3, s, s) in 0 to 1, ``depth`` (b, 1, s, s) in metres and 0 where unknown, ``force``
@@ -139,7 +140,7 @@ class VisionTouch(Model):
             self.flow = FlowDecoder(k, [self.encoders["image"].map_dims[i] for i in self.scales])
         if "depth" in self.senses:
             self.relief = ImageDecoder(k, (1, min(COARSE, size), min(COARSE, size)), "normal", scale=0.01)  # m
-        if self._pairs:
+        if self._feels:
             self.pairing = nn.Sequential(StateEncoder([k, 128]), nn.Linear(128, 1))
 
     @property
@@ -167,7 +168,7 @@ class VisionTouch(Model):
             rows = _present(batch, "depth") & torch.stack([present[s] for s in self.senses if s in VISION]).any(0)
             true = relief(_near(self._target(batch, "depth")))  # (b, 1, h, w)
             terms["relief"] = masked_mean(-self.relief(z).log_prob(true), rows)
-        if self._pairs:
+        if self._feels:
             terms["pairing"] = self._pairing_loss(batch, features, present, z)
         if self.variational:
             terms["kl"] = kl(q, self.prior()).mean()
@@ -183,7 +184,7 @@ class VisionTouch(Model):
         Raises:
             UserError: ``to`` is none of these, or the action is missing. Flow needs the picture too: see `predict`.
         """
-        more = {"pairing": self._pairs, "relief": "depth" in self.senses}
+        more = {"pairing": self._feels, "relief": "depth" in self.senses}
         check_one_of("to", to, ["contact", "displacement", *(name for name, there in more.items() if there)])
         if to == "relief":
             return self.relief(z)
@@ -207,12 +208,12 @@ class VisionTouch(Model):
         z = self._fused(features, present).mean  # (b, k)
         h, _ = self._given_action(batch, z)
         flow = self._flow(h, features["image"], present["image"]) if "image" in self.senses else None
-        pairing = self.decode(z, "pairing") if self._pairs else None
+        pairing = self.decode(z, "pairing") if self._feels else None
         return Prediction(self._after(h, "contact"), self._after(h, "displacement"), flow, pairing)
 
     @property
-    def _pairs(self) -> bool:
-        return any(s in VISION for s in self.senses) and any(s in TOUCH for s in self.senses)
+    def _feels(self) -> bool:
+        return any(s in TOUCH for s in self.senses)
 
     def _read(self, batch: Batch, other: str = "") -> tuple[dict[str, object], dict[str, Tensor]]:
         """Features of each sense, of an image its maps, and who has it; with ``other`` those of touch named so."""
@@ -265,7 +266,8 @@ class VisionTouch(Model):
 
     def _pairing_loss(self, batch: Batch, features: dict, present: dict[str, Tensor], z: Tensor) -> Tensor:
         """Half the cross-entropy of pairs and half that of no pairs, those of each kind alike."""
-        seen = torch.stack([present[s] for s in features if s in VISION]).any(0)  # (b,)
+        seen = [present[s] for s in features if s in VISION]
+        seen = torch.stack(seen).any(0) if seen else torch.ones_like(z[:, 0], dtype=torch.bool)  # (b,)
         felt = torch.stack([present[s] for s in features if s in TOUCH]).any(0)
         together = masked_mean(-self.decode(z, "pairing").log_prob(torch.ones_like(z[:, 0])), seen & felt)
         apart = []

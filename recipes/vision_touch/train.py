@@ -126,7 +126,8 @@ def scores(model: VisionTouch, data: Transitions, what: str, without: Sequence[s
             flow = torch.nn.functional.interpolate(found.flow.finest, batch["flow"].shape[2:], mode="bilinear")
             add("flow", end_point_error(flow, batch["flow"]))
             add("no_flow", end_point_error(torch.zeros_like(flow), batch["flow"]))
-        if found.pairing is None or not all(any(s in senses for s in group) for group in (VISION, TOUCH)):
+        groups = [[s for s in group if s in model.senses] for group in (VISION, TOUCH)]
+        if found.pairing is None or not all(any(s in senses for s in group) for group in groups if group):
             continue
         add("paired", found.pairing.probs > 0.5)
         for other in NEGATIVES:
@@ -134,7 +135,7 @@ def scores(model: VisionTouch, data: Transitions, what: str, without: Sequence[s
             q = model.encode(Batch({**senses.values, **swapped}, present=senses.present))
             add(other, told := model.decode(q.mean, "pairing").probs <= 0.5)
             if other == "near":  # where the force alone is of another moment
-                force = (batch["near_proprioception"] == batch["proprioception"]).all(1)
+                force = batch["force_alone"] > 0.5
                 add("force", force)
                 add("by_force", told[force])
                 add("paired_force", (found.pairing.probs > 0.5)[force])
@@ -214,7 +215,8 @@ def write_samples(run: Path, split: str, model: VisionTouch, data: Transitions) 
 def report(run: Path, config: Config) -> None:
     """Write ``report.html`` and ``README.md`` from the metrics and samples that evaluations left in ``run``."""
     card, details, table, samples = read_card(config.data.card), run_details(run), {}, []
-    keys = ("contact_accuracy", "pairing_accuracy", "pairing_accuracy_hard", "flow_epe_ratio", "pose_error_ratio")
+    pairing = ("pairing_accuracy", "pairing_accuracy_hard", "pairing_accuracy_force")
+    keys = ("contact_accuracy", *pairing, "flow_epe_ratio", "pose_error_ratio")
     for split, figures in read_json(run / "metrics.json").items():
         ends = dict.fromkeys(key.removeprefix("contact_accuracy") for key in figures if key.startswith("contact_accuracy"))
         table[split] = {
