@@ -21,6 +21,7 @@ from mmgen.conditioning.language_model import load_language_model
 from mmgen.conditioning.representations import representation
 from mmgen.data.cards import cards_folder, open_card, read_card
 from mmgen.errors import UserError
+from mmgen.metrics.significance import paired_low
 from mmgen.training.checkpoint import checkpoints
 from mmgen.training.config import read_yaml, write_config
 from mmgen.training.recipe import (
@@ -233,6 +234,20 @@ def test_a_figure_that_one_seed_lacks_is_no_figure_of_the_study(tmp_path):
     assert evaluate(recipe, OnlySeeds(seeds=2), tmp_path, "test") == {
         "accuracy": 0.5, "accuracy_sd": 0.0, "seeds": 2
     }  # fmt: skip
+
+
+def test_a_study_compares_with_the_baselines_that_were_run(tmp_path):
+    def judge(run, config, split):
+        return {"full": [0.7, 0.8, 0.9][config.seed], "touch": 0.5}
+
+    nothing = (lambda run, config: None), (lambda config: None)
+    recipe = Recipe("none", OnlySeeds, {}, "", judge, ("test",), *nothing, above={"full": ("touch", "vision")})
+    for seed in range(3):
+        (tmp_path / f"seed_{seed}").mkdir()
+    found = evaluate(recipe, OnlySeeds(seeds=3), tmp_path, "test")
+    assert {key for key in found if "diff" in key} == {"touch_diff_low"}
+    assert found["touch_diff_low"] == pytest.approx(paired_low([0.7, 0.8, 0.9], [0.5, 0.5, 0.5]))
+    assert 0 < found["touch_diff_low"] < 0.3
 
 
 @dataclass

@@ -87,6 +87,12 @@ def test_touch_alone_tells_pairs_by_itself(config, data):
         }  # fmt: skip
 
 
+def test_what_is_kept_under_the_panel_is_counted_from_a_baseline():
+    assert MODULE.kept(0.95, 0.9, 0.55) == pytest.approx(0.875)
+    assert MODULE.kept(0.95, 0.9, 0.93) == pytest.approx(-1.5)  # worse than the baseline
+    assert MODULE.kept(0.5, 0.9, 0.5) == 0.0
+
+
 def test_no_motion_has_a_pose_error_ratio_of_one(config, data):
     model = VisionTouch(size=config.data.size, latent_dim=4).eval()
     model.processors |= data.processors

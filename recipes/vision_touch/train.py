@@ -179,10 +179,14 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
         figures |= {f"{key}_{name}": value for key, value in of.items() if not (same and key in BASELINES)}
     chance = figures["contact_accuracy_chance"]
     for end, low in (("", chance), ("_persistence", figures["contact_accuracy_persistence"])):
-        above = {name: figures[f"contact_accuracy{name}"] - low for name in ("", "_occlusion")}
-        figures[f"occlusion_kept{end}"] = above["_occlusion"] / above[""] if above[""] > 0 else 0.0
+        figures[f"occlusion_kept{end}"] = kept(figures["contact_accuracy"], figures["contact_accuracy_occlusion"], low)
     write_samples(run, split, full, data)
     return figures
+
+
+def kept(accuracy: float, covered: float, low: float) -> float:
+    """What is left of an accuracy above ``low``; 0 where it is not above."""
+    return (covered - low) / (accuracy - low) if accuracy > low else 0.0
 
 
 @torch.no_grad()
