@@ -4,13 +4,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from test_language_model import DECODERS, SIZES
 from torch import nn
 from transformers import AlbertConfig, AlbertModel, BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 from mmgen.conditioning.adaptation_gate import AdaptationGate
 from mmgen.errors import UserError
 from mmgen.modalities.image import fingerprint
-from tests.test_language_model import DECODERS, SIZES
 
 MODELS = {
     "bert": lambda: BertModel(BertConfig(vocab_size=50, **SIZES)),

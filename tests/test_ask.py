@@ -8,6 +8,7 @@ import pytest
 import soundfile
 import torch
 from PIL import Image
+from tiny import tiny_models
 
 from mmgen.cli import main
 from mmgen.conditioning.few_shot import Episode, Example, Format, answer, read, score
@@ -16,7 +17,6 @@ from mmgen.errors import UserError
 from mmgen.models.base import Model, load
 from mmgen.models.captioner import Captioner
 from mmgen.training.ask import Conversation, ask, chat
-from tests.tiny import tiny_models
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from test_language_model import DECODERS
 from transformers import DynamicCache, LogitsProcessorList, TextIteratorStreamer
 
 from mmgen.conditioning import gradient
@@ -10,7 +11,6 @@ from mmgen.conditioning.gradient import PPLM
 from mmgen.conditioning.language_model import CACHE, load_language_model
 from mmgen.errors import UserError
 from mmgen.modalities.image import fingerprint
-from tests.test_language_model import DECODERS
 
 TINY, TOKENIZER = load_language_model("tiny", "fp32")
 

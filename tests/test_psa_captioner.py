@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from test_captioner import SETTINGS, batch_of
 from transformers import DynamicCache
 
 import mmgen
@@ -13,7 +14,6 @@ from mmgen.models.captioner import Captioner
 from mmgen.models.psa_captioner import PseudoSelfAttentionCaptioner
 from mmgen.training.config import FitConfig
 from mmgen.training.loop import fit
-from tests.test_captioner import SETTINGS, batch_of
 
 
 def build(scale: float = 10.0, loud: bool = False, **changes) -> PseudoSelfAttentionCaptioner:

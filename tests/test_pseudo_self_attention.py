@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from test_language_model import DECODERS, SIZES
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
@@ -22,7 +23,6 @@ from mmgen.errors import UserError
 from mmgen.modalities.frozen import freeze
 from mmgen.modalities.image import fingerprint
 from mmgen.modalities.transformer import rotary_angles, rotate
-from tests.test_language_model import DECODERS, SIZES
 
 C = 5  # width of the condition
 KINDS = ["llama", *DECODERS]

@@ -13,11 +13,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from mmgen.data.batch import collate
+from mmgen.data.simulate.peg_insertion import PegInsertion
+from mmgen.data.simulate.scene import DEPTH
 from mmgen.data.touch import Transitions, fit_processors
 from mmgen.errors import UserError
 from mmgen.models.base import load
 from mmgen.models.vision_touch import TOUCH, VisionTouch
-from mmgen.training.recipe import load_recipe, recipe_config, train
+from mmgen.training.recipe import evaluate, load_recipe, recipe_config, train
 
 for package in ("mujoco", "gymnasium", "stable_baselines3", "h5py"):
     pytest.importorskip(package, reason="pip install 'mmgen[robotics]'")
@@ -118,6 +120,7 @@ def test_no_motion_has_a_pose_error_ratio_of_one(config, data):
         (POLICY, "policy.environments=3", ["policy.environments", "3 for 2 shapes", "a multiple of 2"]),
         (POLICY, "policy.log_std=.nan", ["policy.reward_scale and log_std", "nan", "-10 to 2"]),
         (POLICY, "policy.reward_scale=-1.0", ["policy.reward_scale", "-1.0", "above 0"]),
+        (POLICY, "policy.told_error=-0.1", ["policy.told_error", "-0.1", "0 to 0.1 m"]),
     ],
 )
 def test_configs_that_cannot_be(recipe, override, words):
@@ -265,6 +268,47 @@ def test_a_policy_sees_its_code_standardised(run, tmp_path):
     extract = POLICY_MODULE.make_ppo(found, "touch", seen, (mean, std)).policy.features_extractor
     seen.close()
     torch.testing.assert_close(extract(codes).mean(0), torch.zeros(len(mean)), rtol=0, atol=1e-3)
+
+
+def test_the_place_is_told_with_an_error_of_the_episode_and_of_the_moment(config):
+    from mmgen.training.policy import Told
+
+    env = Told(PegInsertion("square", vision=False), 0.0)
+    told = env.reset(seed=0)[0]["told"]
+    inner = env.unwrapped
+    np.testing.assert_allclose(told[:2], inner.hole[:2] - inner.pose[:2], atol=1e-7)
+    np.testing.assert_allclose(told[2:], [DEPTH - inner.pose[2], 0.01 * inner.yaw_error], atol=1e-7)
+    env.error = 0.003
+    errors = []
+    for seed in range(60):
+        errors.append([])
+        for moment in range(8):
+            told = (env.reset(seed=seed)[0] if not moment else env.step(np.zeros(4))[0])["told"]
+            way = [*inner.hole[:2] - inner.pose[:2], DEPTH - inner.pose[2], 0.01 * inner.yaw_error]
+            errors[-1].append(told - way)
+    errors = np.array(errors)  # (episodes, moments, 4)
+    np.testing.assert_allclose(errors.std(1, ddof=1).mean(), 0.003, rtol=0.1)
+    np.testing.assert_allclose(errors.mean(1).std(0, ddof=1), 0.003 * (1 + 1 / 8) ** 0.5, rtol=0.3)
+    again = env.reset(seed=5)[0]["told"]
+    assert np.array_equal(again, env.reset(seed=5)[0]["told"]) and not np.array_equal(again, env.reset(seed=6)[0]["told"])
+
+
+def test_who_is_told_sees_no_picture_and_feels_only_with_touch(run, tmp_path):
+    found, out = run
+    for arm, width in (("told", 4), ("told_touch", 4 + 6 + 8)):
+        seen = POLICY_MODULE.environments(found, out, arm, ["round"])
+        assert seen.reset().shape == (found.policy.environments, width)
+        assert "image" not in seen.venv.observation_space.spaces
+        seen.close()
+    shutil.copytree(out, tmp_path / "run", symlinks=True)
+    more = replace(found, arms=[*found.arms, "told", "told_touch"])
+    train(POLICY, more, tmp_path / "run", resume=True)
+    figures = evaluate(POLICY, more, tmp_path / "run", "test")
+    assert {"success_told", "success_told_push", "success_told_touch", "success_told_touch_sampled"} <= figures.keys()
+    assert (
+        "| told_touch |" in (tmp_path / "run" / "report.html").read_text()
+        or "told_touch" in (tmp_path / "run" / "report.html").read_text()
+    )
 
 
 def test_encoders_from_scratch_learn(run):

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -54,6 +53,8 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, backbone: str = "efficientnet_lite0", weights: str | None = None, frozen: bool = False) -> None:
         super().__init__()
+        import timm  # here: it is slow to import, and few need it
+
         if not timm.is_model(backbone):
             raise UserError("backbone", got=backbone, expected="a timm name", fix=nearest(backbone, timm.list_models()))
         if frozen and weights is None:

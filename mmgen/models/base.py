@@ -11,7 +11,6 @@ from huggingface_hub import ModelHubMixin, snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mmgen.data.batch import Batch
 from mmgen.data.processors import Processor, load_processors, save_processors
@@ -233,13 +232,17 @@ def decayed(parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
 
 def whole(tensor: Tensor) -> Tensor:
     """The full tensor of a shard; a plain tensor as it is. Every process must call it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def like(tensor: Tensor, other: Tensor) -> Tensor:
     """``tensor`` on the device of ``other`` and sharded as it is."""
     tensor = tensor.to(other.device)
-    return distribute_tensor(tensor, other.device_mesh, other.placements) if isinstance(other, DTensor) else tensor
+    if not hasattr(other, "device_mesh"):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor  # here: it is slow to import, and one process has no shards
+
+    return distribute_tensor(tensor, other.device_mesh, other.placements)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 mmgen train peg_policy full.from=runs/vision_touch vision.from=runs/vision_touch touch.from=runs/vision_touch
 mmgen train peg_policy --config all_arms seeds=3       # the raw pose, and encoders trained by the reward alone, too
+mmgen train peg_policy arms=[told,told_touch] ...      # bounds: policies that are told, with an error, where the hole is
 accelerate launch recipes/peg_policy/train.py --config recipes/peg_policy/gpu.yaml
 """
 
@@ -37,13 +38,17 @@ from mmgen.training.report import Sample, write_report
 VISION_TOUCH = sys.modules[load_recipe("vision_touch").config.__module__]
 MOMENTS = 2000  # of the training data, by which codes are standardised
 TRIED = 5_000_000  # of a seed's episodes, the first that is evaluated: training does not get there
-# arm -> the senses that it reads: by a frozen code, "state" the raw proprioception, "scratch" by encoders that PPO trains
+NEWEST = 8  # readings of the force, whose mean a policy without a code sees
+# arm -> the senses that it reads: by a frozen code, "state" the raw proprioception, "scratch" by encoders that PPO trains, and
+# "told" and "told_touch" no code but, with an error, where the hole is: what a perfect code of vision, or of all, would give
 ARMS = {
     "full": (*VISION, *TOUCH),
     "vision": VISION,
     "touch": TOUCH,
     "state": ("proprioception",),
     "scratch": (*VISION, *TOUCH),
+    "told": ("told",),
+    "told_touch": ("told", *TOUCH),
 }
 
 
@@ -52,7 +57,7 @@ class Policy:
     """Proximal policy optimisation: ``steps`` of the environment in all, by ``environments`` side by side.
 
     ``rollout`` steps of each environment make an update of ``epochs`` passes in batches of ``batch_size``. ``reward_scale``
-    multiplies the rewards that PPO sees.
+    multiplies the rewards that PPO sees. ``told_error``, m, is that of the arms that are told where the hole is.
     """
 
     steps: int = 40000
@@ -68,6 +73,7 @@ class Policy:
     reward_scale: float = 0.1
     shapes: list[str] = field(default_factory=lambda: ["round", "square"])
     clearance: float = 0.003
+    told_error: float = 0.003
 
 
 @dataclass
@@ -120,6 +126,8 @@ def check(config: Config) -> None:
             raise UserError(f"policy.{what}", got=value, expected="above 0 and at most 1", fix="leave it out")
     if not 0 <= policy.clearance <= 0.01:
         raise UserError("policy.clearance", got=policy.clearance, expected="0 to 0.01 m", fix="leave it out for 0.003")
+    if not 0 <= policy.told_error <= 0.1:
+        raise UserError("policy.told_error", got=policy.told_error, expected="0 to 0.1 m", fix="leave it out for 0.003")
     check_at_least("evaluation.episodes", config.evaluation.episodes, 1)
 
 
@@ -128,24 +136,33 @@ def train_code(config: Config, run: Path, resume: bool, stage: str) -> None:
     VISION_TOUCH.train(config, run, resume, stage)
 
 
-def environment(config: Config, arm: str, shape: str, disturbance: str | None = None) -> PegInsertion:
-    """An environment that draws pictures only for who looks at them."""
+def environment(config: Config, arm: str, shape: str, disturbance: str | None = None) -> Any:
+    """An environment that draws pictures only for who looks at them, and tells where the hole is only who is told."""
     seen = any(sense in VISION for sense in ARMS[arm])
     size, clearance = config.data.size, config.policy.clearance
-    return PegInsertion(shape, size, clearance, disturbance=disturbance, flow=False, vision=seen)
+    env = PegInsertion(shape, size, clearance, disturbance=disturbance, flow=False, vision=seen)
+    if "told" not in ARMS[arm]:
+        return env
+    from mmgen.training.policy import Told
+
+    return Told(env, config.policy.told_error)
 
 
 def coded_by(
     model: VisionTouch, arm: str, without: Sequence[str] = ()
 ) -> Callable[[Mapping[str, np.ndarray]], np.ndarray | dict[str, np.ndarray]]:
-    """What is made of observations (n, ...) for a policy: the mean of q(z | senses), the standardised state, or the senses."""
+    """What is made of observations (n, ...) for a policy: the mean of q(z | senses), or the senses, standardised."""
     names = [sense for sense in ARMS[arm] if sense not in without]
 
     @torch.no_grad()
     def code(observations: Mapping[str, np.ndarray]) -> Any:
         n = len(next(iter(observations.values())))
         rows = [sensed({sense: observations[sense][i] for sense in names}, model.processors) for i in range(n)]
-        senses = {sense: torch.stack([row[sense] for row in rows]) for sense in names}  # (n, ...)
+        senses = {sense: torch.stack([row[sense] for row in rows]) for sense in names if sense != "told"}  # (n, ...)
+        if "told" in ARMS[arm]:
+            told = 100 * torch.from_numpy(np.asarray(observations["told"]))  # (n, 4) cm
+            force = [senses["force"][..., -NEWEST:].mean(2)] if "force" in senses else []  # (n, 6)
+            return torch.cat([told, *force, *(senses[s] for s in senses if s == "proprioception")], 1).numpy()
         if arm == "state":
             return senses["proprioception"].numpy()
         if arm == "scratch":
@@ -290,8 +307,9 @@ def report(run: Path, config: Config) -> None:
     for split, figures in read_json(run / "metrics.json").items():
         table[split] = {arm: {} for arm in config.arms}
         for key, value in figures.items():
-            arm, _, disturbance = key.removeprefix("success_").partition("_")
-            table[split][arm][f"success {disturbance}".strip()] = value
+            name = key.removeprefix("success_")
+            arm = max((arm for arm in config.arms if f"{name}_".startswith(f"{arm}_")), key=len)
+            table[split][arm][f"success {name[len(arm) + 1 :]}".strip()] = value
         lines += ["| figure | |", "| --- | ---: |", *(f"| {key} | {value:.3f} |" for key, value in figures.items()), ""]
     grown = [
         f"{arm} after {row['step']} steps: success {row['success'] or '-'} of {row['episodes']} episodes"
