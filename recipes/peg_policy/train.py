@@ -57,7 +57,7 @@ class Policy:
     """Proximal policy optimisation: ``steps`` of the environment in all, by ``environments`` side by side.
 
     ``rollout`` steps of each environment make an update of ``epochs`` passes in batches of ``batch_size``. ``reward_scale``
-    multiplies the rewards that PPO sees. ``told_error``, m, is that of the arms that are told where the hole is.
+    multiplies the rewards that PPO sees. ``told_error``, m, is that of the arms that are told where the hole is, see `Told`.
     """
 
     steps: int = 40000
@@ -160,7 +160,7 @@ def coded_by(
         rows = [sensed({sense: observations[sense][i] for sense in names}, model.processors) for i in range(n)]
         senses = {sense: torch.stack([row[sense] for row in rows]) for sense in names if sense != "told"}  # (n, ...)
         if "told" in ARMS[arm]:
-            told = 100 * torch.from_numpy(np.asarray(observations["told"]))  # (n, 4) cm
+            told = 100 * torch.from_numpy(np.asarray(observations["told"]))  # (n, 3) cm
             force = [senses["force"][..., -NEWEST:].mean(2)] if "force" in senses else []  # (n, 6)
             return torch.cat([told, *force, *(senses[s] for s in senses if s == "proprioception")], 1).numpy()
         if arm == "state":
