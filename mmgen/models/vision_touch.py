@@ -24,7 +24,7 @@ SENSES = (*VISION, *TOUCH)
 NEGATIVES = ("far", "near")  # touch of elsewhere, and touch or force of another moment of the same episode
 FINEST = 32  # side of the finest flow, in its own pixels
 COARSE = 16  # side of the relief
-WEIGHTS = {"flow": 10.0, "mask": 1.0, "contact": 1.0, "displacement": 1.0, "relief": 1e-3, "pairing": 3.0, "kl": 1e-4}
+WEIGHTS = {"flow": 10.0, "mask": 1.0, "contact": 1.0, "displacement": 1.0, "relief": 1e-2, "pairing": 3.0, "kl": 1e-4}
 
 
 class Prediction(NamedTuple):

@@ -173,7 +173,7 @@ def build_config(cls: type[Config], *layers: dict[str, Any]) -> Config:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(cls, None)
     errors: list[UserError] = []
-    good = _check(cls, merged, "", parser, errors)
+    good = _check(cls, merged, "", errors)
     made = _instantiate(cls, parser.parse_object(good).as_dict(), "", errors)
     if errors:
         raise errors[0] if len(errors) == 1 else UserErrors(errors)
@@ -198,7 +198,15 @@ def _merge(under: dict[str, Any], over: dict[str, Any]) -> None:
             under[key] = value
 
 
-def _check(cls: type, values: dict[str, Any], path: str, parser: ArgumentParser, errors: list[UserError]) -> dict[str, Any]:
+@functools.cache
+def _value_parser(kind: Any) -> ArgumentParser:
+    """Of one value: to ask the parser of the whole config for each key takes seconds."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=kind)
+    return parser
+
+
+def _check(cls: type, values: dict[str, Any], path: str, errors: list[UserError]) -> dict[str, Any]:
     """Collect the mistakes in ``values`` key by key, so that one does not hide the next; returns what has none."""
     good: dict[str, Any] = {}
     types = typing.get_type_hints(cls)
@@ -210,16 +218,13 @@ def _check(cls: type, values: dict[str, Any], path: str, parser: ArgumentParser,
             errors.append(UserError(f"config key {name}", got="an unknown key", expected="a known one", fix=fix))
         elif dataclasses.is_dataclass(fields[key]):
             if isinstance(value, dict):
-                good[key] = _check(fields[key], value, f"{name}.", parser, errors)
+                good[key] = _check(fields[key], value, f"{name}.", errors)
             else:
                 fix = f"write {name}.KEY=VALUE"
                 errors.append(UserError(f"config key {name}", got=value, expected="a section of keys", fix=fix))
         else:
-            nested: Any = value
-            for part in reversed(name.split(".")):
-                nested = {part: nested}
             try:
-                parser.parse_object(nested)
+                _value_parser(fields[key]).parse_object({"value": value})
                 good[key] = value
             except ArgumentError:
                 expected = getattr(fields[key], "__name__", None) or str(fields[key])

@@ -60,7 +60,7 @@ class Policy:
     multiplies the rewards that PPO sees. ``told_error``, m, is that of the arms that are told where the hole is, see `Told`.
     """
 
-    steps: int = 40000
+    steps: int = 120000
     environments: int = 8
     rollout: int = 128
     batch_size: int = 256
