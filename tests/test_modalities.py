@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -64,13 +65,13 @@ def test_weights_from_a_file_or_folder(tmp_path):
 
 def test_hub_weights_are_asked_of_timm(monkeypatch):
     asked = {}
-    build = image_module.timm.create_model
+    build = timm.create_model
 
     def create_model(name, pretrained, **options):
         asked.update(name=name, pretrained=pretrained)
         return build(name, pretrained=False, **options)
 
-    monkeypatch.setattr(image_module.timm, "create_model", create_model)
+    monkeypatch.setattr(timm, "create_model", create_model)
     ImageEncoder(SMALL, weights="hub")
     assert asked == {"name": SMALL, "pretrained": True}
 
