@@ -2,7 +2,7 @@
 
 mmgen train peg_policy full.from=runs/vision_touch vision.from=runs/vision_touch touch.from=runs/vision_touch
 mmgen train peg_policy --config all_arms seeds=3       # the raw pose, and encoders trained by the reward alone, too
-mmgen train peg_policy arms=[told,told_touch] ...      # bounds: policies that are told, with an error, where the hole is
+mmgen train peg_policy arms=[told,told_touch] ...      # policies that are told, with an error, where the hole is
 accelerate launch recipes/peg_policy/train.py --config recipes/peg_policy/gpu.yaml
 """
 
@@ -40,7 +40,7 @@ MOMENTS = 2000  # of the training data, by which codes are standardised
 TRIED = 5_000_000  # of a seed's episodes, the first that is evaluated: training does not get there
 NEWEST = 8  # readings of the force, whose mean a policy without a code sees
 # arm -> the senses that it reads: by a frozen code, "state" the raw proprioception, "scratch" by encoders that PPO trains, and
-# "told" and "told_touch" no code but, with an error, where the hole is: what a perfect code of vision, or of all, would give
+# "told" and "told_touch" no code but, with an error, where the hole is: what a code that holds its place would give
 ARMS = {
     "full": (*VISION, *TOUCH),
     "vision": VISION,
@@ -152,17 +152,18 @@ def coded_by(
     model: VisionTouch, arm: str, without: Sequence[str] = ()
 ) -> Callable[[Mapping[str, np.ndarray]], np.ndarray | dict[str, np.ndarray]]:
     """What is made of observations (n, ...) for a policy: the mean of q(z | senses), or the senses, standardised."""
-    names = [sense for sense in ARMS[arm] if sense not in without]
+    names = [sense for sense in ARMS[arm] if sense not in (*without, "told")]
 
     @torch.no_grad()
     def code(observations: Mapping[str, np.ndarray]) -> Any:
         n = len(next(iter(observations.values())))
         rows = [sensed({sense: observations[sense][i] for sense in names}, model.processors) for i in range(n)]
-        senses = {sense: torch.stack([row[sense] for row in rows]) for sense in names if sense != "told"}  # (n, ...)
+        senses = {sense: torch.stack([row[sense] for row in rows]) for sense in names}  # (n, ...)
         if "told" in ARMS[arm]:
+            if "force" in senses:
+                senses["force"] = senses["force"][..., -NEWEST:].mean(2)  # (n, 6)
             told = 100 * torch.from_numpy(np.asarray(observations["told"]))  # (n, 3) cm
-            force = [senses["force"][..., -NEWEST:].mean(2)] if "force" in senses else []  # (n, 6)
-            return torch.cat([told, *force, *(senses[s] for s in senses if s == "proprioception")], 1).numpy()
+            return torch.cat([told, *senses.values()], 1).numpy()
         if arm == "state":
             return senses["proprioception"].numpy()
         if arm == "scratch":

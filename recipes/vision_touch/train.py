@@ -113,6 +113,7 @@ def scores(model: VisionTouch, data: Transitions, what: str, without: Sequence[s
         sums[name] = sums.get(name, 0.0) + values.double().sum().item()
 
     still = -torch.tensor(model.processors["displacement"].mean) / torch.tensor(model.processors["displacement"].std)
+    groups = [[s for s in group if s in model.senses] for group in (VISION, TOUCH)]
     for batch in batches(data, what):
         senses = batch.without(*without)
         found = model.predict(senses)
@@ -126,7 +127,6 @@ def scores(model: VisionTouch, data: Transitions, what: str, without: Sequence[s
             flow = torch.nn.functional.interpolate(found.flow.finest, batch["flow"].shape[2:], mode="bilinear")
             add("flow", end_point_error(flow, batch["flow"]))
             add("no_flow", end_point_error(torch.zeros_like(flow), batch["flow"]))
-        groups = [[s for s in group if s in model.senses] for group in (VISION, TOUCH)]
         if found.pairing is None or not all(any(s in senses for s in group) for group in groups if group):
             continue
         add("paired", found.pairing.probs > 0.5)
