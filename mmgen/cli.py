@@ -27,7 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         unknown = [a for a in rest if a.startswith("-") or "=" not in a or not hasattr(options, "values")]
         if unknown:
             fix = f"see `mmgen {options.command} --help`"
-            raise UserError("argument", got=unknown[0], expected="a known option or key=value", fix=fix)
+            expected = "a known option or key=value" if hasattr(options, "values") else "a known option"
+            raise UserError("argument", got=unknown[0], expected=expected, fix=fix)
         if hasattr(options, "seed"):
             check_seed("--seed", options.seed)
         if hasattr(options, "values"):

@@ -70,6 +70,7 @@ def test_help_names_every_command():
         ),
         (["train", "judge", "stray"], "argument: got stray, expected a known option or key=value"),
         (["train", "judge", "--sed", "3"], "argument: got --sed"),
+        (["evaluate", "nowhere", "size=64"], "argument: got size=64, expected a known option; see `mmgen evaluate --help`"),
         (["train", "judge", "--processes", "0"], "--processes: got 0"),
         (["evaluate", "nowhere"], "nowhere: got no run.json and config.yaml, expected a run folder"),
         (["generate", "nowhere/at/all", "--to", "text"], "nowhere/at/all: got no such folder"),

@@ -105,15 +105,27 @@ def test_a_wrong_shape(published, field, shape, words):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-@pytest.mark.parametrize("field", ["ee_forces_continuous", "action", "proprio"])
+@pytest.mark.parametrize("field", ["ee_forces_continuous", "action", "proprio", "optical_flow"])
 def test_readings_that_are_not_finite(published, tmp_path, field, value):
     fields = episode(readings=50)
     fields[field][2, 1] = value
     with pytest.raises(UserError, match=rf"{field}: got {value} at \[2, 1.*finite"):
         read_episode(published(**{field: fields[field]}))
+    with pytest.raises(UserError, match=rf"h5: {field}: got {value} at \[2, 1.*finite"):
+        read_moment(published(**{field: fields[field]}), 2, [field])
     with pytest.raises(UserError, match=rf"{field}: got {value}"):
         write_episode(tmp_path / "new.h5", fields)
     assert not (tmp_path / "new.h5").exists()
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int64])
+def test_pictures_of_another_whole_type(published, dtype):
+    image = episode(readings=50)["image"].astype(dtype)
+    for read in (lambda path: read_episode(path)["image"][1], lambda path: read_moment(path, 1, ["image"])["image"]):
+        found = read(published(image=image))
+        assert found.dtype == np.uint8 and np.array_equal(found, image[1])
+        with pytest.raises(UserError, match=r"h5: image: got 300, expected whole numbers from 0 to 255"):
+            read(published(image=np.where(image == image[1].max(), dtype(300), image)))
 
 
 def test_an_episode_of_one_moment(published, tmp_path):

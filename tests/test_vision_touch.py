@@ -97,6 +97,21 @@ def test_pairs_weigh_as_much_as_both_kinds_of_no_pairs_together():
     assert model.losses(batch.without(*everything))["pairing"].item() == pytest.approx(WEIGHTS["pairing"] * together / 2)
 
 
+def test_touch_whose_swapped_sense_is_missing_is_no_other_touch():
+    torch.manual_seed(0)
+    model, batch = VisionTouch(**SMALL, drop=0.0, variational=False).eval(), moments(4)
+    alone = Batch(batch.values | {"near_proprioception": batch["proprioception"]}, present=batch.present)  # force is swapped
+    deaf = Batch(alone.values, present=alone.present | {"force": torch.tensor([False, False, True, True])})
+    first = {name: value[:2] for name, value in deaf.values.items()}
+    gone = Batch(first, present={"force": torch.zeros(2, dtype=torch.bool)})
+    without_near = model.losses(gone.without("near_force", "near_proprioception"))["pairing"]
+    together = -model.predict(gone).pairing.log_prob(torch.ones(2)).mean()
+    near = model.losses(gone)["pairing"] / WEIGHTS["pairing"] - together / 2  # half of far's, for near adds nothing
+    torch.testing.assert_close(near, (without_near / WEIGHTS["pairing"] - together / 2) / 2)
+    heard = Batch({name: value[2:] for name, value in alone.values.items()})
+    assert model.losses(heard)["pairing"] != model.losses(heard.without("near_force", "near_proprioception"))["pairing"]
+
+
 def test_flow_is_weighed_by_its_mask_and_its_error_is_a_length():
     flow = Flow([torch.ones(1, 2, 2, 2)], torch.full((1, 1, 2, 2), math.log(3.0)))
     torch.testing.assert_close(flow.finest, torch.full((1, 2, 2, 2), 0.75))

@@ -4,6 +4,7 @@ import csv
 import shutil
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -121,6 +122,8 @@ def test_no_motion_has_a_pose_error_ratio_of_one(config, data):
         (POLICY, "policy.log_std=.nan", ["policy.reward_scale and log_std", "nan", "-10 to 2"]),
         (POLICY, "policy.reward_scale=-1.0", ["policy.reward_scale", "-1.0", "above 0"]),
         (POLICY, "policy.told_error=-0.1", ["policy.told_error", "-0.1", "0 to 0.1 m"]),
+        (POLICY, "seed=401", ["seed: got 401, expected at most 400"]),
+        (POLICY, "seeds=402", ["seed: got 401, expected at most 400"]),
     ],
 )
 def test_configs_that_cannot_be(recipe, override, words):
@@ -141,6 +144,15 @@ def test_recordings_are_read_by_their_own_card(config, tmp_path, monkeypatch):
     found = {split: MODULE.files(data, split) for split in ("train", "validation", "test")}
     assert sorted(file for of in found.values() for file in of) == sorted(str(file) for file in folder.iterdir())
     assert len(found["train"]) > 15 and len(MODULE.files(replace(data, episodes=3), "train")) == 3
+    out = tmp_path / "run"
+    recorded = recipe_config(RECIPE, "smoke", ["data.card=peg_recordings", "fit.steps=1"])
+    train(RECIPE, recorded, out)
+    assert evaluate(RECIPE, recorded, out, "test")["contact_accuracy"] >= 0
+    for file in found["validation"]:
+        (folder / Path(file).name).unlink()
+    monkeypatch.setenv("MMGEN_CACHE", str(tmp_path / "other"))
+    with pytest.raises(UserError, match=r"peg_recordings: validation: got no episode, expected at least one; choose"):
+        evaluate(RECIPE, recorded, out, "validation")
 
 
 @pytest.fixture(scope="module")

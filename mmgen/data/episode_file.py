@@ -28,7 +28,7 @@ FIELDS: dict[str, tuple[int | str, ...]] = {
     "proprio": ("T", 8),
 }
 REQUIRED = ("action", "contact", "depth_data", "ee_forces_continuous", "image", "optical_flow", "proprio")
-FINITE = ("action", "ee_forces_continuous", "proprio")  # looked through when they are read
+FINITE = ("action", "ee_forces_continuous", "optical_flow", "proprio")  # looked through when they are read
 SMALL = ("depth_data", "optical_flow")  # kept as float16: 0.1 mm at 0.3 m, and 0.01 of a pixel at 16
 TYPES = {"image": np.uint8, "contact": np.bool_} | dict.fromkeys(SMALL, np.float16)
 LEAST = 2  # moments: anything said of the next one needs it
@@ -46,8 +46,8 @@ def write_episode(path: str | Path, fields: Mapping[str, np.ndarray], **attribut
         attributes: what to say of the episode, such as ``shape="round"``, ``seed=3``.
 
     Raises:
-        UserError: h5py is missing, a field is unknown, missing or of another shape, an action, force or joint reading is not
-            finite, or the file cannot be written.
+        UserError: h5py is missing, a field is unknown, missing or of another shape, an action, force, joint reading or flow is
+            not finite, or the file cannot be written.
     """
     h5py = _h5py()
     path = Path(path)
@@ -84,7 +84,8 @@ def read_episode(path: str | Path, fields: Collection[str] | None = None) -> dic
 
     Raises:
         UserError: h5py is missing, there is no such file, it is damaged, lacks a field, has one of a wrong shape, is shorter
-            than `LEAST` moments, or an action, force or joint reading is not finite; one line that names the file.
+            than `LEAST` moments, or has an action, force, joint reading or flow that is not finite, or a picture beyond 255;
+            one line that names the file.
     """
     path = Path(path)
     for name in fields or ():
@@ -94,26 +95,22 @@ def read_episode(path: str | Path, fields: Collection[str] | None = None) -> dic
         _check_shapes(path, shapes, [*REQUIRED, *(fields or ())])
         _check_types(path, file, shapes)
         arrays = {name: file[name][()] for name in (shapes if fields is None else fields)}
-    _check_finite(path, arrays)
-    if "contact" in arrays:
-        arrays["contact"] = arrays["contact"] != 0
-    if "image" in arrays:
-        arrays["image"] = arrays["image"].astype(np.uint8, copy=False)
-    return arrays
+    return _checked(path, arrays)
 
 
 def read_moment(path: str | Path, t: int, fields: Collection[str]) -> dict[str, np.ndarray]:
     """Row ``t`` of some fields of a checked episode; nothing else of the file is read.
 
     Raises:
-        UserError: there is no such file, it is damaged, or it lacks a field or that moment.
+        UserError: there is no such file, it is damaged, it lacks a field or that moment, or values as in `read_episode`.
     """
     path = Path(path)
     with _opened(path) as file:
         count = min((len(file[name]) for name in fields), default=0)
         if not 0 <= t < count:
             raise UserError(str(path), got=f"moment {t}", expected=f"0 to {count - 1}", fix="choose one that it has")
-        return {name: file[name][t] for name in fields}
+        arrays = {name: file[name][t : t + 1] for name in fields}
+    return {name: value[0] for name, value in _checked(path, arrays, t).items()}
 
 
 def check_episode(path: str | Path) -> dict[str, Any]:
@@ -197,9 +194,25 @@ def _check_types(path: Path, file: "h5py.File", names: Collection[str]) -> None:
             raise UserError(f"{path}: {name}", got=str(file[name].dtype), expected=expected, fix=fix)
 
 
-def _check_finite(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+def _checked(path: Path, arrays: dict[str, np.ndarray], first: int = 0) -> dict[str, np.ndarray]:
+    """What a file holds from moment ``first`` on, as `read_episode` gives it."""
+    _check_finite(path, arrays, first)
+    if "contact" in arrays:
+        arrays["contact"] = arrays["contact"] != 0
+    if "image" in arrays:
+        image = arrays["image"]
+        low, high = (0, 255) if image.dtype == np.uint8 else (int(image.min(initial=0)), int(image.max(initial=0)))
+        if low < 0 or high > 255:
+            fix = "write the field anew"
+            raise UserError(f"{path}: image", got=low if low < 0 else high, expected="whole numbers from 0 to 255", fix=fix)
+        arrays["image"] = image.astype(np.uint8, copy=False)
+    return arrays
+
+
+def _check_finite(path: Path, arrays: Mapping[str, np.ndarray], first: int = 0) -> None:
     for name in FINITE:
         if name in arrays and not np.isfinite(arrays[name]).all():
             place = tuple(np.argwhere(~np.isfinite(arrays[name]))[0].tolist())
-            got, fix = f"{arrays[name][place]} at {list(place)}", "leave the file out, or mend the sensor's readings"
+            at = [first + place[0], *place[1:]]
+            got, fix = f"{arrays[name][place]} at {at}", "leave the file out, or mend the sensor's readings"
             raise UserError(f"{path}: {name}", got=got, expected="finite numbers", fix=fix)

@@ -95,7 +95,7 @@ def fit_processors(files: Sequence[str | Path], size: int, readings: int = 32) -
         raise UserError("episodes", got="none", expected="at least one file", fix="check the data card's split")
     episodes = [read_episode(file, LIGHT) for file in files]
     proprio = [episode["proprio"].astype(np.float64) for episode in episodes]
-    moves = np.concatenate([p[1:, :4] - p[:-1, :4] for p in proprio])
+    moves = np.concatenate([displacement(p[:-1], p[1:]) for p in proprio])
     return {
         "image": ImageProcessor(size),
         "depth": DepthProcessor(size),
@@ -105,6 +105,17 @@ def fit_processors(files: Sequence[str | Path], size: int, readings: int = 32) -
         "displacement": VectorProcessor.fit(torch.from_numpy(moves)),
         "flow": FlowProcessor(size),
     }
+
+
+def displacement(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """From one proprioception (..., 8) to another, (..., 4): x, y and z in m, and yaw in rad, the shorter way round.
+
+    >>> displacement(np.array([0, 0, 0, 3.0]), np.array([1, 0, 0, -3.0])).round(2).tolist()
+    [1.0, 0.0, 0.0, 0.28]
+    """
+    moved = after[..., :4] - before[..., :4]
+    moved[..., 3] -= 2 * np.pi * np.round(moved[..., 3] / (2 * np.pi))
+    return moved
 
 
 def sensed(observation: Mapping[str, np.ndarray], processors: Mapping[str, Processor]) -> dict[str, Tensor]:
@@ -176,8 +187,8 @@ class Transitions(Sequence):
         item["action"] = self.processors["action"](torch.from_numpy(episode["action"][t + 1]))
         item["flow"] = self.processors["flow"](seen["optical_flow"])
         item["contact"] = torch.tensor(float(episode["contact"][t + 1].any()))
-        proprio = episode["proprio"][t : t + 2, :4].astype(np.float64)
-        item["displacement"] = self.processors["displacement"](torch.from_numpy(proprio[1] - proprio[0]))
+        proprio = episode["proprio"][t : t + 2].astype(np.float64)
+        item["displacement"] = self.processors["displacement"](torch.from_numpy(displacement(*proprio)))
         others = [other for other in rng.permutation(len(self.episodes)) if other != number] or [number]
         for name, (places, off) in {"far": (others[:TRIES], FAR), "near": ([number], NEAR)}.items():
             touch = self._touch(*self._away(places, episode["proprio"][t, :3], off, rng))

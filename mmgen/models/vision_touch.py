@@ -273,14 +273,15 @@ class VisionTouch(Model):
         apart = []
         for other in NEGATIVES:
             touch, there = self._read(batch, other)
-            felt = torch.stack(list(there.values())).any(0)
-            if not felt.any():
+            if not torch.stack(list(there.values())).any():
                 continue
             there = {s: t & present[s] for s, t in there.items()}  # a sense that was dropped stays so
             q = self._fused(features | touch, present | there)
             p = self.decode(rsample(q), "pairing")
-            felt = torch.stack(list(there.values())).any(0)
-            apart.append(masked_mean(-p.log_prob(torch.zeros_like(z[:, 0])), seen & felt))
+            # what is left may be the moment's own, where the force alone was swapped and is dropped: that is a pair
+            swapped = {s: (self._target(batch, f"{other}_{s}", s) != self._target(batch, s)).flatten(1).any(1) for s in there}
+            differs = torch.stack([t & swapped[s] for s, t in there.items()]).any(0)  # (b,)
+            apart.append(masked_mean(-p.log_prob(torch.zeros_like(z[:, 0])), seen & differs))
         return together / 2 + sum(apart) / max(1, len(apart)) / 2
 
 

@@ -141,7 +141,11 @@ class Encoders(BaseFeaturesExtractor):
 
 
 class Curve(BaseCallback):
-    """Writes how training goes to ``curve.csv`` and the newest weights to ``checkpoint.safetensors``, after each update."""
+    """Writes how training goes to ``curve.csv`` and the newest weights to ``checkpoint.safetensors``, after each update.
+
+    A row is of one rollout: the steps so far, how many episodes ended, the share of them that succeeded, and the mean reward
+    of a step as PPO sees it, scaled.
+    """
 
     def __init__(self, folder: Path, steps: int) -> None:
         super().__init__()

@@ -37,7 +37,8 @@ from mmgen.training.report import Sample, write_report
 
 VISION_TOUCH = sys.modules[load_recipe("vision_touch").config.__module__]
 MOMENTS = 2000  # of the training data, by which codes are standardised
-TRIED = 5_000_000  # of a seed's episodes, the first that is evaluated: training does not get there
+TRIED = 5_000_000  # the first episode that is evaluated, the same for all seeds: training does not get there
+LAST_SEED = 400  # episodes are numbered from ten million times the seed on, and generators take 32 bits
 NEWEST = 8  # readings of the force, whose mean a policy without a code sees
 # arm -> the senses that it reads: by a frozen code, "state" the raw proprioception, "scratch" by encoders that PPO trains, and
 # "told" and "told_touch" no code but, with an error, where the hole is: what a code that holds its place would give
@@ -129,6 +130,9 @@ def check(config: Config) -> None:
     if not 0 <= policy.told_error <= 0.1:
         raise UserError("policy.told_error", got=policy.told_error, expected="0 to 0.1 m", fix="leave it out for 0.003")
     check_at_least("evaluation.episodes", config.evaluation.episodes, 1)
+    if config.seed + config.seeds - 1 > LAST_SEED:
+        got = config.seed + config.seeds - 1
+        raise UserError("seed", got=got, expected=f"at most {LAST_SEED} for the last one", fix="use 0 for example")
 
 
 def train_code(config: Config, run: Path, resume: bool, stage: str) -> None:
@@ -257,7 +261,7 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     The policy acts without its noise, and with it in ``success_ARM_sampled`` and ``success_ARM_seen_sampled``. Of all senses
     also ``success_full_no_vision`` and ``success_full_no_touch``, with those masked.
     """
-    from mmgen.training.policy import SEEDS, load_training, successes
+    from mmgen.training.policy import load_training, successes
 
     figures, settings, policy = {}, config.evaluation, config.policy
     for arm in config.arms:
@@ -272,8 +276,7 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
             ppo = make_ppo(config, arm, seen)
             load_training(ppo, policies(run) / arm / "policy.safetensors")
             what = f"{arm} {name or settings.shape}"
-            seed, noise = SEEDS * config.seed + TRIED, name.endswith("sampled")
-            found = successes(ppo, seen, settings.episodes, seed, what, noise)
+            found = successes(ppo, seen, settings.episodes, TRIED, what, name.endswith("sampled"))
             figures[f"success_{arm}" + (f"_{name}" if name else "")] = sum(found) / len(found)
             if not name and seeing:
                 write_film(run / "samples" / f"{split}_{arm}.gif", ppo, seen)

@@ -78,7 +78,11 @@ def files(data: Data, split: str) -> list[str]:
     """The episodes of a split."""
     simulated = any("simulator" in source for source in read_card(data.card).sources)
     options = {"size": data.size, "episodes": data.episodes} if simulated else {}
-    return open_card(data.card, split, limit=data.episodes or None, **options)["episode"][:]
+    found = open_card(data.card, split, limit=data.episodes or None, **options)["episode"][:]
+    if not found:
+        fix = "choose another split, or give the card more files"
+        raise UserError(f"{data.card}: {split}", got="no episode", expected="at least one", fix=fix)
+    return found
 
 
 def train(config: Config, run: Path, resume: bool, stage: str = "full") -> None:
