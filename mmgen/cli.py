@@ -309,6 +309,10 @@ def _steer(options: argparse.Namespace) -> None:
         raise UserError("--prompt", got="none", expected="at least one", fix='add --prompt "The potato"')
     if not options.bag + options.attribute + options.toward:
         raise UserError("--bag, --attribute or --toward", got="none", expected="at least one", fix="add --bag space")
+    asked = {f"--{kind} {name}": name for kind in ("bag", "attribute", "toward") for name in getattr(options, kind)}
+    if options.method == "gedi" and (len(asked) > 1 or not options.attribute):
+        fix = "take --method pplm or fudge"
+        raise UserError("--method gedi", got=", ".join(asked), expected="one --attribute and nothing else", fix=fix)
     own, sampling = steer.settings(options.values, options.method)
     model, tokenizer = load_language_model(options.language_model, options.dtype)
     model.to(PartialState().device)
@@ -322,9 +326,6 @@ def _steer(options: argparse.Namespace) -> None:
         print(f"bag {name}: {len(part.tokens)} words, {whole} of one token")
     attribute = parts[0] if len(parts) == 1 else Together([(part, 1.0) for part in parts])
     if options.method == "gedi":
-        if len(parts) > 1 or not options.attribute:
-            got, fix = f"{len(options.attribute)} of {len(parts)}", "take --method pplm or fudge"
-            raise UserError("--method gedi", got=got, expected="one --attribute and nothing else", fix=fix)
         own |= steer.experts(options.attribute[0], options.head, model)
     method = steer.METHODS[options.method](attribute, **own)
     numbers = {name: getattr(options, name) for name in ("n", "candidates", "length", "seed")}

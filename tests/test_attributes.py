@@ -89,5 +89,13 @@ def test_mistakes():
         Discriminator(torch.nn.Linear(4, 2), -1)
     with pytest.raises(UserError, match="horizon: got -1"):
         Discriminator(torch.nn.Linear(4, 2), 0, horizon=-1)
+    with pytest.raises(UserError, match=r"attribute head: got one for 7 numbers, expected 4, as this language model has"):
+        Discriminator(torch.nn.Linear(7, 2), 0).log_prob(State(None, None, torch.zeros(1, 4)))
+    with pytest.raises(UserError, match="bag: got 3, expected words"):
+        BagOfWords(TINY, BYTES, ["cat", 3])
     with pytest.raises(UserError, match="attributes: got 0"):
         Together([])
+    with pytest.raises(UserError, match="attribute: got 3, expected one with log_prob"):
+        Together([(3, 1.0)])
+    with pytest.raises(UserError, match="weight of an attribute: got nan, expected a finite number"):
+        Together([(Discriminator(torch.nn.Linear(4, 2), 0), float("nan"))])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from test_language_model import DECODERS
-from transformers import DynamicCache, LogitsProcessorList, TextIteratorStreamer
+from transformers import DynamicCache, LogitsProcessorList, StopStringCriteria, TextIteratorStreamer
 
 from mmgen.conditioning import gradient
 from mmgen.conditioning.attributes import BagOfWords, Discriminator, State, Together
@@ -194,7 +194,7 @@ def test_the_attribute_becomes_likelier_and_the_language_model_stays(models):
 
 
 def test_all_that_generate_offers(models):
-    """Several samples, top-p, stop strings, streaming, scores, and prompts of embeddings."""
+    """Several samples, top-p, a string that ends the text, streaming, scores, and prompts of embeddings."""
     model, bag = models["llama"], BagOfWords(TINY, TOKENIZER, ["z"])
     ids = TOKENIZER(["hello"], return_tensors="pt").input_ids
     options = {"custom_generate": PPLM(bag), "pad_token_id": 0}
@@ -202,6 +202,13 @@ def test_all_that_generate_offers(models):
                           output_scores=True, return_dict_in_generate=True, **options)  # fmt: skip
     assert made.sequences.shape[0] == 3 and len(made.scores) == made.sequences.shape[1] - ids.shape[1]
     by_ids = model.generate(ids, do_sample=False, max_new_tokens=4, **options)[:, ids.shape[1] :]
+    letters = {
+        "suppress_tokens": [i for i in range(len(TOKENIZER)) if not (text := TOKENIZER.decode([i])).isascii() or not text]
+    }
+    said = model.generate(ids, do_sample=False, max_new_tokens=4, **letters, **options)[0, ids.shape[1] :]
+    end = [StopStringCriteria(TOKENIZER, [TOKENIZER.decode(said[1:2])])]
+    stopped = model.generate(ids, do_sample=False, max_new_tokens=4, stopping_criteria=end, **letters, **options)
+    assert said[0] != said[1] and torch.equal(stopped[0, ids.shape[1] :], said[:2])
     streamer = TextIteratorStreamer(TOKENIZER, timeout=1)
     options["custom_generate"] = PPLM(bag, streamer=streamer)
     model.generate(ids, do_sample=False, max_new_tokens=4, **options)
@@ -227,6 +234,9 @@ def test_mistakes(models):
     model = load_language_model("tiny", "fp32")[0]
     with pytest.raises(UserError, match="prompt: got no tokens"):
         model.generate(inputs_embeds=torch.zeros(1, 0, 32), custom_generate=PPLM(bag), max_new_tokens=2, pad_token_id=0)
+    ids = TOKENIZER(["hello"], return_tensors="pt").input_ids
+    with torch.inference_mode(), pytest.raises(UserError, match=r"inference_mode: got on, expected off.*no_grad"):
+        model.generate(ids, custom_generate=PPLM(bag), max_new_tokens=2, pad_token_id=0)
     with torch.no_grad():
         model.lm_head.weight[5] = float("nan")
     with pytest.raises(UserError, match="logits: got NaN"):

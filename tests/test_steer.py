@@ -12,6 +12,7 @@ from mmgen.conditioning.attributes import BagOfWords, Discriminator, State, Toge
 from mmgen.conditioning.gradient import PPLM
 from mmgen.conditioning.language_model import load_language_model
 from mmgen.conditioning.ranking import OwnNoise, text_log_prob
+from mmgen.conditioning.reweighting import Fudge
 from mmgen.data.batch import Batch
 from mmgen.data.vector import VectorProcessor
 from mmgen.errors import UserError
@@ -172,7 +173,10 @@ def test_bags_by_name_and_by_file(tmp_path):
         ),
         (["--prompt", "a", "--bag", "space", "window=2.5"], "option window: got 2.5, expected int"),
         (["--prompt", "a", "--bag", "space", "step_size=-1"], "step_size: got -1"),
-        (["--prompt", "a", "--bag", "space", "temperature=0"], "temperature: got 0, expected above 0"),
+        (["--prompt", "a", "--bag", "space", "temperature=0"], "temperature: got 0, expected a finite number above 0"),
+        (["--prompt", "a", "--bag", "space", "temperature=.inf"], "temperature: got inf, expected a finite number above 0"),
+        (["--prompt", "a", "--bag", "space", "gamma=-1"], "gamma: got -1, expected a number >= 0"),
+        (["--prompt", "a", "--bag", "./no.txt"], "bag ./no.txt: got no such file, expected a topic, or a file with a word"),
         (["--prompt", "a", "--bag", "space", "top_p=2.0"], "top_p: got 2.0, expected above 0 and at most 1"),
         (["--prompt", "a", "--bag", "space", "--n", "0"], "n: got 0"),
         (["--prompt", "a", "--bag", "space", "--dtype", "int8"], "language model dtype: got int8"),
@@ -225,6 +229,14 @@ def test_what_steering_raised_is_the_steered_over_the_own_probability():
     assert word == steered["text"] and raised == pytest.approx((scores[0].log_softmax(-1)[0] - own)[ids].item(), abs=1e-4)
 
 
+@pytest.mark.parametrize("strength", [0.0, 3.0])
+def test_a_cut_to_the_likeliest_tokens_raises_nothing(strength):
+    method = Fudge(LETTERS, strength=strength, top=2)
+    _, steered = steer(MODEL, TOKENIZER, ["hello"], method, length=6, top_k=0, traced=True)
+    raised = [more for _, more in steered["words"]]
+    assert (raised == pytest.approx([0.0] * len(raised), abs=1e-4)) == (strength == 0)
+
+
 def test_words_are_their_tokens_together():
     tokens = TOKENIZER(" the moon rose").input_ids  # a token is a byte
     words = _words(TOKENIZER, tokens, [1.0] * len(tokens))
@@ -255,7 +267,8 @@ def test_command_by_experts(expert_runs, capsys):
     arguments = ["steer", "tiny", "--prompt", "hello", "--head", str(expert_runs), "--length", "4", "--method", "gedi"]
     assert main([*arguments, "--attribute", "positive", "strength=3.0"]) == 0
     assert capsys.readouterr().out.count("steered (log p(attribute) ") == 2
-    for more, got in ((["--bag", "space"], "0 of 1"), (["--attribute", "positive", "--bag", "space"], "1 of 2")):
+    both = ["--attribute", "positive", "--bag", "space"]
+    for more, got in ((["--bag", "space"], "--bag space"), (both, "--bag space, --attribute positive")):
         assert main([*arguments, *more]) == 2
         assert f"--method gedi: got {got}, expected one --attribute and nothing else" in capsys.readouterr().err
 

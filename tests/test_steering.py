@@ -169,6 +169,21 @@ def test_settings_that_are_not_finite():
             PPLM(BAG, **{name: float("nan") if name == "gamma" else float("inf")})
 
 
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"iterations": 1.5}, r"iterations: got 1\.5, expected a whole number"),
+        ({"iterations": True}, "iterations: got True, expected a whole number"),
+        ({"step_size": "0.1"}, r"step_size: got '0\.1', expected a finite number"),
+        ({"decay": 1}, "decay: got 1, expected True or False"),
+        ({"gamma": -1.0}, r"gamma: got -1\.0, expected a number >= 0"),
+    ],
+)
+def test_settings_of_another_type(setting, words):
+    with pytest.raises(UserError, match=words):
+        PPLM(BAG, **setting)
+
+
 def test_an_empty_text_is_never_the_best():
     model, tokenizer = load_language_model("tiny", "fp32")
     with torch.no_grad():

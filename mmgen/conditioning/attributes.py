@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -76,6 +76,10 @@ class BagOfWords:
     ) -> None:
         if isinstance(words, str):
             raise UserError("bag", got=repr(words), expected="a list of words", fix="put it in brackets")
+        for word in words:
+            if not isinstance(word, str):
+                raise UserError("bag", got=repr(word), expected="words", fix="write it as a text")
+            check_text(word)
         weights = {word.strip(): w for word, w in (words.items() if isinstance(words, Mapping) else ((w, 1.0) for w in words))}
         weights.pop("", None)
         if not weights:
@@ -84,7 +88,6 @@ class BagOfWords:
         for word, weight in weights.items():
             if not 0 < weight < float("inf"):
                 raise UserError(f"weight of {word!r}", got=weight, expected="a number above 0", fix="leave the word out")
-            check_text(word)
             before, ids = (tokenizer(text, add_special_tokens=False).input_ids for text in ("a", f"a {word}"))
             pieces[word] = ids = ids[len(before) :] if ids[: len(before)] == before else []
             if not ids or tokenizer.unk_token_id in ids or len(ids) > LONGEST:
@@ -141,7 +144,7 @@ class Discriminator:
         horizon: expected tokens that are read too.
 
     Raises:
-        UserError: a negative horizon or class; in use, a class that the head has not.
+        UserError: a negative horizon or class; in use, a class that the head has not, or a `torch.nn.Linear` of another width.
 
     Source: Dathathri et al. 2020, section 4.3.
 
@@ -156,6 +159,10 @@ class Discriminator:
 
     def log_prob(self, state: State) -> Tensor:
         """(b,), at most 0."""
+        width, given = getattr(self.head, "in_features", None), state.hidden.shape[1]
+        if width not in (None, given):
+            got, expected = f"one for {width} numbers", f"{given}, as this language model has"
+            raise UserError("attribute head", got=got, expected=expected, fix="train one for this language model")
         scores = self.head(state.hidden.float())  # (b, classes)
         if self.target >= scores.shape[1]:
             raise UserError("class", got=self.target, expected=f"0 to {scores.shape[1] - 1}", fix="count from 0")
@@ -253,6 +260,9 @@ class Together:
     Args:
         parts: one or more attributes, each with its weight.
 
+    Raises:
+        UserError: no attribute, one that is none, or a weight that is not finite.
+
     >>> head = torch.nn.Linear(4, 2)
     >>> both = Together([(Discriminator(head, 0, horizon=2), 1.0), (Discriminator(head, 1), 0.5)])
     >>> both.horizon, both.log_prob(State(None, None, torch.zeros(3, 4))).shape
@@ -263,6 +273,10 @@ class Together:
 
     def __post_init__(self) -> None:
         check_at_least("attributes", len(self.parts), 1)
+        for part, weight in self.parts:
+            check_attribute(part)
+            if not abs(weight) < float("inf"):
+                raise UserError("weight of an attribute", got=weight, expected="a finite number", fix="use 1.0")
 
     @property
     def horizon(self) -> int | None:
@@ -272,6 +286,17 @@ class Together:
     def log_prob(self, state: State) -> Tensor:
         """(b,)."""
         return sum(weight * part.log_prob(state) for part, weight in self.parts)
+
+
+def check_attribute(attribute: Any) -> None:
+    """Fail unless it can be asked as an `Attribute` is.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if not hasattr(attribute, "log_prob"):
+        fix = "give a BagOfWords or a Discriminator"
+        raise UserError("attribute", got=repr(attribute), expected="one with log_prob", fix=fix)
 
 
 def parts_of(attribute: Attribute) -> list[tuple[Attribute, float]]:

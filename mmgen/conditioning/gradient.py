@@ -34,7 +34,7 @@ class PPLM:
         attribute: what to steer toward.
         iterations: gradient steps a token; 0 leaves the text as it is.
         step_size: of D; 0 leaves the text as it is.
-        gamma: exponent of the norm, that of all keys and values of one layer.
+        gamma: exponent of the norm, >= 0, that of all keys and values of one layer.
         kl_scale: how much staying near the unsteered distribution counts.
         fusion: share of p_D, 0 to 1.
         window: move only so many of the newest tokens' keys and values; 0: all.
@@ -43,9 +43,13 @@ class PPLM:
             attribute is there already.
         streamer: receives the prompt and each token as it is drawn. (One that is given to `generate` itself never ends.)
 
+    A class, which a whole text has, takes larger steps than a bag of words: ``step_size=0.1, gamma=1.0`` for example.
+    `generate` keeps ``stop_strings`` from a ``custom_generate``: give it
+    ``stopping_criteria=[StopStringCriteria(tokenizer, ["."])]``.
+
     Raises:
         UserError: a setting out of its range, or an attribute that is none; in use, what `mmgen.conditioning.steering.sample`
-            refuses, or logits that are not numbers.
+            refuses, logits that are not numbers, or `torch.inference_mode`, which has no gradients.
 
     Source: Dathathri et al. 2020, arXiv 1912.02164, section 3, and its code: there the window covers the oldest tokens
         (a mistake), the running norm is that of bags of words only, and a classifier's gradient flows through the tokens that
@@ -72,13 +76,15 @@ class PPLM:
 
     def __post_init__(self) -> None:
         check_method(self)
-        for name in ("iterations", "step_size", "kl_scale", "window"):
+        for name in ("iterations", "step_size", "gamma", "kl_scale", "window"):
             check_at_least(name, getattr(self, name), 0)
         if not 0 <= self.fusion <= 1:
             raise UserError("fusion", got=self.fusion, expected="0 to 1", fix="use 0.9 for example")
 
     def __call__(self, model: PreTrainedModel, input_ids: Tensor, logits_processor: LogitsProcessorList, **kwargs: Any) -> Any:
         """What `generate` calls in place of its own sampling, which does all but the steering."""
+        if torch.is_inference_mode_enabled():
+            raise UserError("torch.inference_mode", got="on", expected="off, for gradients", fix="use torch.no_grad()")
         return sample(_Moved, self, model, input_ids, logits_processor, **kwargs)
 
 

@@ -35,7 +35,7 @@ class Fudge:
         streamer: receives the prompt and each token as it is drawn.
 
     Raises:
-        UserError: a negative strength, top below 1, or an attribute that is none; in use, what
+        UserError: a setting out of its range, or an attribute that is none; in use, what
             `mmgen.conditioning.steering.sample` refuses, or logits that are not numbers.
 
     Source: Yang and Klein 2021, FUDGE, arXiv 2104.05218. There a classifier of its own reads the text; here the language

@@ -1,5 +1,6 @@
 """What all ways of steering share: a logits processor that comes first, and sees what the language model has read."""
 
+import typing
 from typing import Any
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from transformers.generation.configuration_utils import GenerationMode
 
-from mmgen.conditioning.attributes import Attribute, State
+from mmgen.conditioning.attributes import Attribute, State, check_attribute
 from mmgen.conditioning.language_model import CACHE
 from mmgen.conditioning.prefix import positions
 from mmgen.errors import UserError
@@ -147,14 +148,16 @@ def sample(
 
 
 def check_method(settings: Any) -> None:
-    """Fail unless a method's attribute can be asked, and its numbers are finite.
+    """Fail unless a method's attribute can be asked, and its settings are of their types and finite.
 
     Raises:
         UserError: they are not.
     """
-    if not hasattr(settings.attribute, "log_prob"):
-        fix = "give a BagOfWords or a Discriminator"
-        raise UserError("attribute", got=repr(settings.attribute), expected="one with log_prob", fix=fix)
-    for name, value in vars(settings).items():
-        if isinstance(value, float) and not -float("inf") < value < float("inf"):
-            raise UserError(name, got=value, expected="a finite number", fix="leave it out")
+    check_attribute(settings.attribute)
+    for name, kind in typing.get_type_hints(type(settings)).items():
+        if kind not in (bool, int, float):
+            continue
+        value, accepted = getattr(settings, name), (int, float) if kind is float else kind
+        if not isinstance(value, accepted) or isinstance(value, bool) != (kind is bool) or not abs(value) < float("inf"):
+            expected = {bool: "True or False", int: "a whole number", float: "a finite number"}[kind]
+            raise UserError(name, got=repr(value), expected=expected, fix="leave it out")

@@ -64,6 +64,9 @@ def bag(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     if name in topics():
         return BagOfWords(model, tokenizer, open_card(f"{BAG}{name}", "train")["word"][:])
     if not Path(name).is_file():
+        if Path(name).suffix or len(Path(name).parts) != 1:
+            expected = "a topic, or a file with a word a line"
+            raise UserError(f"bag {name}", got="no such file", expected=expected, fix="check the path")
         check_one_of("bag", name, topics())
     try:
         lines = Path(name).read_text(encoding="utf-8-sig").split("\n")
@@ -298,7 +301,8 @@ def write(
     Returns:
         The candidates for each prompt and text: dicts of ``prompt``, ``text`` (what follows it), ``attribute``,
         log p(attribute | text), and ``perplexity``. Of an empty text they are -inf and None. Of those that are traced also
-        ``words``: pairs of a word as it stands in ``text`` and the logarithm of its steered over its own probability.
+        ``words``: pairs of a word as it stands in ``text`` and the logarithm of its steered over its own probability, among
+        the tokens that the method may write.
 
     Raises:
         UserError: no prompt, one without a token, or a number out of its range.
@@ -308,8 +312,8 @@ def write(
     numbers = {"n": (n, 1), "candidates": (candidates, 1), "length": (length, 1), "seed": (seed, 0), "top_k": (top_k, 0)}
     for what, (value, low) in numbers.items():
         check_at_least(what, value, low)
-    if not temperature > 0:
-        raise UserError("temperature", got=temperature, expected="above 0", fix="use 1 for example")
+    if not 0 < temperature < float("inf"):
+        raise UserError("temperature", got=temperature, expected="a finite number above 0", fix="use 1 for example")
     if not 0 < top_p <= 1:
         raise UserError("top_p", got=top_p, expected="above 0 and at most 1", fix="use 0.9 for example")
     if isinstance(prompts, str) or not prompts:
@@ -371,6 +375,8 @@ def _write(
     rows = [{"prompt": prompt, "text": text, "attribute": a, "perplexity": p} for (_, prompt, _), text, a, p in figures]
     if traced:
         pairs = zip(kept.scores, output.logits, after.T[..., None])  # (b, v), (b, v) and (b, 1) of each token
+        # held against the unsteered among the same tokens: what a cut to the likeliest adds, steering did not
+        pairs = [(to, of.masked_fill(to == -torch.inf, -torch.inf), token) for to, of, token in pairs]
         both = [[x.float().log_softmax(-1).gather(1, token)[:, 0] for x in (to, of)] for to, of, token in pairs]
         raised = torch.stack([to - of for to, of in both], 1)  # (b, t)
         for row, tokens, each, end in zip(rows, after, raised, ended):
