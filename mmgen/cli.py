@@ -127,6 +127,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--toward", action="append", default=[], metavar="FILE", help=text)
     text = "a run of the recipe aligned, by which texts are compared with it (default: runs/aligned)"
     command.add_argument("--aligned", default="runs/aligned", metavar="RUN", help=text)
+    text = "with --toward: rank texts, and with fudge steer them, by the space's sentence embedder, which reads all of a text"
+    command.add_argument("--whole", action="store_true", help=text)
     text = (
         "pplm, by the gradient of its own past; fudge, by a look ahead from the likeliest tokens; or gedi, by a language "
         "model of each class, toward one --attribute (default: pplm)"
@@ -309,6 +311,8 @@ def _steer(options: argparse.Namespace) -> None:
         raise UserError("--prompt", got="none", expected="at least one", fix='add --prompt "The potato"')
     if not options.bag + options.attribute + options.toward:
         raise UserError("--bag, --attribute or --toward", got="none", expected="at least one", fix="add --bag space")
+    if options.whole and not options.toward:
+        raise UserError("--whole", got="no --toward", expected="a picture or a sound to compare with", fix="add --toward FILE")
     asked = {f"--{kind} {name}": name for kind in ("bag", "attribute", "toward") for name in getattr(options, kind)}
     if options.method == "gedi" and (len(asked) > 1 or not options.attribute):
         fix = "take --method pplm or fudge"
@@ -316,21 +320,25 @@ def _steer(options: argparse.Namespace) -> None:
     own, sampling = steer.settings(options.values, options.method)
     model, tokenizer = load_language_model(options.language_model, options.dtype)
     model.to(PartialState().device)
-    parts = [
+    named = [
         *(steer.bag(name, model, tokenizer) for name in dict.fromkeys(options.bag)),
         *(steer.attribute(name, options.head, model) for name in dict.fromkeys(options.attribute)),
-        *(steer.toward(file, options.aligned, model, tokenizer) for file in dict.fromkeys(options.toward)),
     ]
-    for name, part in zip(dict.fromkeys(options.bag), parts):
+    by_words, by_texts = (
+        [steer.toward(file, options.aligned, model, tokenizer, whole) for file in dict.fromkeys(options.toward) if wanted]
+        for whole, wanted in ((False, not (options.whole and options.method == "fudge")), (True, options.whole))
+    )
+    for name, part in zip(dict.fromkeys(options.bag), named):
         whole = sum(tokens == 1 for tokens in part.tokens.values())
         print(f"bag {name}: {len(part.tokens)} words, {whole} of one token")
-    attribute = parts[0] if len(parts) == 1 else Together([(part, 1.0) for part in parts])
+    steering, ranking = ([*named, *toward] for toward in (by_words or by_texts, by_texts or by_words))
+    attribute, ranked = (p[0] if len(p) == 1 else Together([(part, 1.0) for part in p]) for p in (steering, ranking))
     if options.method == "gedi":
         own |= steer.experts(options.attribute[0], options.head, model)
     method = steer.METHODS[options.method](attribute, **own)
     numbers = {name: getattr(options, name) for name in ("n", "candidates", "length", "seed")}
     traced = options.html is not None
-    made = steer.steer(model, tokenizer, options.prompt, method, **numbers, **sampling, traced=traced)
+    made = steer.steer(model, tokenizer, options.prompt, method, ranked=ranked, **numbers, **sampling, traced=traced)
     _write_json(options.json, made)
     if traced:
         steer.write_page(options.html, made, shlex.join(["mmgen", *options.arguments]))

@@ -1,14 +1,17 @@
 """The shared space: the loss by hand, repeated pictures and texts, partial texts, and what is saved."""
 
+import json
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import load_file
 from tiny import tiny_aligned
 
 from mmgen.conditioning.language_model import load_language_model
+from mmgen.conditioning.text_encoder import load_text_encoder
 from mmgen.data.batch import Batch, collate
 from mmgen.errors import UserError
 from mmgen.models.aligned import Aligned, WordsEncoder
@@ -35,6 +38,38 @@ def test_the_loss_by_hand(model):
     torch.testing.assert_close(losses["to_image"], 0.5 * F.cross_entropy(scores.T, rows))
     for name in ("image", "text"):
         torch.testing.assert_close(found[name].norm(dim=1), torch.ones(3))
+
+
+def test_whole_texts_are_read_by_a_sentence_embedder_too(tmp_path):
+    torch.manual_seed(0)
+    model, texts = tiny_aligned(sentences="tiny").eval(), ["a cat", "two dogs", "sea"]
+    batch, embedded = batch_of(model, *texts), model.embed(texts)
+    states = [model.embedder(**model.reader(text, return_tensors="pt")).last_hidden_state[0] for text in texts]
+    torch.testing.assert_close(embedded, F.normalize(torch.stack([s.mean(0) for s in states]), dim=1))  # one by one
+    with pytest.raises(UserError, match=r"sentence: got no item that has it \(the batch holds image, text\)"):
+        model.losses(batch)
+    batch = Batch(batch.values | {"sentence": embedded}, present=batch.present, masks=batch.masks)
+    found = model.encode(batch)
+    scores = model.scale * found["image"] @ found["sentence"].T
+    losses, rows = model.losses(batch), torch.arange(3)
+    torch.testing.assert_close(losses["to_sentence"], 0.5 * F.cross_entropy(scores, rows))
+    torch.testing.assert_close(losses["to_image_by_sentence"], 0.5 * F.cross_entropy(scores.T, rows))
+    assert not any(p.requires_grad for p in model.embedder.parameters())
+    model.save_pretrained(tmp_path / "model")
+    torch.testing.assert_close(load(tmp_path / "model").points(texts, "sentence"), found["sentence"])
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert not any(name.startswith("embedder.") for name in load_file(tmp_path / "model" / "model.safetensors"))
+    assert config["sentences"] == "tiny"
+
+
+def test_another_sentence_embedder_is_refused(tmp_path, monkeypatch):
+    tiny_aligned(sentences="tiny").save_pretrained(tmp_path / "model")
+    other, tokenizer = load_text_encoder("tiny")
+    with torch.no_grad():
+        next(other.parameters()).add_(0.1)
+    monkeypatch.setattr("mmgen.models.aligned.load_text_encoder", lambda name: (other, tokenizer))
+    with pytest.raises(UserError, match=r"sentence embedder of .*: got \w{12}, expected \w{12}; load it with sentences="):
+        load(tmp_path / "model")
 
 
 @torch.no_grad()

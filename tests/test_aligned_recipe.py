@@ -9,7 +9,7 @@ from mmgen.data.cards import open_card
 from mmgen.data.image import ImageProcessor
 from mmgen.errors import UserError
 from mmgen.models.aligned import Aligned
-from mmgen.training.recipe import load_recipe, recipe_config
+from mmgen.training.recipe import evaluate, load_recipe, recipe_config, train
 
 RECIPE = load_recipe("aligned")
 MODULE = sys.modules[RECIPE.config.__module__]
@@ -55,3 +55,11 @@ def test_sounds_have_no_side():
     config.data.text = "word"
     with pytest.raises(UserError, match=r"data.side: got 16 of sounds, expected 0"):
         RECIPE.check(config)
+
+
+def test_a_sentence_embedder_is_trained_and_judged_beside_the_tokens(tmp_path):
+    config = recipe_config(RECIPE, "smoke", ["model.sentences=tiny", "fit.steps=2"])
+    train(RECIPE, config, tmp_path / "run")
+    figures = evaluate(RECIPE, config, tmp_path / "run", "test")
+    assert 0 <= figures["item_r1_sentence"] <= figures["item_r10_sentence"] <= 1
+    assert "by the sentence embedder" in (tmp_path / "run" / "README.md").read_text()

@@ -14,6 +14,7 @@ from mmgen.cli import main
 from mmgen.conditioning.attributes import State, Together, Toward
 from mmgen.conditioning.gradient import PPLM
 from mmgen.conditioning.language_model import load_language_model
+from mmgen.conditioning.ranking import text_log_prob
 from mmgen.conditioning.reweighting import Fudge
 from mmgen.data.batch import Batch
 from mmgen.data.vector import VectorProcessor
@@ -169,6 +170,9 @@ def runs(tmp_path_factory):
     model.save_pretrained(folder / "aligned")
     with torch.no_grad():
         model.table.weight.add_(torch.randn_like(model.table.weight))
+    whole = tiny_aligned(sentences="tiny")
+    whole.remember([Batch({"image": pictures})])
+    whole.save_pretrained(folder / "whole")
     head = Classifier("hidden", "vector", [32], 2, {"hidden": [], "dim": 8}, ["negative", "positive"])
     head.processors["hidden"] = VectorProcessor([0.0] * 32, [1.0] * 32)
     head.save_pretrained(folder / "attribute")
@@ -194,11 +198,47 @@ def test_a_picture_is_compared_with_those_that_are_remembered(runs):
     torch.testing.assert_close(made.log_prob(State(ids, None)), scores.log_softmax(-1)[:, 0])
 
 
+@torch.no_grad()
+def test_whole_texts_are_compared_by_the_sentence_embedder(runs):
+    made, space = toward(str(runs / "red.png"), str(runs / "whole"), MODEL, TOKENIZER, whole=True), load(runs / "whole")
+    ids = TOKENIZER(["a dog", "two "], padding=True, return_tensors="pt", padding_side="right").input_ids
+    scores = space.scale * space.points(["a dog", "two "], "sentence") @ made.points.T
+    torch.testing.assert_close(made.log_prob(State(ids, None)), scores.log_softmax(-1)[:, 0])
+    likely, _ = text_log_prob(MODEL, ids, ids != TOKENIZER.pad_token_id, 2, made)  # asked once, of all of each text
+    torch.testing.assert_close(likely, made.log_prob(State(ids, None)))
+    torch.testing.assert_close(made.points[0], space.points([runs / "red.png"], "image")[0])
+    with pytest.raises(UserError, match="attribute: got one of whole texts, expected one of the next token"):
+        steer(MODEL, TOKENIZER, ["hello"], PPLM(made), length=2)
+    with pytest.raises(UserError, match="got no sentence embedder, expected one, for whole texts; train one with"):
+        toward(str(runs / "red.png"), str(runs / "aligned"), MODEL, TOKENIZER, whole=True)
+
+
+def test_a_whole_text_is_steered_and_ranked(runs):
+    made = toward(str(runs / "red.png"), str(runs / "whole"), MODEL, TOKENIZER, whole=True)
+    rows = steer(MODEL, TOKENIZER, ["hello", "so"], Fudge(made, strength=30.0, top=20), n=4, length=8)
+    unsteered, steered = ([r["attribute"] for r in rows if r["arm"] == arm] for arm in ("unsteered", "steered"))
+    assert sum(steered) > sum(unsteered)
+    plain = Toward(lambda e, m: F.normalize(torch.ones(len(e), 3), dim=1), TABLE, torch.eye(3)[0], torch.eye(3)[1:], 1.0)
+    one, best = (
+        steer(MODEL, TOKENIZER, ["hello"], PPLM(plain), ranked=made, length=6, candidates=n)[1]["attribute"] for n in (1, 6)
+    )
+    assert best > one  # of which the first is one
+
+
 def test_with_a_bag(runs):
     both = Together(
         [(bag("space", MODEL, TOKENIZER), 1.0), (toward(str(runs / "red.png"), str(runs / "aligned"), MODEL, TOKENIZER), 1.0)]
     )
     assert both.horizon is None and both.log_prob(State(torch.tensor([[70]]), torch.randn(1, 259).log_softmax(-1))).isfinite()
+
+
+@pytest.mark.parametrize("method", ["pplm", "fudge"])
+def test_command_by_whole_texts(runs, capsys, method):
+    arguments = ["--prompt", "hello", "--toward", str(runs / "red.png"), "--aligned", str(runs / "whole"), "--length", "4"]
+    assert main(["steer", "tiny", *arguments, "--bag", "space", "--whole", "--method", method, "--candidates", "2"]) == 0
+    assert capsys.readouterr().out.count("steered (log p(attribute) ") == 2
+    assert main(["steer", "tiny", "--prompt", "hello", "--bag", "space", "--whole"]) == 2
+    assert "--whole: got no --toward, expected a picture or a sound to compare with" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("more", [["--method", "fudge"], ["--bag", "space", "--length", "3"], ["--dtype", "bf16"]])

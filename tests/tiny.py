@@ -276,10 +276,10 @@ def tiny_mirror_gan() -> MirrorGAN:
     return model
 
 
-def tiny_aligned() -> Aligned:
+def tiny_aligned(sentences: str = "") -> Aligned:
     """One with a trained encoder of pictures."""
     encoder = {"encoder": "test_convnext", "weights": None, "trained_encoder": True, "size": 32, "colours": 2}
-    return Aligned("tiny", "fp32", **encoder, dim=4, width=8, text_width=8)
+    return Aligned("tiny", "fp32", **encoder, dim=4, width=8, text_width=8, sentences=sentences)
 
 
 def tiny_multimodal_vae() -> MultimodalVAE:

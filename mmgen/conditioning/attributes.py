@@ -36,7 +36,8 @@ class Attribute(Protocol):
     """Something to steer toward.
 
     One that can tell from the tokens alone, `State.log_p` being None, has besides ``from_text = True``: `Fudge` then asks it
-    about each next token without a pass through the language model.
+    about each next token without a pass through the language model. One that tells of whole texts alone has ``whole = True``
+    too: where texts are ranked it is asked once, about all of each.
     """
 
     #: how many expected tokens it looks ahead; None: it does not read hidden states at all
@@ -216,13 +217,8 @@ class Toward:
         unread: Sequence[int] = (),
         start: int = 0,
     ) -> None:
-        if target.ndim != 1 or others.ndim != 2 or others.shape[1:] != target.shape or not len(others):
-            got, fix = f"{tuple(target.shape)} and {tuple(others.shape)}", "embed one picture, and some to compare it with"
-            raise UserError("target and others", got=got, expected="(s,) and (m, s), m at least 1", fix=fix)
-        if not 0 < scale < float("inf"):
-            raise UserError("scale", got=scale, expected="a finite number above 0", fix="take that of the encoder")
-        self.embed, self.table, self.scale = embed, table.detach(), scale
-        self.points = torch.cat([target[None], others]).detach()  # (1 + m, s)
+        self.embed, self.table = embed, table.detach()
+        self.points, self.scale = _points(target, others, scale), scale
         self.window, self.start = check_at_least("window", window, 0), check_at_least("start", start, 0)
         self.likeliest = check_at_least("likeliest", likeliest, 0)
         self._unread = torch.tensor([*unread], dtype=torch.long, device=table.device)
@@ -251,6 +247,61 @@ class Toward:
     def _named(self, embeddings: Tensor, read: Tensor) -> Tensor:
         """log p(a | embeddings (b, t, d)), (b,)."""
         return F.log_softmax(self.scale * self.embed(embeddings, read) @ self.points.T, -1)[:, 0]
+
+
+class TowardByText:
+    """That a whole text names a picture, or a sound: ``p(a | x) = softmax_j(scale v(x) . u_j)`` at the target, j = 0.
+
+    v reads the text itself, as a sentence embedder with a tokenizer of its own does. No gradient goes through it: it serves
+    `mmgen.conditioning.reweighting.Fudge`, and the ranking of texts.
+
+    Args:
+        embed: n texts -> points (n, s) of length 1.
+        decode: token ids (b, t) -> b texts without padding, as ``batch_decode`` of a tokenizer with
+            ``skip_special_tokens=True``.
+        target, others, scale: as `Toward` has them.
+
+    Raises:
+        UserError: as `Toward`; in use, a method that asks about what is not written yet.
+
+    >>> embed = lambda texts: torch.eye(2)[[len(text) % 2 for text in texts]]
+    >>> toward = TowardByText(embed, lambda ids: ["a"] * len(ids), torch.eye(2)[1], torch.eye(2)[:1], scale=5.0)
+    >>> toward.log_prob(State(torch.zeros(1, 3, dtype=torch.long), None)).exp().item() > 0.99
+    True
+    """
+
+    horizon = None
+    from_text = True
+    whole = True
+
+    def __init__(
+        self,
+        embed: Callable[[Sequence[str]], Tensor],
+        decode: Callable[[Tensor], list[str]],
+        target: Tensor,
+        others: Tensor,
+        scale: float,
+    ) -> None:
+        self.embed, self.decode = embed, decode
+        self.points, self.scale = _points(target, others, scale), scale
+
+    def log_prob(self, state: State) -> Tensor:
+        """(b,), at most 0."""
+        if state.log_p is not None:
+            fix = "steer by Fudge without other attributes, or rank texts by it"
+            raise UserError("attribute", got="one of whole texts", expected="one of the next token", fix=fix)
+        points = self.embed(self.decode(state.ids)).to(self.points)  # (b, s)
+        return F.log_softmax(self.scale * points @ self.points.T, -1)[:, 0]
+
+
+def _points(target: Tensor, others: Tensor, scale: float) -> Tensor:
+    """(1 + m, s), the target (s,) first."""
+    if target.ndim != 1 or others.ndim != 2 or others.shape[1:] != target.shape or not len(others):
+        got, fix = f"{tuple(target.shape)} and {tuple(others.shape)}", "embed one picture, and some to compare it with"
+        raise UserError("target and others", got=got, expected="(s,) and (m, s), m at least 1", fix=fix)
+    if not 0 < scale < float("inf"):
+        raise UserError("scale", got=scale, expected="a finite number above 0", fix="take that of the encoder")
+    return torch.cat([target[None], others]).detach()
 
 
 @dataclass(frozen=True)

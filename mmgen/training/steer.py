@@ -3,6 +3,7 @@
 import typing
 from collections.abc import Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from mmgen.conditioning.attributes import Attribute, BagOfWords, Discriminator, Toward
+from mmgen.conditioning.attributes import Attribute, BagOfWords, Discriminator, Toward, TowardByText
 from mmgen.conditioning.gradient import PPLM
 from mmgen.conditioning.language_model import check_text, context_length
 from mmgen.conditioning.ranking import OwnNoise, text_log_prob
@@ -138,16 +139,20 @@ def experts(name: str, run: str, model: PreTrainedModel) -> dict[str, Any]:
     return {"experts": found.logits, "target": found.class_names.index(name)}
 
 
-def toward(file: str, run: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Toward:
+def toward(
+    file: str, run: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, whole: bool = False
+) -> Toward | TowardByText:
     """A picture, or a sound, as the shared space in ``run`` compares texts with it.
 
     Args:
         file: a picture or a sound, whichever the space holds.
         run: of the recipe ``aligned``; the pictures that it remembers are what the text should not name.
         model, tokenizer: of the language model whose embeddings the space was trained on.
+        whole: whole texts, by the sentence embedder of the space, and not the next words.
 
     Raises:
-        UserError: no such file, or one of another kind; another model; one for another language model.
+        UserError: no such file, or one of another kind; another model; one for another language model, or without a sentence
+            embedder.
     """
     space = load(run)
     if not isinstance(space, Aligned):
@@ -161,6 +166,12 @@ def toward(file: str, run: str, model: PreTrainedModel, tokenizer: PreTrainedTok
     value = space.processors[space.modality](file).to(model.device)
     target = space.encode(Batch({space.modality: value[None]}))[space.modality][0]  # (s,)
     others = space.references[space.references @ target < SAME]
+    if whole:
+        if "sentence" not in space.towers:
+            fix = "train one with `mmgen train aligned --config sentences`"
+            raise UserError(f"aligned {run}", got="no sentence embedder", expected="one, for whole texts", fix=fix)
+        read, decode = partial(space.points, modality="sentence"), partial(tokenizer.batch_decode, skip_special_tokens=True)
+        return TowardByText(read, decode, target, others, space.scale.item())
     words = torch.cat([space.word_features(rows) for rows in table.detach().split(4096)])  # (v, w), once for all texts
     unread = tokenizer.all_special_ids  # such as padding
     return Toward(space.encode_features, words, target, others, space.scale.item(), unread=unread)
@@ -194,6 +205,7 @@ def steer(
     prompts: Sequence[str],
     method: PPLM | Fudge | GeDi,
     threshold: float = 0.0,
+    ranked: Attribute | None = None,
     **writing: Any,
 ) -> list[dict[str, Any]]:
     """Continue prompts with and without steering, drawn by the same random numbers.
@@ -203,6 +215,7 @@ def steer(
         prompts: one or more.
         method: the attribute and how to steer toward it.
         threshold: see `best`.
+        ranked: the attribute by which `best` chooses; None: that of the method.
         writing: ``n``, ``candidates``, ``length``, ``seed``, ``temperature``, ``top_k``, ``top_p`` and ``traced`` of `write`.
 
     Returns:
@@ -213,7 +226,7 @@ def steer(
         UserError: what `write` refuses.
     """
     check_threshold(threshold)
-    arms = [write(model, tokenizer, prompts, method.attribute, m, **writing) for m in (None, method)]
+    arms = [write(model, tokenizer, prompts, ranked or method.attribute, m, **writing) for m in (None, method)]
     return [{"arm": arm, **best(rivals, threshold)} for both in zip(*arms) for arm, rivals in zip(ARMS, both)]
 
 

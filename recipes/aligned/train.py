@@ -100,22 +100,33 @@ class Pairs(Sequence):
         if data.side:
             self.inputs = Reduced(self.inputs, data.side)
         self.pairs: list[tuple[int, Tensor]] = []
+        said: list[str] = []
         for i, texts in enumerate(rows[data.text]):
+            texts = [texts] if isinstance(texts, str) else texts
             try:
-                self.pairs += [(i, model.tokens(text)) for text in ([texts] if isinstance(texts, str) else texts)]
+                self.pairs += [(i, model.tokens(text)) for text in texts]
+                said += texts
             except UserError as error:
                 raise UserError.from_line(f"{data.card}: {split}: row {i}: {error}") from error
         self.features: Tensor | None = None
         if not model.trained_encoder:
             side = [str(data.side)] if data.side else []
             self.features = model.all_features(self.inputs, [rows._fingerprint, data.input, *side])
+        self.sentences: Tensor | None = None
+        if "sentence" in model.towers:
+            model.to(PartialState().device)
+            self.sentences = model.embed(said).cpu()  # (p, e)
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         item, ids = self.pairs[index]
-        return {**self.given(item), "text": ids}
+        return {**self.given(item), "text": ids} | self.said(index)
+
+    def said(self, index: int) -> dict[str, Tensor]:
+        """What the sentence embedder makes of the text of one pair, where there is one."""
+        return {} if self.sentences is None else {"sentence": self.sentences[index]}
 
     def given(self, item: int) -> dict[str, Tensor]:
         """The picture or sound of one item of the card."""
@@ -129,7 +140,7 @@ class Pairs(Sequence):
 
     def texts(self) -> Iterator[Batch]:
         """All texts without their items."""
-        texts = [{"text": ids} for _, ids in self.pairs]
+        texts = [{"text": ids} | self.said(i) for i, (_, ids) in enumerate(self.pairs)]
         return (collate(texts[at : at + AT_ONCE], ["text"]) for at in range(0, len(texts), AT_ONCE))
 
     def plain(self) -> Tensor:
@@ -168,12 +179,14 @@ def train(config: Config, run: Path, resume: bool) -> None:
 
 
 @torch.no_grad()
-def points(model: Aligned, data: Pairs) -> tuple[Tensor, Tensor]:
-    """The points of all items (n, s) and of all texts (p, s) in the shared space."""
-    device = model.feature_mean.device
-    x = [model.encode(batch.to(device))[model.modality] for batch in data.batches(range(len(data.inputs)))]
-    text = [model.encode(batch.to(device))["text"] for batch in data.texts()]
-    return torch.cat(x).cpu(), torch.cat(text).cpu()
+def points(model: Aligned, data: Pairs) -> dict[str, Tensor]:
+    """The points of all items (n, s), and by each of the model's other towers those of all texts (p, s)."""
+    device, found = model.feature_mean.device, {tower: [] for tower in model.towers}
+    for batches in (data.batches(range(len(data.inputs))), data.texts()):
+        for batch in batches:
+            for tower, some in model.encode(batch.to(device)).items():
+                found[tower].append(some.cpu())
+    return {tower: torch.cat(parts) for tower, parts in found.items()}
 
 
 @torch.no_grad()
@@ -221,13 +234,19 @@ def recalls(scores: Tensor, right: Tensor, end: str = "") -> dict[str, float]:
 
 
 def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
-    """Recall at 1, 5 and 10 of the model, of ridge regression (``_ridge``) and of chance (``_chance``)."""
+    """Recall at 1, 5 and 10 of the model, of ridge regression (``_ridge``) and of chance (``_chance``).
+
+    ``_sentence`` is of texts as the sentence embedder reads them, where the model has one.
+    """
     model = load(run).to(PartialState().device)
     data, train_data = Pairs(model, config.data, split), Pairs(model, config.data, "train")
-    x, text = points(model, data)
+    found = points(model, data)
+    x = found[model.modality]
     items = torch.tensor([i for i, _ in data.pairs])  # (p,)
     right = torch.arange(len(x))[:, None] == items  # (n, p)
-    figures = recalls(x @ text.T, right)
+    figures = recalls(x @ found["text"].T, right)
+    if "sentence" in found:
+        figures |= recalls(x @ found["sentence"].T, right, "_sentence")
     of = torch.tensor([i for i, _ in train_data.pairs])[:, None]
     words = mean_words(model, train_data)  # (p, d)
     each = torch.zeros(len(train_data.inputs), words.shape[1]).scatter_add_(0, of.expand_as(words), words)
@@ -243,7 +262,10 @@ def report(run: Path, config: Config) -> None:
     for split, figures in read_json(run / "metrics.json").items():
         lines += ["", f"## {split}", "", "| | R@1 | R@5 | R@10 |", "| --- | ---: | ---: | ---: |"]
         for what, way in {"item": f"text to {config.model.modality}", "text": f"{config.model.modality} to text"}.items():
-            for name, end in (("", ""), (", ridge", "_ridge"), (", chance", "_chance")):
+            ends = {"": "", "_sentence": ", by the sentence embedder", "_ridge": ", ridge", "_chance": ", chance"}
+            for end, name in ends.items():
+                if f"{what}_r1{end}" not in figures:
+                    continue
                 shown = " | ".join(f"{figures[f'{what}_r{k}{end}']:.3f}" for k in (1, 5, 10))
                 lines.append(f"| {way}{name} | {shown} |")
     (run / "README.md").write_text("\n".join([*lines, ""]))
