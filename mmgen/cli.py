@@ -313,6 +313,9 @@ def _steer(options: argparse.Namespace) -> None:
         raise UserError("--bag, --attribute or --toward", got="none", expected="at least one", fix="add --bag space")
     if options.whole and not options.toward:
         raise UserError("--whole", got="no --toward", expected="a picture or a sound to compare with", fix="add --toward FILE")
+    for file in options.toward:  # before anything is loaded
+        if not Path(file).is_file():
+            raise UserError(file, got="no such file", expected="a picture or a sound", fix="check the path")
     asked = {f"--{kind} {name}": name for kind in ("bag", "attribute", "toward") for name in getattr(options, kind)}
     if options.method == "gedi" and (len(asked) > 1 or not options.attribute):
         fix = "take --method pplm or fudge"

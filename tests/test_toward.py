@@ -265,6 +265,11 @@ def test_a_mistake_is_one_line(runs, capsys, file, run, message):
     assert len(error) == 1 and message in error[0]
 
 
+def test_a_missing_picture_is_told_before_anything_is_loaded(capsys):
+    assert main(["steer", "no-such-model", "--prompt", "a", "--toward", "none.png"]) == 2
+    assert "none.png: got no such file, expected a picture or a sound; check the path" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("other", ["values", "shape"])
 def test_a_space_of_another_language_model(runs, other):
     model, tokenizer = load_language_model("tiny", "fp32")
