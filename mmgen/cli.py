@@ -327,15 +327,16 @@ def _steer(options: argparse.Namespace) -> None:
         *(steer.bag(name, model, tokenizer) for name in dict.fromkeys(options.bag)),
         *(steer.attribute(name, options.head, model) for name in dict.fromkeys(options.attribute)),
     ]
-    by_words, by_texts = (
-        [steer.toward(file, options.aligned, model, tokenizer, whole) for file in dict.fromkeys(options.toward) if wanted]
-        for whole, wanted in ((False, not (options.whole and options.method == "fudge")), (True, options.whole))
-    )
+    ways = (options.whole and options.method == "fudge", options.whole)  # is it by whole texts that it steers, and ranks?
+    toward = {
+        whole: [steer.toward(file, options.aligned, model, tokenizer, whole) for file in dict.fromkeys(options.toward)]
+        for whole in set(ways)
+    }
     for name, part in zip(dict.fromkeys(options.bag), named):
         whole = sum(tokens == 1 for tokens in part.tokens.values())
         print(f"bag {name}: {len(part.tokens)} words, {whole} of one token")
-    steering, ranking = ([*named, *toward] for toward in (by_words or by_texts, by_texts or by_words))
-    attribute, ranked = (p[0] if len(p) == 1 else Together([(part, 1.0) for part in p]) for p in (steering, ranking))
+    parts = ([*named, *toward[whole]] for whole in ways)
+    attribute, ranked = (p[0] if len(p) == 1 else Together([(part, 1.0) for part in p]) for p in parts)
     if options.method == "gedi":
         own |= steer.experts(options.attribute[0], options.head, model)
     method = steer.METHODS[options.method](attribute, **own)
