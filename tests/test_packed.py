@@ -1,4 +1,4 @@
-"""Packed linear layers: the same products and gradients, on frozen float32 weights alone, only while they are asked for."""
+"""Packed linear layers: the same products and gradients, on frozen weights alone, only while they are asked for."""
 
 import pytest
 import torch
@@ -10,6 +10,8 @@ from mmgen.conditioning.language_model import load_language_model
 from mmgen.modalities.frozen import freeze
 from mmgen.modalities.packed import packed
 
+arithmetic = torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported()
+bfloat16 = pytest.mark.skipif(not arithmetic, reason="a processor that does not compute in bfloat16")
 mkl = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="torch without MKL")
 
 
@@ -17,7 +19,7 @@ def products(run) -> int:
     """How many packed products ``run`` takes."""
     with torch.profiler.profile() as seen:
         run()
-    return sum(event.count for event in seen.key_averages() if event.key == "mkl::_mkl_linear")
+    return sum(event.count for event in seen.key_averages() if event.key in ("mkl::_mkl_linear", "mkldnn::_linear_pointwise"))
 
 
 @given(rows=st.lists(st.sampled_from([1, 2, 3, 4, 8, 64, 70]), min_size=1, max_size=8), bias=st.booleans(), deep=st.booleans())
@@ -32,6 +34,31 @@ def test_products_and_gradients_are_the_layers_own(rows, bias, deep):
             (gradient,) = torch.autograd.grad((y * weights).sum(), x)
             torch.testing.assert_close(y.detach(), nn.functional.linear(x, layer.weight, layer.bias).detach())
             torch.testing.assert_close(gradient, weights @ layer.weight)
+
+
+@bfloat16
+@given(rows=st.lists(st.sampled_from([1, 2, 5, 64, 300]), min_size=1, max_size=4), bias=st.booleans(), deep=st.booleans())
+def test_in_bfloat16_too_for_any_number_of_rows(rows, bias, deep):
+    layer = nn.Linear(40, 24, bias=bias).requires_grad_(False).to(torch.bfloat16)
+    with packed(layer):
+        for n in rows:
+            x = torch.randn((n, 1, 40) if deep else (n, 40), dtype=torch.bfloat16, requires_grad=True)
+            outputs = []
+            assert products(lambda x=x, outputs=outputs: outputs.append(layer(x))) == 1
+            weights = torch.randn_like(outputs[0])
+            (gradient,) = torch.autograd.grad((outputs[0] * weights).sum(), x)
+            torch.testing.assert_close(outputs[0].detach(), nn.functional.linear(x, layer.weight, layer.bias).detach())
+            torch.testing.assert_close(gradient, weights @ layer.weight)
+        assert layer(torch.zeros(0, 40, dtype=torch.bfloat16)).shape == (0, 24)
+
+
+@bfloat16
+def test_a_bfloat16_layer_refuses_other_inputs_as_ever():
+    layer = nn.Linear(4, 3).requires_grad_(False).to(torch.bfloat16)
+    with packed(layer):
+        for x in (torch.zeros(3, 4), torch.zeros(3, 5, dtype=torch.bfloat16)):
+            with pytest.raises(RuntimeError):
+                layer(x)
 
 
 def test_a_gradient_that_comes_after_another_product():
@@ -54,7 +81,7 @@ def test_from_the_second_time_on_it_is_packed_and_other_row_counts_begin_anew():
 
 @mkl
 def test_trained_other_dtypes_and_autocast_are_left_alone():
-    trained, bias, half = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4).to(torch.bfloat16).requires_grad_(False)
+    trained, bias, half = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4).to(torch.float16).requires_grad_(False)
     bias.weight.requires_grad_(False)
     with packed(nn.Sequential(trained, bias, half)):
         assert not any("forward" in vars(layer) for layer in (trained, bias, half))
