@@ -18,8 +18,8 @@ def packed(module: nn.Module) -> Iterator[None]:
 
     A matrix is laid out anew for every product, which for a few rows takes longer than the product. Here it is done once and
     forgotten at the end. Until then the weights take twice the memory, three times if gradients go through, and must not be
-    changed. MKL packs float32 for one number of rows, 3 to 64, as soon as a layer is given it twice; oneDNN packs bfloat16, where
-    the processor computes in it, for any. Does nothing where torch was built without them.
+    changed. MKL packs float32 for one number of rows, 3 to 64, as soon as a layer is given it twice; oneDNN packs bfloat16 for
+    any, where the processor computes in it. Does nothing where torch was built without them.
 
     Args:
         module: whose layers; they give the same (..., m) of (..., n), to rounding. All others are left alone.
