@@ -135,7 +135,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--method", default="pplm", help=text)
     command.add_argument("--n", type=int, default=1, help="texts for each prompt")
-    command.add_argument("--candidates", type=int, default=1, help="texts that are written for each that is kept")
+    text = "texts that are written for each that is kept, unsteered too: the likeliest by what is steered toward (default: 1)"
+    command.add_argument("--candidates", type=int, default=1, help=text)
     command.add_argument("--length", type=int, default=50, help="tokens of a text")
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--dtype", default="fp32", help="bf16, fp16 or fp32, of the language model")
@@ -181,7 +182,12 @@ _CHAT = (
     "example, `forget` drops them, `quit` ends; any other line, and all that end in ?, are questions. In TEXT, \\n is a "
     "line's end."
 )
-_STEERING = "Options of the method (see PPLM, Fudge and GeDi) and of the sampling can follow, such as step_size=0.05 window=5."
+_STEERING = (
+    "Options can follow, such as step_size=0.05 window=5. Of pplm, with their defaults: iterations=3 step_size=0.02 gamma=1.5 "
+    "kl_scale=0.01 fusion=0.9 window=0 decay=false running_norm=true; a class or a picture takes larger steps, such as "
+    "step_size=0.1 gamma=1.0 window=5. Of fudge: strength=1.0 top=20. Of gedi: strength=2.0 top=20. Of the sampling: "
+    "temperature=1.0 top_k=10 top_p=1.0, and threshold=0.0, the mean of dist-1, -2 and -3 that the kept candidate must have."
+)
 _OPTIONS = "Options of the model can follow as key=value, for example beams=3."
 
 

@@ -1,5 +1,7 @@
 """PPLM: its steps against the algorithm written out, batches against single texts, and its place in `generate`."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from test_language_model import DECODERS
@@ -237,6 +239,12 @@ def test_mistakes(models):
     ids = TOKENIZER(["hello"], return_tensors="pt").input_ids
     with torch.inference_mode(), pytest.raises(UserError, match=r"inference_mode: got on, expected off.*no_grad"):
         model.generate(ids, custom_generate=PPLM(bag), max_new_tokens=2, pad_token_id=0)
+    fixed = SimpleNamespace(horizon=None, log_prob=lambda state: torch.zeros(len(state.ids)))
+    with pytest.raises(UserError, match="attribute: got no gradient, expected one in the language model's states"):
+        model.generate(ids, custom_generate=PPLM(fixed), max_new_tokens=2, pad_token_id=0)
+    for what in (BagOfWords, SimpleNamespace(log_prob=len)):
+        with pytest.raises(UserError, match=r"attribute: got .*, expected one with log_prob and horizon"):
+            PPLM(what)
     with torch.no_grad():
         model.lm_head.weight[5] = float("nan")
     with pytest.raises(UserError, match="logits: got NaN"):

@@ -61,6 +61,25 @@ def test_a_bfloat16_layer_refuses_other_inputs_as_ever():
                 layer(x)
 
 
+@bfloat16
+@pytest.mark.parametrize("bias", [torch.randn(48)[::2], torch.randn(1).expand(24)], ids=["strided", "expanded"])
+def test_a_bias_that_does_not_lie_dense_in_memory(bias):
+    layer = nn.Linear(40, 24).requires_grad_(False).to(torch.bfloat16)
+    layer.bias = nn.Parameter(bias.to(torch.bfloat16), requires_grad=False)
+    x = torch.randn(2, 40, dtype=torch.bfloat16)
+    own = layer(x)
+    with packed(layer):
+        torch.testing.assert_close(layer(x), own)
+
+
+def test_layers_without_outputs_and_of_two_dtypes_are_left_alone():
+    mixed, empty = nn.Linear(4, 3).requires_grad_(False).to(torch.bfloat16), nn.Linear(4, 0).requires_grad_(False)
+    mixed.bias = nn.Parameter(torch.zeros(3), requires_grad=False)
+    with packed(nn.Sequential(mixed, empty)):
+        assert not any("forward" in vars(layer) for layer in (mixed, empty))
+
+
+@mkl
 def test_a_gradient_that_comes_after_another_product():
     layer = nn.Linear(5, 4).requires_grad_(False)
     with packed(layer):

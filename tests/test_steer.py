@@ -276,7 +276,7 @@ def test_command_by_experts(expert_runs, capsys):
 def test_experts_that_cannot_be(expert_runs):
     with pytest.raises(UserError, match="attribute: got positiv, expected a known name; did you mean 'positive'"):
         experts("positiv", str(expert_runs), MODEL)
-    with pytest.raises(UserError, match="got a classifier, expected a language model of each class"):
+    with pytest.raises(UserError, match="got the model classifier, expected a language model of each class"):
         experts("positive", str(expert_runs / "model"), MODEL)
     wide = LlamaForCausalLM(LlamaConfig(vocab_size=259, hidden_size=48, num_hidden_layers=1, num_attention_heads=2))
     with pytest.raises(UserError, match="of 32 numbers and 259 tokens, expected experts of this language model, of 48"):
@@ -288,7 +288,7 @@ def test_experts_that_cannot_be(expert_runs):
     [
         ("positiv", "good", "attribute: got positiv, expected a known name; did you mean 'positive'?"),
         ("positive", "wide", "got hidden states of 48 numbers, expected 32, as this language model has"),
-        ("positive", "other", "got a classifier, expected a classifier of hidden states"),
+        ("positive", "other", "got the model classifier, expected a classifier of hidden states"),
         ("positive", "none", "got no such folder"),
     ],
 )

@@ -10,6 +10,8 @@ from transformers import (
     DynamicCache,
     GPT2Config,
     GPT2LMHeadModel,
+    MambaConfig,
+    MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     OPTConfig,
@@ -127,6 +129,9 @@ def test_what_cannot_be_steered(method):
     short = MistralForCausalLM(MistralConfig(vocab_size=len(TOKENIZER), num_key_value_heads=1, sliding_window=6, **SIZES))
     with pytest.raises(UserError, match=r"length: got \d+ tokens, expected at most 6, the sliding window"):
         run(steered, short.eval(), max_new_tokens=9)
+    mamba = MambaForCausalLM(MambaConfig(vocab_size=len(TOKENIZER), hidden_size=32, state_size=4, num_hidden_layers=1))
+    with pytest.raises(UserError, match=r"language model: got a mamba model with a .*, expected self-attention in every layer"):
+        run(steered, mamba.eval())
     t5 = T5ForConditionalGeneration(T5Config(vocab_size=99, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2))
     with pytest.raises(UserError, match="language model: got an encoder and a decoder"):
         run(steered, t5.eval(), decoder_start_token_id=0)

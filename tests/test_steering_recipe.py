@@ -97,6 +97,8 @@ def test_texts_that_are_there_are_not_written_again(tmp_path, monkeypatch):
         ("topic.methods={gedi: {}}", "topic.methods: got gedi, expected a known name"),
         ("threshold=2.0", "threshold: got 2.0, expected 0 to 1"),
         ("sentiment.methods={gedi: {strenth: 2}}", "option: got strenth, expected a known name; did you mean 'strength'?"),
+        ("sentiment.methods={gedi: {strength: -2.0}}", "strength: got -2.0, expected a number >= 0"),
+        ("topic.methods={pplm: {step_size: -1.0}}", "step_size: got -1.0, expected a number >= 0"),
         ("sentiment.prompts={validation: []}", "prompts of sentiment.prompts.validation: got 0"),
         ("sentiment.samples=0", "sentiment.samples: got 0"),
     ],

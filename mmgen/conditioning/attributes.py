@@ -87,8 +87,8 @@ class BagOfWords:
             raise UserError("bag", got="no words", expected="at least one", fix="name a topic, or a file with a word a line")
         pieces = {}
         for word, weight in weights.items():
-            if not 0 < weight < float("inf"):
-                raise UserError(f"weight of {word!r}", got=weight, expected="a number above 0", fix="leave the word out")
+            if not isinstance(weight, (int, float)) or not 0 < weight < float("inf"):
+                raise UserError(f"weight of {word!r}", got=repr(weight), expected="a number above 0", fix="leave the word out")
             before, ids = (tokenizer(text, add_special_tokens=False).input_ids for text in ("a", f"a {word}"))
             pieces[word] = ids = ids[len(before) :] if ids[: len(before)] == before else []
             if not ids or tokenizer.unk_token_id in ids or len(ids) > LONGEST:
@@ -345,9 +345,9 @@ def check_attribute(attribute: Any) -> None:
     Raises:
         UserError: it cannot.
     """
-    if not hasattr(attribute, "log_prob"):
+    if isinstance(attribute, type) or not all(hasattr(attribute, name) for name in ("log_prob", "horizon")):
         fix = "give a BagOfWords or a Discriminator"
-        raise UserError("attribute", got=repr(attribute), expected="one with log_prob", fix=fix)
+        raise UserError("attribute", got=repr(attribute), expected="one with log_prob and horizon", fix=fix)
 
 
 def parts_of(attribute: Attribute) -> list[tuple[Attribute, float]]:

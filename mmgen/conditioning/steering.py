@@ -9,7 +9,7 @@ from transformers import DynamicCache, GenerationConfig, LogitsProcessor, Logits
 from transformers.generation.configuration_utils import GenerationMode
 
 from mmgen.conditioning.attributes import Attribute, State, check_attribute
-from mmgen.conditioning.language_model import CACHE
+from mmgen.conditioning.language_model import CACHE, check_self_attention
 from mmgen.conditioning.prefix import positions
 from mmgen.errors import UserError
 from mmgen.modalities.packed import packed
@@ -71,7 +71,7 @@ class Steered(LogitsProcessor):
         if steered is None:
             return scores
         if steered.isnan().any():
-            fix = "take smaller steps, or check the attribute"
+            fix = "take a smaller step_size or strength, or check the attribute"
             raise UserError("steered logits", got="NaN", expected="numbers", fix=fix)
         return steered + scores.float().logsumexp(-1, keepdim=True)  # on the scale of the logits, as penalties want them
 
@@ -112,7 +112,8 @@ def sample(
 
     Raises:
         UserError: the prompt has no token, or `generate` was asked for what cannot be steered: another mode than sampling or
-            the likeliest token, another cache than one that grows, a text beyond a sliding window.
+            the likeliest token, another cache than one that grows, layers that are no self-attention, a text beyond a sliding
+            window.
     """
     prompt = kwargs.get("inputs_embeds")
     cache = kwargs.get(CACHE)
@@ -126,6 +127,7 @@ def sample(
     if model.config.is_encoder_decoder or type(cache) is not DynamicCache:
         got = "an encoder and a decoder" if model.config.is_encoder_decoder else f"the cache {type(cache).__name__}"
         raise UserError("language model", got=got, expected="a decoder with a DynamicCache", fix="leave cache options out")
+    check_self_attention(model.config)
     if cache.get_seq_length() and settings.attribute.horizon is not None:
         fix = "give the whole prompt, or steer by a bag of words"
         raise UserError("cache", got=f"{cache.get_seq_length()} positions", expected="none", fix=fix)

@@ -22,7 +22,8 @@ def packed(module: nn.Module) -> Iterator[None]:
     any, where the processor computes in it. Does nothing where torch was built without them.
 
     Args:
-        module: whose layers; they give the same (..., m) of (..., n), to rounding. All others are left alone.
+        module: whose layers; they give the same (..., m) of (..., n), to rounding, and the same first derivatives. All others
+            are left alone.
 
     >>> layer = nn.Linear(4, 3).requires_grad_(False)
     >>> with packed(layer):
@@ -42,16 +43,16 @@ def packed(module: nn.Module) -> Iterator[None]:
 
 
 def _packable(layer: nn.Linear) -> bool:
-    free = any(parameter.requires_grad for parameter in layer.parameters())
-    kind = KINDS.get(layer.weight.dtype) if layer.weight.device.type == "cpu" and not free else None
-    return kind is not None and kind.available()
+    weight, kind = layer.weight, KINDS.get(layer.weight.dtype)
+    frozen = all(not parameter.requires_grad and parameter.dtype == weight.dtype for parameter in layer.parameters())
+    return kind is not None and kind.available() and frozen and weight.device.type == "cpu" and weight.numel() > 0
 
 
 class _Packed:
     """A layer's product; subclasses say for which rows it is packed, and how."""
 
     def __init__(self, layer: nn.Linear) -> None:
-        self.weight, self.bias = layer.weight.detach(), layer.bias
+        self.weight, self.bias = layer.weight.detach(), None if layer.bias is None else layer.bias.contiguous()
         self.matrices: dict[bool, Tensor] = {}  # packed, of the product forward (False) and of that of the gradient (True)
 
     def __call__(self, x: Tensor) -> Tensor:

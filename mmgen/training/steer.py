@@ -97,7 +97,7 @@ def attribute(name: str, run: str, model: PreTrainedModel) -> Discriminator:
     head = load(run)
     if not isinstance(head, Classifier) or head.inputs != ("hidden",):
         fix = "train one with `mmgen train attribute`"
-        raise UserError(run, got=f"a {head.name}", expected="a classifier of hidden states", fix=fix)
+        raise UserError(run, got=f"the model {head.name}", expected="a classifier of hidden states", fix=fix)
     standard, width = head.processors["hidden"], model.config.get_text_config().hidden_size
     if standard.shape != (width,):
         got, fix = f"hidden states of {standard.shape[0]} numbers", "train one for this language model"
@@ -127,7 +127,7 @@ def experts(name: str, run: str, model: PreTrainedModel) -> dict[str, Any]:
     found = load(stage if stage.is_dir() else run)
     if not isinstance(found, ClassLanguageModel):
         fix = "train them with `mmgen train attribute`"
-        raise UserError(run, got=f"a {found.name}", expected="a language model of each class", fix=fix)
+        raise UserError(run, got=f"the model {found.name}", expected="a language model of each class", fix=fix)
     theirs, own = (lm.get_output_embeddings().weight.to(model.device).float() for lm in (found.language_model, model))
     if theirs.shape != own.shape or not torch.allclose(theirs, own, rtol=0.01, atol=1e-3):
         got = f"those of another one, of {theirs.shape[1]} numbers and {len(theirs)} tokens"
@@ -157,7 +157,7 @@ def toward(
     space = load(run)
     if not isinstance(space, Aligned):
         expected, fix = "a shared space of texts and pictures or sounds", "train one with `mmgen train aligned`"
-        raise UserError(run, got=f"a {space.name}", expected=expected, fix=fix)
+        raise UserError(run, got=f"the model {space.name}", expected=expected, fix=fix)
     table, known = model.get_input_embeddings().weight, space.table.weight.to(model.device)
     if table.shape != known.shape or not torch.allclose(table.float(), known.float(), rtol=0.01, atol=1e-3):
         got, expected = "a shared space for another language model's tokens", f"one for {len(table)} of width {table.shape[1]}"
@@ -185,7 +185,7 @@ def settings(options: Sequence[str], method: str) -> tuple[dict[str, Any], dict[
         method: a key of `METHODS`.
 
     Raises:
-        UserError: an unknown one, or one of another type.
+        UserError: an unknown one, one of another type or, of the method, out of its range.
 
     >>> settings(["step_size=0.05", "top_k=0"], "pplm")
     ({'step_size': 0.05}, {'top_k': 0})
@@ -196,7 +196,10 @@ def settings(options: Sequence[str], method: str) -> tuple[dict[str, Any], dict[
         check_one_of("option", name, [*own, *SAMPLING])
     types = typing.get_type_hints(kind) | typing.get_type_hints(steer) | typing.get_type_hints(write)
     check_types(values, types, f"{kind.__name__}, steer and write")
-    return {k: v for k, v in values.items() if k in own}, {k: v for k, v in values.items() if k in SAMPLING}
+    of_method = {k: v for k, v in values.items() if k in own}
+    given = {"experts": len, "target": 0} if method == "gedi" else {}
+    kind(Discriminator(len, 0), **of_method, **given)  # tells a value out of its range before anything is loaded
+    return of_method, {k: v for k, v in values.items() if k in SAMPLING}
 
 
 def steer(
