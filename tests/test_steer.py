@@ -2,6 +2,8 @@
 
 import json
 import math
+from dataclasses import fields
+from inspect import signature
 
 import pytest
 import torch
@@ -20,7 +22,7 @@ from mmgen.metrics.diversity import distinct
 from mmgen.models.base import load
 from mmgen.models.class_language_model import ClassLanguageModel
 from mmgen.models.classifier import Classifier
-from mmgen.training.steer import _words, attribute, bag, best, experts, steer
+from mmgen.training.steer import GIVEN, METHODS, SAMPLING, _words, attribute, bag, best, experts, steer, write
 
 MODEL, TOKENIZER = load_language_model("tiny", "fp32")
 LETTERS = BagOfWords(MODEL, TOKENIZER, ["z", "q"])
@@ -130,6 +132,16 @@ def test_command(capsys, tmp_path):
     shown = capsys.readouterr().out
     assert shown.count("unsteered (log p(attribute) ") == 4 and shown.count("perplexity") == 8
     assert f"bag {tmp_path / 'my.txt'}: 2 words, 0 of one token\nbag space: 72 words, 0 of one token" in shown  # bytes
+
+
+def test_the_help_tells_every_option_and_its_default(capsys):
+    with pytest.raises(SystemExit):
+        main(["steer", "--help"])
+    told = " ".join(capsys.readouterr().out.split())  # however the lines are broken
+    settings = [(f.name, f.default) for kind in METHODS.values() for f in fields(kind) if f.name not in GIVEN]
+    of_sampling = {**signature(write).parameters, **signature(steer).parameters}
+    for name, default in settings + [(name, of_sampling[name].default) for name in SAMPLING]:
+        assert f"{name}={str(default).lower()}" in told
 
 
 def test_command_by_a_look_ahead(capsys):
