@@ -91,6 +91,8 @@ def test_mistakes():
         Discriminator(torch.nn.Linear(4, 2), 0, horizon=-1)
     with pytest.raises(UserError, match=r"attribute head: got one for 7 numbers, expected 4, as this language model has"):
         Discriminator(torch.nn.Linear(7, 2), 0).log_prob(State(None, None, torch.zeros(1, 4)))
+    with pytest.raises(UserError, match="weight of 'cat': got '2', expected a number above 0"):
+        BagOfWords(TINY, BYTES, {"cat": "2"})
     with pytest.raises(UserError, match="bag: got 3, expected words"):
         BagOfWords(TINY, BYTES, ["cat", 3])
     with pytest.raises(UserError, match="attributes: got 0"):

@@ -52,6 +52,13 @@ def test_in_bfloat16_too_for_any_number_of_rows(rows, bias, deep):
         assert layer(torch.zeros(0, 40, dtype=torch.bfloat16)).shape == (0, 24)
 
 
+def test_bfloat16_that_the_processor_does_not_compute_in_is_left_alone(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    layer = nn.Linear(4, 3).requires_grad_(False).to(torch.bfloat16)
+    with packed(layer):
+        assert "forward" not in vars(layer)
+
+
 @bfloat16
 def test_a_bfloat16_layer_refuses_other_inputs_as_ever():
     layer = nn.Linear(4, 3).requires_grad_(False).to(torch.bfloat16)

@@ -255,7 +255,11 @@ def test_command(runs, capsys, tmp_path, more):
         ("none.png", "aligned", "none.png: got no such file"),
         ("text.png", "aligned", "text.png: got a file that begins with b'no picture'"),
         ("red.png", "none", "got no such folder"),
-        ("red.png", "attribute", "got the model classifier, expected a shared space of texts and pictures or sounds"),
+        (
+            "red.png",
+            "attribute",
+            "got the model classifier, expected a shared space of texts and pictures or sounds; train one",
+        ),
     ],
 )
 def test_a_mistake_is_one_line(runs, capsys, file, run, message):

@@ -121,6 +121,9 @@ def check_text(text: str) -> str:
 def check_self_attention(config: PretrainedConfig) -> list[Any]:
     """The layers of a cache for a language model, all of them of self-attention.
 
+    Args:
+        config: of the language model.
+
     Raises:
         UserError: another kind is among them, such as a state space.
     """

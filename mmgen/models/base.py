@@ -309,7 +309,6 @@ def load(place: str | Path, **overrides: Any) -> Model:
     elif len(folder.parts) == 2 and not str(place).startswith((".", "/", "~", "runs/")):
         folder = download(str(place))
     else:
-        recipe = folder.name if folder.parts[:-1] == ("runs",) else "RECIPE"  # where `mmgen train` puts it
-        fix = f"train one with `mmgen train {recipe}`, see `mmgen list`"
+        fix = "train one with `mmgen train RECIPE`, see `mmgen list`"
         raise UserError(str(place), got="no such folder", expected="a run folder or a Hub name", fix=fix)
     return model_class(read_config(folder)["model"]).from_pretrained(folder, **overrides)
