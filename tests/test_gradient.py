@@ -1,5 +1,6 @@
 """PPLM: its steps against the algorithm written out, batches against single texts, and its place in `generate`."""
 
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -224,6 +225,38 @@ def test_bfloat16_and_a_prompt_of_one_token(models):
     model = load_language_model("tiny", "bf16")[0]
     made = write(model, ["a"], Together([(BagOfWords(TINY, TOKENIZER, ["z"]), 1.0), (Discriminator(head(), 0), 1.0)]))
     assert made.shape == (1, 6)
+
+
+@pytest.mark.parametrize("kind", ["llama", *DECODERS])
+def test_bfloat16_attends_in_float32(models, kind, monkeypatch):
+    """On a CPU, and only where texts are steered; the scores are those of attention written out in float32 throughout."""
+    model, bag = copy.deepcopy(models[kind]).bfloat16(), BagOfWords(TINY, TOKENIZER, ["z"])
+    exact, seen, plain = copy.deepcopy(model).float(), [], gradient.sdpa_attention_forward
+    exact.set_attn_implementation("eager")
+
+    def noted(module, query, keys, values, mask, **kwargs):
+        seen.append((query.dtype, keys.dtype, values.dtype))
+        return plain(module, query, keys, values, mask, **kwargs)
+
+    monkeypatch.setattr(gradient, "sdpa_attention_forward", noted)
+    ids = TOKENIZER(["hello there", "a"], return_tensors="pt", padding=True, padding_side="left")
+    options = {"max_new_tokens": 2, "min_new_tokens": 2, "pad_token_id": 0, "do_sample": False}
+    scores = [
+        m.generate(**ids, custom_generate=PPLM(bag), output_scores=True, return_dict_in_generate=True, **options).scores[0]
+        for m in (model, exact)
+    ]
+    torch.testing.assert_close(*(s.float().log_softmax(-1) for s in scores), atol=0.05, rtol=0.02)
+    assert len(seen) == 2 * 2 * (3 + 1)  # layers, tokens, passes; none of `generate` itself, none of the second model
+    assert set(seen) == {(torch.float32,) * 3}
+    assert model.config._attn_implementation == "sdpa" and exact.config._attn_implementation == "eager"
+
+    def broken(*arguments, **kwargs):
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(gradient, "sdpa_attention_forward", broken)
+    with pytest.raises(RuntimeError, match="broken"):
+        model.generate(**ids, custom_generate=PPLM(bag), **options)
+    assert model.config._attn_implementation == "sdpa"
 
 
 def test_mistakes(models):

@@ -1,13 +1,17 @@
 """PPLM: a frozen language model steered by the gradient of an attribute with respect to its own past."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.linalg import vector_norm
-from transformers import DynamicCache, LogitsProcessorList, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, LogitsProcessorList, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from mmgen.conditioning.attributes import Attribute, State
 from mmgen.conditioning.language_model import CACHE
@@ -175,13 +179,43 @@ class _Moved(Steered):
             return self.model.get_input_embeddings()(input_ids[:, -1:])
 
     def _run(self, past: Past, embeddings: Tensor, mask: Tensor) -> _Said:
-        cache, dtype = DynamicCache(), self.model.dtype
-        for i, (keys, values) in enumerate(past):
-            cache.update(keys[:, :, :0].to(dtype), values[:, :, :0].to(dtype), i)  # given more, it would copy them
-            cache.layers[i].keys, cache.layers[i].values = keys.to(dtype), values.to(dtype)
-        output = self.model(
-            inputs_embeds=embeddings, use_cache=True, **{CACHE: cache}, output_hidden_states=True,
-            **self.newest(mask),
-        )  # fmt: skip
+        cache = DynamicCache()
+        with _attention_to(self.model) as dtype:
+            for i, (keys, values) in enumerate(past):
+                cache.update(keys[:, :, :0].to(dtype), values[:, :, :0].to(dtype), i)  # given more, it would copy them
+                cache.layers[i].keys, cache.layers[i].values = keys.to(dtype), values.to(dtype)
+            output = self.model(
+                inputs_embeds=embeddings, use_cache=True, **{CACHE: cache}, output_hidden_states=True,
+                **self.newest(mask),
+            )  # fmt: skip
         log_p = output.logits[:, -1].float().log_softmax(-1)
         return _Said(log_p, output.hidden_states[-1][:, -1].float(), [(layer.keys, layer.values) for layer in cache.layers])
+
+
+@contextmanager
+def _attention_to(model: PreTrainedModel) -> Iterator[torch.dtype]:
+    """Yield the type of keys and values that ``model`` attends to within it: float32, if it is on a CPU.
+
+    Of 16 bits, attention to a hundred tokens takes several times as long there, most of it for the gradient.
+    """
+    config = model.get_decoder().config
+    if model.device.type != "cpu" or config._attn_implementation != "sdpa" or not model._supports_attention_backend:
+        yield model.dtype
+        return
+    config._attn_implementation = _FLOAT
+    try:
+        yield torch.float32
+    finally:
+        config._attn_implementation = "sdpa"
+
+
+def _in_float32(
+    module: torch.nn.Module, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, **kwargs: Any
+) -> Any:
+    output, weights = sdpa_attention_forward(module, query.float(), keys.float(), values.float(), mask, **kwargs)
+    return output.to(query.dtype), weights
+
+
+_FLOAT = "mmgen_sdpa_float32"  # as transformers knows it
+AttentionInterface.register(_FLOAT, _in_float32)
+AttentionMaskInterface.register(_FLOAT, sdpa_mask)
