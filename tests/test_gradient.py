@@ -6,7 +6,22 @@ from types import SimpleNamespace
 import pytest
 import torch
 from test_language_model import DECODERS
-from transformers import DynamicCache, LogitsProcessorList, StopStringCriteria, TextIteratorStreamer
+from transformers import (
+    DogeConfig,
+    DogeForCausalLM,
+    DynamicCache,
+    FalconConfig,
+    FalconForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LogitsProcessorList,
+    MiniCPM3Config,
+    MiniCPM3ForCausalLM,
+    ModernBertDecoderConfig,
+    ModernBertDecoderForCausalLM,
+    StopStringCriteria,
+    TextIteratorStreamer,
+)
 
 from mmgen.conditioning import gradient
 from mmgen.conditioning.attributes import BagOfWords, Discriminator, State, Together
@@ -257,6 +272,42 @@ def test_bfloat16_attends_in_float32(models, kind, monkeypatch):
     with pytest.raises(RuntimeError, match="broken"):
         model.generate(**ids, custom_generate=PPLM(bag), **options)
     assert model.config._attn_implementation == "sdpa"
+
+
+SMALL = {
+    "vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4,
+    "intermediate_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "max_position_embeddings": 64,
+}  # fmt: skip
+LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8, "head_dim": 8}
+OTHERS = {  # and whether their attention is torch's own, called as transformers calls it
+    "eager": (lambda: LlamaForCausalLM(LlamaConfig(**SMALL, attn_implementation="eager")), False),
+    "falcon": (lambda: FalconForCausalLM(FalconConfig(**SMALL)), False),
+    "latent": (lambda: MiniCPM3ForCausalLM(MiniCPM3Config(**SMALL, **LATENT)), True),  # multiplies what it cached
+    "doge": (lambda: DogeForCausalLM(DogeConfig(**SMALL)), True),  # a mask of 16-bit numbers, by keyword
+    "modernbert": (  # its decoder has no config
+        lambda: ModernBertDecoderForCausalLM(ModernBertDecoderConfig(**SMALL, cls_token_id=1, sep_token_id=2)),
+        True,
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("kind", OTHERS)
+def test_attention_of_other_kinds(kind, dtype, monkeypatch):
+    build, expected = OTHERS[kind]
+    torch.manual_seed(0)
+    model, seen, plain = build().eval().to(dtype), [], gradient.sdpa_attention_forward
+    exact = copy.deepcopy(model).float()
+    monkeypatch.setattr(gradient, "sdpa_attention_forward", lambda *a, **k: seen.append(1) or plain(*a, **k))
+    options = {"max_new_tokens": 2, "min_new_tokens": 2, "pad_token_id": 0, "do_sample": False}
+    ids, mask = torch.tensor([[0, 5, 6, 7], [8, 9, 10, 11]]), torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]])
+    scores = [
+        m.generate(ids, attention_mask=mask, custom_generate=PPLM(Likes()), output_scores=True, return_dict_in_generate=True,
+                   **options).scores[0].float().log_softmax(-1)
+        for m in (model, exact)
+    ]  # fmt: skip
+    torch.testing.assert_close(*scores, atol=0.05, rtol=0.02)
+    assert bool(seen) == (expected and dtype == torch.bfloat16)
 
 
 def test_mistakes(models):

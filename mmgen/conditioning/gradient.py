@@ -179,11 +179,11 @@ class _Moved(Steered):
             return self.model.get_input_embeddings()(input_ids[:, -1:])
 
     def _run(self, past: Past, embeddings: Tensor, mask: Tensor) -> _Said:
-        cache = DynamicCache()
-        with _attention_to(self.model) as dtype:
-            for i, (keys, values) in enumerate(past):
-                cache.update(keys[:, :, :0].to(dtype), values[:, :, :0].to(dtype), i)  # given more, it would copy them
-                cache.layers[i].keys, cache.layers[i].values = keys.to(dtype), values.to(dtype)
+        cache, dtype = DynamicCache(), self.model.dtype
+        for i, (keys, values) in enumerate(past):
+            cache.update(keys[:, :, :0].to(dtype), values[:, :, :0].to(dtype), i)  # given more, it would copy them
+            cache.layers[i].keys, cache.layers[i].values = keys.to(dtype), values.to(dtype)
+        with _attention_in_float32(self.model):
             output = self.model(
                 inputs_embeds=embeddings, use_cache=True, **{CACHE: cache}, output_hidden_states=True,
                 **self.newest(mask),
@@ -193,27 +193,30 @@ class _Moved(Steered):
 
 
 @contextmanager
-def _attention_to(model: PreTrainedModel) -> Iterator[torch.dtype]:
-    """Yield the type of keys and values that ``model`` attends to within it: float32, if it is on a CPU.
+def _attention_in_float32(model: PreTrainedModel) -> Iterator[None]:
+    """Within it, attention of 16 bits on a CPU is done in float32, where it is torch's own that transformers calls.
 
-    Of 16 bits, attention to a hundred tokens takes several times as long there, most of it for the gradient.
+    In 16 bits, that to a hundred tokens and its gradient take as long as all the rest of a pass.
     """
-    config = model.get_decoder().config
-    if model.device.type != "cpu" or config._attn_implementation != "sdpa" or not model._supports_attention_backend:
-        yield model.dtype
+    config = model.config.get_text_config(decoder=True)
+    torchs_own = config._attn_implementation == "sdpa" and model._supports_attention_backend
+    if model.device.type != "cpu" or model.dtype.itemsize != 2 or not torchs_own:
+        yield
         return
     config._attn_implementation = _FLOAT
     try:
-        yield torch.float32
+        yield
     finally:
         config._attn_implementation = "sdpa"
 
 
 def _in_float32(
-    module: torch.nn.Module, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, **kwargs: Any
-) -> Any:
-    output, weights = sdpa_attention_forward(module, query.float(), keys.float(), values.float(), mask, **kwargs)
-    return output.to(query.dtype), weights
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    if attention_mask is not None and attention_mask.is_floating_point():
+        attention_mask = attention_mask.float()
+    output, _ = sdpa_attention_forward(module, query.float(), key.float(), value.float(), attention_mask, **kwargs)
+    return output.to(query.dtype), None
 
 
 _FLOAT = "mmgen_sdpa_float32"  # as transformers knows it
