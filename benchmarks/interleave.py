@@ -50,7 +50,7 @@ def peak_bytes(run: Callable[[], object]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(trace))
-        events = json.loads(trace.read_text())["traceEvents"]
+        events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
     return max(event["args"]["Total Allocated"] for event in events if event["name"] == "[memory]")
 
 
@@ -65,10 +65,10 @@ def report(benchmark: str, figures: dict[str, float], seconds: dict[str, list[fl
     for name, value in figures.items():
         print(f"{name:24} {value:.4f}")
     if options.json:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+        options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     if options.csv:
         new = not options.csv.is_file()
-        with options.csv.open("a", newline="") as file:
+        with options.csv.open("a", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
             if new:
                 writer.writerow(
@@ -82,5 +82,9 @@ def report(benchmark: str, figures: dict[str, float], seconds: dict[str, list[fl
 
 def _machine() -> str:
     cpuinfo = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+    names = [
+        line.split(":")[1].strip()
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines()
+        if line.startswith("model name")
+    ]
     return names[0] if names else platform.processor() or platform.machine()

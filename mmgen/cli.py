@@ -425,7 +425,7 @@ def _write_json(file: Path | None, value: Any) -> None:
     if file is None:
         return
     try:
-        file.write_text(json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+        file.write_text(json.dumps(_finite(value), indent=2, allow_nan=False) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(str(file), got=str(error), expected="a file that can be written", fix="choose another") from error
 

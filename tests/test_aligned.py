@@ -57,7 +57,7 @@ def test_whole_texts_are_read_by_a_sentence_embedder_too(tmp_path):
     assert not any(p.requires_grad for p in model.embedder.parameters())
     model.save_pretrained(tmp_path / "model")
     torch.testing.assert_close(load(tmp_path / "model").points(texts, "sentence"), found["sentence"])
-    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    config = json.loads((tmp_path / "model" / "config.json").read_text(encoding="utf-8"))
     assert not any(name.startswith("embedder.") for name in load_file(tmp_path / "model" / "model.safetensors"))
     assert config["sentences"] == "tiny"
 

@@ -62,4 +62,4 @@ def test_a_sentence_embedder_is_trained_and_judged_beside_the_tokens(tmp_path):
     train(RECIPE, config, tmp_path / "run")
     figures = evaluate(RECIPE, config, tmp_path / "run", "test")
     assert 0 <= figures["item_r1_sentence"] <= figures["item_r10_sentence"] <= 1
-    assert "by the sentence embedder" in (tmp_path / "run" / "README.md").read_text()
+    assert "by the sentence embedder" in (tmp_path / "run" / "README.md").read_text(encoding="utf-8")

@@ -112,7 +112,7 @@ def test_command(here, capsys, tmp_path):
     shots = [word for shot in SHOTS for word in ("--shot", *shot)]
     arguments = ["ask", "model", "--image", "green.png", "--question", "what?", *shots, "--answers", "red, no"]
     assert main([*arguments, "--json", str(tmp_path / "f.json")]) == 0
-    (made,) = json.loads((tmp_path / "f.json").read_text())
+    (made,) = json.loads((tmp_path / "f.json").read_text(encoding="utf-8"))
     assert capsys.readouterr().out == f"{made['answer']}\n"
     assert list(made["scores"].values()) == pytest.approx(
         expected(loaded("model"), "green.png", "what?", ["red", "no"]), abs=1e-4
@@ -126,7 +126,7 @@ def test_format_and_induction_of_the_command(here, capsys, tmp_path):
     shown = ["--format", r"{image}\n{question} {answer}.", "--induction", r"Say.\n"]
     arguments = ["ask", "model", "--image", "red.png", "--question", "what?", "--answers", "a,b", *shown]
     assert main([*arguments, "--json", str(tmp_path / "f.json")]) == 0
-    (made,) = json.loads((tmp_path / "f.json").read_text())
+    (made,) = json.loads((tmp_path / "f.json").read_text(encoding="utf-8"))
     format = Format("{image}\n{question} {answer}.", "Say.\n")
     assert ask(loaded("model"), ["what?"], ["red.png"], format=format, answers=["a", "b"])[0] == made
 

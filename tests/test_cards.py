@@ -85,7 +85,7 @@ def front(**changes):
 def write(tmp_path, toy):
     def write(**changes):
         path = tmp_path / "toy.md"
-        path.write_text(f"---\n{yaml.safe_dump(front(**changes), sort_keys=False)}---\n# Toy\nMade here.\n")
+        path.write_text(f"---\n{yaml.safe_dump(front(**changes), sort_keys=False)}---\n# Toy\nMade here.\n", encoding="utf-8")
         return path
 
     return write
@@ -102,7 +102,7 @@ def test_the_cards():
 def test_every_card_is_in_order(name):
     assert check_card(name, data=False) == []
     card = read_card(name)
-    text = (cards.cards_folder() / f"{name}.md").read_text()
+    text = (cards.cards_folder() / f"{name}.md").read_text(encoding="utf-8")
     hub = huggingface_hub.DatasetCard(text).data
     assert hub.pretty_name == card.pretty_name and hub.license and hub.language and hub.task_categories and hub.size_categories
     for heading in ("Where the data come from", "Licence", "Not for", "Who is under-represented", "Splits"):
@@ -131,7 +131,7 @@ def test_unknown_name_and_missing_file(tmp_path):
     ],
 )
 def test_broken_front_matter(tmp_path, text, words):
-    (tmp_path / "bad.md").write_text(text)
+    (tmp_path / "bad.md").write_text(text, encoding="utf-8")
     with pytest.raises(UserError) as error:
         read_card(tmp_path / "bad.md")
     message = str(error.value)
@@ -296,7 +296,7 @@ def test_a_link_out_of_the_data_folder(write, tmp_path):
     (tmp_path / "data" / "link").symlink_to("/etc")
     with pytest.raises(UserError, match=r"link.*inside"):
         open_card(write(sources=[{"path": "link", "reader": "table"}]), "train", data_folder=tmp_path / "data")
-    (tmp_path / "secret.csv").write_text("text,label\na,1\n")
+    (tmp_path / "secret.csv").write_text("text,label\na,1\n", encoding="utf-8")
     (tmp_path / "data" / "own").mkdir()
     (tmp_path / "data" / "own" / "train.csv").symlink_to(tmp_path / "secret.csv")
     with pytest.raises(UserError, match=r"train.csv.*inside"):
@@ -341,7 +341,7 @@ def test_changed_data_are_read_again(write, tmp_path):
     table = tmp_path / "data" / "train.csv"
     path = write(sources=[{"path": ".", "reader": "table", "rename": {"text": "sentence"}}])
     for rows in (["a,1"], ["a,1", "b,2"]):
-        table.write_text("\n".join(["sentence,label", *rows]) + "\n")
+        table.write_text("\n".join(["sentence,label", *rows]) + "\n", encoding="utf-8")
         assert len(open_card(path, "train", data_folder=tmp_path / "data")) == len(rows)
 
 
@@ -351,7 +351,7 @@ def test_a_changed_reader_or_table_is_read_again(write, toy, tmp_path, monkeypat
     (tmp_path / "sources").mkdir()
     path = write()
     for text in ("a", "a", "b"):
-        (tmp_path / "sources" / name).write_text(text)
+        (tmp_path / "sources" / name).write_text(text, encoding="utf-8")
         open_card(path, "train")
     assert len(toy.calls) == 2
 
@@ -415,7 +415,7 @@ def test_memory_mapped(write, toy):
 
 
 def test_a_cache_that_cannot_be_written(write, tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
     monkeypatch.setenv("MMGEN_CACHE", str(tmp_path / "file"))
     with pytest.raises(UserError, match=r"file.*MMGEN_CACHE"):
         open_card(write(), "train")
@@ -478,7 +478,7 @@ def test_check_decodes_pictures(write, toy):
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_what_fails_while_it_is_filled_leaves_nothing(tmp_path, error):
     with pytest.raises(error), cards.filled_whole(tmp_path / "cache" / "whole") as partial:
-        (partial / "half").write_text("")
+        (partial / "half").write_text("", encoding="utf-8")
         raise error
     assert list((tmp_path / "cache").iterdir()) == []
 

@@ -88,7 +88,7 @@ def test_two_mistakes_are_two_lines(capsys):
 
 
 def test_a_run_folder_below_a_file(capsys, tmp_path):
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     error = fails(capsys, "train", "judge", "--config", "smoke", "--out", tmp_path / "file" / "run")
     assert "Not a directory" in error and "choose another --out" in error
 
@@ -103,7 +103,7 @@ def test_generate(capsys, saved, picture):
 def test_generate_writes_json(capsys, saved, picture, tmp_path):
     arguments = ["generate", saved, "--to", "label", "--image", picture, "--image", picture, "--json", tmp_path / "f.json"]
     assert main([str(a) for a in arguments]) == 0
-    assert len(json.loads((tmp_path / "f.json").read_text())) == 2
+    assert len(json.loads((tmp_path / "f.json").read_text(encoding="utf-8"))) == 2
 
 
 @pytest.mark.parametrize("command", ["generate", "evaluate"])
@@ -138,7 +138,7 @@ def test_generate_mistakes(capsys, saved, picture, arguments, message):
 
 
 def test_a_picture_that_is_text(capsys, saved, tmp_path):
-    (tmp_path / "b.png").write_text("hello")
+    (tmp_path / "b.png").write_text("hello", encoding="utf-8")
     error = fails(capsys, "generate", saved, "--to", "label", "--image", tmp_path / "b.png")
     assert "b.png" in error
 
@@ -178,4 +178,4 @@ def test_load_returns_the_same_model(saved):
 def test_json_has_null_for_what_is_no_number(tmp_path):
     file = tmp_path / "f.json"
     _write_json(file, [{"a": -math.inf, "b": (math.nan, 1.5), "c": "NaN", "d": True}])
-    assert json.loads(file.read_text()) == [{"a": None, "b": [None, 1.5], "c": "NaN", "d": True}]
+    assert json.loads(file.read_text(encoding="utf-8")) == [{"a": None, "b": [None, 1.5], "c": "NaN", "d": True}]

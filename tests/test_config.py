@@ -106,13 +106,13 @@ def test_the_resolved_config_reads_back(tmp_path):
     config = build_config(Config, {"fit": {"steps": 5}, "data": {"options": {"a": 1}}})
     write_config(config, tmp_path / "config.yaml")
     assert build_config(Config, read_yaml(tmp_path / "config.yaml")) == config
-    assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == to_dict(config)
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text(encoding="utf-8")) == to_dict(config)
 
 
 @pytest.mark.parametrize("text", ["a: [", "- 1", "\x00"])
 def test_a_yaml_file_that_is_none(tmp_path, text):
     file = tmp_path / "bad.yaml"
-    file.write_text(text)
+    file.write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=r"bad\.yaml"):
         read_yaml(file)
 

@@ -414,7 +414,7 @@ def test_a_saved_editor_edits_alike(editor, tmp_path):
     before.save(tmp_path)
     texts = ["the soup was bad", "Rude room!"]
     assert MarkerEditor.load(tmp_path).restyle(texts, "good") == before.restyle(texts, "good")
-    (tmp_path / "editor.json").write_text(json.dumps({"methods": "copy"}))
+    (tmp_path / "editor.json").write_text(json.dumps({"methods": "copy"}), encoding="utf-8")
     with pytest.raises(UserError, match=r"editor\.json.*methods"):
         MarkerEditor.load(tmp_path)
     with pytest.raises(UserError, match=r"nowhere.*save it again"):

@@ -13,6 +13,8 @@ ROOT = Path(__file__).parent.parent
 ROOMS = ["errors", "distributions", "data", "modalities", "latents", "conditioning", "models", "training", "cli", "recipes"]
 BESIDE = {("modalities", "latents"), ("latents", "modalities"), ("cli", "recipes"), ("recipes", "cli")}
 
+OPENS_NO_TEXT = ("Image.", "os.", "PIL.", "tarfile.", "zipfile.", "soundfile.")
+
 
 def modules() -> list[Path]:
     return [f for folder in ("mmgen", "recipes") for f in sorted((ROOT / folder).rglob("*.py"))]
@@ -25,7 +27,7 @@ def room(file: Path) -> str:
 
 def imported_rooms(file: Path) -> set[str]:
     names = set()
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module} if node.module != "mmgen" else {f"mmgen.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Import):
@@ -52,7 +54,7 @@ def test_every_package_is_listed():
     listed = set(config["options"]["packages"].split())
     found = {".".join(f.parent.relative_to(ROOT).parts) for f in (ROOT / "mmgen").rglob("__init__.py")}
     assert listed == found | {"mmgen.recipes", "mmgen.data_cards"}
-    assert "==" not in (ROOT / "setup.cfg").read_text()
+    assert "==" not in (ROOT / "setup.cfg").read_text(encoding="utf-8")
 
 
 def test_every_recipe_has_its_files():
@@ -66,14 +68,31 @@ def test_every_recipe_has_its_files():
 def test_no_drawers_and_no_files_of_two_ideas():
     for file in modules():
         assert file.stem not in ("utils", "util", "helpers", "common", "misc"), file
-        assert len(file.read_text().splitlines()) <= 500, file
+        assert len(file.read_text(encoding="utf-8").splitlines()) <= 500, file
 
 
 def test_only_the_command_line_prints():
     for file in modules():
-        calls = [n for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.Call)]
+        calls = [n for n in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(n, ast.Call)]
         printing = [n for n in calls if isinstance(n.func, ast.Name) and n.func.id == "print"]
         assert not printing or file.name == "cli.py", file
+
+
+def test_text_files_are_read_and_written_as_utf8():
+    folders = [ROOT / name for name in ("mmgen", "recipes", "benchmarks", "tests")]
+    for file in (f for folder in folders for f in folder.rglob("*.py")):
+        for call in (n for n in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(n, ast.Call)):
+            name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+            said = {keyword.arg for keyword in call.keywords} & {"encoding", None}
+            if name in ("read_text", "write_text"):  # ruff's PLW1514 sees these only where it knows the type
+                assert said, f"{file}:{call.lineno}: {name} without encoding"
+            elif (
+                name == "open"
+                and isinstance(call.func, ast.Attribute)
+                and not ast.unparse(call.func).startswith(OPENS_NO_TEXT)
+            ):
+                modes = [a.value for a in call.args if isinstance(a, ast.Constant)] or ["r"]
+                assert said or "b" in str(modes[0]), f"{file}:{call.lineno}: open without encoding"
 
 
 @pytest.mark.parametrize("code", ["import mmgen", "import mmgen.cli; mmgen.cli._parser()"])

@@ -237,7 +237,7 @@ dist.destroy_process_group()
 
 
 def test_two_processes_keep_the_codes_of_one(tmp_path):
-    (tmp_path / "run.py").write_text(RUN)
+    (tmp_path / "run.py").write_text(RUN, encoding="utf-8")
     one = quantizer(codes=4, decay=0.5)
     z = vectors(3, 2, 10, 2)  # (steps, b, t, d): an item to the first process, a few vectors of the other to the second
     torch.save(one.state_dict(), tmp_path / "start.pt")

@@ -77,7 +77,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def log(folder: Path, name: str = "loss") -> list[float]:
-    return [json.loads(line)[name] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line)[name] for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -319,7 +319,7 @@ def shard(accelerator, model, optimizer):
 
 def launch(folder: Path, batch_size: int, steps: int, kind: str) -> None:
     script = folder.parent / "run.py"
-    script.write_text(RUN.format(tests=str(Path(__file__).parent)))
+    script.write_text(RUN.format(tests=str(Path(__file__).parent)), encoding="utf-8")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     command += [str(folder), str(batch_size), str(steps), kind]
@@ -332,7 +332,7 @@ def test_two_processes_equal_one_and_resume(tmp_path, kind):
     config = settings(batch_size=16, log_every=1, schedule="constant", ema=0.5)
     fit(make(), rows(), config, tmp_path / "one")
     launch(tmp_path / "two", 8, 12, kind)
-    assert (tmp_path / "two" / "sharded").read_text() == str(kind == "sharded")
+    assert (tmp_path / "two" / "sharded").read_text(encoding="utf-8") == str(kind == "sharded")
     torch.testing.assert_close(log(tmp_path / "one"), log(tmp_path / "two"), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(weights(tmp_path / "one"), weights(tmp_path / "two"), rtol=1e-5, atol=1e-6)
     assert len(list((tmp_path / "two" / "checkpoints" / "step_00000012").glob("random_*.json"))) == 2

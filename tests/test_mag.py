@@ -291,7 +291,7 @@ def test_an_installed_package(tmp_path, monkeypatch):
     model, tokenizer = load_text_encoder("tiny")
     for part in (model, tokenizer):
         part.save_pretrained(tmp_path / "a_package" / "model")
-    (tmp_path / "a_package" / "__init__.py").write_text("raise RuntimeError('imported')")
+    (tmp_path / "a_package" / "__init__.py").write_text("raise RuntimeError('imported')", encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setitem(text_encoder.ENCODERS, "a-package", ("a_package", "model", "pip install a-package"))
     found, _ = load_text_encoder("a-package")

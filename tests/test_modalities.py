@@ -197,5 +197,7 @@ def test_imports_point_one_way():
     folder = Path(image_module.__file__).parents[1]
     for room, below in rooms.items():
         for file in [folder / f"{room}.py"] if room == "distributions" else (folder / room).glob("*.py"):
-            modules = [n.module for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.ImportFrom)]
+            modules = [
+                n.module for n in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(n, ast.ImportFrom)
+            ]
             assert {m.split(".")[1] for m in modules if m.startswith("mmgen.")} <= below, file

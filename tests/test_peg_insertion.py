@@ -688,9 +688,9 @@ def test_the_command(made, tmp_path, capsys):
     )
     line = capsys.readouterr().out
     assert "2 episodes, 100 observations," in line and "% in contact" in line and "observations/s" in line
-    figures = json.loads((tmp_path / "f.json").read_text())
+    figures = json.loads((tmp_path / "f.json").read_text(encoding="utf-8"))
     assert figures["observations"] == 100 and figures["observations_per_s"] > 1
-    settings = json.loads((tmp_path / "out" / SETTINGS_FILE).read_text())
+    settings = json.loads((tmp_path / "out" / SETTINGS_FILE).read_text(encoding="utf-8"))
     assert settings["shapes"] == ["square", "triangle"] and settings["disturbance"] == "push"
     assert cli.main([*command, "--seed", "9"]) == 2
     assert "got seed 9, expected seed 0" in capsys.readouterr().err

@@ -16,7 +16,7 @@ READMES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "recipe
 
 
 def blocks(file: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", file.read_text(), re.M | re.S)
+    return re.findall(rf"^```{language}\n(.*?)^```", file.read_text(encoding="utf-8"), re.M | re.S)
 
 
 def commands(file: Path) -> list[list[str]]:
@@ -29,9 +29,9 @@ MMGEN = [words[1:] for file in READMES for words in commands(file) if words[0] =
 
 @pytest.mark.parametrize("words", MMGEN, ids=" ".join)
 def test_command_is_one_that_runs(words, tmp_path, monkeypatch):
-    card = (ROOT / "data_cards" / "digits.md").read_text()
-    (tmp_path / "my.md").write_text(card.replace(" image: {", " photo: {").replace(" label: {", " kind: {"))
-    (tmp_path / "my.csv").write_text("text,label\nfine,a\npoor,b\n")
+    card = (ROOT / "data_cards" / "digits.md").read_text(encoding="utf-8")
+    (tmp_path / "my.md").write_text(card.replace(" image: {", " photo: {").replace(" label: {", " kind: {"), encoding="utf-8")
+    (tmp_path / "my.csv").write_text("text,label\nfine,a\npoor,b\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     words = words[: words.index("<")] if "<" in words else words  # what the shell reads
     options, rest = cli._parser().parse_known_args(words)
@@ -62,7 +62,7 @@ def test_scripts_that_are_named_exist():
                 if word.startswith("recipes/"):
                     assert (ROOT / word).is_file(), f"{file.name}: {word}"
             if words[0] == "make":
-                assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.M)
+                assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
 
 
 WITH_SNIPPETS = [file for file in READMES if blocks(file, "python")]
@@ -86,6 +86,6 @@ def test_python_snippets_run(file, tmp_path, monkeypatch, capsys):
 
 def test_links_lead_somewhere():
     for file in READMES:
-        prose = re.sub(r"^```.*?^```", "", file.read_text(), flags=re.M | re.S)
+        prose = re.sub(r"^```.*?^```", "", file.read_text(encoding="utf-8"), flags=re.M | re.S)
         for link in re.findall(r"\]\(([^)#]+)\)", prose):
             assert link.startswith("http") or (file.parent / link).exists(), f"{file.name}: {link}"

@@ -33,9 +33,9 @@ def test_smoke_trains_and_is_evaluated(smoke, tmp_path):
     name, run = smoke
     done = here("evaluate", run, "--split", load_recipe(name).splits[0], "--json", tmp_path / "figures.json")
     assert done.returncode == 0, done.stderr[-3000:]
-    figures = json.loads((tmp_path / "figures.json").read_text())
+    figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
     assert figures and all(isinstance(value, int | float) for value in figures.values())
-    assert json.loads((run / "metrics.json").read_text())[load_recipe(name).splits[0]] == figures
+    assert json.loads((run / "metrics.json").read_text(encoding="utf-8"))[load_recipe(name).splits[0]] == figures
     assert (run / "README.md").is_file()
 
 
@@ -89,7 +89,8 @@ def test_a_text_read_by_a_frozen_language_model(tmp_path):
     file = tmp_path / "read.yaml"
     file.write_text(
         "data: {card: digits, limit: 64, modalities: {image: {column: image, size: 8, channels: 1}, "
-        "text: {column: word, language_model: tiny, layers: [1, 2]}}}"
+        "text: {column: word, language_model: tiny, layers: [1, 2]}}}",
+        encoding="utf-8",
     )
     recipe = load_recipe("factorized")
     script, config = sys.modules[recipe.config.__module__], recipe_config(recipe, str(file), [])
@@ -116,20 +117,20 @@ def test_a_captioner_of_sounds_is_reported(tmp_path, captioning):
     figures = {key + end: value for end in ("", "_blind", "_nearest") for key, value in scores.items()}
     said = {key: ["seven"] for key in ("captioner", "blind", "nearest")} | {"references": [["nine", "9"]], "cider": [0.5]}
     (tmp_path / "predictions").mkdir()
-    (tmp_path / "predictions" / "test.json").write_text(json.dumps(said))
-    (tmp_path / "metrics.json").write_text(json.dumps({"test": figures}))
-    (tmp_path / "run.json").write_text(json.dumps({"command": ["mmgen", "train", "captioning"]}))
-    (tmp_path / "config.yaml").write_text("seed: 0")
+    (tmp_path / "predictions" / "test.json").write_text(json.dumps(said), encoding="utf-8")
+    (tmp_path / "metrics.json").write_text(json.dumps({"test": figures}), encoding="utf-8")
+    (tmp_path / "run.json").write_text(json.dumps({"command": ["mmgen", "train", "captioning"]}), encoding="utf-8")
+    (tmp_path / "config.yaml").write_text("seed: 0", encoding="utf-8")
     captioning.report(tmp_path, captioning_config(*overrides))
-    assert "seven (reference: nine | 9)" in (tmp_path / "report.html").read_text()
-    assert "![" not in (tmp_path / "README.md").read_text() and not (tmp_path / "samples").exists()
+    assert "seven (reference: nine | 9)" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "![" not in (tmp_path / "README.md").read_text(encoding="utf-8") and not (tmp_path / "samples").exists()
 
 
 def test_a_card_without_validation_trains_a_captioner(tmp_path, captioning):
     card = tmp_path / "own.md"
-    text = (cards_folder() / "digits.md").read_text()
-    card.write_text(text.replace("validation: 181, ", ""))
-    assert card.read_text() != text
+    text = (cards_folder() / "digits.md").read_text(encoding="utf-8")
+    card.write_text(text.replace("validation: 181, ", ""), encoding="utf-8")
+    assert card.read_text(encoding="utf-8") != text
     config = captioning_config(f"data.card={card}", "words.steps=1", "fit.steps=1", "fit.sample_every=1")
     captioning.train_words(config, tmp_path / "run", False)
     captioning.train(config, tmp_path / "run", False)

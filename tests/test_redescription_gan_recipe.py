@@ -145,11 +145,11 @@ def test_prompts_become_files(run, tmp_path):
 def test_a_report_shows_the_prompts(run):
     out, config = run
     figures = MODULE.evaluate(out, config, "test")
-    (out / "metrics.json").write_text(json.dumps({"test": figures}))
+    (out / "metrics.json").write_text(json.dumps({"test": figures}), encoding="utf-8")
     MODULE.report(out, config)
-    page = (out / "report.html").read_text()
+    page = (out / "report.html").read_text(encoding="utf-8")
     assert "a handwritten" in page and "true pictures" in page and "redescription 0.5" in page
-    assert (out / "samples" / "samples.png").is_file() and "text-to-image" in (out / "README.md").read_text()
+    assert (out / "samples" / "samples.png").is_file() and "text-to-image" in (out / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -195,5 +195,7 @@ def test_a_grid_of_nothing(rows, message):
 def test_a_wide_picture_takes_the_page(tmp_path):
     samples = [Sample(Image.new("RGB", (8, 8)), {"a": "b"}, wide=wide) for wide in (True, False)]
     write_report(tmp_path / "report.html", "t", {}, samples, {})
-    articles = [attributes for tag, attributes in Page((tmp_path / "report.html").read_text()).tags if tag == "article"]
+    articles = [
+        attributes for tag, attributes in Page((tmp_path / "report.html").read_text(encoding="utf-8")).tags if tag == "article"
+    ]
     assert articles == [{"class": "wide"}, {}]

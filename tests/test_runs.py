@@ -73,7 +73,7 @@ def test_the_keys_that_differ_are_named(tmp_path):
     before = read_yaml(tmp_path / "config.yaml")
     del before["fit"]["ema"]
     before["fit"] |= {"steps": 40, "old": 1}
-    (tmp_path / "config.yaml").write_text(json.dumps(before))
+    (tmp_path / "config.yaml").write_text(json.dumps(before), encoding="utf-8")
     with pytest.raises(UserError) as error:
         check_run_folder(config, tmp_path, resume=True)
     changes = "fit.steps (40, now 8), fit.old (1, now no such key), fit.ema (no such key, now 0.0)"
@@ -88,14 +88,17 @@ def test_a_mistake_after_the_start_does_not_block_the_corrected_command(tmp_path
     assert sorted(file.name for file in out.iterdir()) == ["config.yaml", "run.json"]
     done = here("train", "vae", "--config", "smoke", "--out", out, "seed=2", *resume)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert read_yaml(out / "config.yaml")["seed"] == 2 and "seed=2" in json.loads((out / "run.json").read_text())["command"]
+    assert (
+        read_yaml(out / "config.yaml")["seed"] == 2
+        and "seed=2" in json.loads((out / "run.json").read_text(encoding="utf-8"))["command"]
+    )
 
 
 def test_a_card_of_ones_own_is_found_from_any_folder(tmp_path, monkeypatch):
-    (tmp_path / "my.md").write_text((cards_folder() / "digits.md").read_text())
+    (tmp_path / "my.md").write_text((cards_folder() / "digits.md").read_text(encoding="utf-8"), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     recipe = load_recipe("factorized")
-    (tmp_path / "own.yaml").write_text("{judge: {data: {card: my.md}}, data: {card: digits}}")
+    (tmp_path / "own.yaml").write_text("{judge: {data: {card: my.md}}, data: {card: digits}}", encoding="utf-8")
     config = recipe_config(recipe, "own.yaml", [])
     assert (config.judge["data"]["card"], config.data.card) == (str(tmp_path / "my.md"), "digits")
     config = recipe_config(recipe, "smoke", ["data.card=my.md"])
@@ -168,7 +171,9 @@ def test_a_study_gets_more_arms_and_seeds_and_keeps_what_it_has(tmp_path):
     train(recipe, WithArms(seeds=2, arms=["touch", "full"]), out, resume=True, command=["two"])
     assert trained == ["code 0", "full 0", "code 1", "full 1", "touch 0", "touch 1"]
     assert read_yaml(out / "seed_1" / "config.yaml")["arms"] == ["touch", "full"]
-    commands = [json.loads((folder / "run.json").read_text())["command"][1] for folder in (out, out / "seed_0")]
+    commands = [
+        json.loads((folder / "run.json").read_text(encoding="utf-8"))["command"][1] for folder in (out, out / "seed_0")
+    ]
     assert commands == ["two", "one"]
     train(recipe, WithArms(seeds=3, arms=["touch", "full", "vision"]), out, resume=True)
     assert trained[6:] == ["vision 0", "vision 1", "code 2", "touch 2", "full 2", "vision 2"]
@@ -209,8 +214,8 @@ def test_seeds_give_mean_and_deviation(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     done = here("evaluate", out, "--json", tmp_path / "f.json")
     assert done.returncode == 0, done.stderr[-3000:]
-    figures = json.loads((tmp_path / "f.json").read_text())
-    each = [json.loads((out / f"seed_{i}" / "metrics.json").read_text())["test"]["accuracy"] for i in range(2)]
+    figures = json.loads((tmp_path / "f.json").read_text(encoding="utf-8"))
+    each = [json.loads((out / f"seed_{i}" / "metrics.json").read_text(encoding="utf-8"))["test"]["accuracy"] for i in range(2)]
     assert each[0] != each[1]
     assert figures["accuracy"] == pytest.approx(sum(each) / 2)
     assert figures["accuracy_sd"] == pytest.approx(abs(each[0] - each[1]) / 2**0.5)
@@ -233,7 +238,7 @@ def test_two_processes_run_and_one_is_refused(tmp_path):
     done = alone("train", "captioning", "--config", "smoke", "--out", tmp_path / "two", "--processes", "2")
     assert done.returncode == 0, done.stderr[-3000:]
     for folder in stages("captioning", tmp_path / "two"):
-        state = json.loads((checkpoints(folder / "checkpoints")[-1] / "state.json").read_text())
+        state = json.loads((checkpoints(folder / "checkpoints")[-1] / "state.json").read_text(encoding="utf-8"))
         assert state["processes"] == 2
     done = here("train", "judge", "--config", "smoke", "--out", tmp_path / "one", "fit.processes=2")
     assert done.returncode == 2 and "processes: got 1 running, expected 2" in done.stderr
@@ -284,7 +289,7 @@ def test_a_config_that_does_not_fit_the_data(tmp_path, arguments, message):
     ids=["empty", "broken"],
 )
 def test_a_script_that_is_no_recipe(tmp_path, script, message):
-    (tmp_path / "train.py").write_text(script)
+    (tmp_path / "train.py").write_text(script, encoding="utf-8")
     done = here("train", tmp_path, "--out", tmp_path / "run")
     assert done.returncode == 2 and message in done.stderr
 
@@ -298,10 +303,10 @@ def test_a_stage_of_another_model_is_refused(tmp_path):
 
 def test_metrics_cut_short(run):
     file = run / "metrics.json"
-    kept = file.read_text() if file.is_file() else "{}"
-    file.write_text('{"te')
+    kept = file.read_text(encoding="utf-8") if file.is_file() else "{}"
+    file.write_text('{"te', encoding="utf-8")
     done = here("evaluate", run)
-    file.write_text(kept)
+    file.write_text(kept, encoding="utf-8")
     assert done.returncode == 2 and "metrics.json" in done.stderr.splitlines()[-1]
 
 
@@ -309,8 +314,8 @@ def test_a_recipe_of_ones_own(tmp_path):
     own = tmp_path / "version.2" / "mine"  # a folder with a dot, as the one that holds installed packages
     own.mkdir(parents=True)
     for name in ("train.py", "smoke.yaml"):
-        text = (recipe_folder("judge") / name).read_text()
-        (own / name).write_text(text.replace('name="judge"', 'name="mine"'))
+        text = (recipe_folder("judge") / name).read_text(encoding="utf-8")
+        (own / name).write_text(text.replace('name="judge"', 'name="mine"'), encoding="utf-8")
     done = here("train", own, "--config", "smoke", "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr[-3000:]
     done = alone("evaluate", tmp_path / "run")

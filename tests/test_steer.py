@@ -122,11 +122,11 @@ def test_distinct_by_hand():
 
 
 def test_command(capsys, tmp_path):
-    (tmp_path / "my.txt").write_text("moon\n\nstar\n")
+    (tmp_path / "my.txt").write_text("moon\n\nstar\n", encoding="utf-8")
     arguments = ["--prompt", "hello", "--prompt", "so", "--bag", str(tmp_path / "my.txt"), "--bag", "space", "--n", "2"]
     options = ["--length", "4", "--json", str(tmp_path / "f.json"), "step_size=0.1", "top_k=5", "decay=true", "window=2"]
     assert main(["steer", "tiny", *arguments, *options]) == 0
-    rows = json.loads((tmp_path / "f.json").read_text())
+    rows = json.loads((tmp_path / "f.json").read_text(encoding="utf-8"))
     assert [row["arm"] for row in rows] == ["unsteered", "steered"] * 4
     assert all(math.isfinite(row["attribute"]) and row["perplexity"] > 1 for row in rows)
     shown = capsys.readouterr().out
@@ -152,11 +152,11 @@ def test_command_by_a_look_ahead(capsys):
 
 def test_bags_by_name_and_by_file(tmp_path):
     assert "planet" in bag("space", MODEL, TOKENIZER).tokens
-    (tmp_path / "weighed.txt").write_text("moon\t2.5\nstar\n\n")
+    (tmp_path / "weighed.txt").write_text("moon\t2.5\nstar\n\n", encoding="utf-8")
     state = State(encode("hello"), torch.randn(1, len(TOKENIZER)).log_softmax(-1))
     by_file, by_hand = bag(str(tmp_path / "weighed.txt"), MODEL, TOKENIZER), {"moon": 2.5, "star": 1.0}
     assert by_file.log_prob(state) == BagOfWords(MODEL, TOKENIZER, by_hand).log_prob(state)
-    (tmp_path / "wrong.txt").write_text("moon\tmuch\n")
+    (tmp_path / "wrong.txt").write_text("moon\tmuch\n", encoding="utf-8")
     with pytest.raises(UserError, match="weight of 'moon': got much, expected a number above 0"):
         bag(str(tmp_path / "wrong.txt"), MODEL, TOKENIZER)
     (tmp_path / "latin").write_bytes(b"\xff\xfe\xff")
@@ -311,6 +311,6 @@ def test_an_attribute_that_cannot_be(head, name, run, message):
 
 
 def test_an_empty_bag(capsys, tmp_path):
-    (tmp_path / "none.txt").write_text("\n \n")
+    (tmp_path / "none.txt").write_text("\n \n", encoding="utf-8")
     assert main(["steer", "tiny", "--prompt", "a", "--bag", str(tmp_path / "none.txt")]) == 2
     assert "bag: got no words" in capsys.readouterr().err

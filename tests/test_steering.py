@@ -240,7 +240,7 @@ def test_a_text_beyond_the_context_and_other_mistakes(capsys, tmp_path):
     (tmp_path / "bag.txt").write_bytes("\ufeffstar\n".encode())
     arguments = ["--prompt", "a", "--bag", str(tmp_path / "bag.txt"), "--length", "2", "step_size=1e-3"]
     assert main(["steer", "tiny", *arguments, "--json", str(tmp_path / "f.json")]) == 0
-    assert len(json.loads((tmp_path / "f.json").read_text())) == 2
+    assert len(json.loads((tmp_path / "f.json").read_text(encoding="utf-8"))) == 2
     assert parse_overrides(["a=1e-3", "b=2E5", "c=1e", "d=-3.5e+2"]) == {"a": 0.001, "b": 2e5, "c": "1e", "d": -350.0}
 
 

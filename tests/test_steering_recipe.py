@@ -82,7 +82,7 @@ def test_texts_that_are_there_are_not_written_again(tmp_path, monkeypatch):
     assert calls == [["The"], ["So"], ["So"], ["The"], ["So"]]  # unsteered, then by GeDi
     assert [len(made[method]["7"]) for method in ("unsteered", "gedi")] == [4, 4]  # 2 prompts x 2 samples
     assert {row["prompt"] for row in made["gedi"]["7"][0]} == {"The"}
-    kept = json.loads((tmp_path / "run/texts/test/gedi-7.json").read_text())
+    kept = json.loads((tmp_path / "run/texts/test/gedi-7.json").read_text(encoding="utf-8"))
     assert kept.keys() == {"The", "So"}
     monkeypatch.setattr(steering.steer, "write", None)
     assert steering.write(tmp_path / "run", config, "test", "sentiment") == made

@@ -33,7 +33,7 @@ def typed(monkeypatch, capsys):
     """Runs `mmgen restyle` on bytes: (exit code, what it prints, its error)."""
 
     def restyled(run, target, lines: bytes):
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines)))
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines), encoding="utf-8"))
         code = main(["restyle", str(run), "--to", target])
         read = capsys.readouterr()
         return code, read.out, read.err
@@ -219,7 +219,7 @@ def test_an_autoencoder_by_the_same_commands(tmp_path, run, typed):
     assert load(tmp_path / "run").objective == "reinforced"
     figures = evaluate(RECIPE, config, tmp_path / "run", "test")
     assert {"accuracy", "self_bleu", "content_recall", "sentences_per_s"} <= figures.keys()
-    card = (tmp_path / "run" / "README.md").read_text()
+    card = (tmp_path / "run" / "README.md").read_text(encoding="utf-8")
     assert "by reinforced" in card and "A table of one's own, `smoke.csv`" in card and "mmgen data show" not in card
     code, out, _ = typed(tmp_path / "run", "positive", b"The tea was awful!\n\nEs regnet heute.\n")
     assert code == 0 and out.split("\n")[1:] == ["", "Es regnet heute.", ""]

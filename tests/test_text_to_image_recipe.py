@@ -44,7 +44,11 @@ def test_pictures_of_texts_are_files_and_a_grid(capsys, run, tmp_path):
     words = ["--to", "image", "--text", "a handwritten seven", "--text", "a handwritten two", "--n", 3, "--guidance", 2]
     code, printed, _ = generate(capsys, run, *words, "--out", tmp_path / "a", "--json", tmp_path / "a.json")
     files = [str(tmp_path / "a" / f"{i:04d}.png") for i in range(6)]
-    assert code == 0 and printed[1::2] == files and json.loads((tmp_path / "a.json").read_text()) == [files[:3], files[3:]]
+    assert (
+        code == 0
+        and printed[1::2] == files
+        and json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == [files[:3], files[3:]]
+    )
     assert Image.open(files[0]).size == (8, 8) and Image.open(tmp_path / "a" / "grid.png").size == (3 * 52 - 4, 2 * 52 - 4)
     generate(capsys, run, *words, "--out", tmp_path / "b")
     assert all(Path(f).read_bytes() == (tmp_path / "b" / Path(f).name).read_bytes() for f in files)
@@ -54,7 +58,7 @@ def test_the_nearest_training_pictures_are_written(capsys, run, tmp_path):
     words = ["--to", "image", "--text", "a handwritten seven", "--text", "a handwritten two", "--n", 3]
     assert generate(capsys, run, *words, "--nearest", "digits", "--out", tmp_path)[0] == 0
     assert Image.open(tmp_path / "nearest.png").size == (3 * 52 - 4, 4 * 52 - 4)
-    rows = list(csv.DictReader((tmp_path / "nearest.csv").read_text().splitlines()))
+    rows = list(csv.DictReader((tmp_path / "nearest.csv").read_text(encoding="utf-8").splitlines()))
     data, eye = open_card("digits", "train"), ImageProcessor(8, 1)
     seen = torch.stack([eye(picture) for picture in data["image"]])
     made = torch.stack([eye(tmp_path / f"{i:04d}.png") for i in range(6)])

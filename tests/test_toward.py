@@ -177,7 +177,7 @@ def runs(tmp_path_factory):
     head.processors["hidden"] = VectorProcessor([0.0] * 32, [1.0] * 32)
     head.save_pretrained(folder / "attribute")
     Image.new("RGB", (40, 40), "red").save(folder / "red.png")
-    (folder / "text.png").write_text("no picture")
+    (folder / "text.png").write_text("no picture", encoding="utf-8")
     return folder
 
 
@@ -245,7 +245,7 @@ def test_command_by_whole_texts(runs, capsys, method):
 def test_command(runs, capsys, tmp_path, more):
     arguments = ["--prompt", "hello", "--toward", str(runs / "red.png"), "--aligned", str(runs / "aligned"), "--length", "4"]
     assert main(["steer", "tiny", *arguments, *more, "--json", str(tmp_path / "f.json")]) == 0
-    rows = json.loads((tmp_path / "f.json").read_text())
+    rows = json.loads((tmp_path / "f.json").read_text(encoding="utf-8"))
     assert [row["arm"] for row in rows] == ["unsteered", "steered"] and all(row["attribute"] < 0 for row in rows)
 
 

@@ -204,16 +204,16 @@ def test_training_a_policy_goes_on_where_it_was_stopped(run, tmp_path):
         seen = POLICY_MODULE.environments(found, out, "state", found.policy.shapes)
         fit_policy(POLICY_MODULE.make_ppo(found, "state", seen), total, tmp_path / "state")
         seen.close()
-        with (tmp_path / "state" / "curve.csv").open() as stream:
+        with (tmp_path / "state" / "curve.csv").open(encoding="utf-8") as stream:
             steps.append([int(row["step"]) for row in csv.DictReader(stream)])
         weights.append(load_file(tmp_path / "state" / "checkpoint.safetensors"))
     assert steps == [[16], [16, 32]]
-    with (tmp_path / "state" / "curve.csv").open("a") as stream:
+    with (tmp_path / "state" / "curve.csv").open("a", encoding="utf-8") as stream:
         stream.write("48,2,0.5,0.1\n")  # of a rollout whose update was cut off
     seen = POLICY_MODULE.environments(found, out, "state", found.policy.shapes)
     fit_policy(POLICY_MODULE.make_ppo(found, "state", seen), 48, tmp_path / "state")
     seen.close()
-    with (tmp_path / "state" / "curve.csv").open() as stream:
+    with (tmp_path / "state" / "curve.csv").open(encoding="utf-8") as stream:
         assert [int(row["step"]) for row in csv.DictReader(stream)] == [16, 32, 48]
     fresh = POLICY_MODULE.make_ppo(
         found, "state", POLICY_MODULE.environments(found, out, "state", ["round"])
@@ -259,7 +259,7 @@ def test_a_policy_that_is_not_there(tmp_path):
 
 def test_a_curve_that_was_removed_is_left_out(tmp_path):
     (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "curve.csv").write_text("step,success\n8,0.5\n")
+    (tmp_path / "full" / "curve.csv").write_text("step,success\n8,0.5\n", encoding="utf-8")
     assert POLICY_MODULE.curves(tmp_path, ["full", "touch"]) == {"full": [{"step": "8", "success": "0.5"}]}
 
 
@@ -317,7 +317,7 @@ def test_who_is_told_sees_no_picture_and_feels_only_with_touch(run, tmp_path):
     train(POLICY, more, tmp_path / "run", resume=True)
     figures = evaluate(POLICY, more, tmp_path / "run", "test")
     assert {"success_told", "success_told_push", "success_told_touch", "success_told_touch_sampled"} <= figures.keys()
-    assert "told_touch" in (tmp_path / "run" / "report.html").read_text()
+    assert "told_touch" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
 
 
 def test_encoders_from_scratch_learn(run):

@@ -159,10 +159,10 @@ def test_without_captions_there_is_no_text_oracle(tmp_path):
     figures = FEWSHOT.evaluate(tmp_path, config, "test")
     assert figures["knowledge_gain"] == figures["knowledge_accuracy"] - figures["knowledge_accuracy_blind"]
     assert not [name for name in figures if "oracle" in name]
-    (tmp_path / "metrics.json").write_text(json.dumps({"test": figures}))
-    (tmp_path / "run.json").write_text(json.dumps({"command": ["mmgen", "train", "vqa_fewshot"]}))
-    (tmp_path / "config.yaml").write_text("seed: 0\n")
+    (tmp_path / "metrics.json").write_text(json.dumps({"test": figures}), encoding="utf-8")
+    (tmp_path / "run.json").write_text(json.dumps({"command": ["mmgen", "train", "vqa_fewshot"]}), encoding="utf-8")
+    (tmp_path / "config.yaml").write_text("seed: 0\n", encoding="utf-8")
     FEWSHOT.report(tmp_path, config)
-    assert "mmgen train vqa_fewshot" in (tmp_path / "report.html").read_text()
+    assert "mmgen train vqa_fewshot" in (tmp_path / "report.html").read_text(encoding="utf-8")
     (result, *_) = ModelCard.load(tmp_path / "README.md").data.eval_results
     assert (result.dataset_name, result.metric_name, result.metric_value) == ("digits", "accuracy", figures["accuracy_1"])

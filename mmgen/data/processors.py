@@ -47,7 +47,9 @@ def save_processors(processors: dict[str, Processor], folder: Path) -> None:
         place = folder / name
         place.mkdir(parents=True, exist_ok=True)
         settings = {f.name: getattr(processor, f.name) for f in dataclasses.fields(processor) if f.init and f.repr}
-        (place / "processor.json").write_text(json.dumps({"kind": processor.kind, **settings}, indent=2) + "\n")
+        (place / "processor.json").write_text(
+            json.dumps({"kind": processor.kind, **settings}, indent=2) + "\n", encoding="utf-8"
+        )
         if hasattr(processor, "save_files"):
             processor.save_files(place)
 
@@ -61,7 +63,7 @@ def load_processors(folder: Path) -> dict[str, Processor]:
     processors = {}
     for file in sorted(folder.glob("*/processor.json")):
         try:
-            settings = json.loads(file.read_text())
+            settings = json.loads(file.read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
             fix = "save the model again or download it again"
             raise UserError(str(file), got=str(error), expected="a JSON object", fix=fix) from error

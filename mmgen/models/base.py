@@ -162,7 +162,7 @@ class Model(nn.Module, ModelHubMixin):
     def write(self, folder: Path, state: dict[str, Tensor]) -> None:
         """Write ``config.json``, ``state`` as ``model.safetensors`` and the processors to an existing folder."""
         config = {"model": self.name, **(self._hub_mixin_config or {})}
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         state = {key: value.contiguous() for key, value in state.items()}
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
         save_processors(self.processors, folder / "processors")
@@ -252,7 +252,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         raise UserError(str(folder), got="no config.json", expected="a saved model", fix=fix)
     try:
-        config = json.loads(file.read_text())
+        config = json.loads(file.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise UserError(str(file), got=str(error), expected="a JSON object", fix=fix) from error
     if not isinstance(config, dict) or "model" not in config:

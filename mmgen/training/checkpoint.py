@@ -64,11 +64,11 @@ def write(
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
         barrier()
-        (partial / f"random_{rank}.json").write_text(json.dumps(random_state()))
+        (partial / f"random_{rank}.json").write_text(json.dumps(random_state()), encoding="utf-8")
         if rank == 0:
             for name, values in tensors.items():
                 save_file({key: value.detach().cpu().contiguous() for key, value in values.items()}, partial / name)
-            (partial / "state.json").write_text(json.dumps(state, indent=2) + "\n")
+            (partial / "state.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
         barrier()
         if rank == 0:
             shutil.rmtree(final, ignore_errors=True)  # the same step saved again, after a resume
@@ -181,7 +181,7 @@ def load_optimizer_tensors(
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        return json.loads(file.read_text())
+        return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         fix = f"remove {file.parent.name} to resume from the checkpoint before it"
         raise UserError(str(file), got=str(error), expected="a whole checkpoint", fix=fix) from error

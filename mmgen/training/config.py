@@ -113,7 +113,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
         UserError: the file cannot be read or holds something else.
     """
     try:
-        values = yaml.safe_load(file.read_text())
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(str(file), got=str(error), expected="a YAML file", fix="correct the file or its name") from error
     if values is None:
@@ -187,7 +187,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def write_config(config: Any, file: Path) -> None:
     """Write the resolved config as YAML, keys in the order of the dataclass."""
-    file.write_text(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))
+    file.write_text(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def _merge(under: dict[str, Any], over: dict[str, Any]) -> None:

@@ -264,7 +264,7 @@ class _Trainer:
         figures = {"step": self.step, **means, "learning_rate": rate, "items_per_s": self.items / self.seconds}
         self.window, self.counted, self.items, self.seconds = {}, 0, 0, 0.0
         if self.main:
-            with (self.folder / "metrics.jsonl").open("a") as file:
+            with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(figures) + "\n")
             shown = {name: f"{figures[name]:.4g}" for name in figures if name.endswith("loss")}
             bar.set_postfix(**shown, lr=f"{rate:.2g}", items_per_s=f"{figures['items_per_s']:.1f}", refresh=False)
@@ -415,5 +415,7 @@ def _not_finite(losses: Mapping[str, Tensor], value: float, step: int, items: li
 def _cut_log(file: Path, step: int) -> None:
     """Drop the lines that were logged after the checkpoint: they will be written again."""
     if file.is_file():
-        lines = [line for line in file.read_text().splitlines() if line.endswith("}")]  # a kill may cut the last
-        file.write_text("".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= step))
+        lines = [
+            line for line in file.read_text(encoding="utf-8").splitlines() if line.endswith("}")
+        ]  # a kill may cut the last
+        file.write_text("".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= step), encoding="utf-8")

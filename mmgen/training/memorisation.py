@@ -80,7 +80,7 @@ def write_nearest(made: Sequence[Sequence[str]], processor: ImageProcessor, card
 
 
 def _write_table(lines: list[dict[str, Any]], file: Path) -> None:
-    with file.open("w", newline="") as stream:
+    with file.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(stream, list(lines[0]))
         writer.writeheader()
         writer.writerows(lines)

@@ -156,9 +156,9 @@ class Curve(BaseCallback):
     def _on_training_start(self) -> None:
         file = self.folder / "curve.csv"
         if file.is_file():  # of rollouts after the checkpoint that training goes on from
-            head, *rows = file.read_text().splitlines()
+            head, *rows = file.read_text(encoding="utf-8").splitlines()
             kept = [row for row in rows if int(row.partition(",")[0]) <= self.num_timesteps]
-            file.write_text("\n".join([head, *kept]) + "\n")
+            file.write_text("\n".join([head, *kept]) + "\n", encoding="utf-8")
         self.bar = tqdm(total=self.steps, initial=self.num_timesteps, desc=self.folder.name, unit="step", dynamic_ncols=True)
 
     def _on_step(self) -> bool:
@@ -176,7 +176,7 @@ class Curve(BaseCallback):
     def _on_rollout_end(self) -> None:
         file, new = self.folder / "curve.csv", not (self.folder / "curve.csv").is_file()
         success = f"{np.mean(self.successes):.4f}" if self.successes else ""
-        with file.open("a", newline="") as stream:
+        with file.open("a", encoding="utf-8", newline="") as stream:
             writer = csv.writer(stream)
             if new:
                 writer.writerow(CURVE)

@@ -331,7 +331,10 @@ def check_run_folder(config: Any, out: Path, resume: bool, grows: Iterable[str] 
 
 def run_details(run: Path) -> dict[str, str]:
     """What every report of a run ends with: the ``command`` that made it, as a shell reads it, and its ``config``."""
-    return {"command": shlex.join(read_json(run / "run.json")["command"]), "config": (run / "config.yaml").read_text()}
+    return {
+        "command": shlex.join(read_json(run / "run.json")["command"]),
+        "config": (run / "config.yaml").read_text(encoding="utf-8"),
+    }
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -341,7 +344,7 @@ def read_json(file: Path) -> dict[str, Any]:
         UserError: it is cut short or holds something else.
     """
     try:
-        values = json.loads(file.read_text())
+        values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(str(file), got=str(error), expected="a JSON object", fix="remove it and run again") from error
     if not isinstance(values, dict):
@@ -427,5 +430,5 @@ def _add_metrics(run: Path, split: str, figures: dict[str, float]) -> None:
 def _write_json(file: Path, values: dict[str, Any]) -> None:
     """Write whole or not at all."""
     partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(values, indent=2) + "\n")
+    partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     partial.replace(file)

@@ -268,7 +268,7 @@ def report(run: Path, config: Config) -> None:
                     continue
                 shown = " | ".join(f"{figures[f'{what}_r{k}{end}']:.3f}" for k in (1, 5, 10))
                 lines.append(f"| {way}{name} | {shown} |")
-    (run / "README.md").write_text("\n".join([*lines, ""]))
+    (run / "README.md").write_text("\n".join([*lines, ""]), encoding="utf-8")
 
 
 def check_card(config: Config, card: str) -> None:

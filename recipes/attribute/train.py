@@ -185,7 +185,7 @@ def report(run: Path, config: Config) -> None:
         for split, figures in read_json(run / "metrics.json").items()
     ]
     title = f"# {config.data.label} of {config.data.card}, from the hidden states of {config.language_model}"
-    (run / "README.md").write_text("\n".join([title, "", *lines, ""]))
+    (run / "README.md").write_text("\n".join([title, "", *lines, ""]), encoding="utf-8")
 
 
 RECIPE = Recipe(

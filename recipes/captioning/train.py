@@ -217,7 +217,7 @@ def write_samples(file: Path, data: Captions, captions: list[str]) -> None:
         pictures = [data.inputs[i]["bytes"] for i in range(len(captions))]
         contact_sheet([Sample(p, {"captioner": c}) for p, c in zip(pictures, captions)]).save(file)
     else:
-        file.with_suffix(".txt").write_text("\n".join(captions) + "\n")
+        file.with_suffix(".txt").write_text("\n".join(captions) + "\n", encoding="utf-8")
 
 
 @torch.no_grad()
@@ -259,7 +259,7 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     file.parent.mkdir(exist_ok=True)
     predictions = {"captioner": captions, "blind": without, "nearest": said, "references": data.references,
                    "cider": cider(captions, data.references)[1].tolist()}  # fmt: skip
-    file.write_text(json.dumps(predictions))
+    file.write_text(json.dumps(predictions), encoding="utf-8")
     return figures
 
 
@@ -279,7 +279,7 @@ def report(run: Path, config: Config, recipe: str = "captioning", reads: str = "
     details = run_details(run)
     pictures = config.model.modality == "image"
     for split, figures in metrics.items():
-        said = json.loads((run / "predictions" / f"{split}.json").read_text())
+        said = json.loads((run / "predictions" / f"{split}.json").read_text(encoding="utf-8"))
         names = {"captioner": "", "blind": "_blind", "nearest": "_nearest"}
         keys = ("cider", "bleu4", "rouge_l", "exact_match")
         table[split] = {name: {key: figures[key + end] for key in keys} for name, end in names.items()}

@@ -305,7 +305,7 @@ def report(run: Path, config: Config) -> None:
         lines += [f"## {split}", "", "| figure | |", "| --- | ---: |", *(f"| {k} | {v:.3f} |" for k, v in figures.items()), ""]
         if (run / "samples" / f"swaps_{split}.png").is_file():
             lines += [f"![Columns: whose label factor; rows: whose private factor](samples/swaps_{split}.png)", ""]
-    (run / "README.md").write_text("\n".join(lines))
+    (run / "README.md").write_text("\n".join(lines), encoding="utf-8")
     summary = (
         "without generative: the same network without private factors and reconstruction. without factorization: one factor "
         "for everything. no NAME: that modality missing, its codes inferred from the others, or zeros in its place."

@@ -146,7 +146,7 @@ def report(run: Path, config: Config) -> None:
     lines = [f"- {split}: accuracy {100 * figures['accuracy']:.1f} %" for split, figures in metrics.items()]
     data = config.data
     title = f"# Judge of {data.label} from {data.input} ({data.card}, trained on its {data.split} split)"
-    (run / "README.md").write_text("\n".join([title, "", *lines, ""]))
+    (run / "README.md").write_text("\n".join([title, "", *lines, ""]), encoding="utf-8")
 
 
 def places(judge: Classifier, labels: Sequence[Any]) -> Tensor:
@@ -162,8 +162,8 @@ def judge(config: Config) -> tuple[Classifier, float]:
     train(RECIPE, config, run, resume=True)
     file = run / "metrics.json"
     if not file.is_file():
-        file.write_text(json.dumps({"test": evaluate(run, config, "test")}))
-    return load(run), json.loads(file.read_text())["test"]["accuracy"]
+        file.write_text(json.dumps({"test": evaluate(run, config, "test")}), encoding="utf-8")
+    return load(run), json.loads(file.read_text(encoding="utf-8"))["test"]["accuracy"]
 
 
 RECIPE = Recipe(

@@ -179,7 +179,7 @@ def report(run: Path, config: Config) -> None:
             if key.startswith("accuracy_") and key != "accuracy_text"
         }
         lines += [f"## {split}", "", "| figure | |", "| --- | ---: |", *(f"| {k} | {v:.3f} |" for k, v in figures.items()), ""]
-    (run / "README.md").write_text("\n".join(lines))
+    (run / "README.md").write_text("\n".join(lines), encoding="utf-8")
     summary = (
         "mag: a transformer reads the words, its hidden states shifted by the other modalities. text: the same transformer, "
         "tuned alone. text features: a logistic regression. no NAME: the first one with that modality missing."

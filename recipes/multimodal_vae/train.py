@@ -312,7 +312,7 @@ def write_samples(
                 soundfile.write(folder / f"{split}_{i:02d}_{name}.wav", sound.numpy(), model.processors[name].rate)
     place = run / "predictions" / f"{split}.json"
     place.parent.mkdir(exist_ok=True)
-    place.write_text(json.dumps({"pairs": pairs, "samples": listed}))
+    place.write_text(json.dumps({"pairs": pairs, "samples": listed}), encoding="utf-8")
 
 
 def report(run: Path, config: Config) -> None:

@@ -302,7 +302,11 @@ def write_film(file: Path, ppo: Any, seen: Any) -> None:
 def curves(folder: Path, arms: Sequence[str]) -> dict[str, list[dict[str, str]]]:
     """Each arm's ``curve.csv``, where it is still there."""
     files = {arm: folder / arm / "curve.csv" for arm in arms}
-    return {arm: list(csv.DictReader(file.read_text().splitlines())) for arm, file in files.items() if file.is_file()}
+    return {
+        arm: list(csv.DictReader(file.read_text(encoding="utf-8").splitlines()))
+        for arm, file in files.items()
+        if file.is_file()
+    }
 
 
 def report(run: Path, config: Config) -> None:
@@ -324,7 +328,7 @@ def report(run: Path, config: Config) -> None:
         Sample(file.read_bytes(), {"seen by": file.stem.partition("_")[2]}, group="one episode")
         for file in sorted((run / "samples").glob("*.gif"))
     ]
-    (run / "README.md").write_text("\n".join([*lines, "```sh", details["command"], "```", ""]))
+    (run / "README.md").write_text("\n".join([*lines, "```sh", details["command"], "```", ""]), encoding="utf-8")
     summary = f"Share of {config.evaluation.episodes} episodes with a {config.evaluation.shape} peg in which it is inserted."
     write_report(run / "report.html", "Peg insertion", table, samples, details | {"curves": "\n".join(grown)}, summary)
 

@@ -281,7 +281,7 @@ def write_samples(run: Path, split: str, model: MirrorGAN, data: Pairs, seen: Te
     for number, (sample, text) in enumerate(sheet(model, data, spread(len(data), SHOWN), split, seen)):
         sample.picture().save(folder / f"{split}_{number:02d}.png")
         listed.append(text)
-    (folder / f"{split}.json").write_text(json.dumps({"texts": listed}))
+    (folder / f"{split}.json").write_text(json.dumps({"texts": listed}), encoding="utf-8")
 
 
 def report(run: Path, config: Config) -> None:

@@ -139,7 +139,7 @@ def write(run: Path, config: Config, split: str, kind: str) -> dict[str, dict[st
                         own = rivals[i * texts.samples : (i + 1) * texts.samples]
                         done[prompt] = {"seconds": seconds, "texts": own}
                     partial = file.with_suffix(".partial")
-                    partial.write_text(json.dumps(done, indent=1))
+                    partial.write_text(json.dumps(done, indent=1), encoding="utf-8")
                     partial.replace(file)
                 bar.update(len(some))
             made.setdefault(method, {})[name] = [rivals for prompt in prompts for rivals in done[prompt]["texts"]]

@@ -397,7 +397,9 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
         {"text": x, "output": y, "target": data.names[t], "probability": float(p), "kept": None if math.isnan(k) else k}
         for x, y, t, p, k in zip(data.texts, outputs[""], score.targets, chance, kept)
     ]
-    (folder / f"{split}.json").write_text(json.dumps({"rows": rows, "table": table, "curve": curve, "seed": config.seed}))
+    (folder / f"{split}.json").write_text(
+        json.dumps({"rows": rows, "table": table, "curve": curve, "seed": config.seed}), encoding="utf-8"
+    )
     figures = {f"{key}{name}": value for name, scores in table.items() for key, value in scores.items()}
     figures |= {"sentences_per_s": len(data.texts) / seconds, "judge_accuracy": float(right.mean())}
     if "perplexity_human" in figures:

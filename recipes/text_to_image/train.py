@@ -348,7 +348,7 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     tensor_grid([real[chosen], made["_codes"][chosen]]).save(folder / f"{split}_codes.png")
     captions = model.generate(Batch({"image": real[chosen].to(device)}), "text", temperature=0.0)
     lines = [f"{data.texts[i]} -> {caption}" for i, caption in zip(chosen, captions)]
-    (folder / f"{split}_texts.txt").write_text("\n".join(lines) + "\n")
+    (folder / f"{split}_texts.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return figures
 
 
@@ -371,7 +371,7 @@ def report(run: Path, config: Config) -> None:
     samples = []
     what = [*arms(config).values(), "the training picture nearest to the first", "real"]
     for split in metrics:
-        lines = (run / "samples" / f"{split}_texts.txt").read_text()
+        lines = (run / "samples" / f"{split}_texts.txt").read_text(encoding="utf-8")
         texts = {"rows": ", ".join(what), "text -> what the model says of the real picture": lines}
         samples.append(Sample((run / "samples" / f"{split}_pictures.png").read_bytes(), texts, group=split, wide=True))
         rows = {"rows": "real, through its codes"}

@@ -217,7 +217,7 @@ def write_samples(run: Path, split: str, model: VisionTouch, data: Transitions) 
             f"episode {number}, moment {t}: p(contact next) {found.contact.probs[i]:.2f}, it {said}; "
             f"p(of one moment) {found.pairing.probs[i]:.2f}"
         )
-    (folder / f"{split}.txt").write_text("\n".join(lines) + "\n")
+    (folder / f"{split}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def report(run: Path, config: Config) -> None:
@@ -231,7 +231,7 @@ def report(run: Path, config: Config) -> None:
             end.removeprefix("_").replace("_", " ") or "all senses": {k: figures[k + end] for k in keys if k + end in figures}
             for end in ends
         }
-        for i, line in enumerate((run / "samples" / f"{split}.txt").read_text().splitlines()):
+        for i, line in enumerate((run / "samples" / f"{split}.txt").read_text(encoding="utf-8").splitlines()):
             content = (run / "samples" / f"{split}_{i:02d}.png").read_bytes()
             samples.append(Sample(content, {"foretold": line}, group=f"{split}: picture, true flow, predicted flow"))
     summary = (

@@ -359,7 +359,7 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
         ]
     file = run / "predictions" / f"{split}.json"
     file.parent.mkdir(exist_ok=True)
-    file.write_text(json.dumps({"vqa": asked["vqa"], "knowledge": templates}))
+    file.write_text(json.dumps({"vqa": asked["vqa"], "knowledge": templates}), encoding="utf-8")
     return figures
 
 
@@ -369,7 +369,7 @@ def report(run: Path, config: Config) -> None:
     table: dict[str, dict[str, dict[str, float]]] = {}
     details = run_details(run)
     for split, figures in metrics.items():
-        said = json.loads((run / "predictions" / f"{split}.json").read_text())
+        said = json.loads((run / "predictions" / f"{split}.json").read_text(encoding="utf-8"))
         rows: dict[str, dict[str, float]] = {}
         for k in sorted(config.vqa.shots, reverse=True):  # the model card takes the first row
             accuracy, blind = (figures[f"accuracy{end}_{k}"] for end in ("", "_blind"))

@@ -261,7 +261,7 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     true = [known.answers[i] for i in described]
     file = run / "predictions" / f"{split}.json"
     file.parent.mkdir(exist_ok=True)
-    file.write_text(json.dumps({"answerer": said, "blind": unseen}))
+    file.write_text(json.dumps({"answerer": said, "blind": unseen}), encoding="utf-8")
     return {
         "accuracy": exact_match(said, known.answers),
         "accuracy_blind": exact_match(unseen, known.answers),
@@ -278,7 +278,10 @@ def report(run: Path, config: Config) -> None:
     table, samples = {}, []
     for split, figures in read_json(run / "metrics.json").items():
         table[split] = {(n[1:] or "answerer").replace("_", " "): {"accuracy": figures[f"accuracy{n}"]} for n in names}
-        said, known = json.loads((run / "predictions" / f"{split}.json").read_text()), Questions(config.data, split)
+        said, known = (
+            json.loads((run / "predictions" / f"{split}.json").read_text(encoding="utf-8")),
+            Questions(config.data, split),
+        )
         for i in range(0, len(known.answers), max(1, len(known.answers) // 24)):
             text = {"question": known.questions[i], **{name: said[name][i] for name in ("answerer", "blind")}}
             image = known.rows[i][config.data.image]["bytes"]

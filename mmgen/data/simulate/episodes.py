@@ -173,11 +173,11 @@ def _check_settings(out: Path, settings: dict[str, Any]) -> None:
             fix = "choose an empty folder"
             raise UserError(str(out), got=f"{others[0]} but no {SETTINGS_FILE}", expected="a folder of its own", fix=fix)
         partial = file.with_name(".partial-settings")
-        partial.write_text(json.dumps(settings, indent=2) + "\n")
+        partial.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         partial.replace(file)
         return
     try:
-        had = json.loads(file.read_text())
+        had = json.loads(file.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise UserError(str(file), got=str(error), expected="a JSON object", fix="choose another folder") from error
     for name, value in settings.items():
