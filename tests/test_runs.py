@@ -85,7 +85,7 @@ def test_a_mistake_after_the_start_does_not_block_the_corrected_command(tmp_path
     out = tmp_path / "run"
     done = here("train", "vae", "--config", "smoke", "--out", out, "data.limit=-1", "seed=1")
     assert done.returncode == 2 and "limit: got -1, expected a number >= 0" in done.stderr
-    assert sorted(file.name for file in out.iterdir()) == ["config.yaml", "run.json"]
+    assert sorted(file.name for file in out.iterdir()) == [".lock", "config.yaml", "run.json"]
     done = here("train", "vae", "--config", "smoke", "--out", out, "seed=2", *resume)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (

@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from accelerate import PartialState
 from torch import Tensor, nn
 
+from mmgen import processes
 from mmgen.conditioning.consensus import consensus
 from mmgen.conditioning.prefix import PrefixLanguageModel, Prompt, SoftWords
 from mmgen.data.audio import AudioProcessor
@@ -168,7 +168,7 @@ class Captioner(Model):
         Returns:
             Name -> (n, ...) float16, memory-mapped.
         """
-        process, device = self.processors[self.modality], PartialState().device
+        process, device = self.processors[self.modality], processes.device()
         key = {
             "weights": fingerprint(self.encoder),
             "process": asdict(process),
@@ -177,7 +177,7 @@ class Captioner(Model):
             "colours": self.colours,
             "data": list(data),
         }
-        with PartialState().main_process_first():
+        with processes.join().main_process_first():
             self.to(device)
             return cached_features(lambda v: self.read(v.to(device)), values, process, key)
 
