@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import mmgen
+from mmgen import processes
 from mmgen.errors import UserError, UserErrors, check_at_least, check_seed
+from mmgen.training import launch
 
 MODALITIES = ("image", "text", "audio", "vector")
 
@@ -41,23 +43,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except UserErrors as errors:
-        _complain(*errors.errors)
+        _fail(*errors.errors)
         return 2
     except UserError as error:
-        _complain(error)
+        _fail(error)
         return 2
+    except RuntimeError as error:
+        if not processes.peer_lost(error):
+            raise
+        if not launch.launched():  # or the launching process tells the cause
+            reason = str(error).splitlines()[0]
+            _complain(f"process {processes.rank()}: lost another process, whose own message says why ({reason})")
+        return 1
     except KeyboardInterrupt as stop:
-        _complain(stop if stop.args else "stopped")
+        if processes.rank() == 0:
+            _complain(stop if stop.args else "stopped")
         return 128 + getattr(stop, "number", 2)
 
 
+def _fail(*errors: UserError) -> None:
+    """Report errors from whichever process they occurred in."""
+    lines = [str(error) for error in errors]
+    if launch.launched():
+        launch.report(lines)
+    else:
+        of = f"process {processes.rank()}: " if processes.rank() else ""
+        _complain(*(f"{of}{line}" for line in lines))
+
+
 def _complain(*messages: object) -> None:
-    if _first_process():
-        print("\n".join(f"mmgen: {message}" for message in messages), file=sys.stderr)
-
-
-def _first_process() -> bool:
-    return int(os.environ.get("RANK", 0)) == 0
+    print("\n".join(f"mmgen: {message}" for message in messages), file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -209,6 +224,7 @@ def _list(options: argparse.Namespace) -> None:
 
 def _train(options: argparse.Namespace) -> int | None:
     from mmgen.training import recipe as recipes
+    from mmgen.training.lock import check_free
 
     recipe = recipes.load_recipe(options.recipe)
     stages_from = {v.partition(".from=")[0]: Path(v.partition(".from=")[2]) for v in options.values if ".from=" in v}
@@ -218,12 +234,13 @@ def _train(options: argparse.Namespace) -> int | None:
     out = options.out or Path("runs") / f"{recipe.name}{suffix}"
     if options.processes is not None and "RANK" not in os.environ:
         check_at_least("--processes", options.processes, 1)
+        check_free(out)
         recipes.check_run_folder(config, out, options.resume, recipe.grows)
         if options.processes > 1:
-            return recipes.launch(options.processes, options.arguments)
+            return launch.launch(options.processes, options.arguments)
     recipes.train(recipe, config, out, options.resume, stages_from, options.arguments)
-    if _first_process():
-        print(f"trained {out}; next: mmgen evaluate {out}")
+    if processes.rank() == 0:
+        print(f"trained {out}; next: {shlex.join(['mmgen', 'evaluate', str(out)])}")
     return None
 
 
@@ -233,7 +250,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     _check_file(options.json)
     recipe, config = recipes.open_run(options.folder, options.values)
     split = options.split or recipe.splits[0]
-    figures = recipes.evaluate(recipe, config, options.folder, split)
+    figures = recipes.evaluate(recipe, config, options.folder, split, options.arguments)
     _write_json(options.json, figures)
     _table(f"{recipe.name} on {split}", "", {name: _figure(value) for name, value in figures.items()})
     if (file := options.folder / "report.html").is_file():
@@ -319,8 +336,6 @@ def _lines() -> Iterator[str]:
 
 
 def _steer(options: argparse.Namespace) -> None:
-    from accelerate import PartialState
-
     from mmgen.conditioning.attributes import Together
     from mmgen.conditioning.language_model import load_language_model
     from mmgen.training import steer
@@ -342,7 +357,7 @@ def _steer(options: argparse.Namespace) -> None:
         raise UserError("--method gedi", got=", ".join(asked), expected="one --attribute and nothing else", fix=fix)
     own, sampling = steer.settings(options.values, options.method)
     model, tokenizer = load_language_model(options.language_model, options.dtype)
-    model.to(PartialState().device)
+    model.to(processes.device())
     named = [
         *(steer.bag(name, model, tokenizer) for name in dict.fromkeys(options.bag)),
         *(steer.attribute(name, options.head, model) for name in dict.fromkeys(options.attribute)),

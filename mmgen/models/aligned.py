@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from accelerate import PartialState
 from torch import Tensor, nn
 
+from mmgen import processes
 from mmgen.conditioning.language_model import load_language_model, same_weights
 from mmgen.conditioning.text_encoder import embed_sentences, load_text_encoder
 from mmgen.data.audio import AudioProcessor
@@ -184,9 +184,9 @@ class Aligned(Model):
         Returns:
             (n, c) float16, memory-mapped.
         """
-        process, device = self.processors[self.modality], PartialState().device
+        process, device = self.processors[self.modality], processes.device()
         key = {"weights": fingerprint(self.encoder), "process": asdict(process), "colours": self.colours, "data": list(data)}
-        with PartialState().main_process_first():
+        with processes.join().main_process_first():
             self.to(device)
             return cached_features(lambda v: {"aligned": self.read(v.to(device))}, values, process, key)["aligned"]
 

@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from accelerate import PartialState
 from torch import Tensor, nn
 
+from mmgen import processes
 from mmgen.conditioning.consensus import consensus
 from mmgen.conditioning.language_model import same_weights
 from mmgen.conditioning.prefix import PrefixLanguageModel, Prompt, SoftWords
@@ -169,7 +169,7 @@ class Captioner(Model):
         Returns:
             Name -> (n, ...) float16, memory-mapped.
         """
-        process, device = self.processors[self.modality], PartialState().device
+        process, device = self.processors[self.modality], processes.device()
         key = {
             "weights": fingerprint(self.encoder),
             "process": asdict(process),
@@ -178,7 +178,7 @@ class Captioner(Model):
             "colours": self.colours,
             "data": list(data),
         }
-        with PartialState().main_process_first():
+        with processes.join().main_process_first():
             self.to(device)
             return cached_features(lambda v: self.read(v.to(device)), values, process, key)
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from mmgen import processes
 from mmgen.cli import main
 from mmgen.conditioning.language_model import load_language_model
 from mmgen.conditioning.prefix import positions
@@ -82,7 +82,7 @@ class Labelled(Sequence):
     def __init__(self, config: Config, split: str) -> None:
         data, rows = config.data, open_card(config.data.card, split, limit=config.data.limit or None)
         model, tokenizer = load_language_model(config.language_model, config.dtype)
-        device = PartialState().device
+        device = processes.device()
 
         def process(text: str) -> Tensor:
             ids = tokenizer(text or tokenizer.eos_token).input_ids[: data.max_tokens]  # as a prompt is read
@@ -97,7 +97,7 @@ class Labelled(Sequence):
             return {"hidden": mean_state(output.hidden_states[-1], mask)}
 
         key = {"weights": fingerprint(model), "max_tokens": data.max_tokens, "data": [rows._fingerprint, data.input]}
-        with PartialState().main_process_first():
+        with processes.join().main_process_first():
             self.hidden = cached_features(read, rows[data.input], process, key)["hidden"]  # (n, d)
         self.labels: list[int] = rows[data.label][:]
         self.process: VectorProcessor | None = None
@@ -158,7 +158,7 @@ def train_experts(config: Config, run: Path, resume: bool) -> None:
 @torch.no_grad()
 def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     """Accuracy of the classifier and of the experts on a split, and that of the most frequent label of training."""
-    device = PartialState().device
+    device = processes.device()
     model = load(run).to(device)
     data = Labelled(config, split)
     data.process = model.processors["hidden"]

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from mmgen import processes
 from mmgen.cli import main
 from mmgen.conditioning.language_model import load_language_model
 from mmgen.data.batch import Batch, collate
@@ -223,7 +223,7 @@ def write_samples(file: Path, data: Captions, captions: list[str]) -> None:
 @torch.no_grad()
 def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     """CIDEr, BLEU-4, ROUGE-L and exact match of the captioner and of its two baselines on ``split``."""
-    device = PartialState().device
+    device = processes.device()
     model, blind = (load(f, dtype=config.model.dtype).to(device) for f in (run, run / "stages" / "blind"))
     train_data, data = Captions(model, config.data, "train"), Captions(model, config.data, split)
     data.check_references()

@@ -13,10 +13,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from mmgen import processes
 from mmgen.cli import main
 from mmgen.conditioning.few_shot import Format
 from mmgen.conditioning.language_model import load_language_model
@@ -237,7 +237,7 @@ def new_answerer(config: Config, questions: Questions) -> Answerer:
 @torch.no_grad()
 def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     """Exact match of the answers after the VQA normalisation, and of four baselines, on ``split``."""
-    device = PartialState().device
+    device = processes.device()
     folders = (stage_folder(RECIPE, run, name) for name in ("answerer", "prompt", "blind"))
     model, oracle, blind = (load(folder, dtype=config.model.dtype).to(device) for folder in folders)
     known, training = Questions(config.data, split), Questions(config.data, "train")
