@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mmgen import processes
 from mmgen.conditioning.consensus import consensus
-from mmgen.conditioning.language_model import same_weights
+from mmgen.conditioning.language_model import check_room, context_length, same_weights
 from mmgen.conditioning.prefix import PrefixLanguageModel, Prompt, SoftWords
 from mmgen.data.audio import AudioProcessor
 from mmgen.data.batch import Batch
@@ -121,12 +121,14 @@ class Captioner(Model):
             self.processors["audio"] = AudioProcessor()
             self.encoder = AudioEncoder(self.processors["audio"].shape, width)
             features = width
-        self.processors["text"] = TextProcessor(lm.tokenizer)
         self.words = SoftWords(features, words, lm.width, width, dropout, hard, members)
         ids = torch.arange(len(lm.embedding_table)) if vocabulary is None else torch.tensor(vocabulary)
         self.register_buffer("vocabulary", torch.cat([ids, ids.new_tensor([self._end])]).unique(), persistent=False)  # sorted
         texts = {"before": before, "between": between, "after": after}
-        self.text = nn.ParameterDict({k: nn.Parameter(lm.prompt([[t]]).embeddings[0].float()) for k, t in texts.items()})
+        self.text = nn.ParameterDict({k: nn.Parameter(lm.template(t).float()) for k, t in texts.items()})
+        prompt, limit = words + sum(map(len, self.text.values())), context_length(lm.model)
+        check_room(lm.model, prompt + 2, "words, before, between, after and a caption", "set fewer words or shorter texts")
+        self.processors["text"] = TextProcessor(lm.tokenizer, room=None if limit is None else limit - prompt)
         # tells which language model a prefix was trained for; one that is trained itself is saved
         digest = bytes.fromhex(lm.model.digests["model"]) if language_model_weights == "frozen" else b""
         for name in MEMORY:  # filled by `remember`

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Categorical
 
-from mmgen.conditioning.language_model import load_language_model
+from mmgen.conditioning.language_model import check_room, load_language_model
 from mmgen.conditioning.prefix import positions, token_log_prob
 from mmgen.data.batch import Batch
 from mmgen.data.label import LabelProcessor
@@ -67,6 +67,7 @@ class ClassLanguageModel(Model):
         check_at_least("discriminative", discriminative, 0)
         self.class_names, self.discriminative = list(classes), discriminative
         self.language_model, tokenizer = load_language_model(language_model, dtype)
+        check_room(self.language_model, max_tokens, "max_tokens", "set fewer")
         width = self.language_model.config.get_text_config().hidden_size
         self.down = nn.ModuleList(nn.Linear(width, rank) for _ in classes)
         self.up = nn.ModuleList(nn.Linear(rank, width, bias=False) for _ in classes)

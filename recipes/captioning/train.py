@@ -23,6 +23,7 @@ from mmgen.cli import main
 from mmgen.conditioning.language_model import load_language_model
 from mmgen.data.batch import Batch, collate
 from mmgen.data.cards import check_column, open_card, read_card
+from mmgen.data.text import tokens_of
 from mmgen.errors import UserError
 from mmgen.metrics.captioning import caption_scores, cider, tokenize
 from mmgen.metrics.retrieval import nearest
@@ -154,7 +155,7 @@ def caption_vocabulary(config: Config) -> list[int]:
     _, tokenizer = load_language_model(config.model.language_model, config.model.dtype)
     texts = open_card(config.data.card, "train", limit=config.data.limit or None)[config.data.text]
     captions = [caption for text in texts for caption in ([text] if isinstance(text, str) else text)]
-    return sorted({token for ids in tokenizer(captions, add_special_tokens=False)["input_ids"] for token in ids})
+    return sorted({token for ids in tokens_of(tokenizer, captions, add_special_tokens=False)["input_ids"] for token in ids})
 
 
 def train_words(config: Config, run: Path, resume: bool, blind: bool = False) -> None:

@@ -22,6 +22,7 @@ from mmgen.conditioning.few_shot import Format
 from mmgen.conditioning.language_model import load_language_model
 from mmgen.data.batch import Batch, collate
 from mmgen.data.cards import check_column, open_card, read_card
+from mmgen.data.text import tokens_of
 from mmgen.errors import UserError, check_at_least
 from mmgen.metrics.vqa import exact_match
 from mmgen.models.answerer import Answerer
@@ -223,7 +224,7 @@ def new_answerer(config: Config, questions: Questions) -> Answerer:
         fix = "give names that its open questions hold"
         raise UserError("data.names", got=config.data.names, expected=f"captions of pictures in {config.data.card}", fix=fix)
     _, tokenizer = load_language_model(config.model.language_model, config.model.dtype)
-    tokens = sorted({token for ids in tokenizer(said, add_special_tokens=False)["input_ids"] for token in ids})
+    tokens = sorted({token for ids in tokens_of(tokenizer, said, add_special_tokens=False)["input_ids"] for token in ids})
     known = [i for i, picture in enumerate(questions.pictures) if picture in questions.captions]
     order = torch.randperm(len(known), generator=torch.Generator().manual_seed(config.seed))[: config.support]
     shots = [
