@@ -69,6 +69,8 @@ class Model(nn.Module, ModelHubMixin):
     from_prior: ClassVar[bool] = False
     #: options of `generate` with which an item takes something from the others: it must then see all of them at once
     across_items: ClassVar[tuple[str, ...]] = ()
+    #: the constructor value that holds those of a model inside this one, which `load` may override too
+    inside: ClassVar[str | None] = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -214,10 +216,13 @@ class Model(nn.Module, ModelHubMixin):
         allowed = [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
         for key in config:
             check_one_of(f"{folder / 'config.json'}: key", key, allowed)
+        nested = config.get(cls.inside, {})
         for key in overrides:
-            check_one_of(f"override of {cls.name}", key, allowed)
+            check_one_of(f"override of {cls.name}", key, [*allowed, *nested])
+        if deeper := {key: value for key, value in overrides.items() if key not in allowed}:
+            config[cls.inside] = nested | deeper
         try:
-            model = cls(**{**config, **overrides})
+            model = cls(**{**config, **{key: value for key, value in overrides.items() if key in allowed}})
         except TypeError as error:
             fix = "take the config.json that save_pretrained wrote"
             raise UserError(
@@ -332,7 +337,7 @@ def load(
         place: the folder or name; of a run folder, its ``model/`` is taken.
         revision, cache_dir, token, force_download, local_files_only: of the download of a Hub name, see
             ``huggingface_hub.snapshot_download``.
-        overrides: constructor values that differ on this machine, such as ``language_model=FOLDER``.
+        overrides: constructor values that differ on this machine, such as ``dtype="fp32"`` or ``language_model=FOLDER``.
 
     Returns:
         The model in eval mode, its processors in ``model.processors``.
