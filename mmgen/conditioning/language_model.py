@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -29,6 +29,8 @@ from mmgen.data.pretrained import check_vocabulary, pretrained
 from mmgen.data.text import train_tokenizer
 from mmgen.errors import UserError, check_one_of
 from mmgen.modalities.frozen import freeze
+from mmgen.modalities.image import fingerprint
+from mmgen.modalities.precision import resolve_dtype
 
 
 @dataclass(frozen=True)
@@ -54,22 +56,23 @@ WEIGHTS = ("frozen", "trained", "scratch")
 CACHE = "cache" if "cache" in inspect.signature(LlamaForCausalLM.forward).parameters else "past_key_values"
 # of a cache: keys and values, and nothing else
 LAYERS = (DynamicLayer, DynamicSlidingWindowLayer)
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def load_language_model(
-    name: str, dtype: str = "bf16", weights: str = "frozen"
+    name: str, dtype: str = "auto", weights: str = "frozen"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal language model with its tokenizer.
 
     Args:
         name: a folder, a Hub name, an installed package (a key of `PACKAGES`), or ``tiny``: two random layers over bytes, for
             tests.
-        dtype: ``bf16``, ``fp16`` or ``fp32``; that of the weights.
+        dtype: of the weights: ``auto``, ``bf16``, ``fp16`` or ``fp32``, see `mmgen.modalities.precision.resolve_dtype`.
         weights: ``frozen`` as they are, to be ``trained`` from there, or from ``scratch``, random ones in their place.
 
     Returns:
-        The model, frozen ones in eval mode for ever, and the tokenizer, which always has an end and a padding token.
+        The model, frozen ones in eval mode for ever, and the tokenizer, which always has an end and a padding token. The
+        model's ``digests`` are fingerprints of the weights as stored, the same in any dtype: of the ``model`` and of its
+        ``embeddings``.
 
     Every forward pass of the model fails with a `UserError` if it would read more tokens than `context_length`.
 
@@ -81,18 +84,23 @@ def load_language_model(
     >>> any(p.requires_grad for p in model.parameters()), tokenizer.decode(tokenizer("hi").input_ids)
     (False, 'hi')
     """
-    check_one_of("language model dtype", dtype, DTYPES)
-    if check_one_of("language model weights", weights, WEIGHTS) != "frozen" and dtype != "fp32":
+    trained = check_one_of("language model weights", weights, WEIGHTS) != "frozen"
+    if trained and dtype not in ("auto", "fp32"):
         fix = "set dtype=fp32; the precision of the training may still be bf16"
         raise UserError("dtype of a language model that is trained", got=dtype, expected="fp32", fix=fix)
+    precision = torch.float32 if trained else resolve_dtype(dtype)
     if name == "tiny":
         tokenizer = train_tokenizer(["bytes only"], vocab_size=259).tokenizer
-        model: PreTrainedModel = _tiny(len(tokenizer)).to(DTYPES[dtype])
+        model: PreTrainedModel = _tiny(len(tokenizer))
     else:
         folder = str(_converted(name)) if name in PACKAGES else name
-        model, tokenizer = _load(name, folder, DTYPES[dtype])
+        model, tokenizer = _load(name, folder)
     if weights == "scratch":
-        model = AutoModelForCausalLM.from_config(model.config, trust_remote_code=False, dtype=DTYPES[dtype])
+        model = AutoModelForCausalLM.from_config(model.config, trust_remote_code=False, dtype=precision)
+    model.digests = {"model": fingerprint(model), "embeddings": fingerprint(model.get_input_embeddings())}
+    for parameter in model.parameters():  # buffers, such as rotary frequencies, stay as precise as they are
+        parameter.data = parameter.data.to(precision)
+    model.config.dtype = precision
     if tokenizer.eos_token_id is None:
         fix = "set its eos_token in tokenizer_config.json"
         raise UserError(f"tokenizer of {name}", got="no end-of-text token", expected="one", fix=fix)
@@ -107,6 +115,18 @@ def load_language_model(
     # that matrix once an item.
     model.get_output_embeddings().register_forward_pre_hook(lambda layer, inputs: (inputs[0].contiguous(),))
     return freeze(model) if weights == "frozen" else model.eval(), tokenizer
+
+
+def same_weights(expected: Tensor, digest: Tensor, module: nn.Module) -> bool:
+    """Whether a saved digest is that of a frozen module: of its weights as stored or, as earlier versions saved, as loaded.
+
+    Args:
+        expected, digest: the saved one and the module's own, of its weights as stored, both (32,) uint8, or empty.
+        module: the module as loaded.
+    """
+    if torch.equal(expected.cpu(), digest.cpu()):
+        return True
+    return len(digest) > 0 and bytes(expected.tolist()).hex() == fingerprint(module)
 
 
 def context_length(model: PreTrainedModel) -> int | None:
@@ -200,14 +220,14 @@ def _check_positions(limit: int, module: nn.Module, inputs: tuple[Any, ...], giv
         raise UserError("text for the language model", got=f"{tokens} tokens", expected=expected, fix=fix)
 
 
-def _load(name: str, folder: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _load(name: str, folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     fix = f"give a folder, a Hub name, or install one of: {'; '.join(p.install for p in PACKAGES.values())}"
     with pretrained("language model", name, expected="a causal model of transformers", fix=fix):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if config.is_encoder_decoder or config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
             got = f"a {config.model_type} model"
             raise UserError(f"language model {name}", got=got, expected="a causal model", fix="choose a decoder")
-        model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, dtype=dtype)
+        model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, dtype="auto")  # as stored
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     return model, tokenizer
 

@@ -124,7 +124,7 @@ class PrefixLanguageModel(nn.Module):
     (torch.Size([2, 14, 32]), [14, 5])
     """
 
-    def __init__(self, language_model: str, dtype: str = "bf16", weights: str = "frozen") -> None:
+    def __init__(self, language_model: str, dtype: str = "auto", weights: str = "frozen") -> None:
         super().__init__()
         self.model, self.tokenizer = load_language_model(language_model, dtype, weights)
 

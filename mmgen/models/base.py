@@ -278,18 +278,23 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def read_weights(file: Path) -> dict[str, Tensor]:
+def read_weights(file: Path, fix: str = "") -> dict[str, Tensor]:
     """The tensors of a safetensors file.
+
+    Args:
+        file: of tensors.
+        fix: the advice of the error message; "": for the weights of a saved model.
 
     Raises:
         UserError: the file is missing or damaged.
     """
     if not file.is_file():
-        raise UserError(str(file), got="no such file", expected="weights", fix="give a folder that save_pretrained wrote")
+        fix = fix or "give a folder that save_pretrained wrote"
+        raise UserError(str(file), got="no such file", expected="weights", fix=fix)
     try:
         return load_file(file)
     except (SafetensorError, OSError) as error:
-        fix = "the file is damaged: take an earlier checkpoint or download it again"
+        fix = fix or "the file is damaged: train or download the model again"
         raise UserError(str(file), got=str(error), expected="a whole safetensors file", fix=fix) from error
 
 

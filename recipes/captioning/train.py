@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from mmgen import processes
 from mmgen.cli import main
 from mmgen.conditioning.language_model import load_language_model
 from mmgen.data.batch import Batch, collate
@@ -183,7 +183,7 @@ def train(
 
     ``reader(config, model)`` is what is trained, made from the model whose soft words were.
     """
-    model = reader(config, load(stage_folder(RECIPE, run, "blind_words" if blind else "words")))
+    model = reader(config, load(stage_folder(RECIPE, run, "blind_words" if blind else "words"), dtype=config.model.dtype))
     if blind:
         model.encoder.requires_grad_(False)
     data = Captions(model, config.data, "train", blind)
@@ -224,8 +224,8 @@ def write_samples(file: Path, data: Captions, captions: list[str]) -> None:
 @torch.no_grad()
 def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     """CIDEr, BLEU-4, ROUGE-L and exact match of the captioner and of its two baselines on ``split``."""
-    device = PartialState().device
-    model, blind = load(run).to(device), load(run / "stages" / "blind").to(device)
+    device = processes.device()
+    model, blind = (load(f, dtype=config.model.dtype).to(device) for f in (run, run / "stages" / "blind"))
     train_data, data = Captions(model, config.data, "train"), Captions(model, config.data, split)
     data.check_references()
     options = {**asdict(config.decoding), "generator": torch.Generator().manual_seed(config.seed)}

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mmgen import processes
 from mmgen.cli import main
 from mmgen.conditioning.attributes import Attribute
 from mmgen.conditioning.language_model import load_language_model
@@ -124,7 +124,7 @@ def write(run: Path, config: Config, split: str, kind: str) -> dict[str, dict[st
             done = read_json(file) if file.is_file() else {}
             if any(prompt not in done for prompt in prompts):
                 loaded = loaded or load_language_model(config.language_model, config.dtype)
-                model = loaded[0].to(PartialState().device)
+                model = loaded[0].to(processes.device())
                 toward = attribute(run, kind, name, model, loaded[1])
                 steered = steered_by(run, method, settings, toward, name, model)
             for at in range(0, len(prompts), together):
@@ -238,7 +238,7 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     judging = build_config(JUDGE.Config, config.judge)
     judge, accuracy = JUDGE.judge(judging)
     reader = load_language_model(config.fluency, "fp32")
-    reader[0].to(PartialState().device)
+    reader[0].to(processes.device())
     names = class_names(read_card(config.data.card), config.data.label)
     known = judge.class_names  # names, or numbers where the judge's card has no names
     seen_as = {name: known.index(name if name in known else str(i)) for i, name in enumerate(names)}
