@@ -1,6 +1,7 @@
 """The ``mmgen`` command: parses, calls, prints."""
 
 import argparse
+import io
 import json
 import math
 import os
@@ -20,6 +21,9 @@ MODALITIES = ("image", "text", "audio", "vector")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 2 after a one-line error, 130 or 143 when stopped."""
+    if arguments is None and sys.getfilesystemencoding() == "ascii":  # the C locale with PYTHONUTF8=0: no name has an umlaut
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+    _write_utf8()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it warns when data workers fork
@@ -69,6 +73,14 @@ def _fail(*errors: UserError) -> None:
     else:
         of = f"process {processes.rank()}: " if processes.rank() else ""
         _complain(*(f"{of}{line}" for line in lines))
+
+
+def _write_utf8() -> None:
+    """Read and write UTF-8 in pipes and files whatever the locale; a terminal keeps its own, with ? for what it lacks."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower().replace("_", "-") != "utf-8":
+            kept = stream.isatty() or os.environ.get("PYTHONIOENCODING")
+            stream.reconfigure(**({"errors": "replace"} if kept else {"encoding": "utf-8", "errors": "surrogateescape"}))
 
 
 def _complain(*messages: object) -> None:
