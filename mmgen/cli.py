@@ -17,6 +17,13 @@ from mmgen.errors import UserError, UserErrors, check_at_least, check_seed
 from mmgen.training import launch
 
 MODALITIES = ("image", "text", "audio", "vector")
+# how each is given on the command line
+FORMS = {
+    "image": ", a file",
+    "text": "",
+    "audio": ", a file",
+    "vector": ", numbers joined by commas (--vector=-1,0.5) or a .npy, .csv or .json file",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -114,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("folder", metavar="RUN", help="a run folder, a saved model or a Hub name")
     command.add_argument("--to", required=True, help="the modality to make, or several joined by commas")
     for name in MODALITIES:
-        command.add_argument(f"--{name}", action="append", help=f"{name} to start from; repeat for several items")
+        command.add_argument(f"--{name}", action="append", help=f"{name} to start from{FORMS[name]}; repeat for several items")
     command.add_argument("--n", type=int, default=1, help="results for each item")
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--guidance", type=float, metavar="G", help="how much pictures of a text are held to it; 1: plainly")
