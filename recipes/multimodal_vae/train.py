@@ -28,13 +28,12 @@ from mmgen.data.columns import SETTINGS, Columns, fit_processor
 from mmgen.data.processors import Processor
 from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.metrics.coherence import conditional_coherence, joint_coherence
-from mmgen.metrics.frechet import frechet_distance
 from mmgen.modalities.kinds import DECODERS
 from mmgen.models.base import load
 from mmgen.models.classifier import Classifier
 from mmgen.models.multimodal_vae import OBJECTIVES, MultimodalVAE
 from mmgen.training.config import FitConfig, build_config, section_of
-from mmgen.training.features import picture_features
+from mmgen.training.features import frechet, picture_features
 from mmgen.training.loop import fit
 from mmgen.training.model_card import ModelCard, contact_sheet, write_model_card
 from mmgen.training.prior import prior_fit
@@ -247,7 +246,7 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     if settings.features and image:
         sets = ([data[i][image] for i in range(len(data))], list(made[image]))
         real, ours = (picture_features(settings.features, model.processors[image], values) for values in sets)
-        figures[f"fid_{settings.features}"] = frechet_distance(real, ours)
+        figures[f"fid_{settings.features}"] = frechet(real, ours)
     torch.manual_seed(config.seed)  # the bound's draws are the same whether judges were trained just now or before
     bounds = []
     items = range(min(settings.likelihood_items, len(data)))
