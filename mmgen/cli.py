@@ -91,11 +91,12 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--processes", type=int, help="processes on this machine, each with its GPU if there are any")
     command.set_defaults(run=_train, values=[])
 
-    command = commands.add_parser("evaluate", help="a run's figures on held-out data, beside its baselines")
+    text = "dtype=fp32 (or bf16, fp16, auto) can follow: of the frozen language model, where the recipe has one."
+    command = commands.add_parser("evaluate", help="a run's figures on held-out data, beside its baselines", epilog=text)
     command.add_argument("folder", type=Path, metavar="RUN")
     command.add_argument("--split", help="the split (default: the recipe's first, usually test)")
     command.add_argument("--json", type=Path, metavar="F", help="write the figures there as one JSON object")
-    command.set_defaults(run=_evaluate)
+    command.set_defaults(run=_evaluate, values=[])
 
     command = commands.add_parser("generate", help="any subset of modalities in, any out", epilog=_OPTIONS)
     command.add_argument("folder", metavar="RUN", help="a run folder, a saved model or a Hub name")
@@ -127,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--induction", metavar="TEXT", default="", help="a sentence before the examples")
     command.add_argument("--chat", action="store_true", help="read questions line by line")
     command.add_argument("--json", type=Path, metavar="F", help="write the answers there")
-    command.set_defaults(run=_ask)
+    command.set_defaults(run=_ask, values=[])
 
     command = commands.add_parser("steer", help="a language model's texts with and without steering", epilog=_STEERING)
     command.add_argument("language_model", metavar="LM", help="a folder, a Hub name, or an installed package")
@@ -154,7 +155,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--candidates", type=int, default=1, help=text)
     command.add_argument("--length", type=int, default=50, help="tokens of a text")
     command.add_argument("--seed", type=int, default=0)
-    command.add_argument("--dtype", default="fp32", help="bf16, fp16 or fp32, of the language model")
+    command.add_argument("--dtype", default="auto", help=_DTYPE)
     command.add_argument("--json", type=Path, metavar="F", help="write the texts there")
     command.add_argument("--html", type=Path, metavar="F", help="write a page there that colours the words that were raised")
     command.set_defaults(run=_steer, values=[])
@@ -203,19 +204,29 @@ _STEERING = (
     "step_size=0.1 gamma=1.0 window=5. Of fudge: strength=1.0 top=20. Of gedi: strength=2.0 top=20. Of the sampling: "
     "temperature=1.0 top_k=10 top_p=1.0, and threshold=0.0, the mean of dist-1, -2 and -3 that the kept candidate must have."
 )
-_OPTIONS = "Options of the model can follow as key=value, for example beams=3."
+_OPTIONS = (
+    "Options of the model can follow as key=value, for example beams=3; and dtype=fp32, of the frozen language model in it."
+)
+_DTYPE = "of the language model: bf16, fp16, fp32, or auto, bf16 where this machine computes it natively (default: auto)"
 
 
 def _list(options: argparse.Namespace) -> None:
     from mmgen.data.cards import card_names, read_card
-    from mmgen.models.base import MODELS
+    from mmgen.models import MODELS
     from mmgen.training.recipe import recipe_folder, recipe_names
 
-    recipes = {n: ", ".join(sorted(f.stem for f in recipe_folder(n).glob("*.yaml"))) for n in recipe_names()}
-    cards = {name: read_card(name).pretty_name for name in card_names()}
-    _table("recipe", "configs", recipes)
-    _table("model", "class", MODELS)
-    _table("data card", "", cards)
+    folders = {name: recipe_folder(name) for name in recipe_names()}
+    configs = {name: ", ".join(sorted(file.stem for file in folder.glob("*.yaml"))) for name, folder in folders.items()}
+    models = {name: Path(__file__).parents[1].joinpath(*place.partition(":")[0].split(".")) for name, place in MODELS.items()}
+    _table("recipe", "", {name: f"{_summary(f / 'train.py')} Configs: {configs[name]}." for name, f in folders.items()})
+    _table("model", "", {name: _summary(file.with_suffix(".py")) for name, file in models.items()})
+    _table("data card", "", {name: read_card(name).pretty_name for name in card_names()})
+
+
+def _summary(file: Path) -> str:
+    """The first line of a Python file's docstring; nothing is imported."""
+    with file.open(encoding="utf-8") as lines:
+        return lines.readline().strip().strip('"')
 
 
 def _train(options: argparse.Namespace) -> int | None:
@@ -244,7 +255,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from mmgen.training import recipe as recipes
 
     _check_file(options.json)
-    recipe, config = recipes.open_run(options.folder)
+    recipe, config = recipes.open_run(options.folder, options.values)
     split = options.split or recipe.splits[0]
     figures = recipes.evaluate(recipe, config, options.folder, split, options.arguments)
     _write_json(options.json, figures)
@@ -268,7 +279,8 @@ def _generate(options: argparse.Namespace) -> None:
         picture_column(options.nearest)  # before anything is drawn
         if options.to != "image":
             raise UserError("--nearest", got=f"--to {options.to}", expected="--to image", fix="leave --nearest out")
-    model = load(options.folder)
+    dtype, values = _dtype(values)
+    model = load(options.folder, **dtype)
     made = generate(model, given, options.to, options.n, options.seed, values, options.out, options.part)
     if options.nearest:
         write_nearest(made, model.processors["image"], options.nearest, options.out)
@@ -296,7 +308,10 @@ def _ask(options: argparse.Namespace) -> None:
         got = "--question" if options.question else "--json" if options.json else "several files"
         expected = "one picture or sound at most, then questions line by line"
         raise UserError("--chat", got=f"{got} too", expected=expected, fix=f"leave {got} out")
-    model = load(options.folder)
+    dtype, others = _dtype(options.values)
+    if others:
+        raise UserError("argument", got=others[0], expected="a known option or dtype=NAME", fix="leave it out")
+    model = load(options.folder, **dtype)
     for name, file in given:
         ask.check_modality(model, name, file)
     files = [file for _, file in given]
@@ -310,6 +325,12 @@ def _ask(options: argparse.Namespace) -> None:
     _write_json(options.json, made)
     for number, result in enumerate(made):
         print(f"{number}\t{result['answer']}" if len(made) > 1 else result["answer"])
+
+
+def _dtype(values: list[str]) -> tuple[dict[str, str], list[str]]:
+    """``dtype=NAME`` among options ``key=value``, and the others."""
+    found = [value.partition("=")[2] for value in values if value.startswith("dtype=")]
+    return {"dtype": found[-1]} if found else {}, [value for value in values if not value.startswith("dtype=")]
 
 
 def _lines() -> Iterator[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import importlib.util
 import itertools
 import json
 import os
@@ -21,6 +20,9 @@ from filelock import FileLock
 from tqdm import tqdm
 
 import mmgen
+from mmgen.data.card_files import card_names as card_names
+from mmgen.data.card_files import cards_folder as cards_folder
+from mmgen.data.card_files import find_card
 from mmgen.data.sources import places
 from mmgen.data.sources.columns import check_value, feature
 from mmgen.data.sources.front_matter import check_front_matter
@@ -48,6 +50,7 @@ class Card:
         columns: column -> kind, shape, unit, range and rate, as they apply.
         splits: split -> number of rows.
         prose: the text below the front matter.
+        folder: where the paths of its sources begin, before ``$MMGEN_DATA``; None for the cards that come with mmgen.
     """
 
     name: str
@@ -56,6 +59,7 @@ class Card:
     columns: dict[str, dict[str, Any]]
     splits: dict[str, int]
     prose: str
+    folder: Path | None = None
 
     @property
     def pretty_name(self) -> str:
@@ -118,58 +122,39 @@ def filled_whole(folder: Path) -> Iterator[Path]:
                 raise
 
 
-def cards_folder() -> Path:
-    """The folder of the cards that come with mmgen: the installed ``mmgen.data_cards``, or ``data_cards`` of a checkout."""
-    spec = importlib.util.find_spec("mmgen.data_cards")
-    if spec is not None and spec.submodule_search_locations:
-        return Path(next(iter(spec.submodule_search_locations)))
-    return Path(mmgen.__file__).resolve().parent.parent / "data_cards"
-
-
-def card_names() -> list[str]:
-    """The names of the cards that come with mmgen, sorted."""
-    return sorted(path.stem for path in cards_folder().glob("*.md"))
-
-
 def read_card(name_or_path: str | Path) -> Card:
-    """Read a data card.
+    """Read a data card, or describe data that have none.
 
     Args:
-        name_or_path: one of `card_names`, or the path of a ``.md`` file.
+        name_or_path: one of `card_names`; the path of a ``.md`` file, of a folder or of a table (CSV, TSV, JSON lines or
+            Parquet); or the name ``user/data`` of a data set on the Hub.
 
     Returns:
         The card.
 
     Raises:
-        UserError: there is no such card, or its front matter is no YAML mapping.
+        UserError: there is no such card, folder, table or data set, or its front matter is no YAML mapping.
         UserErrors: it has mistakes; all of them at once.
 
     >>> read_card("digits").columns["label"]
     {'kind': 'label', 'classes': 10}
     """
-    path = Path(name_or_path)
-    if path.suffix != ".md" and path.name == str(name_or_path):
-        path = cards_folder() / f"{check_one_of('data card', path.name, card_names())}.md"
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        fix = f"give the path of a .md file, or one of {', '.join(card_names())}"
-        raise UserError("data card", got=str(name_or_path), expected=f"a readable file ({error})", fix=fix) from error
+    name, text, folder = find_card(name_or_path)
     match = re.match(r"---\r?\n(.*?)^---\s*$(.*)", text, re.DOTALL | re.MULTILINE)
-    fix = "begin the file with --- YAML ---; see CONTRIBUTING.md"
+    fix = "begin the file with --- YAML ---; `mmgen data show openmoji --yaml` prints one"
     if match is None:
-        raise UserError(f"data card {path.name}", got=repr(text[:40]), expected="front matter between two lines ---", fix=fix)
+        raise UserError(f"data card {name}.md", got=repr(text[:40]), expected="front matter between two lines ---", fix=fix)
     try:
         front = yaml.safe_load(match[1])
     except yaml.YAMLError as error:
-        raise UserError(f"data card {path.name}", got=str(error), expected="front matter in YAML", fix=fix) from error
+        raise UserError(f"data card {name}.md", got=str(error), expected="front matter in YAML", fix=fix) from error
     if not isinstance(front, dict):
-        raise UserError(f"data card {path.name}", got=front, expected="a mapping in the front matter", fix=fix)
-    problems = check_front_matter(f"data card {path.stem}", front, match[2])
+        raise UserError(f"data card {name}.md", got=front, expected="a mapping in the front matter", fix=fix)
+    problems = check_front_matter(f"data card {name}", front, match[2])
     if problems:
         raise UserErrors(problems)
     ours = front.pop("mmgen")
-    return Card(path.stem, front, ours["sources"], ours["columns"], ours["splits"], match[2].strip())
+    return Card(name, front, ours["sources"], ours["columns"], ours["splits"], match[2].strip(), folder)
 
 
 def open_card(
@@ -183,7 +168,7 @@ def open_card(
     """Open one split of a data card from the first of its sources that can be had, decoded once and cached as Arrow.
 
     Args:
-        name_or_path: one of `card_names`, or the path of a ``.md`` file.
+        name_or_path: as in `read_card`.
         split: one of the card's splits.
         limit: at most so many rows, the first; 0 or None: all.
         data_folder: where the card's relative paths are; None: ``$MMGEN_DATA``.
@@ -206,7 +191,7 @@ def check_card(name_or_path: str | Path, *, data: bool = True, data_folder: str 
     """Every problem of a card: its structure, and whether the data keep to it.
 
     Args:
-        name_or_path: one of `card_names`, or the path of a ``.md`` file.
+        name_or_path: as in `read_card`.
         data: open every split too, and compare columns, row counts and the values of its first `CHECKED_ROWS` rows.
         data_folder: as in `open_card`.
 
@@ -333,7 +318,10 @@ def _open_source(card, source, reader, split, limit, data_folder, options) -> da
     import datasets
     import pyarrow as pa
 
-    place, identity = places.locate(source, split, data_folder, lambda name, of: open_card(name, of, data_folder=data_folder))
+    def part(name: str, of: str) -> datasets.Dataset:
+        return open_card(name, of, data_folder=data_folder)
+
+    place, identity = places.locate(source, split, data_folder, part, card.folder)
     count = source.get("splits", card.splits)[split]
     total = count if limit is None else min(limit, count)
     key = [mmgen.__version__, _code(), source, identity, card.columns, limit, options]
@@ -390,7 +378,13 @@ def _columns(card: Card, row: dict[str, Any], rename: dict[str, str]) -> dict[st
         had = f"columns {', '.join(row)}"
         fix = "take it out of the card, or name it under rename"
         raise UserErrors(UserError(f"data card {card.name}: column {m}", got=had, expected=m, fix=fix) for m in missing)
-    return {name: row[of] for name, of in names.items()}
+    return {name: _number(card.columns[name], row[of]) for name, of in names.items()}
+
+
+def _number(spec: dict[str, Any], value: Any) -> Any:
+    """A label as the number of its class."""
+    classes = spec.get("classes")
+    return classes.index(value) if isinstance(classes, list) and value in classes else value
 
 
 def _features(card: Card) -> datasets.Features:

@@ -27,6 +27,7 @@ from mmgen.training.lock import HOLDER, LOCK, check_free, locked
 from mmgen.training.memory import keep_freed_memory
 
 Stage = Callable[[Any, Path, bool], None]
+RUN_KEYS = {"dtype"}  # config keys that say how a model is run, not what it is
 
 
 @dataclass(frozen=True)
@@ -137,8 +138,12 @@ def recipe_config(recipe: Recipe, config: str, overrides: list[str]) -> Any:
     return _checked(recipe, build_config(recipe.config, *map(_absolute_cards, layers)))
 
 
-def open_run(folder: Path) -> tuple[Recipe, Any]:
+def open_run(folder: Path, overrides: list[str] = ()) -> tuple[Recipe, Any]:
     """The recipe and the config that a run folder was made with.
+
+    Args:
+        folder: the run folder.
+        overrides: how it is run now: ``dtype=NAME`` of its frozen language model, or nothing.
 
     Raises:
         UserError: it is not a run folder.
@@ -148,7 +153,12 @@ def open_run(folder: Path) -> tuple[Recipe, Any]:
         fix = "give a folder that `mmgen train` made"
         raise UserError(str(folder), got="no run.json and config.yaml", expected="a run folder", fix=fix)
     recipe = load_recipe(str(read_json(file).get("recipe")))
-    return recipe, _checked(recipe, build_config(recipe.config, read_yaml(folder / "config.yaml")))
+    values, now = read_yaml(folder / "config.yaml"), parse_overrides(list(overrides))
+    for key in now:
+        check_one_of(f"option of {recipe.name}", key, sorted({path.rpartition(".")[2] for path in _flat(values)} & RUN_KEYS))
+    if now:  # of the model, or of a recipe that runs the language model itself
+        now = now if "dtype" in values else {"model": now}
+    return recipe, _checked(recipe, build_config(recipe.config, values, now))
 
 
 def _absolute_cards(values: dict[str, Any]) -> dict[str, Any]:
@@ -404,12 +414,12 @@ def _as_read(config: Any) -> dict[str, Any]:
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The dotted keys whose values differ, each with both values."""
+    """The dotted keys whose values differ, each with both values; how a model is run is no difference."""
     old, new = _flat(before), _flat(now)
     return [
         f"{key} ({old.get(key, 'no such key')}, now {new.get(key, 'no such key')})"
         for key in {**old, **new}
-        if key not in old or key not in new or old[key] != new[key]
+        if (key not in old or key not in new or old[key] != new[key]) and key.rpartition(".")[2] not in RUN_KEYS
     ]
 
 

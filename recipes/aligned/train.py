@@ -235,7 +235,7 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
 
     ``_sentence`` is of texts as the sentence embedder reads them, where the model has one.
     """
-    model = load(run).to(processes.device())
+    model = load(run, dtype=config.model.dtype).to(processes.device())
     data, train_data = Pairs(model, config.data, split), Pairs(model, config.data, "train")
     found = points(model, data)
     x = found[model.modality]

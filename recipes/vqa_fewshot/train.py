@@ -323,7 +323,7 @@ def wilson(p: float, n: int, z: float = 1.96) -> float:
 @torch.no_grad()
 def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     """Exact match by shots, knowledge of what is shown beyond what is seen, and fast binding, each beside its controls."""
-    model = load(run).to(processes.device())
+    model = load(run, dtype=config.model.dtype).to(processes.device())
     rows, made = ask(model, config.vqa, split, config.seed)
     true, pool = rows[config.vqa.answer][:], open_card(config.vqa.card, config.vqa.support)[config.vqa.answer][:]
     figures: dict[str, float] = {"accuracy_majority": exact_match([Counter(pool).most_common(1)[0][0]] * len(true), true)}

@@ -1,6 +1,7 @@
 """The columns of a data card: what each kind must say about itself, how it is stored, and whether a value keeps to it."""
 
 import io
+from pathlib import Path
 from typing import Any
 
 from mmgen.errors import UserError, nearest
@@ -8,7 +9,7 @@ from mmgen.errors import UserError, nearest
 # kind -> (keys it must have, keys it may have)
 KINDS: dict[str, tuple[set[str], set[str]]] = {
     "image": ({"shape", "unit", "range"}, set()),  # encoded bytes; shape (h, w, channels), null where it varies
-    "audio": ({"rate", "unit", "range"}, {"channels"}),  # encoded bytes; rate in Hz
+    "audio": ({"rate", "unit", "range"}, {"channels"}),  # encoded bytes; rate in Hz and channels, null where they vary
     "text": ({"language"}, {"shape"}),  # shape [n]: a list of n texts
     "label": ({"classes"}, set()),  # a whole number below `classes`
     "vector": ({"shape", "unit", "range"}, set()),  # (d,) float32
@@ -99,9 +100,9 @@ def check_value(spec: dict[str, Any], value: Any) -> tuple[str, str] | None:
     if value is None:
         return "nothing", "a value"
     if kind == "image":
-        return _check_image(spec, value["bytes"])
+        return _check_image(spec, _content(value))
     if kind == "audio":
-        return _check_audio(spec, value["bytes"])
+        return _check_audio(spec, _content(value))
     if kind == "label":
         classes = spec["classes"] if isinstance(spec["classes"], int) else len(spec["classes"])
         return None if 0 <= value < classes else (str(value), f"a whole number 0..{classes - 1}")
@@ -125,6 +126,11 @@ def check_value(spec: dict[str, Any], value: Any) -> tuple[str, str] | None:
     return None
 
 
+def _content(value: dict[str, Any]) -> bytes | None:
+    """The bytes of a file in a cell, or of the one it names."""
+    return value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
+
+
 def _check_image(spec: dict[str, Any], data: bytes) -> tuple[str, str] | None:
     from PIL import Image, UnidentifiedImageError
 
@@ -146,7 +152,8 @@ def _check_audio(spec: dict[str, Any], data: bytes) -> tuple[str, str] | None:
         return "an unreadable sound", "a sound file's bytes"
     want = (spec["rate"], spec.get("channels", 1))
     got = (info.samplerate, info.channels)
-    return None if got == want else (f"{got[0]} Hz, {got[1]} channel(s)", f"{want[0]} Hz, {want[1]} channel(s)")
+    good = all(w in (None, g) for w, g in zip(want, got))
+    return None if good else (f"{got[0]} Hz, {got[1]} channel(s)", f"{want[0]} Hz, {want[1]} channel(s)")
 
 
 def _count(value: Any) -> bool:
@@ -165,8 +172,8 @@ _VALUES = {
         "[128, 128, 3]",
     ),
     "range": (lambda v: _numbers(v) and len(v) == 2, "a list [lowest, highest]", "[0, 255]"),
-    "rate": (lambda v: type(v) in (int, float) and v > 0, "a number of hertz > 0", "24000"),
-    "channels": (_count, "a whole number >= 1", "1"),
+    "rate": (lambda v: v is None or (type(v) in (int, float) and v > 0), "a number of hertz > 0, or null", "24000"),
+    "channels": (lambda v: v is None or _count(v), "a whole number >= 1, or null", "1"),
     "classes": (
         lambda v: _count(v) or (isinstance(v, list) and bool(v) and all(isinstance(n, str) for n in v)),
         "a number of classes, or their names",
