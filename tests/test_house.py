@@ -10,7 +10,19 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 # rooms from the ground up: a module imports from its own room or a lower one; metrics stands alone
-ROOMS = ["errors", "distributions", "data", "modalities", "latents", "conditioning", "models", "training", "cli", "recipes"]
+ROOMS = [
+    "errors",
+    "processes",
+    "distributions",
+    "data",
+    "modalities",
+    "latents",
+    "conditioning",
+    "models",
+    "training",
+    "cli",
+    "recipes",
+]
 BESIDE = {("modalities", "latents"), ("latents", "modalities"), ("cli", "recipes"), ("recipes", "cli")}
 
 OPENS_NO_TEXT = ("Image.", "os.", "PIL.", "tarfile.", "zipfile.", "soundfile.")

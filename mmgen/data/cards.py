@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import importlib.util
 import itertools
 import json
 import os
@@ -21,6 +20,9 @@ from filelock import FileLock
 from tqdm import tqdm
 
 import mmgen
+from mmgen.data.card_files import card_names as card_names
+from mmgen.data.card_files import cards_folder as cards_folder
+from mmgen.data.card_files import find_card
 from mmgen.data.sources import places
 from mmgen.data.sources.columns import check_value, feature, missing_values, outside_classes, shown_value, stored
 from mmgen.data.sources.front_matter import check_front_matter
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
 
 CHECKED_ROWS = 64  # of each split, spread over it, whose values `check_card` decodes
 WRITTEN_ROWS = 100  # that are written together
+REFUSED = (TypeError, ValueError, AttributeError, KeyError, OverflowError, NotImplementedError)  # what Arrow's errors are of
+# errors of a folder that cannot be written; any other is no matter of the cache
+REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST}
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ class Card:
         columns: column -> kind, shape, unit, range and rate, as they apply.
         splits: split -> number of rows.
         prose: the text below the front matter.
+        folder: where the paths of its sources begin, before ``$MMGEN_DATA``; None for the cards that come with mmgen.
     """
 
     name: str
@@ -58,6 +64,7 @@ class Card:
     columns: dict[str, dict[str, Any]]
     splits: dict[str, int]
     prose: str
+    folder: Path | None = None
 
     @property
     def pretty_name(self) -> str:
@@ -81,75 +88,78 @@ def cache_folder() -> Path:
 
 
 @contextlib.contextmanager
-def filled_whole(folder: Path) -> Iterator[Path]:
-    """A new folder to fill, which becomes ``folder`` only once it is filled; a kill or another process leaves no half."""
-    partial = folder.with_name(f".partial-{folder.name}-{os.getpid()}")
-    partial.mkdir(parents=True, exist_ok=True)
+def cache_written(place: Path) -> Iterator[None]:
+    """Name ``place`` and the fix when the system refuses to write into the cache.
+
+    Raises:
+        UserError: no permission, no space, or a file where a folder should be.
+    """
     try:
-        yield partial
-    except BaseException:  # Ctrl-C too
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    try:
-        partial.rename(folder)
-    except OSError:
-        shutil.rmtree(partial)
-        if not folder.is_dir():  # otherwise another process finished first
+        yield
+    except OSError as error:
+        cache, at = cache_folder(), Path(error.filename or place)  # a full disk names no file
+        if error.errno not in REFUSALS or not (at.is_relative_to(cache) or cache.is_relative_to(at)):
             raise
+        fix = "set MMGEN_CACHE to a folder with space that you may write to"
+        raise UserError("cache", got=str(error), expected=f"to write {place}", fix=fix) from error
 
 
-def cards_folder() -> Path:
-    """The folder of the cards that come with mmgen: the installed ``mmgen.data_cards``, or ``data_cards`` of a checkout."""
-    spec = importlib.util.find_spec("mmgen.data_cards")
-    if spec is not None and spec.submodule_search_locations:
-        return Path(next(iter(spec.submodule_search_locations)))
-    return Path(mmgen.__file__).resolve().parent.parent / "data_cards"
+@contextlib.contextmanager
+def filled_whole(folder: Path) -> Iterator[Path]:
+    """A new folder to fill, which becomes ``folder`` only once it is filled; a kill or another process leaves no half.
 
-
-def card_names() -> list[str]:
-    """The names of the cards that come with mmgen, sorted."""
-    return sorted(path.stem for path in cards_folder().glob("*.md"))
+    Raises:
+        UserError: it cannot be written, as `cache_written` says.
+    """
+    partial = folder.with_name(f".partial-{folder.name}-{os.getpid()}")
+    with cache_written(folder):
+        partial.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+        except BaseException:  # Ctrl-C too
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        try:
+            partial.rename(folder)
+        except OSError:
+            shutil.rmtree(partial)
+            if not folder.is_dir():  # otherwise another process finished first
+                raise
 
 
 def read_card(name_or_path: str | Path) -> Card:
-    """Read a data card.
+    """Read a data card, or describe data that have none.
 
     Args:
-        name_or_path: one of `card_names`, or the path of a ``.md`` file.
+        name_or_path: one of `card_names`; the path of a ``.md`` file, of a folder or of a table (CSV, TSV, JSON lines or
+            Parquet); or the name ``user/data`` of a data set on the Hub.
 
     Returns:
         The card.
 
     Raises:
-        UserError: there is no such card, or its front matter is no YAML mapping.
+        UserError: there is no such card, folder, table or data set, or its front matter is no YAML mapping.
         UserErrors: it has mistakes; all of them at once.
 
     >>> read_card("digits").columns["label"]
     {'kind': 'label', 'classes': 10}
     """
-    path = Path(name_or_path)
-    if path.suffix != ".md" and path.name == str(name_or_path):
-        path = cards_folder() / f"{check_one_of('data card', path.name, card_names())}.md"
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        fix = f"give the path of a .md file, or one of {', '.join(card_names())}"
-        raise UserError("data card", got=str(name_or_path), expected=f"a readable file ({error})", fix=fix) from error
+    name, text, folder = find_card(name_or_path)
     match = re.match(r"---\r?\n(.*?)^---\s*$(.*)", text, re.DOTALL | re.MULTILINE)
-    fix = "begin the file with --- YAML ---; see CONTRIBUTING.md"
+    fix = "begin the file with --- YAML ---; `mmgen data show openmoji --yaml` prints one"
     if match is None:
-        raise UserError(f"data card {path.name}", got=repr(text[:40]), expected="front matter between two lines ---", fix=fix)
+        raise UserError(f"data card {name}.md", got=repr(text[:40]), expected="front matter between two lines ---", fix=fix)
     try:
         front = yaml.safe_load(match[1])
     except yaml.YAMLError as error:
-        raise UserError(f"data card {path.name}", got=str(error), expected="front matter in YAML", fix=fix) from error
+        raise UserError(f"data card {name}.md", got=str(error), expected="front matter in YAML", fix=fix) from error
     if not isinstance(front, dict):
-        raise UserError(f"data card {path.name}", got=front, expected="a mapping in the front matter", fix=fix)
-    problems = check_front_matter(f"data card {path.stem}", front, match[2])
+        raise UserError(f"data card {name}.md", got=front, expected="a mapping in the front matter", fix=fix)
+    problems = check_front_matter(f"data card {name}", front, match[2])
     if problems:
         raise UserErrors(problems)
     ours = front.pop("mmgen")
-    return Card(path.stem, front, ours["sources"], ours["columns"], ours["splits"], match[2].strip())
+    return Card(name, front, ours["sources"], ours["columns"], ours["splits"], match[2].strip(), folder)
 
 
 def open_card(
@@ -163,7 +173,7 @@ def open_card(
     """Open one split of a data card from the first of its sources that can be had, decoded once and cached as Arrow.
 
     Args:
-        name_or_path: one of `card_names`, or the path of a ``.md`` file.
+        name_or_path: as in `read_card`.
         split: one of the card's splits.
         limit: at most so many rows, the first; 0 or None: all.
         data_folder: where the card's relative paths are; None: ``$MMGEN_DATA``.
@@ -186,7 +196,7 @@ def check_card(name_or_path: str | Path, *, data: bool = True, data_folder: str 
     """Every problem of a card: its structure, and whether the data keep to it.
 
     Args:
-        name_or_path: one of `card_names`, or the path of a ``.md`` file.
+        name_or_path: as in `read_card`.
         data: open every split too; compare columns, row counts, missing values and labels of all rows, and what
             `CHECKED_ROWS` rows hold, spread over the split.
         data_folder: as in `open_card`.
@@ -279,8 +289,8 @@ def _compare(card: Card, split: str, dataset: datasets.Dataset, source: dict[str
     step = max(1, (len(dataset) - 1) / max(1, CHECKED_ROWS - 1))
     chosen = dict.fromkeys(round(i * step) for i in range(min(len(dataset), CHECKED_ROWS)))  # first and last among them
     for name, spec in card.columns.items():
-        values = dataset.select_columns([name])
-        for row in chosen:
+        values, lacks = dataset.select_columns([name]), missing_values(dataset.data.column(name))
+        for row in (row for row in chosen if not lacks[row]):
             what = f"{card.name}: {split}: row {row}: column {name}"
             try:
                 wrong = check_value(spec, values[row][name])
@@ -331,7 +341,10 @@ def _open_source(card, source, reader, split, limit, data_folder, options) -> da
     import datasets
     import pyarrow as pa
 
-    place, identity = places.locate(source, split, data_folder, lambda name, of: open_card(name, of, data_folder=data_folder))
+    def part(name: str, of: str) -> datasets.Dataset:
+        return open_card(name, of, data_folder=data_folder)
+
+    place, identity = places.locate(source, split, data_folder, part, card.folder)
     count = source.get("splits", card.splits)[split]
     total = count if limit is None else min(limit, count)
     key = [mmgen.__version__, _code(), source, identity, card.columns, limit, options]
@@ -354,72 +367,57 @@ def _write(card: Card, split: str, rows: Iterator[dict[str, Any]], file: Path, r
     from datasets.arrow_writer import ArrowWriter
 
     partial = file.with_suffix(".partial")
-    try:
+    with cache_written(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(file.with_suffix(".lock")):
             if file.exists():  # another process wrote it while this one waited
                 return
-            waiting: dict[str, dict[str, Any]] = {}  # rows by their place, that are written together
+            waiting: list[tuple[str, dict[str, Any]]] = []  # rows with their places, that are written together
             with contextlib.closing(
                 ArrowWriter(path=str(partial), features=_features(card), writer_batch_size=None)
             ) as writer:
                 for number, row in enumerate(rows):
-                    place = row.place if isinstance(row, Line) else f"{split}: row {number}"
-                    waiting[place] = _columns(card, f"{card.name}: {place}", row, rename, number == 0)
+                    place = f"{card.name}: {row.place if isinstance(row, Line) else f'{split}: row {number}'}"
+                    waiting.append((place, _columns(card, place, row, rename, number == 0)))
                     if len(waiting) == WRITTEN_ROWS:
                         _write_rows(card, writer, waiting)
                 _write_rows(card, writer, waiting)
                 writer.finalize()
             partial.replace(file)
-    except OSError as error:
-        if error.errno not in (
-            errno.EACCES,
-            errno.EPERM,
-            errno.EROFS,
-            errno.ENOSPC,
-            errno.EDQUOT,
-            errno.ENOTDIR,
-            errno.EEXIST,
-        ):
-            raise
-        fix = "set MMGEN_CACHE to a folder with space that you may write to"
-        raise UserError("cache", got=str(error), expected=f"to write {file}", fix=fix) from error
 
 
-def _write_rows(card: Card, writer: ArrowWriter, waiting: dict[str, dict[str, Any]]) -> None:
+def _write_rows(card: Card, writer: ArrowWriter, waiting: list[tuple[str, dict[str, Any]]]) -> None:
     """Write rows and forget them; the first value that does not fit its column is named.
 
     Raises:
         UserError: there is such a value.
     """
-    import pyarrow as pa
-
     try:
-        for row in waiting.values():
+        for _, row in waiting:
             writer.write(row)
         writer.write_examples_on_file()
-    except (pa.ArrowException, TypeError, ValueError, AttributeError, KeyError, OverflowError) as error:
-        place, name = next(_unfitting(card, waiting), (f"data card {card.name}", ""))
-        fix = "correct the value, or the kind or shape of the column"
-        got = str(error) if not name else f"{waiting[place][name]!r}"
-        expected = f"a value of kind {card.columns[name]['kind']}" if name else "values that fit the card's columns"
-        what = f"{card.name}: {place}: column {name}" if name else place
+    except REFUSED as error:
+        found = next(_unfitting(card, waiting), None)
+        what, got, expected = f"data card {card.name}", str(error), "values that fit the card's columns"
+        if found:
+            what, got, expected = f"{found[0]}: column {found[1]}", repr(found[2]), f"a {card.columns[found[1]]['kind']}"
+        fix = "correct the value, or the kind or shape of its column"
         raise UserError(what, got=got, expected=expected, fix=fix) from error
     waiting.clear()
 
 
-def _unfitting(card: Card, rows: dict[str, dict[str, Any]]) -> Iterator[tuple[str, str]]:
-    """Place and column of each value that cannot be stored."""
+def _unfitting(card: Card, rows: list[tuple[str, dict[str, Any]]]) -> Iterator[tuple[str, str, Any]]:
+    """Place, column and value of each that cannot be stored."""
     import pyarrow as pa
     from datasets.arrow_writer import TypedSequence
 
     features = _features(card)
-    for place, row in rows.items():
+    for place, row in rows:
         for name, value in row.items():
             try:
                 pa.array(TypedSequence([value], type=features[name]))
-            except (pa.ArrowException, TypeError, ValueError, AttributeError, KeyError, OverflowError):
-                yield place, name
+            except REFUSED:
+                yield place, name, value
 
 
 def _columns(card: Card, place: str, row: dict[str, Any], rename: dict[str, str], first: bool) -> dict[str, Any]:

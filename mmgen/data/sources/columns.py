@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 # kind -> (keys it must have, keys it may have)
 KINDS: dict[str, tuple[set[str], set[str]]] = {
     "image": ({"shape", "unit", "range"}, set()),  # encoded bytes; shape (h, w, channels), null where it varies
-    "audio": ({"rate", "unit", "range"}, {"channels"}),  # encoded bytes; rate in Hz
+    "audio": ({"rate", "unit", "range"}, {"channels"}),  # encoded bytes; rate in Hz and channels, null where they vary
     "text": ({"language"}, {"shape"}),  # shape [n]: a list of n texts
     "label": ({"classes"}, set()),  # a whole number below `classes`
     "vector": ({"shape", "unit", "range"}, set()),  # (d,) float32
@@ -164,7 +164,7 @@ def shown_value(value: Any) -> str:
 
 
 def check_value(spec: dict[str, Any], value: Any) -> tuple[str, str] | None:
-    """Whether a stored value keeps to what its column says, pictures and sounds decoded; a missing one does.
+    """Whether a stored value keeps to what its column says, pictures and sounds decoded.
 
     Args:
         spec: a checked entry of ``columns``.
@@ -181,7 +181,7 @@ def check_value(spec: dict[str, Any], value: Any) -> tuple[str, str] | None:
     """
     kind = spec["kind"]
     if value is None:
-        return None
+        return "nothing", "a value"
     if kind == "image":
         return _check_image(spec, value)
     if kind == "audio":
@@ -244,7 +244,7 @@ def _check_audio(spec: dict[str, Any], value: dict[str, Any]) -> tuple[str, str]
 
     sound = decode_audio(*read_bytes(value, "audio"))
     want, got = (spec["rate"], spec.get("channels", 1)), (sound.rate, sound.samples.shape[1])
-    if got != want:
+    if not all(w in (None, g) for w, g in zip(want, got)):
         return f"{got[0]} Hz, {got[1]} channel(s)", f"{want[0]} Hz, {want[1]} channel(s)"
     low, high = spec["range"]
     slack = 2.0 if sound.format in LOSSY else 1.0  # decoded, they overshoot what was encoded
@@ -270,8 +270,8 @@ _VALUES = {
         "[128, 128, 3]",
     ),
     "range": (lambda v: _numbers(v) and len(v) == 2, "a list [lowest, highest]", "[0, 255]"),
-    "rate": (lambda v: type(v) in (int, float) and v > 0, "a number of hertz > 0", "24000"),
-    "channels": (_count, "a whole number >= 1", "1"),
+    "rate": (lambda v: v is None or (type(v) in (int, float) and v > 0), "a number of hertz > 0, or null", "24000"),
+    "channels": (lambda v: v is None or _count(v), "a whole number >= 1, or null", "1"),
     "classes": (
         lambda v: _count(v) or (isinstance(v, list) and bool(v) and all(isinstance(n, str) for n in v)),
         "a number of classes, or their names",

