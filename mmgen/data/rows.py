@@ -100,8 +100,8 @@ class Rows:
 
     def having(self, *names: str) -> Rows:
         """The rows in which none of these columns lacks its value."""
-        lacking = [self[name].missing for name in names]
-        return self.select([i for i in range(len(self)) if not any(bad[i] for bad in lacking)])
+        lacking = np.any([self[name].missing for name in names], axis=0)
+        return self.select(np.flatnonzero(~lacking).tolist()) if lacking.any() else self
 
     def place(self, index: int, column: str) -> str:
         """The name of one value in errors."""
@@ -157,5 +157,5 @@ class Column(Sequence[Any]):
             return process(self[index])
 
     def texts(self) -> list[list[str]]:
-        """The texts of every row, of a column of one or several; none where they are missing."""
+        """The texts of every row, of a column of one text or of several; none where they are missing."""
         return [[] if value is None else [value] if isinstance(value, str) else value for value in self[:]]
