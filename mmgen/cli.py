@@ -212,14 +212,21 @@ _DTYPE = "of the language model: bf16, fp16, fp32, or auto, bf16 where this mach
 
 def _list(options: argparse.Namespace) -> None:
     from mmgen.data.cards import card_names, read_card
-    from mmgen.models.base import MODELS
+    from mmgen.models import MODELS
     from mmgen.training.recipe import recipe_folder, recipe_names
 
-    recipes = {n: ", ".join(sorted(f.stem for f in recipe_folder(n).glob("*.yaml"))) for n in recipe_names()}
-    cards = {name: read_card(name).pretty_name for name in card_names()}
-    _table("recipe", "configs", recipes)
-    _table("model", "class", MODELS)
-    _table("data card", "", cards)
+    folders = {name: recipe_folder(name) for name in recipe_names()}
+    configs = {name: ", ".join(sorted(file.stem for file in folder.glob("*.yaml"))) for name, folder in folders.items()}
+    models = {name: Path(__file__).parents[1].joinpath(*place.partition(":")[0].split(".")) for name, place in MODELS.items()}
+    _table("recipe", "", {name: f"{_summary(f / 'train.py')} Configs: {configs[name]}." for name, f in folders.items()})
+    _table("model", "", {name: _summary(file.with_suffix(".py")) for name, file in models.items()})
+    _table("data card", "", {name: read_card(name).pretty_name for name in card_names()})
+
+
+def _summary(file: Path) -> str:
+    """The first line of a Python file's docstring; nothing is imported."""
+    with file.open(encoding="utf-8") as lines:
+        return lines.readline().strip().strip('"')
 
 
 def _train(options: argparse.Namespace) -> int | None:

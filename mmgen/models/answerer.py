@@ -42,6 +42,7 @@ class Answerer(Captioner):
     """
 
     name = "answerer"
+    inside = "captioner"
     sequences = ("caption", "question", "text")
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The verbs every model shares, and the literal table of model names."""
+"""The verbs every model shares, and how a saved one is found and loaded."""
 
 import importlib
 import inspect
@@ -16,28 +16,7 @@ from mmgen.data.batch import Batch
 from mmgen.data.processors import Processor, load_processors, save_processors
 from mmgen.errors import UserError, check_one_of
 from mmgen.modalities.frozen import frozen_prefixes
-
-# name in config.json -> where the class is. A downloaded config can name a key of this table and nothing else.
-MODELS = {
-    "classifier": "mmgen.models.classifier:Classifier",
-    "class_language_model": "mmgen.models.class_language_model:ClassLanguageModel",
-    "captioner": "mmgen.models.captioner:Captioner",
-    "psa_captioner": "mmgen.models.psa_captioner:PseudoSelfAttentionCaptioner",
-    "answerer": "mmgen.models.answerer:Answerer",
-    "vae": "mmgen.models.vae:VAE",
-    "sentence_vae": "mmgen.models.sentence_vae:SentenceVAE",
-    "multimodal_vae": "mmgen.models.multimodal_vae:MultimodalVAE",
-    "factorized": "mmgen.models.factorized:Factorized",
-    "aligned": "mmgen.models.aligned:Aligned",
-    "edit": "mmgen.models.edit:Edit",
-    "style_transfer": "mmgen.models.style_transfer:StyleTransfer",
-    "mag": "mmgen.models.mag:AdaptedTransformer",
-    "vision_touch": "mmgen.models.vision_touch:VisionTouch",
-    "discrete_vae": "mmgen.models.discrete_vae:DiscreteVAE",
-    "text_to_image": "mmgen.models.text_to_image:TextToImage",
-    "redescriber": "mmgen.models.redescriber:Redescriber",
-    "mirror_gan": "mmgen.models.mirror_gan:MirrorGAN",
-}
+from mmgen.models import MODELS
 
 
 class Losses(dict[str, Tensor]):
@@ -69,6 +48,8 @@ class Model(nn.Module, ModelHubMixin):
     from_prior: ClassVar[bool] = False
     #: options of `generate` with which an item takes something from the others: it must then see all of them at once
     across_items: ClassVar[tuple[str, ...]] = ()
+    #: the constructor value that holds those of a model inside this one, which `load` may override too
+    inside: ClassVar[str | None] = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -214,10 +195,13 @@ class Model(nn.Module, ModelHubMixin):
         allowed = [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
         for key in config:
             check_one_of(f"{folder / 'config.json'}: key", key, allowed)
+        nested = config.get(cls.inside, {})
         for key in overrides:
-            check_one_of(f"override of {cls.name}", key, allowed)
+            check_one_of(f"override of {cls.name}", key, [*allowed, *nested])
+        if deeper := {key: value for key, value in overrides.items() if key not in allowed}:
+            config[cls.inside] = nested | deeper
         try:
-            model = cls(**{**config, **overrides})
+            model = cls(**{**config, **{key: value for key, value in overrides.items() if key in allowed}})
         except TypeError as error:
             fix = "take the config.json that save_pretrained wrote"
             raise UserError(
@@ -332,7 +316,7 @@ def load(
         place: the folder or name; of a run folder, its ``model/`` is taken.
         revision, cache_dir, token, force_download, local_files_only: of the download of a Hub name, see
             ``huggingface_hub.snapshot_download``.
-        overrides: constructor values that differ on this machine, such as ``language_model=FOLDER``.
+        overrides: constructor values that differ on this machine, such as ``dtype="fp32"`` or ``language_model=FOLDER``.
 
     Returns:
         The model in eval mode, its processors in ``model.processors``.
