@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -79,12 +79,15 @@ class Rows:
     split: str
     table: datasets.Dataset
     numbers: Sequence[int]
+    _columns: dict[str, Column] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     def __getitem__(self, name: str) -> Column:
-        return Column(self, name)
+        if name not in self._columns:
+            self._columns[name] = Column(self, name)
+        return self._columns[name]
 
     @property
     def fingerprint(self) -> str:
@@ -99,8 +102,15 @@ class Rows:
         return Rows(self.card, self.split, self.table, [self.numbers[i] for i in items])
 
     def having(self, *names: str) -> Rows:
-        """The rows in which none of these columns lacks its value."""
+        """The rows in which none of these columns lacks its value.
+
+        Raises:
+            UserError: there is no such row.
+        """
         lacking = np.any([self[name].missing for name in names], axis=0)
+        if lacking.all():
+            what, fix = f"{self.card}: {self.split}: {' and '.join(names)}", "fill them in, or name other columns"
+            raise UserError(what, got="no value in any row", expected="rows that have it", fix=fix)
         return self.select(np.flatnonzero(~lacking).tolist()) if lacking.any() else self
 
     def place(self, index: int, column: str) -> str:
