@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mmgen.cli import main
 from mmgen.data.batch import Batch, collate
-from mmgen.data.cards import cache_folder, check_column, open_card, read_card
+from mmgen.data.cards import cache_folder, check_column, data_version, open_card, read_card
 from mmgen.data.image import ImageProcessor
 from mmgen.errors import UserError, check_at_least
 from mmgen.metrics.retrieval import chance_at, r_precision, recall_at
@@ -154,8 +154,8 @@ class Pairs(Sequence):
 def check(config: Config) -> None:
     """The columns are there, and of the kinds that the model reads."""
     card = read_card(config.data.card)
-    check_column(card, "data.input", config.data.input, config.model.modality)
-    check_column(card, "data.text", config.data.text, "text")
+    config.data.input = check_column(card, "data.input", config.data.input, config.model.modality)
+    config.data.text = check_column(card, "data.text", config.data.text, "text")
     check_at_least("data.limit", config.data.limit, 0)
     check_at_least("data.side", config.data.side, 0)
     if config.data.side and config.model.modality != "image":
@@ -258,7 +258,7 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
 
 def report(run: Path, config: Config) -> None:
     """Write the run's ``README.md``."""
-    lines = [f"# {config.data.input} and {config.data.text} of {config.data.card} in one space"]
+    lines = [f"# {config.data.input} and {config.data.text} of {read_card(config.data.card).name} in one space"]
     for split, figures in read_json(run / "metrics.json").items():
         lines += ["", f"## {split}", "", "| | R@1 | R@5 | R@10 |", "| --- | ---: | ---: | ---: |"]
         for what, way in {"item": f"text to {config.model.modality}", "text": f"{config.model.modality} to text"}.items():
@@ -271,15 +271,22 @@ def report(run: Path, config: Config) -> None:
     (run / "README.md").write_text("\n".join([*lines, ""]), encoding="utf-8")
 
 
-def check_card(config: Config, card: str) -> None:
-    """A space that judges pictures of ``card`` was trained on it.
+def space_config(values: dict[str, Any], card: str, picture: str, text: str) -> Config:
+    """The config of a space that judges pictures of a card: it was trained on the same card.
+
+    Args:
+        values: the config; where it names no card and columns, they are those that are judged.
+        card, picture, text: what is judged, a card and its columns.
 
     Raises:
-        UserError: on another.
+        UserError: it names another card, or what `check` refuses.
     """
+    config = build_config(Config, {**values, "data": {"card": card, "input": picture, "text": text, **values.get("data", {})}})
     if config.data.card != card:
-        fix = f"set aligned.data.card={card}, and aligned.data.input and text, or leave aligned out"
+        fix = f"set aligned.data.card={card}, and aligned.data.input and text, or leave it out by aligned=null"
         raise UserError("aligned.data.card", got=config.data.card, expected=card, fix=fix)
+    check(config)
+    return config
 
 
 def precision(space: Aligned, pictures: Sequence[Any], texts: Sequence[str], among: int) -> float:
@@ -289,20 +296,20 @@ def precision(space: Aligned, pictures: Sequence[Any], texts: Sequence[str], amo
     return r_precision(scores, torch.tensor([different.index(text) for text in texts]), among=among)
 
 
-def judging_space(values: dict[str, Any], side: int, more: int = 0) -> Aligned:
-    """A space to judge pictures of ``side`` pixels by: of the config ``values``, its seed raised by ``more``.
+def judging_space(config: Config, side: int, more: int = 0) -> Aligned:
+    """A space to judge pictures of ``side`` pixels by: of a `space_config`, its seed raised by ``more``.
 
     It is trained on pictures of that size, where the config names none: it sees what is judged, and no finer.
     """
-    config = build_config(Config, values)
     data = replace(config.data, side=config.data.side or side)
     return shared_space(replace(config, data=data, seed=config.seed + more)).to(PartialState().device)
 
 
 def shared_space(config: Config) -> Aligned:
     """The model of this config, trained at first use and then taken from the cache."""
-    key = hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()[:24]
-    run = cache_folder() / "aligned" / f"{config.data.card.rpartition('/')[2]}-{key}"
+    values = [to_dict(config), *data_version(config.data.card, "train")]
+    key = hashlib.sha256(json.dumps(values if values[1:] else values[0], sort_keys=True).encode()).hexdigest()[:24]
+    run = cache_folder() / "aligned" / f"{read_card(config.data.card).name}-{key}"
     train_recipe(RECIPE, config, run, resume=True)
     return load(run)
 

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from mmgen.cli import main
 from mmgen.data.batch import collate
-from mmgen.data.cards import cache_folder, check_column, open_card, read_card
+from mmgen.data.cards import cache_folder, check_column, data_version, open_card, read_card
 from mmgen.data.columns import fit_processor
 from mmgen.data.label import LabelProcessor
 from mmgen.data.processors import Processor
@@ -95,8 +95,8 @@ def input_kind(data: Data) -> str:
 def check(config: Config) -> None:
     """The columns are there, and the judged one is of a kind that classifiers read."""
     card = read_card(config.data.card)
-    check_column(card, "data.input", config.data.input, *KINDS)
-    check_column(card, "data.label", config.data.label)
+    config.data.input = check_column(card, "data.input", config.data.input, *KINDS)
+    config.data.label = check_column(card, "data.label", config.data.label)
 
 
 def make_processor(data: Data) -> Processor:
@@ -145,7 +145,7 @@ def report(run: Path, config: Config) -> None:
     metrics = read_json(run / "metrics.json")
     lines = [f"- {split}: accuracy {100 * figures['accuracy']:.1f} %" for split, figures in metrics.items()]
     data = config.data
-    title = f"# Judge of {data.label} from {data.input} ({data.card}, trained on its {data.split} split)"
+    title = f"# Judge of {data.label} from {data.input} ({read_card(data.card).name}, trained on its {data.split} split)"
     (run / "README.md").write_text("\n".join([title, "", *lines, ""]), encoding="utf-8")
 
 
@@ -157,8 +157,10 @@ def places(judge: Classifier, labels: Sequence[Any]) -> Tensor:
 
 def judge(config: Config) -> tuple[Classifier, float]:
     """The judge of this config with its held-out accuracy, trained at first use and then taken from the cache."""
-    key = hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()[:24]
-    run = cache_folder() / "judges" / f"{config.data.card.rpartition('/')[2]}-{key}"
+    check(config)
+    values = [to_dict(config), *data_version(config.data.card, config.data.split)]
+    key = hashlib.sha256(json.dumps(values if values[1:] else values[0], sort_keys=True).encode()).hexdigest()[:24]
+    run = cache_folder() / "judges" / f"{read_card(config.data.card).name}-{key}"
     train(RECIPE, config, run, resume=True)
     file = run / "metrics.json"
     if not file.is_file():
