@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import mmgen
+from mmgen import processes
 from mmgen.errors import UserError, UserErrors, check_at_least, check_seed
+from mmgen.training import launch
 
 MODALITIES = ("image", "text", "audio", "vector")
 
@@ -41,23 +43,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except UserErrors as errors:
-        _complain(*errors.errors)
+        _fail(*errors.errors)
         return 2
     except UserError as error:
-        _complain(error)
+        _fail(error)
         return 2
+    except RuntimeError as error:
+        if not processes.peer_lost(error):
+            raise
+        if not launch.launched():  # or the launching process tells the cause
+            reason = str(error).splitlines()[0]
+            _complain(f"process {processes.rank()}: lost another process, whose own message says why ({reason})")
+        return 1
     except KeyboardInterrupt as stop:
-        _complain(stop if stop.args else "stopped")
+        if processes.rank() == 0:
+            _complain(stop if stop.args else "stopped")
         return 128 + getattr(stop, "number", 2)
 
 
+def _fail(*errors: UserError) -> None:
+    """Report errors from whichever process they occurred in."""
+    lines = [str(error) for error in errors]
+    if launch.launched():
+        launch.report(lines)
+    else:
+        of = f"process {processes.rank()}: " if processes.rank() else ""
+        _complain(*(f"{of}{line}" for line in lines))
+
+
 def _complain(*messages: object) -> None:
-    if _first_process():
-        print("\n".join(f"mmgen: {message}" for message in messages), file=sys.stderr)
-
-
-def _first_process() -> bool:
-    return int(os.environ.get("RANK", 0)) == 0
+    print("\n".join(f"mmgen: {message}" for message in messages), file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -76,11 +91,12 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--processes", type=int, help="processes on this machine, each with its GPU if there are any")
     command.set_defaults(run=_train, values=[])
 
-    command = commands.add_parser("evaluate", help="a run's figures on held-out data, beside its baselines")
+    text = "dtype=fp32 (or bf16, fp16, auto) can follow: of the frozen language model, where the recipe has one."
+    command = commands.add_parser("evaluate", help="a run's figures on held-out data, beside its baselines", epilog=text)
     command.add_argument("folder", type=Path, metavar="RUN")
     command.add_argument("--split", help="the split (default: the recipe's first, usually test)")
     command.add_argument("--json", type=Path, metavar="F", help="write the figures there as one JSON object")
-    command.set_defaults(run=_evaluate)
+    command.set_defaults(run=_evaluate, values=[])
 
     command = commands.add_parser("generate", help="any subset of modalities in, any out", epilog=_OPTIONS)
     command.add_argument("folder", metavar="RUN", help="a run folder, a saved model or a Hub name")
@@ -112,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--induction", metavar="TEXT", default="", help="a sentence before the examples")
     command.add_argument("--chat", action="store_true", help="read questions line by line")
     command.add_argument("--json", type=Path, metavar="F", help="write the answers there")
-    command.set_defaults(run=_ask)
+    command.set_defaults(run=_ask, values=[])
 
     command = commands.add_parser("steer", help="a language model's texts with and without steering", epilog=_STEERING)
     command.add_argument("language_model", metavar="LM", help="a folder, a Hub name, or an installed package")
@@ -139,7 +155,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--candidates", type=int, default=1, help=text)
     command.add_argument("--length", type=int, default=50, help="tokens of a text")
     command.add_argument("--seed", type=int, default=0)
-    command.add_argument("--dtype", default="fp32", help="bf16, fp16 or fp32, of the language model")
+    command.add_argument("--dtype", default="auto", help=_DTYPE)
     command.add_argument("--json", type=Path, metavar="F", help="write the texts there")
     command.add_argument("--html", type=Path, metavar="F", help="write a page there that colours the words that were raised")
     command.set_defaults(run=_steer, values=[])
@@ -197,23 +213,34 @@ _STEERING = (
     "step_size=0.1 gamma=1.0 window=5. Of fudge: strength=1.0 top=20. Of gedi: strength=2.0 top=20. Of the sampling: "
     "temperature=1.0 top_k=10 top_p=1.0, and threshold=0.0, the mean of dist-1, -2 and -3 that the kept candidate must have."
 )
-_OPTIONS = "Options of the model can follow as key=value, for example beams=3."
+_OPTIONS = (
+    "Options of the model can follow as key=value, for example beams=3; and dtype=fp32, of the frozen language model in it."
+)
+_DTYPE = "of the language model: bf16, fp16, fp32, or auto, bf16 where this machine computes it natively (default: auto)"
 
 
 def _list(options: argparse.Namespace) -> None:
     from mmgen.data.cards import card_names, read_card
-    from mmgen.models.base import MODELS
+    from mmgen.models import MODELS
     from mmgen.training.recipe import recipe_folder, recipe_names
 
-    recipes = {n: ", ".join(sorted(f.stem for f in recipe_folder(n).glob("*.yaml"))) for n in recipe_names()}
-    cards = {name: read_card(name).pretty_name for name in card_names()}
-    _table("recipe", "configs", recipes)
-    _table("model", "class", MODELS)
-    _table("data card", "", cards)
+    folders = {name: recipe_folder(name) for name in recipe_names()}
+    configs = {name: ", ".join(sorted(file.stem for file in folder.glob("*.yaml"))) for name, folder in folders.items()}
+    models = {name: Path(__file__).parents[1].joinpath(*place.partition(":")[0].split(".")) for name, place in MODELS.items()}
+    _table("recipe", "", {name: f"{_summary(f / 'train.py')} Configs: {configs[name]}." for name, f in folders.items()})
+    _table("model", "", {name: _summary(file.with_suffix(".py")) for name, file in models.items()})
+    _table("data card", "", {name: read_card(name).pretty_name for name in card_names()})
+
+
+def _summary(file: Path) -> str:
+    """The first line of a Python file's docstring; nothing is imported."""
+    with file.open(encoding="utf-8") as lines:
+        return lines.readline().strip().strip('"')
 
 
 def _train(options: argparse.Namespace) -> int | None:
     from mmgen.training import recipe as recipes
+    from mmgen.training.lock import check_free
 
     recipe = recipes.load_recipe(options.recipe)
     stages_from = {v.partition(".from=")[0]: Path(v.partition(".from=")[2]) for v in options.values if ".from=" in v}
@@ -223,12 +250,13 @@ def _train(options: argparse.Namespace) -> int | None:
     out = options.out or Path("runs") / f"{recipe.name}{suffix}"
     if options.processes is not None and "RANK" not in os.environ:
         check_at_least("--processes", options.processes, 1)
+        check_free(out)
         recipes.check_run_folder(config, out, options.resume, recipe.grows)
         if options.processes > 1:
-            return recipes.launch(options.processes, options.arguments)
+            return launch.launch(options.processes, options.arguments)
     recipes.train(recipe, config, out, options.resume, stages_from, options.arguments)
-    if _first_process():
-        print(f"trained {out}; next: mmgen evaluate {out}")
+    if processes.rank() == 0:
+        print(f"trained {out}; next: {shlex.join(['mmgen', 'evaluate', str(out)])}")
     return None
 
 
@@ -236,9 +264,9 @@ def _evaluate(options: argparse.Namespace) -> None:
     from mmgen.training import recipe as recipes
 
     _check_file(options.json)
-    recipe, config = recipes.open_run(options.folder)
+    recipe, config = recipes.open_run(options.folder, options.values)
     split = options.split or recipe.splits[0]
-    figures = recipes.evaluate(recipe, config, options.folder, split)
+    figures = recipes.evaluate(recipe, config, options.folder, split, options.arguments)
     _write_json(options.json, figures)
     _table(f"{recipe.name} on {split}", "", {name: _figure(value) for name, value in figures.items()})
     if (file := options.folder / "report.html").is_file():
@@ -260,7 +288,8 @@ def _generate(options: argparse.Namespace) -> None:
         picture_column(options.nearest)  # before anything is drawn
         if options.to != "image":
             raise UserError("--nearest", got=f"--to {options.to}", expected="--to image", fix="leave --nearest out")
-    model = load(options.folder)
+    dtype, values = _dtype(values)
+    model = load(options.folder, **dtype)
     made = generate(model, given, options.to, options.n, options.seed, values, options.out, options.part)
     if options.nearest:
         write_nearest(made, model.processors["image"], options.nearest, options.out)
@@ -288,7 +317,10 @@ def _ask(options: argparse.Namespace) -> None:
         got = "--question" if options.question else "--json" if options.json else "several files"
         expected = "one picture or sound at most, then questions line by line"
         raise UserError("--chat", got=f"{got} too", expected=expected, fix=f"leave {got} out")
-    model = load(options.folder)
+    dtype, others = _dtype(options.values)
+    if others:
+        raise UserError("argument", got=others[0], expected="a known option or dtype=NAME", fix="leave it out")
+    model = load(options.folder, **dtype)
     for name, file in given:
         ask.check_modality(model, name, file)
     files = [file for _, file in given]
@@ -304,6 +336,12 @@ def _ask(options: argparse.Namespace) -> None:
         print(f"{number}\t{result['answer']}" if len(made) > 1 else result["answer"])
 
 
+def _dtype(values: list[str]) -> tuple[dict[str, str], list[str]]:
+    """``dtype=NAME`` among options ``key=value``, and the others."""
+    found = [value.partition("=")[2] for value in values if value.startswith("dtype=")]
+    return {"dtype": found[-1]} if found else {}, [value for value in values if not value.startswith("dtype=")]
+
+
 def _lines() -> Iterator[str]:
     """What is typed, or piped in, line by line."""
     try:
@@ -314,8 +352,6 @@ def _lines() -> Iterator[str]:
 
 
 def _steer(options: argparse.Namespace) -> None:
-    from accelerate import PartialState
-
     from mmgen.conditioning.attributes import Together
     from mmgen.conditioning.language_model import load_language_model
     from mmgen.training import steer
@@ -337,7 +373,7 @@ def _steer(options: argparse.Namespace) -> None:
         raise UserError("--method gedi", got=", ".join(asked), expected="one --attribute and nothing else", fix=fix)
     own, sampling = steer.settings(options.values, options.method)
     model, tokenizer = load_language_model(options.language_model, options.dtype)
-    model.to(PartialState().device)
+    model.to(processes.device())
     named = [
         *(steer.bag(name, model, tokenizer) for name in dict.fromkeys(options.bag)),
         *(steer.attribute(name, options.head, model) for name in dict.fromkeys(options.attribute)),

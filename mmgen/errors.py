@@ -1,7 +1,7 @@
 """What a user is told when something they gave cannot be used: what it is, what was got, what is expected, how to fix it."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 
@@ -29,6 +29,10 @@ class UserError(ValueError):
         error = cls.__new__(cls)
         ValueError.__init__(error, line)
         return error
+
+    def __reduce__(self) -> tuple[Callable[[str], "UserError"], tuple[str], dict[str, Any]]:
+        """Pickle the message, which is all that other processes need; ``__init__`` cannot be called with it."""
+        return type(self).from_line, (str(self),), self.__dict__
 
 
 class UserErrors(UserError):

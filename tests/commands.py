@@ -23,10 +23,10 @@ def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "mmgen.cli", *map(str, arguments)]
 
 
-def alone(*arguments: object) -> subprocess.CompletedProcess:
-    """The command in a process of its own."""
+def alone(*arguments: object, stdin: str = "") -> subprocess.CompletedProcess:
+    """The command in a process of its own, which reads ``stdin``."""
     environment = {**os.environ, **ENVIRONMENT, "MMGEN_CACHE": os.environ["MMGEN_CACHE"]}
-    return subprocess.run(command(*arguments), env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command(*arguments), env=environment, input=stdin, capture_output=True, text=True, timeout=300)
 
 
 def here(*arguments: object) -> subprocess.CompletedProcess:

@@ -10,6 +10,7 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig, GPT2Config, GPT2LM
 
 from mmgen.conditioning.few_shot import Episode, Example, Format, answer, read, score
 from mmgen.conditioning.prefix import PrefixLanguageModel
+from mmgen.data.text import tokens_of
 from mmgen.errors import UserError
 from mmgen.modalities.image import fingerprint
 
@@ -29,8 +30,8 @@ def episode(shots: int = 2, **settings) -> Episode:
 
 
 def log_prob(parts: list, text: str, reader: PrefixLanguageModel = READER) -> Tensor:
-    """That of a text's tokens after a prompt read anew, by the language model's own likelihood."""
-    ids = reader.tokens(text)[None]
+    """That of a text's tokens after a prompt read anew, by the language model's own likelihood; "<eos>" is its end."""
+    ids = torch.tensor([tokens_of(reader.tokenizer, text, split_special_tokens=False).input_ids])
     return reader.log_prob(reader.prompt([parts]), ids, torch.ones_like(ids, dtype=torch.bool))[0]
 
 

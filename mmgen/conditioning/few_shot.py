@@ -379,9 +379,14 @@ def check_answers(answers: Sequence[str]) -> list[str]:
 
 def _answer_ids(reader: PrefixLanguageModel, format: Format, answers: Sequence[str], ended: bool) -> list[Tensor]:
     """The tokens of each answer as it stands after a query."""
-    texts = check_answers(answers)
-    end = (format.stop or reader.tokenizer.eos_token) if ended else ""
-    return [reader.tokens(format.answer_text(text) + end) for text in texts]
+    tokens = answer_tokens if ended else (lambda reader, format, text: reader.tokens(format.answer_text(text)))
+    return [tokens(reader, format, text) for text in check_answers(answers)]
+
+
+def answer_tokens(reader: PrefixLanguageModel, format: Format, answer: str) -> Tensor:
+    """The tokens (t,) of an answer with what ends it: the format's stop text, or where it has none the end-of-text token."""
+    ids = reader.tokens(format.answer_text(answer) + format.stop)
+    return ids if format.stop else torch.cat([ids, ids.new_tensor([reader.tokenizer.eos_token_id])])
 
 
 def _check_room(reader: PrefixLanguageModel, lengths: Sequence[int], more: int) -> None:

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Cache
 
-from mmgen.conditioning.language_model import check_text, load_language_model
+from mmgen.conditioning.language_model import check_room, check_text, load_language_model
+from mmgen.data.text import tokens_of
 from mmgen.errors import UserError, check_at_least
 from mmgen.modalities.feature_cache import mean_and_std
 
@@ -123,7 +124,7 @@ class PrefixLanguageModel(nn.Module):
     (torch.Size([2, 14, 32]), [14, 5])
     """
 
-    def __init__(self, language_model: str, dtype: str = "bf16", weights: str = "frozen") -> None:
+    def __init__(self, language_model: str, dtype: str = "auto", weights: str = "frozen") -> None:
         super().__init__()
         self.model, self.tokenizer = load_language_model(language_model, dtype, weights)
 
@@ -142,9 +143,12 @@ class PrefixLanguageModel(nn.Module):
         return self.model.get_input_embeddings()(ids)
 
     def tokens(self, text: str) -> Tensor:
-        """Text -> token ids (t,), with nothing before or after."""
-        ids = self.tokenizer(check_text(text), add_special_tokens=False).input_ids
-        return torch.tensor(ids, dtype=torch.long, device=self.embedding_table.device)
+        """Text -> token ids (t,), with nothing before or after; names of special tokens in it are plain text."""
+        return self._ids(text, split_special_tokens=True)
+
+    def template(self, text: str) -> Tensor:
+        """The embeddings (t, d) of a text in which names such as ``<|im_start|>`` are the special tokens that they name."""
+        return self.embed(self._ids(text, split_special_tokens=False))
 
     def prompt(self, items: Sequence[Sequence[Tensor | str]]) -> Prompt:
         """Lay the parts of each item one after another and pad the items on the left.
@@ -181,13 +185,23 @@ class PrefixLanguageModel(nn.Module):
 
         Returns:
             The new text of each item, b x ``num_return_sequences`` of them.
+
+        Raises:
+            UserError: prompt and ``max_new_tokens`` are more than the language model reads.
         """
+        if "max_new_tokens" in options:
+            tokens, fix = prompt.embeddings.shape[1] + options["max_new_tokens"], "set a smaller max_tokens"
+            check_room(self.model, tokens, "prompt and max_tokens", fix)
         # transformers makes the position of every token from the mask
         ids = self.model.generate(
             inputs_embeds=prompt.embeddings.to(self.model.dtype), attention_mask=prompt.mask.long(),
             pad_token_id=self.tokenizer.pad_token_id, eos_token_id=self.tokenizer.eos_token_id, **options,
         )  # fmt: skip
         return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+    def _ids(self, text: str, split_special_tokens: bool) -> Tensor:
+        ids = tokens_of(self.tokenizer, check_text(text), split_special_tokens, add_special_tokens=False).input_ids
+        return torch.tensor(ids, dtype=torch.long, device=self.embedding_table.device)
 
     def _part(self, part: Tensor | str) -> Tensor:
         table = self.embedding_table

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache, PretrainedConfig
 
-from mmgen.conditioning.language_model import CACHE, check_self_attention
+from mmgen.conditioning.language_model import CACHE, check_room, check_self_attention
 from mmgen.conditioning.prefix import PrefixLanguageModel, Prompt, positions, token_log_prob
 from mmgen.errors import UserError, check_at_least
 
@@ -192,6 +192,8 @@ class PseudoSelfAttention(nn.Module):
             UserError: see `log_prob`.
         """
         _check_prompt(prompt)
+        fix = "set a smaller max_tokens"
+        check_room(reader.model, prompt.mask.shape[1] + max_new_tokens, "prompt and max_tokens", fix)
         past = self.past(condition, condition_mask, prompt.mask, reader.model.dtype, more=max_new_tokens - 1)
         # transformers repeats all but the cache for beams and samples
         past[CACHE].batch_repeat_interleave(max(options.get(k, 1) for k in ("num_beams", "num_return_sequences")))

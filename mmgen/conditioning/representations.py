@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mmgen.data.text import tokens_of
 from mmgen.errors import UserError
 
 
@@ -32,7 +33,7 @@ def representation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, t
     for layer in layers:
         if not 0 <= layer <= count:
             raise UserError("layers", got=layer, expected=f"numbers from 0 to {count}", fix="leave it out")
-    ids = tokenizer(text, return_tensors="pt").input_ids.to(model.device)  # (1, t)
+    ids = tokens_of(tokenizer, text, return_tensors="pt").input_ids.to(model.device)  # (1, t)
     if not ids.numel():
         raise UserError("text", got=repr(text), expected="at least one token", fix="leave the item out")
     states = model(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states  # each (1, t, d)

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertModel, PreTrainedModel, PreTrainedTokenizerBase
 
-from mmgen.data.text import train_tokenizer
+from mmgen.conditioning.language_model import context_length
+from mmgen.data.pretrained import check_vocabulary, pretrained
+from mmgen.data.text import tokens_of, train_tokenizer
 from mmgen.errors import UserError
 
 AT_ONCE = 64  # texts that are embedded together
@@ -43,21 +44,14 @@ def load_text_encoder(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
         return _tiny()
     folder = _installed(name) if name in ENCODERS else name
     fix = f"give a folder, a Hub name, or install one of: {'; '.join(install for _, _, install in ENCODERS.values())}"
-    try:
-        config = AutoConfig.from_pretrained(folder)
+    with pretrained("text encoder", name, expected="a model of transformers", fix=fix):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if config.is_encoder_decoder:
             got, expected = f"a {config.model_type} model", "one stack of layers"
             raise UserError(f"text encoder {name}", got=got, expected=expected, fix="choose a model such as BERT")
-        model = AutoModel.from_pretrained(folder, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except SafetensorError as error:
-        fix = "copy or download it again"
-        raise UserError(f"weights of {name}", got=str(error), expected="a whole safetensors file", fix=fix) from error
-    except UserError:
-        raise
-    except (OSError, ValueError) as error:  # transformers reports a bad name, a missing file and no network as these
-        got = str(error).splitlines()[0]
-        raise UserError(f"text encoder {name}", got=got, expected="a model of transformers", fix=fix) from error
+        model = AutoModel.from_pretrained(folder, trust_remote_code=False, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    check_vocabulary(model, tokenizer, f"text encoder {name}")
     if getattr(model, "pooler", None) is not None:  # read by nobody here
         model.pooler = None
     return model.eval(), tokenizer
@@ -81,9 +75,9 @@ def embed_sentences(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
     """
     parts = []
     for start in range(0, len(texts), AT_ONCE):
-        some = tokenizer(
-            list(texts[start : start + AT_ONCE]), return_tensors="pt", padding=True, truncation=True,
-            max_length=model.config.max_position_embeddings,
+        some = tokens_of(
+            tokenizer, texts[start : start + AT_ONCE], return_tensors="pt", padding=True, truncation=True,
+            max_length=context_length(model),
         ).to(model.device)  # fmt: skip
         states = model(input_ids=some.input_ids, attention_mask=some.attention_mask).last_hidden_state  # (b, t, d)
         mask = some.attention_mask[..., None].to(states.dtype)

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 
 CHECKED_ROWS = 8  # of each split, whose values `check_card` looks at
+# errors of a folder that cannot be written; any other is no matter of the cache
+REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST}
 
 
 @dataclass(frozen=True)
@@ -81,21 +83,43 @@ def cache_folder() -> Path:
 
 
 @contextlib.contextmanager
-def filled_whole(folder: Path) -> Iterator[Path]:
-    """A new folder to fill, which becomes ``folder`` only once it is filled; a kill or another process leaves no half."""
-    partial = folder.with_name(f".partial-{folder.name}-{os.getpid()}")
-    partial.mkdir(parents=True, exist_ok=True)
+def cache_written(place: Path) -> Iterator[None]:
+    """Name ``place`` and the fix when the system refuses to write into the cache.
+
+    Raises:
+        UserError: no permission, no space, or a file where a folder should be.
+    """
     try:
-        yield partial
-    except BaseException:  # Ctrl-C too
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    try:
-        partial.rename(folder)
-    except OSError:
-        shutil.rmtree(partial)
-        if not folder.is_dir():  # otherwise another process finished first
+        yield
+    except OSError as error:
+        cache, at = cache_folder(), Path(error.filename or place)  # a full disk names no file
+        if error.errno not in REFUSALS or not (at.is_relative_to(cache) or cache.is_relative_to(at)):
             raise
+        fix = "set MMGEN_CACHE to a folder with space that you may write to"
+        raise UserError("cache", got=str(error), expected=f"to write {place}", fix=fix) from error
+
+
+@contextlib.contextmanager
+def filled_whole(folder: Path) -> Iterator[Path]:
+    """A new folder to fill, which becomes ``folder`` only once it is filled; a kill or another process leaves no half.
+
+    Raises:
+        UserError: it cannot be written, as `cache_written` says.
+    """
+    partial = folder.with_name(f".partial-{folder.name}-{os.getpid()}")
+    with cache_written(folder):
+        partial.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+        except BaseException:  # Ctrl-C too
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        try:
+            partial.rename(folder)
+        except OSError:
+            shutil.rmtree(partial)
+            if not folder.is_dir():  # otherwise another process finished first
+                raise
 
 
 def read_card(name_or_path: str | Path) -> Card:
@@ -345,7 +369,7 @@ def _write(card: Card, rows: Iterator[dict[str, Any]], file: Path, rename: dict[
     from datasets.arrow_writer import ArrowWriter
 
     partial = file.with_suffix(".partial")
-    try:
+    with cache_written(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(file.with_suffix(".lock")):
             if file.exists():  # another process wrote it while this one waited
@@ -357,19 +381,6 @@ def _write(card: Card, rows: Iterator[dict[str, Any]], file: Path, rename: dict[
                 with _fitting(card):
                     writer.finalize()
             partial.replace(file)
-    except OSError as error:
-        if error.errno not in (
-            errno.EACCES,
-            errno.EPERM,
-            errno.EROFS,
-            errno.ENOSPC,
-            errno.EDQUOT,
-            errno.ENOTDIR,
-            errno.EEXIST,
-        ):
-            raise
-        fix = "set MMGEN_CACHE to a folder with space that you may write to"
-        raise UserError("cache", got=str(error), expected=f"to write {file}", fix=fix) from error
 
 
 @contextlib.contextmanager

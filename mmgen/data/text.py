@@ -1,6 +1,6 @@
 """Text: a transformers tokenizer that travels with the model, or a small one trained from the data."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, BatchEncoding, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from mmgen.data.pretrained import pretrained
 from mmgen.errors import UserError, check_at_least
 
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>")
@@ -29,9 +30,11 @@ class TextProcessor:
         max_length: most tokens, EOS included; a longer text is cut. None for no limit.
         special: instead of ``eos``: frame every text by the tokens that the tokenizer adds for its own model, such as [CLS]
             and [SEP], which count among the most.
+        room: most tokens that the model has room for, EOS included; a longer text is an error. None for no limit.
 
     Raises:
-        UserError: ``eos`` with a tokenizer that has none, or with ``special``; a value that is no text, or an empty one.
+        UserError: ``eos`` with a tokenizer that has none, or with ``special``; a value that is no text, an empty one, or one
+            longer than ``room``.
 
     >>> processor = train_tokenizer(["a cat", "a dog"], vocab_size=260)
     >>> processor.decode(processor("a cat"))
@@ -42,6 +45,7 @@ class TextProcessor:
     eos: bool = True
     max_length: int | None = None
     special: bool = False
+    room: int | None = None
     kind: ClassVar[str] = "text"
 
     def __post_init__(self) -> None:
@@ -60,11 +64,9 @@ class TextProcessor:
         Raises:
             UserError: there is no tokenizer.
         """
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(name)
-        except (OSError, ValueError) as error:
-            fix = "check the name, or train one with train_tokenizer"
-            raise UserError("tokenizer", got=str(name), expected="a folder or a Hub name", fix=fix) from error
+        fix = "check the name, or train one with train_tokenizer"
+        with pretrained("tokenizer", str(name), expected="a folder or a Hub name of a tokenizer", fix=fix):
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         return cls(tokenizer, **settings)
 
     @property
@@ -78,13 +80,16 @@ class TextProcessor:
             raise UserError("text", got=value, expected="a string", fix="check the column's name")
         if not value.strip():
             raise UserError("text", got=repr(value), expected="at least one word", fix="write some, or leave it out")
-        value = value.encode("utf-8", "replace").decode()  # half a surrogate pair cannot be tokenised
         if self.special:
             cut = {"truncation": self.max_length is not None, "max_length": self.max_length}
-            return torch.tensor(self.tokenizer(value, split_special_tokens=True, **cut)["input_ids"])
-        ids = self.tokenizer(value, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+            return torch.tensor(tokens_of(self.tokenizer, value, **cut)["input_ids"])
+        ids = tokens_of(self.tokenizer, value, add_special_tokens=False)["input_ids"]
         ids = ids if self.max_length is None else ids[: self.max_length - self.eos]
-        return torch.tensor([*ids, self.tokenizer.eos_token_id] if self.eos else ids)
+        ids = [*ids, self.tokenizer.eos_token_id] if self.eos else ids
+        if self.room is not None and len(ids) > self.room:
+            expected, fix = f"at most {self.room}, beside the prompt all that the model reads", "shorten it"
+            raise UserError(f"text {value[:40]!r}", got=f"{len(ids)} tokens", expected=expected, fix=fix)
+        return torch.tensor(ids)
 
     def decode(self, tensor: Tensor) -> str:
         """ids (t,) -> text, up to the first EOS, special tokens left out."""
@@ -101,6 +106,29 @@ class TextProcessor:
     def load_files(cls, folder: Path, settings: dict[str, Any]) -> "TextProcessor":
         """What `save_files` wrote, with the settings saved beside it."""
         return cls.from_pretrained(folder, **settings)
+
+
+def tokens_of(
+    tokenizer: PreTrainedTokenizerBase, texts: str | Sequence[str], split_special_tokens: bool = True, **options: Any
+) -> BatchEncoding:
+    """Tokenise what people wrote: the name of a special token in it, such as ``<pad>``, is read as plain text.
+
+    Half a surrogate pair, which no tokenizer takes, is read as "?". The tokens that frame a text of the tokenizer's own model,
+    such as one of its beginning, are added as ever.
+
+    Args:
+        tokenizer: of transformers.
+        texts: one or several.
+        split_special_tokens: False for a template of a developer, where such a name means the token.
+        options: others of the tokenizer's call.
+
+    >>> tokenizer = train_tokenizer(["a cat"], vocab_size=260).tokenizer
+    >>> tokens_of(tokenizer, "<eos>").tokens(), tokens_of(tokenizer, "<eos>", split_special_tokens=False).tokens()
+    (['<', 'e', 'o', 's', '>'], ['<eos>'])
+    """
+    one = isinstance(texts, str)
+    written = [text.encode("utf-8", "replace").decode() for text in ([texts] if one else texts)]
+    return tokenizer(written[0] if one else written, split_special_tokens=split_special_tokens, **options)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, eos: bool = True, max_length: int | None = None) -> TextProcessor:

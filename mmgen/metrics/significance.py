@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.special import stdtrit
 
 
 def mean_sd(values: Sequence[float]) -> tuple[float, float]:
@@ -51,5 +50,7 @@ def paired_low(a: Sequence[float], b: Sequence[float], level: float = 0.95) -> f
         raise ValueError(f"a and b: got {len(a)} and {len(b)} values, expected as many, two or more; train more seeds")
     if not 0 < level < 1:
         raise ValueError(f"level: got {level}, expected a number between 0 and 1; use 0.95")
+    from scipy.special import stdtrit  # here: it is slow to import, and `mmgen list` reads no figures
+
     mean, sd = mean_sd(np.subtract(a, b))
     return mean - float(stdtrit(len(a) - 1, (1 + level) / 2)) * sd / len(a) ** 0.5

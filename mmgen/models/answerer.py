@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from mmgen.conditioning.few_shot import Episode, Example, Format, SharedPrompt, answer, read
-from mmgen.conditioning.language_model import CACHE
+from mmgen.conditioning.few_shot import Episode, Example, Format, SharedPrompt, answer, answer_tokens, read
+from mmgen.conditioning.language_model import CACHE, check_room
 from mmgen.conditioning.prefix import positions, token_log_prob
 from mmgen.data.batch import Batch
 from mmgen.errors import UserError, check_at_least
@@ -42,6 +42,7 @@ class Answerer(Captioner):
     """
 
     name = "answerer"
+    inside = "captioner"
     sequences = ("caption", "question", "text")
 
     def __init__(
@@ -69,12 +70,16 @@ class Answerer(Captioner):
         Args:
             question, answer: of the picture.
             caption: the words that the picture shows, if they are known.
+
+        Raises:
+            UserError: more tokens than the language model reads.
         """
-        tokens, format = self.language_model.tokens, self.format
-        *_, asked = format.query(Example(question, image=self._table[:1]))  # from the picture's end to the answer
-        end = format.stop or self.language_model.tokenizer.eos_token
-        named = None if caption is None else self.processors["text"](caption)
-        return {"question": tokens(asked), "text": tokens(format.answer_text(answer) + end), "caption": named}
+        lm, format = self.language_model, self.format
+        *_, query = format.query(Example(question, image=self._table[:1]))  # from the picture's end to the answer
+        asked, told = lm.tokens(query), answer_tokens(lm, format, answer)
+        before = self.keys[0].shape[2] + self.words.n + len(lm.tokens(self._before))
+        check_room(lm.model, before + len(asked) + len(told), f"prompt and question {question[:40]!r}", "shorten the question")
+        return {"question": asked, "text": told, "caption": None if caption is None else self.processors["text"](caption)}
 
     def named(self, ids: Tensor, mask: Tensor) -> Tensor:
         """The words that the pictures with these captions should be read as: ids, mask (b, t) -> (b, n, d)."""

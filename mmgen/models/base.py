@@ -1,4 +1,4 @@
-"""The verbs every model shares, and the literal table of model names."""
+"""The verbs every model shares, and how a saved one is found and loaded."""
 
 import importlib
 import inspect
@@ -16,28 +16,7 @@ from mmgen.data.batch import Batch
 from mmgen.data.processors import Processor, load_processors, save_processors
 from mmgen.errors import UserError, check_one_of
 from mmgen.modalities.frozen import frozen_prefixes
-
-# name in config.json -> where the class is. A downloaded config can name a key of this table and nothing else.
-MODELS = {
-    "classifier": "mmgen.models.classifier:Classifier",
-    "class_language_model": "mmgen.models.class_language_model:ClassLanguageModel",
-    "captioner": "mmgen.models.captioner:Captioner",
-    "psa_captioner": "mmgen.models.psa_captioner:PseudoSelfAttentionCaptioner",
-    "answerer": "mmgen.models.answerer:Answerer",
-    "vae": "mmgen.models.vae:VAE",
-    "sentence_vae": "mmgen.models.sentence_vae:SentenceVAE",
-    "multimodal_vae": "mmgen.models.multimodal_vae:MultimodalVAE",
-    "factorized": "mmgen.models.factorized:Factorized",
-    "aligned": "mmgen.models.aligned:Aligned",
-    "edit": "mmgen.models.edit:Edit",
-    "style_transfer": "mmgen.models.style_transfer:StyleTransfer",
-    "mag": "mmgen.models.mag:AdaptedTransformer",
-    "vision_touch": "mmgen.models.vision_touch:VisionTouch",
-    "discrete_vae": "mmgen.models.discrete_vae:DiscreteVAE",
-    "text_to_image": "mmgen.models.text_to_image:TextToImage",
-    "redescriber": "mmgen.models.redescriber:Redescriber",
-    "mirror_gan": "mmgen.models.mirror_gan:MirrorGAN",
-}
+from mmgen.models import MODELS
 
 
 class Losses(dict[str, Tensor]):
@@ -69,6 +48,8 @@ class Model(nn.Module, ModelHubMixin):
     from_prior: ClassVar[bool] = False
     #: options of `generate` with which an item takes something from the others: it must then see all of them at once
     across_items: ClassVar[tuple[str, ...]] = ()
+    #: the constructor value that holds those of a model inside this one, which `load` may override too
+    inside: ClassVar[str | None] = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -171,35 +152,56 @@ class Model(nn.Module, ModelHubMixin):
         self.write(save_directory, self.own_state())
 
     @classmethod
-    def _from_pretrained(
+    def from_pretrained(
         cls,
+        pretrained_model_name_or_path: str | Path,
         *,
-        model_id: str,
-        revision=None,
-        cache_dir=None,
-        force_download=False,
-        local_files_only=False,
-        token=None,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        token: str | bool | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
         **overrides: Any,
     ) -> "Model":
-        folder = Path(model_id)
+        """Load a model of this class that `save_pretrained` or `push_to_hub` wrote.
+
+        Args:
+            pretrained_model_name_or_path: the folder, or a Hub name.
+            revision, cache_dir, token, force_download, local_files_only: of the download, see
+                ``huggingface_hub.snapshot_download``.
+            overrides: constructor values in place of the saved ones.
+
+        Returns:
+            The model in eval mode, its processors in ``model.processors``.
+
+        Raises:
+            UserError: there is no model, it is damaged or of another class, or the constructor has no such value.
+        """
+        folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir():
             folder = download(
-                model_id,
+                str(pretrained_model_name_or_path),
                 revision=revision,
                 cache_dir=cache_dir,
                 token=token,
                 force_download=force_download,
                 local_files_only=local_files_only,
             )
+        elif revision is not None:
+            _refuse_revision(folder, revision)
         config = read_config(folder)
-        if config.pop("model") != cls.name:
-            raise UserError(str(folder), got=read_config(folder)["model"], expected=cls.name, fix="use mmgen.load")
-        allowed = inspect.signature(cls.__init__).parameters
+        if (name := config.pop("model")) != cls.name:
+            raise UserError(str(folder), got=name, expected=cls.name, fix="use mmgen.load")
+        allowed = [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
         for key in config:
-            check_one_of(f"{folder / 'config.json'}: key", key, [p for p in allowed if p != "self"])
+            check_one_of(f"{folder / 'config.json'}: key", key, allowed)
+        nested = config.get(cls.inside, {})
+        for key in overrides:
+            check_one_of(f"override of {cls.name}", key, [*allowed, *nested])
+        if deeper := {key: value for key, value in overrides.items() if key not in allowed}:
+            config[cls.inside] = nested | deeper
         try:
-            model = cls(**{**config, **{k: v for k, v in overrides.items() if k in allowed}})
+            model = cls(**{**config, **{key: value for key, value in overrides.items() if key in allowed}})
         except TypeError as error:
             fix = "take the config.json that save_pretrained wrote"
             raise UserError(
@@ -260,55 +262,91 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def read_weights(file: Path) -> dict[str, Tensor]:
+def read_weights(file: Path, fix: str = "") -> dict[str, Tensor]:
     """The tensors of a safetensors file.
+
+    Args:
+        file: of tensors.
+        fix: the advice of the error message; "": for the weights of a saved model.
 
     Raises:
         UserError: the file is missing or damaged.
     """
     if not file.is_file():
-        raise UserError(str(file), got="no such file", expected="weights", fix="give a folder that save_pretrained wrote")
+        fix = fix or "give a folder that save_pretrained wrote"
+        raise UserError(str(file), got="no such file", expected="weights", fix=fix)
     try:
         return load_file(file)
     except (SafetensorError, OSError) as error:
-        fix = "the file is damaged: take an earlier checkpoint or download it again"
+        fix = fix or "the file is damaged: train or download the model again"
         raise UserError(str(file), got=str(error), expected="a whole safetensors file", fix=fix) from error
 
 
 def download(name: str, **options: Any) -> Path:
     """The folder of a model on the Hub, downloaded once.
 
+    Args:
+        name: user/model.
+        options: of ``huggingface_hub.snapshot_download``, such as ``revision``.
+
     Raises:
-        UserError: the Hub has none of this name, or cannot be reached.
+        UserError: the Hub has none of this name or revision, or cannot be reached.
     """
     try:
         return Path(snapshot_download(name, **options))
     except (OSError, ValueError) as error:  # huggingface_hub's own errors are of these kinds
+        what = f"model {name}" + (f" at {options['revision']}" if options.get("revision") else "")
         reason = str(error).splitlines()[0]
-        raise UserError(f"model {name}", got=reason, expected="a folder or a Hub name", fix="check the name") from error
+        raise UserError(what, got=reason, expected="a folder or a Hub name", fix="check the name") from error
 
 
-def load(place: str | Path, **overrides: Any) -> Model:
+def load(
+    place: str | Path,
+    *,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
+    force_download: bool = False,
+    local_files_only: bool = False,
+    **overrides: Any,
+) -> Model:
     """Load a trained model: from a run folder, a folder that ``save_pretrained`` wrote, or a Hub name.
 
     Args:
         place: the folder or name; of a run folder, its ``model/`` is taken.
-        overrides: constructor values that differ on this machine, such as ``language_model=FOLDER``.
+        revision, cache_dir, token, force_download, local_files_only: of the download of a Hub name, see
+            ``huggingface_hub.snapshot_download``.
+        overrides: constructor values that differ on this machine, such as ``dtype="fp32"`` or ``language_model=FOLDER``.
 
     Returns:
         The model in eval mode, its processors in ``model.processors``.
 
     Raises:
-        UserError: there is no model, or it is damaged or of an unknown class.
+        UserError: there is no model, it is damaged or of an unknown class, its constructor has no such value, or a folder is
+            asked for in a revision.
     """
     folder = Path(place)
     if folder.is_dir():
+        if revision is not None:
+            _refuse_revision(folder, revision)
         if (folder / "run.json").is_file() and (studied := sorted(folder.glob("seed_*"))):
             raise UserError(str(place), got="a study of several seeds", expected="one run", fix=f"give {studied[0]}")
         folder = folder / "model" if (folder / "model").is_dir() else folder
     elif len(folder.parts) == 2 and not str(place).startswith((".", "/", "~", "runs/")):
-        folder = download(str(place))
+        folder = download(
+            str(place),
+            revision=revision,
+            cache_dir=cache_dir,
+            token=token,
+            force_download=force_download,
+            local_files_only=local_files_only,
+        )
     else:
         fix = "train one with `mmgen train RECIPE`, see `mmgen list`"
         raise UserError(str(place), got="no such folder", expected="a run folder or a Hub name", fix=fix)
     return model_class(read_config(folder)["model"]).from_pretrained(folder, **overrides)
+
+
+def _refuse_revision(folder: Path, revision: str) -> None:
+    fix = "leave revision out, or give a Hub name"
+    raise UserError("revision", got=f"{revision!r} of the folder {folder}", expected="one of a Hub name", fix=fix)

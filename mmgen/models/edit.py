@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from mmgen.data.batch import Batch
 from mmgen.data.label import LabelProcessor
-from mmgen.data.text import train_word_tokenizer
+from mmgen.data.text import tokens_of, train_word_tokenizer
 from mmgen.errors import UserError, check_at_least, check_one_of, check_texts
 from mmgen.models.base import Losses, Model
 from mmgen.models.ngrams import BEGIN, END, UNKNOWN, NgramTable, framed, style_counts, word_vectors, words_between
@@ -130,7 +130,7 @@ class Edit(Model):
         told = [(text, label) for text, label in zip(texts, labels) if text.strip()]
         texts, labels = [text for text, _ in told], [label for _, label in told]
         processor = train_word_tokenizer(texts)
-        sentences = processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        sentences = tokens_of(processor.tokenizer, texts, add_special_tokens=False)["input_ids"]
         counts = style_counts(sentences, labels, processor.vocabulary)
         table = NgramTable.count(sentences, labels, processor.vocabulary)
         written = processor.tokenizer.convert_ids_to_tokens(range(processor.vocabulary))

@@ -11,7 +11,7 @@ from mmgen.conditioning.adaptation_gate import AdaptationGate, layers_of
 from mmgen.conditioning.language_model import context_length
 from mmgen.conditioning.text_encoder import load_text_encoder
 from mmgen.data.batch import Batch
-from mmgen.data.text import TextProcessor
+from mmgen.data.text import TextProcessor, tokens_of
 from mmgen.distributions import draw
 from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.modalities.frozen import freeze
@@ -113,7 +113,7 @@ class AdaptedTransformer(Model):
         self.frozen = trained_layers is not None
         digest = bytes.fromhex(fingerprint(self.encoder)) if self.frozen else b""  # before any training
         self.register_buffer("encoder_digest", torch.tensor(list(digest), dtype=torch.uint8))
-        empty = tokenizer("").input_ids or [0]
+        empty = tokens_of(tokenizer, "").input_ids or [0]
         self.register_buffer("empty", torch.tensor(empty), persistent=False)  # (tokens of start and end,)
 
     @property

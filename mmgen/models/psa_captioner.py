@@ -35,6 +35,7 @@ class PseudoSelfAttentionCaptioner(Captioner):
     """
 
     name = "psa_captioner"
+    inside = "captioner"
 
     def __init__(self, captioner: Mapping[str, Any], scale: float = 1.0) -> None:
         super().__init__(**captioner)

@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from mmgen.data.text import tokens_of
 from mmgen.models.ngrams import UNKNOWN
 
 LONGEST = 40  # words; a longer sentence is changed piece by piece
@@ -46,9 +47,8 @@ def pieces_of(
         What the tokenizer says of them, with ``offset_mapping``; the places of each that no change may touch; and, in order,
         whose each piece is and its words.
     """
-    texts = [text.encode("utf-8", "replace").decode() for text in texts]
     ends = {tokenizer.convert_tokens_to_ids(mark) for mark in (".", "!", "?")} - {UNKNOWN}
-    read = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True)
+    read = tokens_of(tokenizer, texts, add_special_tokens=False, return_offsets_mapping=True)
     kept = [kept_places(text, offsets) for text, offsets in zip(texts, read["offset_mapping"])]
     return read, kept, [(i, piece) for i, ids in enumerate(read["input_ids"]) for piece in cut(ids, ends, kept[i])]
 

@@ -16,7 +16,7 @@ from torch.func import functional_call
 
 from mmgen.data.batch import Batch
 from mmgen.data.label import LabelProcessor
-from mmgen.data.text import train_word_tokenizer
+from mmgen.data.text import tokens_of, train_word_tokenizer
 from mmgen.errors import UserError, check_at_least, check_one_of, check_share, check_texts
 from mmgen.latents.discrete import reinforce, straight_through
 from mmgen.modalities.autoregressive import CausalTransformer, sample
@@ -154,7 +154,7 @@ class StyleTransfer(Model):
         """
         told = [(text, label) for text, label in zip(texts, labels) if text.strip()]
         processor = train_word_tokenizer([text for text, _ in told], settings.get("words", 8192))
-        sentences = processor.tokenizer([text for text, _ in told], add_special_tokens=False)["input_ids"]
+        sentences = tokens_of(processor.tokenizer, [text for text, _ in told], add_special_tokens=False)["input_ids"]
         counts = torch.from_numpy(style_counts(sentences, [label for _, label in told], processor.vocabulary)).float()
         total = counts.sum(1, keepdim=True)
         frequency = counts / total + (FEW / total).clamp(min=RARE)  # (2, v)

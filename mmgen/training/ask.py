@@ -4,9 +4,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from torch import Tensor
 
+from mmgen import processes
 from mmgen.conditioning.few_shot import Episode, Example, Format, answer, check_answers, read, score
 from mmgen.data.batch import Batch, collate
 from mmgen.errors import UserError
@@ -40,7 +40,7 @@ class Conversation:
         if self.learned and format is not None:
             fix = "leave --format and --induction out"
             raise UserError("format", got=repr(format.shot), expected="the one that this answerer has learned", fix=fix)
-        self.model = model.to(PartialState().device).eval()
+        self.model = model.to(processes.device()).eval()
         self.format = model.format if self.learned else format or Format()
         self.answers, self.max_tokens = check_answers(answers) if answers else [], max_tokens
         self.forget()

@@ -114,7 +114,7 @@ def read_tensors(checkpoint: Path, name: str) -> dict[str, Tensor]:
     Raises:
         UserError: it is missing or cut short.
     """
-    return read_weights(checkpoint / name)
+    return read_weights(checkpoint / name, fix=f"remove {checkpoint.name} to resume from the checkpoint before it")
 
 
 def random_state() -> dict[str, Any]:
@@ -136,8 +136,8 @@ def restore_random_state(checkpoint: Path, rank: int = 0) -> None:
         UserError: the checkpoint was written by fewer processes.
     """
     file = checkpoint / f"random_{rank}.json"
-    if not file.is_file():
-        count = len(list(checkpoint.glob("random_*.json")))
+    count = len(list(checkpoint.glob("random_*.json")))
+    if count and not file.is_file():
         fix = f"resume with --processes {count}"
         raise UserError(str(checkpoint), got=f"the state of {count} processes", expected=f"one for process {rank}", fix=fix)
     state = _read_json(file)

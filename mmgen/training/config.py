@@ -3,15 +3,18 @@
 import dataclasses
 import functools
 import inspect
+import math
 import re
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from mmgen.errors import UserError, UserErrors, check_at_least, nearest
+from mmgen import processes
+from mmgen.errors import UserError, UserErrors, nearest
 
 Config = TypeVar("Config")
 EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
@@ -66,14 +69,14 @@ class FitConfig:
     tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
 
     def __post_init__(self) -> None:
-        errors = []
-        for name, low in _LEAST.items():
-            try:
-                check_at_least(name, getattr(self, name), low)
-            except UserError as error:
-                errors.append(error)
+        errors = [error for name, low in _LEAST.items() if (error := _out_of_range(name, getattr(self, name), low))]
         if self.ema >= 1:
             errors.append(UserError("ema", got=self.ema, expected="a decay below 1", fix="use 0.999 for example"))
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):  # a NaN fails too
+            expected, fix = "two decay rates, each at least 0 and below 1", "use [0.9, 0.95] for example"
+            errors.append(UserError("betas", got=repr(list(self.betas)), expected=expected, fix=fix))
+        if not 0 <= self.seed < 2**31:
+            errors.append(UserError("seed", got=self.seed, expected="0 to 2147483647", fix="use 0 for example"))
         if errors:
             raise errors[0] if len(errors) == 1 else UserErrors(errors)
 
@@ -81,6 +84,49 @@ class FitConfig:
 _LEAST = {"steps": 1, "batch_size": 1, "accumulation": 1, "learning_rate": 0, "weight_decay": 0, "warmup": 0, "clip": 0,
           "ema": 0, "workers": 0, "processes": 0, "log_every": 1, "sample_every": 0, "checkpoint_every": 1,
           "keep": 1}  # fmt: skip
+
+
+def _out_of_range(name: str, value: float, low: float) -> UserError | None:
+    if not low <= value < math.inf:  # a NaN fails too
+        return UserError(name, got=value, expected=f"a finite number >= {low}", fix=f"use {low} or more")
+    return None
+
+
+def check_machine(config: Any) -> None:
+    """Fail, before any stage, unless this machine can train by every `FitConfig` of a config.
+
+    Args:
+        config: a recipe's config, or a section of it.
+
+    Raises:
+        UserErrors: each precision that the device has not, and each tracker that is not installed, by its key.
+    """
+    from accelerate.utils import is_bf16_available, is_tensorboard_available, is_wandb_available
+
+    kind = processes.device().type
+    precisions = {"no": True, "fp16": kind not in ("cpu", "mps"), "bf16": kind == "cpu" or is_bf16_available()}
+    trackers = {"none": True, "tensorboard": is_tensorboard_available(), "wandb": is_wandb_available()}
+    errors = []
+    for path, fit in _fits(config):
+        if not precisions[fit.precision]:
+            got, other = f"{fit.precision} on a {kind}", next(name for name in ("bf16", "no") if precisions[name])
+            expected, fix = "a precision that the device computes in", f"set {path}.precision={other}"
+            errors.append(UserError(f"{path}.precision", got=got, expected=expected, fix=fix))
+        if not trackers[fit.tracker]:
+            fix = f"pip install {fit.tracker}, or set {path}.tracker=none"
+            errors.append(UserError(f"{path}.tracker", got=fit.tracker, expected="an installed package", fix=fix))
+    if errors:
+        raise errors[0] if len(errors) == 1 else UserErrors(errors)
+
+
+def _fits(config: Any, path: str = "") -> Iterator[tuple[str, FitConfig]]:
+    """The sections of a config that are a `FitConfig`, each with its path."""
+    for field in dataclasses.fields(config):
+        value, name = getattr(config, field.name), f"{path}{field.name}"
+        if isinstance(value, FitConfig):
+            yield name, value
+        elif dataclasses.is_dataclass(value):
+            yield from _fits(value, f"{name}.")
 
 
 @functools.cache

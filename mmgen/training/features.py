@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 import torch
-from accelerate import PartialState
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from mmgen import processes
 from mmgen.data.image import ImageProcessor
 from mmgen.modalities.image import ImageEncoder
 
@@ -26,7 +26,7 @@ def picture_features(backbone: str, processor: ImageProcessor, values: Sequence[
     Returns:
         (n, d) on the CPU.
     """
-    device = PartialState().device
+    device = processes.device()
     encoder = ImageEncoder(backbone, weights="package", frozen=True).to(device)
     eye = ImageProcessor(side, mean=encoder.mean, std=encoder.std)
     parts = []

@@ -7,8 +7,8 @@ from typing import Any
 
 import soundfile
 import torch
-from accelerate import PartialState
 
+from mmgen import processes
 from mmgen.data.batch import Batch, collate
 from mmgen.data.processors import Processor
 from mmgen.errors import UserError, check_at_least, check_one_of
@@ -75,7 +75,7 @@ def generate(model: Model, given: dict[str, list[str]], to: str, n: int = 1, see
     for name in to.split(","):
         if name in model.processors and model.processors[name].kind in FILES:
             _make_folder(out, model.processors[name].kind)
-    device = PartialState().device
+    device = processes.device()
     if rows:
         size = len(rows) if values.keys() & model.across_items else AT_ONCE
         batches = [collate(rows[i : i + size], model.sequences) for i in range(0, len(rows), size)]

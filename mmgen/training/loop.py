@@ -1,6 +1,5 @@
 """The one training loop: any model of `mmgen.models`, one process or many, resumable to the bit."""
 
-import atexit
 import json
 import math
 import os
@@ -9,7 +8,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -18,12 +16,13 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm.auto import tqdm
 
-from mmgen.data.batch import collate
+from mmgen.data.batch import Batch, collate
 from mmgen.errors import UserError
 from mmgen.models.base import Losses, Model, like, whole
+from mmgen.processes import join, world_size
 from mmgen.training import checkpoint as ckpt
 from mmgen.training.config import FitConfig
 from mmgen.training.memory import keep_freed_memory
@@ -138,6 +137,7 @@ class _Trainer:
         groups = {phase: model.phase_parameters(phase) for phase in phases}
         trained = sum(p.requires_grad for p in model.parameters())
         partial_phases = any(sum(len(g["params"]) for g in groups[phase]) < trained for phase in phases)
+        join()
         AcceleratorState._reset_state()  # an earlier stage may have set another precision; the processes stay connected
         self.accelerator = Accelerator(
             mixed_precision=config.precision,
@@ -146,8 +146,6 @@ class _Trainer:
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=partial_phases)],
         )
         check_processes(config.processes, self.accelerator.num_processes)
-        if self.accelerator.num_processes > 1:  # gloo's threads abort a process that leaves without
-            atexit.register(self.accelerator.state.destroy_process_group)
         self.rank, self.main = self.accelerator.process_index, self.accelerator.is_main_process
         set_seed(config.seed + self.rank)
         optimizers = [
@@ -176,10 +174,11 @@ class _Trainer:
         # a generator of its own, so that starting the workers draws nothing from the model's
         loader = iter(
             DataLoader(
-                self.data,
-                batch_sampler=order,
+                _Batches(self.data, self.plain.sequences),
+                sampler=order,
+                batch_size=None,  # the order's items are whole batches
                 num_workers=self.config.workers,
-                collate_fn=partial(collate, sequences=self.plain.sequences),
+                collate_fn=_as_it_is,
                 generator=torch.Generator().manual_seed(self.config.seed),
                 pin_memory=self.accelerator.device.type == "cuda",
             )
@@ -208,7 +207,7 @@ class _Trainer:
 
     def _step(self, loader: Iterator, order: Order) -> None:
         began = time.perf_counter()
-        batches = [next(loader).to(self.accelerator.device) for _ in range(self.config.accumulation)]
+        batches = [_batch(next(loader)).to(self.accelerator.device) for _ in range(self.config.accumulation)]
         rate = learning_rate(self.config, self.step)
         self.unwrapped.step.fill_(self.step)
         for phase, optimizer in self.optimizers.items():
@@ -374,13 +373,36 @@ class _Trainer:
         return self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False, keep_torch_compile=False).eval()
 
 
+class _Batches(Dataset):
+    """Batches by lists of items. A UserError is returned, as only the traceback of one raised in a data worker arrives."""
+
+    def __init__(self, data: Sequence[Mapping[str, Tensor | None]], sequences: Sequence[str]) -> None:
+        self.data, self.sequences = data, sequences
+
+    def __getitem__(self, items: list[int]) -> Batch | UserError:
+        try:
+            return collate([self.data[i] for i in items], self.sequences)
+        except UserError as error:
+            return error
+
+
+def _as_it_is(batch: Batch | UserError) -> Batch | UserError:
+    return batch
+
+
+def _batch(batch: Batch | UserError) -> Batch:
+    if isinstance(batch, UserError):
+        raise batch
+    return batch
+
+
 def check_processes(asked: int, running: int) -> None:
-    """Fail unless as many processes run as were asked for.
+    """Fail unless as many processes run as were asked for, and all that were launched have joined.
 
     Raises:
         UserError: the counts differ, as under ``accelerate launch --cpu --num_processes 2``, which starts one.
     """
-    asked = int(os.environ.get("MMGEN_PROCESSES", asked))
+    asked = int(os.environ.get("MMGEN_PROCESSES", asked)) or world_size()
     if asked and asked != running:
         fix = f"start with `mmgen train --processes {asked}`, or `torchrun --nproc_per_node {asked}`"
         raise UserError("processes", got=f"{running} running", expected=f"{asked} as asked", fix=fix)

@@ -2,32 +2,34 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import importlib.util
 import json
 import os
 import shlex
-import signal
-import socket
 import statistics
-import subprocess
 import sys
-import time
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import ModuleType
 from typing import Any
 
 import yaml
 
 from mmgen.data.card_files import absolute_card
+from mmgen.data.cards import cache_folder, cache_written, data_version, read_card
 from mmgen.errors import UserError, check_at_least, check_one_of, check_seed
 from mmgen.metrics.significance import paired_low
-from mmgen.training.config import build_config, parse_overrides, read_yaml, to_dict, write_config
+from mmgen.processes import rank
+from mmgen.training import scripts
+from mmgen.training.config import build_config, check_machine, parse_overrides, read_yaml, to_dict, write_config
+from mmgen.training.lock import HOLDER, LOCK, check_free, locked
 from mmgen.training.memory import keep_freed_memory
 
 Stage = Callable[[Any, Path, bool], None]
+RUN_KEYS = {"dtype"}  # config keys that say how a model is run, not what it is
 
 
 @dataclass(frozen=True)
@@ -88,22 +90,29 @@ def recipe_folder(name: str) -> Path:
 
 
 def load_recipe(name: str) -> Recipe:
-    """The ``RECIPE`` of a recipe's ``train.py``."""
-    file = recipe_folder(name) / "train.py"
-    key = f"mmgen_recipe_{file.parent.resolve().as_posix()}".replace(".", "_")  # a dot would stand for a package
-    if key not in sys.modules:
-        spec = importlib.util.spec_from_file_location(key, file)
-        module: ModuleType = importlib.util.module_from_spec(spec)
-        sys.modules[key] = module
-        try:
-            spec.loader.exec_module(module)
-        except (ImportError, SyntaxError) as error:
-            del sys.modules[key]
-            raise UserError(str(file), got=str(error), expected="a script that imports", fix="mend it") from error
-    recipe = getattr(sys.modules[key], "RECIPE", None)
+    """The ``RECIPE`` of a recipe's ``train.py``.
+
+    Raises:
+        UserError: there is no such recipe, or its script cannot be imported or defines none.
+    """
+    folder = recipe_folder(name)
+    file = folder / "train.py"
+    try:
+        module = importlib.import_module(_module_name(folder))
+    except (ImportError, SyntaxError) as error:
+        raise UserError(str(file), got=str(error), expected="a script that imports", fix="mend it") from error
+    recipe = getattr(module, "RECIPE", None)
     if not isinstance(recipe, Recipe):
         raise UserError(str(file), got="no RECIPE", expected="RECIPE = Recipe(...)", fix="see recipes/judge/train.py")
     return recipe
+
+
+def _module_name(folder: Path) -> str:
+    """The name by which any process imports a recipe: a data worker that was not forked has to find it by the name alone."""
+    shipped = folder.resolve().parent == recipes_folder().resolve()
+    if shipped and importlib.util.find_spec("mmgen.recipes") is not None:
+        return f"mmgen.recipes.{folder.resolve().name}.train"
+    return scripts.module_name(folder / "train.py")
 
 
 def recipe_of(name: str) -> ModuleType:
@@ -131,8 +140,12 @@ def recipe_config(recipe: Recipe, config: str, overrides: list[str]) -> Any:
     return _checked(recipe, build_config(recipe.config, *(_absolute_cards(values, file.parent) for values in layers)))
 
 
-def open_run(folder: Path) -> tuple[Recipe, Any]:
+def open_run(folder: Path, overrides: list[str] = ()) -> tuple[Recipe, Any]:
     """The recipe and the config that a run folder was made with.
+
+    Args:
+        folder: the run folder.
+        overrides: how it is run now: ``dtype=NAME`` of its frozen language model, or nothing.
 
     Raises:
         UserError: it is not a run folder.
@@ -143,7 +156,12 @@ def open_run(folder: Path) -> tuple[Recipe, Any]:
         raise UserError(str(folder), got="no run.json and config.yaml", expected="a run folder", fix=fix)
     recipe = load_recipe(str(read_json(file).get("recipe")))
     values = _sectioned(recipe.config, read_yaml(folder / "config.yaml"))
-    return recipe, _checked(recipe, build_config(recipe.config, values))
+    now = parse_overrides(list(overrides))
+    for key in now:
+        check_one_of(f"option of {recipe.name}", key, sorted({path.rpartition(".")[2] for path in _flat(values)} & RUN_KEYS))
+    if now:  # of the model, or of a recipe that runs the language model itself
+        now = now if "dtype" in values else {"model": now}
+    return recipe, _checked(recipe, build_config(recipe.config, values, now))
 
 
 def _absolute_cards(values: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -180,6 +198,7 @@ def train(
     resume: bool = False,
     stages_from: Mapping[str, Path] | None = None,
     command: Sequence[str] = (),
+    wait: bool = False,
 ) -> None:
     """Run the stages that are missing in ``out``, once a seed.
 
@@ -191,49 +210,100 @@ def train(
             more, may get further ones, and so may the lists in ``recipe.grows``.
         stages_from: stage -> a run folder to take that stage from instead of training it.
         command: the arguments of ``mmgen`` that the reports name.
+        wait: wait while another command holds the run folder, instead of failing.
 
     Raises:
-        UserError: the folder exists, cannot be written, or was made with another config.
+        UserError: the folder exists, cannot be written, was made with another config, or is held by another command; a setting
+            of a stage that this machine cannot train by.
     """
-    main = int(os.environ.get("RANK", 0)) == 0
     stages_from = stages_from or {}
     for name in stages_from:
         check_one_of("stage", name, recipe.stages)
         _check_same_model(config, stages_from[name], recipe.made_by.get(name, ("data", "model", "encoder")))
-    if main:
+    check_machine(config)
+    main = rank() == 0
+    if main and not wait:
+        check_free(out)  # before `check_run_folder`, whose advice is of no use while another command trains there
         check_run_folder(config, out, resume, recipe.grows)
-        _make_run_folder(recipe, config, out, command)
     runs = seed_runs(config, out)
-    for run, seeded in runs:
-        for name, stage in recipe.stages.items():
-            folder, first = stage_folder(recipe, run, name), stage_folder(recipe, runs[0][0], name) / "model"
-            if (folder / "model").is_dir() and not (resume and name in recipe.grows.values()):
-                continue
-            if name in stages_from:
-                _link_stage(stage_folder(recipe, stages_from[name], name), folder)
-            elif first.is_symlink() and not (folder / "model").exists():  # a seed that was added takes what the first one took
-                _link_stage(first.resolve().parent, folder)
-            else:
-                stage(seeded, run, resume)
+    with contextlib.ExitStack() as held:
+        held.enter_context(locked([out], command, wait))
+        if main:
+            check_run_folder(config, out, resume, recipe.grows)  # another command may have ended since
+            _make_run_folder(recipe, config, out, command)
+        held.enter_context(locked([run for run, _ in runs if run != out], command, wait))
+        for run, seeded in runs:
+            for name, stage in recipe.stages.items():
+                folder, first = stage_folder(recipe, run, name), stage_folder(recipe, runs[0][0], name) / "model"
+                if (folder / "model").is_dir() and not (resume and name in recipe.grows.values()):
+                    continue
+                if name in stages_from:
+                    _link_stage(stage_folder(recipe, stages_from[name], name), folder)
+                elif first.is_symlink() and not (folder / "model").exists():  # an added seed takes what the first one took
+                    _link_stage(first.resolve().parent, folder)
+                else:
+                    stage(seeded, run, resume)
 
 
-def evaluate(recipe: Recipe, config: Any, out: Path, split: str) -> dict[str, float]:
+def cached_run(recipe: Recipe, config: Any, kind: str) -> Path:
+    """The run of this config in the cache, trained at first use; of several commands one trains and the others wait.
+
+    Args:
+        recipe: what to train.
+        config: its resolved config, with a ``data.card``.
+        kind: the folder of the cache.
+
+    Raises:
+        UserError: the cache cannot be written.
+    """
+    recipe.check(config)
+    values = [to_dict(config), *data_version(config.data.card, getattr(config.data, "split", "train"))]
+    key = hashlib.sha256(json.dumps(values if values[1:] else values[0], sort_keys=True).encode()).hexdigest()[:24]
+    run = cache_folder() / kind / f"{read_card(config.data.card).name}-{key}"
+    with cache_written(run):
+        run.mkdir(parents=True, exist_ok=True)
+    train(recipe, config, run, resume=True, wait=True)
+    return run
+
+
+def evaluate(
+    recipe: Recipe, config: Any, out: Path, split: str, command: Sequence[str] = (), wait: bool = False
+) -> dict[str, float]:
     """The recipe's figures on ``split``: of one run, or the mean over its seeds with ``<key>_sd`` beside each.
 
     They are added to ``out/metrics.json`` under the split's name, and the report is written anew.
 
+    Args:
+        recipe, config: of the run.
+        out: the run folder.
+        split: one of ``recipe.splits``.
+        command: the arguments of ``mmgen`` that other commands are told of meanwhile.
+        wait: wait while another command holds the run folder, instead of failing.
+
     Raises:
-        UserError: the split is unknown, or a stage was not trained to its end.
+        UserError: the split is unknown, a stage was not trained to its end, or the folder cannot be written or is held by
+            another command.
     """
     check_one_of("split", split, recipe.splits)
-    keep_freed_memory()
     runs = seed_runs(config, out)
-    figures = []
-    for run, seeded in runs:
+    if not wait:
+        check_free(out)
+    for run, _ in runs:
         for name in recipe.stages:
             if not (stage_folder(recipe, run, name) / "model").is_dir():
                 fix = "train it to the end with --resume"
                 raise UserError(str(run), got=f"no trained stage {name!r}", expected="a finished run", fix=fix)
+    folders = list(dict.fromkeys([out, *(run for run, _ in runs)]))
+    with locked(folders, command, wait):
+        for folder in folders:
+            _check_writable(folder)
+        return _evaluate(recipe, runs, out, split)
+
+
+def _evaluate(recipe: Recipe, runs: Sequence[tuple[Path, Any]], out: Path, split: str) -> dict[str, float]:
+    keep_freed_memory()
+    figures = []
+    for run, seeded in runs:
         figures.append(recipe.evaluate(run, seeded, split))
         _add_metrics(run, split, figures[-1])
         recipe.report(run, seeded)
@@ -272,48 +342,6 @@ def seed_runs(config: Any, out: Path) -> list[tuple[Path, Any]]:
 def stage_folder(recipe: Recipe, run: Path, name: str) -> Path:
     """Where a stage works: the main one in the run folder itself, the others in ``stages/NAME``."""
     return run if name == recipe.main else run / "stages" / name
-
-
-def launch(processes: int, arguments: Sequence[str]) -> int:
-    """Run ``mmgen ARGUMENTS`` on several processes of this machine and wait for them; returns their exit code.
-
-    SIGTERM and Ctrl-C are passed on, so that they save before they leave; when one process fails, the others are stopped.
-    """
-    import torch
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {**os.environ, "MMGEN_PROCESSES": str(processes), "WORLD_SIZE": str(processes),
-                   "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
-    if not torch.cuda.is_available():
-        threads = max(1, (os.cpu_count() or 1) // processes)
-        environment = {"OMP_NUM_THREADS": str(threads), **environment, "ACCELERATE_USE_CPU": "true"}
-    command = [sys.executable, "-m", "mmgen.cli", *arguments]
-    running = [
-        subprocess.Popen(command, env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(processes)
-    ]
-
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        for process in running:
-            process.send_signal(signal.SIGTERM)
-
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        codes: list[int] = []
-        while not any(codes) and len(codes) < processes:
-            time.sleep(0.1)
-            codes = [code for process in running if (code := process.poll()) is not None]
-        if any(codes):
-            time.sleep(2)  # the others may be leaving for the same reason
-            for process in running:
-                process.terminate()
-        for process in running:
-            process.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    return next((code for code in codes if code), 0)
 
 
 def check_run_folder(config: Any, out: Path, resume: bool, grows: Iterable[str] = ()) -> None:
@@ -381,7 +409,17 @@ def _make_run_folder(recipe: Recipe, config: Any, out: Path, command: Sequence[s
 
 def _nothing_trained(out: Path) -> bool:
     """Whether ``out`` is a run folder whose command failed, or was stopped, before the first checkpoint."""
+    if out.is_dir() and (names := {file.name for file in out.iterdir()}) and names <= {LOCK, HOLDER}:  # nor wrote anything
+        return True
     return (out / "run.json").is_file() and not any(file.name in ("checkpoints", "model") for file in out.rglob("*"))
+
+
+def _check_writable(run: Path) -> None:
+    """Fail, before hours of evaluation, if what it writes beside the trained model cannot be written."""
+    for file in (run, *run.iterdir(), *run.glob("samples/*"), *run.glob("predictions/*")):
+        if file.name not in ("model", "stages", "checkpoints", "tensorboard") and not os.access(file, os.W_OK):
+            fix = "change its permissions, or copy the run to a folder of yours"
+            raise UserError(str(file), got="no permission to write", expected="a run folder that can be written", fix=fix)
 
 
 def _as_read(config: Any) -> dict[str, Any]:
@@ -390,12 +428,12 @@ def _as_read(config: Any) -> dict[str, Any]:
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The dotted keys whose values differ, each with both values."""
+    """The dotted keys whose values differ, each with both values; how a model is run is no difference."""
     old, new = _flat(before), _flat(now)
     return [
         f"{key} ({old.get(key, 'no such key')}, now {new.get(key, 'no such key')})"
         for key in {**old, **new}
-        if key not in old or key not in new or old[key] != new[key]
+        if (key not in old or key not in new or old[key] != new[key]) and key.rpartition(".")[2] not in RUN_KEYS
     ]
 
 

@@ -2,8 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
-from accelerate import PartialState
-
+from mmgen import processes
 from mmgen.errors import UserError
 from mmgen.models.base import Model
 
@@ -26,7 +25,7 @@ def restyle(model: Model, lines: Iterable[bytes], target: str, at_once: int = AT
     if not hasattr(model, "restyle"):
         fix = "give a run of the recipe style_transfer"
         raise UserError("RUN", got=model.name, expected="a model that changes styles", fix=fix)
-    model.to(PartialState().device)
+    model.to(processes.device())
     model.restyle([], target)  # an unknown style is told before anything is read
     waiting: list[str] = []
     for number, line in enumerate(lines, 1):

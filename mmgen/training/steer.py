@@ -22,11 +22,12 @@ from transformers import (
 
 from mmgen.conditioning.attributes import Attribute, BagOfWords, Discriminator, Toward, TowardByText
 from mmgen.conditioning.gradient import PPLM
-from mmgen.conditioning.language_model import check_text, context_length
+from mmgen.conditioning.language_model import check_room, check_text
 from mmgen.conditioning.ranking import OwnNoise, text_log_prob
 from mmgen.conditioning.reweighting import Fudge, GeDi
 from mmgen.data.batch import Batch
 from mmgen.data.cards import card_names, open_card
+from mmgen.data.text import tokens_of
 from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.metrics.diversity import distinct
 from mmgen.modalities.packed import packed
@@ -335,14 +336,11 @@ def write(
     if isinstance(prompts, str) or not prompts:
         got, fix = repr(prompts) if prompts else "none", "give at least one"
         raise UserError("prompts", got=got, expected="a list of texts", fix=fix)
-    limit = context_length(model)
     for prompt in prompts:
-        tokens = len(tokenizer(check_text(prompt)).input_ids)
+        tokens = len(tokens_of(tokenizer, check_text(prompt)).input_ids)
         if not tokens:
             raise UserError("prompt", got=repr(prompt), expected="at least one token", fix="begin the text, as in 'The'")
-        if limit and tokens + length > limit:
-            got, expected = f"{tokens} + {length} tokens", f"at most {limit}, what this language model reads"
-            raise UserError("prompt and length", got=got, expected=expected, fix="write a shorter text")
+        check_room(model, tokens + length, "prompt and length", "write a shorter text")
     texts = [(i, prompt, k) for i, prompt in enumerate(prompts) for k in range(n * candidates)]
     warpers = [TemperatureLogitsWarper(float(temperature)), TopPLogitsWarper(top_p)]
     warpers[1:1] = [TopKLogitsWarper(top_k)] if top_k else []
@@ -366,7 +364,8 @@ def _write(
     traced: bool,
 ) -> list[dict[str, Any]]:
     """One text after each of these prompts: (number of the prompt, prompt, number of the text)."""
-    encoded = tokenizer([prompt for _, prompt, _ in texts], return_tensors="pt", padding=True, padding_side="left")
+    given, left = [prompt for _, prompt, _ in texts], {"padding": True, "padding_side": "left"}
+    encoded = tokens_of(tokenizer, given, return_tensors="pt", **left)
     ids, mask = (encoded[key].to(model.device) for key in ("input_ids", "attention_mask"))
     start = ids.shape[1]
     noise = OwnNoise([(seed * 1009 + i) * 1009 + k for i, _, k in texts])

@@ -7,6 +7,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mmgen.conditioning.attributes import BagOfWords
 from mmgen.conditioning.gradient import PPLM
+from mmgen.data.text import tokens_of
 
 AT_ONCE = 20  # sentences that are steered together
 
@@ -33,15 +34,16 @@ class SteeredCopy:
     def restyle(self, texts: Sequence[str], target: str) -> list[str]:
         """The texts in the style ``target``, in their order; blank ones as they were."""
         method = self.methods[self.class_names.index(target)]
-        line = self.tokenizer("\n", add_special_tokens=False).input_ids[-1]
+        line = tokens_of(self.tokenizer, "\n", add_special_tokens=False).input_ids[-1]
         restyled, told = list(texts), [i for i, text in enumerate(texts) if text.strip()]
         order = sorted(told, key=lambda i: len(texts[i]))
         for start in tqdm(range(0, len(order), AT_ONCE), desc=f"steered to be {target}", dynamic_ncols=True):
             some = order[start : start + AT_ONCE]
             lines = [" ".join(texts[i].split()) for i in some]
             prompts = [f"1. {text}\n2. {text}\n3." for text in lines]
-            given = self.tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left").to(self.model.device)
-            length = max(len(self.tokenizer(texts[i]).input_ids) for i in some) + 5
+            given = tokens_of(self.tokenizer, prompts, return_tensors="pt", padding=True, padding_side="left")
+            given = given.to(self.model.device)
+            length = max(len(tokens_of(self.tokenizer, texts[i]).input_ids) for i in some) + 5
             made = self.model.generate(
                 **given, custom_generate=method, max_new_tokens=length, do_sample=False,
                 eos_token_id=line, pad_token_id=line,

@@ -5,8 +5,6 @@ mmgen train aligned --config flickr8k                                      # pho
 accelerate launch recipes/aligned/train.py --config recipes/aligned/gpu.yaml
 """
 
-import hashlib
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -15,22 +13,21 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from accelerate import PartialState
 from PIL import Image
 from torch import Tensor
 
+from mmgen import processes
 from mmgen.cli import main
 from mmgen.data.batch import Batch, collate
-from mmgen.data.cards import cache_folder, check_column, data_version, open_card, read_card
+from mmgen.data.cards import check_column, open_card, read_card
 from mmgen.data.image import ImageProcessor
 from mmgen.errors import UserError, check_at_least
 from mmgen.metrics.retrieval import chance_at, r_precision, recall_at
 from mmgen.models.aligned import Aligned
 from mmgen.models.base import load
-from mmgen.training.config import FitConfig, build_config, section_of, to_dict
+from mmgen.training.config import FitConfig, build_config, section_of
 from mmgen.training.loop import fit
-from mmgen.training.recipe import Recipe, read_json
-from mmgen.training.recipe import train as train_recipe
+from mmgen.training.recipe import Recipe, cached_run, read_json
 
 AT_ONCE = 128  # items that are read at once in evaluation
 AMONG = 100  # of so many, beside the whole split
@@ -114,7 +111,7 @@ class Pairs(Sequence):
             self.features = model.all_features(self.inputs, [rows._fingerprint, data.input, *side])
         self.sentences: Tensor | None = None
         if "sentence" in model.towers:
-            model.to(PartialState().device)
+            model.to(processes.device())
             self.sentences = model.embed(said).cpu()  # (p, e)
 
     def __len__(self) -> int:
@@ -238,7 +235,7 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
 
     ``_sentence`` is of texts as the sentence embedder reads them, where the model has one.
     """
-    model = load(run).to(PartialState().device)
+    model = load(run, dtype=config.model.dtype).to(processes.device())
     data, train_data = Pairs(model, config.data, split), Pairs(model, config.data, "train")
     found = points(model, data)
     x = found[model.modality]
@@ -302,16 +299,12 @@ def judging_space(config: Config, side: int, more: int = 0) -> Aligned:
     It is trained on pictures of that size, where the config names none: it sees what is judged, and no finer.
     """
     data = replace(config.data, side=config.data.side or side)
-    return shared_space(replace(config, data=data, seed=config.seed + more)).to(PartialState().device)
+    return shared_space(replace(config, data=data, seed=config.seed + more)).to(processes.device())
 
 
 def shared_space(config: Config) -> Aligned:
     """The model of this config, trained at first use and then taken from the cache."""
-    values = [to_dict(config), *data_version(config.data.card, "train")]
-    key = hashlib.sha256(json.dumps(values if values[1:] else values[0], sort_keys=True).encode()).hexdigest()[:24]
-    run = cache_folder() / "aligned" / f"{read_card(config.data.card).name}-{key}"
-    train_recipe(RECIPE, config, run, resume=True)
-    return load(run)
+    return load(cached_run(RECIPE, config, "aligned"))
 
 
 RECIPE = Recipe(

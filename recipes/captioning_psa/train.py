@@ -11,8 +11,8 @@ from functools import partial
 from types import ModuleType
 
 import torch
-from accelerate import PartialState
 
+from mmgen import processes
 from mmgen.cli import main
 from mmgen.data.batch import collate
 from mmgen.errors import check_at_least
@@ -56,7 +56,7 @@ def attending(config: Config, model: Captioner) -> PseudoSelfAttentionCaptioner:
     if config.imitated:
         data = captioning().Captions(model, config.data, "train", blind=True)
         some = torch.randperm(len(data))[: config.imitated].split(AT_ONCE)
-        device = attending.to(PartialState().device).place.device
+        device = attending.to(processes.device()).place.device
         attending.imitate(collate([data[i] for i in rows.tolist()], model.sequences).to(device) for rows in some)
     return attending
 

@@ -16,10 +16,10 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from PIL import Image
 from torch import Tensor
 
+from mmgen import processes
 from mmgen.cli import main
 from mmgen.conditioning.language_model import load_language_model
 from mmgen.conditioning.representations import representation
@@ -105,7 +105,7 @@ class Items(Sequence):
         """All items in order."""
         for start in range(0, len(self), AT_ONCE):
             rows = [self[i] for i in range(start, min(start + AT_ONCE, len(self)))]
-            yield collate(rows, self.model.sequences).to(PartialState().device)
+            yield collate(rows, self.model.sequences).to(processes.device())
 
 
 def check(config: Config) -> None:
@@ -262,7 +262,7 @@ def swap_grid(model: Factorized, data: Items, name: str, items: int = 8) -> Imag
 @torch.no_grad()
 def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     """Accuracy of the model and its ablations, and of the model with each modality missing, inferred or zero."""
-    device = PartialState().device
+    device = processes.device()
     model = load(run).to(device)
     data = Items(model, config.data, split)
     figures = {"accuracy": accuracy(model, data)}

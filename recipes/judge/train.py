@@ -5,8 +5,6 @@ mmgen train judge --config mnist                                           # any
 accelerate launch recipes/judge/train.py --config recipes/judge/gpu.yaml
 """
 
-import hashlib
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -14,13 +12,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate import PartialState
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from mmgen import processes
 from mmgen.cli import main
 from mmgen.data.batch import collate
-from mmgen.data.cards import cache_folder, check_column, data_version, open_card, read_card
+from mmgen.data.cards import check_column, open_card, read_card
 from mmgen.data.columns import fit_processor
 from mmgen.data.label import LabelProcessor
 from mmgen.data.processors import Processor
@@ -28,9 +26,10 @@ from mmgen.errors import UserError
 from mmgen.modalities.kinds import KINDS
 from mmgen.models.base import load
 from mmgen.models.classifier import Classifier
-from mmgen.training.config import FitConfig, to_dict
+from mmgen.training.config import FitConfig
 from mmgen.training.loop import fit
-from mmgen.training.recipe import Recipe, read_json, train
+from mmgen.training.recipe import Recipe, cached_run, read_json
+from mmgen.training.recipe import evaluate as evaluate_run
 
 
 @dataclass
@@ -130,7 +129,7 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     if split == config.data.split:
         fix = "choose another --split"
         raise UserError("--split", got=split, expected="one the judge was not trained on", fix=fix)
-    device = PartialState().device
+    device = processes.device()
     model = load(run).to(device)
     data = Labelled(config.data, split, model.processors[config.data.input], model.class_names)
     right = 0
@@ -157,15 +156,11 @@ def places(judge: Classifier, labels: Sequence[Any]) -> Tensor:
 
 def judge(config: Config) -> tuple[Classifier, float]:
     """The judge of this config with its held-out accuracy, trained at first use and then taken from the cache."""
-    check(config)
-    values = [to_dict(config), *data_version(config.data.card, config.data.split)]
-    key = hashlib.sha256(json.dumps(values if values[1:] else values[0], sort_keys=True).encode()).hexdigest()[:24]
-    run = cache_folder() / "judges" / f"{read_card(config.data.card).name}-{key}"
-    train(RECIPE, config, run, resume=True)
+    run = cached_run(RECIPE, config, "judges")
     file = run / "metrics.json"
     if not file.is_file():
-        file.write_text(json.dumps({"test": evaluate(run, config, "test")}), encoding="utf-8")
-    return load(run), json.loads(file.read_text(encoding="utf-8"))["test"]["accuracy"]
+        evaluate_run(RECIPE, config, run, "test", wait=True)
+    return load(run), read_json(file)["test"]["accuracy"]
 
 
 RECIPE = Recipe(

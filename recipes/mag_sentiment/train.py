@@ -13,13 +13,13 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from mmgen import processes
 from mmgen.cli import main
 from mmgen.data.batch import Batch, collate
 from mmgen.data.cards import check_column, class_names, open_card, read_card
@@ -81,7 +81,7 @@ class Items(Sequence):
         """All items, those with texts of one length together: little padding is read."""
         rows = sorted((self[i] for i in range(len(self))), key=lambda row: len(row["text"]))
         for start in range(0, len(rows), AT_ONCE):
-            yield collate(rows[start : start + AT_ONCE], self.sequences).to(PartialState().device)
+            yield collate(rows[start : start + AT_ONCE], self.sequences).to(processes.device())
 
 
 def check(config: Config) -> None:
@@ -143,7 +143,7 @@ def regression(data: Data, split: str) -> float:
 @torch.no_grad()
 def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     """Accuracy and F1 of the model and of the transformer alone; that of the model without each modality, and of baselines."""
-    device = PartialState().device
+    device = processes.device()
     model, text = (load(stage_folder(RECIPE, run, stage)).to(device) for stage in ("mag", "text"))
     data, words = Items(model, config.data, split), Items(text, config.data, split)
     figures = {}

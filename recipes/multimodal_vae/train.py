@@ -16,11 +16,11 @@ from typing import Any
 
 import soundfile
 import torch
-from accelerate import PartialState
 from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from mmgen import processes
 from mmgen.cli import main
 from mmgen.data.batch import Batch, collate
 from mmgen.data.cards import check_column, open_card, read_card
@@ -229,7 +229,7 @@ def coherence(
 
 def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     """Coherence, Fréchet distance and log-likelihood on ``split``, with the accuracy of each judge."""
-    settings, device = config.evaluation, PartialState().device
+    settings, device = config.evaluation, processes.device()
     model = load(run).to(device)
     data = columns_of(model.processors, config.data, split, settings.items)
     generator = torch.Generator().manual_seed(config.seed)

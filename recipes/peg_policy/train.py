@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from mmgen import processes
 from mmgen.cli import main
 from mmgen.data.batch import Batch, collate
 from mmgen.data.simulate.peg_insertion import DISTURBANCES, PegInsertion
@@ -183,7 +183,7 @@ def environments(
     """As many as the config says, of the shapes in turn, their observations coded as the arm has it, some senses missing."""
     from mmgen.training.policy import CodedEnvironments
 
-    model = load(stage_folder(RECIPE, run, arm if arm in STAGES else "full")).to(PartialState().device)
+    model = load(stage_folder(RECIPE, run, arm if arm in STAGES else "full")).to(processes.device())
     code = coded_by(model, arm, without)
     made = [partial(environment, config, arm, shapes[i % len(shapes)], disturbance) for i in range(config.policy.environments)]
     made_by = fingerprint(model) if arm in STAGES else ""
@@ -193,7 +193,7 @@ def environments(
 @torch.no_grad()
 def spread(config: Config, run: Path, arm: str) -> tuple[Tensor, Tensor]:
     """The mean and the standard deviation of the arm's code over moments of the training episodes, (k,) each."""
-    model = load(stage_folder(RECIPE, run, arm)).to(PartialState().device)
+    model = load(stage_folder(RECIPE, run, arm)).to(processes.device())
     data, codes = Transitions(VISION_TOUCH.files(config.data, "train"), model.processors), []
     chosen = torch.linspace(0, len(data) - 1, min(len(data), MOMENTS)).long()
     for some in tqdm(chosen.split(100), f"codes of {arm}", dynamic_ncols=True):
@@ -221,7 +221,7 @@ def make_ppo(config: Config, arm: str, seen: Any, moments: tuple[Tensor, Tensor]
     return PPO(
         network, seen, learning_rate=policy.learning_rate, n_steps=policy.rollout, batch_size=policy.batch_size,
         n_epochs=policy.epochs, gamma=policy.gamma, ent_coef=policy.entropy, policy_kwargs=kwargs, seed=config.seed,
-        device=PartialState().device,
+        device=processes.device(),
     )  # fmt: skip
 
 
@@ -234,15 +234,15 @@ def train_policies(config: Config, run: Path, resume: bool) -> None:
     """Train each arm's policy; those that are done are left, and the one that was stopped goes on."""
     from mmgen.training.policy import fit_policy, save_training
 
-    folder, processes = policies(run), PartialState().num_processes
+    folder, running = policies(run), processes.join().num_processes
     done = stage_folder(RECIPE, run, "policy") / "model"
     missing = [arm for arm in config.arms if not (folder / arm / "policy.safetensors").is_file()]
     if missing and done.is_symlink():
         got, fix = f"none of {', '.join(missing)} in {folder}", "train policies here, in a new run without policy.from"
         raise UserError("policies of another run", got=got, expected="all arms", fix=fix)
-    if missing and processes > 1:
+    if missing and running > 1:
         fix = "train the codes on many, then the policies with --resume on one"
-        raise UserError("policies", got=f"{processes} processes", expected="one", fix=fix)
+        raise UserError("policies", got=f"{running} processes", expected="one", fix=fix)
     if missing and done.is_dir():  # there were fewer arms
         done.rmdir()
     for arm in missing:

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from PIL import Image
 from torch import Tensor
 
+from mmgen import processes
 from mmgen.cli import main
 from mmgen.data.batch import Batch
 from mmgen.data.cards import check_column, read_card
@@ -234,7 +234,7 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     ``digit_accuracy``, or ``LABEL_accuracy``, how often a judge sees in the picture what was asked for; ``nearest_rmse`` how
     far the nearest training picture is, of values from 0 to 1.
     """
-    settings, device = config.evaluation, PartialState().device
+    settings, device = config.evaluation, processes.device()
     model, captioner = load(run).to(device), load(stage_folder(RECIPE, run, "captioner")).to(device)
     process = model.processors["image"]
     data = pairs(config.data, split, **model.processors, limit=settings.items)
@@ -265,7 +265,7 @@ def judged(config: Config, split: str, data: Pairs, process: ImageProcessor, dra
     recipe = recipe_of("judge")
     own = build_config(recipe.Config, config.judge)
     judge, accuracy = recipe.judge(own)
-    judge = judge.to(PartialState().device)
+    judge = judge.to(processes.device())
     labels = data.rows[config.data.label]
     truth = recipe.places(judge, [labels[row] for row in data.items])
     name = "digit" if config.data.label == "label" and judge.class_names == [str(i) for i in range(10)] else config.data.label

@@ -18,16 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mmgen import processes
 from mmgen.cli import main
 from mmgen.conditioning.attributes import Attribute
 from mmgen.conditioning.language_model import load_language_model
 from mmgen.conditioning.ranking import text_log_prob
 from mmgen.data.batch import collate
 from mmgen.data.cards import class_names, open_card, read_card
+from mmgen.data.text import tokens_of
 from mmgen.errors import check_at_least, check_one_of
 from mmgen.metrics.diversity import distinct
 from mmgen.models.classifier import Classifier
@@ -123,7 +124,7 @@ def write(run: Path, config: Config, split: str, kind: str) -> dict[str, dict[st
             done = read_json(file) if file.is_file() else {}
             if any(prompt not in done for prompt in prompts):
                 loaded = loaded or load_language_model(config.language_model, config.dtype)
-                model = loaded[0].to(PartialState().device)
+                model = loaded[0].to(processes.device())
                 toward = attribute(run, kind, name, model, loaded[1])
                 steered = steered_by(run, method, settings, toward, name, model)
             for at in range(0, len(prompts), together):
@@ -209,10 +210,10 @@ def perplexity(reader: tuple[PreTrainedModel, PreTrainedTokenizerBase], rows: Se
     found = []
     rows = {whole(row): row for row in rows}.values()  # B is the same for every attribute
     for row in tqdm(rows, desc="perplexity", unit="text", leave=False, dynamic_ncols=True):
-        before = tokenizer(row["prompt"]).input_ids
+        before = tokens_of(tokenizer, row["prompt"]).input_ids
         if tokenizer.bos_token_id is not None and before[:1] != [tokenizer.bos_token_id]:
             before = [tokenizer.bos_token_id, *before]
-        after = tokenizer(row["text"], add_special_tokens=False).input_ids
+        after = tokens_of(tokenizer, row["text"], add_special_tokens=False).input_ids
         if after:
             ids = torch.tensor([[*before, *after]], device=model.device)  # (1, t)
             _, mean = text_log_prob(model, ids, torch.ones_like(ids).bool(), len(before))
@@ -237,7 +238,7 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     judging = build_config(JUDGE.Config, config.judge)
     judge, accuracy = JUDGE.judge(judging)
     reader = load_language_model(config.fluency, "fp32")
-    reader[0].to(PartialState().device)
+    reader[0].to(processes.device())
     names = class_names(read_card(config.data.card), config.data.label)
     known = judge.class_names  # names, or numbers where the judge's card has no names
     seen_as = {name: known.index(name if name in known else str(i)) for i, name in enumerate(names)}

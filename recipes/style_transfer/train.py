@@ -19,16 +19,16 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from mmgen import processes
 from mmgen.cli import main
 from mmgen.conditioning.language_model import load_language_model
 from mmgen.conditioning.ranking import text_log_prob
 from mmgen.data.batch import collate
 from mmgen.data.cards import check_column, class_names, open_card, read_card
-from mmgen.data.text import train_tokenizer
+from mmgen.data.text import tokens_of, train_tokenizer
 from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.metrics.style import TOKENISATION, content_recall, style_lexicon, style_scores, tokenize
 from mmgen.models.base import load
@@ -256,7 +256,8 @@ def log_probs(reader: Any, texts: Sequence[str], known: dict[str, float]) -> lis
     written = [" ".join(tokenize(text)) for text in texts]
     different = [text for text in dict.fromkeys(written) if text not in known]
     rows = [
-        torch.tensor([begin, *tokenizer(t, add_special_tokens=False).input_ids, tokenizer.eos_token_id]) for t in different
+        torch.tensor([begin, *tokens_of(tokenizer, t, add_special_tokens=False).input_ids, tokenizer.eos_token_id])
+        for t in different
     ]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     for start in tqdm(range(0, len(order), AT_ONCE), desc="perplexity", leave=False, dynamic_ncols=True):
@@ -273,11 +274,11 @@ class Scorer:
 
     def __init__(self, config: Config, run: Path, data: Texts) -> None:
         self.data, self.targets = data, 1 - np.array(data.labels)
-        self.judge = load(stage_folder(RECIPE, run, "judge")).to(PartialState().device)
+        self.judge = load(stage_folder(RECIPE, run, "judge")).to(processes.device())
         self.reader, self.fluency = None, config.judging.fluency
         if config.judging.fluency:
             self.reader = load_language_model(config.judging.fluency, "fp32")
-            self.reader[0].to(PartialState().device)
+            self.reader[0].to(processes.device())
         held = read(config, config.judging.split)
         self.style_words = style_lexicon(held.texts, held.labels)
 
@@ -344,7 +345,7 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     if split == config.judging.split:
         fix = "choose another --split"
         raise UserError("--split", got=split, expected="one the judge was not trained on", fix=fix)
-    model, data = load(run).to(PartialState().device), read(config, split, config.judging.items)
+    model, data = load(run).to(processes.device()), read(config, split, config.judging.items)
     score = Scorer(config, run, data)
     began = time.perf_counter()
     outputs = {"": restyled(model, data)}

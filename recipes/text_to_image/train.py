@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate import PartialState
 from torch import Tensor
 
+from mmgen import processes
 from mmgen.cli import main
 from mmgen.data.batch import Batch, collate
 from mmgen.data.cards import check_column, read_card
@@ -271,7 +271,7 @@ class Judges:
             recipe = recipe_of("judge")
             values = build_config(recipe.Config, config.judge)
             judge, accuracy = recipe.judge(values)
-            self.classifier, labels = judge.to(PartialState().device), data.rows[config.data.label]
+            self.classifier, labels = judge.to(processes.device()), data.rows[config.data.label]
             self.truth = recipe.places(judge, [labels[row] for row in data.items])
             self.accuracy = {"judge_accuracy": accuracy, "judge_disjoint": values.data.split not in ("train", split)}
         if config.aligned:
@@ -308,7 +308,7 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     ``_codes`` of the split's pictures through their codes.
     """
     torch.manual_seed(config.seed)
-    device, settings = PartialState().device, config.evaluation
+    device, settings = processes.device(), config.evaluation
     model = load(run).to(device)
     image, text = model.processors["image"], model.processors["text"]
     data, train_data = pairs(config.data, split, image, text, settings.items), pairs(config.data, "train", image)

@@ -13,11 +13,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from mmgen import processes
 from mmgen.cli import main
 from mmgen.data.batch import Batch, collate
 from mmgen.data.cards import check_column, open_card, read_card
@@ -187,7 +187,7 @@ def traversals(model: VAE, batch: Batch) -> Image.Image:
 def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     """ELBO and importance-weighted bound on ``split``, in nats an item, and the disentanglement of the codes of the grid."""
     torch.manual_seed(config.seed)
-    device = PartialState().device
+    device = processes.device()
     model = load(run).to(device)
     process = model.processors[model.modality]
     data = Pictures(config.data, split, process)

@@ -12,11 +12,11 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from PIL import Image
 from torchvision.utils import flow_to_image
 from tqdm.auto import tqdm
 
+from mmgen import processes
 from mmgen.cli import main
 from mmgen.data.batch import Batch, collate
 from mmgen.data.cards import check_column, open_card, read_card
@@ -99,7 +99,7 @@ def batches(data: Transitions, what: str) -> Iterator[Batch]:
     """All moments."""
     for start in tqdm(range(0, len(data), AT_ONCE), desc=what, dynamic_ncols=True):
         rows = [data[i] for i in range(start, min(start + AT_ONCE, len(data)))]
-        yield collate(rows).to(PartialState().device)
+        yield collate(rows).to(processes.device())
 
 
 @torch.no_grad()
@@ -165,7 +165,7 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     ``occlusion_kept`` is what is left under occlusion of the contact accuracy above chance, ``_persistence`` of that above
     foretelling that contact stays.
     """
-    device = PartialState().device
+    device = processes.device()
     models = {stage: load(stage_folder(RECIPE, run, stage)).to(device) for stage in STAGES}
     episodes, full = files(config.data, split), models["full"]
     data = Transitions(episodes, full.processors)

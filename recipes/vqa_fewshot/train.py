@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from datasets import Dataset
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from mmgen import processes
 from mmgen.cli import main
 from mmgen.conditioning.channel import channel
 from mmgen.conditioning.few_shot import Episode, Example, Format, answer, read, score
@@ -171,7 +171,7 @@ def check_numbers(what: str, numbers: list[int], low: int, empty: bool = False) 
 
 def read_words(model: Captioner, rows: Dataset, column: str) -> list[Tensor]:
     """The tokens (n,) that each picture is named by."""
-    images, device = rows[column], PartialState().device
+    images, device = rows[column], processes.device()
     if model.trained_encoder:
         made = [model.processors["image"](image) for image in images]
         given = [{"image": picture} for picture in made]
@@ -323,7 +323,7 @@ def wilson(p: float, n: int, z: float = 1.96) -> float:
 @torch.no_grad()
 def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     """Exact match by shots, knowledge of what is shown beyond what is seen, and fast binding, each beside its controls."""
-    model = load(run).to(PartialState().device)
+    model = load(run, dtype=config.model.dtype).to(processes.device())
     rows, made = ask(model, config.vqa, split, config.seed)
     true, pool = rows[config.vqa.answer][:], open_card(config.vqa.card, config.vqa.support)[config.vqa.answer][:]
     figures: dict[str, float] = {"accuracy_majority": exact_match([Counter(pool).most_common(1)[0][0]] * len(true), true)}

@@ -13,16 +13,17 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from mmgen import processes
 from mmgen.cli import main
 from mmgen.conditioning.few_shot import Format
 from mmgen.conditioning.language_model import load_language_model
 from mmgen.data.batch import Batch, collate
 from mmgen.data.cards import check_column, open_card, read_card
 from mmgen.data.processors import read_bytes
+from mmgen.data.text import tokens_of
 from mmgen.errors import UserError, check_at_least
 from mmgen.metrics.vqa import exact_match
 from mmgen.models.answerer import Answerer
@@ -193,7 +194,7 @@ def train_words(config: Config, run: Path, resume: bool) -> None:
 
 def train_prompt(config: Config, run: Path, resume: bool) -> None:
     """Train the prompt on questions about captions: with them it is the text oracle."""
-    model = load(stage_folder(RECIPE, run, "words"))
+    model = load(stage_folder(RECIPE, run, "words"), dtype=config.model.dtype)
     data = Rows(model, config.data, Questions(config.data, "train"), known=True)
     folder = stage_folder(RECIPE, run, "prompt")
     fit(model, data, replace(config.prompt, seed=config.seed), folder, resume=resume, phases=("prompt",))
@@ -201,7 +202,7 @@ def train_prompt(config: Config, run: Path, resume: bool) -> None:
 
 def train(config: Config, run: Path, resume: bool) -> None:
     """Train soft words and prompt together through the frozen language model."""
-    model = load(stage_folder(RECIPE, run, "prompt"))
+    model = load(stage_folder(RECIPE, run, "prompt"), dtype=config.model.dtype)
     data = Rows(model, config.data, Questions(config.data, "train"))
     fit(model, data, replace(config.fit, seed=config.seed), run, resume=resume)
 
@@ -224,7 +225,7 @@ def new_answerer(config: Config, questions: Questions) -> Answerer:
         fix = "give names that its open questions hold"
         raise UserError("data.names", got=config.data.names, expected=f"captions of pictures in {config.data.card}", fix=fix)
     _, tokenizer = load_language_model(config.model.language_model, config.model.dtype)
-    tokens = sorted({token for ids in tokenizer(said, add_special_tokens=False)["input_ids"] for token in ids})
+    tokens = sorted({token for ids in tokens_of(tokenizer, said, add_special_tokens=False)["input_ids"] for token in ids})
     known = [i for i, picture in enumerate(questions.pictures) if picture in questions.captions]
     order = torch.randperm(len(known), generator=torch.Generator().manual_seed(config.seed))[: config.support]
     shots = [
@@ -238,8 +239,9 @@ def new_answerer(config: Config, questions: Questions) -> Answerer:
 @torch.no_grad()
 def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     """Exact match of the answers after the VQA normalisation, and of four baselines, on ``split``."""
-    device = PartialState().device
-    model, oracle, blind = (load(stage_folder(RECIPE, run, name)).to(device) for name in ("answerer", "prompt", "blind"))
+    device = processes.device()
+    folders = (stage_folder(RECIPE, run, name) for name in ("answerer", "prompt", "blind"))
+    model, oracle, blind = (load(folder, dtype=config.model.dtype).to(device) for folder in folders)
     known, training = Questions(config.data, split), Questions(config.data, "train")
     data = Rows(model, config.data, known)
     asked = [model.row(question, "?")["question"].to(device) for question in known.questions]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mmgen.data.cards import cache_folder
+from mmgen.data.cards import cache_folder, cache_written
 from mmgen.data.episode_file import check_episode
 from mmgen.data.simulate.episodes import REVISION
 from mmgen.data.sources.splits import uniform
@@ -39,6 +39,8 @@ def read(split: str, simulate: Callable[..., Any], *, size: int = 64, episodes: 
     count = min(episodes, count) or count
     folder = cache_folder() / "simulated" / "peg_insertion" / f"{split}-{size}-{REVISION}"
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with cache_written(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     simulate(folder, count, min(workers, count), seed, shapes, size, disturbance)
     for path in sorted(folder.glob("episode_*.h5"))[:count]:
         yield _row(path, str(check_episode(path)["shape"]))

@@ -1,0 +1,70 @@
+"""Reading what transformers reads: its errors in one line, and never the code of a repository."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from safetensors import SafetensorError
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from mmgen.errors import UserError
+
+
+@contextmanager
+def pretrained(what: str, name: str, *, expected: str, fix: str) -> Iterator[None]:
+    """Turn the errors of transformers' ``from_pretrained`` into one line about ``name``.
+
+    Every call of ``from_pretrained`` and ``from_config`` inside says ``trust_remote_code=False``: without it transformers asks
+    on standard input whether it may run a repository's own code.
+
+    Args:
+        what: kind of thing that is loaded, such as "language model".
+        name: a folder or a Hub name.
+        expected: what would have been accepted.
+        fix: advice for a name that is not found.
+
+    Raises:
+        UserError: it cannot be found, is damaged, or needs code of its own.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except SafetensorError as error:
+        again = "copy or download it again"
+        raise UserError(f"weights of {name}", got=str(error), expected="a whole safetensors file", fix=again) from error
+    except (OSError, ValueError) as error:  # transformers reports a bad name, a missing file and no network as these
+        if "trust_remote_code" in str(error):
+            got, wanted = "one that needs code of its own (auto_map)", f"{expected} that transformers has the code of"
+            other = "choose a model whose architecture is part of transformers: mmgen runs no code of a repository"
+            raise UserError(f"{what} {name}", got=got, expected=wanted, fix=other) from error
+        raise UserError(f"{what} {name}", got=_first_line(error), expected=expected, fix=fix) from error
+    except Exception as error:  # of damaged or foreign files: KeyError, TypeError, a plain Exception of the Rust code, ...
+        got, again = f"{type(error).__name__}: {_first_line(error)}", "copy or download it again"
+        raise UserError(f"files of {name}", got=got, expected=f"those of {expected}", fix=again) from error
+
+
+def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, what: str) -> None:
+    """Fail if the tokenizer can write a token that the model has no embedding of.
+
+    Special tokens that no text is turned into, such as that of pictures in Gemma 3, may lie beyond the embeddings.
+
+    Args:
+        model: with input embeddings.
+        tokenizer: that came with it.
+        what: name of the model in the message.
+
+    Raises:
+        UserError: it can.
+    """
+    rows = model.get_input_embeddings().num_embeddings
+    used = {getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "pad", "unk", "cls", "sep")}
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} - used
+    last = max({*tokenizer.get_vocab().values()} - special, default=0)
+    if last >= rows:
+        got, expected = f"a tokenizer of {last + 1} tokens", f"at most {rows}, as many as the model has embeddings"
+        fix = "give it the tokenizer it was trained with, or resize its embeddings (resize_token_embeddings)"
+        raise UserError(what, got=got, expected=expected, fix=fix)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

