@@ -238,7 +238,9 @@ def write_config(config: Any, file: Path) -> None:
 
 def _merge(under: dict[str, Any], over: dict[str, Any]) -> None:
     for key, value in over.items():
-        if isinstance(value, dict) and isinstance(under.get(key), dict):
+        if value is None and isinstance(under.get(key), dict):  # `aligned=null` takes a mapping out
+            del under[key]
+        elif isinstance(value, dict) and isinstance(under.get(key), dict):
             _merge(under[key], value)
         else:
             under[key] = value

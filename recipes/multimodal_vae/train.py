@@ -119,7 +119,8 @@ def check(config: Config) -> None:
         fix = "add one to data.modalities"
         raise UserError("data.modalities", got=", ".join(modalities) or "none", expected="two or more", fix=fix)
     for name, settings in modalities.items():
-        check_column(card, f"data.modalities.{name}.column", str(settings.get("column")), *DECODERS)
+        kinds = [name] if name in DECODERS and settings.get("column") not in card.columns else DECODERS
+        settings["column"] = check_column(card, f"data.modalities.{name}.column", str(settings.get("column")), *kinds)
         kind = card.columns[settings["column"]]["kind"]
         for key in settings:
             check_one_of(f"data.modalities.{name}.{key}", key, ["column", *SETTINGS[kind]])
@@ -127,7 +128,7 @@ def check(config: Config) -> None:
         for name in names:
             check_one_of(section, name, modalities)
     if config.judges:
-        check_column(card, "data.label", config.data.label)
+        config.data.label = check_column(card, "data.label", config.data.label)
     for values in config.judges.values():
         judge_recipe().check(build_config(judge_recipe().Config, values))
     check_one_of("model.objective", config.model.objective, OBJECTIVES)
