@@ -203,7 +203,7 @@ def test_audio_comes_back_from_its_spectrogram():
         (b"", r"a\.wav: got 0 bytes"),
         (b"no sound at all", r"a\.wav: got a file that begins with b'no sound at '"),
         (wav(TONE)[:20], r"a\.wav: got a file that begins with"),
-        (wav(TONE[:0]), r"a\.wav: got samples of shape \(0,\)"),
+        (wav(TONE[:0]), r"a\.wav: got no samples, expected at least one"),
         (wav(np.where(np.arange(8000) < 3, np.nan, TONE)), r"a\.wav: got 3 samples that are NaN or infinite"),
     ],
     ids=["empty", "text", "cut", "no samples", "nan"],  # bytes of a wav as an id hold the second it was written

@@ -18,10 +18,11 @@ from tqdm.auto import tqdm
 from mmgen import processes
 from mmgen.cli import main
 from mmgen.data.batch import collate
-from mmgen.data.cards import check_column, open_card, read_card
+from mmgen.data.cards import check_column, read_card
 from mmgen.data.columns import fit_processor
 from mmgen.data.label import LabelProcessor
 from mmgen.data.processors import Processor
+from mmgen.data.rows import Rows, open_rows
 from mmgen.errors import UserError
 from mmgen.modalities.kinds import KINDS
 from mmgen.models.base import load
@@ -68,22 +69,28 @@ class Config:
 
 
 class Labelled(Sequence):
-    """Rows of an input and its label; items without a label are left out."""
+    """Rows of an input and its label as one of ``names``, -1 for any other; rows without a label are left out."""
 
     def __init__(self, data: Data, split: str, processor: Processor, names: list[str]) -> None:
-        rows = open_card(data.card, split)
+        rows = labelled_rows(data, split)
         numbers = {name: i for i, name in enumerate(names)}
-        self.labels = [numbers[str(label)] for label in rows[data.label] if str(label) in numbers]
-        labelled = [i for i, label in enumerate(rows[data.label]) if str(label) in numbers]
-        # a row of one column is read ten times as fast as a value of the column
-        self.rows = rows.select(labelled).select_columns([data.input])
-        self.name, self.processor = data.input, processor
+        self.labels = [numbers.get(str(label), -1) for label in rows[data.label]]
+        self.inputs, self.name, self.processor = rows[data.input], data.input, processor
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {self.name: self.processor(self.rows[index][self.name]), "label": torch.tensor(self.labels[index])}
+        return {self.name: self.inputs.read(index, self.processor), "label": torch.tensor(self.labels[index])}
+
+
+def labelled_rows(data: Data, split: str) -> Rows:
+    """The rows of a split that have a label.
+
+    Raises:
+        UserError: an input is missing, a label is none of the card's classes, or no row has a label.
+    """
+    return open_rows(data.card, split, [data.input], [data.label]).having(data.label)
 
 
 def input_kind(data: Data) -> str:
@@ -107,13 +114,13 @@ def make_processor(data: Data) -> Processor:
         "vector": {},
     }
     kind = input_kind(data)
-    return fit_processor(kind, open_card(data.card, data.split)[data.input], **settings[kind])
+    return fit_processor(kind, labelled_rows(data, data.split)[data.input], **settings[kind])
 
 
 def train_judge(config: Config, run: Path, resume: bool) -> None:
     """Train the classifier on ``config.data.split``."""
     torch.manual_seed(config.seed)
-    names = sorted({str(label) for label in open_card(config.data.card, config.data.split)[config.data.label]} - {""})
+    names = sorted({str(label) for label in labelled_rows(config.data, config.data.split)[config.data.label]})
     processor = make_processor(config.data)
     kind = input_kind(config.data)
     shape = [processor.vocabulary] if kind == "text" else list(processor.shape)
@@ -125,7 +132,7 @@ def train_judge(config: Config, run: Path, resume: bool) -> None:
 
 @torch.no_grad()
 def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
-    """Accuracy on a split the judge never saw."""
+    """Accuracy on a split the judge never saw; what is of a class that it was not trained on counts as wrong."""
     if split == config.data.split:
         fix = "choose another --split"
         raise UserError("--split", got=split, expected="one the judge was not trained on", fix=fix)

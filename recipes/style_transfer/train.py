@@ -198,7 +198,8 @@ class Labelled(Sequence):
 def check(config: Config) -> None:
     """The columns are there, of two styles, and numbers in range."""
     if config.data.endswith(".csv"):
-        read_csv(Path(config.data), config.text, config.label, "train", 1)
+        for split in ("train", config.judging.split):
+            read(config, split)
     else:
         card = read_card(config.data)
         check_column(card, "text", config.text, "text")
@@ -228,6 +229,7 @@ def train(config: Config, run: Path, resume: bool) -> None:
     """Count, and train what rewrites: the classifier that says which words to change, or an autoencoder."""
     torch.manual_seed(config.seed)
     data = read(config, "train")
+    read(config, config.judging.split)  # what the next stage needs, before this one has trained
     learnt = (data.texts, data.labels, data.names)
     if config.objective == "edit":
         model: Edit | StyleTransfer = Edit.learn(*learnt, **asdict(config.model))
