@@ -421,6 +421,21 @@ def test_a_cache_that_cannot_be_written(write, tmp_path, monkeypatch):
         open_card(write(), "train")
 
 
+def test_other_parts_of_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
+    monkeypatch.setenv("MMGEN_CACHE", str(tmp_path / "file"))
+    told = r"cache: got .*Not a directory.*set MMGEN_CACHE to a folder"
+    with pytest.raises(UserError, match=told), cards.filled_whole(cache_folder() / "language_models" / "one"):
+        pytest.fail("it was filled")
+    monkeypatch.setenv("MMGEN_CACHE", str(tmp_path))
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(UserError, match=r"No space left.*MMGEN_CACHE"), cards.filled_whole(cache_folder() / "one"):
+        raise full
+    data = PermissionError(errno.EACCES, "Permission denied", "/elsewhere/a.png")  # which is no matter of the cache
+    with pytest.raises(PermissionError, match="/elsewhere"), cards.filled_whole(cache_folder() / "one"):
+        raise data
+
+
 def test_a_full_disk(write, monkeypatch):
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")

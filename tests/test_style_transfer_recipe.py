@@ -120,6 +120,18 @@ def test_a_missing_table_is_named(tmp_path):
         recipe_config(RECIPE, "smoke", [f"data={tmp_path / 'none.csv'}"])
 
 
+def test_a_split_that_the_second_stage_lacks_is_told_before_the_first(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"my\.csv: validation: got 0 texts, none a, expected texts of both styles"):
+        recipe_config(RECIPE, "smoke", [table(tmp_path / "my.csv", ["text 0,a", "text 6,b"])])
+    config = recipe_config(RECIPE, "smoke", [])  # of a card it is known when its rows are read
+    read_all = MODULE.read_all
+    empty = MODULE.Texts([], [], ["negative", "positive"])
+    monkeypatch.setattr(MODULE, "read_all", lambda c, split, n: empty if split == "validation" else read_all(c, split, n))
+    monkeypatch.setattr(MODULE, "fit", lambda *a, **k: pytest.fail("a stage was trained"))
+    with pytest.raises(UserError, match="validation: got 0 texts"):
+        MODULE.train(config, tmp_path, False)
+
+
 def test_a_table_is_split_by_its_texts(tmp_path):
     rows = [f"text {i},{'ab'[i % 2]}" for i in range(400)] + [" ,a", "empty,"]
     config = recipe_config(RECIPE, "smoke", [table(tmp_path / "my.csv", rows)])
@@ -138,8 +150,11 @@ def test_the_judge_never_sees_what_the_model_trains_on(tmp_path, monkeypatch):
     monkeypatch.setattr(MODULE, "read", lambda config, split, limit=0: asked.append(split) or read(config, split, limit))
     MODULE.train_judge(config, tmp_path, False)
     assert set(asked) == {"validation"}
+    asked.clear()
+    fitted = []
+    monkeypatch.setattr(MODULE, "fit", lambda model, data, *a, **k: fitted.append(len(data)))
     MODULE.train(config, tmp_path, False)
-    assert set(asked) == {"validation", "train"}
+    assert set(asked) == {"validation", "train"} and fitted == [len(read(config, "train").texts)]
     with pytest.raises(UserError, match=r"judging\.split: got train, expected a split that is neither"):
         recipe_config(RECIPE, "smoke", ["judging.split=train"])
 
@@ -150,7 +165,7 @@ def test_no_split_is_scored_by_a_judge_that_trained_on_it(run):
 
 
 def test_a_split_without_a_style_is_named(tmp_path):
-    config = recipe_config(RECIPE, "smoke", [table(tmp_path / "my.csv", ["x,a", "y,b"])])
+    config = replace(RECIPE.config(), data=table(tmp_path / "my.csv", ["x,a", "y,b"]).removeprefix("data="))
     with pytest.raises(UserError, match=r"my\.csv: dev: got \d texts, none [ab], expected texts of both styles"):
         MODULE.read(config, "dev")
 

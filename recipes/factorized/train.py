@@ -112,9 +112,9 @@ class Items(Sequence):
 def check(config: Config) -> None:
     """The columns are there and of kinds the model has; settings name modalities of the data."""
     card, data = read_card(config.data.card), config.data
-    check_column(card, "data.label", data.label, "label")
+    data.label = check_column(card, "data.label", data.label, "label")
     if data.sequence:
-        check_column(card, "data.sequence", data.sequence, "id", "group")
+        data.sequence = check_column(card, "data.sequence", data.sequence, "id", "group")
     if len(data.modalities) < 2:
         fix = "add one to data.modalities"
         raise UserError("data.modalities", got=", ".join(data.modalities) or "none", expected="two or more", fix=fix)

@@ -103,8 +103,8 @@ def input_kind(data: Data) -> str:
 def check(config: Config) -> None:
     """The columns are there, and the judged one is of a kind that classifiers read."""
     card = read_card(config.data.card)
-    check_column(card, "data.input", config.data.input, *KINDS)
-    check_column(card, "data.label", config.data.label)
+    config.data.input = check_column(card, "data.input", config.data.input, *KINDS)
+    config.data.label = check_column(card, "data.label", config.data.label)
 
 
 def make_processor(data: Data) -> Processor:
@@ -153,7 +153,7 @@ def report(run: Path, config: Config) -> None:
     metrics = read_json(run / "metrics.json")
     lines = [f"- {split}: accuracy {100 * figures['accuracy']:.1f} %" for split, figures in metrics.items()]
     data = config.data
-    title = f"# Judge of {data.label} from {data.input} ({data.card}, trained on its {data.split} split)"
+    title = f"# Judge of {data.label} from {data.input} ({read_card(data.card).name}, trained on its {data.split} split)"
     (run / "README.md").write_text("\n".join([title, "", *lines, ""]), encoding="utf-8")
 
 

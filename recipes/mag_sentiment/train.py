@@ -90,8 +90,8 @@ class Items(Sequence):
 def check(config: Config) -> None:
     """The columns are there and of kinds the model reads; the data decide what they have to."""
     card, data = read_card(config.data.card), config.data
-    check_column(card, "data.text", data.text, "text")
-    check_column(card, "data.label", data.label, "label")
+    data.text = check_column(card, "data.text", data.text, "text")
+    data.label = check_column(card, "data.label", data.label, "label")
     check_at_least("data.limit", data.limit, 0)
     if not data.features:
         fix = "name a column of vectors, as in {audio: audio_features}"
@@ -99,7 +99,7 @@ def check(config: Config) -> None:
     for name, column in data.features.items():
         check_column(card, f"data.features.{name}", column, "vector")
     if data.text_features:
-        check_column(card, "data.text_features", data.text_features, "vector")
+        data.text_features = check_column(card, "data.text_features", data.text_features, "vector")
     for name in config.model.noise or {}:
         check_one_of("model.noise", name, data.features)
     for name in GIVEN:

@@ -29,13 +29,12 @@ from mmgen.data.processors import Processor
 from mmgen.data.rows import Rows, open_rows
 from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.metrics.coherence import conditional_coherence, joint_coherence
-from mmgen.metrics.frechet import frechet_distance
 from mmgen.modalities.kinds import DECODERS
 from mmgen.models.base import load
 from mmgen.models.classifier import Classifier
 from mmgen.models.multimodal_vae import OBJECTIVES, MultimodalVAE
 from mmgen.training.config import FitConfig, build_config, section_of
-from mmgen.training.features import picture_features
+from mmgen.training.features import frechet, picture_features
 from mmgen.training.loop import fit
 from mmgen.training.model_card import ModelCard, contact_sheet, write_model_card
 from mmgen.training.prior import prior_fit
@@ -115,7 +114,8 @@ def check(config: Config) -> None:
         fix = "add one to data.modalities"
         raise UserError("data.modalities", got=", ".join(modalities) or "none", expected="two or more", fix=fix)
     for name, settings in modalities.items():
-        check_column(card, f"data.modalities.{name}.column", str(settings.get("column")), *DECODERS)
+        kinds = [name] if name in DECODERS and settings.get("column") not in card.columns else DECODERS
+        settings["column"] = check_column(card, f"data.modalities.{name}.column", str(settings.get("column")), *kinds)
         kind = card.columns[settings["column"]]["kind"]
         for key in settings:
             check_one_of(f"data.modalities.{name}.{key}", key, ["column", *SETTINGS[kind]])
@@ -123,7 +123,7 @@ def check(config: Config) -> None:
         for name in names:
             check_one_of(section, name, modalities)
     if config.judges:
-        check_column(card, "data.label", config.data.label)
+        config.data.label = check_column(card, "data.label", config.data.label)
     for values in config.judges.values():
         judge_recipe().check(build_config(judge_recipe().Config, values))
     check_one_of("model.objective", config.model.objective, OBJECTIVES)
@@ -265,7 +265,7 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     if settings.features and image:
         sets = ([data.read(image, i) for i in range(len(data)) if data.has(image, i)], list(made[image]))
         real, ours = (picture_features(settings.features, model.processors[image], values) for values in sets)
-        figures[f"fid_{settings.features}"] = frechet_distance(real, ours)
+        figures[f"fid_{settings.features}"] = frechet(real, ours)
     torch.manual_seed(config.seed)  # the bound's draws are the same whether judges were trained just now or before
     bounds = []
     items = range(min(settings.likelihood_items, len(data)))
