@@ -362,8 +362,9 @@ def _dtype(values: list[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def _lines() -> Iterator[str]:
-    """What is typed, or piped in, line by line."""
+    """What is typed, or piped in, line by line, without the byte order mark that a file may begin with."""
     try:
+        yield input("> " if sys.stdin.isatty() else "").removeprefix("\ufeff")
         while True:
             yield input("> " if sys.stdin.isatty() else "")
     except EOFError:

@@ -69,7 +69,8 @@ class Items(Sequence):
 
     def __init__(self, model: AdaptedTransformer, data: Data, split: str, limit: int = 0) -> None:
         columns = {"text": data.text, **data.features}
-        rows = open_rows(data.card, split, [], [*columns.values(), data.label], limit).having(data.label)
+        rows = open_rows(data.card, split, [], [*columns.values(), data.label], limit)
+        rows = rows.with_any(*(columns[name] for name in model.inputs)).having(data.label)
         self.columns = Columns({name: rows[columns[name]] for name in model.inputs}, model.processors)
         self.labels, self.sequences = rows[data.label][:], model.sequences
 

@@ -271,7 +271,7 @@ def judged(config: Config, split: str, data: Pairs, process: ImageProcessor, dra
     figures = {"judge_accuracy": accuracy, "judge_disjoint": own.data.split not in ("train", split)}
     for end, pictures in (("", drawn), ("_real", real)):
         seen = recipe_of("multimodal_vae").labels_of(judge, process, pictures)
-        figures[f"{name}_accuracy{end}"] = (seen == truth).double().mean().item()
+        figures[f"{name}_accuracy{end}"] = recipe.agreement(seen, truth)
     return figures
 
 

@@ -282,7 +282,7 @@ class Judges:
         figures, image = {}, self.model.processors["image"]
         if self.classifier is not None:
             seen = recipe_of("multimodal_vae").labels_of(self.classifier, image, made)
-            figures[f"digit_accuracy{name}"] = (seen == self.truth).double().mean().item()
+            figures[f"digit_accuracy{name}"] = recipe_of("judge").agreement(seen, self.truth)
         if self.space is not None:
             shown = [image.decode(x) for x in made]
             figures[f"r_precision{name}"] = recipe_of("aligned").precision(
