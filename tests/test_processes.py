@@ -91,7 +91,7 @@ def test_a_process_that_loses_another_says_so_without_a_traceback(monkeypatch, c
     def lost(options):
         raise RuntimeError("[../gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:5")
 
-    monkeypatch.setattr("mmgen.cli._list", lost)
+    monkeypatch.setattr("mmgen.cli.parser.run_list", lost)
     with pytest.raises(RuntimeError):  # of one process it is a bug
         main(["list"])
     monkeypatch.setenv("WORLD_SIZE", "2")
