@@ -1,6 +1,7 @@
 """The ``mmgen`` command: parses, calls, prints."""
 
 import argparse
+import io
 import json
 import math
 import os
@@ -16,10 +17,20 @@ from mmgen.errors import UserError, UserErrors, check_at_least, check_seed
 from mmgen.training import launch
 
 MODALITIES = ("image", "text", "audio", "vector")
+# how each is given on the command line
+FORMS = {
+    "image": ", a file",
+    "text": "",
+    "audio": ", a file",
+    "vector": ", numbers joined by commas (--vector=-1,0.5) or a .npy, .csv or .json file",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 2 after a one-line error, 130 or 143 when stopped."""
+    if arguments is None and sys.getfilesystemencoding() == "ascii":  # the C locale with PYTHONUTF8=0: no name has an umlaut
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+    _write_utf8()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it warns when data workers fork
@@ -71,6 +82,14 @@ def _fail(*errors: UserError) -> None:
         _complain(*(f"{of}{line}" for line in lines))
 
 
+def _write_utf8() -> None:
+    """Read and write UTF-8 in pipes and files whatever the locale; a terminal keeps its own, with ? for what it lacks."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower().replace("_", "-") != "utf-8":
+            kept = stream.isatty() or os.environ.get("PYTHONIOENCODING")
+            stream.reconfigure(**({"errors": "replace"} if kept else {"encoding": "utf-8", "errors": "surrogateescape"}))
+
+
 def _complain(*messages: object) -> None:
     print("\n".join(f"mmgen: {message}" for message in messages), file=sys.stderr)
 
@@ -102,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("folder", metavar="RUN", help="a run folder, a saved model or a Hub name")
     command.add_argument("--to", required=True, help="the modality to make, or several joined by commas")
     for name in MODALITIES:
-        command.add_argument(f"--{name}", action="append", help=f"{name} to start from; repeat for several items")
+        command.add_argument(f"--{name}", action="append", help=f"{name} to start from{FORMS[name]}; repeat for several items")
     command.add_argument("--n", type=int, default=1, help="results for each item")
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--guidance", type=float, metavar="G", help="how much pictures of a text are held to it; 1: plainly")
@@ -167,13 +186,22 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--to", required=True, metavar="STYLE", help="the style, such as positive")
     command.set_defaults(run=_restyle)
 
-    command = commands.add_parser("data", help="list, show and check data cards; simulate")
+    command = commands.add_parser("data", help="list, show, check and write data cards; simulate")
     actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
     actions.add_parser("list", help="the data cards that come with mmgen").set_defaults(run=_data_list)
-    for name, run, text in [("show", _data_show, "a card and its first rows"), ("check", _data_check, "the mistakes in it")]:
+    for name, run, text in [
+        ("show", _data_show, "what a card says"),
+        ("check", _data_check, "the mistakes in it"),
+        ("init", _data_init, "write the card of a folder, a table or a data set of the Hub, for you to complete"),
+    ]:
         action = actions.add_parser(name, help=text)
-        action.add_argument("card", help="a card's name, or the path of your own")
+        text = "a card's name, or the path of your own card, folder or table" if name != "init" else "what it describes"
+        action.add_argument("card", help=text)
         action.set_defaults(run=run)
+        if name == "show":
+            action.add_argument("--yaml", action="store_true", help="the whole card as a file: a start for your own")
+        if name == "init":
+            action.add_argument("--out", type=Path, metavar="FILE", help="the card (default: NAME.md beside the data)")
     action = actions.add_parser("simulate", help="make episodes of a robot's task, one HDF5 file each")
     action.add_argument("simulator", help="peg_insertion")
     action.add_argument("--episodes", type=int, required=True, help="how many; those that are there are kept")
@@ -334,8 +362,9 @@ def _dtype(values: list[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def _lines() -> Iterator[str]:
-    """What is typed, or piped in, line by line."""
+    """What is typed, or piped in, line by line, without the byte order mark that a file may begin with."""
     try:
+        yield input("> " if sys.stdin.isatty() else "").removeprefix("\ufeff")
         while True:
             yield input("> " if sys.stdin.isatty() else "")
     except EOFError:
@@ -408,9 +437,17 @@ def _data_list(options: argparse.Namespace) -> None:
 
 
 def _data_show(options: argparse.Namespace) -> None:
+    from mmgen.data.card_files import card_text
     from mmgen.data.cards import describe, read_card
 
-    print(describe(read_card(options.card)))
+    print(card_text(options.card) if options.yaml else describe(read_card(options.card)), end="" if options.yaml else "\n")
+
+
+def _data_init(options: argparse.Namespace) -> None:
+    from mmgen.data.card_files import write_card
+
+    file = write_card(options.card, options.out)
+    print(f"wrote {file}; complete it, then: mmgen data check {shlex.quote(str(file))}")
 
 
 def _data_check(options: argparse.Namespace) -> None:
@@ -419,7 +456,8 @@ def _data_check(options: argparse.Namespace) -> None:
     problems = check_card(options.card)
     if problems:
         raise UserErrors(problems)
-    print(f"{options.card}: no problem found in the card, its row counts and the first {CHECKED_ROWS} rows of each split")
+    looked = f"the card, row counts, missing values and labels of all rows, and what {CHECKED_ROWS} rows of each split hold"
+    print(f"{options.card}: no problem found in {looked}")
 
 
 def _data_simulate(options: argparse.Namespace) -> None:

@@ -19,8 +19,9 @@ from torch import Tensor
 from mmgen import processes
 from mmgen.cli import main
 from mmgen.data.batch import Batch, collate
-from mmgen.data.cards import check_column, open_card, read_card
+from mmgen.data.cards import check_column, read_card
 from mmgen.data.image import ImageProcessor
+from mmgen.data.rows import Column, open_rows
 from mmgen.errors import UserError, check_at_least
 from mmgen.metrics.retrieval import chance_at, r_precision, recall_at
 from mmgen.models.aligned import Aligned
@@ -69,46 +70,42 @@ class Config:
     seeds: int = 1
 
 
-class Reduced(Sequence):
+class Reduced(Column):
     """The pictures of a column at ``side`` pixels, each reduced when it is read."""
 
-    def __init__(self, column: Sequence, side: int) -> None:
-        self.column, self.process = column, ImageProcessor(side)
-
-    def __len__(self) -> int:
-        return len(self.column)
+    def __init__(self, column: Column, side: int) -> None:
+        super().__init__(column.rows, column.name)
+        self.process = ImageProcessor(side)
 
     def __getitem__(self, index: int | slice) -> Image.Image | list[Image.Image]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        return self.process.decode(self.process(self.column[index]))
+        return self.process.decode(self.process(super().__getitem__(index)))
 
 
 class Pairs(Sequence):
     """Pairs of an item of the card and one of its texts, in order.
 
     Raises:
-        UserError: a text that cannot be read; the message names the card, the split and the row, from 0.
+        UserError: a value that is missing or cannot be read; the message names the card, the split, the row from 0, and the
+            column.
     """
 
     def __init__(self, model: Aligned, data: Data, split: str) -> None:
-        rows = open_card(data.card, split, limit=data.limit or None)
+        rows = open_rows(data.card, split, [data.input, data.text], limit=data.limit)
         self.inputs, self.modality, self.process = rows[data.input], model.modality, model.processors[model.modality]
         if data.side:
             self.inputs = Reduced(self.inputs, data.side)
         self.pairs: list[tuple[int, Tensor]] = []
         said: list[str] = []
-        for i, texts in enumerate(rows[data.text]):
-            texts = [texts] if isinstance(texts, str) else texts
-            try:
+        for i, texts in enumerate(rows[data.text].texts()):
+            with rows.at(i, data.text):
                 self.pairs += [(i, model.tokens(text)) for text in texts]
-                said += texts
-            except UserError as error:
-                raise UserError.from_line(f"{data.card}: {split}: row {i}: {error}") from error
+            said += texts
         self.features: Tensor | None = None
         if not model.trained_encoder:
             side = [str(data.side)] if data.side else []
-            self.features = model.all_features(self.inputs, [rows._fingerprint, data.input, *side])
+            self.features = model.all_features(self.inputs, [rows.fingerprint, data.input, *side])
         self.sentences: Tensor | None = None
         if "sentence" in model.towers:
             model.to(processes.device())
@@ -129,7 +126,7 @@ class Pairs(Sequence):
         """The picture or sound of one item of the card."""
         if self.features is not None:
             return {"features": self.features[item]}
-        return {self.modality: self.process(self.inputs[item])}
+        return {self.modality: self.inputs.read(item, self.process)}
 
     def batches(self, items: Sequence[int]) -> Iterator[Batch]:
         """Items of the card without their texts."""
@@ -151,8 +148,8 @@ class Pairs(Sequence):
 def check(config: Config) -> None:
     """The columns are there, and of the kinds that the model reads."""
     card = read_card(config.data.card)
-    check_column(card, "data.input", config.data.input, config.model.modality)
-    check_column(card, "data.text", config.data.text, "text")
+    config.data.input = check_column(card, "data.input", config.data.input, config.model.modality)
+    config.data.text = check_column(card, "data.text", config.data.text, "text")
     check_at_least("data.limit", config.data.limit, 0)
     check_at_least("data.side", config.data.side, 0)
     if config.data.side and config.model.modality != "image":
@@ -200,7 +197,7 @@ class Ridge:
     """
 
     def __init__(self, x: Tensor, y: Tensor) -> None:
-        self.mean, self.std = x.mean(0), x.std(0).clamp(min=1e-3)
+        self.mean, self.std = x.mean(0), x.std(0, correction=min(1, len(x) - 1)).clamp(min=1e-3)
         held = torch.arange(len(x)) % 10 == 0
         x, best, kept = self.standard(x), -1.0, PENALTIES[0]
         square, cross = x[~held].T @ x[~held], x[~held].T @ y[~held]
@@ -255,7 +252,7 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
 
 def report(run: Path, config: Config) -> None:
     """Write the run's ``README.md``."""
-    lines = [f"# {config.data.input} and {config.data.text} of {config.data.card} in one space"]
+    lines = [f"# {config.data.input} and {config.data.text} of {read_card(config.data.card).name} in one space"]
     for split, figures in read_json(run / "metrics.json").items():
         lines += ["", f"## {split}", "", "| | R@1 | R@5 | R@10 |", "| --- | ---: | ---: | ---: |"]
         for what, way in {"item": f"text to {config.model.modality}", "text": f"{config.model.modality} to text"}.items():
@@ -268,15 +265,22 @@ def report(run: Path, config: Config) -> None:
     (run / "README.md").write_text("\n".join([*lines, ""]), encoding="utf-8")
 
 
-def check_card(config: Config, card: str) -> None:
-    """A space that judges pictures of ``card`` was trained on it.
+def space_config(values: dict[str, Any], card: str, picture: str, text: str) -> Config:
+    """The config of a space that judges pictures of a card: it was trained on the same card.
+
+    Args:
+        values: the config; where it names no card and columns, they are those that are judged.
+        card, picture, text: what is judged, a card and its columns.
 
     Raises:
-        UserError: on another.
+        UserError: it names another card, or what `check` refuses.
     """
+    config = build_config(Config, {**values, "data": {"card": card, "input": picture, "text": text, **values.get("data", {})}})
     if config.data.card != card:
-        fix = f"set aligned.data.card={card}, and aligned.data.input and text, or leave aligned out"
+        fix = f"set aligned.data.card={card}, and aligned.data.input and text, or leave it out by aligned=null"
         raise UserError("aligned.data.card", got=config.data.card, expected=card, fix=fix)
+    check(config)
+    return config
 
 
 def precision(space: Aligned, pictures: Sequence[Any], texts: Sequence[str], among: int) -> float:
@@ -286,12 +290,11 @@ def precision(space: Aligned, pictures: Sequence[Any], texts: Sequence[str], amo
     return r_precision(scores, torch.tensor([different.index(text) for text in texts]), among=among)
 
 
-def judging_space(values: dict[str, Any], side: int, more: int = 0) -> Aligned:
-    """A space to judge pictures of ``side`` pixels by: of the config ``values``, its seed raised by ``more``.
+def judging_space(config: Config, side: int, more: int = 0) -> Aligned:
+    """A space to judge pictures of ``side`` pixels by: of a `space_config`, its seed raised by ``more``.
 
     It is trained on pictures of that size, where the config names none: it sees what is judged, and no finer.
     """
-    config = build_config(Config, values)
     data = replace(config.data, side=config.data.side or side)
     return shared_space(replace(config, data=data, seed=config.seed + more)).to(processes.device())
 
