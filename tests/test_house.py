@@ -90,6 +90,12 @@ def test_only_the_command_line_prints():
         assert not printing or room(file) == "cli", file
 
 
+def test_processes_join_in_one_place():
+    """A ``PartialState()`` elsewhere would not say that the processes compute on the CPU, and each would stay alone."""
+    for file in modules():
+        assert "PartialState" not in file.read_text(encoding="utf-8") or file.name == "processes.py", file
+
+
 def test_text_files_are_read_and_written_as_utf8():
     folders = [ROOT / name for name in ("mmgen", "recipes", "benchmarks", "tests")]
     for file in (f for folder in folders for f in folder.rglob("*.py")):
