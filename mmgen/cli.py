@@ -186,13 +186,22 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--to", required=True, metavar="STYLE", help="the style, such as positive")
     command.set_defaults(run=_restyle)
 
-    command = commands.add_parser("data", help="list, show and check data cards; simulate")
+    command = commands.add_parser("data", help="list, show, check and write data cards; simulate")
     actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
     actions.add_parser("list", help="the data cards that come with mmgen").set_defaults(run=_data_list)
-    for name, run, text in [("show", _data_show, "a card and its first rows"), ("check", _data_check, "the mistakes in it")]:
+    for name, run, text in [
+        ("show", _data_show, "what a card says"),
+        ("check", _data_check, "the mistakes in it"),
+        ("init", _data_init, "write the card of a folder, a table or a data set of the Hub, for you to complete"),
+    ]:
         action = actions.add_parser(name, help=text)
-        action.add_argument("card", help="a card's name, or the path of your own")
+        text = "a card's name, or the path of your own card, folder or table" if name != "init" else "what it describes"
+        action.add_argument("card", help=text)
         action.set_defaults(run=run)
+        if name == "show":
+            action.add_argument("--yaml", action="store_true", help="the whole card as a file: a start for your own")
+        if name == "init":
+            action.add_argument("--out", type=Path, metavar="FILE", help="the card (default: NAME.md beside the data)")
     action = actions.add_parser("simulate", help="make episodes of a robot's task, one HDF5 file each")
     action.add_argument("simulator", help="peg_insertion")
     action.add_argument("--episodes", type=int, required=True, help="how many; those that are there are kept")
@@ -353,8 +362,9 @@ def _dtype(values: list[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def _lines() -> Iterator[str]:
-    """What is typed, or piped in, line by line."""
+    """What is typed, or piped in, line by line, without the byte order mark that a file may begin with."""
     try:
+        yield input("> " if sys.stdin.isatty() else "").removeprefix("\ufeff")
         while True:
             yield input("> " if sys.stdin.isatty() else "")
     except EOFError:
@@ -427,9 +437,17 @@ def _data_list(options: argparse.Namespace) -> None:
 
 
 def _data_show(options: argparse.Namespace) -> None:
+    from mmgen.data.card_files import card_text
     from mmgen.data.cards import describe, read_card
 
-    print(describe(read_card(options.card)))
+    print(card_text(options.card) if options.yaml else describe(read_card(options.card)), end="" if options.yaml else "\n")
+
+
+def _data_init(options: argparse.Namespace) -> None:
+    from mmgen.data.card_files import write_card
+
+    file = write_card(options.card, options.out)
+    print(f"wrote {file}; complete it, then: mmgen data check {shlex.quote(str(file))}")
 
 
 def _data_check(options: argparse.Namespace) -> None:

@@ -105,7 +105,7 @@ def find_card(name_or_path: str | Path) -> tuple[str, str, Path | None]:
     found, source = _find_data(given)
     if "hash" in found.how:
         counts = ", ".join(f"{split} {n}" for split, n in found.counts.items())
-        _tell(f"{found.name}: no split is named, so the rows are split {found.how}: {counts}")
+        tell(f"{found.name}: no split is named, so the rows are split {found.how}: {counts}")
     return found.name, written.card_text(found, source), path.resolve().parent if path.exists() else None
 
 
@@ -137,7 +137,7 @@ def _is_hub_name(given: str) -> bool:
 
 
 @functools.cache
-def _tell(message: str) -> None:
-    """Log what was decided for the user, once a process, from the first of several."""
+def tell(message: str) -> None:
+    """Log what was decided in the user's place: once, and by the first of several processes."""
     if int(os.environ.get("RANK", 0)) == 0:
         logging.getLogger("mmgen").warning(message)

@@ -22,13 +22,13 @@ from tqdm import tqdm
 import mmgen
 from mmgen.data.card_files import card_names as card_names
 from mmgen.data.card_files import cards_folder as cards_folder
-from mmgen.data.card_files import find_card
+from mmgen.data.card_files import find_card, tell
 from mmgen.data.sources import places
 from mmgen.data.sources.columns import check_value, feature, missing_values, outside_classes, shown_value, stored
 from mmgen.data.sources.front_matter import check_front_matter
 from mmgen.data.sources.places import Unavailable, label_of
 from mmgen.data.sources.readers import Line, options_of, reader_of
-from mmgen.errors import UserError, UserErrors, check_at_least, check_one_of
+from mmgen.errors import UserError, UserErrors, check_at_least, check_one_of, nearest
 
 if TYPE_CHECKING:
     import datasets  # slow to import, as the others: `mmgen list` reads cards without them
@@ -192,6 +192,13 @@ def open_card(
     return _open(read_card(name_or_path), split, limit, data_folder, options)[0]
 
 
+def data_version(name_or_path: str | Path, split: str) -> list[str]:
+    """What changes when the rows of a user's own data do, for caches of what is made from them; empty for mmgen's cards."""
+    if str(name_or_path) in card_names():
+        return []
+    return [Path(file["filename"]).stem for file in open_card(name_or_path, split).cache_files]
+
+
 def check_card(name_or_path: str | Path, *, data: bool = True, data_folder: str | Path | None = None) -> list[UserError]:
     """Every problem of a card: its structure, and whether the data keep to it.
 
@@ -226,8 +233,11 @@ def check_card(name_or_path: str | Path, *, data: bool = True, data_folder: str 
     return list(problems.values())
 
 
-def check_column(card: Card, key: str, column: str, *kinds: str) -> None:
-    """Fail unless ``column`` is one of the card's and of one of ``kinds``.
+USUAL = ("image", "audio", "caption", "text", "word", "label")  # the columns that configs name if nobody says otherwise
+
+
+def check_column(card: Card, key: str, column: str, *kinds: str) -> str:
+    """A column of a card that is of one of ``kinds``; in place of a usual name that the card lacks, its only column of them.
 
     Args:
         card: whose columns are meant.
@@ -235,15 +245,30 @@ def check_column(card: Card, key: str, column: str, *kinds: str) -> None:
         column: its name.
         kinds: kinds that will do; none: any.
 
+    Returns:
+        ``column``, or the one that is taken in its place, which is logged.
+
     Raises:
-        UserError: it is not.
+        UserError: there is no such column, or it is of another kind.
     """
-    check_one_of(f"{key} (a column of {card.name})", column, card.columns)
+    wanted = ("label",) if column == "label" and not kinds else kinds
+    fitting = [name for name, entry in card.columns.items() if entry["kind"] in wanted]
+    choice = " or ".join(f"{key}={name}" for name in fitting)
+    if column not in card.columns:
+        if column in USUAL and len(fitting) == 1:
+            (taken,) = fitting
+            tell(f"{key}={taken}: {card.name} has no column {column}, and {taken} is its only one of {' or '.join(wanted)}")
+            return taken
+        names = fitting or card.columns
+        close = nearest(column, names)
+        fix = close if close.startswith("did") else f"write {choice}" if fitting else f"its columns are {', '.join(names)}"
+        expected = f"a column of {' or '.join(wanted)}" if wanted else "a known name"
+        raise UserError(f"{key} (a column of {card.name})", got=column, expected=expected, fix=fix)
     kind = card.columns[column]["kind"]
     if kinds and kind not in kinds:
-        fitting = [name for name, entry in card.columns.items() if entry["kind"] in kinds]
-        fix = f"choose one of {', '.join(fitting) or '(none)'}"
+        fix = f"write {choice}" if choice else f"choose other data: of {', '.join(kinds)} it has no column"
         raise UserError(f"{key}={column}", got=f"a column of {kind}", expected=" or ".join(kinds), fix=fix)
+    return column
 
 
 def class_names(card: Card, column: str) -> list[str]:

@@ -100,7 +100,7 @@ class Columns(Sequence):
         process = self.processors[name]
         if process.kind not in ("audio", "text"):
             return process(value)
-        key = (name, value["bytes"] or value["path"] if process.kind == "audio" else value)
+        key = (name, (value["bytes"] or value["path"]) if process.kind == "audio" else value)
         if key not in self.shared:
             self.shared[key] = process(value)
         return self.shared[key]

@@ -113,6 +113,18 @@ class Rows:
             raise UserError(what, got="no value in any row", expected="rows that have it", fix=fix)
         return self.select(np.flatnonzero(~lacking).tolist()) if lacking.any() else self
 
+    def with_any(self, *names: str) -> Rows:
+        """The same rows, which all have a value in one of these columns.
+
+        Raises:
+            UserError: a row has none.
+        """
+        lacking = np.all([self[name].missing for name in names], axis=0)
+        if lacking.any():
+            what, expected = self.place(int(lacking.argmax()), names[0]), f"a value in one of {', '.join(names)}"
+            raise UserError(what, got="nothing in any modality", expected=expected, fix="drop the row, or fill one in")
+        return self
+
     def place(self, index: int, column: str) -> str:
         """The name of one value in errors."""
         return f"{self.card}: {self.split}: row {self.numbers[index]}: column {column}"

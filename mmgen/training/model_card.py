@@ -11,6 +11,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from PIL import Image, ImageDraw, ImageFont
 
 from mmgen import __version__
+from mmgen.data.card_files import card_names
 from mmgen.errors import UserError
 from mmgen.training.report import LABELS, Sample, Table, cell, metrics_of
 
@@ -80,13 +81,12 @@ def write_model_card(path: str | Path, card: ModelCard) -> None:
         license=card.license,
         pipeline_tag=card.task,
         tags=["mmgen", *card.tags],
-        datasets=None if card.data.endswith(".csv") else [card.data],
+        datasets=[card.data] if card.data in card_names() else None,
         eval_results=results or None,
     ).to_yaml()
-    told = f"Card `{card.data}`, licence {card.data_license}. `mmgen data show {card.data}` prints where it comes from, its\n"
-    told += "splits and whom it under-represents."
-    if card.data.endswith(".csv"):
-        told = f"A table of one's own, `{card.data}`."
+    told = f"Card `{card.data}`, licence {card.data_license}."
+    if card.data in card_names():
+        told += f" `mmgen data show {card.data}` prints where it comes from, its\nsplits and whom it under-represents."
     packages = [f"mmgen {__version__}", f"Python {platform.python_version()}", *(f"{p} {version(p)}" for p in PACKAGES)]
     text = f"""---
 {front}

@@ -9,6 +9,7 @@ import os
 import shlex
 import statistics
 import sys
+import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,8 @@ from typing import Any
 
 import yaml
 
-from mmgen.data.cards import cache_folder, cache_written
+from mmgen.data.card_files import absolute_card
+from mmgen.data.cards import cache_folder, cache_written, data_version, read_card
 from mmgen.errors import UserError, check_at_least, check_one_of, check_seed
 from mmgen.metrics.significance import paired_low
 from mmgen.processes import rank
@@ -134,8 +136,8 @@ def recipe_config(recipe: Recipe, config: str, overrides: list[str]) -> Any:
         folder = _folder(recipe)
         names = [f.stem for f in folder.glob("*.yaml")]
         file = folder / f"{check_one_of(f'config of {recipe.name}', config, names)}.yaml"
-    layers = (read_yaml(file), parse_overrides(overrides))
-    return _checked(recipe, build_config(recipe.config, *map(_absolute_cards, layers)))
+    layers = (_sectioned(recipe.config, values) for values in (read_yaml(file), parse_overrides(overrides)))
+    return _checked(recipe, build_config(recipe.config, *(_absolute_cards(values, file.parent) for values in layers)))
 
 
 def open_run(folder: Path, overrides: list[str] = ()) -> tuple[Recipe, Any]:
@@ -153,7 +155,8 @@ def open_run(folder: Path, overrides: list[str] = ()) -> tuple[Recipe, Any]:
         fix = "give a folder that `mmgen train` made"
         raise UserError(str(folder), got="no run.json and config.yaml", expected="a run folder", fix=fix)
     recipe = load_recipe(str(read_json(file).get("recipe")))
-    values, now = read_yaml(folder / "config.yaml"), parse_overrides(list(overrides))
+    values = _sectioned(recipe.config, read_yaml(folder / "config.yaml"))
+    now = parse_overrides(list(overrides))
     for key in now:
         check_one_of(f"option of {recipe.name}", key, sorted({path.rpartition(".")[2] for path in _flat(values)} & RUN_KEYS))
     if now:  # of the model, or of a recipe that runs the language model itself
@@ -161,15 +164,24 @@ def open_run(folder: Path, overrides: list[str] = ()) -> tuple[Recipe, Any]:
     return recipe, _checked(recipe, build_config(recipe.config, values, now))
 
 
-def _absolute_cards(values: dict[str, Any]) -> dict[str, Any]:
-    """Make the paths of data cards and tables absolute: a run is used from other folders too."""
+def _absolute_cards(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Make the paths of data absolute: a run is used from other folders too. ``folder``, of the config, is tried as well."""
     return {
-        key: _absolute_cards(value) if isinstance(value, dict)
-        else str(Path(value).resolve())
-        if Path(str(value)).suffix == {"card": ".md", "data": ".csv"}.get(key) and (key == "card" or Path(value).is_file())
+        key: _absolute_cards(value, folder) if isinstance(value, dict)
+        else absolute_card(value, folder) if key == "card" and isinstance(value, str)
         else value
         for key, value in values.items()
     }  # fmt: skip
+
+
+def _sectioned(cls: type, values: dict[str, Any]) -> dict[str, Any]:
+    """Turn ``data: CARD`` into the section ``data``, with the keys of that section that stand beside it, as in older runs."""
+    section = typing.get_type_hints(cls).get("data")
+    if not isinstance(values.get("data"), str) or not dataclasses.is_dataclass(section):
+        return values
+    fields, inner = ({field.name for field in dataclasses.fields(of)} for of in (cls, section))
+    moved = {key: value for key, value in values.items() if key in inner - fields}
+    return {key: value for key, value in values.items() if key not in moved} | {"data": {**moved, "card": values["data"]}}
 
 
 def _checked(recipe: Recipe, config: Any) -> Any:
@@ -244,8 +256,10 @@ def cached_run(recipe: Recipe, config: Any, kind: str) -> Path:
     Raises:
         UserError: the cache cannot be written.
     """
-    key = hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()[:24]
-    run = cache_folder() / kind / f"{config.data.card.rpartition('/')[2]}-{key}"
+    recipe.check(config)
+    values = [to_dict(config), *data_version(config.data.card, getattr(config.data, "split", "train"))]
+    key = hashlib.sha256(json.dumps(values if values[1:] else values[0], sort_keys=True).encode()).hexdigest()[:24]
+    run = cache_folder() / kind / f"{read_card(config.data.card).name}-{key}"
     with cache_written(run):
         run.mkdir(parents=True, exist_ok=True)
     train(recipe, config, run, resume=True, wait=True)
@@ -344,7 +358,7 @@ def check_run_folder(config: Any, out: Path, resume: bool, grows: Iterable[str] 
         fix = "add --resume to go on with it, or choose another --out"
         raise UserError(str(out), got="a folder that exists", expected="a new one", fix=fix)
     if resume and (out / "config.yaml").is_file():
-        before, now = read_yaml(out / "config.yaml"), _as_read(config)
+        before, now = _sectioned(type(config), read_yaml(out / "config.yaml")), _as_read(config)
         for key in grows:
             if set(before.get(key, ())) <= set(now[key]):
                 before[key] = now[key]
@@ -432,7 +446,7 @@ def _flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
 
 def _check_same_model(config: Any, source: Path, keys: Sequence[str]) -> None:
     """A stage taken from another run must have been made for the same data and model."""
-    changes = _changes(read_yaml(source / "config.yaml"), _as_read(config))
+    changes = _changes(_sectioned(type(config), read_yaml(source / "config.yaml")), _as_read(config))
     names = [(change, change.partition(" ")[0]) for change in changes]
     if changed := [change for change, name in names if any(name == key or name.startswith(f"{key}.") for key in keys)]:
         fix = "use the same values, or train the stage"

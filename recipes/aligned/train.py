@@ -148,8 +148,8 @@ class Pairs(Sequence):
 def check(config: Config) -> None:
     """The columns are there, and of the kinds that the model reads."""
     card = read_card(config.data.card)
-    check_column(card, "data.input", config.data.input, config.model.modality)
-    check_column(card, "data.text", config.data.text, "text")
+    config.data.input = check_column(card, "data.input", config.data.input, config.model.modality)
+    config.data.text = check_column(card, "data.text", config.data.text, "text")
     check_at_least("data.limit", config.data.limit, 0)
     check_at_least("data.side", config.data.side, 0)
     if config.data.side and config.model.modality != "image":
@@ -252,7 +252,7 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
 
 def report(run: Path, config: Config) -> None:
     """Write the run's ``README.md``."""
-    lines = [f"# {config.data.input} and {config.data.text} of {config.data.card} in one space"]
+    lines = [f"# {config.data.input} and {config.data.text} of {read_card(config.data.card).name} in one space"]
     for split, figures in read_json(run / "metrics.json").items():
         lines += ["", f"## {split}", "", "| | R@1 | R@5 | R@10 |", "| --- | ---: | ---: | ---: |"]
         for what, way in {"item": f"text to {config.model.modality}", "text": f"{config.model.modality} to text"}.items():
@@ -265,15 +265,22 @@ def report(run: Path, config: Config) -> None:
     (run / "README.md").write_text("\n".join([*lines, ""]), encoding="utf-8")
 
 
-def check_card(config: Config, card: str) -> None:
-    """A space that judges pictures of ``card`` was trained on it.
+def space_config(values: dict[str, Any], card: str, picture: str, text: str) -> Config:
+    """The config of a space that judges pictures of a card: it was trained on the same card.
+
+    Args:
+        values: the config; where it names no card and columns, they are those that are judged.
+        card, picture, text: what is judged, a card and its columns.
 
     Raises:
-        UserError: on another.
+        UserError: it names another card, or what `check` refuses.
     """
+    config = build_config(Config, {**values, "data": {"card": card, "input": picture, "text": text, **values.get("data", {})}})
     if config.data.card != card:
-        fix = f"set aligned.data.card={card}, and aligned.data.input and text, or leave aligned out"
+        fix = f"set aligned.data.card={card}, and aligned.data.input and text, or leave it out by aligned=null"
         raise UserError("aligned.data.card", got=config.data.card, expected=card, fix=fix)
+    check(config)
+    return config
 
 
 def precision(space: Aligned, pictures: Sequence[Any], texts: Sequence[str], among: int) -> float:
@@ -283,12 +290,11 @@ def precision(space: Aligned, pictures: Sequence[Any], texts: Sequence[str], amo
     return r_precision(scores, torch.tensor([different.index(text) for text in texts]), among=among)
 
 
-def judging_space(values: dict[str, Any], side: int, more: int = 0) -> Aligned:
-    """A space to judge pictures of ``side`` pixels by: of the config ``values``, its seed raised by ``more``.
+def judging_space(config: Config, side: int, more: int = 0) -> Aligned:
+    """A space to judge pictures of ``side`` pixels by: of a `space_config`, its seed raised by ``more``.
 
     It is trained on pictures of that size, where the config names none: it sees what is judged, and no finer.
     """
-    config = build_config(Config, values)
     data = replace(config.data, side=config.data.side or side)
     return shared_space(replace(config, data=data, seed=config.seed + more)).to(processes.device())
 

@@ -138,8 +138,8 @@ class Sentences(Sequence):
 def check(config: Config) -> None:
     """The columns are there, of texts and of labels."""
     card = read_card(config.data.card)
-    check_column(card, "data.input", config.data.input, "text")
-    check_column(card, "data.label", config.data.label, "label")
+    config.data.input = check_column(card, "data.input", config.data.input, "text")
+    config.data.label = check_column(card, "data.label", config.data.label, "label")
     check_at_least("data.limit", config.data.limit, 0)
     check_at_least("data.max_tokens", config.data.max_tokens, 1)
 
@@ -193,7 +193,7 @@ def report(run: Path, config: Config) -> None:
         f"(most frequent label: {figures['accuracy_majority']:.3f})"
         for split, figures in read_json(run / "metrics.json").items()
     ]
-    title = f"# {config.data.label} of {config.data.card}, from the hidden states of {config.language_model}"
+    title = f"# {config.data.label} of {read_card(config.data.card).name}, from the hidden states of {config.language_model}"
     (run / "README.md").write_text("\n".join([title, "", *lines, ""]), encoding="utf-8")
 
 

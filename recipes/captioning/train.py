@@ -23,6 +23,7 @@ from mmgen.conditioning.language_model import load_language_model
 from mmgen.data.batch import Batch, collate
 from mmgen.data.cards import check_column, read_card
 from mmgen.data.pairs import texts_of
+from mmgen.data.processors import read_bytes
 from mmgen.data.rows import open_rows
 from mmgen.data.text import tokens_of
 from mmgen.errors import UserError
@@ -137,8 +138,8 @@ class Captions(Sequence):
 def check(config: Config) -> None:
     """The columns are there, and of the kind that the captioner reads."""
     card = read_card(config.data.card)
-    check_column(card, "data.input", config.data.input, config.model.modality)
-    check_column(card, "data.text", config.data.text, "text")
+    config.data.input = check_column(card, "data.input", config.data.input, config.model.modality)
+    config.data.text = check_column(card, "data.text", config.data.text, "text")
 
 
 def caption_vocabulary(config: Config) -> list[int]:
@@ -205,7 +206,7 @@ def train(
 def write_samples(file: Path, data: Captions, captions: list[str]) -> None:
     """Draw pictures with their captions; sounds are listed as text."""
     if data.modality == "image":
-        pictures = [data.inputs[i]["bytes"] for i in range(len(captions))]
+        pictures = [read_bytes(data.inputs[i], "image")[1] for i in range(len(captions))]
         contact_sheet([Sample(p, {"captioner": c}) for p, c in zip(pictures, captions)]).save(file)
     else:
         file.with_suffix(".txt").write_text("\n".join(captions) + "\n", encoding="utf-8")
@@ -318,7 +319,8 @@ def split_samples(config: Config, split: str, said: dict[str, Any], count: int =
     for i in range(0, len(pictures), max(1, len(pictures) // count)):
         text = {name: said[name][i] for name in ("captioner", "blind", "nearest")}
         text["reference"] = "\n".join(said["references"][i])
-        samples.append(Sample(pictures[i]["bytes"], text, f"CIDEr {said['cider'][i]:.1f}", split))
+        picture = read_bytes(pictures[i], "image")[1]
+        samples.append(Sample(picture, text, f"CIDEr {said['cider'][i]:.1f}", split))
     return samples[:count]
 
 
@@ -333,7 +335,7 @@ RECIPE = Recipe(
     },
     main="captioner",
     evaluate=evaluate,
-    splits=("test", "test_compositional"),
+    splits=("test", "test_compositional", "validation", "validation_compositional"),
     report=report,
     check=check,
     above={"cider": ("cider_blind", "cider_nearest")},

@@ -112,9 +112,9 @@ class Items(Sequence):
 def check(config: Config) -> None:
     """The columns are there and of kinds the model has; settings name modalities of the data."""
     card, data = read_card(config.data.card), config.data
-    check_column(card, "data.label", data.label, "label")
+    data.label = check_column(card, "data.label", data.label, "label")
     if data.sequence:
-        check_column(card, "data.sequence", data.sequence, "id", "group")
+        data.sequence = check_column(card, "data.sequence", data.sequence, "id", "group")
     if len(data.modalities) < 2:
         fix = "add one to data.modalities"
         raise UserError("data.modalities", got=", ".join(data.modalities) or "none", expected="two or more", fix=fix)
@@ -150,13 +150,14 @@ def rows_of(data: Data, split: str, limit: int = 0) -> Rows:
     """The rows of a split that have a label.
 
     Raises:
-        UserError: a label is none of the card's classes; a value is missing of a sequence, or of a text that a language model
-            reads.
+        UserError: a label is none of the card's classes; a row has none of the modalities; a value is missing of a sequence,
+            or of a text that a language model reads.
     """
+    columns = [settings["column"] for settings in data.modalities.values()]
     needs = [own["column"] for own in data.modalities.values() if data.sequence or "language_model" in own]
     lacking = [own["column"] for own in data.modalities.values() if own["column"] not in needs]
     (needs if data.sequence else lacking).append(data.label)
-    return open_rows(data.card, split, needs, lacking, limit).having(data.label)
+    return open_rows(data.card, split, needs, lacking, limit).with_any(*columns).having(data.label)
 
 
 def column_of(data: Data, name: str, rows: Rows) -> Sequence:
@@ -217,18 +218,23 @@ def train(config: Config, run: Path, resume: bool, without: str = "") -> None:
 
 
 def accuracy(model: Factorized, data: Items, edit: Callable[[Batch], Batch] = lambda batch: batch) -> float:
-    """The share of labels that are the likeliest by what ``edit`` leaves of the modalities."""
+    """The share of labels that are the likeliest by what ``edit`` leaves of the modalities; where nothing is left, none is."""
     right = counted = 0
     for batch in data.batches():
         there = batch.masks.get("label", batch.present["label"])  # (b,) or (b, t)
-        found = model.predict(edit(batch.without("label"))).mode
-        right += ((found == batch["label"]) & there).sum().item()
         counted += there.sum().item()
+        left = edit(batch.without("label"))
+        known = torch.stack([*left.present.values()]).any(0) if left.values else torch.zeros_like(there)  # (b,)
+        if known.any():
+            found = model.predict(left.items(known)).mode
+            right += ((found == batch["label"][known]) & there[known]).sum().item()
     return right / counted
 
 
 def zero_filled(batch: Batch, name: str, text: bool) -> Batch:
     """The batch with zeros for modality ``name``, as if they were measured; of a text not even the length is kept."""
+    if name not in batch:  # nobody has it
+        return batch
     masks = {**batch.masks, name: torch.ones_like(batch.masks[name])} if text else batch.masks
     return Batch({**batch.values, name: torch.zeros_like(batch[name])}, masks, batch.present)
 

@@ -32,6 +32,8 @@ from mmgen.training.loop import fit
 from mmgen.training.recipe import Recipe, cached_run, read_json
 from mmgen.training.recipe import evaluate as evaluate_run
 
+UNKNOWN, UNLABELLED = -2, -3  # in place of a class; -1 is what judges say of an empty text
+
 
 @dataclass
 class Data:
@@ -69,12 +71,12 @@ class Config:
 
 
 class Labelled(Sequence):
-    """Rows of an input and its label as one of ``names``, -1 for any other; rows without a label are left out."""
+    """Rows of an input and its label as one of ``names``, `UNKNOWN` for any other; rows without a label are left out."""
 
     def __init__(self, data: Data, split: str, processor: Processor, names: list[str]) -> None:
         rows = labelled_rows(data, split)
         numbers = {name: i for i, name in enumerate(names)}
-        self.labels = [numbers.get(str(label), -1) for label in rows[data.label]]
+        self.labels = [numbers.get(str(label), UNKNOWN) for label in rows[data.label]]
         self.inputs, self.name, self.processor = rows[data.input], data.input, processor
 
     def __len__(self) -> int:
@@ -101,8 +103,8 @@ def input_kind(data: Data) -> str:
 def check(config: Config) -> None:
     """The columns are there, and the judged one is of a kind that classifiers read."""
     card = read_card(config.data.card)
-    check_column(card, "data.input", config.data.input, *KINDS)
-    check_column(card, "data.label", config.data.label)
+    config.data.input = check_column(card, "data.input", config.data.input, *KINDS)
+    config.data.label = check_column(card, "data.label", config.data.label)
 
 
 def make_processor(data: Data) -> Processor:
@@ -151,14 +153,35 @@ def report(run: Path, config: Config) -> None:
     metrics = read_json(run / "metrics.json")
     lines = [f"- {split}: accuracy {100 * figures['accuracy']:.1f} %" for split, figures in metrics.items()]
     data = config.data
-    title = f"# Judge of {data.label} from {data.input} ({data.card}, trained on its {data.split} split)"
+    title = f"# Judge of {data.label} from {data.input} ({read_card(data.card).name}, trained on its {data.split} split)"
     (run / "README.md").write_text("\n".join([title, "", *lines, ""]), encoding="utf-8")
 
 
 def places(judge: Classifier, labels: Sequence[Any]) -> Tensor:
-    """Which of the judge's classes each label is, (n,); -1 of one that it does not know."""
+    """Which of the judge's classes each label is, (n,): `UNKNOWN` of one that it was not trained on, `UNLABELLED` of none.
+
+    Raises:
+        UserError: no item has a label.
+    """
     place = {name: i for i, name in enumerate(judge.class_names)}
-    return torch.tensor([place.get(str(label), -1) for label in labels])
+    found = torch.tensor([UNLABELLED if label in (None, "") else place.get(str(label), UNKNOWN) for label in labels])
+    if not (found != UNLABELLED).any():
+        fix = "label some rows, or leave the judge out"
+        raise UserError("labels", got=f"none of {len(found)} items", expected="one or more", fix=fix)
+    return found
+
+
+def agreement(seen: Tensor, truth: Tensor) -> float:
+    """The share of labelled items in which a judge sees what they show, all that are of unknown classes being wrong.
+
+    Args:
+        seen: the judge's classes, (n,).
+        truth: as `places` gives it, (n,).
+
+    >>> agreement(torch.tensor([0, 1, 1, 0]), torch.tensor([0, 0, UNKNOWN, UNLABELLED]))
+    0.3333333333333333
+    """
+    return (seen == truth)[truth != UNLABELLED].double().mean().item()
 
 
 def judge(config: Config) -> tuple[Classifier, float]:

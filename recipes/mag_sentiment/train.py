@@ -69,7 +69,8 @@ class Items(Sequence):
 
     def __init__(self, model: AdaptedTransformer, data: Data, split: str, limit: int = 0) -> None:
         columns = {"text": data.text, **data.features}
-        rows = open_rows(data.card, split, [], [*columns.values(), data.label], limit).having(data.label)
+        rows = open_rows(data.card, split, [], [*columns.values(), data.label], limit)
+        rows = rows.with_any(*(columns[name] for name in model.inputs)).having(data.label)
         self.columns = Columns({name: rows[columns[name]] for name in model.inputs}, model.processors)
         self.labels, self.sequences = rows[data.label][:], model.sequences
 
@@ -89,8 +90,8 @@ class Items(Sequence):
 def check(config: Config) -> None:
     """The columns are there and of kinds the model reads; the data decide what they have to."""
     card, data = read_card(config.data.card), config.data
-    check_column(card, "data.text", data.text, "text")
-    check_column(card, "data.label", data.label, "label")
+    data.text = check_column(card, "data.text", data.text, "text")
+    data.label = check_column(card, "data.label", data.label, "label")
     check_at_least("data.limit", data.limit, 0)
     if not data.features:
         fix = "name a column of vectors, as in {audio: audio_features}"
@@ -98,7 +99,7 @@ def check(config: Config) -> None:
     for name, column in data.features.items():
         check_column(card, f"data.features.{name}", column, "vector")
     if data.text_features:
-        check_column(card, "data.text_features", data.text_features, "vector")
+        data.text_features = check_column(card, "data.text_features", data.text_features, "vector")
     for name in config.model.noise or {}:
         check_one_of("model.noise", name, data.features)
     for name in GIVEN:

@@ -14,7 +14,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import soundfile
 import torch
 from PIL import Image
@@ -104,11 +103,7 @@ def rows_of(data: Data, split: str, limit: int = 0) -> Rows:
         UserError: a row has none of the modalities.
     """
     columns = [settings["column"] for settings in data.modalities.values()]
-    rows = open_rows(data.card, split, [], columns, limit)
-    if (nothing := np.all([rows[column].missing for column in columns], axis=0)).any():
-        what, expected = rows.place(int(nothing.argmax()), columns[0]), f"one of {', '.join(columns)}"
-        raise UserError(what, got="nothing in any modality", expected=expected, fix="drop the row, or fill one in")
-    return rows
+    return open_rows(data.card, split, [], columns, limit).with_any(*columns)
 
 
 def check(config: Config) -> None:
@@ -119,7 +114,8 @@ def check(config: Config) -> None:
         fix = "add one to data.modalities"
         raise UserError("data.modalities", got=", ".join(modalities) or "none", expected="two or more", fix=fix)
     for name, settings in modalities.items():
-        check_column(card, f"data.modalities.{name}.column", str(settings.get("column")), *DECODERS)
+        kinds = [name] if name in DECODERS and settings.get("column") not in card.columns else DECODERS
+        settings["column"] = check_column(card, f"data.modalities.{name}.column", str(settings.get("column")), *kinds)
         kind = card.columns[settings["column"]]["kind"]
         for key in settings:
             check_one_of(f"data.modalities.{name}.{key}", key, ["column", *SETTINGS[kind]])
@@ -127,7 +123,7 @@ def check(config: Config) -> None:
         for name in names:
             check_one_of(section, name, modalities)
     if config.judges:
-        check_column(card, "data.label", config.data.label)
+        config.data.label = check_column(card, "data.label", config.data.label)
     for values in config.judges.values():
         judge_recipe().check(build_config(judge_recipe().Config, values))
     check_one_of("model.objective", config.model.objective, OBJECTIVES)
@@ -229,16 +225,14 @@ def coherence(
     classes = next(iter(names.values()))
     if any(other != classes for other in names.values()):
         raise UserError("judges", got=names, expected="the same labels for all", fix="train them on the same label")
-    number = {name: i for i, name in enumerate(classes)}
-    unknown = -2  # judges say -1 of an empty text
+    place = judge_recipe().places(next(iter(judges.values())), labels)
     device, pairs = model.step.device, {}
     for source in model.inputs:
         seen: dict[str, list[Tensor]] = {name: [] for name in model.inputs if name != source}
-        items = [i for i, label in enumerate(labels) if label is not None and data.has(source, i)]
-        if not items:
-            fix = "label some rows, or leave judges out"
-            raise UserError(f"coherence from {source}", got="no item with a label", expected="one or more", fix=fix)
-        truth = torch.tensor([number.get(str(labels[i]), unknown) for i in items])
+        items = [i for i in range(len(data)) if data.has(source, i) and place[i] != judge_recipe().UNLABELLED]
+        if not items:  # nothing to be judged from this modality
+            continue
+        truth = place[items]
         for start in tqdm(range(0, len(items), AT_ONCE), desc=f"from {source}", dynamic_ncols=True):
             rows = [{source: data.read(source, i)} for i in items[start : start + AT_ONCE]]
             out = model.generate(collate(rows, model.sequences).to(device), ",".join(model.inputs), generator=generator)
@@ -258,8 +252,7 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     made, figures, pairs = from_prior(model, len(data), generator), {}, {}
     if config.judges and config.judges.keys() == config.data.modalities.keys():
         recipe, column = judge_recipe(), config.data.label
-        labels = open_rows(config.data.card, split, [], [column], settings.items)[column]
-        labels = [None if lacks else label for label, lacks in zip(labels, labels.missing)]
+        labels = open_rows(config.data.card, split, [], [column], settings.items)[column][:]
         configs = {name: build_config(recipe.Config, values) for name, values in config.judges.items()}
         judges, accuracy = {}, {}
         for name, one in configs.items():

@@ -109,8 +109,8 @@ def pairs(data: Data, split: str, image: ImageProcessor, text: Processor | None 
 def check(config: Config) -> None:
     """The columns are there, both networks can be built, and the configs of what judges are theirs."""
     card = read_card(config.data.card)
-    check_column(card, "data.input", config.data.input, "image")
-    check_column(card, "data.text", config.data.text, "text")
+    config.data.input = check_column(card, "data.input", config.data.input, "image")
+    config.data.text = check_column(card, "data.text", config.data.text, "text")
     check_at_least("data.length", config.data.length, 2)
     check_at_least("data.limit", config.data.limit, 0)
     check_at_least("evaluation.items", config.evaluation.items, 0)
@@ -119,12 +119,15 @@ def check(config: Config) -> None:
     build(config, config.data.vocab_size)
     check_at_least("evaluation.among", config.evaluation.among, 2)
     if config.judge:
-        check_column(card, "data.label", config.data.label)
-    for name in ("judge", "aligned"):
-        if values := getattr(config, name):
-            recipe_of(name).check(build_config(recipe_of(name).Config, values))
+        config.data.label = check_column(card, "data.label", config.data.label)
+        recipe_of("judge").check(build_config(recipe_of("judge").Config, config.judge))
     if config.aligned:
-        recipe_of("aligned").check_card(build_config(recipe_of("aligned").Config, config.aligned), config.data.card)
+        space_config(config)
+
+
+def space_config(config: Config) -> Any:
+    """The config of the space by which R-precision is measured."""
+    return recipe_of("aligned").space_config(config.aligned, config.data.card, config.data.input, config.data.text)
 
 
 def make_processors(config: Config) -> dict[str, Processor]:
@@ -240,7 +243,7 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
         figures[f"redescription{end}"] = told(captioner, data, pictures)
     if config.aligned:
         recipe = recipe_of("aligned")
-        space = recipe.judging_space(config.aligned, config.gan.sizes[-1])
+        space = recipe.judging_space(space_config(config), config.gan.sizes[-1])
         for end, pictures in (("", drawn), ("_real", real)):
             shown = [process.decode(x) for x in pictures]
             figures[f"r_precision{end}"] = recipe.precision(space, shown, data.texts, settings.among)
@@ -268,7 +271,7 @@ def judged(config: Config, split: str, data: Pairs, process: ImageProcessor, dra
     figures = {"judge_accuracy": accuracy, "judge_disjoint": own.data.split not in ("train", split)}
     for end, pictures in (("", drawn), ("_real", real)):
         seen = recipe_of("multimodal_vae").labels_of(judge, process, pictures)
-        figures[f"{name}_accuracy{end}"] = (seen == truth).double().mean().item()
+        figures[f"{name}_accuracy{end}"] = recipe.agreement(seen, truth)
     return figures
 
 

@@ -7,7 +7,6 @@ mmgen restyle runs/style_transfer --to positive < reviews.txt
 """
 
 import copy
-import csv
 import json
 import math
 import sys
@@ -29,7 +28,6 @@ from mmgen.conditioning.language_model import load_language_model
 from mmgen.conditioning.ranking import text_log_prob
 from mmgen.data.batch import collate
 from mmgen.data.cards import check_column, class_names, open_card, read_card
-from mmgen.data.sources.splits import uniform
 from mmgen.data.text import tokens_of, train_tokenizer
 from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.metrics.style import TOKENISATION, content_recall, style_lexicon, style_scores, tokenize
@@ -83,23 +81,36 @@ class Judging:
     items: int = 0
 
 
+READ_BY_STAGES = ("data.card", "data.text", "data.label")
 SETTLED = ("class_names", "words", "pairs", "triples", "gaps")
 SETTLED_TOO = ("class_names", "vocabulary", "objective")
+
+
+@dataclass
+class Data:
+    """Sentences of two styles.
+
+    Args:
+        card: a data card, or a table of one's own; its rows without a text or a style are left out.
+        text: the column of sentences.
+        label: the column of styles, exactly two.
+        references: the column of human rewrites; empty: none.
+    """
+
+    card: str = "rated_reviews"
+    text: str = "text"
+    label: str = "label"
+    references: str = ""
 
 
 @dataclass
 class Config:
     """The config of the recipe ``style_transfer``.
 
-    ``data`` is a card with columns ``text`` and ``label``, or a CSV file with a header that names them, split by a hash of the
-    text, a tenth each for validation and test. Both hold exactly two styles. A column ``references``, where the card has one,
-    holds human rewrites. ``objective`` "edit" trains an `Edit` by ``model``, any other a `StyleTransfer` by ``autoencoder``.
+    ``objective`` "edit" trains an `Edit` by ``model``, any other a `StyleTransfer` by ``autoencoder``.
     """
 
-    data: str = "rated_reviews"
-    text: str = "text"
-    label: str = "label"
-    references: str = ""
+    data: Data = field(default_factory=Data)
     objective: Literal["edit", Objective] = "edit"
     model: section_of(Edit, *SETTLED) = field(default_factory=section_of(Edit, *SETTLED))
     autoencoder: section_of(StyleTransfer, *SETTLED_TOO) = field(default_factory=section_of(StyleTransfer, *SETTLED_TOO))
@@ -121,55 +132,25 @@ class Texts:
 
 
 def read(config: Config, split: str, limit: int = 0) -> Texts:
-    """The sentences of a split of the card or file.
+    """The sentences of a split.
 
     Raises:
-        UserError: a file that is no table in UTF-8 or lacks a column; one style, or more than two; a split without one.
+        UserError: a split without one of the styles.
     """
-    found = read_all(config, split, limit)
+    found = read_all(config.data, split, limit)
     if missing := [name for i, name in enumerate(found.names) if i not in found.labels]:
         got, fix = f"{len(found.texts)} texts, none {missing[0]}", "give more texts, or choose another split"
-        raise UserError(f"{config.data}: {split}", got=got, expected="texts of both styles", fix=fix)
+        raise UserError(f"{config.data.card}: {split}", got=got, expected="texts of both styles", fix=fix)
     return found
 
 
-def read_all(config: Config, split: str, limit: int) -> Texts:
+def read_all(data: Data, split: str, limit: int) -> Texts:
     """`read` before it is known whether both styles are there."""
-    if config.data.endswith(".csv"):
-        return read_csv(Path(config.data), config.text, config.label, split, limit)
-    rows, names = open_card(config.data, split), class_names(read_card(config.data), config.label)
-    kept = spread(len(rows), limit)
-    rows = rows.select(kept)
-    references = [[r] if isinstance(r, str) else list(r) for r in rows[config.references]] if config.references else []
-    return Texts(list(rows[config.text]), list(rows[config.label]), names, references if any(references) else [])
-
-
-def read_csv(file: Path, text: str, label: str, split: str, limit: int) -> Texts:
-    """As `read`; rows without a text or a style are left out."""
-    if file == Path("smoke.csv") and not file.is_file():
-        file = Path(__file__).parent / file  # the example beside this recipe
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as lines:
-            table = list(csv.DictReader(lines))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        fix = "save it as CSV in UTF-8" if file.is_file() else "check the path"
-        raise UserError(str(file), got=str(error), expected="a table with a header", fix=fix) from error
-    for column in (text, label):
-        if not table or column not in table[0]:
-            got = f"columns {', '.join(map(str, table[0]))}" if table else "no rows"
-            fix = f"name it so, or set {'text' if column == text else 'label'}=COLUMN"
-            raise UserError(str(file), got=got, expected=f"a column {column!r}", fix=fix)
-    table = [row for row in table if (row[text] or "").strip() and (row[label] or "").strip()]
-    names = sorted({row[label].strip() for row in table})
-    if len(names) != 2:
-        shown = ", ".join(names[:5]) or "none"
-        raise UserError(
-            f"{file}: {label}", got=f"{len(names)} styles ({shown})", expected="exactly two", fix="keep two of them"
-        )
-    places = [uniform(f"style {row[text]}") for row in table]
-    kept = [i for i, p in enumerate(places) if split == ("test" if p < 0.1 else "validation" if p < 0.2 else "train")]
-    kept = [kept[i] for i in spread(len(kept), limit)]
-    return Texts([table[i][text] for i in kept], [names.index(table[i][label].strip()) for i in kept], names)
+    rows, names = open_card(data.card, split), class_names(read_card(data.card), data.label)
+    whole = [i for i, (text, label) in enumerate(zip(rows[data.text], rows[data.label])) if text and label is not None]
+    rows = rows.select([whole[i] for i in spread(len(whole), limit)])
+    references = [[r] if isinstance(r, str) else list(r or []) for r in rows[data.references]] if data.references else []
+    return Texts(list(rows[data.text]), list(rows[data.label]), names, references if any(references) else [])
 
 
 def spread(n: int, limit: int) -> list[int]:
@@ -197,18 +178,17 @@ class Labelled(Sequence):
 
 def check(config: Config) -> None:
     """The columns are there, of two styles, and numbers in range."""
-    if config.data.endswith(".csv"):
-        for split in ("train", config.judging.split):
-            read(config, split)
-    else:
-        card = read_card(config.data)
-        check_column(card, "text", config.text, "text")
-        check_column(card, "label", config.label, "label")
-        if config.references:
-            check_column(card, "references", config.references, "text")
-        if len(names := class_names(card, config.label)) != 2:
-            fix = "choose another column"
-            raise UserError(f"label={config.label}", got=f"{len(names)} styles", expected="exactly two", fix=fix)
+    data, card = config.data, read_card(config.data.card)
+    data.text = check_column(card, "data.text", data.text, "text")
+    data.label = check_column(card, "data.label", data.label, "label")
+    if data.references:
+        data.references = check_column(card, "data.references", data.references, "text")
+    if "shape" in card.columns[data.text]:
+        fix = "choose another column, or write a row for each text"
+        raise UserError(f"data.text={data.text}", got="several texts a row", expected="one", fix=fix)
+    if len(names := class_names(card, data.label)) != 2:
+        got = f"{len(names)} styles ({', '.join(names[:5])})"
+        raise UserError(f"data.label={data.label}", got=got, expected="exactly two", fix="keep two, or choose another column")
     if config.judging.split in ("train", "test"):
         expected, fix = "a split that is neither trained on nor scored", "choose another split"
         raise UserError("judging.split", got=config.judging.split, expected=expected, fix=fix)
@@ -419,7 +399,7 @@ def shown(rows: Sequence[dict[str, Any]], seed: int) -> tuple[list[dict[str, Any
 
 def report(run: Path, config: Config) -> None:
     """Write ``report.html`` and ``README.md`` from what evaluations left in ``run``."""
-    metrics, name = read_json(run / "metrics.json"), Path(config.data).stem
+    metrics, card = read_json(run / "metrics.json"), read_card(config.data.card)
     table, samples = {}, []
     for split in metrics:
         kept = read_json(run / "predictions" / f"{split}.json")
@@ -437,16 +417,15 @@ def report(run: Path, config: Config) -> None:
             samples.append(Sample(plot, {group: lines}, group=f"{split}: {group}", wide=True))
     details = run_details(run) | {"tokenisation": TOKENISATION}
     summary = "Rewrites of every sentence in the other style. accuracy is a judge's, trained apart; BLEU 0 to 100."
-    write_report(run / "report.html", f"Style transfer on {name}", table, samples, details, summary)
-    card = None if config.data.endswith(".csv") else read_card(config.data)
+    write_report(run / "report.html", f"Style transfer on {card.name}", table, samples, details, summary)
     write_model_card(run / "README.md", ModelCard(
-        name=f"style-transfer-{name}",
-        description=f"Rewrites a sentence of {name} in the other style, "
+        name=f"style-transfer-{card.name}",
+        description=f"Rewrites a sentence of {card.name} in the other style, "
         + ("by changing as few words as will do." if config.objective == "edit" else f"by {config.objective}."),
         license="apache-2.0",
         task="text2text-generation",
-        data=config.data if card else Path(config.data).name,
-        data_license=card.license if card else "unknown",
+        data=card.name,
+        data_license=card.license,
         table=table,
         command=details["command"],
         picture=f"samples/{next(iter(metrics))}_trade.png",
@@ -472,8 +451,8 @@ RECIPE = Recipe(
     report=report,
     check=check,
     made_by={
-        "judge": ("data", "text", "label", *(f"judging.{key}" for key in ("split", "pretrained", "encoder", "vocab_size"))),
-        "rewriter": ("data", "text", "label", "objective", "model", "autoencoder"),
+        "judge": (*READ_BY_STAGES, *(f"judging.{key}" for key in ("split", "pretrained", "encoder", "vocab_size"))),
+        "rewriter": (*READ_BY_STAGES, "objective", "model", "autoencoder"),
     },
 )
 

@@ -134,10 +134,10 @@ def pairs(data: Data, split: str, image: ImageProcessor, text: Processor | None 
 def check(config: Config) -> None:
     """The columns are there and of their kinds, numbers in range, and the judges' configs are theirs."""
     card, evaluation = read_card(config.data.card), config.evaluation
-    check_column(card, "data.image", config.data.image, "image")
-    check_column(card, "data.text", config.data.text, "text")
+    config.data.image = check_column(card, "data.image", config.data.image, "image")
+    config.data.text = check_column(card, "data.text", config.data.text, "text")
     if config.data.label:
-        check_column(card, "data.label", config.data.label)
+        config.data.label = check_column(card, "data.label", config.data.label)
     if evaluation.items == 1:
         raise UserError("evaluation.items", got=1, expected="two or more, or 0 for all", fix="set evaluation.items=200")
     for key, low in {
@@ -152,12 +152,10 @@ def check(config: Config) -> None:
         check_at_least(f"evaluation.{key}", getattr(evaluation, key), low)
     if config.judge and not config.data.label:
         raise UserError("judge", got="no data.label", expected="the column that it looks for", fix="set data.label=label")
-    for name in ("judge", "aligned"):
-        if values := getattr(config, name):
-            recipe = recipe_of(name)
-            recipe.RECIPE.check(build_config(recipe.Config, values))
+    if config.judge:
+        recipe_of("judge").check(build_config(recipe_of("judge").Config, config.judge))
     if config.aligned:
-        recipe_of("aligned").check_card(build_config(recipe_of("aligned").Config, config.aligned), config.data.card)
+        space_config(config)
     check_at_least("data.vocab_size", config.data.vocab_size, 259)
     with torch.device("meta"):  # fails now for values out of range, and takes no memory
         build(config, config.data.vocab_size, end=0)
@@ -166,6 +164,11 @@ def check(config: Config) -> None:
     check_at_least("data.limit", config.data.limit, 0)
     check_at_least("baseline.width", config.baseline.width, 1)
     check_at_least("baseline.latent_dim", config.baseline.latent_dim, 1)
+
+
+def space_config(config: Config) -> Any:
+    """The config of the space by which R-precision is measured."""
+    return recipe_of("aligned").space_config(config.aligned, config.data.card, config.data.image, config.data.text)
 
 
 def codes_arguments(config: Config) -> dict[str, Any]:
@@ -271,15 +274,15 @@ class Judges:
             self.truth = recipe.places(judge, [labels[row] for row in data.items])
             self.accuracy = {"judge_accuracy": accuracy, "judge_disjoint": values.data.split not in ("train", split)}
         if config.aligned:
-            space = recipe_of("aligned").judging_space
-            self.space, self.reranker = (space(config.aligned, config.data.size, more) for more in (0, 1))
+            space, values = recipe_of("aligned").judging_space, space_config(config)
+            self.space, self.reranker = (space(values, config.data.size, more) for more in (0, 1))
 
     def __call__(self, made: Tensor, name: str) -> dict[str, float]:
         """The figures of pictures (n, c, h, w), one for each text of the data in order, under names that end in ``name``."""
         figures, image = {}, self.model.processors["image"]
         if self.classifier is not None:
             seen = recipe_of("multimodal_vae").labels_of(self.classifier, image, made)
-            figures[f"digit_accuracy{name}"] = (seen == self.truth).double().mean().item()
+            figures[f"digit_accuracy{name}"] = recipe_of("judge").agreement(seen, self.truth)
         if self.space is not None:
             shown = [image.decode(x) for x in made]
             figures[f"r_precision{name}"] = recipe_of("aligned").precision(

@@ -127,7 +127,7 @@ class Pictures(Sequence):
 def check(config: Config) -> None:
     """The columns are there, and the objective has its settings."""
     data, card = config.data, read_card(config.data.card)
-    check_column(card, "data.input", data.input, "image")
+    data.input = check_column(card, "data.input", data.input, "image")
     for factor in data.factors:
         check_column(card, "data.factors", factor, "label")
     if data.factors:

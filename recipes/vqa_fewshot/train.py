@@ -137,7 +137,7 @@ def check(config: Config) -> None:
                 fix = "write it as in '{image}. {question} {answer}\\n'"
                 raise UserError(f"{name}.format", got=repr(part.format), expected=f"{placeholder} in it", fix=fix)
         Format(part.format).blind()
-        check_column(card, f"{name}.image", part.image, "image")
+        part.image = check_column(card, f"{name}.image", part.image, "image")
         for key in ("question", "answer", "template", "answers", "caption"):
             if (column := getattr(part, key)) and not column.endswith("?"):
                 check_column(card, f"{name}.{key}", column)
@@ -146,8 +146,8 @@ def check(config: Config) -> None:
         check_numbers(f"{name}.shots", part.shots, 0)
     card, part = read_card(config.binding.card), config.binding
     Format(part.format).blind()
-    check_column(card, "binding.image", part.image, "image")
-    check_column(card, "binding.label", part.label)
+    part.image = check_column(card, "binding.image", part.image, "image")
+    part.label = check_column(card, "binding.label", part.label)
     for key, low in (("controls", 1), ("episodes", 1)):
         check_at_least(f"binding.{key}", getattr(part, key), low)
     check_numbers("binding.ways", part.ways, 2)

@@ -22,6 +22,7 @@ from mmgen.conditioning.few_shot import Format
 from mmgen.conditioning.language_model import load_language_model
 from mmgen.data.batch import Batch, collate
 from mmgen.data.cards import check_column, read_card
+from mmgen.data.processors import read_bytes
 from mmgen.data.rows import open_rows
 from mmgen.data.text import tokens_of
 from mmgen.errors import UserError, check_at_least
@@ -169,12 +170,12 @@ class Rows(Sequence):
 def check(config: Config) -> None:
     """The columns are there, captions can be made, and the format is one."""
     card, data = read_card(config.data.card), config.data
-    check_column(card, "data.image", data.image, "image")
-    check_column(card, "data.answer", data.answer, "text")
+    data.image = check_column(card, "data.image", data.image, "image")
+    data.answer = check_column(card, "data.answer", data.answer, "text")
     if not data.question.endswith("?"):
-        check_column(card, "data.question", data.question, "text")
+        data.question = check_column(card, "data.question", data.question, "text")
     if data.picture:
-        check_column(card, "data.picture", data.picture)
+        data.picture = check_column(card, "data.picture", data.picture)
     if not data.names or not all(data.names):
         fix = "list the words that tell pictures apart, as [[circle, square], [red, blue]]"
         raise UserError("data.names", got=data.names, expected="one or more groups of answers", fix=fix)
@@ -289,7 +290,7 @@ def report(run: Path, config: Config) -> None:
         )
         for i in range(0, len(known.answers), max(1, len(known.answers) // 24)):
             text = {"question": known.questions[i], **{name: said[name][i] for name in ("answerer", "blind")}}
-            image = known.rows[config.data.image][i]["bytes"]
+            image = read_bytes(known.rows[config.data.image][i], "image")[1]
             samples.append(Sample(image, {**text, "reference": known.answers[i]}, group=split))
     lm = config.model.language_model
     summary = (

@@ -99,7 +99,8 @@ def stored(spec: dict[str, Any], value: Any) -> Any:
         The value to store.
 
     Raises:
-        UserError: a label that is neither a whole number nor the name of a class.
+        UserError: a label that is neither a whole number nor the name of a class; a list where there is one text, or one text
+            where there is a list.
 
     >>> stored({"kind": "label", "classes": ["cat", "dog"]}, "dog")
     1
@@ -107,6 +108,9 @@ def stored(spec: dict[str, Any], value: Any) -> Any:
     kind = spec["kind"]
     if kind in ("group", "id"):
         return "" if value is None else value
+    if kind == "text" and isinstance(value, (str if "shape" in spec else list, dict, bytes)):
+        expected, fix = ("a list of texts", "[...]") if "shape" in spec else ("one text", "shape: [null] for several")
+        raise UserError("text", got=value, expected=expected, fix=f"write {fix}")
     if kind != "label" or value is None or (isinstance(value, float) and math.isnan(value)) or value == "":
         return None if kind == "label" else value
     names = [] if isinstance(spec["classes"], int) else spec["classes"]

@@ -334,10 +334,10 @@ def _make_splits(columns: dict[str, dict[str, Any]], rows: list[Any]) -> list[st
     label = next((column for column, spec in columns.items() if spec["kind"] == "label"), None)
     keys = [key(*row) for row in rows]
     class_of = {k: row[2].get(label) if label else None for k, row in zip(keys, rows)}
-    sizes = Counter(class_of.values())
+    smallest = min(Counter(c for c in class_of.values() if c is not None).values(), default=0)
     strata: dict[Any, list[str]] = {}
     for one in sorted(class_of, key=lambda k: uniform(f"inferred {k}")):
-        strata.setdefault(class_of[one] if min(sizes.values()) >= 5 else None, []).append(one)
+        strata.setdefault(class_of[one] if smallest >= 5 else None, []).append(one)
     split_of_key = {}
     for members in strata.values():
         n = len(members)

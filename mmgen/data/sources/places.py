@@ -153,14 +153,17 @@ def _versions(distributions: list[str]) -> dict[str, str]:
 
 
 def _find(name: str, data_folder: Path | None, beside: Path | None = None) -> Path:
-    folders = [data_folder, beside, os.environ.get("MMGEN_DATA")]
-    folders = [Path(folder).expanduser() for folder in folders if folder][: 1 if data_folder else 2]
-    if not folders:
-        raise Unavailable("MMGEN_DATA is not set", f"set MMGEN_DATA to the folder that holds {name}")
-    for folder in folders:
-        if (path := inside(folder, name)).exists():
+    """A path in the given data folder, or else in the card's own folder or in ``$MMGEN_DATA``."""
+    folder = data_folder or os.environ.get("MMGEN_DATA")
+    folders = [Path(f).expanduser() for f in ((folder,) if data_folder else (beside, folder)) if f]
+    for one in folders:
+        if (path := inside(one, name)).exists():
             return path
-    raise Unavailable(f"not in {' or '.join(map(str, folders))}", f"put {name} into {folders[0]}")
+    fix = f"put {name} into {folders[0]}" if folders else ""
+    if not folder:
+        fix = f"{fix} or set MMGEN_DATA" if fix else "set MMGEN_DATA"
+        raise Unavailable("MMGEN_DATA is not set", f"{fix} to the folder that holds {name}")
+    raise Unavailable(f"not in {' or '.join(map(str, folders))}", fix)
 
 
 def _sdist(name: str, data_folder: Path | None) -> Path:
