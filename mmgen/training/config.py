@@ -103,6 +103,8 @@ def check_machine(config: Any) -> None:
     """
     from accelerate.utils import is_bf16_available, is_tensorboard_available, is_wandb_available
 
+    from mmgen.modalities.precision import warn_of_emulated_bfloat16  # here: it imports torch
+
     kind = processes.device().type
     precisions = {"no": True, "fp16": kind not in ("cpu", "mps"), "bf16": kind == "cpu" or is_bf16_available()}
     trackers = {"none": True, "tensorboard": is_tensorboard_available(), "wandb": is_wandb_available()}
@@ -112,6 +114,8 @@ def check_machine(config: Any) -> None:
             got, other = f"{fit.precision} on a {kind}", next(name for name in ("bf16", "no") if precisions[name])
             expected, fix = "a precision that the device computes in", f"set {path}.precision={other}"
             errors.append(UserError(f"{path}.precision", got=got, expected=expected, fix=fix))
+        if fit.precision == "bf16":
+            warn_of_emulated_bfloat16(f"{path}.precision=no")
         if not trackers[fit.tracker]:
             fix = f"pip install {fit.tracker}, or set {path}.tracker=none"
             errors.append(UserError(f"{path}.tracker", got=fit.tracker, expected="an installed package", fix=fix))

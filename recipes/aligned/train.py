@@ -197,7 +197,7 @@ class Ridge:
     """
 
     def __init__(self, x: Tensor, y: Tensor) -> None:
-        self.mean, self.std = x.mean(0), x.std(0).nan_to_num(0).clamp(min=1e-3)  # of one item there is no deviation
+        self.mean, self.std = x.mean(0), x.std(0, correction=min(1, len(x) - 1)).clamp(min=1e-3)
         held = torch.arange(len(x)) % 10 == 0
         x, best, kept = self.standard(x), -1.0, PENALTIES[0]
         square, cross = x[~held].T @ x[~held], x[~held].T @ y[~held]

@@ -153,7 +153,8 @@ def train_vae(config: Config, run: Path, resume: bool) -> None:
     values = {**asdict(config.model), "settings": settings_of(config, config.model.objective, len(data))}
     model = VAE(config.data.input, "image", list(processor.shape), **values)
     model.processors[config.data.input] = processor
-    shown = Pictures(config.data, "validation", processor).batch(range(10))
+    held = Pictures(config.data, "validation", processor)
+    shown = held.batch(range(min(10, len(held))))
 
     def samples(model: VAE, place: Path) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
