@@ -16,13 +16,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from mmgen import cli
 from mmgen.data.batch import collate
-from mmgen.data.cards import check_card, open_card
+from mmgen.data.cards import check_card, open_card, read_card
+from mmgen.data.columns import Columns, fit_processor
 from mmgen.data.rows import open_rows
 from mmgen.data.sources.columns import missing_values, stored
+from mmgen.data.sources.encode import wav
 from mmgen.errors import UserError
 from mmgen.modalities.feature_cache import cached_features
 from mmgen.models.classifier import Classifier
+from mmgen.training.config import read_yaml
 from mmgen.training.recipe import load_recipe, recipe_config
 
 WORDS = ("zero", "one")
@@ -225,6 +229,39 @@ def test_factorized_counts_what_is_left_with_nothing_as_wrong(lacking):
         assert 0 <= script.accuracy(model, data, lambda batch, lost=lost: script.zero_filled(batch, lost, lost == "text")) <= 1
 
 
+VECTOR = {"kind": "vector", "shape": [2], "unit": "m", "range": [0, 1]}
+AUDIO = {"kind": "audio", "rate": 8000, "unit": "amplitude", "range": [-1, 1]}
+
+
+@pytest.mark.parametrize(
+    ("spec", "good", "bad", "message"),
+    [
+        (
+            AUDIO,
+            wav([0.5] * 800, 8000),
+            {"bytes": wav([0.5] * 800, 8000)["bytes"][:400], "path": None},
+            "audio bytes: got a sound",
+        ),
+        (VECTOR, [0.0, 1.0], [0.0, float("nan")], "vector: got nan at entry 1"),
+        (VECTOR, [0.0, 1.0], [0.0, None], "vector: got "),
+    ],
+)
+def test_sounds_and_vectors_name_the_row_too(card, spec, good, bad, message):
+    rows = [row | {"more": good} for row in rows_of()]
+    rows[3]["more"] = None
+    column = open_rows(str(card(rows, more=spec)), "train", [], ["more"])["more"]
+    processor = fit_processor(spec["kind"], column)
+    columns = Columns({"x": column}, {"x": processor})
+    assert columns[3] == {"x": None} and columns[4]["x"].isfinite().all()
+    rows[5]["more"] = bad
+    column = open_rows(str(card(rows, more=spec)), "train", [], ["more"])["more"]
+    with pytest.raises(UserError, match=rf"own.md: train: row 5: column more: {message}"):
+        Columns({"x": column}, {"x": processor})[5]
+    if spec == VECTOR:
+        with pytest.raises(UserError, match=rf"own.md: train: row 5: column more: {message}"):
+            fit_processor("vector", column)
+
+
 # labels
 
 
@@ -312,8 +349,7 @@ def test_check_decodes_rows_spread_over_the_split_and_says_how_many(card):
 
 @pytest.mark.parametrize(("content", "kind"), [(b"\0" * 99, "image"), (b"RIFF", "audio"), (b"", "image"), (b"", "audio")])
 def test_check_says_what_no_decoder_reads(card, content, kind):
-    audio = {"kind": "audio", "rate": 8000, "unit": "amplitude", "range": [-1, 1]}
-    spec = COLUMNS["image"] if kind == "image" else audio
+    spec = COLUMNS["image"] if kind == "image" else AUDIO
     rows = [row | {"more": {"bytes": content, "path": "a.bin"}} for row in rows_of()]
     problems = [str(problem) for problem in check_card(card(rows, more=spec))]
     assert len(problems) == 3 and all("row 0: column more: a.bin: got" in problem for problem in problems)
@@ -406,3 +442,13 @@ def test_a_mistake_in_a_table_names_its_line(table, name, content, message):
     first = BOM + (b"word,label\n" if name.endswith(".csv") else b'{"word": "a", "label": 0}\n')
     with pytest.raises(UserError, match=message):
         table(name, first + content)
+
+
+def test_cards_configs_and_questions_may_begin_with_a_byte_order_mark(card, tmp_path, monkeypatch):
+    file = card(rows_of())
+    file.write_bytes(BOM + file.read_bytes())
+    assert read_card(file).name == "own" and check_card(file) == []
+    (tmp_path / "own.yaml").write_bytes(BOM + b"seed: 3\n")
+    assert read_yaml(tmp_path / "own.yaml") == {"seed": 3}
+    monkeypatch.setattr("sys.stdin", io.StringIO("\ufeffwho is it?\nwhy?\n"))
+    assert list(cli._lines()) == ["who is it?", "why?"]
