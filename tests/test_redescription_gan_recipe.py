@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mmgen.data import pairs
+from mmgen.data import rows
 from mmgen.errors import UserError
 from mmgen.models.base import load
 from mmgen.training.features import nearest_pictures
@@ -55,13 +55,13 @@ def test_the_gan_begins_with_the_words_of_the_captioner(run, tmp_path, monkeypat
 
 
 def test_training_reads_no_test_split(run, tmp_path, monkeypatch):
-    read, real = [], pairs.open_card
+    read, real = [], rows.open_card
 
     def noted(card, split, **options):
         read.append(split)
         return real(card, split, **options)
 
-    monkeypatch.setattr(pairs, "open_card", noted)
+    monkeypatch.setattr(rows, "open_card", noted)
     config = replace(run[1], fit=replace(run[1].fit, steps=1), captioner_fit=replace(run[1].captioner_fit, steps=1))
     train(RECIPE, config, tmp_path / "run")
     assert set(read) == {"train", "validation"}  # the second for the pictures that are shown

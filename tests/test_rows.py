@@ -1,9 +1,9 @@
 """Rows of a card: missing values and labels of no class in every recipe, places in errors, and lines of tables."""
 
 import io
-import json
 import re
 import sys
+import types
 
 import numpy as np
 import pyarrow as pa
@@ -16,11 +16,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from mmgen.data.cards import check_card, open_card
+from mmgen import cli
+from mmgen.data.batch import collate
+from mmgen.data.cards import check_card, open_card, read_card
+from mmgen.data.columns import Columns, fit_processor
 from mmgen.data.rows import open_rows
 from mmgen.data.sources.columns import missing_values, stored
+from mmgen.data.sources.encode import wav
 from mmgen.errors import UserError
 from mmgen.modalities.feature_cache import cached_features
+from mmgen.models.classifier import Classifier
+from mmgen.training.config import read_yaml
 from mmgen.training.recipe import load_recipe, recipe_config
 
 WORDS = ("zero", "one")
@@ -174,18 +180,86 @@ def test_a_row_that_lacks_every_modality_is_named(card, tmp_path, monkeypatch):
         train_first("multimodal_vae", file, tmp_path, monkeypatch, "data.modalities.text.column=word")
 
 
-@pytest.mark.parametrize("name", ["multimodal_vae", "factorized"])
-def test_missing_modalities_train_and_are_judged(card, tmp_path, name):
+@pytest.fixture
+def lacking(card):
+    """A card of rows that lack a text, a picture and a label."""
     rows = rows_of(24, word=None)
     rows[7]["image"] = rows[9]["label"] = None
-    overrides = [f"data.card={card(rows)}", "data.modalities.text.column=word", "fit.steps=2", "fit.checkpoint_every=9"]
-    overrides += ["judges={}", "evaluation.items=24", "evaluation.features="] if name == "multimodal_vae" else ["judge={}"]
-    done = here("train", name, "--config", "smoke", "--out", tmp_path / "run", *overrides)
-    assert done.returncode == 0, done.stderr[-3000:]
-    done = here("evaluate", tmp_path / "run", "--json", tmp_path / "figures.json")
-    assert done.returncode == 0, done.stderr[-3000:]
-    figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
-    assert all(np.isfinite(value) for value in figures.values())
+    return ["smoke", [f"data.card={card(rows)}", "data.modalities.text.column=word"]]
+
+
+def test_multimodal_vae_is_judged_on_rows_that_lack_a_modality(lacking, tmp_path, monkeypatch):
+    recipe, (name, overrides) = load_recipe("multimodal_vae"), lacking
+    script = sys.modules[recipe.config.__module__]
+    overrides = [*overrides, "judges={}", "evaluation.items=12", "evaluation.features="]
+    overrides += ["evaluation.likelihood_items=12", "evaluation.likelihood_samples=2"]
+    config = recipe_config(recipe, name, overrides)
+    model = script.build(config)
+    monkeypatch.setattr(script, "load", lambda run: model)
+    assert all(np.isfinite(value) for value in script.evaluate(tmp_path, config, "test").values())
+    batch = collate([script.columns_of(model.processors, config.data, "test")[i] for i in range(24)], model.sequences)
+    assert all(torch.isfinite(value) for value in model.losses(batch).values())
+
+
+def test_coherence_counts_labelled_items_that_have_the_modality(lacking, monkeypatch):
+    recipe, (name, overrides) = load_recipe("multimodal_vae"), lacking
+    script = sys.modules[recipe.config.__module__]
+    config = recipe_config(recipe, name, [*overrides, "judges={}"])
+    model = script.build(config)
+    data = script.columns_of(model.processors, config.data, "test")
+    labels = open_rows(config.data.card, "test", [], ["label"])["label"][:]
+    judges = dict.fromkeys(("image", "text"), types.SimpleNamespace(class_names=["0"]))  # of two classes it saw one
+    monkeypatch.setattr(script, "labels_of", lambda judge, processor, values: torch.zeros(len(values), dtype=torch.long))
+    made = script.from_prior(model, 4, torch.Generator())
+    pairs, _ = script.coherence(model, judges, data, labels, made, torch.Generator())
+    # 12 of 24 are of class 0 and 12 of class 1: rows 5, 7 and 9 are of class 1
+    assert pairs == {"image to text": pytest.approx(12 / 22), "text to image": pytest.approx(12 / 22)}
+
+
+def test_factorized_counts_what_is_left_with_nothing_as_wrong(lacking):
+    recipe, (name, overrides) = load_recipe("factorized"), lacking
+    script = sys.modules[recipe.config.__module__]
+    config = recipe_config(recipe, name, overrides)
+    model = script.build(config, "").eval()
+    model.predict = lambda batch: torch.distributions.Categorical(probs=torch.tensor([[0.0, 1.0]] * batch.size))
+    data = script.Items(model, config.data, "test")
+    assert script.accuracy(model, data) == pytest.approx(11 / 23)  # of class 1, row 9 being without a label
+    for lost in ("image", "text"):  # what row 5 or row 7 alone has
+        assert script.accuracy(model, data, lambda batch, lost=lost: batch.without(lost)) == pytest.approx(10 / 23)
+        assert 0 <= script.accuracy(model, data, lambda batch, lost=lost: script.zero_filled(batch, lost, lost == "text")) <= 1
+
+
+VECTOR = {"kind": "vector", "shape": [2], "unit": "m", "range": [0, 1]}
+AUDIO = {"kind": "audio", "rate": 8000, "unit": "amplitude", "range": [-1, 1]}
+
+
+@pytest.mark.parametrize(
+    ("spec", "good", "bad", "message"),
+    [
+        (
+            AUDIO,
+            wav([0.5] * 800, 8000),
+            {"bytes": wav([0.5] * 800, 8000)["bytes"][:400], "path": None},
+            "audio bytes: got a sound",
+        ),
+        (VECTOR, [0.0, 1.0], [0.0, float("nan")], "vector: got nan at entry 1"),
+        (VECTOR, [0.0, 1.0], [0.0, None], "vector: got "),
+    ],
+)
+def test_sounds_and_vectors_name_the_row_too(card, spec, good, bad, message):
+    rows = [row | {"more": good} for row in rows_of()]
+    rows[3]["more"] = None
+    column = open_rows(str(card(rows, more=spec)), "train", [], ["more"])["more"]
+    processor = fit_processor(spec["kind"], column)
+    columns = Columns({"x": column}, {"x": processor})
+    assert columns[3] == {"x": None} and columns[4]["x"].isfinite().all()
+    rows[5]["more"] = bad
+    column = open_rows(str(card(rows, more=spec)), "train", [], ["more"])["more"]
+    with pytest.raises(UserError, match=rf"own.md: train: row 5: column more: {message}"):
+        Columns({"x": column}, {"x": processor})[5]
+    if spec == VECTOR:
+        with pytest.raises(UserError, match=rf"own.md: train: row 5: column more: {message}"):
+            fit_processor("vector", column)
 
 
 # labels
@@ -211,22 +285,26 @@ def test_no_label_at_all(card, tmp_path, monkeypatch):
         train_first("judge", card([row | {"label": None} for row in rows_of()]), tmp_path, monkeypatch)
 
 
-def test_classes_that_a_judge_never_saw_count_as_wrong(card, tmp_path):
-    """Of four classes the judge learns two: at most half of the test split can be right."""
-    rows = [{"image": picture(7 * (i % 4)), "word": "x", "label": i % 4} for i in range(80)]
-    file = card(rows, label={"kind": "label", "classes": 4})
+def test_classes_that_a_judge_never_saw_count_as_wrong(card, tmp_path, monkeypatch):
+    """Of four classes the judge saw two, which it always tells right: half of what is labelled."""
+    recipe = load_recipe("judge")
+    script = sys.modules[recipe.config.__module__]
+    rows = [{"image": picture(i), "word": "x", "label": i % 4 if i < 8 else None} for i in range(12)]
+    config = recipe_config(recipe, "smoke", [f"data.card={card(rows, label={'kind': 'label', 'classes': 4})}"])
+    processor = script.make_processor(config.data)
+    model = Classifier("image", "image", list(processor.shape), 2, class_names=["0", "1"])
+    model.processors["image"] = processor
 
-    table = pq.read_table(tmp_path / "data" / "validation.parquet").to_pylist()
-    for row in table:
-        row["label"] = row["label"] if row["label"] < 2 else None
+    def predict(batch):
+        return torch.distributions.Categorical(probs=torch.nn.functional.one_hot(batch["label"].clamp(min=0), 2).float())
 
-    pq.write_table(pa.Table.from_pylist(table), tmp_path / "data" / "validation.parquet")
-    run = tmp_path / "run"
-    overrides = [f"data.card={file}", "fit.steps=30", "fit.checkpoint_every=99"]
-    assert here("train", "judge", "--config", "smoke", "--out", run, *overrides).returncode == 0
-    done = here("evaluate", run, "--json", tmp_path / "figures.json")
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert 0 < json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))["accuracy"] <= 0.5
+    model.predict = predict
+    monkeypatch.setattr(script, "load", lambda run: model)
+    assert script.evaluate(tmp_path, config, "test")["accuracy"] == 0.5
+    truth = script.places(model, [0, 1, 2, None, 3])
+    assert script.agreement(torch.tensor([0, 0, 1, 1, 1]), truth) == 0.25
+    with pytest.raises(UserError, match="labels: got none of 2 items"):
+        script.places(model, [None, ""])
 
 
 @pytest.mark.parametrize(
@@ -271,8 +349,7 @@ def test_check_decodes_rows_spread_over_the_split_and_says_how_many(card):
 
 @pytest.mark.parametrize(("content", "kind"), [(b"\0" * 99, "image"), (b"RIFF", "audio"), (b"", "image"), (b"", "audio")])
 def test_check_says_what_no_decoder_reads(card, content, kind):
-    audio = {"kind": "audio", "rate": 8000, "unit": "amplitude", "range": [-1, 1]}
-    spec = COLUMNS["image"] if kind == "image" else audio
+    spec = COLUMNS["image"] if kind == "image" else AUDIO
     rows = [row | {"more": {"bytes": content, "path": "a.bin"}} for row in rows_of()]
     problems = [str(problem) for problem in check_card(card(rows, more=spec))]
     assert len(problems) == 3 and all("row 0: column more: a.bin: got" in problem for problem in problems)
@@ -365,3 +442,13 @@ def test_a_mistake_in_a_table_names_its_line(table, name, content, message):
     first = BOM + (b"word,label\n" if name.endswith(".csv") else b'{"word": "a", "label": 0}\n')
     with pytest.raises(UserError, match=message):
         table(name, first + content)
+
+
+def test_cards_configs_and_questions_may_begin_with_a_byte_order_mark(card, tmp_path, monkeypatch):
+    file = card(rows_of())
+    file.write_bytes(BOM + file.read_bytes())
+    assert read_card(file).name == "own" and check_card(file) == []
+    (tmp_path / "own.yaml").write_bytes(BOM + b"seed: 3\n")
+    assert read_yaml(tmp_path / "own.yaml") == {"seed": 3}
+    monkeypatch.setattr("sys.stdin", io.StringIO("\ufeffwho is it?\nwhy?\n"))
+    assert list(cli._lines()) == ["who is it?", "why?"]

@@ -156,8 +156,8 @@ def test_bags_by_name_and_by_file(tmp_path):
     state = State(encode("hello"), torch.randn(1, len(TOKENIZER)).log_softmax(-1))
     by_file, by_hand = bag(str(tmp_path / "weighed.txt"), MODEL, TOKENIZER), {"moon": 2.5, "star": 1.0}
     assert by_file.log_prob(state) == BagOfWords(MODEL, TOKENIZER, by_hand).log_prob(state)
-    (tmp_path / "wrong.txt").write_text("moon\tmuch\n", encoding="utf-8")
-    with pytest.raises(UserError, match="weight of 'moon': got much, expected a number above 0"):
+    (tmp_path / "wrong.txt").write_text("star\n\nmoon\tmuch\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"wrong.txt: line 3: weight of 'moon': got much, expected a number above 0"):
         bag(str(tmp_path / "wrong.txt"), MODEL, TOKENIZER)
     (tmp_path / "latin").write_bytes(b"\xff\xfe\xff")
     with pytest.raises(UserError, match=r"bag .*latin: got .*, expected a text with a word a line"):

@@ -151,7 +151,8 @@ def caption_vocabulary(config: Config) -> list[int]:
 
 def train_words(config: Config, run: Path, resume: bool, blind: bool = False) -> None:
     """Teach the prefix to name the caption's tokens, without the language model's forward pass."""
-    values = asdict(config.model)
+    values, data = asdict(config.model), config.data
+    open_rows(data.card, "train", [data.input, data.text], limit=data.limit)  # mistakes are told before models are loaded
     torch.manual_seed(config.seed)
     model = Captioner(**{**values, "vocabulary": values["vocabulary"] or caption_vocabulary(config)})
     if blind:  # what nothing reads has no gradient

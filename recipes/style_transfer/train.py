@@ -28,6 +28,7 @@ from mmgen.conditioning.language_model import load_language_model
 from mmgen.conditioning.ranking import text_log_prob
 from mmgen.data.batch import collate
 from mmgen.data.cards import check_column, class_names, open_card, read_card
+from mmgen.data.rows import open_rows
 from mmgen.data.text import tokens_of, train_tokenizer
 from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.metrics.style import TOKENISATION, content_recall, style_lexicon, style_scores, tokenize
@@ -145,12 +146,12 @@ def read(config: Config, split: str, limit: int = 0) -> Texts:
 
 
 def read_all(data: Data, split: str, limit: int) -> Texts:
-    """`read` before it is known whether both styles are there."""
-    rows, names = open_card(data.card, split), class_names(read_card(data.card), data.label)
-    whole = [i for i, (text, label) in enumerate(zip(rows[data.text], rows[data.label])) if text and label is not None]
-    rows = rows.select([whole[i] for i in spread(len(whole), limit)])
-    references = [[r] if isinstance(r, str) else list(r or []) for r in rows[data.references]] if data.references else []
-    return Texts(list(rows[data.text]), list(rows[data.label]), names, references if any(references) else [])
+    """`read` before it is known whether both styles are there; rows without a text or a style are left out."""
+    names = class_names(read_card(data.card), data.label)
+    rows = open_rows(data.card, split, [], [data.text, data.label]).having(data.text, data.label)
+    rows = rows.select(spread(len(rows), limit))
+    references = rows[data.references].texts() if data.references else []
+    return Texts(rows[data.text][:], rows[data.label][:], names, references if any(references) else [])
 
 
 def spread(n: int, limit: int) -> list[int]:
