@@ -253,9 +253,10 @@ def check_column(card: Card, key: str, column: str, *kinds: str) -> str:
             (taken,) = fitting
             tell(f"{key}={taken}: {card.name} has no column {column}, and {taken} is its only one of {' or '.join(wanted)}")
             return taken
-        names = fitting or card.columns
-        close = nearest(column, names)
-        fix = close if close.startswith("did") else f"write {choice}" if fitting else f"its columns are {', '.join(names)}"
+        fix = f"write {choice}" if fitting else f"its columns are {', '.join(card.columns)}"
+        if column not in USUAL:
+            close = nearest(column, fitting or card.columns)
+            fix = close if close.startswith("did") else fix
         expected = f"a column of {' or '.join(wanted)}" if wanted else "a known name"
         raise UserError(f"{key} (a column of {card.name})", got=column, expected=expected, fix=fix)
     kind = card.columns[column]["kind"]
@@ -263,6 +264,11 @@ def check_column(card: Card, key: str, column: str, *kinds: str) -> str:
         fix = f"write {choice}" if choice else f"choose other data: of {', '.join(kinds)} it has no column"
         raise UserError(f"{key}={column}", got=f"a column of {kind}", expected=" or ".join(kinds), fix=fix)
     return column
+
+
+def held_out(card: Card) -> str:
+    """The split whose items are shown while a model trains: ``validation``, or ``train`` of a card that has none."""
+    return "validation" if "validation" in card.splits else "train"
 
 
 def class_names(card: Card, column: str) -> list[str]:
@@ -290,7 +296,8 @@ def describe(card: Card) -> str:
 
 
 def _words(value: Any) -> str:
-    return " ".join("any" if v is None else str(v) for v in value) if isinstance(value, list) else str(value)
+    values = value if isinstance(value, list) else [value]
+    return " ".join("any" if v is None else str(v) for v in values)
 
 
 def _compare(card: Card, split: str, dataset: datasets.Dataset, source: dict[str, Any]) -> Iterator[UserError]:

@@ -22,7 +22,7 @@ from mmgen.data.cards import check_column, open_card, read_card
 from mmgen.data.columns import fit_processor
 from mmgen.data.label import LabelProcessor
 from mmgen.data.processors import Processor
-from mmgen.errors import UserError
+from mmgen.errors import UserError, check_one_of
 from mmgen.modalities.kinds import KINDS
 from mmgen.models.base import load
 from mmgen.models.classifier import Classifier
@@ -96,6 +96,7 @@ def check(config: Config) -> None:
     card = read_card(config.data.card)
     config.data.input = check_column(card, "data.input", config.data.input, *KINDS)
     config.data.label = check_column(card, "data.label", config.data.label)
+    check_one_of("data.split", config.data.split, card.splits)
 
 
 def make_processor(data: Data) -> Processor:

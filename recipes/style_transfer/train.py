@@ -192,6 +192,7 @@ def check(config: Config) -> None:
     if config.judging.split in ("train", "test"):
         expected, fix = "a split that is neither trained on nor scored", "choose another split"
         raise UserError("judging.split", got=config.judging.split, expected=expected, fix=fix)
+    check_one_of("judging.split", config.judging.split, card.splits)
     for method in config.judging.baselines:
         check_one_of("judging.baselines", method, get_args(Method))
     check_at_least("judging.items", config.judging.items, 0)

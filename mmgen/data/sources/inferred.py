@@ -98,7 +98,7 @@ def _find(place: Path, signature: Any) -> Inferred:
 
 
 @functools.lru_cache(maxsize=4)
-def find_hub(name: str, config: str | None = None, revision: str | None = None) -> Inferred:
+def find_hub(name: str, config: str | None, revision: str | None) -> Inferred:
     """What a data set of the Hub holds, downloaded at first use.
 
     Raises:
