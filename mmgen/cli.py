@@ -1,6 +1,7 @@
 """The ``mmgen`` command: parses, calls, prints."""
 
 import argparse
+import io
 import json
 import math
 import os
@@ -16,10 +17,20 @@ from mmgen.errors import UserError, UserErrors, check_at_least, check_seed
 from mmgen.training import launch
 
 MODALITIES = ("image", "text", "audio", "vector")
+# how each is given on the command line
+FORMS = {
+    "image": ", a file",
+    "text": "",
+    "audio": ", a file",
+    "vector": ", numbers joined by commas (--vector=-1,0.5) or a .npy, .csv or .json file",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 2 after a one-line error, 130 or 143 when stopped."""
+    if arguments is None and sys.getfilesystemencoding() == "ascii":  # the C locale with PYTHONUTF8=0: no name has an umlaut
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+    _write_utf8()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it warns when data workers fork
@@ -71,6 +82,14 @@ def _fail(*errors: UserError) -> None:
         _complain(*(f"{of}{line}" for line in lines))
 
 
+def _write_utf8() -> None:
+    """Read and write UTF-8 in pipes and files whatever the locale; a terminal keeps its own, with ? for what it lacks."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower().replace("_", "-") != "utf-8":
+            kept = stream.isatty() or os.environ.get("PYTHONIOENCODING")
+            stream.reconfigure(**({"errors": "replace"} if kept else {"encoding": "utf-8", "errors": "surrogateescape"}))
+
+
 def _complain(*messages: object) -> None:
     print("\n".join(f"mmgen: {message}" for message in messages), file=sys.stderr)
 
@@ -102,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("folder", metavar="RUN", help="a run folder, a saved model or a Hub name")
     command.add_argument("--to", required=True, help="the modality to make, or several joined by commas")
     for name in MODALITIES:
-        command.add_argument(f"--{name}", action="append", help=f"{name} to start from; repeat for several items")
+        command.add_argument(f"--{name}", action="append", help=f"{name} to start from{FORMS[name]}; repeat for several items")
     command.add_argument("--n", type=int, default=1, help="results for each item")
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--guidance", type=float, metavar="G", help="how much pictures of a text are held to it; 1: plainly")
@@ -343,8 +362,9 @@ def _dtype(values: list[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def _lines() -> Iterator[str]:
-    """What is typed, or piped in, line by line."""
+    """What is typed, or piped in, line by line, without the byte order mark that a file may begin with."""
     try:
+        yield input("> " if sys.stdin.isatty() else "").removeprefix("\ufeff")
         while True:
             yield input("> " if sys.stdin.isatty() else "")
     except EOFError:
@@ -436,7 +456,8 @@ def _data_check(options: argparse.Namespace) -> None:
     problems = check_card(options.card)
     if problems:
         raise UserErrors(problems)
-    print(f"{options.card}: no problem found in the card, its row counts and the first {CHECKED_ROWS} rows of each split")
+    looked = f"the card, row counts, missing values and labels of all rows, and what {CHECKED_ROWS} rows of each split hold"
+    print(f"{options.card}: no problem found in {looked}")
 
 
 def _data_simulate(options: argparse.Namespace) -> None:

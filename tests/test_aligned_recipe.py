@@ -5,8 +5,8 @@ import sys
 import pytest
 import torch
 
-from mmgen.data.cards import open_card
 from mmgen.data.image import ImageProcessor
+from mmgen.data.rows import open_rows
 from mmgen.errors import UserError
 from mmgen.models.aligned import Aligned
 from mmgen.training.recipe import evaluate, load_recipe, recipe_config, train
@@ -16,7 +16,7 @@ MODULE = sys.modules[RECIPE.config.__module__]
 
 
 def test_pictures_are_reduced_before_they_are_read():
-    column, small = open_card("digits", "train", limit=5)["image"], ImageProcessor(4)
+    column, small = open_rows("digits", "train", ["image"], limit=5)["image"], ImageProcessor(4)
     reduced = MODULE.Reduced(column, 4)
     assert len(reduced) == 5 and reduced[3].size == (4, 4) and [x.size for x in reduced[1:3]] == [(4, 4)] * 2
     torch.testing.assert_close(small(reduced[3]), small(column[3]), atol=1 / 255, rtol=0)
@@ -42,7 +42,7 @@ def test_frozen_features_of_reduced_pictures_are_their_own(tmp_path, monkeypatch
         config.data.side = side
         seen[side] = MODULE.Pairs(model, config.data, "train").features
     assert not torch.equal(seen[0], seen[2]) and not torch.equal(seen[2], seen[4])
-    picture = MODULE.Reduced(open_card("digits", "train", limit=4)["image"], 2)[1]
+    picture = MODULE.Reduced(open_rows("digits", "train", ["image"], limit=4)["image"], 2)[1]
     with torch.no_grad():
         alone = model.read(model.processors["image"](picture)[None])[0]
     torch.testing.assert_close(seen[2][1].float(), alone, atol=2e-2, rtol=1e-2)

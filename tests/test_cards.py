@@ -421,6 +421,21 @@ def test_a_cache_that_cannot_be_written(write, tmp_path, monkeypatch):
         open_card(write(), "train")
 
 
+def test_other_parts_of_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
+    monkeypatch.setenv("MMGEN_CACHE", str(tmp_path / "file"))
+    told = r"cache: got .*Not a directory.*set MMGEN_CACHE to a folder"
+    with pytest.raises(UserError, match=told), cards.filled_whole(cache_folder() / "language_models" / "one"):
+        pytest.fail("it was filled")
+    monkeypatch.setenv("MMGEN_CACHE", str(tmp_path))
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(UserError, match=r"No space left.*MMGEN_CACHE"), cards.filled_whole(cache_folder() / "one"):
+        raise full
+    data = PermissionError(errno.EACCES, "Permission denied", "/elsewhere/a.png")  # which is no matter of the cache
+    with pytest.raises(PermissionError, match="/elsewhere"), cards.filled_whole(cache_folder() / "one"):
+        raise data
+
+
 def test_a_full_disk(write, monkeypatch):
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -443,9 +458,13 @@ def test_missing_columns_are_all_named(write, toy):
 
 
 def test_values_of_another_kind(write, toy):
-    toy.row = lambda i: {"text": "x", "label": "cat"}
-    with pytest.raises(UserError, match=r"cat.*columns"):
+    toy.row = lambda i: {"text": "x", "label": "cat" if i == 7 else 0}
+    with pytest.raises(UserError, match=r"toy: train: row 7: column label: label: got cat, expected a whole number"):
         open_card(write(), "train")
+    toy.row = lambda i: {"text": "x", "label": 0, "vector": [1, "two"] if i == 4 else [1, 2]}
+    vector = {"vector": {"kind": "vector", "shape": [2], "unit": "m", "range": [0, 1]}}
+    with pytest.raises(UserError, match=r"toy: train: row 4: column vector: got \[1, 'two'\], expected a vector"):
+        open_card(write(columns=vector), "train")
 
 
 def test_check_compares_data_and_card(write, toy):
@@ -459,9 +478,17 @@ def test_check_compares_data_and_card(write, toy):
         "image": {"kind": "image", "shape": [8, 8, 3], "unit": "sRGB", "range": [0, 255]},
         "captions": {"kind": "text", "language": "en", "shape": [5]},
     }
-    problems = [str(problem) for problem in check_card(write(columns=columns, splits={"train": 11, "test": 10}))]
+    problems = [str(problem) for problem in check_card(write(columns=columns, splits={"train": 11}))]
     assert len(problems) == 7, problems
-    for words in ("10 rows, expected 11", "empty text", "7, expected", "8000 Hz", "0..2", "unreadable picture", "1 texts"):
+    for words in (
+        "10 rows, expected 11",
+        "got ' ', and in 9 more of 10 rows",
+        "got 7, and in 9 more",
+        "row 0: column audio: got 8000 Hz",
+        "0..2",
+        "column image: image bytes: got a file that begins with b'RIFF",
+        "1 texts",
+    ):
         assert sum(words in problem for problem in problems) == 1, words
 
 
@@ -472,7 +499,9 @@ def test_check_decodes_pictures(write, toy):
     toy.row = lambda i: {"image": {"bytes": cut if i == 3 else file.getvalue(), "path": None}}
     path = write(columns={"image": {"kind": "image", "shape": [64, 64, 1], "unit": "grey", "range": [0, 255]}})
     problems = [str(problem) for problem in check_card(path)]
-    assert len(problems) == 1 and "column image: image bytes: got a damaged or truncated image" in problems[0], problems
+    assert [problem.split(" (")[0] for problem in problems] == [
+        f"toy: {split}: row 3: column image: image bytes: got a damaged or truncated image" for split in ("train", "test")
+    ]
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])

@@ -1,5 +1,6 @@
 """The command line: what it prints, and one line on stderr for every mistake."""
 
+import io
 import json
 import math
 import os
@@ -11,10 +12,14 @@ import torch
 from PIL import Image
 
 import mmgen
+from mmgen import cli
 from mmgen.cli import _write_json, main
 from mmgen.data.image import ImageProcessor
 from mmgen.data.label import LabelProcessor
+from mmgen.data.vector import VectorProcessor
 from mmgen.models.classifier import Classifier
+from tests.commands import ENVIRONMENT, command
+from tests.tiny import tiny_multimodal_vae
 
 
 @pytest.fixture
@@ -179,3 +184,48 @@ def test_json_has_null_for_what_is_no_number(tmp_path):
     file = tmp_path / "f.json"
     _write_json(file, [{"a": -math.inf, "b": (math.nan, 1.5), "c": "NaN", "d": True}])
     assert json.loads(file.read_text(encoding="utf-8")) == [{"a": None, "b": [None, 1.5], "c": "NaN", "d": True}]
+
+
+def test_umlauts_under_the_c_locale(tmp_path):
+    """Without UTF-8 mode, which Python would choose by itself: arguments, file names, what is read and what is printed."""
+    (tmp_path / "Wörter.md").write_text("---\nname: Schönes\n---\n", encoding="utf-8")
+    environment = {**ENVIRONMENT, "LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": ""}
+    for card in ("Wörter", "Kärtchen"):
+        done = subprocess.run(command("data", "show", f"{card}.md"), env=environment, capture_output=True, cwd=tmp_path)
+        said = (done.stdout + done.stderr).decode("utf-8")
+        assert card in said and "Traceback" not in said and "codec" not in said
+
+
+@pytest.mark.parametrize(("terminal", "expected"), [(False, "Schönes\n".encode()), (True, b"Sch?nes\n")])
+def test_pipes_are_utf8_and_terminals_keep_their_own(monkeypatch, terminal, expected):
+    monkeypatch.delenv("PYTHONIOENCODING", raising=False)
+    written = io.BytesIO()
+    stream = io.TextIOWrapper(written, encoding="ascii")
+    stream.isatty = lambda: terminal
+    monkeypatch.setattr("sys.stdout", stream)
+    cli._write_utf8()
+    print("Schönes", file=stream, flush=True)
+    assert written.getvalue() == expected
+
+
+def test_a_text_of_the_c_locale_is_read_as_utf8(monkeypatch):
+    stdin = io.TextIOWrapper(io.BytesIO("Schönes\n".encode()), encoding="ascii", errors="surrogateescape")
+    monkeypatch.setattr("sys.stdin", stdin)
+    monkeypatch.delenv("PYTHONIOENCODING", raising=False)
+    cli._write_utf8()
+    assert [*cli._lines()] == ["Schönes"]
+
+
+def test_generate_from_a_vector(capsys, tmp_path):
+    model = tiny_multimodal_vae()
+    model.processors |= {"vector": VectorProcessor([0.0] * 5, [1.0] * 5), "image": ImageProcessor(size=8, channels=1)}
+    model.save_pretrained(tmp_path / "model")
+    (tmp_path / "v.csv").write_text("1,2,3,4,5", encoding="utf-8")
+    run = ["generate", str(tmp_path / "model"), "--to", "vector"]
+    said = []
+    for given in (["--vector", "1,2,3,4,5"], ["--vector", str(tmp_path / "v.csv")], ["--vector=-1,2,3,4,5"]):
+        assert main([*run, *given]) == 0
+        said.append(json.loads(capsys.readouterr().out))
+    assert len(said[0]) == 5 and said[0] == said[1] and all(isinstance(number, float) for number in said[2])
+    assert "vector: got 2 numbers, expected 5" in fails(capsys, *run, "--vector", "1,2")
+    assert "vector: got 'word'" in fails(capsys, *run, "--vector", "word")

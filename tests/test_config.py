@@ -3,12 +3,22 @@
 import dataclasses
 
 import pytest
+import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mmgen.errors import UserError, UserErrors
-from mmgen.training.config import FitConfig, build_config, parse_overrides, read_yaml, section_of, to_dict, write_config
+from mmgen.training.config import (
+    FitConfig,
+    build_config,
+    check_machine,
+    parse_overrides,
+    read_yaml,
+    section_of,
+    to_dict,
+    write_config,
+)
 
 
 @dataclasses.dataclass
@@ -44,14 +54,67 @@ def test_an_unknown_key_names_the_nearest():
         ({"fit": {"betas": [0.1]}}, r"fit\.betas: got \[0\.1\], expected tuple\[float, float\]"),
         ({"fit": 3}, r"config key fit: got 3, expected a section of keys"),
         ({"data": {"options": 2}}, r"data\.options: got 2"),
-        ({"fit": {"steps": 0}}, r"fit\.steps: got 0, expected a number >= 1"),
+        ({"fit": {"steps": 0}}, r"fit\.steps: got 0, expected a finite number >= 1"),
         ({"fit": {"ema": 1.0}}, r"fit\.ema: got 1\.0"),
         ({"fit": {"learning_rate": float("nan")}}, r"fit\.learning_rate: got nan"),
+        *(
+            ({"fit": {name: float("inf")}}, rf"fit\.{name}: got inf")
+            for name in ("learning_rate", "weight_decay", "clip", "ema")
+        ),
+        *(({"fit": {name: -0.5}}, rf"fit\.{name}: got -0\.5") for name in ("learning_rate", "weight_decay", "clip", "ema")),
+        *(({"fit": {name: 0}}, rf"fit\.{name}: got 0") for name in ("accumulation", "log_every", "checkpoint_every", "keep")),
+        (
+            {"fit": {"betas": [1.5, 2]}},
+            r"fit\.betas: got \[1\.5, 2\.0\], expected two decay rates, each at least 0 and below 1",
+        ),
+        ({"fit": {"betas": [0.9, 1]}}, r"fit\.betas: got \[0\.9, 1\.0\]"),
+        ({"fit": {"betas": [float("nan"), 0.9]}}, r"fit\.betas: got \[nan, 0\.9\]"),
+        ({"fit": {"seed": -1}}, r"fit\.seed: got -1"),
+        ({"fit": {"seed": 2**31}}, r"fit\.seed: got 2147483648"),
     ],
 )
 def test_a_wrong_value_is_named(values, message):
     with pytest.raises(UserError, match=message):
         build_config(Config, values)
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(FitConfig)])
+def test_no_value_is_no_value_of_any_setting(name):  # `fit.steps=` on the command line
+    with pytest.raises(UserError, match=rf"fit\.{name}: got no value, expected"):
+        build_config(Config, parse_overrides([f"fit.{name}="]))
+
+
+def test_an_empty_text_is_one():
+    assert build_config(Config, parse_overrides(["data.card="])).data.card == ""
+
+
+def test_null_where_a_setting_takes_it():
+    class Takes:
+        def __init__(self, weights: str | None = "package", width: int = None) -> None: ...  # noqa: RUF013
+
+    assert build_config(section_of(Takes), {"weights": None, "width": None}) == section_of(Takes)(None, None)
+
+
+def test_what_this_machine_cannot_train_by_is_told_at_once(monkeypatch):
+    @dataclasses.dataclass
+    class Stages:
+        words: FitConfig = dataclasses.field(default_factory=FitConfig)
+        config: Config = dataclasses.field(default_factory=Config)
+
+    check_machine(Stages(FitConfig(precision="bf16", tracker="none")))
+    monkeypatch.setattr("mmgen.processes.device", lambda: torch.device("cpu"))
+    monkeypatch.setattr("accelerate.utils.is_wandb_available", lambda: False)
+    with pytest.raises(UserErrors) as caught:
+        check_machine(Stages(FitConfig(precision="fp16"), Config(fit=FitConfig(tracker="wandb"))))
+    assert str(caught.value).splitlines() == [
+        "words.precision: got fp16 on a cpu, expected a precision that the device computes in; set words.precision=bf16",
+        "config.fit.tracker: got wandb, expected an installed package; pip install wandb, or set config.fit.tracker=none",
+    ]
+    monkeypatch.setattr("mmgen.processes.device", lambda: torch.device("cuda"))
+    monkeypatch.setattr("accelerate.utils.is_bf16_available", lambda: False)
+    check_machine(Stages(FitConfig(precision="fp16")))
+    with pytest.raises(UserError, match=r"words\.precision: got bf16 on a cuda, expected .* set words\.precision=no"):
+        check_machine(Stages(FitConfig(precision="bf16")))
 
 
 def test_values_out_of_range_are_reported_under_their_section():

@@ -226,6 +226,27 @@ def test_a_loss_that_is_not_finite_names_its_items(tmp_path):
     assert not (tmp_path / "model").exists() and not checkpoint.checkpoints(tmp_path / "checkpoints")
 
 
+class WithMistake(list):
+    def __getitem__(self, i):
+        if i == 2:
+            raise UserError(f"row {i}: image", got="no picture", expected="a picture", fix="drop the row")
+        return super().__getitem__(i)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_mistake_in_a_row_is_the_same_line_from_a_data_worker(tmp_path, workers):
+    with pytest.raises(UserError) as error:
+        fit(make(), WithMistake(rows(4)), settings(workers=workers), tmp_path)
+    assert str(error.value) == "row 2: image: got no picture, expected a picture; drop the row"
+
+
+def test_rows_that_do_not_fit_together_are_told_by_a_data_worker(tmp_path):
+    data = rows(4)
+    data[1] = {**data[1], "x": torch.zeros(5)}
+    with pytest.raises(UserError, match=r"^[^\n]*x[^\n]*$"):
+        fit(make(), data, settings(workers=1), tmp_path)
+
+
 def test_no_data(tmp_path):
     with pytest.raises(UserError, match="training data: got no items"):
         fit(make(), [], settings(), tmp_path)
@@ -275,6 +296,16 @@ def test_a_checkpoint_cut_in_half(tmp_path, name):
     with pytest.raises(UserError, match=name):
         fit(make(), rows(), settings(steps=15), tmp_path, resume=True)
     assert (tmp_path / "checkpoints" / "step_00000009" / "state.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "optimizer_train.safetensors", "ema.safetensors", "state.json", "random_0.json"]
+)
+def test_a_checkpoint_that_lacks_a_file(tmp_path, name):
+    fit(make(), rows(), settings(ema=0.5), tmp_path)
+    (tmp_path / "checkpoints" / "step_00000012" / name).unlink()
+    with pytest.raises(UserError, match=rf"{name}: got .*remove step_00000012 to resume from the checkpoint before it"):
+        fit(make(), rows(), settings(steps=15, ema=0.5), tmp_path, resume=True)
 
 
 def test_a_checkpoint_of_another_model(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mmgen.data import pairs
+from mmgen.data import rows as rows_module
 from mmgen.data.image import ImageProcessor
 from mmgen.data.pairs import Pairs, texts_of
 from mmgen.data.text import train_tokenizer
@@ -32,7 +32,7 @@ def card(monkeypatch):
     def opened(card, split, limit=None):
         return datasets.Dataset.from_dict({name: column[:limit] for name, column in rows.items()})
 
-    monkeypatch.setattr(pairs, "open_card", opened)
+    monkeypatch.setattr(rows_module, "open_card", opened)
     return rows
 
 
@@ -65,8 +65,11 @@ def test_a_picture_is_what_the_processor_makes_of_it_and_is_decoded_once(card):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (["a cat", " "], r"my: train: row 1: text: got ' ', expected at least one word"),
-        (["a cat" * 9], r"my: train: row 1: text: got \d+ tokens: '(a cat){9}', expected at most 8; set the config's length"),
+        (["a cat", " "], r"my: train: row 1: column told: got \['a cat', ' '\], expected a value"),
+        (
+            ["a cat" * 9],
+            r"my: train: row 1: column told: got \d+ tokens: '(a cat){9}', expected at most 8; set the config's length",
+        ),
     ],
 )
 def test_a_text_that_cannot_be_read_is_named_by_its_row(card, text, message):

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from mmgen.data.cards import NoSource
 from mmgen.errors import UserError, UserErrors
 from mmgen.training import launch
 from mmgen.training.checkpoint import checkpoints
-from mmgen.training.recipe import recipe_names
+from mmgen.training.recipe import load_recipe, recipe_config, recipe_folder, recipe_names
 
 FROZEN = ["model.trained_encoder=false", "model.encoder=efficientnet_lite0", "model.weights=package"]
 # what the smoke configs leave out of the way that the default configs go: an encoder that is read once for all
@@ -121,6 +122,54 @@ def test_what_ended_a_process_is_told_once(monkeypatch, script, told):
     with pytest.raises(UserError) as error:
         launch.launch(2, [])
     assert str(error.value).startswith(told) and str(error.value).count("got") == told.count("got")
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["shipped", "own"])
+def test_a_process_that_was_not_forked_finds_what_a_recipe_defines(tmp_path, own):
+    folder = tmp_path / "it's 100% mine, version.2"  # no name of a module
+    if own:
+        shutil.copytree(recipe_folder("judge"), folder)
+    recipe = load_recipe(str(folder) if own else "judge")
+    (tmp_path / "config").write_bytes(pickle.dumps(recipe_config(recipe, "smoke", [])))
+    script = f"import pickle; print(type(pickle.load(open({str(tmp_path / 'config')!r}, 'rb'))).__module__)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd="/", env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == recipe.config.__module__, done.stderr
+    assert own or recipe.config.__module__ == "mmgen.recipes.judge.train"
+
+
+SPAWN = """
+import multiprocessing, sys
+
+if __name__ == "__main__":
+    multiprocessing.set_start_method("spawn")
+    from mmgen.cli import main
+
+    sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.recipe
+@pytest.mark.parametrize("own", [False, True], ids=["shipped", "own"])
+def test_data_workers_that_are_spawned(tmp_path, own):  # as on macOS, on Windows and from Python 3.14 on
+    (tmp_path / "spawn.py").write_text(SPAWN, encoding="utf-8")
+    if own:
+        shutil.copytree(recipe_folder("judge"), tmp_path / "own")
+    arguments = [
+        "train",
+        tmp_path / "own" if own else "judge",
+        "--config",
+        "smoke",
+        "--out",
+        tmp_path / "run",
+        "fit.workers=1",
+    ]
+    environment = {**os.environ, **ENVIRONMENT, "MMGEN_CACHE": os.environ["MMGEN_CACHE"]}
+    command = [sys.executable, tmp_path / "spawn.py", *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "run" / "model").is_dir()
 
 
 def test_cores_are_shared_out_unless_the_user_says_otherwise(monkeypatch):

@@ -203,7 +203,7 @@ def test_audio_comes_back_from_its_spectrogram():
         (b"", r"a\.wav: got 0 bytes"),
         (b"no sound at all", r"a\.wav: got a file that begins with b'no sound at '"),
         (wav(TONE)[:20], r"a\.wav: got a file that begins with"),
-        (wav(TONE[:0]), r"a\.wav: got samples of shape \(0,\)"),
+        (wav(TONE[:0]), r"a\.wav: got no samples, expected at least one"),
         (wav(np.where(np.arange(8000) < 3, np.nan, TONE)), r"a\.wav: got 3 samples that are NaN or infinite"),
     ],
     ids=["empty", "text", "cut", "no samples", "nan"],  # bytes of a wav as an id hold the second it was written
@@ -260,7 +260,7 @@ def test_processors_are_saved_with_the_model(tmp_path):
         (lambda: AudioProcessor()(torch.zeros(2, 100)), r"audio: got samples of shape \(2, 100\)"),
         (lambda: VectorProcessor([1.0], [1.0])([float("nan")]), "vector: got nan at entry 0"),
         (lambda: VectorProcessor([1.0], [1.0])([1, 2]), "vector: got 2 numbers, expected 1"),
-        (lambda: VectorProcessor([1.0], [1.0])("word"), "vector: got word"),
+        (lambda: VectorProcessor([1.0], [1.0])("word"), "vector: got 'word', expected numbers joined"),
         (lambda: VectorProcessor([1.0], [1.0])([[1.0]]), r"vector: got shape \(1, 1\)"),
         (lambda: VectorProcessor([1.0], [0.0]), "std: got 0.0"),
         (lambda: VectorProcessor([1.0], []), "vector: got 1 means and 0 stds"),
@@ -272,3 +272,47 @@ def test_wrong_settings_and_values_say_so(call, message):
     with pytest.raises(UserError, match=message) as error:
         call()
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", b"1,-2.5,3\n"),
+        ("column.csv", b"\xef\xbb\xbf1\r\n-2.5\r\n\r\n3\r\n"),
+        ("comma.csv", b"1,0;-2,5;3"),
+        ("a.json", b"[1, -2.5, 3]"),
+        ("a.NPY", None),
+    ],
+)
+def test_a_vector_is_read_from_a_file(tmp_path, name, content):
+    file = tmp_path / name
+    if content is None:
+        with file.open("wb") as place:
+            np.save(place, np.array([[1, -2.5, 3]]))
+    else:
+        file.write_bytes(content)
+    for value in (file, str(file), "1,-2.5,3", " [1, -2.5, 3]", [1, -2.5, 3]):
+        assert VectorProcessor([0.0] * 3, [1.0] * 3)(value).tolist() == [1, -2.5, 3]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", b"x,y\n1,2", "a.csv: got could not convert string to float: 'x', expected one vector of numbers"),
+        ("a.csv", b"1,,2", "a.csv: got could not convert"),
+        ("a.csv", b"1,2\n3,4", r"vector: got shape \(2, 2\)"),
+        ("a.csv", b"\xff", "a.csv: got 'utf-8' codec"),
+        ("a.csv", b"", "vector: got 0 numbers, expected 2"),
+        ("a.json", b"{", "a.json: got Expecting"),
+        ("a.json", b'{"a": 1}', "vector: got {'a': 1}, expected a list of numbers"),
+        ("a.npy", b"PK\x03\x04", "a.npy: got .*expected one vector"),
+        ("a.npy", b"", "a.npy: got .*expected one vector"),
+        ("b.npy", None, "b.npy: got no such file"),
+        ("a.txt", b"1,2", "a.txt', expected numbers joined by commas, or a .npy, .csv or .json file"),
+    ],
+)
+def test_a_file_that_holds_no_vector(tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        VectorProcessor([0.0] * 2, [1.0] * 2)(str(tmp_path / name))

@@ -137,19 +137,19 @@ def test_a_card_without_validation_trains_a_captioner(tmp_path, captioning):
     assert (tmp_path / "run" / "model").is_dir() and not list((tmp_path / "run").glob("samples/*"))
 
 
-def rows_of_words(monkeypatch, script, *words):
+def rows_of_words(monkeypatch, *words):
     rows = Dataset.from_dict({"image": [{"bytes": b"no picture"}] * len(words), "word": list(words)})
-    monkeypatch.setattr(script, "open_card", lambda *a, **k: rows)
+    monkeypatch.setattr("mmgen.data.rows.open_card", lambda *a, **k: rows)
 
 
 def test_a_mistake_in_a_row_names_the_row(monkeypatch, captioning):
     config = captioning_config()
     model = captioning.Captioner(**asdict(config.model))
-    rows_of_words(monkeypatch, captioning, "one", " ")
-    with pytest.raises(UserError, match="digits: test: row 1: text: got ' ', expected at least one word"):
+    rows_of_words(monkeypatch, "one", " ")
+    with pytest.raises(UserError, match="digits: test: row 1: column word: got ' ', expected a value"):
         captioning.Captions(model, config.data, "test")
-    rows_of_words(monkeypatch, captioning, "one", "two")
-    with pytest.raises(UserError, match="digits: test: row 1: image bytes: got"):
+    rows_of_words(monkeypatch, "one", "two")
+    with pytest.raises(UserError, match="digits: test: row 1: column image: image bytes: got"):
         captioning.Captions(model, config.data, "test")[1]
 
 
@@ -157,7 +157,7 @@ def test_references_are_checked_before_captions_are_made(tmp_path, monkeypatch, 
     config = captioning_config()
     model = captioning.Captioner(**asdict(config.model))
     monkeypatch.setattr(model, "generate", lambda *a, **k: pytest.fail("captions were made"))
-    monkeypatch.setattr(captioning, "load", lambda folder: model)
-    rows_of_words(monkeypatch, captioning, "one", "?!")
-    with pytest.raises(UserError, match=r"digits: test: row 1: references: got \['\?!'\], expected captions of at least one"):
+    monkeypatch.setattr(captioning, "load", lambda folder, **settings: model)
+    rows_of_words(monkeypatch, "one", "?!")
+    with pytest.raises(UserError, match=r"digits: test: row 1: column word: got \['\?!'\], expected captions of at least one"):
         captioning.evaluate(tmp_path, config, "test")

@@ -188,7 +188,7 @@ def test_a_captioner_of_other_settings_is_not_taken(run, tmp_path, override):
 def test_a_text_that_is_too_long_is_named(run):
     out, config = run
     with pytest.raises(
-        UserError, match=r"digits: test: row \d+: text: got \d+ tokens: 'a handwritten \w+', expected at most 3"
+        UserError, match=r"digits: test: row \d+: column caption: got \d+ tokens: 'a handwritten \w+', expected at most 3"
     ):
         MODULE.pairs(replace(config.data, length=3), "test", **load(out).processors)
 

@@ -106,7 +106,6 @@ def table(file, rows, header="text,label", encoding="utf-8"):
             "data.text (a column of my): got text, expected a column of text; write data.text=words or data.text=texts",
         ),
         (["x,a", "y,b"], {"header": "text,mood"}, "expected a column of label; its columns are text, mood"),
-        (["x,a", "y,b"], {}, "judging.split: got validation, expected a known name; choose one of test, train"),
         (["caf\N{LATIN SMALL LETTER E WITH ACUTE},a"], {"encoding": "latin-1"}, "my.csv: line 2: "),
     ],
 )
@@ -119,6 +118,18 @@ def test_tables_that_cannot_be(tmp_path, rows, options, message):
 def test_a_missing_table_is_named(tmp_path):
     with pytest.raises(UserError, match=r"got .*none\.csv, expected a card .* a table or a \.md file \(there is none\)"):
         recipe_config(RECIPE, "smoke", [f"data={tmp_path / 'none.csv'}"])
+
+
+def test_a_split_that_the_second_stage_lacks_is_told_before_the_first(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"judging\.split: got validation, expected a known name; choose one of test, train"):
+        recipe_config(RECIPE, "smoke", [table(tmp_path / "my.csv", ["text 0,a", "text 6,b"])])
+    config = recipe_config(RECIPE, "smoke", [])  # of a card it is known when its rows are read
+    read_all = MODULE.read_all
+    empty = MODULE.Texts([], [], ["negative", "positive"])
+    monkeypatch.setattr(MODULE, "read_all", lambda c, split, n: empty if split == "validation" else read_all(c, split, n))
+    monkeypatch.setattr(MODULE, "fit", lambda *a, **k: pytest.fail("a stage was trained"))
+    with pytest.raises(UserError, match="validation: got 0 texts"):
+        MODULE.train(config, tmp_path, False)
 
 
 def test_a_table_is_split_by_its_texts(tmp_path):
@@ -139,8 +150,11 @@ def test_the_judge_never_sees_what_the_model_trains_on(tmp_path, monkeypatch):
     monkeypatch.setattr(MODULE, "read", lambda config, split, limit=0: asked.append(split) or read(config, split, limit))
     MODULE.train_judge(config, tmp_path, False)
     assert set(asked) == {"validation"}
+    asked.clear()
+    fitted = []
+    monkeypatch.setattr(MODULE, "fit", lambda model, data, *a, **k: fitted.append(len(data)))
     MODULE.train(config, tmp_path, False)
-    assert set(asked) == {"validation", "train"}
+    assert set(asked) == {"validation", "train"} and fitted == [len(read(config, "train").texts)]
     with pytest.raises(UserError, match=r"judging\.split: got train, expected a split that is neither"):
         recipe_config(RECIPE, "smoke", ["judging.split=train"])
 

@@ -273,7 +273,8 @@ def test_a_judge_needs_a_label():
 def test_texts_that_are_too_long_are_named(tmp_path):
     config = recipe_config(RECIPE, "smoke", ["data.text_length=3"])
     with pytest.raises(
-        UserError, match=r"digits: train: row \d+: text: got \d+ tokens: 'a handwritten \w+', expected at most 3; set "
+        UserError,
+        match=r"digits: train: row \d+: column caption: got \d+ tokens: 'a handwritten \w+', expected at most 3; set ",
     ):
         train(RECIPE, config, tmp_path / "run")
     assert not any((tmp_path / "run").rglob("*.safetensors"))  # before anything is trained

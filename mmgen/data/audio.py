@@ -1,9 +1,11 @@
 """Sound: any file that libsndfile reads becomes a mono waveform, then a log-mel spectrogram, and back."""
 
+import re
 from dataclasses import dataclass
 from io import BytesIO
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
+import numpy as np
 import soundfile
 import torch
 import torchaudio
@@ -13,6 +15,79 @@ from mmgen.data.processors import Source, read_bytes
 from mmgen.errors import UserError, check_at_least
 
 FLOOR_DB = -80.0  # quieter than this counts as silence
+LOUDEST = 4.0  # 12 dB above full scale: beyond, samples are not in its unit
+LOSSY = ("MP3", "OGG")  # formats of libsndfile
+STREAM = 0x7FFF0000  # bytes; what a header that was written before its data states is this or more
+
+
+class Sound(NamedTuple):
+    """A decoded sound: samples (t, channels) float32 as they are in the file, samples a second, and the file's format."""
+
+    samples: np.ndarray
+    rate: int
+    format: str
+
+
+def decode_audio(name: str, content: bytes) -> Sound:
+    """Decode a sound file whole.
+
+    Args:
+        name: what errors call it.
+        content: the file's bytes.
+
+    Returns:
+        The sound, of at least one sample.
+
+    Raises:
+        UserError: it is no sound, damaged, cut short or without samples, or has NaN or infinite samples.
+    """
+    form = ""
+    try:
+        with soundfile.SoundFile(_Content(content)) as file:
+            rate, form, told, log = file.samplerate, file.format, file.frames, file.extra_info
+            samples = file.read(dtype="float32", always_2d=True)  # (t, channels)
+    except (soundfile.SoundFileError, RuntimeError, ValueError, MemoryError) as error:
+        got = f"a damaged sound ({error})" if form else f"a file that begins with {content[:12]!r}"
+        expected, fix = "a whole audio file such as WAV, FLAC, OGG or MP3", "check that it is audio, or copy it again"
+        raise UserError(name, got=got, expected=expected, fix=fix) from error
+    if len(samples) == 0:
+        raise UserError(name, got="no samples", expected="at least one", fix="check the recording")
+    frame = (1152 if rate > 24000 else 576) if form == "MP3" else 0  # by one, encoders count differently
+    if missing := _cut(content, form, log, told, len(samples), frame):
+        raise UserError(name, got=f"a sound cut short ({missing})", expected="a whole one", fix="copy or download it again")
+    if bad := int((~np.isfinite(samples)).sum()):
+        got = f"{bad} samples that are NaN or infinite"
+        raise UserError(name, got=got, expected="finite samples", fix="export the recording again")
+    return Sound(samples, rate, form)
+
+
+class _Content(BytesIO):
+    """A file's bytes; libsndfile looks for chunks of a damaged file before its start, and finds its start."""
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return super().seek(max(offset, 0) if whence == 0 else offset, whence)
+
+
+def _cut(content: bytes, form: str, log: str, told: int, read: int, slack: int) -> str:
+    """The sign that a file ends early, or "" where it does not; ``slack`` samples less than told are no sign.
+
+    Formats that state their length in bytes are read as far as they go, with a note in libsndfile's log; a stream, whose
+    length was unknown when its header was written, states the largest number.
+    """
+    if told - read > slack:
+        return f"{read} of {told} samples"
+    for stated, there in re.findall(r"^\W*(?:data|SSND|Data Size|riff)\s*: (\d+) \(should be (\d+)\)", log, re.MULTILINE):
+        if int(there) < int(stated) < STREAM:
+            return f"{there} of {stated} bytes"
+    for there, stated in re.findall(r"frame count (\d+) does not match value from 'ds64' chunk of (\d+)", log):
+        if int(there) < int(stated):
+            return f"{there} of {stated} samples"
+    if form == "OGG":
+        page = content.rfind(b"OggS")
+        table = content[page + 27 :][: content[page + 26] if len(content) > page + 26 else 0]  # lengths of its segments
+        if len(content) < page + 27 + len(table) + sum(table) or not content[page + 5] & 4:
+            return "its last page is not whole"
+    return ""
 
 
 def read_audio(source: Source, rate: int) -> Tensor:
@@ -26,18 +101,16 @@ def read_audio(source: Source, rate: int) -> Tensor:
         (samples,) float32, full scale [-1, 1].
 
     Raises:
-        UserError: missing, unreadable, empty, not a sound, without samples, or with NaN or infinite ones.
+        UserError: missing, unreadable, empty, not a sound, damaged or cut short, without samples, with NaN or infinite ones,
+            or with samples far beyond full scale.
     """
     name, content = read_bytes(source, "audio")
-    try:
-        samples, own_rate = soundfile.read(BytesIO(content), dtype="float32", always_2d=True)  # (t, channels)
-    except soundfile.LibsndfileError as error:
-        got = f"a file that begins with {content[:12]!r}"
-        expected = "a whole audio file such as WAV, FLAC, OGG or MP3"
-        raise UserError(name, got=got, expected=expected, fix="check that it is audio") from error
-    waveform = torch.from_numpy(samples).mean(1)  # (t,)
-    check_waveform(name, waveform)
-    return torchaudio.functional.resample(waveform, own_rate, rate)
+    sound = decode_audio(name, content)
+    if (peak := float(np.abs(sound.samples).max())) > LOUDEST:
+        got, fix = f"samples up to {peak:g}", "divide them by their full scale, such as 32768, and save it again"
+        raise UserError(name, got=got, expected="full scale [-1, 1]", fix=fix)
+    waveform = torch.from_numpy(sound.samples).mean(1)  # (t,)
+    return torchaudio.functional.resample(waveform, sound.rate, rate)
 
 
 def check_waveform(name: str, waveform: Tensor) -> None:

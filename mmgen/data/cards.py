@@ -24,17 +24,22 @@ from mmgen.data.card_files import card_names as card_names
 from mmgen.data.card_files import cards_folder as cards_folder
 from mmgen.data.card_files import find_card, tell
 from mmgen.data.sources import places
-from mmgen.data.sources.columns import check_value, feature
+from mmgen.data.sources.columns import check_value, feature, missing_values, outside_classes, shown_value, stored
 from mmgen.data.sources.front_matter import check_front_matter
 from mmgen.data.sources.places import Unavailable, label_of
-from mmgen.data.sources.readers import options_of, reader_of
+from mmgen.data.sources.readers import Line, options_of, reader_of
 from mmgen.errors import UserError, UserErrors, check_at_least, check_one_of, nearest
 
 if TYPE_CHECKING:
-    import datasets  # slow to import: `mmgen list` reads cards without it
+    import datasets  # slow to import, as the others: `mmgen list` reads cards without them
+    import numpy as np
+    import pyarrow as pa
+    from datasets.arrow_writer import ArrowWriter
 
 
-CHECKED_ROWS = 8  # of each split, whose values `check_card` looks at
+CHECKED_ROWS = 64  # of each split, spread over it, whose values `check_card` decodes
+WRITTEN_ROWS = 100  # that are written together
+REFUSED = (TypeError, ValueError, AttributeError, KeyError, OverflowError, NotImplementedError)  # what Arrow's errors are of
 # errors of a folder that cannot be written; any other is no matter of the cache
 REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST}
 
@@ -199,7 +204,8 @@ def check_card(name_or_path: str | Path, *, data: bool = True, data_folder: str 
 
     Args:
         name_or_path: as in `read_card`.
-        data: open every split too, and compare columns, row counts and the values of its first `CHECKED_ROWS` rows.
+        data: open every split too; compare columns, row counts, missing values and labels of all rows, and what
+            `CHECKED_ROWS` rows hold, spread over the split.
         data_folder: as in `open_card`.
 
     Returns:
@@ -302,23 +308,40 @@ def _words(value: Any) -> str:
 
 def _compare(card: Card, split: str, dataset: datasets.Dataset, source: dict[str, Any]) -> Iterator[UserError]:
     """How the data of one split differ from the card."""
-    from mmgen.data.image import read_image  # it imports torch
-
     want = source.get("splits", card.splits)[split]
     if len(dataset) != want:
         fix = f"write {split}: {len(dataset)}, or use the versions of the data that the card counted"
         yield UserError(f"data card {card.name}: splits.{split}", got=f"{len(dataset)} rows", expected=f"{want}", fix=fix)
-    for row in dataset.select(range(min(len(dataset), CHECKED_ROWS))):
-        for name, value in row.items():
-            what = f"data card {card.name}: column {name}"
-            wrong = check_value(card.columns[name], value)
+    for name, spec in card.columns.items():
+        for bad, expected, fix in _mistakes(spec, dataset.data.column(name)):
+            row, count = int(bad.argmax()), int(bad.sum())
+            got = shown_value(dataset[row][name])
+            got += f", and in {count - 1} more of {len(dataset)} rows" if count > 1 else ""
+            yield UserError(f"{card.name}: {split}: row {row}: column {name}", got=got, expected=expected, fix=fix)
+    step = max(1, (len(dataset) - 1) / max(1, CHECKED_ROWS - 1))
+    chosen = dict.fromkeys(round(i * step) for i in range(min(len(dataset), CHECKED_ROWS)))  # first and last among them
+    for name, spec in card.columns.items():
+        values, lacks = dataset.select_columns([name]), missing_values(dataset.data.column(name))
+        for row in (row for row in chosen if not lacks[row]):
+            what = f"{card.name}: {split}: row {row}: column {name}"
+            try:
+                wrong = check_value(spec, values[row][name])
+            except UserError as error:
+                yield UserError.from_line(f"{what}: {error}")
+                break
             if wrong:
                 yield UserError(what, got=wrong[0], expected=wrong[1], fix="correct the card, or the data")
-            elif card.columns[name]["kind"] == "image":  # its header is good; its pixels may be cut short
-                try:
-                    read_image(value)
-                except UserError as error:
-                    yield UserError.from_line(f"{what}: {error}")
+                break
+
+
+def _mistakes(spec: dict[str, Any], column: pa.ChunkedArray) -> Iterator[tuple[np.ndarray, str, str]]:
+    """What is wrong with some of all values, that can be seen without decoding: where, what is expected, how to fix it."""
+    if spec["kind"] not in ("group", "id") and (bad := missing_values(column)).any():
+        fix = "fill it in, drop the row, or train a model that may lack it, such as multimodal_vae"
+        yield bad, "a text" if spec["kind"] == "text" else "a value", fix
+    if spec["kind"] == "label" and (bad := outside_classes(spec, column)).any():
+        classes = spec["classes"] if isinstance(spec["classes"], int) else len(spec["classes"])
+        yield bad, f"a whole number 0..{classes - 1}", "correct the card's classes, or the data"
 
 
 def _open(
@@ -362,7 +385,7 @@ def _open_source(card, source, reader, split, limit, data_folder, options) -> da
     if not file.exists():
         rows = reader(split, **options) if place is None else reader(split, place, **options)
         rows = tqdm(itertools.islice(rows, limit), f"{card.name} {split}", total, unit="row", delay=1)
-        _write(card, rows, file, source.get("rename", {}))
+        _write(card, split, rows, file, source.get("rename", {}))
     description = f"{card.name} from {label_of(source)}"
     info = datasets.DatasetInfo(description=description, license=str(card.front["license"]), features=_features(card))
     try:
@@ -371,7 +394,7 @@ def _open_source(card, source, reader, split, limit, data_folder, options) -> da
         raise UserError(str(file), got=str(error), expected="a whole Arrow file", fix="delete it") from error
 
 
-def _write(card: Card, rows: Iterator[dict[str, Any]], file: Path, rename: dict[str, str]) -> None:
+def _write(card: Card, split: str, rows: Iterator[dict[str, Any]], file: Path, rename: dict[str, str]) -> None:
     """Write the rows to a partial file and rename it: a reader sees all or nothing, and one process writes at a time."""
     from datasets.arrow_writer import ArrowWriter
 
@@ -381,42 +404,69 @@ def _write(card: Card, rows: Iterator[dict[str, Any]], file: Path, rename: dict[
         with FileLock(file.with_suffix(".lock")):
             if file.exists():  # another process wrote it while this one waited
                 return
-            with contextlib.closing(ArrowWriter(path=str(partial), features=_features(card), writer_batch_size=100)) as writer:
-                for row in rows:
-                    with _fitting(card):
-                        writer.write(_columns(card, row, rename))
-                with _fitting(card):
-                    writer.finalize()
+            waiting: list[tuple[str, dict[str, Any]]] = []  # rows with their places, that are written together
+            with contextlib.closing(
+                ArrowWriter(path=str(partial), features=_features(card), writer_batch_size=None)
+            ) as writer:
+                for number, row in enumerate(rows):
+                    place = f"{card.name}: {row.place if isinstance(row, Line) else f'{split}: row {number}'}"
+                    waiting.append((place, _columns(card, place, row, rename, number == 0)))
+                    if len(waiting) == WRITTEN_ROWS:
+                        _write_rows(card, writer, waiting)
+                _write_rows(card, writer, waiting)
+                writer.finalize()
             partial.replace(file)
 
 
-@contextlib.contextmanager
-def _fitting(card: Card) -> Iterator[None]:
-    """Turn the errors of values that do not fit the card's columns into one that a user can act on."""
-    import pyarrow as pa
+def _write_rows(card: Card, writer: ArrowWriter, waiting: list[tuple[str, dict[str, Any]]]) -> None:
+    """Write rows and forget them; the first value that does not fit its column is named.
 
+    Raises:
+        UserError: there is such a value.
+    """
     try:
-        yield
-    except (pa.ArrowException, TypeError) as error:
-        what, fix = f"data card {card.name}", "correct the kinds or shapes of its columns"
-        raise UserError(what, got=str(error), expected="values that fit the card's columns", fix=fix) from error
+        for _, row in waiting:
+            writer.write(row)
+        writer.write_examples_on_file()
+    except REFUSED as error:
+        found = next(_unfitting(card, waiting), None)
+        what, got, expected = f"data card {card.name}", str(error), "values that fit the card's columns"
+        if found:
+            what, got, expected = f"{found[0]}: column {found[1]}", repr(found[2]), f"a {card.columns[found[1]]['kind']}"
+        fix = "correct the value, or the kind or shape of its column"
+        raise UserError(what, got=got, expected=expected, fix=fix) from error
+    waiting.clear()
 
 
-def _columns(card: Card, row: dict[str, Any], rename: dict[str, str]) -> dict[str, Any]:
-    """The card's columns of one row."""
+def _unfitting(card: Card, rows: list[tuple[str, dict[str, Any]]]) -> Iterator[tuple[str, str, Any]]:
+    """Place, column and value of each that cannot be stored."""
+    import pyarrow as pa
+    from datasets.arrow_writer import TypedSequence
+
+    features = _features(card)
+    for place, row in rows:
+        for name, value in row.items():
+            try:
+                pa.array(TypedSequence([value], type=features[name]))
+            except REFUSED:
+                yield place, name, value
+
+
+def _columns(card: Card, place: str, row: dict[str, Any], rename: dict[str, str], first: bool) -> dict[str, Any]:
+    """The card's columns of one row, as they are stored."""
     names = {name: rename.get(name, name) for name in card.columns}
     missing = [name for name, of in names.items() if of not in row]
-    if missing:
-        had = f"columns {', '.join(row)}"
+    if missing and first:  # later rows of a table may leave out what they lack
+        had = f"columns {', '.join(map(str, row))} in {place}"
         fix = "take it out of the card, or name it under rename"
         raise UserErrors(UserError(f"data card {card.name}: column {m}", got=had, expected=m, fix=fix) for m in missing)
-    return {name: _number(card.columns[name], row[of]) for name, of in names.items()}
-
-
-def _number(spec: dict[str, Any], value: Any) -> Any:
-    """A label as the number of its class."""
-    classes = spec.get("classes")
-    return classes.index(value) if isinstance(classes, list) and value in classes else value
+    values = {}
+    for name, of in names.items():
+        try:
+            values[name] = stored(card.columns[name], row.get(of))
+        except UserError as error:
+            raise UserError.from_line(f"{place}: column {name}: {error}") from error
+    return values
 
 
 def _features(card: Card) -> datasets.Features:

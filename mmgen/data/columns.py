@@ -1,5 +1,6 @@
 """Columns of a data card as a model reads them: the processor that each needs, and their rows as tensors."""
 
+import contextlib
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,8 +11,9 @@ from torch import Tensor
 from mmgen.data.audio import AudioProcessor
 from mmgen.data.image import ImageProcessor
 from mmgen.data.processors import Processor
+from mmgen.data.rows import Column
 from mmgen.data.text import train_tokenizer
-from mmgen.data.vector import VectorProcessor
+from mmgen.data.vector import VectorProcessor, as_vector
 from mmgen.errors import check_one_of
 
 #: kind of a column -> the settings that its processor takes
@@ -28,7 +30,7 @@ def fit_processor(kind: str, values: Sequence[Any], **settings: Any) -> Processo
 
     Args:
         kind: "image", "audio", "text" or "vector".
-        values: those of the training split; of pictures and sounds none is read.
+        values: those of the training split, missing ones left out; of pictures and sounds none is read.
         settings: of that kind, see `SETTINGS`; a text has bytes as tokens, 32 at most, unless they say otherwise.
 
     Raises:
@@ -44,15 +46,18 @@ def fit_processor(kind: str, values: Sequence[Any], **settings: Any) -> Processo
     if kind == "audio":
         return AudioProcessor(**settings)
     if kind == "text":
-        return train_tokenizer(values[:], **{"vocab_size": 259, "max_length": 32, **settings})
-    return VectorProcessor.fit(torch.as_tensor(values[:]))
+        texts = (text for text in values[:] if text is not None and text.strip())
+        return train_tokenizer(texts, **{"vocab_size": 259, "max_length": 32, **settings})
+    if not isinstance(values, Column):
+        return VectorProcessor.fit(torch.as_tensor(values[:]))
+    return VectorProcessor.fit(values.read(i, as_vector) for i in (~values.missing).nonzero()[0].tolist())
 
 
 class Columns(Sequence):
     """Rows of several columns as tensors by name; a text or a recording that several rows share is processed once.
 
     Args:
-        values: name -> the column's values, as many of each.
+        values: name -> the column's values, as many of each; of a `Column`, errors name the row, and a missing value is None.
         processors: name -> what turns one value into a tensor.
 
     >>> columns = Columns({"x": [[1.0], [3.0]]}, {"x": fit_processor("vector", [[1.0], [3.0]])})
@@ -64,18 +69,35 @@ class Columns(Sequence):
         # a column of `datasets` is slow to read value by value, so only what is large stays there
         large = {name for name in values if processors[name].kind in ("image", "audio")}
         self.values = {name: column if name in large else column[:] for name, column in values.items()}
+        self.named = {name: column for name, column in values.items() if isinstance(column, Column)}
+        self.missing = {name: column.missing for name, column in self.named.items()}
         self.processors = processors
         self.shared: dict[Any, Tensor] = {}
 
     def __len__(self) -> int:
         return len(next(iter(self.values.values())))
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
+    def __getitem__(self, index: int) -> dict[str, Tensor | None]:
         return {name: self.read(name, index) for name in self.values}
 
-    def read(self, name: str, index: int) -> Tensor:
-        """One value of one column."""
-        value, process = self.values[name][index], self.processors[name]
+    def has(self, name: str, index: int) -> bool:
+        """Whether a row has its value of a column."""
+        return name not in self.missing or not self.missing[name][index]
+
+    def read(self, name: str, index: int) -> Tensor | None:
+        """One value of one column, None where it is missing.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        if not self.has(name, index):
+            return None
+        column = self.named.get(name)
+        with contextlib.nullcontext() if column is None else column.rows.at(index, column.name):
+            return self._processed(name, self.values[name][index])
+
+    def _processed(self, name: str, value: Any) -> Tensor:
+        process = self.processors[name]
         if process.kind not in ("audio", "text"):
             return process(value)
         key = (name, (value["bytes"] or value["path"]) if process.kind == "audio" else value)

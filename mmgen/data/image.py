@@ -1,8 +1,6 @@
 """Pictures: any file that PIL reads becomes RGB, then a square normalised tensor, and back."""
 
-import struct
 import warnings
-import zlib
 from dataclasses import dataclass
 from io import BytesIO
 from typing import ClassVar
@@ -18,10 +16,6 @@ from mmgen.errors import UserError, check_at_least, check_one_of
 # Larger pictures are refused by their header, before a pixel is decoded: about 0.27 GB as RGB.
 MAX_PIXELS = 89_478_485
 EIGHT_BIT_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "YCbCr")
-# What PIL's decoders raise for damaged files (RuntimeError: AVIF's).
-DAMAGED = (
-    OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, OverflowError, RuntimeError, struct.error, zlib.error
-)  # fmt: skip
 
 
 def read_image(source: Source | Image.Image) -> Image.Image:
@@ -53,7 +47,7 @@ def read_image(source: Source | Image.Image) -> Image.Image:
             picture = picture.convert("RGBA")
             picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
         return picture.convert("RGB")
-    except DAMAGED as error:
+    except Exception as error:  # PIL's decoders each raise kinds of their own for damaged files
         raise damaged(name, error) from error
 
 
@@ -74,7 +68,7 @@ def open_image(name: str, content: bytes) -> Image.Image:
     except UnidentifiedImageError as error:
         got = f"a file that begins with {content[:12]!r}"
         raise UserError(name, got=got, expected=expected, fix="check that it is an image") from error
-    except DAMAGED as error:
+    except Exception as error:  # see `read_image`
         raise damaged(name, error) from error
 
 
@@ -91,7 +85,7 @@ def check_header(name: str, picture: Image.Image) -> None:
         raise UserError(name, got=f"{width} x {height} pixels", expected="at least one pixel", fix="use another picture")
     try:
         frames = getattr(picture, "n_frames", 1)
-    except DAMAGED as error:
+    except Exception as error:  # see `read_image`
         raise damaged(name, error) from error
     if frames > 1 and picture.format != "MPO":  # MPO: what phones write, one photograph with previews of itself
         fix = "save one frame as PNG"

@@ -2,31 +2,28 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from mmgen.data.batch import Batch, collate
-from mmgen.data.cards import open_card
 from mmgen.data.image import ImageProcessor
 from mmgen.data.processors import Processor
+from mmgen.data.rows import open_rows
 from mmgen.errors import UserError
 
 
 def texts_of(card: str, column: str, split: str = "train", limit: int = 0) -> list[str]:
     """The texts of a column of one or several a row, of the first ``limit`` rows, 0 for all.
 
+    Raises:
+        UserError: one is missing.
+
     >>> texts_of("digits", "caption", limit=2)
     ['a handwritten zero', 'a handwritten one']
     """
-    return [text for texts in _each(open_card(card, split, limit=limit or None), column) for text in texts]
-
-
-def _each(rows: Any, column: str) -> list[list[str]]:
-    """The texts of every row."""
-    return [[texts] if isinstance(texts, str) else texts for texts in rows[column][:]]
+    return [text for texts in open_rows(card, split, [column], limit=limit)[column].texts() for text in texts]
 
 
 class Pairs(Sequence):
@@ -44,7 +41,8 @@ class Pairs(Sequence):
         limit: rows of the split; 0 takes all.
 
     Raises:
-        UserError: a text that is empty, or longer than ``length``; the message names the card, the split and the row.
+        UserError: a picture or text that is missing or cannot be read, a text longer than ``length``; the message names the
+            card, the split, the row and the column.
 
     >>> pairs = Pairs("digits", "test", ("image", "caption"), ImageProcessor(8, 1), limit=3)
     >>> len(pairs), pairs[0]["image"].shape
@@ -61,28 +59,27 @@ class Pairs(Sequence):
         length: int | None = None,
         limit: int = 0,
     ) -> None:
-        self.rows, self.image = open_card(card, split, limit=limit or None), image
-        self.name, self.eye = columns[0], replace(image, mean=0.0, std=1.0)
-        self.pictures = self.rows.select_columns([self.name])  # a row of these is read ten times as fast as a value
+        self.rows = open_rows(card, split, columns[: 1 if text is None else 2], limit=limit)
+        self.image, self.eye = image, replace(image, mean=0.0, std=1.0)
+        self.pictures = self.rows[columns[0]]
         self.kept: dict[int, Tensor] = {}
         self.items = list(range(len(self.rows)))  # the row of each
         self.texts: list[str] = []
         self.ids: list[Tensor] = []
         if text is None:
             return
-        told = _each(self.rows, columns[1])
+        told = self.rows[columns[1]].texts()
         self.items = [row for row, texts in enumerate(told) for _ in texts]
         self.texts = [text for texts in told for text in texts]
         read: dict[str, Tensor] = {}
         for row, value in zip(self.items, self.texts):
-            try:
-                read[value] = ids = read[value] if value in read else text(value)
-            except UserError as error:
-                raise UserError.from_line(f"{card}: {split}: row {row}: {error}") from error
-            self.ids.append(ids)
+            if value not in read:
+                with self.rows.at(row, columns[1]):
+                    read[value] = text(value)
+            self.ids.append(read[value])
         longest = max(range(len(self)), key=lambda i: len(self.ids[i]), default=None)
         if longest is not None and length is not None and (most := len(self.ids[longest])) > length:
-            what, got = f"{card}: {split}: row {self.items[longest]}: text", f"{most} tokens: {self.texts[longest]!r}"
+            what, got = self.rows.place(self.items[longest], columns[1]), f"{most} tokens: {self.texts[longest]!r}"
             raise UserError(what, got=got, expected=f"at most {length}", fix=f"set the config's length of texts to {most}")
 
     def __len__(self) -> int:
@@ -95,7 +92,7 @@ class Pairs(Sequence):
         """That of an item, (c, h, w)."""
         row = self.items[index]
         if row not in self.kept:
-            self.kept[row] = (self.eye(self.pictures[row][self.name]) * 255).round().to(torch.uint8)
+            self.kept[row] = (self.pictures.read(row, self.eye) * 255).round().to(torch.uint8)
         return self.image.standardise(self.kept[row])
 
     def all(self, count: int | None = None) -> Tensor:

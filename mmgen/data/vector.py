@@ -1,9 +1,12 @@
 """Vectors of measurements, each entry standardised by the training data's mean and standard deviation."""
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -59,8 +62,8 @@ class VectorProcessor:
         """(d,) of the tensors."""
         return (len(self.mean),)
 
-    def __call__(self, value: Sequence[float] | Tensor) -> Tensor:
-        """d numbers -> (d,) float32."""
+    def __call__(self, value: Sequence[float] | Tensor | str | Path) -> Tensor:
+        """d numbers, or what `read_numbers` reads them from, -> (d,) float32."""
         vector = as_vector(value)
         if len(vector) != len(self.mean):
             raise UserError("vector", got=f"{len(vector)} numbers", expected=f"{len(self.mean)}", fix="check the column")
@@ -72,12 +75,56 @@ class VectorProcessor:
         return (tensor.detach().double().cpu() * torch.tensor(self.std).double() + torch.tensor(self.mean).double()).tolist()
 
 
-def as_vector(value: Sequence[float] | Tensor) -> Tensor:
+def read_numbers(source: str | Path) -> Any:
+    """The numbers that a text holds, or a file.
+
+    Args:
+        source: numbers joined by commas, as in ``0.5,-1,2e3``, with or without brackets; or the path of a .npy, .csv or .json
+            file that holds one vector. A .csv file has one row or one column and no header; between semicolons a comma is a
+            decimal point.
+
+    Raises:
+        UserError: it is neither, or the file cannot be read.
+
+    >>> read_numbers("0.5, -1,2e3"), read_numbers("[1, 2]")
+    ([0.5, -1.0, 2000.0], [1.0, 2.0])
+    """
+    text, file = str(source).strip(), Path(source)
+    try:
+        return _row(text.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        pass  # then it is a path
+    expected, fix = "numbers joined by commas, or a .npy, .csv or .json file", "write it as in 0.5,-1,2"
+    if file.suffix.lower() not in (".npy", ".csv", ".json"):
+        raise UserError("vector", got=repr(text), expected=expected, fix=fix)
+    try:
+        if file.suffix.lower() == ".npy":
+            with file.open("rb") as content:
+                return numpy.lib.format.read_array(content, allow_pickle=False).squeeze()
+        written = file.read_text(encoding="utf-8-sig")
+        if file.suffix.lower() == ".json":
+            return json.loads(written)
+        rows = [_row(line) for line in written.splitlines() if line.strip()]
+        return [row[0] for row in rows] if all(len(row) == 1 for row in rows) else rows[0] if len(rows) == 1 else rows
+    except FileNotFoundError as error:
+        raise UserError(f"vector {file}", got="no such file", expected=expected, fix="check the path") from error
+    except (OSError, ValueError) as error:  # a damaged file is a ValueError of each reader
+        raise UserError(f"vector {file}", got=str(error), expected="one vector of numbers", fix="write it anew") from error
+
+
+def _row(line: str) -> list[float]:
+    numbers = line.replace(",", ".").split(";") if ";" in line else line.split(",")
+    return [float(number) for number in numbers]
+
+
+def as_vector(value: Sequence[float] | Tensor | str | Path) -> Tensor:
     """A flat float64 vector of finite numbers.
 
     Raises:
         UserError: it is anything else.
     """
+    if isinstance(value, str | Path):
+        value = read_numbers(value)
     try:
         vector = torch.as_tensor(value, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:

@@ -135,14 +135,14 @@ class AggregatePrior(nn.Module):
         """Fit the mixture by expectation maximisation.
 
         Args:
-            z: (n, k) draws of the aggregate posterior, n at least the number of components.
+            z: (n, k) draws of the aggregate posterior, n at least the number of components, and at least 2.
 
         Raises:
             UserError: fewer draws, or another shape.
         """
         components, k = self.mean.shape
-        if z.ndim != 2 or z.shape[1] != k or len(z) < components:
-            expected, fix = f"(n, {k}) with n at least {components}", "give more draws, or fewer components"
+        if z.ndim != 2 or z.shape[1] != k or len(z) < max(components, 2):
+            expected, fix = f"(n, {k}) with n at least {max(components, 2)}", "give more draws, or fewer components"
             raise UserError("draws", got=f"shape {tuple(z.shape)}", expected=expected, fix=fix)
         mixture = GaussianMixture(components, covariance_type="diag", reg_covar=1e-4, random_state=0)
         mixture.fit(z.detach().double().cpu().numpy())

@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from mmgen.data.cards import cache_folder, filled_whole
+from mmgen.data.rows import Column
 
 
 def cached_features(read: Callable[[Tensor], Mapping[str, Tensor]], values: Sequence[Any], process: Callable[[Any], Tensor],
@@ -20,7 +21,7 @@ def cached_features(read: Callable[[Tensor], Mapping[str, Tensor]], values: Sequ
 
     Args:
         read: a batch (b, ...) -> name -> features (b, ...), such as a frozen encoder.
-        values: raw values, as a column of a data card.
+        values: raw values; of a `Column`, errors of ``process`` name the row.
         process: one raw value -> tensor.
         key: all that the features depend on: weights, transform, data. JSON values.
         batch_size: values read at once.
@@ -57,7 +58,9 @@ def _write(read, values: Sequence[Any], process, folder: Path, batch_size: int) 
     arrays: dict[str, numpy.memmap] = {}
     with filled_whole(folder) as partial, torch.no_grad():
         for start in tqdm(range(0, len(values), batch_size), desc="features", unit="batch", dynamic_ncols=True):
-            batch = torch.stack([process(value) for value in values[start : start + batch_size]])
+            rows = range(start, min(start + batch_size, len(values)))
+            named = isinstance(values, Column)
+            batch = torch.stack([values.read(i, process) if named else process(values[i]) for i in rows])
             for name, features in read(batch).items():
                 if name not in arrays:
                     shape = (len(values), *features.shape[1:])

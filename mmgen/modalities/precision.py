@@ -1,9 +1,9 @@
 """Number formats that fit the machine: bfloat16 where it is computed natively, float32 elsewhere."""
 
 import functools
+import logging
 import os
 import time
-import warnings
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +33,7 @@ def native_bfloat16() -> bool:
 def resolve_dtype(name: str) -> torch.dtype:
     """The torch dtype of a name; ``auto`` is bfloat16 where `native_bfloat16` holds and float32 elsewhere.
 
-    An explicit ``bf16`` that this machine emulates gives one warning with the measured factor.
+    An explicit ``bf16`` that this machine emulates is logged once, as a warning with the measured factor.
 
     Args:
         name: ``auto``, ``bf16``, ``fp16`` or ``fp32``.
@@ -53,14 +53,14 @@ def resolve_dtype(name: str) -> torch.dtype:
 
 @functools.cache  # once
 def warn_of_emulated_bfloat16(fix: str) -> None:
-    """Warn, once, that this machine emulates bfloat16, and by which factor float32 is faster.
+    """Log, once, that this machine emulates bfloat16, and by which factor float32 is faster.
 
     Args:
         fix: the setting that avoids it.
     """
     if not native_bfloat16():
         slower = f"{_bfloat16_seconds_per_float32_second():.0f} times slower than float32"
-        warnings.warn(f"bfloat16 is {slower} on this machine, which emulates it; set {fix}", stacklevel=3)
+        logging.getLogger("mmgen").warning(f"bfloat16 is {slower} on this machine, which emulates it; set {fix}")
 
 
 def _onednn_has_bfloat16() -> bool:

@@ -70,7 +70,7 @@ class FitConfig:
 
     def __post_init__(self) -> None:
         errors = [error for name, low in _LEAST.items() if (error := _out_of_range(name, getattr(self, name), low))]
-        if self.ema >= 1:
+        if 1 <= self.ema < math.inf:
             errors.append(UserError("ema", got=self.ema, expected="a decay below 1", fix="use 0.999 for example"))
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):  # a NaN fails too
             expected, fix = "two decay rates, each at least 0 and below 1", "use [0.9, 0.95] for example"
@@ -103,6 +103,8 @@ def check_machine(config: Any) -> None:
     """
     from accelerate.utils import is_bf16_available, is_tensorboard_available, is_wandb_available
 
+    from mmgen.modalities.precision import warn_of_emulated_bfloat16  # here: it imports torch
+
     kind = processes.device().type
     precisions = {"no": True, "fp16": kind not in ("cpu", "mps"), "bf16": kind == "cpu" or is_bf16_available()}
     trackers = {"none": True, "tensorboard": is_tensorboard_available(), "wandb": is_wandb_available()}
@@ -112,6 +114,8 @@ def check_machine(config: Any) -> None:
             got, other = f"{fit.precision} on a {kind}", next(name for name in ("bf16", "no") if precisions[name])
             expected, fix = "a precision that the device computes in", f"set {path}.precision={other}"
             errors.append(UserError(f"{path}.precision", got=got, expected=expected, fix=fix))
+        if fit.precision == "bf16":
+            warn_of_emulated_bfloat16(f"{path}.precision=no")
         if not trackers[fit.tracker]:
             fix = f"pip install {fit.tracker}, or set {path}.tracker=none"
             errors.append(UserError(f"{path}.tracker", got=fit.tracker, expected="an installed package", fix=fix))
@@ -271,15 +275,23 @@ def _check(cls: type, values: dict[str, Any], path: str, errors: list[UserError]
                 fix = f"write {name}.KEY=VALUE"
                 errors.append(UserError(f"config key {name}", got=value, expected="a section of keys", fix=fix))
         else:
+            value = "" if value is None and fields[key] is str else value  # `key=` is an empty text
             try:
+                if value is None and not _takes_null(cls, key, fields[key]):  # jsonargparse takes null for every type
+                    raise ArgumentError(None, "null")
                 _value_parser(fields[key]).parse_object({"value": value})
                 good[key] = value
             except ArgumentError:
                 expected = getattr(fields[key], "__name__", None) or str(fields[key])
                 expected = str(fields[key]).replace("typing.", "") if "[" in str(fields[key]) else expected
                 fix = f"write for example {name}={_example(cls, key)}"
-                errors.append(UserError(f"config key {name}", got=value, expected=expected, fix=fix))
+                got = "no value" if value is None else value
+                errors.append(UserError(f"config key {name}", got=got, expected=expected, fix=fix))
     return good
+
+
+def _takes_null(cls: type, key: str, kind: Any) -> bool:
+    return kind is Any or type(None) in typing.get_args(kind) or _example(cls, key) is None
 
 
 def _example(cls: type, key: str) -> Any:

@@ -1,5 +1,6 @@
 """What pictures are compared by: features of a packaged network, and their own values."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -8,6 +9,7 @@ from tqdm.auto import tqdm
 
 from mmgen import processes
 from mmgen.data.image import ImageProcessor
+from mmgen.metrics.frechet import frechet_distance
 from mmgen.modalities.image import ImageEncoder
 
 AT_ONCE = 50  # pictures that are read together
@@ -34,6 +36,18 @@ def picture_features(backbone: str, processor: ImageProcessor, values: Sequence[
         pictures = torch.stack([eye(processor.decode(value)) for value in values[start : start + AT_ONCE]])
         parts.append(encoder(pictures.to(device)).cpu())
     return torch.cat(parts)
+
+
+def frechet(real: Tensor, made: Tensor) -> float:
+    """The Fréchet distance of features, see `mmgen.metrics.frechet.frechet_distance`; NaN where a set has fewer than two.
+
+    Args:
+        real, made: (n, d) and (m, d), as of `picture_features`.
+
+    >>> frechet(torch.ones(1, 3), torch.ones(1, 3))
+    nan
+    """
+    return frechet_distance(real, made) if min(len(real), len(made)) > 1 else math.nan
 
 
 def nearest_pictures(x: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from mmgen.data.cards import Card, open_card, read_card
+from mmgen.data.cards import Card, read_card
 from mmgen.data.image import ImageProcessor
+from mmgen.data.rows import open_rows
 from mmgen.errors import UserError
 from mmgen.training.features import nearest_pictures
 from mmgen.training.generate import saved
@@ -57,18 +58,18 @@ def write_nearest(made: Sequence[Sequence[str]], processor: ImageProcessor, card
     read, column = picture_column(card)
     eye = replace(processor, mean=0.0, std=1.0)
     drawn = torch.stack([torch.stack([eye(file) for file in files]) for files in made])  # (b, n, c, h, w)
-    rows, flat = open_card(card, "train"), drawn.flatten(0, 1)  # (b n, c, h, w)
+    rows, flat = open_rows(card, "train", [column]), drawn.flatten(0, 1)  # (b n, c, h, w)
     distance, place = torch.full((len(flat),), torch.inf), torch.zeros(len(flat), dtype=torch.long)
-    nearest, pictures = torch.zeros_like(flat), rows.select_columns([column])
+    nearest, pictures = torch.zeros_like(flat), rows[column]
     with tqdm(total=len(rows), desc="training pictures", dynamic_ncols=True) as bar:
         for start in range(0, len(rows), AT_ONCE):
-            some = pictures.select(range(start, min(start + AT_ONCE, len(rows))))
-            seen = torch.stack([eye(row[column]) for row in some])  # (m, c, h, w)
+            some = range(start, min(start + AT_ONCE, len(rows)))
+            seen = torch.stack([pictures.read(i, eye) for i in some])  # (m, c, h, w)
             found, which = nearest_pictures(flat, seen)
             better = found < distance
             distance[better], place[better], nearest[better] = found[better], start + which[better], seen[which[better]]
             bar.update(len(some))
-    texts = next((rows.select_columns([name]) for name, spec in read.columns.items() if spec["kind"] == "text"), None)
+    texts = next((rows[name] for name, spec in read.columns.items() if spec["kind"] == "text"), None)
     lines = [
         {"file": file, "distance": d, "training_row": row, "text": _text(texts, row), "variety": v}
         for file, d, row, v in zip((f for files in made for f in files), distance.tolist(), place.tolist(), _variety(drawn))
@@ -96,5 +97,5 @@ def _variety(drawn: Tensor) -> list[float | None]:
 
 
 def _text(texts: Any, row: int) -> str:
-    value = next(iter(texts[row].values())) if texts is not None else ""
-    return value if isinstance(value, str) else value[0]
+    value = texts[row] if texts is not None else ""
+    return value if isinstance(value, str) else next(iter(value or ()), "")

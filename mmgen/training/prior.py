@@ -26,14 +26,15 @@ def prior_fit(
         seed: of the draws.
 
     Raises:
-        UserError: the items are fewer than the prior's components, which would be found out after training only.
+        UserError: the items are fewer than the prior's components, or than two, which would be found out after training only.
     """
     if not isinstance(model.prior, AggregatePrior):
         return None
     components, items = len(model.prior.weight), range(min(ITEMS, len(data)))
-    if len(items) < components:
-        got, fix = f"{len(items)} training items", f"set model.prior_settings.components={len(items)} or less"
-        raise UserError("prior aggregate", got=got, expected=f"at least {components}, its components", fix=fix)
+    if len(items) < max(components, 2):
+        expected = f"at least {components}, its components" if components > 1 else "at least 2, whose spread it takes"
+        fix = f"set model.prior_settings.components={len(items)} or less" if len(items) > 1 else "set model.prior=standard"
+        raise UserError("prior aggregate", got=f"{len(items)} training items", expected=expected, fix=fix)
 
     def finish(model: VAE | MultimodalVAE) -> None:
         parts = (items[start : start + AT_ONCE] for start in items[::AT_ONCE])

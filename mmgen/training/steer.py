@@ -75,12 +75,13 @@ def bag(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"bag {name}", got=str(error), expected="a text with a word a line", fix="save it as UTF-8") from error
     weights: dict[str, float] = {}
-    for word, _, weight in (line.rstrip().partition("\t") for line in lines):
+    for number, (word, _, weight) in enumerate((line.rstrip().partition("\t") for line in lines), 1):
         try:
             weights[word] = float(weight or 1)
         except ValueError as error:
             fix = "write the word, a tab and a number"
-            raise UserError(f"bag {name}: weight of {word!r}", got=weight, expected="a number above 0", fix=fix) from error
+            what = f"bag {name}: line {number}: weight of {word!r}"
+            raise UserError(what, got=weight, expected="a number above 0", fix=fix) from error
     return BagOfWords(model, tokenizer, weights)
 
 

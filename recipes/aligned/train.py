@@ -19,8 +19,9 @@ from torch import Tensor
 from mmgen import processes
 from mmgen.cli import main
 from mmgen.data.batch import Batch, collate
-from mmgen.data.cards import check_column, open_card, read_card
+from mmgen.data.cards import check_column, read_card
 from mmgen.data.image import ImageProcessor
+from mmgen.data.rows import Column, open_rows
 from mmgen.errors import UserError, check_at_least
 from mmgen.metrics.retrieval import chance_at, r_precision, recall_at
 from mmgen.models.aligned import Aligned
@@ -69,46 +70,42 @@ class Config:
     seeds: int = 1
 
 
-class Reduced(Sequence):
+class Reduced(Column):
     """The pictures of a column at ``side`` pixels, each reduced when it is read."""
 
-    def __init__(self, column: Sequence, side: int) -> None:
-        self.column, self.process = column, ImageProcessor(side)
-
-    def __len__(self) -> int:
-        return len(self.column)
+    def __init__(self, column: Column, side: int) -> None:
+        super().__init__(column.rows, column.name)
+        self.process = ImageProcessor(side)
 
     def __getitem__(self, index: int | slice) -> Image.Image | list[Image.Image]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        return self.process.decode(self.process(self.column[index]))
+        return self.process.decode(self.process(super().__getitem__(index)))
 
 
 class Pairs(Sequence):
     """Pairs of an item of the card and one of its texts, in order.
 
     Raises:
-        UserError: a text that cannot be read; the message names the card, the split and the row, from 0.
+        UserError: a value that is missing or cannot be read; the message names the card, the split, the row from 0, and the
+            column.
     """
 
     def __init__(self, model: Aligned, data: Data, split: str) -> None:
-        rows = open_card(data.card, split, limit=data.limit or None)
+        rows = open_rows(data.card, split, [data.input, data.text], limit=data.limit)
         self.inputs, self.modality, self.process = rows[data.input], model.modality, model.processors[model.modality]
         if data.side:
             self.inputs = Reduced(self.inputs, data.side)
         self.pairs: list[tuple[int, Tensor]] = []
         said: list[str] = []
-        for i, texts in enumerate(rows[data.text]):
-            texts = [texts] if isinstance(texts, str) else texts
-            try:
+        for i, texts in enumerate(rows[data.text].texts()):
+            with rows.at(i, data.text):
                 self.pairs += [(i, model.tokens(text)) for text in texts]
-                said += texts
-            except UserError as error:
-                raise UserError.from_line(f"{data.card}: {split}: row {i}: {error}") from error
+            said += texts
         self.features: Tensor | None = None
         if not model.trained_encoder:
             side = [str(data.side)] if data.side else []
-            self.features = model.all_features(self.inputs, [rows._fingerprint, data.input, *side])
+            self.features = model.all_features(self.inputs, [rows.fingerprint, data.input, *side])
         self.sentences: Tensor | None = None
         if "sentence" in model.towers:
             model.to(processes.device())
@@ -129,7 +126,7 @@ class Pairs(Sequence):
         """The picture or sound of one item of the card."""
         if self.features is not None:
             return {"features": self.features[item]}
-        return {self.modality: self.process(self.inputs[item])}
+        return {self.modality: self.inputs.read(item, self.process)}
 
     def batches(self, items: Sequence[int]) -> Iterator[Batch]:
         """Items of the card without their texts."""
@@ -200,7 +197,7 @@ class Ridge:
     """
 
     def __init__(self, x: Tensor, y: Tensor) -> None:
-        self.mean, self.std = x.mean(0), x.std(0).clamp(min=1e-3)
+        self.mean, self.std = x.mean(0), x.std(0, correction=min(1, len(x) - 1)).clamp(min=1e-3)
         held = torch.arange(len(x)) % 10 == 0
         x, best, kept = self.standard(x), -1.0, PENALTIES[0]
         square, cross = x[~held].T @ x[~held], x[~held].T @ y[~held]

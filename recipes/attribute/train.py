@@ -24,8 +24,9 @@ from mmgen.conditioning.language_model import check_room, load_language_model
 from mmgen.conditioning.prefix import positions
 from mmgen.conditioning.representations import mean_state
 from mmgen.data.batch import collate
-from mmgen.data.cards import check_column, class_names, open_card, read_card
+from mmgen.data.cards import check_column, class_names, read_card
 from mmgen.data.label import LabelProcessor
+from mmgen.data.rows import Rows, open_rows
 from mmgen.data.text import TextProcessor, tokens_of
 from mmgen.data.vector import VectorProcessor
 from mmgen.errors import check_at_least
@@ -76,11 +77,20 @@ class Config:
     seeds: int = 1
 
 
+def labelled_rows(data: Data, split: str) -> Rows:
+    """The rows of a split that have a text and a label.
+
+    Raises:
+        UserError: a label is none of the card's classes, or no row has both.
+    """
+    return open_rows(data.card, split, [], [data.input, data.label], data.limit).having(data.input, data.label)
+
+
 class Labelled(Sequence):
     """The mean hidden state of each text, computed once and cached, and the number of its label."""
 
     def __init__(self, config: Config, split: str) -> None:
-        data, rows = config.data, open_card(config.data.card, split, limit=config.data.limit or None)
+        data, rows = config.data, labelled_rows(config.data, split)
         model, tokenizer = load_language_model(config.language_model, config.dtype)
         check_room(model, data.max_tokens, "data.max_tokens", "set fewer")
         device = processes.device()
@@ -98,7 +108,7 @@ class Labelled(Sequence):
             )
             return {"hidden": mean_state(output.hidden_states[-1], mask)}
 
-        key = {"weights": fingerprint(model), "max_tokens": data.max_tokens, "data": [rows._fingerprint, data.input]}
+        key = {"weights": fingerprint(model), "max_tokens": data.max_tokens, "data": [rows.fingerprint, data.input]}
         with processes.join().main_process_first():
             self.hidden = cached_features(read, rows[data.input], process, key)["hidden"]  # (n, d)
         self.labels: list[int] = rows[data.label][:]
@@ -112,20 +122,17 @@ class Labelled(Sequence):
 
 
 class Sentences(Sequence):
-    """The tokens of each text, and the number of its label; empty texts are left out."""
+    """The tokens of each text, and the number of its label."""
 
     def __init__(self, data: Data, split: str, processor: TextProcessor) -> None:
-        rows = open_card(data.card, split, limit=data.limit or None)
-        pairs = zip(rows[data.input], rows[data.label])
-        self.pairs = [(text, label) for text, label in pairs if text and text.strip()]
-        self.processor = processor
+        rows = labelled_rows(data, split)
+        self.texts, self.labels, self.processor = rows[data.input], rows[data.label][:], processor
 
     def __len__(self) -> int:
-        return len(self.pairs)
+        return len(self.labels)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        text, label = self.pairs[index]
-        return {"text": self.processor(text), "label": torch.tensor(label)}
+        return {"text": self.texts.read(index, self.processor), "label": torch.tensor(self.labels[index])}
 
 
 def check(config: Config) -> None:
@@ -165,7 +172,7 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     data = Labelled(config, split)
     data.process = model.processors["hidden"]
     batch = collate([data[i] for i in range(len(data))]).to(device)
-    majority, _ = Counter(open_card(config.data.card, "train")[config.data.label]).most_common(1)[0]
+    majority, _ = Counter(labelled_rows(replace(config.data, limit=0), "train")[config.data.label]).most_common(1)[0]
     experts = load(stage_folder(RECIPE, run, "experts"), dtype=config.dtype).to(device)
     sentences, right = Sentences(config.data, split, experts.processors["text"]), 0
     for at in tqdm(range(0, len(sentences), AT_ONCE), desc=f"experts on {split}", unit="batch", dynamic_ncols=True):

@@ -7,8 +7,7 @@ accelerate launch recipes/captioning/train.py --config recipes/captioning/gpu.ya
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -22,8 +21,10 @@ from mmgen import processes
 from mmgen.cli import main
 from mmgen.conditioning.language_model import load_language_model
 from mmgen.data.batch import Batch, collate
-from mmgen.data.cards import check_column, open_card, read_card
+from mmgen.data.cards import check_column, read_card
+from mmgen.data.pairs import texts_of
 from mmgen.data.processors import read_bytes
+from mmgen.data.rows import open_rows
 from mmgen.data.text import tokens_of
 from mmgen.errors import UserError
 from mmgen.metrics.captioning import caption_scores, cider, tokenize
@@ -86,23 +87,23 @@ class Captions(Sequence):
         blind: leave the input out.
 
     Raises:
-        UserError: a caption that cannot be read; the message names the card, the split and the row, from 0.
+        UserError: a value that is missing or cannot be read; the message names the card, the split, the row from 0, and the
+            column.
     """
 
     def __init__(self, model: Captioner, data: Data, split: str, blind: bool = False) -> None:
-        self.place = f"{data.card}: {split}"
-        self.rows = open_card(data.card, split, limit=data.limit or None)
+        self.rows, self.text = open_rows(data.card, split, [data.input, data.text], limit=data.limit), data.text
         self.inputs, self.process, self.blind = self.rows[data.input], model.processors[model.modality], blind
-        self.references = [[t] if isinstance(t, str) else list(t) for t in self.rows[data.text]]
+        self.references = self.rows[data.text].texts()
         text = model.processors["text"]
         self.pairs: list[tuple[int, Tensor]] = []
         for i, captions in enumerate(self.references):
-            with self.row(i):
+            with self.rows.at(i, data.text):
                 self.pairs += [(i, text(caption)) for caption in captions]
         self.features: dict[str, Tensor] = {}
         self.modality = model.modality
         if not model.trained_encoder:
-            self.features = model.all_features(self.inputs, [self.rows._fingerprint, data.input])
+            self.features = model.all_features(self.inputs, [self.rows.fingerprint, data.input])
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -115,16 +116,7 @@ class Captions(Sequence):
         """What the captioner sees of one item."""
         if self.features:
             return {"features": self.features["features"][item]}
-        with self.row(item):
-            return {self.modality: self.process(self.inputs[item])}
-
-    @contextmanager
-    def row(self, item: int) -> Iterator[None]:
-        """Mistakes found inside are said to be in this row."""
-        try:
-            yield
-        except UserError as error:
-            raise UserError.from_line(f"{self.place}: row {item}: {error}") from error
+        return {self.modality: self.inputs.read(item, self.process)}
 
     def check_references(self) -> None:
         """Every item has captions that can be scored.
@@ -134,9 +126,8 @@ class Captions(Sequence):
         """
         for i, captions in enumerate(self.references):
             if not captions or not all(tokenize(caption) for caption in captions):
-                with self.row(i):
-                    fix = "drop the row, or fill it in"
-                    raise UserError("references", got=captions, expected="captions of at least one word each", fix=fix)
+                what, expected = self.rows.place(i, self.text), "captions of at least one word each"
+                raise UserError(what, got=captions, expected=expected, fix="drop the row, or fill it in")
 
     def batches(self, size: int = PREFIXES) -> list[Batch]:
         """All items in order, without their captions."""
@@ -154,8 +145,7 @@ def check(config: Config) -> None:
 def caption_vocabulary(config: Config) -> list[int]:
     """The tokens of the training captions: all that soft words can be made of."""
     _, tokenizer = load_language_model(config.model.language_model, config.model.dtype)
-    texts = open_card(config.data.card, "train", limit=config.data.limit or None)[config.data.text]
-    captions = [caption for text in texts for caption in ([text] if isinstance(text, str) else text)]
+    captions = texts_of(config.data.card, config.data.text, limit=config.data.limit)
     return sorted({token for ids in tokens_of(tokenizer, captions, add_special_tokens=False)["input_ids"] for token in ids})
 
 
@@ -324,12 +314,12 @@ def report(run: Path, config: Config, recipe: str = "captioning", reads: str = "
 
 def split_samples(config: Config, split: str, said: dict[str, Any], count: int = 24) -> list[Sample]:
     """``count`` items spread over the split by a fixed stride, each with what every system said."""
-    rows = open_card(config.data.card, split, limit=config.data.limit or None)
+    pictures = open_rows(config.data.card, split, [config.data.input], limit=config.data.limit)[config.data.input]
     samples = []
-    for i in range(0, len(rows), max(1, len(rows) // count)):
+    for i in range(0, len(pictures), max(1, len(pictures) // count)):
         text = {name: said[name][i] for name in ("captioner", "blind", "nearest")}
         text["reference"] = "\n".join(said["references"][i])
-        picture = read_bytes(rows[i][config.data.input], "image")[1]
+        picture = read_bytes(pictures[i], "image")[1]
         samples.append(Sample(picture, text, f"CIDEr {said['cider'][i]:.1f}", split))
     return samples[:count]
 

@@ -24,10 +24,11 @@ from mmgen.cli import main
 from mmgen.conditioning.language_model import load_language_model
 from mmgen.conditioning.representations import representation
 from mmgen.data.batch import Batch, collate
-from mmgen.data.cards import check_column, class_names, open_card, read_card
+from mmgen.data.cards import check_column, class_names, read_card
 from mmgen.data.columns import SETTINGS, Columns, fit_processor
 from mmgen.data.label import LabelProcessor
 from mmgen.data.processors import Processor
+from mmgen.data.rows import Rows, open_rows
 from mmgen.errors import UserError, check_one_of
 from mmgen.metrics.robustness import missing_loss_ratio
 from mmgen.modalities.feature_cache import cached_features
@@ -81,11 +82,11 @@ class Config:
 
 
 class Items(Sequence):
-    """The items of a card's split: a row each, or the rows of a sequence."""
+    """The items of a card's split that have a label: a row each, which may lack modalities, or the rows of a sequence."""
 
     def __init__(self, model: Factorized, data: Data, split: str, limit: int = 0) -> None:
-        rows, self.model = open_card(data.card, split, limit=limit or None), model
-        self.columns = Columns({name: column_of(data, name, split, limit) for name in data.modalities}, model.processors)
+        rows, self.model = rows_of(data, split, limit), model
+        self.columns = Columns({name: column_of(data, name, rows) for name in data.modalities}, model.processors)
         self.labels, self.sequence = rows[data.label][:], data.sequence
         groups: dict[Any, list[int]] = {}
         for i, name in enumerate(rows[data.sequence] if data.sequence else range(len(rows))):
@@ -145,16 +146,29 @@ def judge_recipe() -> ModuleType:
     return sys.modules[load_recipe("judge").config.__module__]
 
 
-def column_of(data: Data, name: str, split: str, limit: int = 0) -> Sequence:
-    """The values of a modality in ``split``; of a text with a language model, its representations, made once and cached."""
+def rows_of(data: Data, split: str, limit: int = 0) -> Rows:
+    """The rows of a split that have a label.
+
+    Raises:
+        UserError: a label is none of the card's classes; a row has none of the modalities; a value is missing of a sequence,
+            or of a text that a language model reads.
+    """
+    columns = [settings["column"] for settings in data.modalities.values()]
+    needs = [own["column"] for own in data.modalities.values() if data.sequence or "language_model" in own]
+    lacking = [own["column"] for own in data.modalities.values() if own["column"] not in needs]
+    (needs if data.sequence else lacking).append(data.label)
+    return open_rows(data.card, split, needs, lacking, limit).with_any(*columns).having(data.label)
+
+
+def column_of(data: Data, name: str, rows: Rows) -> Sequence:
+    """The values of a modality; of a text with a language model, its representations, made once and cached."""
     settings = data.modalities[name]
-    rows = open_card(data.card, split, limit=limit or None)
     values, reader = rows[settings["column"]], settings.get("language_model")
     if not reader:
         return values
     model, tokenizer = load_language_model(reader)
     layers = settings.get("layers", [model.config.num_hidden_layers // 2])
-    key = {"weights": fingerprint(model), "layers": layers, "data": [rows._fingerprint, settings["column"]]}
+    key = {"weights": fingerprint(model), "layers": layers, "data": [rows.fingerprint, settings["column"]]}
 
     def read(text: str) -> Tensor:  # a language model knows few words in capitals
         return representation(model, tokenizer, text.lower() if text.isupper() else text, layers)
@@ -164,11 +178,11 @@ def column_of(data: Data, name: str, split: str, limit: int = 0) -> Sequence:
 
 def make_processors(data: Data) -> dict[str, Processor]:
     """The processor of each modality, fitted to the training split where it has something to fit."""
-    columns, processors = read_card(data.card).columns, {}
+    columns, rows, processors = read_card(data.card).columns, rows_of(data, "train", data.limit), {}
     for name, settings in data.modalities.items():
         kind = "vector" if "language_model" in settings else columns[settings["column"]]["kind"]
         own = {key: value for key, value in settings.items() if key not in ("column", *READER)}
-        processors[name] = fit_processor(kind, column_of(data, name, "train", data.limit), **own)
+        processors[name] = fit_processor(kind, column_of(data, name, rows), **own)
     return processors
 
 
@@ -204,18 +218,23 @@ def train(config: Config, run: Path, resume: bool, without: str = "") -> None:
 
 
 def accuracy(model: Factorized, data: Items, edit: Callable[[Batch], Batch] = lambda batch: batch) -> float:
-    """The share of labels that are the likeliest by what ``edit`` leaves of the modalities."""
+    """The share of labels that are the likeliest by what ``edit`` leaves of the modalities; where nothing is left, none is."""
     right = counted = 0
     for batch in data.batches():
         there = batch.masks.get("label", batch.present["label"])  # (b,) or (b, t)
-        found = model.predict(edit(batch.without("label"))).mode
-        right += ((found == batch["label"]) & there).sum().item()
         counted += there.sum().item()
+        left = edit(batch.without("label"))
+        known = torch.stack([*left.present.values()]).any(0) if left.values else torch.zeros_like(there)  # (b,)
+        if known.any():
+            found = model.predict(left.items(known)).mode
+            right += ((found == batch["label"][known]) & there[known]).sum().item()
     return right / counted
 
 
 def zero_filled(batch: Batch, name: str, text: bool) -> Batch:
     """The batch with zeros for modality ``name``, as if they were measured; of a text not even the length is kept."""
+    if name not in batch:  # nobody has it
+        return batch
     masks = {**batch.masks, name: torch.ones_like(batch.masks[name])} if text else batch.masks
     return Batch({**batch.values, name: torch.zeros_like(batch[name])}, masks, batch.present)
 
@@ -227,6 +246,9 @@ def swaps(model: Factorized, data: Items, name: str, judge: Classifier) -> dict[
     """
     kept, taken = [], []
     for batch in data.batches():
+        if name not in batch:
+            continue
+        batch = batch.items(batch.present[name])
         given, own = batch.without("label"), batch["label"]
         theirs = own.roll(-1, 0)
         kept.append(read_by(judge, model, name, model.generate(given, name, swap="private")) == own)
@@ -239,13 +261,15 @@ def read_by(judge: Classifier, model: Factorized, name: str, pictures: Tensor) -
     """The labels a judge reads in pictures the model made, as the model counts them."""
     own = judge.processors[judge.modality]
     values = torch.stack([own(model.processors[name].decode(picture)) for picture in pictures]).to(pictures.device)
-    numbers = torch.tensor([model.class_names.index(label) for label in judge.class_names], device=pictures.device)
+    place = {label: i for i, label in enumerate(model.class_names)} | {str(i): i for i in range(len(model.class_names))}
+    numbers = torch.tensor([place.get(label, -1) for label in judge.class_names], device=pictures.device)
     return numbers[judge.predict(Batch({judge.modality: values})).mode]
 
 
 def swap_grid(model: Factorized, data: Items, name: str, items: int = 8) -> Image.Image:
     """Pictures with the label factor of the item above them and the private factor of the item at their left."""
-    batch = next(data.batches()).items(slice(0, items))
+    batch = next(batch for batch in data.batches() if name in batch)
+    batch = batch.items(batch.present[name]).items(slice(0, items))
     factors, n = model.encode(batch.without("label")), batch.size
     label, private = factors.label.repeat(n, 1), factors.private[name].repeat_interleave(n, 0)  # (n n, k)
     made = model.decode(Factors(label, {name: private}), name).mean

@@ -18,10 +18,11 @@ from tqdm.auto import tqdm
 from mmgen import processes
 from mmgen.cli import main
 from mmgen.data.batch import collate
-from mmgen.data.cards import check_column, open_card, read_card
+from mmgen.data.cards import check_column, read_card
 from mmgen.data.columns import fit_processor
 from mmgen.data.label import LabelProcessor
 from mmgen.data.processors import Processor
+from mmgen.data.rows import Rows, open_rows
 from mmgen.errors import UserError, check_one_of
 from mmgen.modalities.kinds import KINDS
 from mmgen.models.base import load
@@ -30,6 +31,8 @@ from mmgen.training.config import FitConfig
 from mmgen.training.loop import fit
 from mmgen.training.recipe import Recipe, cached_run, read_json
 from mmgen.training.recipe import evaluate as evaluate_run
+
+UNKNOWN, UNLABELLED = -2, -3  # in place of a class; -1 is what judges say of an empty text
 
 
 @dataclass
@@ -68,22 +71,28 @@ class Config:
 
 
 class Labelled(Sequence):
-    """Rows of an input and its label; items without a label are left out."""
+    """Rows of an input and its label as one of ``names``, `UNKNOWN` for any other; rows without a label are left out."""
 
     def __init__(self, data: Data, split: str, processor: Processor, names: list[str]) -> None:
-        rows = open_card(data.card, split)
+        rows = labelled_rows(data, split)
         numbers = {name: i for i, name in enumerate(names)}
-        self.labels = [numbers[str(label)] for label in rows[data.label] if str(label) in numbers]
-        labelled = [i for i, label in enumerate(rows[data.label]) if str(label) in numbers]
-        # a row of one column is read ten times as fast as a value of the column
-        self.rows = rows.select(labelled).select_columns([data.input])
-        self.name, self.processor = data.input, processor
+        self.labels = [numbers.get(str(label), UNKNOWN) for label in rows[data.label]]
+        self.inputs, self.name, self.processor = rows[data.input], data.input, processor
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {self.name: self.processor(self.rows[index][self.name]), "label": torch.tensor(self.labels[index])}
+        return {self.name: self.inputs.read(index, self.processor), "label": torch.tensor(self.labels[index])}
+
+
+def labelled_rows(data: Data, split: str) -> Rows:
+    """The rows of a split that have a label.
+
+    Raises:
+        UserError: an input is missing, a label is none of the card's classes, or no row has a label.
+    """
+    return open_rows(data.card, split, [data.input], [data.label]).having(data.label)
 
 
 def input_kind(data: Data) -> str:
@@ -108,13 +117,13 @@ def make_processor(data: Data) -> Processor:
         "vector": {},
     }
     kind = input_kind(data)
-    return fit_processor(kind, open_card(data.card, data.split)[data.input], **settings[kind])
+    return fit_processor(kind, labelled_rows(data, data.split)[data.input], **settings[kind])
 
 
 def train_judge(config: Config, run: Path, resume: bool) -> None:
     """Train the classifier on ``config.data.split``."""
     torch.manual_seed(config.seed)
-    names = sorted({str(label) for label in open_card(config.data.card, config.data.split)[config.data.label]} - {""})
+    names = sorted({str(label) for label in labelled_rows(config.data, config.data.split)[config.data.label]})
     processor = make_processor(config.data)
     kind = input_kind(config.data)
     shape = [processor.vocabulary] if kind == "text" else list(processor.shape)
@@ -126,7 +135,7 @@ def train_judge(config: Config, run: Path, resume: bool) -> None:
 
 @torch.no_grad()
 def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
-    """Accuracy on a split the judge never saw."""
+    """Accuracy on a split the judge never saw; what is of a class that it was not trained on counts as wrong."""
     if split == config.data.split:
         fix = "choose another --split"
         raise UserError("--split", got=split, expected="one the judge was not trained on", fix=fix)
@@ -150,9 +159,30 @@ def report(run: Path, config: Config) -> None:
 
 
 def places(judge: Classifier, labels: Sequence[Any]) -> Tensor:
-    """Which of the judge's classes each label is, (n,); -1 of one that it does not know."""
+    """Which of the judge's classes each label is, (n,): `UNKNOWN` of one that it was not trained on, `UNLABELLED` of none.
+
+    Raises:
+        UserError: no item has a label.
+    """
     place = {name: i for i, name in enumerate(judge.class_names)}
-    return torch.tensor([place.get(str(label), -1) for label in labels])
+    found = torch.tensor([UNLABELLED if label in (None, "") else place.get(str(label), UNKNOWN) for label in labels])
+    if not (found != UNLABELLED).any():
+        fix = "label some rows, or leave the judge out"
+        raise UserError("labels", got=f"none of {len(found)} items", expected="one or more", fix=fix)
+    return found
+
+
+def agreement(seen: Tensor, truth: Tensor) -> float:
+    """The share of labelled items in which a judge sees what they show, all that are of unknown classes being wrong.
+
+    Args:
+        seen: the judge's classes, (n,).
+        truth: as `places` gives it, (n,).
+
+    >>> agreement(torch.tensor([0, 1, 1, 0]), torch.tensor([0, 0, UNKNOWN, UNLABELLED]))
+    0.3333333333333333
+    """
+    return (seen == truth)[truth != UNLABELLED].double().mean().item()
 
 
 def judge(config: Config) -> tuple[Classifier, float]:

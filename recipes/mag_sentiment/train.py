@@ -22,9 +22,10 @@ from torch import Tensor
 from mmgen import processes
 from mmgen.cli import main
 from mmgen.data.batch import Batch, collate
-from mmgen.data.cards import check_column, class_names, open_card, read_card
+from mmgen.data.cards import check_column, class_names, read_card
 from mmgen.data.columns import Columns, fit_processor
 from mmgen.data.label import LabelProcessor
+from mmgen.data.rows import open_rows
 from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.models.base import load
 from mmgen.models.mag import AdaptedTransformer
@@ -64,10 +65,12 @@ class Config:
 
 
 class Items(Sequence):
-    """The items of a card's split as a model's processors read them."""
+    """The items of a card's split that have a label, as a model's processors read them; modalities may be missing."""
 
     def __init__(self, model: AdaptedTransformer, data: Data, split: str, limit: int = 0) -> None:
-        rows, columns = open_card(data.card, split, limit=limit or None), {"text": data.text, **data.features}
+        columns = {"text": data.text, **data.features}
+        rows = open_rows(data.card, split, [], [*columns.values(), data.label], limit)
+        rows = rows.with_any(*(columns[name] for name in model.inputs)).having(data.label)
         self.columns = Columns({name: rows[columns[name]] for name in model.inputs}, model.processors)
         self.labels, self.sequences = rows[data.label][:], model.sequences
 
@@ -79,7 +82,7 @@ class Items(Sequence):
 
     def batches(self) -> Iterator[Batch]:
         """All items, those with texts of one length together: little padding is read."""
-        rows = sorted((self[i] for i in range(len(self))), key=lambda row: len(row["text"]))
+        rows = sorted((self[i] for i in range(len(self))), key=lambda row: 0 if row["text"] is None else len(row["text"]))
         for start in range(0, len(rows), AT_ONCE):
             yield collate(rows[start : start + AT_ONCE], self.sequences).to(processes.device())
 
@@ -108,7 +111,7 @@ def check(config: Config) -> None:
 def build(config: Config, gate: bool) -> AdaptedTransformer:
     """The model for the config's data, or the transformer alone."""
     data, names = config.data, class_names(read_card(config.data.card), config.data.label)
-    rows = open_card(data.card, "train", limit=data.limit or None)
+    rows = open_rows(data.card, "train", [], list(data.features.values()), data.limit)
     processors = {name: fit_processor("vector", rows[column]) for name, column in data.features.items()} if gate else {}
     given = {"features": {name: p.shape[0] for name, p in processors.items()}, "classes": len(names), "class_names": names}
     model = AdaptedTransformer(**{**asdict(config.model), **given, "noise": config.model.noise if gate else None})
@@ -134,7 +137,8 @@ def scores(model: AdaptedTransformer, data: Items, without: Sequence[str] = ()) 
 
 def regression(data: Data, split: str) -> float:
     """Accuracy of a logistic regression on the standardised features of the text."""
-    train, held = (open_card(data.card, name) for name in ("train", split))
+    columns = [data.text_features], [data.label]
+    train, held = (open_rows(data.card, name, *columns).having(data.label) for name in ("train", split))
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
     model.fit(train[data.text_features][:], train[data.label][:])
     return float(model.score(held[data.text_features][:], held[data.label][:]))

@@ -23,18 +23,18 @@ from tqdm.auto import tqdm
 from mmgen import processes
 from mmgen.cli import main
 from mmgen.data.batch import Batch, collate
-from mmgen.data.cards import check_column, open_card, read_card
+from mmgen.data.cards import check_column, read_card
 from mmgen.data.columns import SETTINGS, Columns, fit_processor
 from mmgen.data.processors import Processor
+from mmgen.data.rows import Rows, open_rows
 from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.metrics.coherence import conditional_coherence, joint_coherence
-from mmgen.metrics.frechet import frechet_distance
 from mmgen.modalities.kinds import DECODERS
 from mmgen.models.base import load
 from mmgen.models.classifier import Classifier
 from mmgen.models.multimodal_vae import OBJECTIVES, MultimodalVAE
 from mmgen.training.config import FitConfig, build_config, section_of
-from mmgen.training.features import picture_features
+from mmgen.training.features import frechet, picture_features
 from mmgen.training.loop import fit
 from mmgen.training.model_card import ModelCard, contact_sheet, write_model_card
 from mmgen.training.prior import prior_fit
@@ -91,9 +91,19 @@ class Config:
 
 
 def columns_of(processors: dict[str, Processor], data: Data, split: str, limit: int = 0) -> Columns:
-    """The modalities of a card's split."""
-    rows = open_card(data.card, split, limit=limit or None)
+    """The modalities of a card's split, any of which may be missing."""
+    rows = rows_of(data, split, limit)
     return Columns({name: rows[settings["column"]] for name, settings in data.modalities.items()}, processors)
+
+
+def rows_of(data: Data, split: str, limit: int = 0) -> Rows:
+    """The rows of a split.
+
+    Raises:
+        UserError: a row has none of the modalities.
+    """
+    columns = [settings["column"] for settings in data.modalities.values()]
+    return open_rows(data.card, split, [], columns, limit).with_any(*columns)
 
 
 def check(config: Config) -> None:
@@ -128,7 +138,7 @@ def judge_recipe() -> ModuleType:
 
 def make_processors(data: Data) -> dict[str, Processor]:
     """The processor of each modality, fitted to the training split where it has something to fit."""
-    columns, rows = read_card(data.card).columns, open_card(data.card, "train", limit=data.limit or None)
+    columns, rows = read_card(data.card).columns, rows_of(data, "train", data.limit)
     processors = {}
     for name, settings in data.modalities.items():
         column, own = settings["column"], {key: value for key, value in settings.items() if key != "column"}
@@ -206,6 +216,8 @@ def coherence(
 ) -> tuple[dict[str, float], float]:
     """Conditional coherence of every pair "a to b", and the joint coherence of ``made`` from the prior.
 
+    Of items that have a label and modality a; one of a class that the judges were not trained on counts as wrong.
+
     Raises:
         UserError: the judges do not tell the same labels.
     """
@@ -213,12 +225,16 @@ def coherence(
     classes = next(iter(names.values()))
     if any(other != classes for other in names.values()):
         raise UserError("judges", got=names, expected="the same labels for all", fix="train them on the same label")
-    truth = torch.tensor([classes.index(str(label)) for label in labels])
+    place = judge_recipe().places(next(iter(judges.values())), labels)
     device, pairs = model.step.device, {}
     for source in model.inputs:
         seen: dict[str, list[Tensor]] = {name: [] for name in model.inputs if name != source}
-        for start in tqdm(range(0, len(data), AT_ONCE), desc=f"from {source}", dynamic_ncols=True):
-            rows = [{source: data[i][source]} for i in range(start, min(start + AT_ONCE, len(data)))]
+        items = [i for i in range(len(data)) if data.has(source, i) and place[i] != judge_recipe().UNLABELLED]
+        if not items:  # nothing to be judged from this modality
+            continue
+        truth = place[items]
+        for start in tqdm(range(0, len(items), AT_ONCE), desc=f"from {source}", dynamic_ncols=True):
+            rows = [{source: data.read(source, i)} for i in items[start : start + AT_ONCE]]
             out = model.generate(collate(rows, model.sequences).to(device), ",".join(model.inputs), generator=generator)
             for name, found in seen.items():
                 found.append(labels_of(judges[name], model.processors[name], out[name]))
@@ -235,7 +251,8 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     generator = torch.Generator().manual_seed(config.seed)
     made, figures, pairs = from_prior(model, len(data), generator), {}, {}
     if config.judges and config.judges.keys() == config.data.modalities.keys():
-        recipe, labels = judge_recipe(), open_card(config.data.card, split, limit=settings.items)[config.data.label]
+        recipe, column = judge_recipe(), config.data.label
+        labels = open_rows(config.data.card, split, [], [column], settings.items)[column][:]
         configs = {name: build_config(recipe.Config, values) for name, values in config.judges.items()}
         judges, accuracy = {}, {}
         for name, one in configs.items():
@@ -246,9 +263,9 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
         figures["judge_disjoint"] = all(one.data.split != "train" for one in configs.values())
     image = next((name for name in model.inputs if model.processors[name].kind == "image"), None)
     if settings.features and image:
-        sets = ([data[i][image] for i in range(len(data))], list(made[image]))
+        sets = ([data.read(image, i) for i in range(len(data)) if data.has(image, i)], list(made[image]))
         real, ours = (picture_features(settings.features, model.processors[image], values) for values in sets)
-        figures[f"fid_{settings.features}"] = frechet_distance(real, ours)
+        figures[f"fid_{settings.features}"] = frechet(real, ours)
     torch.manual_seed(config.seed)  # the bound's draws are the same whether judges were trained just now or before
     bounds = []
     items = range(min(settings.likelihood_items, len(data)))
@@ -296,10 +313,13 @@ def write_samples(
     folder, listed = run / "samples", []
     folder.mkdir(exist_ok=True)
     samples = [("from nothing", shown(model, made, i)) for i in range(min(12, len(data)))]
-    batch = collate([data[i] for i in range(min(6, len(data)))], model.sequences).to(model.step.device)
     for source in model.inputs:
+        items = [i for i in range(len(data)) if data.has(source, i)][:6]
+        if not items:
+            continue
         generator = torch.Generator().manual_seed(0)
-        out = model.generate(batch.keep([source]), ",".join(model.inputs), generator=generator)
+        batch = collate([{source: data.read(source, i)} for i in items], model.sequences).to(model.step.device)
+        out = model.generate(batch, ",".join(model.inputs), generator=generator)
         out.pop(source)
         samples += [(f"from {source}", shown(model, out, i, {source: batch[source]})) for i in range(batch.size)]
     for number, (group, sample) in enumerate(samples):

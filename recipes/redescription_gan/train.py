@@ -26,12 +26,11 @@ from mmgen.data.pairs import Pairs, texts_of
 from mmgen.data.processors import Processor
 from mmgen.data.text import train_tokenizer
 from mmgen.errors import UserError, check_at_least
-from mmgen.metrics.frechet import frechet_distance
 from mmgen.models.base import load
 from mmgen.models.mirror_gan import MirrorGAN
 from mmgen.models.redescriber import Redescriber
 from mmgen.training.config import FitConfig, build_config, section_of
-from mmgen.training.features import nearest_pictures, picture_features
+from mmgen.training.features import frechet, nearest_pictures, picture_features
 from mmgen.training.loop import fit
 from mmgen.training.model_card import ModelCard, contact_sheet, write_model_card
 from mmgen.training.recipe import Recipe, read_json, recipe_of, run_details, stage_folder
@@ -250,7 +249,7 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
             figures[f"r_precision{end}"] = recipe.precision(space, shown, data.texts, settings.among)
     if settings.features:
         features = [picture_features(settings.features, process, list(x)) for x in (real, drawn)]
-        figures[f"fid_{settings.features}"] = frechet_distance(*features)
+        figures[f"fid_{settings.features}"] = frechet(*features)
     if config.judge:
         figures |= judged(config, split, data, process, drawn, real)
     seen = pairs(config.data, "train", process).all()
@@ -272,7 +271,7 @@ def judged(config: Config, split: str, data: Pairs, process: ImageProcessor, dra
     figures = {"judge_accuracy": accuracy, "judge_disjoint": own.data.split not in ("train", split)}
     for end, pictures in (("", drawn), ("_real", real)):
         seen = recipe_of("multimodal_vae").labels_of(judge, process, pictures)
-        figures[f"{name}_accuracy{end}"] = (seen == truth).double().mean().item()
+        figures[f"{name}_accuracy{end}"] = recipe.agreement(seen, truth)
     return figures
 
 

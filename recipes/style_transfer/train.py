@@ -210,6 +210,7 @@ def train(config: Config, run: Path, resume: bool) -> None:
     """Count, and train what rewrites: the classifier that says which words to change, or an autoencoder."""
     torch.manual_seed(config.seed)
     data = read(config, "train")
+    read(config, config.judging.split)  # what the next stage needs, before this one has trained
     learnt = (data.texts, data.labels, data.names)
     if config.objective == "edit":
         model: Edit | StyleTransfer = Edit.learn(*learnt, **asdict(config.model))

@@ -22,14 +22,13 @@ from mmgen.data.pairs import Pairs, texts_of
 from mmgen.data.processors import Processor
 from mmgen.data.text import TextProcessor, train_tokenizer
 from mmgen.errors import UserError, check_at_least, check_one_of
-from mmgen.metrics.frechet import frechet_distance
 from mmgen.modalities.image import PACKAGES
 from mmgen.models.base import load
 from mmgen.models.discrete_vae import DiscreteVAE, code_use
 from mmgen.models.text_to_image import TextToImage
 from mmgen.models.vae import VAE
 from mmgen.training.config import FitConfig, build_config, section_of
-from mmgen.training.features import nearest_pictures, picture_features
+from mmgen.training.features import frechet, nearest_pictures, picture_features
 from mmgen.training.loop import fit
 from mmgen.training.model_card import ModelCard, write_model_card
 from mmgen.training.recipe import Recipe, read_json, recipe_of, run_details, stage_folder
@@ -283,7 +282,7 @@ class Judges:
         figures, image = {}, self.model.processors["image"]
         if self.classifier is not None:
             seen = recipe_of("multimodal_vae").labels_of(self.classifier, image, made)
-            figures[f"digit_accuracy{name}"] = (seen == self.truth).double().mean().item()
+            figures[f"digit_accuracy{name}"] = recipe_of("judge").agreement(seen, self.truth)
         if self.space is not None:
             shown = [image.decode(x) for x in made]
             figures[f"r_precision{name}"] = recipe_of("aligned").precision(
@@ -333,7 +332,7 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     if settings.features:
         features = {name: picture_features(settings.features, image, list(x)) for name, x in {**made, "_real": real}.items()}
         for name in made:
-            figures[f"fid_{settings.features}{name}"] = frechet_distance(features["_real"], features[name])
+            figures[f"fid_{settings.features}{name}"] = frechet(features["_real"], features[name])
     counted = torch.cat([codes.codes(x.to(device)).cpu() for x in train_data.all(settings.codes_items).split(AT_ONCE)])
     figures |= {name: value.item() for name, value in code_use(counted, codes.k).items()}
     figures["reconstruction_rmse"] = (made["_codes"] - real).square().mean().sqrt().item()

@@ -20,9 +20,10 @@ from tqdm.auto import tqdm
 from mmgen import processes
 from mmgen.cli import main
 from mmgen.data.batch import Batch, collate
-from mmgen.data.cards import check_column, held_out, open_card, read_card
+from mmgen.data.cards import check_column, held_out, read_card
 from mmgen.data.image import ImageProcessor
 from mmgen.data.processors import Processor
+from mmgen.data.rows import open_rows
 from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.metrics.disentanglement import disentanglement_scores
 from mmgen.models.base import load
@@ -104,8 +105,8 @@ class Pictures(Sequence):
     """The pictures of a split, as the model reads them."""
 
     def __init__(self, data: Data, split: str, process: Processor) -> None:
-        self.rows = open_card(data.card, split, limit=data.limit or None)
-        self.values, self.name, self.binary, self.process = self.rows[data.input], data.input, data.binary, process
+        self.values = open_rows(data.card, split, [data.input], limit=data.limit)[data.input]
+        self.name, self.binary, self.process = data.input, data.binary, process
         self.kept: dict[int, Tensor] = {}  # black and white, a byte a pixel: decoding takes as long as a small network
 
     def __len__(self) -> int:
@@ -113,9 +114,9 @@ class Pictures(Sequence):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         if not self.binary:
-            return {self.name: self.process(self.values[index])}  # (c, h, w)
+            return {self.name: self.values.read(index, self.process)}  # (c, h, w)
         if index not in self.kept:
-            self.kept[index] = self.process(self.values[index]) > 0.5
+            self.kept[index] = self.values.read(index, self.process) > 0.5
         return {self.name: self.kept[index].float()}
 
     def batch(self, items: Sequence[int]) -> Batch:
@@ -218,7 +219,8 @@ def codes_and_factors(model: VAE, data: Data, process: Processor) -> tuple[np.nd
     for start in tqdm(range(0, len(pictures), 256), desc=f"codes of {data.grid}", dynamic_ncols=True):
         batch = pictures.batch(range(start, min(start + 256, len(pictures)))).to(model.step.device)
         codes.append(model.encode(batch).mean.cpu())
-    columns = [np.unique(list(pictures.rows[factor]), return_inverse=True)[1] for factor in data.factors]
+    rows = open_rows(data.card, data.grid, data.factors)
+    columns = [np.unique(rows[factor][:], return_inverse=True)[1] for factor in data.factors]
     return torch.cat(codes).numpy(), np.stack(columns, 1)
 
 

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -26,8 +25,9 @@ from mmgen.cli import main
 from mmgen.conditioning.channel import channel
 from mmgen.conditioning.few_shot import Episode, Example, Format, answer, read, score
 from mmgen.data.batch import collate
-from mmgen.data.cards import check_column, open_card, read_card
+from mmgen.data.cards import check_column, read_card
 from mmgen.data.episodes import FewShotEpisode, episodes
+from mmgen.data.rows import Rows, open_rows
 from mmgen.errors import UserError, check_at_least
 from mmgen.metrics.vqa import exact_match
 from mmgen.models.base import load
@@ -169,19 +169,19 @@ def check_numbers(what: str, numbers: list[int], low: int, empty: bool = False) 
         check_at_least(what, number, low)
 
 
-def read_words(model: Captioner, rows: Dataset, column: str) -> list[Tensor]:
+def read_words(model: Captioner, rows: Rows, column: str) -> list[Tensor]:
     """The tokens (n,) that each picture is named by."""
     images, device = rows[column], processes.device()
     if model.trained_encoder:
-        made = [model.processors["image"](image) for image in images]
+        made = [images.read(i, model.processors["image"]) for i in range(len(images))]
         given = [{"image": picture} for picture in made]
     else:
-        given = [{"features": row} for row in model.all_features(images, [rows._fingerprint, column])["features"]]
+        given = [{"features": row} for row in model.all_features(images, [rows.fingerprint, column])["features"]]
     batches = [collate(given[i : i + AT_ONCE]).to(device) for i in range(0, len(given), AT_ONCE)]
     return [words for batch in batches for words in model.names(batch)]
 
 
-def ask(model: Captioner, part: Questions, split: str, seed: int) -> tuple[Dataset, dict[str, list[str]]]:
+def ask(model: Captioner, part: Questions, split: str, seed: int) -> tuple[Rows, dict[str, list[str]]]:
     """Ask questions after examples of their kind.
 
     Returns:
@@ -193,7 +193,7 @@ def ask(model: Captioner, part: Questions, split: str, seed: int) -> tuple[Datas
     if split == part.support:  # a question could be its own example
         fix = "evaluate another split, or take the examples from another"
         raise UserError(f"examples for {part.card}", got=f"those of {split}", expected="those of another split", fix=fix)
-    rows, pool = open_card(part.card, split), open_card(part.card, part.support)
+    rows, pool = (question_rows(part, name) for name in (split, part.support))
     rows = rows.select(random.permutation(len(rows))[: part.queries or None])
     sets = []  # of each the rows of its examples and those of its questions
     kinds = [*zip(column(rows, part.template), map(tuple, column(rows, part.answers)))]  # with one closed set each
@@ -218,7 +218,7 @@ def ask(model: Captioner, part: Questions, split: str, seed: int) -> tuple[Datas
             for support, asked in sets:
                 shots = [example(model, part, shown, place + i, words and words[0]) for i in range(k)]
                 queries = [example(model, part, rows, i, words and words[1]) for i in asked]
-                answers = rows[asked[0]][part.answers] if part.answers else everything
+                answers = rows[part.answers][asked[0]] if part.answers else everything
                 for way, said in answered(model, part, shots, queries, answers):
                     all_said = made.setdefault(f"{way}/{name}/{k}", [""] * len(rows))
                     for i, text in zip(asked, said):
@@ -228,12 +228,18 @@ def ask(model: Captioner, part: Questions, split: str, seed: int) -> tuple[Datas
     return rows, made
 
 
-def column(rows: Dataset, name: str) -> Sequence[Any]:
+def question_rows(part: Questions, split: str) -> Rows:
+    """The rows of a split, of which nothing that is asked by may be missing."""
+    names = (part.image, part.question, part.answer, part.answers, part.template, part.caption)
+    return open_rows(part.card, split, [name for name in dict.fromkeys(names) if name and not name.endswith("?")])
+
+
+def column(rows: Rows, name: str) -> Sequence[Any]:
     """A column's values; without a name "" for each row, and a name that ends in "?" for each row."""
     return rows[name] if name and not name.endswith("?") else [name] * len(rows)
 
 
-def example(model: Captioner, part: Questions, rows: Dataset, i: int, words: Sequence[Tensor] | None) -> Example:
+def example(model: Captioner, part: Questions, rows: Rows, i: int, words: Sequence[Tensor] | None) -> Example:
     """Row i, with these words as its picture or without a picture."""
     image = None if words is None else model.language_model.embed(words[i])
     return Example(column(rows, part.question)[i], rows[part.answer][i], image)
@@ -258,7 +264,7 @@ def answered(
 
 def bind(model: Captioner, part: Binding, split: str, seed: int) -> dict[str, float]:
     """Accuracies of fast binding by cell, such as ``two_way_5_shots_induction`` or ``two_way_1_shots_1_repeats``."""
-    rows = open_card(part.card, split)
+    rows = open_rows(part.card, split, [part.image], [part.label]).having(part.label)
     words, labels, last = read_words(model, rows, part.image), rows[part.label], part.inner_shots[-1]
     cells = [
         *((ways, k, "", 0) for ways in part.ways for k in part.inner_shots),
@@ -325,7 +331,7 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     """Exact match by shots, knowledge of what is shown beyond what is seen, and fast binding, each beside its controls."""
     model = load(run, dtype=config.model.dtype).to(processes.device())
     rows, made = ask(model, config.vqa, split, config.seed)
-    true, pool = rows[config.vqa.answer][:], open_card(config.vqa.card, config.vqa.support)[config.vqa.answer][:]
+    true, pool = rows[config.vqa.answer][:], question_rows(config.vqa, config.vqa.support)[config.vqa.answer][:]
     figures: dict[str, float] = {"accuracy_majority": exact_match([Counter(pool).most_common(1)[0][0]] * len(true), true)}
     for name, said in made.items():
         way, kind, k = name.split("/")

@@ -21,8 +21,9 @@ from mmgen.cli import main
 from mmgen.conditioning.few_shot import Format
 from mmgen.conditioning.language_model import load_language_model
 from mmgen.data.batch import Batch, collate
-from mmgen.data.cards import check_column, open_card, read_card
+from mmgen.data.cards import check_column, read_card
 from mmgen.data.processors import read_bytes
+from mmgen.data.rows import open_rows
 from mmgen.data.text import tokens_of
 from mmgen.errors import UserError, check_at_least
 from mmgen.metrics.vqa import exact_match
@@ -94,8 +95,10 @@ class Questions:
     """
 
     def __init__(self, data: Data, split: str) -> None:
-        self.rows = open_card(data.card, split, limit=data.limit or None)
-        n, fixed = len(self.rows), data.question.endswith("?")
+        fixed = data.question.endswith("?")
+        needs = [data.image, data.answer, *([] if fixed else [data.question])]
+        self.rows = open_rows(data.card, split, needs, limit=data.limit)
+        n = len(self.rows)
         self.questions = [data.question] * n if fixed else self.rows[data.question][:]
         self.answers = self.rows[data.answer][:]
         ids = self.rows[data.picture][:] if data.picture else range(n)
@@ -144,8 +147,8 @@ class Rows(Sequence):
         self.images = questions.rows[data.image]
         self.features: Tensor | None = None
         if not (blind or model.trained_encoder):
-            images = [self.images[row] for row in questions.first]
-            self.features = model.all_features(images, [questions.rows._fingerprint, data.image, data.picture])["features"]
+            images = questions.rows.select(questions.first)[data.image]
+            self.features = model.all_features(images, [questions.rows.fingerprint, data.image, data.picture])["features"]
 
     def __len__(self) -> int:
         return len(self.items)
@@ -161,7 +164,7 @@ class Rows(Sequence):
         """What the model sees of one picture."""
         if self.features is not None:
             return {"features": self.features[picture]}
-        return {"image": self.model.processors["image"](self.images[self.questions.first[picture]])}
+        return {"image": self.images.read(self.questions.first[picture], self.model.processors["image"])}
 
 
 def check(config: Config) -> None:
@@ -287,7 +290,7 @@ def report(run: Path, config: Config) -> None:
         )
         for i in range(0, len(known.answers), max(1, len(known.answers) // 24)):
             text = {"question": known.questions[i], **{name: said[name][i] for name in ("answerer", "blind")}}
-            image = read_bytes(known.rows[i][config.data.image], "image")[1]
+            image = read_bytes(known.rows[config.data.image][i], "image")[1]
             samples.append(Sample(image, {**text, "reference": known.answers[i]}, group=split))
     lm = config.model.language_model
     summary = (

@@ -1,10 +1,15 @@
 """The columns of a data card: what each kind must say about itself, how it is stored, and whether a value keeps to it."""
 
-import io
-from pathlib import Path
-from typing import Any
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
 
 from mmgen.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
 
 # kind -> (keys it must have, keys it may have)
 KINDS: dict[str, tuple[set[str], set[str]]] = {
@@ -83,8 +88,87 @@ def feature(spec: dict[str, Any]) -> Any:
     return List(Value("string")) if shape else Value("string")
 
 
+def stored(spec: dict[str, Any], value: Any) -> Any:
+    """A value of a reader as its column stores it: a class by its name or number, an empty name of a group or row as "".
+
+    Args:
+        spec: a checked entry of ``columns``.
+        value: as the reader gives it; what a table leaves empty is None.
+
+    Returns:
+        The value to store.
+
+    Raises:
+        UserError: a label that is neither a whole number nor the name of a class; a list where there is one text, or one text
+            where there is a list.
+
+    >>> stored({"kind": "label", "classes": ["cat", "dog"]}, "dog")
+    1
+    """
+    kind = spec["kind"]
+    if kind in ("group", "id"):
+        return "" if value is None else value
+    if kind == "text" and isinstance(value, (str if "shape" in spec else list, dict, bytes)):
+        expected, fix = ("a list of texts", "[...]") if "shape" in spec else ("one text", "shape: [null] for several")
+        raise UserError("text", got=value, expected=expected, fix=f"write {fix}")
+    if kind != "label" or value is None or (isinstance(value, float) and math.isnan(value)) or value == "":
+        return None if kind == "label" else value
+    names = [] if isinstance(spec["classes"], int) else spec["classes"]
+    if value in names:
+        return names.index(value)
+    try:
+        number = int(value)
+        if number == float(value):
+            return number
+    except (TypeError, ValueError, OverflowError):
+        pass
+    expected = f"a class: {', '.join(names[:20])}, or its number" if names else "a whole number"
+    fix = nearest(str(value), names) if names else "write the number of its class, or name the card's classes"
+    raise UserError("label", got=value, expected=expected, fix=fix)
+
+
+def missing_values(column: pa.ChunkedArray) -> np.ndarray:
+    """Where values of a stored column are missing, by its validity bits and lengths; nothing is decoded.
+
+    Args:
+        column: of an opened card.
+
+    Returns:
+        (n,) bool, True for null, for a picture or sound without bytes and path, an empty text, and a list that
+        holds an empty text; a list of no texts is none.
+
+    >>> import pyarrow as pa
+    >>> missing_values(pa.chunked_array([["a", None, " "]])).tolist()
+    [False, True, True]
+    """
+    import numpy as np
+
+    pieces = [_missing(chunk) for chunk in column.chunks]
+    return np.concatenate(pieces) if pieces else np.zeros(0, dtype=bool)
+
+
+def outside_classes(spec: dict[str, Any], column: pa.ChunkedArray) -> np.ndarray:
+    """Where labels are numbers of no class, (n,) bool; a missing label is not.
+
+    >>> import pyarrow as pa
+    >>> outside_classes({"kind": "label", "classes": 2}, pa.chunked_array([[1, 2, None, -1]])).tolist()
+    [False, True, False, True]
+    """
+    import pyarrow.compute as pc
+
+    classes = spec["classes"] if isinstance(spec["classes"], int) else len(spec["classes"])
+    wrong = pc.or_(pc.less(column, 0), pc.greater_equal(column, classes))
+    return wrong.fill_null(False).to_numpy()
+
+
+def shown_value(value: Any) -> str:
+    """A missing value in an error: ``nothing``, or the empty text as it is written."""
+    absent = value is None or (isinstance(value, dict) and not any(value.values()))
+    return "nothing" if absent else repr(value)
+
+
 def check_value(spec: dict[str, Any], value: Any) -> tuple[str, str] | None:
-    """Whether a stored value keeps to what its column says.
+    """Whether a stored value keeps to what its column says, pictures and sounds decoded.
 
     Args:
         spec: a checked entry of ``columns``.
@@ -93,24 +177,21 @@ def check_value(spec: dict[str, Any], value: Any) -> tuple[str, str] | None:
     Returns:
         None, or what was got and what the card says.
 
-    >>> check_value({"kind": "label", "classes": 10}, 12)
-    ('12', 'a whole number 0..9')
+    Raises:
+        UserError: a picture or a sound that cannot be decoded.
+
+    >>> check_value({"kind": "vector", "shape": [2], "range": [0, 1]}, [0.5, 2.0])
+    ('values 0.5..2', 'values 0..1')
     """
     kind = spec["kind"]
     if value is None:
         return "nothing", "a value"
     if kind == "image":
-        return _check_image(spec, _content(value))
+        return _check_image(spec, value)
     if kind == "audio":
-        return _check_audio(spec, _content(value))
-    if kind == "label":
-        classes = spec["classes"] if isinstance(spec["classes"], int) else len(spec["classes"])
-        return None if 0 <= value < classes else (str(value), f"a whole number 0..{classes - 1}")
-    if kind == "text":
-        texts = [value] if "shape" not in spec else value
-        if "shape" in spec and spec["shape"][0] not in (None, len(texts)):
-            return f"{len(texts)} texts", f"{spec['shape'][0]} texts"
-        return None if all(text.strip() for text in texts) else ("an empty text", "a text")
+        return _check_audio(spec, value)
+    if kind == "text" and "shape" in spec and spec["shape"][0] not in (None, len(value)):
+        return f"{len(value)} texts", f"{spec['shape'][0]} texts"
     if kind in ("vector", "sequence"):
         import numpy as np
 
@@ -126,34 +207,55 @@ def check_value(spec: dict[str, Any], value: Any) -> tuple[str, str] | None:
     return None
 
 
-def _content(value: dict[str, Any]) -> bytes | None:
-    """The bytes of a file in a cell, or of the one it names."""
-    return value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
+def _missing(chunk: pa.Array) -> np.ndarray:
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_struct(chunk.type):  # a picture or a sound
+        parts = [pc.is_null(chunk.field(i)) for i in range(chunk.type.num_fields)]
+        empty = parts[0]
+        for part in parts[1:]:
+            empty = pc.and_(empty, part)
+        return pc.or_(pc.is_null(chunk), empty).to_numpy(zero_copy_only=False)
+    if pa.types.is_string(chunk.type) or pa.types.is_large_string(chunk.type):
+        blank = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(chunk)), 0)
+        return blank.fill_null(True).to_numpy(zero_copy_only=False)
+    missing = pc.is_null(chunk).to_numpy(zero_copy_only=False)
+    if pa.types.is_list(chunk.type) and pa.types.is_string(chunk.type.value_type):
+        rows = pc.list_parent_indices(chunk).to_numpy(zero_copy_only=False)
+        bad = np.zeros(len(chunk), dtype=bool)
+        bad[rows[_missing(pc.list_flatten(chunk))]] = True
+        return missing | bad
+    return missing
 
 
-def _check_image(spec: dict[str, Any], data: bytes) -> tuple[str, str] | None:
-    from PIL import Image, UnidentifiedImageError
+def _check_image(spec: dict[str, Any], value: dict[str, Any]) -> tuple[str, str] | None:
+    from mmgen.data.image import open_image, read_image  # it imports torch, and `mmgen list` must not
+    from mmgen.data.processors import read_bytes
 
-    try:
-        with Image.open(io.BytesIO(data)) as picture:
-            shape = [picture.height, picture.width, len(picture.getbands())]
-    except (UnidentifiedImageError, OSError, TypeError, Image.DecompressionBombError):
-        return "an unreadable picture", "an image file's bytes"
-    good = all(want in (None, n) for want, n in zip(spec["shape"], shape))
-    return None if good else (f"shape {shape}", f"shape {spec['shape']}")
+    picture = open_image(*read_bytes(value, "image"))
+    shape = [picture.height, picture.width, len(picture.getbands())]
+    if not all(want in (None, n) for want, n in zip(spec["shape"], shape)):
+        return f"shape {shape}", f"shape {spec['shape']}"
+    read_image(value)  # its header is good; its pixels may be cut short
+    return None
 
 
-def _check_audio(spec: dict[str, Any], data: bytes) -> tuple[str, str] | None:
-    import soundfile
+def _check_audio(spec: dict[str, Any], value: dict[str, Any]) -> tuple[str, str] | None:
+    from mmgen.data.audio import LOSSY, decode_audio  # it imports torch
+    from mmgen.data.processors import read_bytes
 
-    try:
-        info = soundfile.info(io.BytesIO(data))
-    except (soundfile.LibsndfileError, TypeError):
-        return "an unreadable sound", "a sound file's bytes"
-    want = (spec["rate"], spec.get("channels", 1))
-    got = (info.samplerate, info.channels)
-    good = all(w in (None, g) for w, g in zip(want, got))
-    return None if good else (f"{got[0]} Hz, {got[1]} channel(s)", f"{want[0]} Hz, {want[1]} channel(s)")
+    sound = decode_audio(*read_bytes(value, "audio"))
+    want, got = (spec["rate"], spec.get("channels", 1)), (sound.rate, sound.samples.shape[1])
+    if not all(w in (None, g) for w, g in zip(want, got)):
+        return f"{got[0]} Hz, {got[1]} channel(s)", f"{want[0]} Hz, {want[1]} channel(s)"
+    low, high = spec["range"]
+    slack = 2.0 if sound.format in LOSSY else 1.0  # decoded, they overshoot what was encoded
+    least, most = float(sound.samples.min()), float(sound.samples.max())
+    if (low is not None and least < min(low, slack * low)) or (high is not None and most > max(high, slack * high)):
+        return f"samples {least:g}..{most:g}", f"samples {low}..{high}"
+    return None
 
 
 def _count(value: Any) -> bool:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mmgen.data.sources import user_files
+from mmgen.data.sources.readers import Line
 from mmgen.data.sources.splits import uniform
 from mmgen.data.sources.user_files import FILE_NAME, Part, media_kind, split_of
 from mmgen.errors import UserError
@@ -71,13 +72,14 @@ def read(split: str, found: Inferred) -> Iterator[dict[str, Any]]:
     """Yield the rows of one split; pictures and sounds that are files of their own stay where they are, as their paths."""
     at: tuple[int, Iterator[tuple[int, dict[str, Any]]]] | None = None
     for part, number, row in found.splits[split]:
+        place = found.parts[part].rows[number][0]
         if not found.parts[part].embedded:
-            yield row
+            yield Line(place, row.items())
             continue
         if at is None or at[0] != part:
             at = part, enumerate(found.parts[part].embedded_rows())
         cells = next(cells for i, cells in at[1] if i == number)
-        yield row | {name: _embedded(found.parts[part], cell) for name, cell in cells.items()}
+        yield Line(place, (row | {name: _embedded(found.parts[part], cell) for name, cell in cells.items()}).items())
 
 
 def find(place: Path) -> Inferred:

@@ -2,7 +2,7 @@
 
 import importlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 # A card names its reader by these keys only; it can not name an import path.
@@ -34,6 +34,14 @@ READERS = {
     "words": "mmgen.data.sources.tables:read_words",
     "yelp_sentiment": "mmgen.data.sources.yelp_sentiment:read",
 }
+
+
+class Line(dict[str, Any]):
+    """A row of a table that knows its place in it, such as ``train.csv: line 3``; empty fields are None."""
+
+    def __init__(self, place: str, values: Iterable[tuple[str, Any]]) -> None:
+        super().__init__(values)
+        self.place = place
 
 
 def reader_of(source: dict[str, Any]) -> Callable[..., Iterator[dict[str, Any]]]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mmgen.errors import UserError
 
@@ -39,13 +40,31 @@ def numbered_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield from ((f"row {i}", row) for i, row in enumerate(rows))
         return
     try:
-        with file.open(encoding=_encoding(file), newline="") as text:
-            yield from _json_rows(file, text) if file.suffix.lower() in (".jsonl", ".ndjson") else _csv_rows(file, text)
-    except UnicodeDecodeError as error:
-        place = f"{file}: line {line}" if (line := _undecodable(file)) else str(file)
-        raise UserError(place, got=str(error), expected="a table in UTF-8", fix="save it as UTF-8") from error
+        with file.open("rb") as content:
+            yield from text_rows(file, content)
     except OSError as error:
         raise UserError(str(file), got=str(error), expected="a readable table", fix="check the path") from error
+
+
+def text_rows(file: Path, content: BinaryIO) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the rows of CSV, TSV or JSON lines with the place of each, as `numbered_rows`.
+
+    Args:
+        file: what errors call it; its ending says what it holds.
+        content: its bytes, which can be read again.
+
+    Raises:
+        UserError: it is no such table; the message names the line.
+    """
+    start = content.read(2)
+    content.seek(0)
+    utf16 = start in (b"\xff\xfe", b"\xfe\xff")
+    text = io.TextIOWrapper(content, encoding="utf-16" if utf16 else "utf-8-sig", newline="")
+    try:
+        yield from _json_rows(file, text) if file.suffix.lower() in (".jsonl", ".ndjson") else _csv_rows(file, text)
+    except UnicodeDecodeError as error:
+        place = f"{file}: line {line}" if not utf16 and (line := _undecodable(content)) else str(file)
+        raise UserError(place, got=str(error), expected="a table in UTF-8", fix="save it as UTF-8") from error
 
 
 def embedded_columns(file: Path) -> list[str]:
@@ -74,19 +93,14 @@ def class_names(file: Path) -> dict[str, list[str]]:
     return {name: feature["names"] for name, feature in features.items() if isinstance(feature, dict) and feature.get("names")}
 
 
-def _encoding(file: Path) -> str:
-    with file.open("rb") as data:
-        return "utf-16" if data.read(2) in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-
-
-def _undecodable(file: Path) -> int | None:
+def _undecodable(content: BinaryIO) -> int | None:
     """The first line that is no UTF-8, from 1."""
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                line.decode()
-            except UnicodeDecodeError:
-                return number
+    content.seek(0)
+    for number, line in enumerate(content, 1):
+        try:
+            line.decode()
+        except UnicodeDecodeError:
+            return number
     return None
 
 
@@ -100,7 +114,7 @@ def _csv_rows(file: Path, text: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     # a header rarely holds a delimiter that is not one, unlike captions
     tab = file.suffix.lower() == ".tsv"
     delimiter = "\t" if tab else max(DELIMITERS, key=lambda d: len(next(csv.reader([first], delimiter=d))))
-    reader = csv.reader(text, delimiter=delimiter, skipinitialspace=delimiter != "\t")
+    reader = csv.reader(text, delimiter=delimiter, skipinitialspace=delimiter != "\t", strict=True)
     header: list[str] = []
     end = 0
     try:
@@ -120,7 +134,10 @@ def _csv_rows(file: Path, text: Any) -> Iterator[tuple[str, dict[str, Any]]]:
             yield f"line {begin}", {name: cell.strip() or None for name, cell in zip(header, cells) if name}
     except csv.Error as error:
         raise UserError(
-            f"{file}: line {end + 1}", got=str(error), expected="a table in UTF-8", fix="correct that line"
+            f"{file}: line {end + 1}",
+            got=str(error),
+            expected="a whole table",
+            fix="close each quote, and double those inside a quoted cell",
         ) from error
 
 

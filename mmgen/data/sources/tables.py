@@ -1,8 +1,6 @@
 """Readers for plain tables: one parquet, CSV or JSON-lines file a split, a data set of the Hub, or words in the card."""
 
-import csv
 import io
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmgen.data.sources.files import Archive, inside
+from mmgen.data.sources.readers import Line
+from mmgen.data.sources.table_files import text_rows
 from mmgen.errors import UserError
 
 ENDINGS = (".parquet", ".csv", ".jsonl")
@@ -81,9 +81,6 @@ def _rows(name: str, file: Path | io.BytesIO) -> Iterator[dict[str, Any]]:
     if name.endswith(".parquet"):
         yield from parquet_rows(file, name)
         return
-    binary = file.open("rb") if isinstance(file, Path) else file
-    with io.TextIOWrapper(binary, encoding="utf-8", newline="" if name.endswith(".csv") else None) as text:
-        try:
-            yield from csv.DictReader(text) if name.endswith(".csv") else map(json.loads, text)
-        except (csv.Error, json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise UserError(name, got=str(error), expected="a table in UTF-8", fix="correct that line") from error
+    with file.open("rb") if isinstance(file, Path) else file as content:
+        for place, row in text_rows(Path(name), content):
+            yield Line(f"{name}: {place}", row.items())
