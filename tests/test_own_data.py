@@ -140,6 +140,16 @@ def test_class_folders_are_labels_and_folders_are_splits(tmp_path, split_names):
     assert check_card(tmp_path / "pets") == []
 
 
+def test_files_of_one_name_in_two_folders_are_two(tmp_path):
+    for name in ("cat", "dog"):
+        pictures(tmp_path / "pets" / name, 10)
+    test = [Path(row["image"]["path"]) for row in open_card(tmp_path / "pets", "test")]
+    assert {file.parent.name for file in test} == {"cat", "dog"} and len({file.name for file in test}) == 2
+    shutil.copytree(tmp_path / "pets", tmp_path / "elsewhere" / "pets")  # the same splits in another place
+    moved = [Path(row["image"]["path"]) for row in open_card(tmp_path / "elsewhere" / "pets", "test")]
+    assert [file.parts[-2:] for file in moved] == [file.parts[-2:] for file in test]
+
+
 def test_folders_of_one_class_or_of_none_have_no_label(tmp_path):
     pictures(tmp_path / "flat", 3)
     pictures(tmp_path / "nested" / "inner", 3)
@@ -327,6 +337,12 @@ def test_folders_that_cannot_be_read(tmp_path):
         write(tmp_path / f"{name}.csv", "file_name,caption\n0.jpg,a\n")
     with pytest.raises(UserError, match=r"got tables one\.csv, two\.csv, expected one table, or one for each split"):
         read_card(tmp_path)
+
+
+def test_a_written_card_with_its_reader_elsewhere(tmp_path):
+    text = card_text(in_metadata(tmp_path / "mine")).replace("{path: mine,", "{package: [numpy],")
+    with pytest.raises(UserError, match=r"sources\[0\]\.reader: got inferred, expected a source of kind path or hub"):
+        read_card(write(tmp_path / "my.md", text))
 
 
 @pytest.mark.parametrize("given", ["nope", "./nope", "nope/photos.csv", "nope/"])
