@@ -236,7 +236,7 @@ def check_card(name_or_path: str | Path, *, data: bool = True, data_folder: str 
 USUAL = ("image", "audio", "caption", "text", "word", "label")  # the columns that configs name if nobody says otherwise
 
 
-def check_column(card: Card, key: str, column: str, *kinds: str) -> str:
+def check_column(card: Card, key: str, column: str, *kinds: str, one_text: bool = False) -> str:
     """A column of a card that is of one of ``kinds``; in place of a usual name that the card lacks, its only column of them.
 
     Args:
@@ -244,12 +244,13 @@ def check_column(card: Card, key: str, column: str, *kinds: str) -> str:
         key: the config key that names the column, for the message.
         column: its name.
         kinds: kinds that will do; none: any.
+        one_text: a column of several texts a row will not do.
 
     Returns:
         ``column``, or the one that is taken in its place, which is logged.
 
     Raises:
-        UserError: there is no such column, or it is of another kind.
+        UserError: there is no such column, it is of another kind, or it holds several texts a row.
     """
     wanted = ("label",) if column == "label" and not kinds else kinds
     fitting = [name for name, entry in card.columns.items() if entry["kind"] in wanted]
@@ -258,7 +259,7 @@ def check_column(card: Card, key: str, column: str, *kinds: str) -> str:
         if column in USUAL and len(fitting) == 1:
             (taken,) = fitting
             tell(f"{key}={taken}: {card.name} has no column {column}, and {taken} is its only one of {' or '.join(wanted)}")
-            return taken
+            return check_column(card, key, taken, *kinds, one_text=one_text)
         fix = f"write {choice}" if fitting else f"its columns are {', '.join(card.columns)}"
         if column not in USUAL:
             close = nearest(column, fitting or card.columns)
@@ -269,6 +270,9 @@ def check_column(card: Card, key: str, column: str, *kinds: str) -> str:
     if kinds and kind not in kinds:
         fix = f"write {choice}" if choice else f"choose other data: of {', '.join(kinds)} it has no column"
         raise UserError(f"{key}={column}", got=f"a column of {kind}", expected=" or ".join(kinds), fix=fix)
+    if one_text and kind == "text" and "shape" in card.columns[column]:
+        fix = "choose another column, or keep one text in each row"
+        raise UserError(f"{key}={column}", got="several texts a row", expected="one", fix=fix)
     return column
 
 

@@ -123,7 +123,7 @@ def check(config: Config) -> None:
         kinds = ["vector", *(["text"] if "language_model" in settings else [])] if data.sequence else SETTINGS
         if name in kinds and settings.get("column") not in card.columns:  # another column of the same kind will do
             kinds = [name]
-        settings["column"] = check_column(card, f"{what}.column", str(settings.get("column")), *kinds)
+        settings["column"] = check_column(card, f"{what}.column", str(settings.get("column")), *kinds, one_text=True)
         for key in settings:
             kind = card.columns[settings["column"]]["kind"]
             check_one_of(f"{what}.{key}", key, ["column", *SETTINGS[kind], *(READER if kind == "text" else ())])

@@ -103,7 +103,7 @@ def input_kind(data: Data) -> str:
 def check(config: Config) -> None:
     """The columns are there, and the judged one is of a kind that classifiers read."""
     card = read_card(config.data.card)
-    config.data.input = check_column(card, "data.input", config.data.input, *KINDS)
+    config.data.input = check_column(card, "data.input", config.data.input, *KINDS, one_text=True)
     config.data.label = check_column(card, "data.label", config.data.label)
     check_one_of("data.split", config.data.split, card.splits)
 
