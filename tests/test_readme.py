@@ -32,7 +32,7 @@ MMGEN = [words[1:] for file in READMES for words in commands(file) if words[0] =
 def test_command_is_one_that_runs(words, tmp_path, monkeypatch):
     card = (ROOT / "data_cards" / "digits.md").read_text(encoding="utf-8")
     (tmp_path / "my.md").write_text(card.replace(" image: {", " photo: {").replace(" label: {", " kind: {"), encoding="utf-8")
-    (tmp_path / "my.csv").write_text("text,label\nfine,a\npoor,b\n", encoding="utf-8")
+    (tmp_path / "my.csv").write_text("text,label\nfine,a\npoor,b\ngood,a\nbad,b\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     words = words[: words.index("<")] if "<" in words else words  # what the shell reads
     options, rest = build_parser().parse_known_args(words)
