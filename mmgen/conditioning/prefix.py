@@ -14,6 +14,8 @@ from mmgen.data.text import tokens_of
 from mmgen.errors import UserError, check_at_least
 from mmgen.modalities.feature_cache import mean_and_std
 
+SHORT = 8  # tokens within which most captions and answers end
+
 
 class Prompt(NamedTuple):
     """What a language model reads before it speaks, padded on the left.
@@ -192,11 +194,29 @@ class PrefixLanguageModel(nn.Module):
         if "max_new_tokens" in options:
             tokens, fix = prompt.embeddings.shape[1] + options["max_new_tokens"], "set a smaller max_tokens"
             check_room(self.model, tokens, "prompt and max_tokens", fix)
+        longest = options.get("max_new_tokens", 0)
+        searched = options.get("do_sample") or options.get("num_beams", 1) > 1 or options.get("num_return_sequences", 1) > 1
+        if searched or longest < 2 * SHORT:
+            return self._texts(self._continued(prompt, **options))
+        # transformers reads every item until the last has ended: the few long texts are written apart from the many short ones
+        ids = self._continued(prompt, **{**options, "max_new_tokens": SHORT})
+        texts, ended = self._texts(ids), (ids == self.tokenizer.eos_token_id).any(1)
+        if not ended.all():
+            rest = self._texts(self._continued(Prompt(prompt.embeddings[~ended], prompt.mask[~ended]), **options))
+            for i, text in zip((~ended).nonzero()[:, 0].tolist(), rest):
+                texts[i] = text
+        return texts
+
+    def _continued(self, prompt: Prompt, **options: Any) -> Tensor:
+        """The new tokens (b, t) of each item."""
         # transformers makes the position of every token from the mask
-        ids = self.model.generate(
+        return self.model.generate(
             inputs_embeds=prompt.embeddings.to(self.model.dtype), attention_mask=prompt.mask.long(),
             pad_token_id=self.tokenizer.pad_token_id, eos_token_id=self.tokenizer.eos_token_id, **options,
         )  # fmt: skip
+
+    def _texts(self, ids: Tensor) -> list[str]:
+        """Token ids (b, t) as text, without what ends or pads it."""
         return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
     def _ids(self, text: str, split_special_tokens: bool) -> Tensor:
