@@ -10,6 +10,8 @@ import atexit
 import os
 from typing import TYPE_CHECKING
 
+from mmgen.errors import UserError
+
 if TYPE_CHECKING:  # both are slow to import, and the command line needs `rank` alone
     import torch
     from accelerate import PartialState
@@ -51,6 +53,24 @@ def device() -> torch.device:
     True
     """
     return join().device
+
+
+def check_processes(what: str, asked: int, running: int) -> None:
+    """Fail unless as many processes run as were asked for, and all that were launched have joined.
+
+    Args:
+        what: the setting that asks, for the message.
+        asked: how many; 0 takes what the launcher started. ``MMGEN_PROCESSES``, which ``mmgen train --processes`` sets, goes
+            before it.
+        running: the processes that have joined.
+
+    Raises:
+        UserError: the counts differ, as under ``accelerate launch --cpu --num_processes 2``, which starts one.
+    """
+    asked = int(os.environ.get("MMGEN_PROCESSES", asked)) or world_size()
+    if asked != running:
+        fix = f"start with `mmgen train --processes {asked}`, or `torchrun --nproc_per_node {asked}`"
+        raise UserError(what, got=f"{running} running", expected=f"{asked} as asked", fix=fix)
 
 
 def peer_lost(error: BaseException) -> bool:

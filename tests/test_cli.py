@@ -13,7 +13,8 @@ from PIL import Image
 
 import mmgen
 from mmgen import cli
-from mmgen.cli import _write_json, main
+from mmgen.cli import commands, main
+from mmgen.cli.commands import write_json
 from mmgen.data.image import ImageProcessor
 from mmgen.data.label import LabelProcessor
 from mmgen.data.vector import VectorProcessor
@@ -75,7 +76,7 @@ def test_help_names_every_command():
         ),
         (["train", "judge", "stray"], "argument: got stray, expected a known option or key=value"),
         (["train", "judge", "--sed", "3"], "argument: got --sed"),
-        (["evaluate", "nowhere", "size=64"], "argument: got size=64, expected a known option; see `mmgen evaluate --help`"),
+        (["list", "size=64"], "argument: got size=64, expected a known option; see `mmgen list --help`"),
         (["train", "judge", "--processes", "0"], "--processes: got 0"),
         (["evaluate", "nowhere"], "nowhere: got no run.json and config.yaml, expected a run folder"),
         (["generate", "nowhere/at/all", "--to", "text"], "nowhere/at/all: got no such folder"),
@@ -95,7 +96,7 @@ def test_two_mistakes_are_two_lines(capsys):
 def test_a_run_folder_below_a_file(capsys, tmp_path):
     (tmp_path / "file").write_text("", encoding="utf-8")
     error = fails(capsys, "train", "judge", "--config", "smoke", "--out", tmp_path / "file" / "run")
-    assert "Not a directory" in error and "choose another --out" in error
+    assert "Not a directory" in error and "choose a folder that you may write to" in error
 
 
 def test_generate(capsys, saved, picture):
@@ -125,7 +126,7 @@ def test_figures_that_cannot_be_written_are_not_computed(capsys, saved, picture,
 
 def test_check_says_how_far_it_looked(capsys):
     assert main(["data", "check", "digits"]) == 0
-    assert "the first 8 rows of each split" in capsys.readouterr().out
+    assert "64 rows of each split" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -182,7 +183,7 @@ def test_load_returns_the_same_model(saved):
 
 def test_json_has_null_for_what_is_no_number(tmp_path):
     file = tmp_path / "f.json"
-    _write_json(file, [{"a": -math.inf, "b": (math.nan, 1.5), "c": "NaN", "d": True}])
+    write_json(file, [{"a": -math.inf, "b": (math.nan, 1.5), "c": "NaN", "d": True}])
     assert json.loads(file.read_text(encoding="utf-8")) == [{"a": None, "b": [None, 1.5], "c": "NaN", "d": True}]
 
 
@@ -213,7 +214,7 @@ def test_a_text_of_the_c_locale_is_read_as_utf8(monkeypatch):
     monkeypatch.setattr("sys.stdin", stdin)
     monkeypatch.delenv("PYTHONIOENCODING", raising=False)
     cli._write_utf8()
-    assert [*cli._lines()] == ["Schönes"]
+    assert [*commands.lines()] == ["Schönes"]
 
 
 def test_generate_from_a_vector(capsys, tmp_path):

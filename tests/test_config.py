@@ -105,10 +105,12 @@ def test_what_this_machine_cannot_train_by_is_told_at_once(monkeypatch):
     monkeypatch.setattr("mmgen.processes.device", lambda: torch.device("cpu"))
     monkeypatch.setattr("accelerate.utils.is_wandb_available", lambda: False)
     with pytest.raises(UserErrors) as caught:
-        check_machine(Stages(FitConfig(precision="fp16"), Config(fit=FitConfig(tracker="wandb"))))
+        check_machine(Stages(FitConfig(precision="fp16"), Config(fit=FitConfig(tracker="wandb", processes=2))))
     assert str(caught.value).splitlines() == [
         "words.precision: got fp16 on a cpu, expected a precision that the device computes in; set words.precision=bf16",
         "config.fit.tracker: got wandb, expected an installed package; pip install wandb, or set config.fit.tracker=none",
+        "config.fit.processes: got 1 running, expected 2 as asked; start with `mmgen train --processes 2`, or "
+        "`torchrun --nproc_per_node 2`",
     ]
     monkeypatch.setattr("mmgen.processes.device", lambda: torch.device("cuda"))
     monkeypatch.setattr("accelerate.utils.is_bf16_available", lambda: False)

@@ -87,7 +87,13 @@ def test_only_the_command_line_prints():
     for file in modules():
         calls = [n for n in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(n, ast.Call)]
         printing = [n for n in calls if isinstance(n.func, ast.Name) and n.func.id == "print"]
-        assert not printing or file.name == "cli.py", file
+        assert not printing or room(file) == "cli", file
+
+
+def test_processes_join_in_one_place():
+    """A ``PartialState()`` elsewhere would not say that the processes compute on the CPU, and each would stay alone."""
+    for file in modules():
+        assert "PartialState" not in file.read_text(encoding="utf-8") or file.name == "processes.py", file
 
 
 def test_text_files_are_read_and_written_as_utf8():

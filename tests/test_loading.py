@@ -82,6 +82,13 @@ def test_a_damaged_config(load, saved):
         load(saved)
 
 
+@pytest.mark.parametrize("place", ["runs/x", "Läufe/ä", "a b/c", "./user/m", "/no/folder", "~/m", "user", "a/b/c"])
+def test_what_can_be_no_hub_name_is_a_folder_that_is_not_there(hub, place):
+    with pytest.raises(UserError, match="got no such folder, expected a run folder or a Hub name"):
+        mmgen.load(place)
+    assert not hub
+
+
 def test_the_class_is_that_of_the_config(saved):
     with pytest.raises(UserError, match=r"got classifier, expected vae; use mmgen.load"):
         VAE.from_pretrained(saved)

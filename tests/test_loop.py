@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -245,6 +246,18 @@ def test_rows_that_do_not_fit_together_are_told_by_a_data_worker(tmp_path):
     data[1] = {**data[1], "x": torch.zeros(5)}
     with pytest.raises(UserError, match=r"^[^\n]*x[^\n]*$"):
         fit(make(), data, settings(workers=1), tmp_path)
+
+
+class Deadly(list):
+    def __getitem__(self, i):
+        if torch.utils.data.get_worker_info() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(i)
+
+
+def test_a_data_worker_that_is_killed(tmp_path):
+    with pytest.raises(UserError, match=r"^data workers: got DataLoader worker .*lower fit\.workers or fit\.batch_size"):
+        fit(make(), Deadly(rows(4)), settings(workers=1), tmp_path)
 
 
 def test_no_data(tmp_path):

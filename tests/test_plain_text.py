@@ -14,11 +14,10 @@ from mmgen.conditioning.language_model import load_language_model
 from mmgen.conditioning.prefix import PrefixLanguageModel
 from mmgen.conditioning.representations import representation
 from mmgen.conditioning.text_encoder import embed_sentences, load_text_encoder
+from mmgen.models import edit, style_transfer
 from mmgen.models.answerer import Answerer
 from mmgen.models.captioner import Captioner
-from mmgen.models.edit import Edit
 from mmgen.models.spelling import pieces_of
-from mmgen.models.style_transfer import StyleTransfer
 from mmgen.training import steer
 from mmgen.training.config import build_config
 from mmgen.training.recipe import load_recipe
@@ -65,7 +64,7 @@ def test_a_template_of_a_developer_names_tokens():
 
 def test_the_words_of_captions(monkeypatch):
     captioning = sys.modules[load_recipe("captioning").config.__module__]
-    monkeypatch.setattr(captioning, "open_card", lambda card, split, limit: {"caption": [WORDS, [WORDS, "a"]]})
+    monkeypatch.setattr(captioning, "texts_of", lambda card, column, limit: [WORDS, "a"])
     config = build_config(captioning.Config, {"model": TINY_CAPTIONER})
     tokens = captioning.caption_vocabulary(config)
     assert not SPECIAL & {*tokens}
@@ -99,12 +98,16 @@ def test_features_of_texts(tiny, read):
     assert (some[0] @ some[1]) < 0.999
 
 
-def test_words_of_styles():
-    texts = ["<pad> it is good", "it is <eos> bad"] * 4
-    for model in (Edit.learn(texts, [1, 0] * 4, ["bad", "good"]), StyleTransfer.learn(texts, [1, 0] * 4, ["bad", "good"])):
-        _, _, pieces = pieces_of(["<pad> it <eos>"], model.processors["text"].tokenizer)
-        words = [word for _, piece in pieces for word, _, _ in piece]
-        assert not SPECIAL & {*words} and len(words) == len(["<", "pad", ">", "it", "<", "eos", ">"])
+@pytest.mark.parametrize("module", [edit, style_transfer])
+def test_words_of_styles(module, monkeypatch):
+    counted, count = [], module.style_counts
+    monkeypatch.setattr(module, "style_counts", lambda sentences, *more: counted.extend(sentences) or count(sentences, *more))
+    learn = {edit: edit.Edit, style_transfer: style_transfer.StyleTransfer}[module].learn
+    model = learn(["<pad> it is good", "it is <eos> bad"] * 4, [1, 0] * 4, ["bad", "good"])
+    _, _, pieces = pieces_of(["<pad> it <eos>"], model.processors["text"].tokenizer)
+    words = [word for _, piece in pieces for word, _, _ in piece]
+    assert len(words) == 7  # < pad > it < eos >
+    assert counted and not SPECIAL & {*words, *(word for sentence in counted for word in sentence)}
 
 
 def test_every_text_is_tokenised_in_one_place():

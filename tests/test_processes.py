@@ -88,14 +88,14 @@ def test_the_error_of_the_second_process_is_the_last_line(tmp_path):
 
 
 def test_a_process_that_loses_another_says_so_without_a_traceback(monkeypatch, capsys):
-    def lost(options):
+    def lost(card):
         raise RuntimeError("[../gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:5")
 
-    monkeypatch.setattr("mmgen.cli._list", lost)
+    monkeypatch.setattr("mmgen.data.cards.describe", lost)
     with pytest.raises(RuntimeError):  # of one process it is a bug
-        main(["list"])
+        main(["data", "show", "digits"])
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert main(["list"]) == 1
+    assert main(["data", "show", "digits"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("mmgen: process 0: lost another process") and "Connection closed by peer" in line
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mmgen import cli
+from mmgen.cli.parser import build_parser
 from mmgen.data.cards import read_card
 from mmgen.training.recipe import load_recipe, recipe_config
 from mmgen.training.steer import settings
@@ -31,10 +32,10 @@ MMGEN = [words[1:] for file in READMES for words in commands(file) if words[0] =
 def test_command_is_one_that_runs(words, tmp_path, monkeypatch):
     card = (ROOT / "data_cards" / "digits.md").read_text(encoding="utf-8")
     (tmp_path / "my.md").write_text(card.replace(" image: {", " photo: {").replace(" label: {", " kind: {"), encoding="utf-8")
-    (tmp_path / "my.csv").write_text("text,label\nfine,a\npoor,b\n", encoding="utf-8")
+    (tmp_path / "my.csv").write_text("text,label\nfine,a\npoor,b\ngood,a\nbad,b\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     words = words[: words.index("<")] if "<" in words else words  # what the shell reads
-    options, rest = cli._parser().parse_known_args(words)
+    options, rest = build_parser().parse_known_args(words)
     assert all("=" in word and not word.startswith("-") for word in rest)
     if options.command == "train":
         recipe = load_recipe(options.recipe)

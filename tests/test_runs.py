@@ -269,7 +269,10 @@ def test_sigterm_reaches_every_process(tmp_path):
     ("arguments", "message"),
     [
         (["captioning", "data.input=nope"], "data.input (a column of digits): got nope"),
-        (["captioning", "data.text=image"], "data.text=image: got a column of image, expected text; choose one of word"),
+        (
+            ["captioning", "data.text=image"],
+            "data.text=image: got a column of image, expected text; write data.text=word or data.text=caption",
+        ),
         (["judge", "data.label=nope"], "data.label (a column of digits): got nope"),
         (["judge", "seeds=0"], "seeds: got 0"),
         (

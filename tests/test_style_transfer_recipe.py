@@ -91,22 +91,22 @@ def test_a_judge_restyles_nothing(run, typed):
 
 def table(file, rows, header="text,label", encoding="utf-8"):
     file.write_bytes("\n".join([header, *rows]).encode(encoding))
-    return f"data={file}"
+    return f"data.card={file}"
 
 
 @pytest.mark.parametrize(
     ("rows", "options", "message"),
     [
-        (["good,a"] * 3, {}, "label: got 1 styles (a), expected exactly two; keep two of them"),
+        (["good,a"] * 3, {}, "data.label=label: got 1 styles (a), expected exactly two; keep two"),
         (["x,a", "y,b", "z,c"], {}, "label: got 3 styles (a, b, c), expected exactly two"),
-        ([], {}, "got no rows, expected a column 'text'"),
+        ([], {}, "my.csv: got no rows, expected at least one"),
         (
-            ["x,a", "y,b"],
-            {"header": "words,label"},
-            "got columns words, label, expected a column 'text'; name it so, or set text=",
+            ["x,a,p", "y,b,q"],
+            {"header": "words,label,texts"},
+            "data.text (a column of my): got text, expected a column of text; write data.text=words or data.text=texts",
         ),
-        (["x,a", "y,b"], {"header": "text,mood"}, "expected a column 'label'; name it so, or set label=COLUMN"),
-        (["caf\N{LATIN SMALL LETTER E WITH ACUTE},a"], {"encoding": "latin-1"}, "save it as CSV in UTF-8"),
+        (["x,a", "y,b"], {"header": "text,mood"}, "expected a column of label; its columns are text, mood"),
+        (["caf\N{LATIN SMALL LETTER E WITH ACUTE},a"], {"encoding": "latin-1"}, "my.csv: line 2: "),
     ],
 )
 def test_tables_that_cannot_be(tmp_path, rows, options, message):
@@ -116,12 +116,12 @@ def test_tables_that_cannot_be(tmp_path, rows, options, message):
 
 
 def test_a_missing_table_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"none\.csv: got .*No such file"):
+    with pytest.raises(UserError, match=r"got .*none\.csv, expected a card .* a table or a \.md file \(there is none\)"):
         recipe_config(RECIPE, "smoke", [f"data={tmp_path / 'none.csv'}"])
 
 
 def test_a_split_that_the_second_stage_lacks_is_told_before_the_first(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match=r"my\.csv: validation: got 0 texts, none a, expected texts of both styles"):
+    with pytest.raises(UserError, match=r"judging\.split: got validation, expected a known name; choose one of test, train"):
         recipe_config(RECIPE, "smoke", [table(tmp_path / "my.csv", ["text 0,a", "text 6,b"])])
     config = recipe_config(RECIPE, "smoke", [])  # of a card it is known when its rows are read
     read_all = MODULE.read_all
@@ -165,9 +165,10 @@ def test_no_split_is_scored_by_a_judge_that_trained_on_it(run):
 
 
 def test_a_split_without_a_style_is_named(tmp_path):
-    config = replace(RECIPE.config(), data=table(tmp_path / "my.csv", ["x,a", "y,b"]).removeprefix("data="))
-    with pytest.raises(UserError, match=r"my\.csv: dev: got \d texts, none [ab], expected texts of both styles"):
-        MODULE.read(config, "dev")
+    rows = ["x,a,train", "y,b,train", "z,a,validation", "v,b,validation", "w,a,test"]
+    config = recipe_config(RECIPE, "smoke", [table(tmp_path / "my.csv", rows, header="text,label,split")])
+    with pytest.raises(UserError, match=r"my\.csv: test: got 1 texts, none b, expected texts of both styles"):
+        MODULE.read(config, "test")
 
 
 def test_judged_one_by_one_and_together(run):
@@ -235,7 +236,7 @@ def test_an_autoencoder_by_the_same_commands(tmp_path, run, typed):
     figures = evaluate(RECIPE, config, tmp_path / "run", "test")
     assert {"accuracy", "self_bleu", "content_recall", "sentences_per_s"} <= figures.keys()
     card = (tmp_path / "run" / "README.md").read_text(encoding="utf-8")
-    assert "by reinforced" in card and "A table of one's own, `smoke.csv`" in card and "mmgen data show" not in card
+    assert "by reinforced" in card and "Card `smoke`, licence unknown." in card and "mmgen data show" not in card
     code, out, _ = typed(tmp_path / "run", "positive", b"The tea was awful!\n\nEs regnet heute.\n")
     assert code == 0 and out.split("\n")[1:] == ["", "Es regnet heute.", ""]
 

@@ -120,10 +120,11 @@ def _find_data(given: str) -> tuple[Inferred, dict[str, str]]:
         fix = nearest(given, card_names()) if path.name == given or not path.name else "check the path"
         raise UserError("data card", got=given, expected=expected, fix=fix)
     try:
-        return inferred.find_hub(given), {"hub": given}
+        return inferred.find_hub(given, None, None), {"hub": given}
     except (OSError, ValueError) as error:
+        fix = "check the path or the name; for one config of several write a card with `hub: NAME` and `config: NAME`"
         expected = f"{expected[:-1]}; on the Hub: {' '.join(str(error).split())[:160]})"
-        raise UserError("data card", got=given, expected=expected, fix="check the path or the name") from error
+        raise UserError("data card", got=given, expected=expected, fix=fix) from error
 
 
 def _is_hub_name(given: str) -> bool:

@@ -236,7 +236,7 @@ def check_card(name_or_path: str | Path, *, data: bool = True, data_folder: str 
 USUAL = ("image", "audio", "caption", "text", "word", "label")  # the columns that configs name if nobody says otherwise
 
 
-def check_column(card: Card, key: str, column: str, *kinds: str) -> str:
+def check_column(card: Card, key: str, column: str, *kinds: str, one_text: bool = False) -> str:
     """A column of a card that is of one of ``kinds``; in place of a usual name that the card lacks, its only column of them.
 
     Args:
@@ -244,12 +244,13 @@ def check_column(card: Card, key: str, column: str, *kinds: str) -> str:
         key: the config key that names the column, for the message.
         column: its name.
         kinds: kinds that will do; none: any.
+        one_text: a column of several texts a row will not do.
 
     Returns:
         ``column``, or the one that is taken in its place, which is logged.
 
     Raises:
-        UserError: there is no such column, or it is of another kind.
+        UserError: there is no such column, it is of another kind, or it holds several texts a row.
     """
     wanted = ("label",) if column == "label" and not kinds else kinds
     fitting = [name for name, entry in card.columns.items() if entry["kind"] in wanted]
@@ -258,17 +259,26 @@ def check_column(card: Card, key: str, column: str, *kinds: str) -> str:
         if column in USUAL and len(fitting) == 1:
             (taken,) = fitting
             tell(f"{key}={taken}: {card.name} has no column {column}, and {taken} is its only one of {' or '.join(wanted)}")
-            return taken
-        names = fitting or card.columns
-        close = nearest(column, names)
-        fix = close if close.startswith("did") else f"write {choice}" if fitting else f"its columns are {', '.join(names)}"
+            return check_column(card, key, taken, *kinds, one_text=one_text)
+        fix = f"write {choice}" if fitting else f"its columns are {', '.join(card.columns)}"
+        if column not in USUAL:
+            close = nearest(column, fitting or card.columns)
+            fix = close if close.startswith("did") else fix
         expected = f"a column of {' or '.join(wanted)}" if wanted else "a known name"
         raise UserError(f"{key} (a column of {card.name})", got=column, expected=expected, fix=fix)
     kind = card.columns[column]["kind"]
     if kinds and kind not in kinds:
         fix = f"write {choice}" if choice else f"choose other data: of {', '.join(kinds)} it has no column"
         raise UserError(f"{key}={column}", got=f"a column of {kind}", expected=" or ".join(kinds), fix=fix)
+    if one_text and kind == "text" and "shape" in card.columns[column]:
+        fix = "choose another column, or keep one text in each row"
+        raise UserError(f"{key}={column}", got="several texts a row", expected="one", fix=fix)
     return column
+
+
+def held_out(card: Card) -> str:
+    """The split whose items are shown while a model trains: ``validation``, or ``train`` of a card that has none."""
+    return "validation" if "validation" in card.splits else "train"
 
 
 def class_names(card: Card, column: str) -> list[str]:
@@ -296,7 +306,8 @@ def describe(card: Card) -> str:
 
 
 def _words(value: Any) -> str:
-    return " ".join("any" if v is None else str(v) for v in value) if isinstance(value, list) else str(value)
+    values = value if isinstance(value, list) else [value]
+    return " ".join("any" if v is None else str(v) for v in values)
 
 
 def _compare(card: Card, split: str, dataset: datasets.Dataset, source: dict[str, Any]) -> Iterator[UserError]:

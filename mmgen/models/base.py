@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import json
+import re
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -332,7 +333,7 @@ def load(
         if (folder / "run.json").is_file() and (studied := sorted(folder.glob("seed_*"))):
             raise UserError(str(place), got="a study of several seeds", expected="one run", fix=f"give {studied[0]}")
         folder = folder / "model" if (folder / "model").is_dir() else folder
-    elif len(folder.parts) == 2 and not str(place).startswith((".", "/", "~", "runs/")):
+    elif re.fullmatch(r"[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+", str(place)) and not str(place).startswith((".", "runs/")):
         folder = download(
             str(place),
             revision=revision,

@@ -99,13 +99,14 @@ def check_machine(config: Any) -> None:
         config: a recipe's config, or a section of it.
 
     Raises:
-        UserErrors: each precision that the device has not, and each tracker that is not installed, by its key.
+        UserErrors: each precision that the device has not, each tracker that is not installed and each wrong number of
+            processes, by its key.
     """
     from accelerate.utils import is_bf16_available, is_tensorboard_available, is_wandb_available
 
     from mmgen.modalities.precision import warn_of_emulated_bfloat16  # here: it imports torch
 
-    kind = processes.device().type
+    kind, running = processes.device().type, processes.join().num_processes
     precisions = {"no": True, "fp16": kind not in ("cpu", "mps"), "bf16": kind == "cpu" or is_bf16_available()}
     trackers = {"none": True, "tensorboard": is_tensorboard_available(), "wandb": is_wandb_available()}
     errors = []
@@ -119,6 +120,10 @@ def check_machine(config: Any) -> None:
         if not trackers[fit.tracker]:
             fix = f"pip install {fit.tracker}, or set {path}.tracker=none"
             errors.append(UserError(f"{path}.tracker", got=fit.tracker, expected="an installed package", fix=fix))
+        try:
+            processes.check_processes(f"{path}.processes", fit.processes, running)
+        except UserError as error:
+            errors.append(error)
     if errors:
         raise errors[0] if len(errors) == 1 else UserErrors(errors)
 

@@ -101,5 +101,5 @@ def _held(folder: Path) -> UserError:
 
 
 def _not_writable(folder: Path, error: OSError) -> UserError:
-    fix = "choose a folder that you may write to, or copy the run to one"
+    fix = "choose another --out, or copy the run to a folder that you may write to"
     return UserError(str(folder), got=str(error), expected="a folder that can be written", fix=fix)

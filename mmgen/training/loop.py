@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shutil
 import signal
 import time
@@ -22,7 +21,7 @@ from tqdm.auto import tqdm
 from mmgen.data.batch import Batch, collate
 from mmgen.errors import UserError
 from mmgen.models.base import Losses, Model, like, whole
-from mmgen.processes import join, world_size
+from mmgen.processes import check_processes, join
 from mmgen.training import checkpoint as ckpt
 from mmgen.training.config import FitConfig
 from mmgen.training.memory import keep_freed_memory
@@ -145,7 +144,7 @@ class _Trainer:
             project_dir=str(folder / "tensorboard"),
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=partial_phases)],
         )
-        check_processes(config.processes, self.accelerator.num_processes)
+        check_processes("processes", config.processes, self.accelerator.num_processes)
         self.rank, self.main = self.accelerator.process_index, self.accelerator.is_main_process
         set_seed(config.seed + self.rank)
         optimizers = [
@@ -196,7 +195,8 @@ class _Trainer:
             ) as bar,
         ):
             while self.step < self.config.steps:
-                self._step(loader, order)
+                with _workers_alive():
+                    self._step(loader, order)
                 self._after_step(bar)
         for tracker in self.accelerator.trackers:  # not end_training(): the next stage needs the process group
             tracker.finish()
@@ -396,16 +396,16 @@ def _batch(batch: Batch | UserError) -> Batch:
     return batch
 
 
-def check_processes(asked: int, running: int) -> None:
-    """Fail unless as many processes run as were asked for, and all that were launched have joined.
-
-    Raises:
-        UserError: the counts differ, as under ``accelerate launch --cpu --num_processes 2``, which starts one.
-    """
-    asked = int(os.environ.get("MMGEN_PROCESSES", asked)) or world_size()
-    if asked and asked != running:
-        fix = f"start with `mmgen train --processes {asked}`, or `torchrun --nproc_per_node {asked}`"
-        raise UserError("processes", got=f"{running} running", expected=f"{asked} as asked", fix=fix)
+@contextmanager
+def _workers_alive() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        expected = "all to live until the end"
+        fix = "see above; a lack of memory mostly: lower fit.workers or fit.batch_size, and go on with --resume"
+        raise UserError("data workers", got=str(error), expected=expected, fix=fix) from error
 
 
 @contextmanager

@@ -138,7 +138,7 @@ class Sentences(Sequence):
 def check(config: Config) -> None:
     """The columns are there, of texts and of labels."""
     card = read_card(config.data.card)
-    config.data.input = check_column(card, "data.input", config.data.input, "text")
+    config.data.input = check_column(card, "data.input", config.data.input, "text", one_text=True)
     config.data.label = check_column(card, "data.label", config.data.label, "label")
     check_at_least("data.limit", config.data.limit, 0)
     check_at_least("data.max_tokens", config.data.max_tokens, 1)

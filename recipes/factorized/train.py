@@ -121,7 +121,9 @@ def check(config: Config) -> None:
     for name, settings in data.modalities.items():
         what = f"data.modalities.{name}"
         kinds = ["vector", *(["text"] if "language_model" in settings else [])] if data.sequence else SETTINGS
-        check_column(card, f"{what}.column", str(settings.get("column")), *kinds)
+        if name in kinds and settings.get("column") not in card.columns:  # another column of the same kind will do
+            kinds = [name]
+        settings["column"] = check_column(card, f"{what}.column", str(settings.get("column")), *kinds, one_text=True)
         for key in settings:
             kind = card.columns[settings["column"]]["kind"]
             check_one_of(f"{what}.{key}", key, ["column", *SETTINGS[kind], *(READER if kind == "text" else ())])

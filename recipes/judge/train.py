@@ -23,7 +23,7 @@ from mmgen.data.columns import fit_processor
 from mmgen.data.label import LabelProcessor
 from mmgen.data.processors import Processor
 from mmgen.data.rows import Rows, open_rows
-from mmgen.errors import UserError
+from mmgen.errors import UserError, check_one_of
 from mmgen.modalities.kinds import KINDS
 from mmgen.models.base import load
 from mmgen.models.classifier import Classifier
@@ -103,8 +103,9 @@ def input_kind(data: Data) -> str:
 def check(config: Config) -> None:
     """The columns are there, and the judged one is of a kind that classifiers read."""
     card = read_card(config.data.card)
-    config.data.input = check_column(card, "data.input", config.data.input, *KINDS)
+    config.data.input = check_column(card, "data.input", config.data.input, *KINDS, one_text=True)
     config.data.label = check_column(card, "data.label", config.data.label)
+    check_one_of("data.split", config.data.split, card.splits)
 
 
 def make_processor(data: Data) -> Processor:

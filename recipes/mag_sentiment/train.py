@@ -90,7 +90,7 @@ class Items(Sequence):
 def check(config: Config) -> None:
     """The columns are there and of kinds the model reads; the data decide what they have to."""
     card, data = read_card(config.data.card), config.data
-    data.text = check_column(card, "data.text", data.text, "text")
+    data.text = check_column(card, "data.text", data.text, "text", one_text=True)
     data.label = check_column(card, "data.label", data.label, "label")
     check_at_least("data.limit", data.limit, 0)
     if not data.features:

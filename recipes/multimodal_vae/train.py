@@ -115,7 +115,8 @@ def check(config: Config) -> None:
         raise UserError("data.modalities", got=", ".join(modalities) or "none", expected="two or more", fix=fix)
     for name, settings in modalities.items():
         kinds = [name] if name in DECODERS and settings.get("column") not in card.columns else DECODERS
-        settings["column"] = check_column(card, f"data.modalities.{name}.column", str(settings.get("column")), *kinds)
+        key = f"data.modalities.{name}.column"
+        settings["column"] = check_column(card, key, str(settings.get("column")), *kinds, one_text=True)
         kind = card.columns[settings["column"]]["kind"]
         for key in settings:
             check_one_of(f"data.modalities.{name}.{key}", key, ["column", *SETTINGS[kind]])

@@ -20,7 +20,7 @@ from torch import Tensor
 from mmgen import processes
 from mmgen.cli import main
 from mmgen.data.batch import Batch
-from mmgen.data.cards import check_column, read_card
+from mmgen.data.cards import check_column, held_out, read_card
 from mmgen.data.image import ImageProcessor
 from mmgen.data.pairs import Pairs, texts_of
 from mmgen.data.processors import Processor
@@ -170,7 +170,7 @@ def train_gan(config: Config, run: Path, resume: bool) -> None:
     if model.redescriber is not None:
         model.mirror(captioner)
     data = pairs(config.data, "train", **model.processors)
-    held = pairs(config.data, "validation", **model.processors, limit=SHOWN // 2)
+    held = pairs(config.data, held_out(read_card(config.data.card)), **model.processors, limit=SHOWN // 2)
     seen = spread(len(data), SHOWN // 2)
 
     def samples(model: MirrorGAN, place: Path) -> None:

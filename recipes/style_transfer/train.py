@@ -180,19 +180,17 @@ class Labelled(Sequence):
 def check(config: Config) -> None:
     """The columns are there, of two styles, and numbers in range."""
     data, card = config.data, read_card(config.data.card)
-    data.text = check_column(card, "data.text", data.text, "text")
+    data.text = check_column(card, "data.text", data.text, "text", one_text=True)
     data.label = check_column(card, "data.label", data.label, "label")
     if data.references:
         data.references = check_column(card, "data.references", data.references, "text")
-    if "shape" in card.columns[data.text]:
-        fix = "choose another column, or write a row for each text"
-        raise UserError(f"data.text={data.text}", got="several texts a row", expected="one", fix=fix)
     if len(names := class_names(card, data.label)) != 2:
         got = f"{len(names)} styles ({', '.join(names[:5])})"
         raise UserError(f"data.label={data.label}", got=got, expected="exactly two", fix="keep two, or choose another column")
     if config.judging.split in ("train", "test"):
         expected, fix = "a split that is neither trained on nor scored", "choose another split"
         raise UserError("judging.split", got=config.judging.split, expected=expected, fix=fix)
+    check_one_of("judging.split", config.judging.split, card.splits)
     for method in config.judging.baselines:
         check_one_of("judging.baselines", method, get_args(Method))
     check_at_least("judging.items", config.judging.items, 0)

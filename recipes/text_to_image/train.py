@@ -16,7 +16,7 @@ from torch import Tensor
 from mmgen import processes
 from mmgen.cli import main
 from mmgen.data.batch import Batch, collate
-from mmgen.data.cards import check_column, read_card
+from mmgen.data.cards import check_column, held_out, read_card
 from mmgen.data.image import ImageProcessor
 from mmgen.data.pairs import Pairs, texts_of
 from mmgen.data.processors import Processor
@@ -200,7 +200,7 @@ def train_codes(config: Config, run: Path, resume: bool) -> None:
     model, processor = DiscreteVAE(**codes_arguments(config)), image_processor(config.data)
     model.processors["image"] = processor
     pairs(config.data, "train", processor, words(config.data))  # a text that the prior could not read is told now
-    shown = pairs(config.data, "validation", processor, limit=SHOWN)
+    shown = pairs(config.data, held_out(read_card(config.data.card)), processor, limit=SHOWN)
 
     def samples(model: DiscreteVAE, place: Path) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -235,7 +235,7 @@ def train_prior(config: Config, run: Path, resume: bool) -> None:
     model = build(config, text.vocabulary, text.tokenizer.eos_token_id)
     model.take_codes(vae)
     model.processors = {"text": text, "image": vae.processors["image"]}
-    shown = pairs(data, "validation", vae.processors["image"], text, limit=SHOWN)
+    shown = pairs(data, held_out(read_card(data.card)), vae.processors["image"], text, limit=SHOWN)
 
     def samples(model: TextToImage, place: Path) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)

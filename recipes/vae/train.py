@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from mmgen import processes
 from mmgen.cli import main
 from mmgen.data.batch import Batch, collate
-from mmgen.data.cards import check_column, read_card
+from mmgen.data.cards import check_column, held_out, read_card
 from mmgen.data.image import ImageProcessor
 from mmgen.data.processors import Processor
 from mmgen.data.rows import open_rows
@@ -128,6 +128,7 @@ def check(config: Config) -> None:
     """The columns are there, and the objective has its settings."""
     data, card = config.data, read_card(config.data.card)
     data.input = check_column(card, "data.input", data.input, "image")
+    check_one_of("data.split", data.split, card.splits)
     for factor in data.factors:
         check_column(card, "data.factors", factor, "label")
     if data.factors:
@@ -153,7 +154,7 @@ def train_vae(config: Config, run: Path, resume: bool) -> None:
     values = {**asdict(config.model), "settings": settings_of(config, config.model.objective, len(data))}
     model = VAE(config.data.input, "image", list(processor.shape), **values)
     model.processors[config.data.input] = processor
-    held = Pictures(config.data, "validation", processor)
+    held = Pictures(config.data, held_out(read_card(config.data.card)), processor)
     shown = held.batch(range(min(10, len(held))))
 
     def samples(model: VAE, place: Path) -> None:

@@ -44,7 +44,7 @@ def card_text(found: Inferred, source: dict[str, Any]) -> str:
 # {found.name}
 
 ## Where the data come from
-Written by `mmgen data init`, from the files: who made them, when, and how were they chosen?
+Read from the files as they are: who made them, when, and how were they chosen?
 
 ## Licence
 Who holds the rights, and what do they allow? Write the licence above too.

@@ -125,6 +125,9 @@ def _source_problems(what: str, source: Any) -> list[UserError]:
         if key not in known:
             problems.append(UserError(what, got=key, expected="a known key", fix=nearest(str(key), known)))
     reader = source.get("reader")
+    if reader == "inferred" and kind not in ("path", "hub"):
+        fix = "name the folder, the table or the data set, or choose another reader"
+        problems.append(UserError(f"{what}.reader", got="inferred", expected="a source of kind path or hub", fix=fix))
     if str(reader) not in READERS:
         problems.append(UserError(f"{what}.reader", got=reader, expected="a known reader", fix=nearest(str(reader), READERS)))
     return problems

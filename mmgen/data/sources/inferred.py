@@ -7,6 +7,7 @@ import functools
 import hashlib
 import io
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -100,7 +101,7 @@ def _find(place: Path, signature: Any) -> Inferred:
 
 
 @functools.lru_cache(maxsize=4)
-def find_hub(name: str, config: str | None = None, revision: str | None = None) -> Inferred:
+def find_hub(name: str, config: str | None, revision: str | None) -> Inferred:
     """What a data set of the Hub holds, downloaded at first use.
 
     Raises:
@@ -154,7 +155,10 @@ def infer(name: str, parts: list[Part]) -> Inferred:
     if SPLIT in {key for part in parts for _, row in part.rows for key in row} and None not in splits:
         how = f"by the column {SPLIT}"
     if set(splits) <= {None} or set(splits) == {"train"}:
-        splits, how = _make_splits(columns, rows), "by a hash of each row's file or text, a tenth each for validation and test"
+        splits, how = (
+            _make_splits(columns, rows, parts),
+            "by a hash of each row's file or text, a tenth each for validation and test",
+        )
     names = {split: i for i, split in enumerate(user_files.SPLITS)}
     order = sorted({split or "train" for split in splits}, key=lambda split: (names.get(split, len(names)), split))
     found = {s: [row for row, own in zip(rows, splits) if (own or "train") == s] for s in order}
@@ -318,7 +322,7 @@ def _group_texts(columns, rows, splits, files) -> tuple[list[Any], list[Any]]:
     return kept, [splits[members[0]] for members in groups.values()]
 
 
-def _make_splits(columns: dict[str, dict[str, Any]], rows: list[Any]) -> list[str]:
+def _make_splits(columns: dict[str, dict[str, Any]], rows: list[Any], parts: list[Part]) -> list[str]:
     """A tenth of what is independent for validation and for test, of each class where it has five or more.
 
     Rows that share a file, or a text where there are no files, stay together.
@@ -328,7 +332,8 @@ def _make_splits(columns: dict[str, dict[str, Any]], rows: list[Any]) -> list[st
 
     def key(part: int, number: int, row: dict[str, Any]) -> str:
         values = [row.get(column) for column in keyed]
-        values = [Path(v["path"]).name if isinstance(v, dict) else v for v in values]
+        folder = parts[part].folder or Path()
+        values = [os.path.relpath(v["path"], folder) if isinstance(v, dict) else v for v in values]  # wherever the data lie
         return json.dumps(values, default=str) if any(values) else f"{part} {number}"
 
     label = next((column for column, spec in columns.items() if spec["kind"] == "label"), None)

