@@ -241,8 +241,8 @@ def run_data_check(options: argparse.Namespace) -> None:
     problems = check_card(options.card)
     if problems:
         raise UserErrors(problems)
-    looked = f"the card, row counts, missing values and labels of all rows, and what {CHECKED_ROWS} rows of each split hold"
-    print(f"{options.card}: no problem found in {looked}")
+    read = f"and what up to {CHECKED_ROWS} rows of each split hold"
+    print(f"{options.card}: no problem found in the card, row counts, missing values and labels of all rows, {read}")
 
 
 def run_data_simulate(options: argparse.Namespace) -> None:

@@ -319,7 +319,7 @@ def _compare(card: Card, split: str, dataset: datasets.Dataset, source: dict[str
     for name, spec in card.columns.items():
         for bad, expected, fix in _mistakes(spec, dataset.data.column(name)):
             row, count = int(bad.argmax()), int(bad.sum())
-            got = shown_value(dataset[row][name])
+            got = shown_value(dataset[row], name)
             got += f", and in {count - 1} more of {len(dataset)} rows" if count > 1 else ""
             yield UserError(f"{card.name}: {split}: row {row}: column {name}", got=got, expected=expected, fix=fix)
     step = max(1, (len(dataset) - 1) / max(1, CHECKED_ROWS - 1))

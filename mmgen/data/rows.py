@@ -51,7 +51,7 @@ def open_rows(
     for name in needs:
         if (bad := missing_values(table.data.column(name))).any():
             row = int(bad.argmax())
-            got, count = shown_value(table[row][name]), int(bad.sum())
+            got, count = shown_value(table[row], name), int(bad.sum())
             fix = "fill it in, or drop the row" if count == 1 else f"fill it in, or drop the row (as in {count - 1} more rows)"
             raise UserError(rows.place(row, name), got=got, expected="a value", fix=fix)
     for name in (*needs, *may_lack):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmgen.errors import UserError, nearest
@@ -161,10 +162,18 @@ def outside_classes(spec: dict[str, Any], column: pa.ChunkedArray) -> np.ndarray
     return wrong.fill_null(False).to_numpy()
 
 
-def shown_value(value: Any) -> str:
-    """A missing value in an error: ``nothing``, or the empty text as it is written."""
-    absent = value is None or (isinstance(value, dict) and not any(value.values()))
-    return "nothing" if absent else repr(value)
+def shown_value(row: dict[str, Any], name: str) -> str:
+    """A missing value in an error, with what tells its row from others in a table: the name of a file, or a text.
+
+    >>> shown_value({"image": {"bytes": None, "path": "photos/3.jpg"}, "caption": None}, "caption")
+    'nothing beside 3.jpg'
+    """
+    value = row[name]
+    shown = "nothing" if value is None or (isinstance(value, dict) and not any(value.values())) else repr(value)
+    others = [other for key, other in row.items() if key != name]
+    files = [Path(other["path"]).name for other in others if isinstance(other, dict) and other.get("path")]
+    texts = [repr(other[:40]) for other in others if isinstance(other, str) and other.strip()]
+    return f"{shown} beside {found[0]}" if (found := files + texts) else shown
 
 
 def check_value(spec: dict[str, Any], value: Any) -> tuple[str, str] | None:
