@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard
 from tiny import TINY_CAPTIONER
 
 from mmgen.data.cards import open_card
+from mmgen.data.rows import open_rows
 from mmgen.errors import UserError
 from mmgen.models.captioner import Captioner
 from mmgen.training.recipe import load_recipe, recipe_config
@@ -80,7 +81,7 @@ def test_a_config_that_does_not_fit(recipe, change, message):
 def test_pictures_are_read_as_each_word_once_up_to_the_captions_end():
     torch.manual_seed(0)
     model = Captioner(**TINY_CAPTIONER).eval()
-    rows = open_card("digits", "train", limit=6)
+    rows = open_rows("digits", "train", ["image"], limit=6)
     end = model.language_model.tokenizer.eos_token_id
     model.likeliest = lambda batch: torch.tensor(
         [[7, 7, 5], [end, 9, end], [end, end, end], [5, end, 5], [1, 3, 1], [3, 4, 5]]
