@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from mmgen import cli
 from mmgen.cli.parser import build_parser
@@ -28,11 +29,22 @@ def commands(file: Path) -> list[list[str]]:
 MMGEN = [words[1:] for file in READMES for words in commands(file) if words[0] == "mmgen"]
 
 
+def photographs(folder: Path) -> None:
+    """Ten pictures with captions, as a user has them."""
+    folder.mkdir()
+    names = [f"{i:04}.jpg" for i in range(10)]
+    for i, name in enumerate(names):
+        Image.new("RGB", (64, 48), (25 * i, 200 - 20 * i, 90)).save(folder / name)
+    lines = [f"{name},a plain picture of shade {i}" for i, name in enumerate(names)]
+    (folder / "metadata.csv").write_text("\n".join(["file_name,caption", *lines]), encoding="utf-8")
+
+
 @pytest.mark.parametrize("words", MMGEN, ids=" ".join)
 def test_command_is_one_that_runs(words, tmp_path, monkeypatch):
     card = (ROOT / "data_cards" / "digits.md").read_text(encoding="utf-8")
     (tmp_path / "my.md").write_text(card.replace(" image: {", " photo: {").replace(" label: {", " kind: {"), encoding="utf-8")
     (tmp_path / "my.csv").write_text("text,label\nfine,a\npoor,b\ngood,a\nbad,b\n", encoding="utf-8")
+    photographs(tmp_path / "photos")
     monkeypatch.chdir(tmp_path)
     words = words[: words.index("<")] if "<" in words else words  # what the shell reads
     options, rest = build_parser().parse_known_args(words)
@@ -46,12 +58,17 @@ def test_command_is_one_that_runs(words, tmp_path, monkeypatch):
         settings(rest, options.method)
     if options.command == "generate":
         for picture in options.image or []:
-            assert (ROOT / picture).is_file()
+            assert (ROOT / picture).is_file() or (tmp_path / picture).is_file()
 
 
-@pytest.mark.parametrize("words", [["list"], ["data", "show", "openmoji"]], ids=" ".join)
-def test_quick_command_runs(words, capsys):
+QUICK = ["list", "data show openmoji", "data show digits --yaml", "data check photos/", "data init photos/"]
+
+
+@pytest.mark.parametrize("words", [line.split() for line in QUICK], ids=" ".join)
+def test_quick_command_runs(words, capsys, tmp_path, monkeypatch):
     assert words in MMGEN
+    photographs(tmp_path / "photos")
+    monkeypatch.chdir(tmp_path)
     assert cli.main(words) == 0
     assert capsys.readouterr().out
 
