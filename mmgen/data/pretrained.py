@@ -1,12 +1,17 @@
 """Reading what transformers reads: its errors in one line, and never the code of a repository."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mmgen.errors import UserError
+
+if TYPE_CHECKING:  # transformers' models are slow to import, and most models here are none of them
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @contextmanager
