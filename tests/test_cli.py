@@ -96,7 +96,7 @@ def test_two_mistakes_are_two_lines(capsys):
 def test_a_run_folder_below_a_file(capsys, tmp_path):
     (tmp_path / "file").write_text("", encoding="utf-8")
     error = fails(capsys, "train", "judge", "--config", "smoke", "--out", tmp_path / "file" / "run")
-    assert "Not a directory" in error and "choose a folder that you may write to" in error
+    assert "Not a directory" in error and "choose another --out" in error
 
 
 def test_generate(capsys, saved, picture):

@@ -21,7 +21,7 @@ CAPPED = {"ONEDNN_MAX_CPU_ISA": "AVX2", "DNNL_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CA
 
 @pytest.fixture
 def emulated(monkeypatch):
-    monkeypatch.setattr(precision, "native_bfloat16", lambda: False)
+    monkeypatch.setattr(precision, "native_bfloat16", lambda device=None: False)
     precision.warn_of_emulated_bfloat16.cache_clear()
     yield
     precision.warn_of_emulated_bfloat16.cache_clear()
@@ -33,12 +33,12 @@ def test_bfloat16_is_native_where_a_flag_says_so_and_onednn_may_use_it(monkeypat
     for flags, allowed, native in [({flag: True}, True, True), ({flag: True}, False, False), ({flag: False}, True, False)]:
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda flags=flags: flags)
         monkeypatch.setattr(precision, "_onednn_has_bfloat16", lambda allowed=allowed: allowed)
-        assert precision.native_bfloat16.__wrapped__() is native
+        assert precision.native_bfloat16.__wrapped__() is native and precision.native_bfloat16.__wrapped__("cpu") is native
 
 
 @pytest.mark.parametrize("native", [True, False])
 def test_auto_is_bfloat16_where_it_is_native(monkeypatch, native):
-    monkeypatch.setattr(precision, "native_bfloat16", lambda: native)
+    monkeypatch.setattr(precision, "native_bfloat16", lambda device=None: native)
     assert resolve_dtype("auto") == (torch.bfloat16 if native else torch.float32)
     assert load_language_model("tiny")[0].dtype == resolve_dtype("auto")
 

@@ -223,7 +223,7 @@ def test_every_end_of_a_text_ends_it():
 
 def test_a_text_beyond_the_context_and_other_mistakes(capsys, tmp_path):
     gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=len(TOKENIZER), n_embd=32, n_layer=2, n_head=2, n_positions=64)).eval()
-    with pytest.raises(UserError, match=r"prompt and length: got 5 \+ 80 tokens, expected at most 64"):
+    with pytest.raises(UserError, match=r"prompt and length: got 85 tokens, expected at most 64"):
         write(gpt2, TOKENIZER, ["hello"], BAG, length=80)
     with pytest.raises(UserError, match="seed: got 10000000000, expected below"):
         write(TINY, TOKENIZER, ["hello"], BAG, seed=10**10)

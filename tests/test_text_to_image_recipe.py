@@ -286,7 +286,7 @@ def test_any_tokenizer_of_transformers_will_do(run, tmp_path):
     train(RECIPE, config, tmp_path / "run")
     one, two = (load(folder).processors["text"] for folder in (run, tmp_path / "run"))
     assert two.vocabulary == one.vocabulary and torch.equal(one("a handwritten seven"), two("a handwritten seven"))
-    with pytest.raises(UserError, match=r"tokenizer: got .*none, expected a folder or a Hub name"):
+    with pytest.raises(UserError, match=r"tokenizer .*none: got no such folder, expected a folder or a Hub name"):
         train(RECIPE, recipe_config(RECIPE, "smoke", [f"data.tokenizer={tmp_path / 'none'}"]), tmp_path / "other")
 
 

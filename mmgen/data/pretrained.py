@@ -42,7 +42,8 @@ def pretrained(what: str, name: str, *, expected: str, fix: str) -> Iterator[Non
             got, wanted = "one that needs code of its own (auto_map)", f"{expected} that transformers has the code of"
             other = "choose a model whose architecture is part of transformers: mmgen runs no code of a repository"
             raise UserError(f"{what} {name}", got=got, expected=wanted, fix=other) from error
-        raise UserError(f"{what} {name}", got=_first_line(error), expected=expected, fix=fix) from error
+        got = "no such folder" if "Repo id must" in str(error) else _first_line(error)  # of a path that can be no Hub name
+        raise UserError(f"{what} {name}", got=got, expected=expected, fix=fix) from error
     except Exception as error:  # of damaged or foreign files: KeyError, TypeError, a plain Exception of the Rust code, ...
         got, again = f"{type(error).__name__}: {_first_line(error)}", "copy or download it again"
         raise UserError(f"files of {name}", got=got, expected=f"those of {expected}", fix=again) from error

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from mmgen.modalities.precision import native_bfloat16
+
 FEW = range(3, 65)  # rows of float32; one or two wait for memory and not for MKL, and many hide what packing costs
 
 
@@ -96,7 +98,7 @@ class _Float(_Packed):
 class _Bfloat16(_Packed):
     @staticmethod
     def available() -> bool:
-        return torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported()
+        return native_bfloat16("cpu")
 
     def asked(self, rows: int) -> bool:
         return True

@@ -17,13 +17,19 @@ NATIVE_FLAGS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
 
 
 @functools.cache
-def native_bfloat16() -> bool:
-    """Whether the GPU, or without one the processor, multiplies bfloat16 matrices natively.
+def native_bfloat16(device: str | None = None) -> bool:
+    """Whether a device multiplies bfloat16 matrices natively.
 
-    A processor without such instructions emulates them, 5 to 30 times slower than float32. ``ONEDNN_MAX_CPU_ISA`` and
-    ``ACCELERATE_USE_CPU`` are respected.
+    A processor without such instructions emulates them, 5 to 30 times slower than float32. ``ONEDNN_MAX_CPU_ISA`` is
+    respected.
+
+    Args:
+        device: ``cuda`` or ``cpu``; None: a GPU where there is one and ``ACCELERATE_USE_CPU`` is not set, else the processor.
     """
-    if torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true", "yes"):
+    if device is None:
+        on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+        device = "cuda" if torch.cuda.is_available() and not on_cpu else "cpu"
+    if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     flags = torch.cpu.get_capabilities()
     # the flags name what the processor has; oneDNN says whether it may use it

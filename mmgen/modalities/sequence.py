@@ -180,7 +180,7 @@ class RecurrentLayers(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """x (b, t, d), mask (b, t) -> (b, t, d), without meaning at padding."""
-        if x.device.type == "cpu" and not native_bfloat16():  # oneDNN has no bfloat16 LSTM for such a processor
+        if x.device.type == "cpu" and not native_bfloat16("cpu"):  # oneDNN has no bfloat16 LSTM for such a processor
             with torch.autocast("cpu", enabled=False):
                 return self._read(x.to(self.cells.weight_ih_l0.dtype), mask)
         return self._read(x, mask)
