@@ -1,4 +1,4 @@
-"""What a user is told when something they gave cannot be used: what it is, what was got, what is expected, how to fix it."""
+"""User-facing errors: what, got, expected, fix."""
 
 import difflib
 from collections.abc import Callable, Iterable

@@ -1,4 +1,4 @@
-"""What each command calls and prints."""
+"""The commands: one call each, and what they print."""
 
 import argparse
 import json
@@ -147,7 +147,7 @@ def _dtype(values: list[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def lines() -> Iterator[str]:
-    """What is typed, or piped in, line by line, without the byte order mark that a file may begin with."""
+    """The lines that are typed or piped in, without a byte order mark at the start."""
     try:
         yield input("> " if sys.stdin.isatty() else "").removeprefix("\ufeff")
         while True:

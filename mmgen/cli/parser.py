@@ -32,20 +32,21 @@ _OVERRIDES = (
     "STAGE.from=RUN takes a stage from another run instead of training it."
 )
 _CHAT = (
-    "With --chat, a line `image PATH` (or `audio PATH`) sets what is asked about, `shot PATH | question | answer` adds an "
-    "example, `forget` drops them, `quit` ends; any other line, and all that end in ?, are questions. In TEXT, \\n is a "
-    "line's end."
+    "With --chat, the line `image PATH` (or `audio PATH`) chooses the file to ask about, `shot PATH | question | answer` adds an "
+    "example, `forget` drops the examples and `quit` ends. Every other line is a question, and so is every line that ends in "
+    "a question mark. In TEXT, \\n is a line break."
 )
 _STEERING = (
-    "Options can follow, such as step_size=0.05 window=5. Of pplm, with their defaults: iterations=3 step_size=0.02 gamma=1.5 "
-    "kl_scale=0.01 fusion=0.9 window=0 decay=false running_norm=true; a class or a picture takes larger steps, such as "
-    "step_size=0.1 gamma=1.0 window=5. Of fudge: strength=1.0 top=20. Of gedi: strength=2.0 top=20. Of the sampling: "
-    "temperature=1.0 top_k=10 top_p=1.0, and threshold=0.0, the mean of dist-1, -2 and -3 that the kept candidate must have."
+    "Options can follow, for example step_size=0.05 window=5. pplm, with its defaults: iterations=3 step_size=0.02 gamma=1.5 "
+    "kl_scale=0.01 fusion=0.9 window=0 decay=false running_norm=true; a class or a picture needs larger steps, for example "
+    "step_size=0.1 gamma=1.0 window=5. fudge: strength=1.0 top=20. gedi: strength=2.0 top=20. Sampling: temperature=1.0 "
+    "top_k=10 top_p=1.0 threshold=0.0, the least mean of dist-1, -2 and -3 of the candidate that is kept."
 )
 _OPTIONS = (
-    "Options of the model can follow as key=value, for example beams=3; and dtype=fp32, of the frozen language model in it."
+    "Options of the model can follow as key=value, for example beams=3. dtype=fp32 (or bf16, fp16, auto) runs its frozen "
+    "language model in that type."
 )
-_DTYPE = "of the language model: bf16, fp16, fp32, or auto, bf16 where this machine computes it natively (default: auto)"
+_DTYPE = "type of the weights: bf16, fp16, fp32 or auto, bf16 where it is native (default: auto)"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -61,11 +62,11 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("recipe", help="a recipe's name, or a folder with a train.py of your own")
     command.add_argument("--config", default="config", help="a named config of the recipe, or a YAML file (default: config)")
     command.add_argument("--out", type=Path, help="the run folder (default: runs/RECIPE, runs/RECIPE-CONFIG)")
-    command.add_argument("--resume", action="store_true", help="go on with what the run folder holds")
+    command.add_argument("--resume", action="store_true", help="continue the run in the folder")
     command.add_argument("--processes", type=int, help="processes on this machine, each with its GPU if there are any")
     command.set_defaults(run=run_train, values=[])
 
-    text = "dtype=fp32 (or bf16, fp16, auto) can follow: of the frozen language model, where the recipe has one."
+    text = "dtype=fp32 (or bf16, fp16, auto) can follow: it runs the recipe's frozen language model in that type."
     command = commands.add_parser("evaluate", help="a run's figures on held-out data, beside its baselines", epilog=text)
     command.add_argument("folder", type=Path, metavar="RUN")
     command.add_argument("--split", help="the split (default: the recipe's first, usually test)")
@@ -79,11 +80,11 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument(f"--{name}", action="append", help=f"{name} to start from{FORMS[name]}; repeat for several items")
     command.add_argument("--n", type=int, default=1, help="results for each item")
     command.add_argument("--seed", type=int, default=0)
-    command.add_argument("--guidance", type=float, metavar="G", help="how much pictures of a text are held to it; 1: plainly")
+    command.add_argument("--guidance", type=float, metavar="G", help="classifier-free guidance scale; 1 disables it")
     text = "draw more pictures and keep those nearest to the text by a run of the recipe aligned (default: runs/aligned)"
     command.add_argument("--rerank", nargs="?", const="runs/aligned", metavar="RUN", help=text)
     command.add_argument("--from", dest="part", metavar="FILE", help="the upper part of a picture, to be completed")
-    text = "write to --out what of this data card's training pictures is nearest to each picture: is it a copy?"
+    text = "find the training picture of this data card nearest to each generated one, to see copies; written to --out"
     command.add_argument("--nearest", metavar="CARD", help=text)
     command.add_argument("--out", type=Path, help="folder for pictures and sounds")
     command.add_argument("--json", type=Path, metavar="F", help="write what was made there")
@@ -107,17 +108,17 @@ def build_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("steer", help="a language model's texts with and without steering", epilog=_STEERING)
     command.add_argument("language_model", metavar="LM", help="a folder, a Hub name, or an installed package")
     command.add_argument("--prompt", action="append", help="how the text begins; repeat for several")
-    text = "words to steer toward: a topic, such as space, or a file with a word a line; repeat for several at once"
+    text = "words to steer toward: a topic, such as space, or a file with one word per line; repeat for several at once"
     command.add_argument("--bag", action="append", default=[], help=text)
     text = "a class to steer toward, such as positive; repeat for several at once"
     command.add_argument("--attribute", action="append", default=[], metavar="CLASS", help=text)
-    text = "a run of the recipe attribute, whose classes they are (default: runs/attribute)"
+    text = "a run of the recipe attribute that knows these classes (default: runs/attribute)"
     command.add_argument("--head", default="runs/attribute", metavar="RUN", help=text)
     text = "a picture or a sound to steer toward; repeat for several at once"
     command.add_argument("--toward", action="append", default=[], metavar="FILE", help=text)
-    text = "a run of the recipe aligned, by which texts are compared with it (default: runs/aligned)"
+    text = "a run of the recipe aligned, which compares texts with it (default: runs/aligned)"
     command.add_argument("--aligned", default="runs/aligned", metavar="RUN", help=text)
-    text = "with --toward: rank texts, and with fudge steer them, by the space's sentence embedder, which reads all of a text"
+    text = "with --toward: rank texts by the sentence embedder of that run, which reads whole texts; fudge also steers by it"
     command.add_argument("--whole", action="store_true", help=text)
     text = (
         "pplm, by the gradient of its own past; fudge, by a look ahead from the likeliest tokens; or gedi, by a language "
@@ -125,13 +126,15 @@ def build_parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--method", default="pplm", help=text)
     command.add_argument("--n", type=int, default=1, help="texts for each prompt")
-    text = "texts that are written for each that is kept, unsteered too: the likeliest by what is steered toward (default: 1)"
+    text = (
+        "candidates written for each text, steered or not, of which the one with the likeliest attribute is kept (default: 1)"
+    )
     command.add_argument("--candidates", type=int, default=1, help=text)
     command.add_argument("--length", type=int, default=50, help="tokens of a text")
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--dtype", default="auto", help=_DTYPE)
     command.add_argument("--json", type=Path, metavar="F", help="write the texts there")
-    command.add_argument("--html", type=Path, metavar="F", help="write a page there that colours the words that were raised")
+    command.add_argument("--html", type=Path, metavar="F", help="write a page that colours the words that steering raised")
     command.set_defaults(run=run_steer, values=[])
 
     command = commands.add_parser("restyle", help="lines of text in another style, from standard input")
@@ -159,7 +162,7 @@ def build_parser() -> argparse.ArgumentParser:
             action.add_argument("--out", type=Path, metavar="FILE", help="the card (default: NAME.md beside the data)")
     action = actions.add_parser("simulate", help="make episodes of a robot's task, one HDF5 file each")
     action.add_argument("simulator", help="peg_insertion")
-    action.add_argument("--episodes", type=int, required=True, help="how many; those that are there are kept")
+    action.add_argument("--episodes", type=int, required=True, help="number of episodes; existing files are kept")
     action.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder of the files")
     action.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
     action.add_argument("--seed", type=int, default=0)

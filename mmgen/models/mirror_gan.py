@@ -1,4 +1,4 @@
-"""MirrorGAN: a picture drawn in stages that attend to the words of a text, and told back to that text."""
+"""MirrorGAN: a picture drawn in stages that attend to the words of a text, then captioned again by a redescriber."""
 
 from collections.abc import Sequence
 from itertools import pairwise

@@ -100,7 +100,7 @@ def load_recipe(name: str) -> Recipe:
     try:
         module = importlib.import_module(_module_name(folder))
     except (ImportError, SyntaxError) as error:
-        raise UserError(str(file), got=str(error), expected="a script that imports", fix="mend it") from error
+        raise UserError(str(file), got=str(error), expected="a script that imports", fix="fix it") from error
     recipe = getattr(module, "RECIPE", None)
     if not isinstance(recipe, Recipe):
         raise UserError(str(file), got="no RECIPE", expected="RECIPE = Recipe(...)", fix="see recipes/judge/train.py")

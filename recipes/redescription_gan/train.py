@@ -1,4 +1,4 @@
-"""Pictures drawn from a text in stages, and told back to it by a captioner that was trained first (MirrorGAN).
+"""Pictures drawn from a text in stages and re-captioned by a captioner that was trained first (MirrorGAN).
 
 mmgen train redescription_gan                                             # openmoji at 32 pixels, on one CPU core
 mmgen train redescription_gan gan.redescription=0 --out runs/without      # the same without the captioner's say
