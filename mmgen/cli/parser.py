@@ -32,9 +32,9 @@ _OVERRIDES = (
     "STAGE.from=RUN takes a stage from another run instead of training it."
 )
 _CHAT = (
-    "With --chat, the line `image PATH` (or `audio PATH`) chooses the file to ask about, `shot PATH | question | answer` adds an "
-    "example, `forget` drops the examples and `quit` ends. Every other line is a question, and so is every line that ends in "
-    "a question mark. In TEXT, \\n is a line break."
+    "With --chat, the line `image PATH` (or `audio PATH`) chooses the file to ask about, `shot PATH | question | answer` adds "
+    "an example, `forget` drops the examples and `quit` ends. Every other line is a question, and so is every line that ends "
+    "in a question mark. In TEXT, \\n is a line break."
 )
 _STEERING = (
     "Options can follow, for example step_size=0.05 window=5. pplm, with its defaults: iterations=3 step_size=0.02 gamma=1.5 "
