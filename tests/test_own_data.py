@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+from commands import here
 from PIL import Image
 
 from mmgen import cli
@@ -510,3 +511,31 @@ def test_the_hub_without_a_network_is_one_line(monkeypatch, capsys):
     assert cli.main(["data", "show", "user/flowers"]) == 2
     error = capsys.readouterr().err
     assert "got user/flowers" in error and "on the Hub: Couldn't reach" in error and error.count("\n") == 1
+
+
+def test_a_column_split_may_be_capitalised(tmp_path):
+    rows = [f"{split},text {i}" for i, split in enumerate(["Train", "TEST", "train", "val"])]
+    (tmp_path / "t.csv").write_text("\n".join(["Split,text", *rows]), encoding="utf-8")
+    card = read_card(tmp_path / "t.csv")
+    assert card.splits == {"train": 2, "validation": 1, "test": 1} and "Split" not in card.columns
+
+
+def test_a_file_of_another_kind_is_named_with_its_table(tmp_path):
+    for name, media in (("a", "1.png"), ("b", "1.wav")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / media).write_bytes(b"x")
+        (tmp_path / name / "metadata.csv").write_text(f"file_name,text\n{media},hello\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"metadata\.csv line 2: column file_name: got 1\.wav"):
+        read_card(tmp_path)
+
+
+def test_a_missing_caption_of_validation_is_reported_before_training(tmp_path):
+    lines = ["file_name,caption,split"]
+    for i, split in enumerate(["train"] * 6 + ["validation"] * 2):
+        Image.new("RGB", (8, 8), (20 * i, 0, 0)).save(tmp_path / f"{i}.png")
+        lines.append(f"{i}.png,{'' if i == 7 else f'shade {i}'},{split}")
+    (tmp_path / "metadata.csv").write_text("\n".join(lines), encoding="utf-8")
+    columns = ("data.input=image", "data.text=caption", f"data.card={tmp_path}")
+    done = here("train", "captioning", "--config", "smoke", *columns, "--out", tmp_path / "run")
+    assert done.returncode == 2 and "validation: row 1: column caption" in done.stderr
+    assert not [*tmp_path.rglob("checkpoints")]

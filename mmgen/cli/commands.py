@@ -236,11 +236,14 @@ def run_data_init(options: argparse.Namespace) -> None:
 
 
 def run_data_check(options: argparse.Namespace) -> None:
-    from mmgen.data.cards import CHECKED_ROWS, check_card
+    from mmgen.data.cards import CHECKED_ROWS, check_card, read_card
 
     problems = check_card(options.card)
     if problems:
         raise UserErrors(problems)
+    card = read_card(options.card)
+    _table("column", "kind", {name: spec["kind"] for name, spec in card.columns.items()})
+    _table("split", "rows", card.splits)
     read = f"and what up to {CHECKED_ROWS} rows of each split hold"
     print(f"{options.card}: no problem found in the card, row counts, missing values and labels of all rows, {read}")
 

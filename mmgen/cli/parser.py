@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import NoReturn
 
 import mmgen
 from mmgen.cli.commands import (
@@ -19,6 +20,7 @@ from mmgen.cli.commands import (
     run_steer,
     run_train,
 )
+from mmgen.errors import UserError
 
 # how each is given on the command line
 FORMS = {
@@ -49,9 +51,17 @@ _OPTIONS = (
 _DTYPE = "type of the weights: bf16, fp16, fp32 or auto, bf16 where it is native (default: auto)"
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, as all others of ``mmgen``."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse would print below its usage."""
+        raise UserError.from_line(f"{message}; see `{self.prog} --help`")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of ``mmgen``; each command's ``run`` is a function of `mmgen.cli.commands`."""
-    parser = argparse.ArgumentParser(prog="mmgen", description="Multimodal generation: train, evaluate and use its systems.")
+    parser = Parser(prog="mmgen", description="Multimodal generation: train, evaluate and use its systems.")
     parser.add_argument("--version", action="version", version=f"mmgen {mmgen.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 

@@ -80,7 +80,7 @@ class Pairs(Sequence):
         longest = max(range(len(self)), key=lambda i: len(self.ids[i]), default=None)
         if longest is not None and length is not None and (most := len(self.ids[longest])) > length:
             what, got = self.rows.place(self.items[longest], columns[1]), f"{most} tokens: {self.texts[longest]!r}"
-            raise UserError(what, got=got, expected=f"at most {length}", fix=f"set the config's length of texts to {most}")
+            raise UserError(what, got=got, expected=f"at most {length}", fix=f"set data.text_length={most}")
 
     def __len__(self) -> int:
         return len(self.items)

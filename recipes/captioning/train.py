@@ -142,6 +142,11 @@ def check(config: Config) -> None:
     config.data.text = check_column(card, "data.text", config.data.text, "text")
 
 
+def shows_samples(config: Config) -> bool:
+    """Whether captions of validation pictures are written while the captioner trains."""
+    return config.fit.sample_every > 0 and "validation" in read_card(config.data.card).splits
+
+
 def caption_vocabulary(config: Config) -> list[int]:
     """The tokens of the training captions: all that soft words can be made of."""
     _, tokenizer = load_language_model(config.model.language_model, config.model.dtype)
@@ -152,7 +157,8 @@ def caption_vocabulary(config: Config) -> list[int]:
 def train_words(config: Config, run: Path, resume: bool, blind: bool = False) -> None:
     """Teach the prefix to name the caption's tokens, without the language model's forward pass."""
     values, data = asdict(config.model), config.data
-    open_rows(data.card, "train", [data.input, data.text], limit=data.limit)  # mistakes are told before models are loaded
+    for split in ("train", *(["validation"] if shows_samples(config) else [])):  # mistakes are reported before training
+        open_rows(data.card, split, [data.input, data.text], limit=data.limit)
     torch.manual_seed(config.seed)
     model = Captioner(**{**values, "vocabulary": values["vocabulary"] or caption_vocabulary(config)})
     if blind:  # what nothing reads has no gradient
@@ -179,8 +185,7 @@ def train(
     if blind:
         model.encoder.requires_grad_(False)
     data = Captions(model, config.data, "train", blind)
-    shows = not blind and config.fit.sample_every > 0 and "validation" in read_card(config.data.card).splits
-    shown = Captions(model, replace(config.data, limit=16), "validation") if shows else None
+    shown = Captions(model, replace(config.data, limit=16), "validation") if shows_samples(config) and not blind else None
 
     options = {**asdict(config.decoding), "neighbours": 0}  # that are remembered at the end only
 

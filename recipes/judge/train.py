@@ -137,7 +137,8 @@ def train_judge(config: Config, run: Path, resume: bool) -> None:
 def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     """Accuracy on a split the judge never saw; what is of a class that it was not trained on counts as wrong."""
     if split == config.data.split:
-        fix = "choose another --split"
+        others = [name for name in read_card(config.data.card).splits if name != split]
+        fix = f"choose one of {', '.join(others)}" if others else "train with data.split=train and give the data another split"
         raise UserError("--split", got=split, expected="one the judge was not trained on", fix=fix)
     device = processes.device()
     model = load(run).to(device)

@@ -156,6 +156,7 @@ def train_captioner(config: Config, run: Path, resume: bool) -> None:
     _, model = build(config, processors["text"].vocabulary)
     model.processors |= processors
     data = pairs(config.data, "train", **processors)
+    pairs(config.data, held_out(read_card(config.data.card)), **processors, limit=SHOWN // 2)  # what the GAN shows later
     folder = stage_folder(RECIPE, run, "captioner")
     fit(model, data, replace(config.captioner_fit, seed=config.seed), folder, resume=resume)
 

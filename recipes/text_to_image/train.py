@@ -199,8 +199,10 @@ def train_codes(config: Config, run: Path, resume: bool) -> None:
     torch.manual_seed(config.seed)
     model, processor = DiscreteVAE(**codes_arguments(config)), image_processor(config.data)
     model.processors["image"] = processor
-    pairs(config.data, "train", processor, words(config.data))  # a text that the prior could not read is told now
-    shown = pairs(config.data, held_out(read_card(config.data.card)), processor, limit=SHOWN)
+    held = held_out(read_card(config.data.card))
+    for split, limit in (("train", 0), (held, SHOWN)):  # texts that the prior could not read are reported before training
+        pairs(config.data, split, processor, words(config.data), limit=limit)
+    shown = pairs(config.data, held, processor, limit=SHOWN)
 
     def samples(model: DiscreteVAE, place: Path) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)

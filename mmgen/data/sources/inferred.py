@@ -152,7 +152,7 @@ def infer(name: str, parts: list[Part]) -> Inferred:
     files = [column for column in media if columns[column]["kind"] in ("image", "audio")]
     rows, splits = _group_texts(columns, rows, splits, files)
     how = "by the names of files and folders"
-    if SPLIT in {key for part in parts for _, row in part.rows for key in row} and None not in splits:
+    if SPLIT in {key.lower() for part in parts for _, row in part.rows for key in row} and None not in splits:
         how = f"by the column {SPLIT}"
     if set(splits) <= {None} or set(splits) == {"train"}:
         splits, how = (
@@ -170,15 +170,16 @@ def infer(name: str, parts: list[Part]) -> Inferred:
 
 def _splits_by_column(name: str, parts: list[Part], rows: list[tuple[int, int, dict[str, Any]]]) -> list[str] | None:
     """The split that each row names in its column ``split``, taken out of it; None where there is no such column."""
-    if any(part.split for part in parts) or not any(SPLIT in row for *_, row in rows):
+    column = next((key for *_, row in rows for key in row if key.lower() == SPLIT), None)
+    if column is None or any(part.split for part in parts):
         return None
     found = []
     for part, number, row in rows:
-        value = str(row.pop(SPLIT, None) or "")
+        value = str(row.pop(column, None) or "")
         split = split_of(value, whole=True) or value
         if not re.fullmatch(r"\w+", split):
             fix = "write train, validation or test"
-            what = f"data card {name}: {parts[part].rows[number][0]}: {SPLIT}"
+            what = f"data card {name}: {parts[part].rows[number][0]}: {column}"
             raise UserError(what, got=value or "nothing", expected="the name of a split", fix=fix)
         found.append(split)
     return found
@@ -200,9 +201,15 @@ def _media_columns(parts: list[Part], rows: list[dict[str, Any]]) -> tuple[dict[
         if not values or (None in kinds and not (is_name and all(isinstance(v, str) for v in values))):
             continue
         if len(kinds) > 1 or None in kinds:
-            wrong = next(value for value in values if media_kind(value) is None or media_kind(value) != media_kind(values[0]))
+            kept = media_kind(values[0])
+            place, wrong = next(
+                (place, row[column])
+                for part in parts
+                for place, row in part.rows
+                if row.get(column) is not None and (media_kind(row[column]) is None or media_kind(row[column]) != kept)
+            )
             expected = f"names that end in {', '.join((*user_files.PICTURES[:4], *user_files.SOUNDS[:3]))}, of one kind"
-            raise UserError(f"{parts[0].name}: column {column}", got=wrong, expected=expected, fix="convert that file")
+            raise UserError(f"{place}: column {column}", got=wrong, expected=expected, fix="convert that file")
         kind = kinds.pop()
         own = column[: -len(FILE_NAME) - 1] if is_name and lower != FILE_NAME else column
         own = kind if lower in NAMES_OF_FILES else own
