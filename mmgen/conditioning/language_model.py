@@ -118,7 +118,7 @@ def load_language_model(
 
 
 def same_weights(expected: Tensor, digest: Tensor, module: nn.Module) -> bool:
-    """Whether a saved digest is that of a frozen module: of its weights as stored or, as earlier versions saved, as loaded.
+    """Return whether a saved digest belongs to a frozen module: of its stored weights or, in older runs, of its loaded ones.
 
     Args:
         expected, digest: the saved one and the module's own, of its weights as stored, both (32,) uint8, or empty.

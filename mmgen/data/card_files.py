@@ -1,4 +1,4 @@
-"""Which card a name or a path means: one that comes with mmgen, a file, or what a folder, table or Hub data set holds."""
+"""Cards by name or path: shipped ones, files, and cards inferred from a folder, a table or a Hub data set."""
 
 import functools
 import importlib.util
@@ -44,7 +44,7 @@ def write_card(name_or_path: str | Path, file: Path | None = None) -> Path:
         The file.
 
     Raises:
-        UserError: the file exists, cannot be written, or has the data neither below nor beside it.
+        UserError: the file exists, cannot be written, or lies outside the folders above the data.
     """
     path = Path(name_or_path).resolve()
     if path.suffix == ".md" or not (path.exists() or _is_hub_name(str(name_or_path))):
@@ -110,7 +110,7 @@ def find_card(name_or_path: str | Path) -> tuple[str, str, Path | None]:
 
 
 def _find_data(given: str) -> tuple[Inferred, dict[str, str]]:
-    """What a folder, a table or a data set of the Hub holds, and where it is, as a card beside it names it."""
+    """Infer what a folder, a table or a data set of the Hub holds; returns it with its place as a card beside it names it."""
     path = Path(given).expanduser()
     if path.exists():
         path = path.resolve()
@@ -139,6 +139,6 @@ def _is_hub_name(given: str) -> bool:
 
 @functools.cache
 def tell(message: str) -> None:
-    """Log what was decided in the user's place: once, and by the first of several processes."""
+    """Log a decision made for the user, once, by the first of several processes."""
     if int(os.environ.get("RANK", 0)) == 0:
         logging.getLogger("mmgen").warning(message)

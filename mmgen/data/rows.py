@@ -1,4 +1,4 @@
-"""Rows of a split of a data card: opened with a look at what is missing in all of them, and named in errors."""
+"""Rows of a split of a data card: all are checked for missing values when opened, and errors name their row."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def open_rows(
 
     Args:
         card: name or path of a data card.
-        split: of it.
+        split: its name.
         needs: columns in which no value may be missing.
         may_lack: columns in which values may be missing.
         limit: rows of the split, the first; 0 takes all.
@@ -66,13 +66,13 @@ def open_rows(
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of a split, which know their place in it.
+    """Rows of a split, or some of them.
 
     Args:
         card: name or path of the data card.
-        split: of it.
+        split: its name.
         table: the whole split, as `open_card` gives it.
-        numbers: the rows of ``table`` that are meant, in this order.
+        numbers: the selected rows of ``table``, in this order.
     """
 
     card: str
@@ -91,7 +91,7 @@ class Rows:
 
     @property
     def fingerprint(self) -> str:
-        """A name that tells these rows from all others, for what is computed from them and kept."""
+        """A digest of these rows: the key of what is computed from them and cached."""
         own = self.table._fingerprint
         if self.numbers == range(len(self.table)):
             return own
@@ -146,8 +146,8 @@ class Column(Sequence[Any]):
     """The raw values of one column, pictures and sounds not decoded; a sequence, read when asked.
 
     Args:
-        rows: whose.
-        name: of the column.
+        rows: the rows it belongs to.
+        name: its name.
     """
 
     def __init__(self, rows: Rows, name: str) -> None:

@@ -18,7 +18,7 @@ NATIVE_FLAGS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
 
 @functools.cache
 def native_bfloat16(device: str | None = None) -> bool:
-    """Whether a device multiplies bfloat16 matrices natively.
+    """Return whether a device multiplies bfloat16 matrices natively.
 
     A processor without such instructions emulates them, 5 to 30 times slower than float32. ``ONEDNN_MAX_CPU_ISA`` is
     respected.
@@ -75,7 +75,7 @@ def _onednn_has_bfloat16() -> bool:
 
 
 def _slowdown_of_bfloat16() -> float:
-    """Time of a layer's product in bfloat16 over that in float32, of each the shortest of three after a warm-up."""
+    """Time of one matrix product in bfloat16 divided by its time in float32, each the shortest of three."""
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
         x, weight = torch.ones(128, 576, dtype=dtype), torch.ones(1536, 576, dtype=dtype)
