@@ -19,6 +19,7 @@ from mmgen.training.config import (
     to_dict,
     write_config,
 )
+from mmgen.training.recipe import evaluate, load_recipe, recipe_config, train
 
 
 @dataclasses.dataclass
@@ -191,3 +192,42 @@ def test_a_section_of_constructor_arguments():
     assert build_config(section, {"width": 3}).width == 3
     with pytest.raises(UserError, match="widht"):
         build_config(section, {"widht": 3})
+
+
+NESTED = [
+    ("multimodal_vae", "judges.image"),
+    ("factorized", "judge"),
+    ("redescription_gan", "judge"),
+    ("redescription_gan", "aligned"),
+    ("steering", "judge"),
+    ("text_to_image", "judge"),
+    ("text_to_image", "aligned"),
+]
+
+
+@pytest.mark.parametrize(("name", "key"), NESTED)
+def test_the_config_of_another_recipe_is_checked_before_training_by_its_whole_keys(monkeypatch, tmp_path, name, key):
+    monkeypatch.setattr("accelerate.utils.is_wandb_available", lambda: False)
+    recipe = load_recipe(name)
+    config = recipe_config(recipe, "smoke", [f"{key}.fit.tracker=wandb"])
+    with pytest.raises(UserError, match=rf"^{key}\.fit\.tracker: got wandb, expected .* set {key}\.fit\.tracker=none"):
+        train(recipe, config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    for wrong in ("fit.stps=3", "fit.clip=high"):
+        with pytest.raises(UserError, match=rf"^config key {key}\.{wrong.partition('=')[0]}: got"):
+            recipe_config(recipe, "smoke", [f"{key}.{wrong}"])
+    with pytest.raises(UserError, match=rf"^{key}\.fit\.steps: got -1"):
+        recipe_config(recipe, "smoke", [f"{key}.fit.steps=-1"])
+
+
+@pytest.mark.parametrize(("name", "key"), [("multimodal_vae", "judges.image"), ("factorized", "judge")])
+def test_an_evaluation_names_the_whole_key_of_a_judge(monkeypatch, tmp_path, name, key):
+    monkeypatch.setattr("accelerate.utils.is_wandb_available", lambda: False)
+    recipe = load_recipe(name)
+    with pytest.raises(UserError, match=rf"^{key}\.fit\.tracker: got wandb"):
+        evaluate(recipe, recipe_config(recipe, "smoke", [f"{key}.fit.tracker=wandb"]), tmp_path, recipe.splits[0])
+
+
+def test_columns_of_a_judge_are_named_by_their_whole_keys():
+    with pytest.raises(UserError, match=r"^judges\.image\.data\.input \(a column of digits\): got pixels"):
+        recipe_config(load_recipe("multimodal_vae"), "smoke", ["judges.image.data.input=pixels"])

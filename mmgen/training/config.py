@@ -92,11 +92,12 @@ def _out_of_range(name: str, value: float, low: float) -> UserError | None:
     return None
 
 
-def check_machine(config: Any) -> None:
+def check_machine(config: Any, key: str = "") -> None:
     """Fail, before any stage, unless this machine can train by every `FitConfig` of a config.
 
     Args:
         config: a recipe's config, or a section of it.
+        key: of the config that holds it, for the messages; empty: none.
 
     Raises:
         UserErrors: each precision that the device has not, each tracker that is not installed and each wrong number of
@@ -110,7 +111,7 @@ def check_machine(config: Any) -> None:
     precisions = {"no": True, "fp16": kind not in ("cpu", "mps"), "bf16": kind == "cpu" or is_bf16_available()}
     trackers = {"none": True, "tensorboard": is_tensorboard_available(), "wandb": is_wandb_available()}
     errors = []
-    for path, fit in _fits(config):
+    for path, fit in _fits(config, f"{key}." if key else ""):
         if not precisions[fit.precision]:
             got, other = f"{fit.precision} on a {kind}", next(name for name in ("bf16", "no") if precisions[name])
             expected, fix = "a precision that the device computes in", f"set {path}.precision={other}"

@@ -50,6 +50,7 @@ class Recipe:
         made_by: stage -> the keys of the config, of sections or ``section.key``, that must be alike in a run that it is taken
             from; ``data``, ``model`` and ``encoder`` for a stage that is not listed.
         grows: a list of the config that ``--resume`` may add to -> the stage that trains what is new, and leaves what it has.
+        nested: ``nested(config)`` -> the config of each other recipe that evaluation trains, by the key that holds it.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Recipe:
     above: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     made_by: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     grows: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    nested: Callable[[Any], Mapping[str, Any]] = lambda config: {}
 
 
 def recipes_folder() -> Path:
@@ -220,7 +222,8 @@ def train(
     for name in stages_from:
         check_one_of("stage", name, recipe.stages)
         _check_same_model(config, stages_from[name], recipe.made_by.get(name, ("data", "model", "encoder")))
-    check_machine(config)
+    for key, one in {"": config, **recipe.nested(config)}.items():
+        check_machine(one, key)
     main = rank() == 0
     if main and not wait:
         check_free(out)  # before `check_run_folder`, whose advice is of no use while another command trains there
@@ -285,6 +288,8 @@ def evaluate(
             another command.
     """
     check_one_of("split", split, recipe.splits)
+    for key, one in recipe.nested(config).items():
+        check_machine(one, key)
     runs = seed_runs(config, out)
     if not wait:
         check_free(out)

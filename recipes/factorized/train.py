@@ -38,6 +38,7 @@ from mmgen.models.classifier import Classifier
 from mmgen.models.factorized import Factorized, Factors
 from mmgen.training.config import FitConfig, build_config, section_of
 from mmgen.training.loop import fit
+from mmgen.training.nested import nested_config
 from mmgen.training.recipe import Recipe, load_recipe, read_json, run_details, stage_folder
 from mmgen.training.report import write_report
 
@@ -109,6 +110,11 @@ class Items(Sequence):
             yield collate(rows, self.model.sequences).to(processes.device())
 
 
+def nested(config: Config) -> dict[str, Any]:
+    """The config of the judge, by the key that holds it."""
+    return {"judge": nested_config("judge", "judge", config.judge)} if config.judge else {}
+
+
 def check(config: Config) -> None:
     """The columns are there and of kinds the model has; settings name modalities of the data."""
     card, data = read_card(config.data.card), config.data
@@ -134,9 +140,7 @@ def check(config: Config) -> None:
         if value != default:
             fix = "leave it out"
             raise UserError(f"model.{name}", got=value, expected="what the data card and the stages decide", fix=fix)
-    if config.judge:
-        judge = build_config(judge_recipe().Config, config.judge)
-        judge_recipe().check(judge)
+    for judge in nested(config).values():
         pictures = [name for name, settings in data.modalities.items() if settings["column"] == judge.data.input]
         if not pictures or card.columns[judge.data.input]["kind"] != "image":
             fix = "set judge.data.input to a column of pictures"
@@ -352,6 +356,7 @@ RECIPE = Recipe(
     splits=("test", "validation"),
     report=report,
     check=check,
+    nested=nested,
     above={"accuracy": ("accuracy_without_generative", "accuracy_without_factorization")},
 )
 
