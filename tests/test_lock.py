@@ -199,7 +199,7 @@ def test_a_run_that_cannot_be_locked_is_not_evaluated(tmp_path, monkeypatch, err
 
     (tmp_path / "model").mkdir()
     monkeypatch.setattr(lock.FileLock, "acquire", refuse)
-    with pytest.raises(UserError, match=rf"{tmp_path}: got .*{error.strerror}, expected a folder that can be written"):
+    with pytest.raises(UserError, match=rf"{tmp_path}: got .*{error.strerror}, expected a folder that can be written; copy"):
         evaluate(recipe_with(trained, never), recipe_config(load_recipe("judge"), "smoke", []), tmp_path, "test")
 
 

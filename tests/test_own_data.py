@@ -510,3 +510,19 @@ def test_the_hub_without_a_network_is_one_line(monkeypatch, capsys):
     assert cli.main(["data", "show", "user/flowers"]) == 2
     error = capsys.readouterr().err
     assert "got user/flowers" in error and "on the Hub: Couldn't reach" in error and error.count("\n") == 1
+
+
+def test_a_folder_that_must_not_be_read_is_not_called_empty(tmp_path, monkeypatch):  # permissions do not bind root
+    def walk(folder, onerror=None):
+        if onerror is not None:
+            onerror(PermissionError(13, "Permission denied", str(tmp_path / "train")))
+        return iter(())
+
+    monkeypatch.setattr("os.walk", walk)
+    with pytest.raises(UserError, match=r"got .*Permission denied.*/train.*; change its permissions"):
+        read_card(tmp_path)
+
+
+def test_a_path_that_must_not_be_searched(tmp_path):
+    with pytest.raises(UserError, match=r"got .*File name too long.*; check the path"):
+        read_card(tmp_path / ("a" * 300))

@@ -25,7 +25,7 @@ from mmgen.metrics.significance import paired_low
 from mmgen.processes import rank
 from mmgen.training import scripts
 from mmgen.training.config import build_config, check_machine, parse_overrides, read_yaml, to_dict, write_config
-from mmgen.training.lock import HOLDER, LOCK, check_free, locked
+from mmgen.training.lock import COPY, HOLDER, LOCK, check_free, locked
 from mmgen.training.memory import keep_freed_memory
 
 Stage = Callable[[Any, Path, bool], None]
@@ -292,14 +292,14 @@ def evaluate(
         check_machine(one, key)
     runs = seed_runs(config, out)
     if not wait:
-        check_free(out)
+        check_free(out, fix=COPY)
     for run, _ in runs:
         for name in recipe.stages:
             if not (stage_folder(recipe, run, name) / "model").is_dir():
                 fix = "train it to the end with --resume"
                 raise UserError(str(run), got=f"no trained stage {name!r}", expected="a finished run", fix=fix)
     folders = list(dict.fromkeys([out, *(run for run, _ in runs)]))
-    with locked(folders, command, wait):
+    with locked(folders, command, wait, COPY):
         for folder in folders:
             _check_writable(folder)
         return _evaluate(recipe, runs, out, split)
@@ -423,7 +423,7 @@ def _check_writable(run: Path) -> None:
     """Fail, before hours of evaluation, if what it writes beside the trained model cannot be written."""
     for file in (run, *run.iterdir(), *run.glob("samples/*"), *run.glob("predictions/*")):
         if file.name not in ("model", "stages", "checkpoints", "tensorboard") and not os.access(file, os.W_OK):
-            fix = "change its permissions, or copy the run to a folder of yours"
+            fix = f"change its permissions, or {COPY}"
             raise UserError(str(file), got="no permission to write", expected="a run folder that can be written", fix=fix)
 
 
