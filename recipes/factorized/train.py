@@ -28,7 +28,7 @@ from mmgen.data.cards import check_column, class_names, read_card
 from mmgen.data.columns import SETTINGS, Columns, fit_processor
 from mmgen.data.label import LabelProcessor
 from mmgen.data.processors import Processor
-from mmgen.data.rows import Rows, open_rows
+from mmgen.data.rows import Rows, check_several_classes, open_rows
 from mmgen.errors import UserError, check_one_of
 from mmgen.metrics.robustness import missing_loss_ratio
 from mmgen.modalities.feature_cache import cached_features
@@ -119,6 +119,7 @@ def check(config: Config) -> None:
     """The columns are there and of kinds the model has; settings name modalities of the data."""
     card, data = read_card(config.data.card), config.data
     data.label = check_column(card, "data.label", data.label, "label")
+    check_several_classes(card.name, data.label, class_names(card, data.label))
     if data.sequence:
         data.sequence = check_column(card, "data.sequence", data.sequence, "id", "group")
     if len(data.modalities) < 2:
