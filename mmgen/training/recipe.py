@@ -138,7 +138,7 @@ def recipe_config(recipe: Recipe, config: str, overrides: list[str]) -> Any:
         folder = _folder(recipe)
         names = [f.stem for f in folder.glob("*.yaml")]
         file = folder / f"{check_one_of(f'config of {recipe.name}', config, names)}.yaml"
-    layers = (_sectioned(recipe.config, values) for values in (read_yaml(file), parse_overrides(overrides)))
+    layers = (_sectioned(recipe.config, values) for values in (read_yaml(file), parse_overrides(overrides, recipe.config)))
     return _checked(recipe, build_config(recipe.config, *(_absolute_cards(values, file.parent) for values in layers)))
 
 
@@ -158,7 +158,7 @@ def open_run(folder: Path, overrides: list[str] = ()) -> tuple[Recipe, Any]:
         raise UserError(str(folder), got="no run.json and config.yaml", expected="a run folder", fix=fix)
     recipe = load_recipe(str(read_json(file).get("recipe")))
     values = _sectioned(recipe.config, read_yaml(folder / "config.yaml"))
-    now = parse_overrides(list(overrides))
+    now = parse_overrides(list(overrides), recipe.config)
     for key in now:
         check_one_of(f"option of {recipe.name}", key, sorted({path.rpartition(".")[2] for path in _flat(values)} & RUN_KEYS))
     if now:  # of the model, or of a recipe that runs the language model itself
