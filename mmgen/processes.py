@@ -16,6 +16,9 @@ if TYPE_CHECKING:  # both are slow to import, and the command line needs `rank` 
     import torch
     from accelerate import PartialState
 
+LOST = ("connection closed by peer", "connection reset by peer", "connection was likely closed", "broken pipe",
+        "remote process exit")  # messages of gloo, of torch's store and of NCCL  # fmt: skip
+
 
 def rank() -> int:
     """The number of this process among those of the command, 0 for the first or the only one."""
@@ -74,12 +77,8 @@ def check_processes(what: str, asked: int, running: int) -> None:
 
 
 def peer_lost(error: BaseException) -> bool:
-    """Whether ``error`` tells that another process of the command has ended in the middle of their communication."""
-    if world_size() == 1 or not isinstance(error, RuntimeError):
-        return False
-    from torch.distributed import DistError
-
-    return isinstance(error, DistError) or "gloo" in str(error)
+    """True if ``error`` reports that another process of the command ended in the middle of their communication."""
+    return world_size() > 1 and isinstance(error, RuntimeError) and any(text in str(error).lower() for text in LOST)
 
 
 def _on_cpu() -> bool:

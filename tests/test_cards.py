@@ -2,11 +2,13 @@
 
 import errno
 import io
+import os
 import sys
 import tarfile
 import threading
 import types
 import zipfile
+from pathlib import Path
 
 import datasets
 import huggingface_hub
@@ -419,6 +421,30 @@ def test_a_cache_that_cannot_be_written(write, tmp_path, monkeypatch):
     monkeypatch.setenv("MMGEN_CACHE", str(tmp_path / "file"))
     with pytest.raises(UserError, match=r"file.*MMGEN_CACHE"):
         open_card(write(), "train")
+
+
+@pytest.mark.parametrize("denied", ["pathlib.Path.exists", "datasets.Dataset.from_file"])
+def test_a_cache_that_cannot_be_read(write, monkeypatch, denied):  # permissions do not bind who runs tests as root
+    card = write()
+    open_card(card, "train")
+    exists = Path.exists
+
+    def refuse(path, *arguments, **options):
+        if not str(path).endswith(".arrow"):
+            return exists(path)
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(denied, refuse)
+    with pytest.raises(UserError, match=r"cache: got .*Permission denied.*arrow; change its permissions, or set MMGEN_CACHE"):
+        open_card(card, "train")
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.EIO, errno.ELOOP, errno.ENAMETOOLONG])
+def test_a_cache_that_cannot_be_made(tmp_path, monkeypatch, number):
+    monkeypatch.setenv("MMGEN_CACHE", str(tmp_path))
+    told = rf"cache: got .*{os.strerror(number)}.*set MMGEN_CACHE to a folder"
+    with pytest.raises(UserError, match=told), cards.filled_whole(cache_folder() / "one"):
+        raise OSError(number, os.strerror(number), str(tmp_path / "one"))
 
 
 def test_other_parts_of_a_cache_that_cannot_be_written(tmp_path, monkeypatch):

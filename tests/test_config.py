@@ -19,6 +19,7 @@ from mmgen.training.config import (
     to_dict,
     write_config,
 )
+from mmgen.training.recipe import evaluate, load_recipe, recipe_config, train
 
 
 @dataclasses.dataclass
@@ -49,9 +50,9 @@ def test_an_unknown_key_names_the_nearest():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"fit": {"steps": "many"}}, r"fit\.steps: got many, expected int"),
-        ({"fit": {"schedule": "cosin"}}, r"fit\.schedule: got cosin, expected Literal\['cosine'"),
-        ({"fit": {"betas": [0.1]}}, r"fit\.betas: got \[0\.1\], expected tuple\[float, float\]"),
+        ({"fit": {"steps": "many"}}, r"fit\.steps: got many, expected a whole number"),
+        ({"fit": {"schedule": "cosin"}}, r"fit\.schedule: got cosin, expected one of cosine, linear, constant"),
+        ({"fit": {"betas": [0.1]}}, r"fit\.betas: got \[0\.1\], expected a list of 2 numbers"),
         ({"fit": 3}, r"config key fit: got 3, expected a section of keys"),
         ({"data": {"options": 2}}, r"data\.options: got 2"),
         ({"fit": {"steps": 0}}, r"fit\.steps: got 0, expected a finite number >= 1"),
@@ -82,6 +83,37 @@ def test_a_wrong_value_is_named(values, message):
 def test_no_value_is_no_value_of_any_setting(name):  # `fit.steps=` on the command line
     with pytest.raises(UserError, match=rf"fit\.{name}: got no value, expected"):
         build_config(Config, parse_overrides([f"fit.{name}="]))
+
+
+@pytest.mark.parametrize("text", ["Schön: ", "- x", "yes", "1", "1e5", "[a", "{a: 1}", "#1", "a # b"])
+def test_a_text_is_taken_as_it_is_written(text):
+    assert build_config(Config, parse_overrides([f"data.card={text}"], Config)).data.card == text
+
+
+def test_quotes_around_a_text_are_no_part_of_it():
+    assert parse_overrides(["data.card='a '", "fit.precision=no"], Config) == {
+        "data": {"card": "a "},
+        "fit": {"precision": "no"},
+    }
+
+
+def test_exponents_in_lists():
+    values = parse_overrides(["fit.betas=[9e-1,0.95]"], Config)
+    assert build_config(Config, values).fit.betas == (0.9, 0.95)
+    assert build_config(Config, {"fit": {"betas": ["9e-1", 0.95], "clip": "1e0"}}).fit.betas == (0.9, 0.95)
+
+
+def test_what_a_setting_takes_is_told_in_words():
+    @dataclasses.dataclass
+    class Own:
+        lists: list[list[str]] = dataclasses.field(default_factory=list)
+        sizes: list[int] | tuple[int, ...] | None = None
+        weights: dict[str, float] | None = None
+
+    with pytest.raises(UserErrors) as caught:
+        build_config(Own, {"lists": 1, "sizes": "x", "weights": 2})
+    told = [line.partition("expected ")[2].partition(";")[0] for line in str(caught.value).splitlines()]
+    assert told == ["a list of lists of texts", "a list of whole numbers or null", "a mapping of keys to values or null"]
 
 
 def test_an_empty_text_is_one():
@@ -191,3 +223,42 @@ def test_a_section_of_constructor_arguments():
     assert build_config(section, {"width": 3}).width == 3
     with pytest.raises(UserError, match="widht"):
         build_config(section, {"widht": 3})
+
+
+NESTED = [
+    ("multimodal_vae", "judges.image"),
+    ("factorized", "judge"),
+    ("redescription_gan", "judge"),
+    ("redescription_gan", "aligned"),
+    ("steering", "judge"),
+    ("text_to_image", "judge"),
+    ("text_to_image", "aligned"),
+]
+
+
+@pytest.mark.parametrize(("name", "key"), NESTED)
+def test_the_config_of_another_recipe_is_checked_before_training_by_its_whole_keys(monkeypatch, tmp_path, name, key):
+    monkeypatch.setattr("accelerate.utils.is_wandb_available", lambda: False)
+    recipe = load_recipe(name)
+    config = recipe_config(recipe, "smoke", [f"{key}.fit.tracker=wandb"])
+    with pytest.raises(UserError, match=rf"^{key}\.fit\.tracker: got wandb, expected .* set {key}\.fit\.tracker=none"):
+        train(recipe, config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    for wrong in ("fit.stps=3", "fit.clip=high"):
+        with pytest.raises(UserError, match=rf"^config key {key}\.{wrong.partition('=')[0]}: got"):
+            recipe_config(recipe, "smoke", [f"{key}.{wrong}"])
+    with pytest.raises(UserError, match=rf"^{key}\.fit\.steps: got -1"):
+        recipe_config(recipe, "smoke", [f"{key}.fit.steps=-1"])
+
+
+@pytest.mark.parametrize(("name", "key"), [("multimodal_vae", "judges.image"), ("factorized", "judge")])
+def test_an_evaluation_names_the_whole_key_of_a_judge(monkeypatch, tmp_path, name, key):
+    monkeypatch.setattr("accelerate.utils.is_wandb_available", lambda: False)
+    recipe = load_recipe(name)
+    with pytest.raises(UserError, match=rf"^{key}\.fit\.tracker: got wandb"):
+        evaluate(recipe, recipe_config(recipe, "smoke", [f"{key}.fit.tracker=wandb"]), tmp_path, recipe.splits[0])
+
+
+def test_columns_of_a_judge_are_named_by_their_whole_keys():
+    with pytest.raises(UserError, match=r"^judges\.image\.data\.input \(a column of digits\): got pixels"):
+        recipe_config(load_recipe("multimodal_vae"), "smoke", ["judges.image.data.input=pixels"])

@@ -6,6 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 
@@ -157,16 +158,22 @@ def test_a_folder_that_is_no_run_is_left_as_it_is(tmp_path):
 
 def test_a_run_in_the_cache_is_waited_for(tmp_path, monkeypatch):
     monkeypatch.setenv("MMGEN_CACHE", str(tmp_path))
-    waited = []
+    begun, runs = [], []
 
-    def hold(folders, command=(), wait=False):
-        waited.append(wait)
-        return locked(folders, command, wait)
+    def stage(config, run, resume):
+        begun.append(run)
+        time.sleep(0.5)  # a second one that did not wait would begin meanwhile
+        trained(config, run, resume)
 
-    monkeypatch.setattr("mmgen.training.recipe.locked", hold)
-    recipe = recipe_with(trained)
-    run = cached_run(recipe, recipe_config(recipe, "smoke", []), "judges")
-    assert (run / "model").is_dir() and run.parent == tmp_path / "judges" and all(waited)
+    recipe = recipe_with(stage)
+    config = recipe_config(recipe, "smoke", [])
+    threads = [threading.Thread(target=lambda: runs.append(cached_run(recipe, config, "judges"))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(runs) == 2 and runs[0] == runs[1] and begun == runs[:1]
+    assert (runs[0] / "model").is_dir() and runs[0].parent == tmp_path / "judges"
 
 
 def test_a_cache_that_cannot_hold_a_run(tmp_path, monkeypatch):
@@ -199,7 +206,7 @@ def test_a_run_that_cannot_be_locked_is_not_evaluated(tmp_path, monkeypatch, err
 
     (tmp_path / "model").mkdir()
     monkeypatch.setattr(lock.FileLock, "acquire", refuse)
-    with pytest.raises(UserError, match=rf"{tmp_path}: got .*{error.strerror}, expected a folder that can be written"):
+    with pytest.raises(UserError, match=rf"{tmp_path}: got .*{error.strerror}, expected a folder that can be written; copy"):
         evaluate(recipe_with(trained, never), recipe_config(load_recipe("judge"), "smoke", []), tmp_path, "test")
 
 

@@ -539,3 +539,19 @@ def test_a_missing_caption_of_validation_is_reported_before_training(tmp_path):
     done = here("train", "captioning", "--config", "smoke", *columns, "--out", tmp_path / "run")
     assert done.returncode == 2 and "validation: row 1: column caption" in done.stderr
     assert not [*tmp_path.rglob("checkpoints")]
+
+
+def test_a_folder_that_must_not_be_read_is_not_called_empty(tmp_path, monkeypatch):  # permissions do not bind root
+    def walk(folder, onerror=None):
+        if onerror is not None:
+            onerror(PermissionError(13, "Permission denied", str(tmp_path / "train")))
+        return iter(())
+
+    monkeypatch.setattr("os.walk", walk)
+    with pytest.raises(UserError, match=r"got .*Permission denied.*/train.*; change its permissions"):
+        read_card(tmp_path)
+
+
+def test_a_path_that_must_not_be_searched(tmp_path):
+    with pytest.raises(UserError, match=r"got .*File name too long.*; check the path"):
+        read_card(tmp_path / ("a" * 300))

@@ -5,12 +5,13 @@ import json
 import os
 import pickle
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from commands import ENVIRONMENT, alone, here, stages
+from commands import ENVIRONMENT, alone, command, here, stages
 
 from mmgen.cli import main
 from mmgen.data.cards import NoSource
@@ -87,17 +88,60 @@ def test_the_error_of_the_second_process_is_the_last_line(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_a_process_that_loses_another_says_so_without_a_traceback(monkeypatch, capsys):
-    def lost(card):
-        raise RuntimeError("[../gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:5")
+FAILING = OWN.replace("        raise UserError", "        import os\n        FAILURE\n        raise UserError")
 
-    monkeypatch.setattr("mmgen.data.cards.describe", lost)
-    with pytest.raises(RuntimeError):  # of one process it is a bug
-        main(["data", "show", "digits"])
+
+@pytest.mark.parametrize(
+    ("failure", "code", "told"),
+    [
+        ('raise RuntimeError("gloo has no float8")', 1, "process 1: RuntimeError: gloo has no float8; see its traceback"),
+        ("raise SystemExit(3)", 3, "process 1: exit code 3"),
+    ],
+)
+def test_a_process_that_fails_by_itself_is_named_with_its_exit_code(tmp_path, failure, code, told):
+    (tmp_path / "train.py").write_text(FAILING.replace("FAILURE", failure), encoding="utf-8")
+    (tmp_path / "config.yaml").write_text("", encoding="utf-8")
+    done = alone("train", tmp_path, "--out", tmp_path / "run", "--processes", 2)
+    assert done.returncode == code, done.stderr[-3000:]
+    assert done.stderr.splitlines()[-1].startswith(f"mmgen: {told}")
+    assert ("Traceback" in done.stderr) == ("RuntimeError" in failure)
+
+
+def test_processes_that_cannot_connect_say_why(tmp_path, monkeypatch):
+    monkeypatch.setitem(ENVIRONMENT, "GLOO_SOCKET_IFNAME", "eth9")
+    done = alone("train", "judge", "--config", "smoke", "--out", tmp_path / "run", "--processes", 2)
+    assert done.returncode == 1 and "Unable to find address for: eth9" in done.stderr.splitlines()[-1]
+
+
+def test_a_process_that_loses_another_says_so_without_a_traceback(tmp_path):
+    (tmp_path / "train.py").write_text(FAILING.replace("FAILURE", "os._exit(7)"), encoding="utf-8")
+    (tmp_path / "config.yaml").write_text("", encoding="utf-8")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    environment = {**os.environ, **ENVIRONMENT, **address, "ACCELERATE_USE_CPU": "true"}
+    first, second = (
+        subprocess.Popen(
+            command("train", tmp_path, "--out", tmp_path / "run"),
+            env={**environment, "RANK": rank, "LOCAL_RANK": rank}, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in "01"
+    )  # fmt: skip
+    told = first.communicate(timeout=120)[1]
+    second.communicate(timeout=120)
+    assert (first.returncode, second.returncode) == (1, 7)
+    assert told.splitlines()[-1].startswith("mmgen: process 0: lost another process") and "Traceback" not in told
+
+
+@pytest.mark.parametrize("message", ["gloo has no float8", "Unable to find address for: eth9"])
+def test_an_error_that_is_no_lost_connection_keeps_its_traceback(monkeypatch, message):
+    def fails(card):
+        raise RuntimeError(message)
+
+    monkeypatch.setattr("mmgen.data.cards.describe", fails)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert main(["data", "show", "digits"]) == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("mmgen: process 0: lost another process") and "Connection closed by peer" in line
+    with pytest.raises(RuntimeError, match=message):
+        main(["data", "show", "digits"])
 
 
 @pytest.mark.parametrize(("number", "told"), [("0", "mmgen: [-]-seed"), ("1", "mmgen: process 1: [-]-seed")])
@@ -174,7 +218,7 @@ def test_data_workers_that_are_spawned(tmp_path, own):  # as on macOS, on Window
 
 def test_cores_are_shared_out_unless_the_user_says_otherwise(monkeypatch):
     seen = []
-    monkeypatch.setattr(launch, "_run", lambda command, environments: seen.extend(environments) or [0])
+    monkeypatch.setattr(launch, "_run", lambda command, environments: seen.extend(environments) or dict.fromkeys(range(2), 0))
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)

@@ -307,6 +307,24 @@ def test_classes_that_a_judge_never_saw_count_as_wrong(card, tmp_path, monkeypat
         script.places(model, [None, ""])
 
 
+def test_a_judge_of_one_class_names_card_split_and_column(card, tmp_path):
+    recipe = load_recipe("judge")
+    path = card([{"image": picture(i), "word": "x", "label": 1} for i in range(8)])
+    config = recipe_config(recipe, "smoke", [f"data.card={path}", "data.split=validation"])
+    with pytest.raises(UserError, match=r"\.md: validation: column label: got one class, 1, expected two classes or more"):
+        recipe.stages["judge"](config, tmp_path / "run", False)
+
+
+@pytest.mark.parametrize("name", ["attribute", "factorized", "mag_sentiment"])
+def test_a_card_of_one_class_is_named_before_training(card, name):
+    recipe, more = load_recipe(name), {"attribute": ["data.input=word"], "factorized": [], "mag_sentiment": ["data.text=word"]}
+    card = card(
+        [{"image": picture(i), "word": "x", "label": 0} for i in range(8)], label={"kind": "label", "classes": ["only"]}
+    )
+    with pytest.raises(UserError, match=r": column label: got one class, only, expected two classes or more"):
+        recipe_config(recipe, "smoke", [f"data.card={card}", *more[name]])
+
+
 @pytest.mark.parametrize(
     ("value", "want"),
     [("one", 1), ("1", 1), (1.0, 1), (True, 1), (None, None), ("", None), (float("nan"), None), (7, 7)],

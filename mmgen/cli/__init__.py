@@ -45,12 +45,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         _fail(error)
         return 2
-    except RuntimeError as error:
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if not processes.peer_lost(error):
+            if launch.launched():
+                launch.report([f"{type(error).__name__}: {reason}"], "bug")
             raise
-        if not launch.launched():  # or the launching process tells the cause
-            reason = str(error).splitlines()[0]
-            complain(f"process {processes.rank()}: lost another process, whose own message says why ({reason})")
+        line = f"process {processes.rank()}: lost another process, whose own message says why ({reason})"
+        if launch.launched():  # the launching process tells the cause
+            launch.report([line], "lost")
+        else:
+            complain(line)
         return 1
     except KeyboardInterrupt as stop:
         if processes.rank() == 0:

@@ -24,7 +24,7 @@ from transformers import (
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from mmgen.data.cards import cache_folder, filled_whole
+from mmgen.data.cards import cache_folder, cache_written, filled_whole
 from mmgen.data.pretrained import check_vocabulary, pretrained
 from mmgen.data.text import train_tokenizer
 from mmgen.errors import UserError, check_one_of
@@ -240,8 +240,9 @@ def _converted(name: str) -> Path:
         raise UserError(f"language model {name}", got="no such package", expected="it installed", fix=package.install)
     parts = [Path(spec.submodule_search_locations[0]) / file.partition("/")[2] for spec, file in zip(found, package.files)]
     folder = cache_folder() / "language_models" / f"{name}-{sum(part.stat().st_size for part in parts)}"
-    if folder.is_dir():
-        return folder
+    with cache_written(folder):
+        if folder.is_dir():
+            return folder
     with filled_whole(folder) as partial:
         whole = partial / "whole.gguf"
         with whole.open("wb") as file:

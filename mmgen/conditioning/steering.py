@@ -134,7 +134,7 @@ def sample(
     windows = [layer.sliding_window for layer in cache.layers if getattr(layer, "is_sliding", False)]
     if windows and generation_config.max_length > min(windows):
         got, expected = f"{generation_config.max_length} tokens", f"at most {min(windows)}, the sliding window"
-        raise UserError("length", got=got, expected=expected, fix="write a shorter text")
+        raise UserError("length", got=got, expected=expected, fix="lower the length, or shorten the prompt")
     if settings.streamer is not None and prompt is None:
         settings.streamer.put(input_ids.cpu())  # as `generate` does
     steered = first(settings, model, **{**kwargs, "cache": cache})

@@ -47,17 +47,17 @@ def write_card(name_or_path: str | Path, file: Path | None = None) -> Path:
         UserError: the file exists, cannot be written, or lies outside the folders above the data.
     """
     path = Path(name_or_path).resolve()
-    if path.suffix == ".md" or not (path.exists() or _is_hub_name(str(name_or_path))):
+    if path.suffix == ".md" or not (_there(path) or _is_hub_name(str(name_or_path))):
         expected = "a folder, a table or a data set of the Hub"
         raise UserError(
             "data init", got=str(name_or_path), expected=expected, fix="check the path; see `mmgen data list` for cards"
         )
     found, source = _find_data(str(name_or_path))
     if file is None:
-        file = path.parent / f"{path.stem if path.is_file() else path.name}.md" if path.exists() else Path(f"{found.name}.md")
-    if file.exists():
+        file = path.parent / f"{path.stem if path.is_file() else path.name}.md" if _there(path) else Path(f"{found.name}.md")
+    if _there(file):
         raise UserError(str(file), got="a file that exists", expected="a new one", fix="move it, or choose another with --out")
-    if path.exists():
+    if _there(path):
         source = {"path": os.path.relpath(path, file.resolve().parent)}
         if escapes(source["path"]):
             fix = f"choose a file in {path.parent}"
@@ -84,9 +84,9 @@ def absolute_card(name_or_path: str, beside: Path | None = None) -> str:
     if name_or_path in card_names():
         return name_or_path
     path = Path(name_or_path).expanduser()
-    if beside is not None and not path.exists() and (beside / path).exists():
+    if beside is not None and not _there(path) and _there(beside / path):
         path = beside / path
-    is_name = not path.exists() and (_is_hub_name(name_or_path) or (path.name == name_or_path and not path.suffix))
+    is_name = not _there(path) and (_is_hub_name(name_or_path) or (path.name == name_or_path and not path.suffix))
     return name_or_path if is_name else str(path.resolve())
 
 
@@ -106,13 +106,13 @@ def find_card(name_or_path: str | Path) -> tuple[str, str, Path | None]:
     if "hash" in found.how:
         counts = ", ".join(f"{split} {n}" for split, n in found.counts.items())
         tell(f"{found.name}: no split is named, so the rows are split {found.how}: {counts}")
-    return found.name, written.card_text(found, source), path.resolve().parent if path.exists() else None
+    return found.name, written.card_text(found, source), path.resolve().parent if _there(path) else None
 
 
 def _find_data(given: str) -> tuple[Inferred, dict[str, str]]:
     """Infer what a folder, a table or a data set of the Hub holds; returns it with its place as a card beside it names it."""
     path = Path(given).expanduser()
-    if path.exists():
+    if _there(path):
         path = path.resolve()
         return inferred.find(path), {"path": path.name}
     expected = "a card that comes with mmgen, or the path of a folder, a table or a .md file (there is none)"
@@ -127,12 +127,25 @@ def _find_data(given: str) -> tuple[Inferred, dict[str, str]]:
         raise UserError("data card", got=given, expected=expected, fix=fix) from error
 
 
+def _there(path: Path) -> bool:
+    """True if the path exists.
+
+    Raises:
+        UserError: a folder on the way to it must not be searched, or its name is too long.
+    """
+    try:
+        return path.exists()
+    except OSError as error:
+        fix = "check the path, and the permissions of the folders on the way"
+        raise UserError(str(path), got=str(error), expected="a path that can be read", fix=fix) from error
+
+
 def _is_hub_name(given: str) -> bool:
     """``user/data`` that is no path here: no folder of its first part, no ending of a table or a card."""
     path = Path(given)
     return (
         re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", given) is not None
-        and not path.parent.exists()
+        and not _there(path.parent)
         and path.suffix not in (".md", *table_files.ENDINGS)
     )
 

@@ -40,8 +40,9 @@ if TYPE_CHECKING:
 CHECKED_ROWS = 64  # of each split, spread over it, whose values `check_card` decodes
 WRITTEN_ROWS = 100  # that are written together
 REFUSED = (TypeError, ValueError, AttributeError, KeyError, OverflowError, NotImplementedError)  # what Arrow's errors are of
-# errors of a folder that cannot be written; any other is no matter of the cache
-REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST}
+# errors of a folder that cannot be read or written; any other is no matter of the cache
+REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST, errno.ENOENT,
+            errno.EIO, errno.ELOOP, errno.ENAMETOOLONG}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -89,10 +90,10 @@ def cache_folder() -> Path:
 
 @contextlib.contextmanager
 def cache_written(place: Path) -> Iterator[None]:
-    """Name ``place`` and the fix when the system refuses to write into the cache.
+    """Name ``place`` and the fix when the system refuses to read or write it in the cache.
 
     Raises:
-        UserError: no permission, no space, or a file where a folder should be.
+        UserError: no permission, no space, a file where a folder should be, or a path that cannot be made.
     """
     try:
         yield
@@ -100,8 +101,9 @@ def cache_written(place: Path) -> Iterator[None]:
         cache, at = cache_folder(), Path(error.filename or place)  # a full disk names no file
         if error.errno not in REFUSALS or not (at.is_relative_to(cache) or cache.is_relative_to(at)):
             raise
-        fix = "set MMGEN_CACHE to a folder with space that you may write to"
-        raise UserError("cache", got=str(error), expected=f"to write {place}", fix=fix) from error
+        fix = "change its permissions, or " if error.errno in (errno.EACCES, errno.EPERM) else ""
+        fix += "set MMGEN_CACHE to a folder with space that you may write to"
+        raise UserError("cache", got=str(error), expected=f"to read and write {place}", fix=fix) from error
 
 
 @contextlib.contextmanager
@@ -386,14 +388,17 @@ def _open_source(card, source, reader, split, limit, data_folder, options) -> da
     key = [mmgen.__version__, _code(), source, identity, card.columns, limit, options]
     digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:16]
     file = cache_folder() / "cards" / card.name / f"{split}-{digest}.arrow"
-    if not file.exists():
+    with cache_written(file):
+        cached = file.exists()
+    if not cached:
         rows = reader(split, **options) if place is None else reader(split, place, **options)
         rows = tqdm(itertools.islice(rows, limit), f"{card.name} {split}", total, unit="row", delay=1)
         _write(card, split, rows, file, source.get("rename", {}))
     description = f"{card.name} from {label_of(source)}"
     info = datasets.DatasetInfo(description=description, license=str(card.front["license"]), features=_features(card))
     try:
-        return datasets.Dataset.from_file(str(file), info=info, split=datasets.NamedSplit(split))
+        with cache_written(file):
+            return datasets.Dataset.from_file(str(file), info=info, split=datasets.NamedSplit(split))
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(str(file), got=str(error), expected="a whole Arrow file", fix="delete it") from error
 

@@ -64,6 +64,22 @@ def open_rows(
     return rows
 
 
+def check_several_classes(place: str, column: str, names: Sequence[str]) -> None:
+    """Fail unless a classifier has two classes or more to tell apart.
+
+    Args:
+        place: the card, or a split of it, for the message.
+        column: the labels.
+        names: their classes.
+
+    Raises:
+        UserError: there is one, or none.
+    """
+    if len(names) < 2:
+        got, fix = f"one class, {names[0]}" if names else "no class", "choose a split or a column that has more"
+        raise UserError(f"{place}: column {column}", got=got, expected="two classes or more", fix=fix)
+
+
 @dataclass(frozen=True)
 class Rows:
     """Rows of a split, or some of them.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from mmgen.data.cards import cache_folder, filled_whole
+from mmgen.data.cards import cache_folder, cache_written, filled_whole
 from mmgen.data.rows import Column
 
 
@@ -31,9 +31,11 @@ def cached_features(read: Callable[[Tensor], Mapping[str, Tensor]], values: Sequ
     """
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
     folder = cache_folder() / "features" / digest
-    if not folder.is_dir():
-        _write(read, values, process, folder, batch_size)
-    return {file.stem: torch.from_numpy(numpy.load(file, mmap_mode="c", allow_pickle=False)) for file in folder.glob("*.npy")}
+    with cache_written(folder):
+        if not folder.is_dir():
+            _write(read, values, process, folder, batch_size)
+        files = {file.stem: numpy.load(file, mmap_mode="c", allow_pickle=False) for file in folder.glob("*.npy")}
+    return {name: torch.from_numpy(array) for name, array in files.items()}
 
 
 def mean_and_std(features: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,8 +5,9 @@ import functools
 import inspect
 import math
 import re
+import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -17,6 +18,8 @@ from mmgen import processes
 from mmgen.errors import UserError, UserErrors, nearest
 
 Config = TypeVar("Config")
+UNIONS = (typing.Union, types.UnionType)
+WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
 EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 
@@ -92,11 +95,12 @@ def _out_of_range(name: str, value: float, low: float) -> UserError | None:
     return None
 
 
-def check_machine(config: Any) -> None:
+def check_machine(config: Any, key: str = "") -> None:
     """Fail, before any stage, unless this machine can train by every `FitConfig` of a config.
 
     Args:
         config: a recipe's config, or a section of it.
+        key: of the config that holds it, for the messages; empty: none.
 
     Raises:
         UserErrors: each precision that the device has not, each tracker that is not installed and each wrong number of
@@ -110,7 +114,7 @@ def check_machine(config: Any) -> None:
     precisions = {"no": True, "fp16": kind not in ("cpu", "mps"), "bf16": kind == "cpu" or is_bf16_available()}
     trackers = {"none": True, "tensorboard": is_tensorboard_available(), "wandb": is_wandb_available()}
     errors = []
-    for path, fit in _fits(config):
+    for path, fit in _fits(config, f"{key}." if key else ""):
         if not precisions[fit.precision]:
             got, other = f"{fit.precision} on a {kind}", next(name for name in ("bf16", "no") if precisions[name])
             expected, fix = "a precision that the device computes in", f"set {path}.precision={other}"
@@ -152,9 +156,9 @@ def section_of(cls: type, *without: str) -> type:
     >>> section_of(Model)()
     ModelConfig(width=8)
     """
-    types = typing.get_type_hints(cls.__init__)
+    hints = typing.get_type_hints(cls.__init__)
     fields = [
-        (name, types[name], dataclasses.field(default=parameter.default))
+        (name, hints[name], dataclasses.field(default=parameter.default))
         for name, parameter in inspect.signature(cls.__init__).parameters.items()
         if name != "self" and name not in without
     ]
@@ -178,8 +182,13 @@ def read_yaml(file: Path) -> dict[str, Any]:
     return values
 
 
-def parse_overrides(arguments: list[str]) -> dict[str, Any]:
+def parse_overrides(arguments: list[str], cls: type | None = None) -> dict[str, Any]:
     """Turn ``["fit.steps=5", "fit.ema=0.9"]`` into a nested mapping, values read as YAML.
+
+    Args:
+        arguments: ``key.sub=value`` each.
+        cls: the dataclass that they are for; the values of its text settings are taken as they are written, except quoted
+            ones and ``null``.
 
     Raises:
         UserError: an argument is not of the form ``key=value``.
@@ -192,13 +201,14 @@ def parse_overrides(arguments: list[str]) -> dict[str, Any]:
         key, equals, text = argument.partition("=")
         if not equals or not key:
             raise UserError("argument", got=argument, expected="key.sub=value", fix="write for example fit.steps=100")
+        *parents, last = key.split(".")
         try:
-            value = yaml.safe_load(text)
+            value = _with_exponents(yaml.safe_load(text))
         except yaml.YAMLError:
             value = text
-        if isinstance(value, str) and EXPONENT.fullmatch(value):  # which YAML takes for a text where it has no point
-            value = float(value)
-        *parents, last = key.split(".")
+        quoted = isinstance(value, str) and text[0] in ("'", '"')
+        if text not in ("", "null", "~") and not quoted and _is_text(cls, [*parents, last]):
+            value = text
         place = values
         for parent in parents:
             place = place.setdefault(parent, {})
@@ -207,6 +217,28 @@ def parse_overrides(arguments: list[str]) -> dict[str, Any]:
                 raise UserError(key, got=argument, expected="one value a key", fix=fix)
         place[last] = value
     return values
+
+
+def _with_exponents(value: Any) -> Any:
+    """Numbers such as 1e-3 as floats, also in lists and mappings: YAML takes them for texts where they have no point."""
+    if isinstance(value, dict):
+        return {key: _with_exponents(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_exponents(item) for item in value]
+    return float(value) if isinstance(value, str) and EXPONENT.fullmatch(value) else value
+
+
+def _is_text(kind: Any, keys: Sequence[str]) -> bool:
+    """True if the setting at ``keys`` of a dataclass is a text, one of several texts, or a text or null."""
+    for key in keys:
+        if dataclasses.is_dataclass(kind):
+            kind = typing.get_type_hints(kind).get(key)
+        else:
+            kind = typing.get_args(kind)[1] if typing.get_origin(kind) is dict else None
+    kinds = typing.get_args(kind) or (kind,)
+    if typing.get_origin(kind) is Literal:
+        return all(isinstance(choice, str) for choice in kinds)
+    return str in kinds and set(kinds) <= {str, type(None)} and typing.get_origin(kind) in (None, *UNIONS)
 
 
 def build_config(cls: type[Config], *layers: dict[str, Any]) -> Config:
@@ -266,8 +298,8 @@ def _value_parser(kind: Any) -> ArgumentParser:
 def _check(cls: type, values: dict[str, Any], path: str, errors: list[UserError]) -> dict[str, Any]:
     """Collect the mistakes in ``values`` key by key, so that one does not hide the next; returns what has none."""
     good: dict[str, Any] = {}
-    types = typing.get_type_hints(cls)
-    fields = {f.name: types[f.name] for f in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: hints[f.name] for f in dataclasses.fields(cls)}
     for key, value in values.items():
         name = f"{path}{key}"
         if key not in fields:
@@ -282,17 +314,34 @@ def _check(cls: type, values: dict[str, Any], path: str, errors: list[UserError]
         else:
             value = "" if value is None and fields[key] is str else value  # `key=` is an empty text
             try:
+                if "float" in str(fields[key]) and "str" not in str(fields[key]).replace("dict[str", ""):
+                    value = _with_exponents(value)
                 if value is None and not _takes_null(cls, key, fields[key]):  # jsonargparse takes null for every type
                     raise ArgumentError(None, "null")
                 _value_parser(fields[key]).parse_object({"value": value})
                 good[key] = value
             except ArgumentError:
-                expected = getattr(fields[key], "__name__", None) or str(fields[key])
-                expected = str(fields[key]).replace("typing.", "") if "[" in str(fields[key]) else expected
+                expected = _described(fields[key])
                 fix = f"write for example {name}={_example(cls, key)}"
                 got = "no value" if value is None else value
                 errors.append(UserError(f"config key {name}", got=got, expected=expected, fix=fix))
     return good
+
+
+def _described(kind: Any) -> str:
+    """A type in words."""
+    origin, kinds = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        return f"one of {', '.join(map(str, kinds))}"
+    if origin in UNIONS:
+        return " or ".join(dict.fromkeys(map(_described, kinds)))
+    if origin is dict:
+        return "a mapping of keys to values"
+    if kinds:
+        one = _described(kinds[0]).removeprefix("a ")
+        plural = one.replace("list of", "lists of") if one.startswith("list of") else f"{one}s"
+        return f"a list of {len(kinds)} {plural}" if origin is tuple and kinds[1:] != (...,) else f"a list of {plural}"
+    return WORDS.get(kind, "a value")
 
 
 def _takes_null(cls: type, key: str, kind: Any) -> bool:
@@ -307,9 +356,9 @@ def _example(cls: type, key: str) -> Any:
 
 def _instantiate(cls: type[Config], values: dict[str, Any], path: str, errors: list[UserError]) -> Config | None:
     """Build nested dataclasses, collecting what their own checks say under the path of their section."""
-    types = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls)
     made = {
-        key: _instantiate(types[key], value, f"{path}{key}.", errors) if dataclasses.is_dataclass(types[key]) else value
+        key: _instantiate(hints[key], value, f"{path}{key}.", errors) if dataclasses.is_dataclass(hints[key]) else value
         for key, value in values.items()
     }
     try:

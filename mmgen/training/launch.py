@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Literal
 
 from mmgen.errors import UserError, UserErrors
 from mmgen.processes import rank
@@ -30,6 +31,8 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
     Raises:
         UserErrors: what the processes report by `report`, each error once.
         UserError: a process was killed; or there are GPUs, but fewer than processes.
+
+    A process that fails otherwise is named on stderr, with its exception or its exit code.
     """
     import torch
 
@@ -47,17 +50,26 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
     command = [sys.executable, "-m", "mmgen.cli", *arguments]
     with tempfile.TemporaryDirectory() as errors:
         environment[ERRORS] = errors
-        codes = _run(command, [{**environment, "RANK": str(n), "LOCAL_RANK": str(n)} for n in range(processes)])
+        ended = _run(command, [{**environment, "RANK": str(n), "LOCAL_RANK": str(n)} for n in range(processes)])
         files = sorted(Path(errors).iterdir(), key=lambda file: file.stat().st_mtime_ns)
-        lines = dict.fromkeys(line for file in files for line in file.read_text(encoding="utf-8").splitlines())
-    if lines:
+        said = {file.name: file.read_text(encoding="utf-8").splitlines() for file in files}
+    if lines := dict.fromkeys(line for name, own in said.items() if name.endswith(".error") for line in own):
         raise UserErrors(UserError.from_line(line) for line in lines)
-    failed = next((code for code in codes if code), 0)  # of the one that failed first
-    if failed < 0 and -failed not in (signal.SIGTERM, signal.SIGINT):
-        name = signal.Signals(-failed).name
+    failed = [number for number, code in ended.items() if code]
+    if not failed:
+        return 0
+    number = min(failed, key=lambda number: f"{number}.lost" in said)  # the first that failed by itself
+    code = ended[number]
+    if code < 0 and -code not in (signal.SIGTERM, signal.SIGINT):
         fix = "see above; SIGKILL mostly is a lack of memory: lower fit.batch_size, and go on with --resume"
-        raise UserError("a process", got=f"killed by {name}", expected="all to end by themselves", fix=fix)
-    return 128 - failed if failed < 0 else failed
+        got = f"killed by {signal.Signals(-code).name}"
+        raise UserError("a process", got=got, expected="all to end by themselves", fix=fix)
+    if number or code not in (128 + signal.SIGTERM, 128 + signal.SIGINT):  # of these the first process says that it stopped
+        bug, lost = (said.get(f"{number}.{kind}") for kind in ("bug", "lost"))
+        ending = f"exit code {code}" if code > 0 else f"killed by {signal.Signals(-code).name}"
+        line = f"process {number}: {bug[0]}; see its traceback above" if bug else f"process {number}: {ending}"
+        sys.stderr.write(f"mmgen: {lost[0] if lost else line}\n")
+    return 128 - code if code < 0 else code
 
 
 def launched() -> bool:
@@ -65,14 +77,19 @@ def launched() -> bool:
     return ERRORS in os.environ
 
 
-def report(lines: Sequence[str]) -> None:
-    """Leave error messages to the `launch` that started this process."""
-    file = Path(os.environ[ERRORS]) / f"{rank()}.txt"
+def report(lines: Sequence[str], kind: Literal["error", "bug", "lost"] = "error") -> None:
+    """Leave messages to the `launch` that started this process.
+
+    Args:
+        lines: of user errors, of an exception whose traceback is printed here, or of a lost connection to another process.
+        kind: which of the three; lost connections are told only where nothing else is.
+    """
+    file = Path(os.environ[ERRORS]) / f"{rank()}.{kind}"
     file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
-def _run(command: Sequence[str], environments: Sequence[dict[str, str]]) -> list[int]:
-    """Run one process for each environment; returns their exit codes, in the order in which they ended."""
+def _run(command: Sequence[str], environments: Sequence[dict[str, str]]) -> dict[int, int]:
+    """Run one process for each environment; returns rank -> exit code of those that ended by themselves, in this order."""
     running = [subprocess.Popen(command, env=environment) for environment in environments]
 
     def pass_on(number: int, frame: FrameType | None) -> None:
@@ -87,12 +104,12 @@ def _run(command: Sequence[str], environments: Sequence[dict[str, str]]) -> list
             ended |= {n: code for n, p in enumerate(running) if n not in ended and (code := p.poll()) is not None}
         if any(ended.values()):
             time.sleep(2)  # the others may be leaving for the same reason
+            ended |= {n: code for n, p in enumerate(running) if n not in ended and (code := p.poll()) is not None}
             for process in running:
                 process.terminate()
-        for number, process in enumerate(running):
-            code = process.wait()
-            ended.setdefault(number, code)
+        for process in running:
+            process.wait()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    return list(ended.values())
+    return ended

@@ -22,10 +22,13 @@ from mmgen.errors import UserError
 from mmgen.processes import rank
 
 LOCK, HOLDER = ".lock", ".lock.json"
+COPY = "copy the run to a folder that you may write to"
 
 
 @contextmanager
-def locked(folders: Sequence[Path], command: Sequence[str] = (), wait: bool = False) -> Iterator[None]:
+def locked(
+    folders: Sequence[Path], command: Sequence[str] = (), wait: bool = False, fix: str = f"choose another --out, or {COPY}"
+) -> Iterator[None]:
     """Hold run folders while the body runs; the folders are made where they are missing.
 
     Only the first process of a command locks: the others write nothing before it does.
@@ -34,6 +37,7 @@ def locked(folders: Sequence[Path], command: Sequence[str] = (), wait: bool = Fa
         folders: the run folders, such as a study and the runs of its seeds.
         command: the command that other commands are told of.
         wait: wait while another command holds one of the folders, instead of failing.
+        fix: advice where a folder cannot be written.
 
     Raises:
         UserError: another command holds one of them; the message says which. Or one cannot be written.
@@ -41,23 +45,27 @@ def locked(folders: Sequence[Path], command: Sequence[str] = (), wait: bool = Fa
     with contextlib.ExitStack() as held:
         if rank() == 0:
             for folder in folders:
-                held.enter_context(_one_locked(folder, command, wait))
+                held.enter_context(_one_locked(folder, command, wait, fix))
         yield
 
 
-def check_free(folder: Path) -> None:
+def check_free(folder: Path, **advice: str) -> None:
     """Fail if another command holds the run folder; it need not exist.
+
+    Args:
+        folder: the run folder.
+        advice: the ``fix`` of `locked`.
 
     Raises:
         UserError: another command holds it; the message says which.
     """
     if (folder / LOCK).is_file():
-        with locked([folder]):
+        with locked([folder], **advice):
             pass
 
 
 @contextmanager
-def _one_locked(folder: Path, command: Sequence[str], wait: bool) -> Iterator[None]:
+def _one_locked(folder: Path, command: Sequence[str], wait: bool, fix: str) -> Iterator[None]:
     lock = FileLock(folder / LOCK)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -65,12 +73,12 @@ def _one_locked(folder: Path, command: Sequence[str], wait: bool) -> Iterator[No
     except Timeout:
         raise _held(folder) from None
     except OSError as error:
-        raise _not_writable(folder, error) from error
+        raise _not_writable(folder, error, fix) from error
     try:
         try:
             _write_holder(folder, command)
         except OSError as error:
-            raise _not_writable(folder, error) from error
+            raise _not_writable(folder, error, fix) from error
         yield
     finally:
         with contextlib.suppress(OSError):  # the run folder was removed meanwhile
@@ -100,6 +108,5 @@ def _held(folder: Path) -> UserError:
     return UserError(str(folder), got=f"a folder in use by {who}", expected=expected, fix=fix)
 
 
-def _not_writable(folder: Path, error: OSError) -> UserError:
-    fix = "choose another --out, or copy the run to a folder that you may write to"
+def _not_writable(folder: Path, error: OSError, fix: str) -> UserError:
     return UserError(str(folder), got=str(error), expected="a folder that can be written", fix=fix)

@@ -25,7 +25,7 @@ from mmgen.metrics.significance import paired_low
 from mmgen.processes import rank
 from mmgen.training import scripts
 from mmgen.training.config import build_config, check_machine, parse_overrides, read_yaml, to_dict, write_config
-from mmgen.training.lock import HOLDER, LOCK, check_free, locked
+from mmgen.training.lock import COPY, HOLDER, LOCK, check_free, locked
 from mmgen.training.memory import keep_freed_memory
 
 Stage = Callable[[Any, Path, bool], None]
@@ -50,6 +50,7 @@ class Recipe:
         made_by: stage -> the keys of the config, of sections or ``section.key``, that must be alike in a run that it is taken
             from; ``data``, ``model`` and ``encoder`` for a stage that is not listed.
         grows: a list of the config that ``--resume`` may add to -> the stage that trains what is new, and leaves what it has.
+        nested: ``nested(config)`` -> the config of each other recipe that evaluation trains, by the key that holds it.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Recipe:
     above: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     made_by: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     grows: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    nested: Callable[[Any], Mapping[str, Any]] = lambda config: {}
 
 
 def recipes_folder() -> Path:
@@ -136,7 +138,7 @@ def recipe_config(recipe: Recipe, config: str, overrides: list[str]) -> Any:
         folder = _folder(recipe)
         names = [f.stem for f in folder.glob("*.yaml")]
         file = folder / f"{check_one_of(f'config of {recipe.name}', config, names)}.yaml"
-    layers = (_sectioned(recipe.config, values) for values in (read_yaml(file), parse_overrides(overrides)))
+    layers = (_sectioned(recipe.config, values) for values in (read_yaml(file), parse_overrides(overrides, recipe.config)))
     return _checked(recipe, build_config(recipe.config, *(_absolute_cards(values, file.parent) for values in layers)))
 
 
@@ -156,7 +158,7 @@ def open_run(folder: Path, overrides: list[str] = ()) -> tuple[Recipe, Any]:
         raise UserError(str(folder), got="no run.json and config.yaml", expected="a run folder", fix=fix)
     recipe = load_recipe(str(read_json(file).get("recipe")))
     values = _sectioned(recipe.config, read_yaml(folder / "config.yaml"))
-    now = parse_overrides(list(overrides))
+    now = parse_overrides(list(overrides), recipe.config)
     for key in now:
         check_one_of(f"option of {recipe.name}", key, sorted({path.rpartition(".")[2] for path in _flat(values)} & RUN_KEYS))
     if now:  # of the model, or of a recipe that runs the language model itself
@@ -220,7 +222,8 @@ def train(
     for name in stages_from:
         check_one_of("stage", name, recipe.stages)
         _check_same_model(config, stages_from[name], recipe.made_by.get(name, ("data", "model", "encoder")))
-    check_machine(config)
+    for key, one in {"": config, **recipe.nested(config)}.items():
+        check_machine(one, key)
     main = rank() == 0
     if main and not wait:
         check_free(out)  # before `check_run_folder`, whose advice is of no use while another command trains there
@@ -285,16 +288,18 @@ def evaluate(
             another command.
     """
     check_one_of("split", split, recipe.splits)
+    for key, one in recipe.nested(config).items():
+        check_machine(one, key)
     runs = seed_runs(config, out)
     if not wait:
-        check_free(out)
+        check_free(out, fix=COPY)
     for run, _ in runs:
         for name in recipe.stages:
             if not (stage_folder(recipe, run, name) / "model").is_dir():
                 fix = "train it to the end with --resume"
                 raise UserError(str(run), got=f"no trained stage {name!r}", expected="a finished run", fix=fix)
     folders = list(dict.fromkeys([out, *(run for run, _ in runs)]))
-    with locked(folders, command, wait):
+    with locked(folders, command, wait, COPY):
         for folder in folders:
             _check_writable(folder)
         return _evaluate(recipe, runs, out, split)
@@ -418,7 +423,7 @@ def _check_writable(run: Path) -> None:
     """Fail, before hours of evaluation, if what it writes beside the trained model cannot be written."""
     for file in (run, *run.iterdir(), *run.glob("samples/*"), *run.glob("predictions/*")):
         if file.name not in ("model", "stages", "checkpoints", "tensorboard") and not os.access(file, os.W_OK):
-            fix = "change its permissions, or copy the run to a folder of yours"
+            fix = f"change its permissions, or {COPY}"
             raise UserError(str(file), got="no permission to write", expected="a run folder that can be written", fix=fix)
 
 

@@ -22,7 +22,7 @@ from transformers import (
 
 from mmgen.conditioning.attributes import Attribute, BagOfWords, Discriminator, Toward, TowardByText
 from mmgen.conditioning.gradient import PPLM
-from mmgen.conditioning.language_model import check_room, check_text
+from mmgen.conditioning.language_model import check_room, check_text, context_length
 from mmgen.conditioning.ranking import OwnNoise, text_log_prob
 from mmgen.conditioning.reweighting import Fudge, GeDi
 from mmgen.data.batch import Batch
@@ -341,7 +341,9 @@ def write(
         tokens = len(tokens_of(tokenizer, check_text(prompt)).input_ids)
         if not tokens:
             raise UserError("prompt", got=repr(prompt), expected="at least one token", fix="begin the text, as in 'The'")
-        check_room(model, tokens + length, "prompt and length", "write a shorter text")
+        room = (context_length(model) or 0) - tokens
+        fix = f"lower --length to {room} or less" if room > 0 else "shorten the prompt"
+        check_room(model, tokens + length, "prompt and length", fix)
     texts = [(i, prompt, k) for i, prompt in enumerate(prompts) for k in range(n * candidates)]
     warpers = [TemperatureLogitsWarper(float(temperature)), TopPLogitsWarper(top_p)]
     warpers[1:1] = [TopKLogitsWarper(top_k)] if top_k else []

@@ -26,8 +26,9 @@ from mmgen.errors import UserError, check_at_least
 from mmgen.metrics.retrieval import chance_at, r_precision, recall_at
 from mmgen.models.aligned import Aligned
 from mmgen.models.base import load
-from mmgen.training.config import FitConfig, build_config, section_of
+from mmgen.training.config import FitConfig, section_of
 from mmgen.training.loop import fit
+from mmgen.training.nested import nested_config
 from mmgen.training.recipe import Recipe, cached_run, read_json
 
 AT_ONCE = 128  # items that are read at once in evaluation
@@ -275,11 +276,11 @@ def space_config(values: dict[str, Any], card: str, picture: str, text: str) -> 
     Raises:
         UserError: it names another card, or what `check` refuses.
     """
-    config = build_config(Config, {**values, "data": {"card": card, "input": picture, "text": text, **values.get("data", {})}})
+    values = {**values, "data": {"card": card, "input": picture, "text": text, **values.get("data", {})}}
+    config = nested_config("aligned", "aligned", values)
     if config.data.card != card:
         fix = f"set aligned.data.card={card}, and aligned.data.input and text, or leave it out by aligned=null"
         raise UserError("aligned.data.card", got=config.data.card, expected=card, fix=fix)
-    check(config)
     return config
 
 

@@ -26,7 +26,7 @@ from mmgen.conditioning.representations import mean_state
 from mmgen.data.batch import collate
 from mmgen.data.cards import check_column, class_names, read_card
 from mmgen.data.label import LabelProcessor
-from mmgen.data.rows import Rows, open_rows
+from mmgen.data.rows import Rows, check_several_classes, open_rows
 from mmgen.data.text import TextProcessor, tokens_of
 from mmgen.data.vector import VectorProcessor
 from mmgen.errors import check_at_least
@@ -140,6 +140,7 @@ def check(config: Config) -> None:
     card = read_card(config.data.card)
     config.data.input = check_column(card, "data.input", config.data.input, "text", one_text=True)
     config.data.label = check_column(card, "data.label", config.data.label, "label")
+    check_several_classes(card.name, config.data.label, class_names(card, config.data.label))
     check_at_least("data.limit", config.data.limit, 0)
     check_at_least("data.max_tokens", config.data.max_tokens, 1)
 

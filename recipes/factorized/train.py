@@ -28,7 +28,7 @@ from mmgen.data.cards import check_column, class_names, read_card
 from mmgen.data.columns import SETTINGS, Columns, fit_processor
 from mmgen.data.label import LabelProcessor
 from mmgen.data.processors import Processor
-from mmgen.data.rows import Rows, open_rows
+from mmgen.data.rows import Rows, check_several_classes, open_rows
 from mmgen.errors import UserError, check_one_of
 from mmgen.metrics.robustness import missing_loss_ratio
 from mmgen.modalities.feature_cache import cached_features
@@ -38,6 +38,7 @@ from mmgen.models.classifier import Classifier
 from mmgen.models.factorized import Factorized, Factors
 from mmgen.training.config import FitConfig, build_config, section_of
 from mmgen.training.loop import fit
+from mmgen.training.nested import nested_config
 from mmgen.training.recipe import Recipe, load_recipe, read_json, run_details, stage_folder
 from mmgen.training.report import write_report
 
@@ -109,10 +110,16 @@ class Items(Sequence):
             yield collate(rows, self.model.sequences).to(processes.device())
 
 
+def nested(config: Config) -> dict[str, Any]:
+    """The config of the judge, by the key that holds it."""
+    return {"judge": nested_config("judge", "judge", config.judge)} if config.judge else {}
+
+
 def check(config: Config) -> None:
     """The columns are there and of kinds the model has; settings name modalities of the data."""
     card, data = read_card(config.data.card), config.data
     data.label = check_column(card, "data.label", data.label, "label")
+    check_several_classes(card.name, data.label, class_names(card, data.label))
     if data.sequence:
         data.sequence = check_column(card, "data.sequence", data.sequence, "id", "group")
     if len(data.modalities) < 2:
@@ -134,9 +141,7 @@ def check(config: Config) -> None:
         if value != default:
             fix = "leave it out"
             raise UserError(f"model.{name}", got=value, expected="what the data card and the stages decide", fix=fix)
-    if config.judge:
-        judge = build_config(judge_recipe().Config, config.judge)
-        judge_recipe().check(judge)
+    for judge in nested(config).values():
         pictures = [name for name, settings in data.modalities.items() if settings["column"] == judge.data.input]
         if not pictures or card.columns[judge.data.input]["kind"] != "image":
             fix = "set judge.data.input to a column of pictures"
@@ -352,6 +357,7 @@ RECIPE = Recipe(
     splits=("test", "validation"),
     report=report,
     check=check,
+    nested=nested,
     above={"accuracy": ("accuracy_without_generative", "accuracy_without_factorization")},
 )
 

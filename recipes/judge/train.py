@@ -22,7 +22,7 @@ from mmgen.data.cards import check_column, read_card
 from mmgen.data.columns import fit_processor
 from mmgen.data.label import LabelProcessor
 from mmgen.data.processors import Processor
-from mmgen.data.rows import Rows, open_rows
+from mmgen.data.rows import Rows, check_several_classes, open_rows
 from mmgen.errors import UserError, check_one_of
 from mmgen.modalities.kinds import KINDS
 from mmgen.models.base import load
@@ -124,6 +124,7 @@ def train_judge(config: Config, run: Path, resume: bool) -> None:
     """Train the classifier on ``config.data.split``."""
     torch.manual_seed(config.seed)
     names = sorted({str(label) for label in labelled_rows(config.data, config.data.split)[config.data.label]})
+    check_several_classes(f"{config.data.card}: {config.data.split}", config.data.label, names)
     processor = make_processor(config.data)
     kind = input_kind(config.data)
     shape = [processor.vocabulary] if kind == "text" else list(processor.shape)

@@ -25,7 +25,7 @@ from mmgen.data.batch import Batch, collate
 from mmgen.data.cards import check_column, class_names, read_card
 from mmgen.data.columns import Columns, fit_processor
 from mmgen.data.label import LabelProcessor
-from mmgen.data.rows import open_rows
+from mmgen.data.rows import check_several_classes, open_rows
 from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.models.base import load
 from mmgen.models.mag import AdaptedTransformer
@@ -92,6 +92,7 @@ def check(config: Config) -> None:
     card, data = read_card(config.data.card), config.data
     data.text = check_column(card, "data.text", data.text, "text", one_text=True)
     data.label = check_column(card, "data.label", data.label, "label")
+    check_several_classes(card.name, data.label, class_names(card, data.label))
     check_at_least("data.limit", data.limit, 0)
     if not data.features:
         fix = "name a column of vectors, as in {audio: audio_features}"

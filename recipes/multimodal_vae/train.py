@@ -37,6 +37,7 @@ from mmgen.training.config import FitConfig, build_config, section_of
 from mmgen.training.features import frechet, picture_features
 from mmgen.training.loop import fit
 from mmgen.training.model_card import ModelCard, contact_sheet, write_model_card
+from mmgen.training.nested import nested_config
 from mmgen.training.prior import prior_fit
 from mmgen.training.recipe import Recipe, load_recipe, read_json, run_details
 from mmgen.training.report import Sample, write_report
@@ -106,6 +107,11 @@ def rows_of(data: Data, split: str, limit: int = 0) -> Rows:
     return open_rows(data.card, split, [], columns, limit).with_any(*columns)
 
 
+def nested(config: Config) -> dict[str, Any]:
+    """The config of each judge, by the key that holds it."""
+    return {(key := f"judges.{name}"): nested_config(key, "judge", values) for name, values in config.judges.items()}
+
+
 def check(config: Config) -> None:
     """The columns are there and of kinds the model has; settings and judges name modalities of the data."""
     card = read_card(config.data.card)
@@ -125,8 +131,7 @@ def check(config: Config) -> None:
             check_one_of(section, name, modalities)
     if config.judges:
         config.data.label = check_column(card, "data.label", config.data.label)
-    for values in config.judges.values():
-        judge_recipe().check(build_config(judge_recipe().Config, values))
+    nested(config)
     check_one_of("model.objective", config.model.objective, OBJECTIVES)
     for key in ("items", "likelihood_items", "likelihood_samples"):
         check_at_least(f"evaluation.{key}", getattr(config.evaluation, key), 2 if key == "items" else 1)
@@ -387,6 +392,7 @@ RECIPE = Recipe(
     splits=("test", "validation"),
     report=report,
     check=check,
+    nested=nested,
 )
 
 if __name__ == "__main__":

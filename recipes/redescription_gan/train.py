@@ -33,6 +33,7 @@ from mmgen.training.config import FitConfig, build_config, section_of
 from mmgen.training.features import frechet, nearest_pictures, picture_features
 from mmgen.training.loop import fit
 from mmgen.training.model_card import ModelCard, contact_sheet, write_model_card
+from mmgen.training.nested import nested_config
 from mmgen.training.recipe import Recipe, read_json, recipe_of, run_details, stage_folder
 from mmgen.training.report import Sample, write_report
 
@@ -106,6 +107,12 @@ def pairs(data: Data, split: str, image: ImageProcessor, text: Processor | None 
     return Pairs(data.card, split, (data.input, data.text), image, text, data.length, min(limits, default=0))
 
 
+def nested(config: Config) -> dict[str, Any]:
+    """The configs of what judges, by the keys that hold them."""
+    judge = {"judge": nested_config("judge", "judge", config.judge)} if config.judge else {}
+    return judge | ({"aligned": space_config(config)} if config.aligned else {})
+
+
 def check(config: Config) -> None:
     """The columns are there, both networks can be built, and the configs of what judges are theirs."""
     card = read_card(config.data.card)
@@ -120,9 +127,7 @@ def check(config: Config) -> None:
     check_at_least("evaluation.among", config.evaluation.among, 2)
     if config.judge:
         config.data.label = check_column(card, "data.label", config.data.label)
-        recipe_of("judge").check(build_config(recipe_of("judge").Config, config.judge))
-    if config.aligned:
-        space_config(config)
+    nested(config)
 
 
 def space_config(config: Config) -> Any:
@@ -339,6 +344,7 @@ RECIPE = Recipe(
     splits=("test", "test_compositional", "validation", "validation_compositional"),
     report=report,
     check=check,
+    nested=nested,
     made_by={"captioner": ("data", "captioner", "gan.sizes", "gan.channels")},
 )
 

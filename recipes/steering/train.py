@@ -35,6 +35,7 @@ from mmgen.models.classifier import Classifier
 from mmgen.training import steer
 from mmgen.training.config import build_config
 from mmgen.training.model_card import ModelCard, write_model_card
+from mmgen.training.nested import nested_config
 from mmgen.training.recipe import Recipe, load_recipe, read_json, run_details, stage_folder
 from mmgen.training.report import Sample, scatter, write_report
 
@@ -85,11 +86,16 @@ class Config(ATTRIBUTE.config):
     topic: Texts = field(default_factory=Texts)
 
 
+def nested(config: Config) -> dict[str, Any]:
+    """The config of the judge, by the key that holds it."""
+    return {"judge": nested_config("judge", "judge", config.judge)}
+
+
 def check(config: Config) -> None:
     """Data, judge, classes, topics, methods and their settings are there."""
     ATTRIBUTE.check(config)
     steer.check_threshold(config.threshold)
-    JUDGE.check(build_config(JUDGE.Config, config.judge))
+    nested(config)
     for what in ("length", "top_k"):
         check_at_least(what, getattr(config, what), 1)
     names = class_names(read_card(config.data.card), config.data.label)
@@ -355,6 +361,7 @@ RECIPE = Recipe(
     splits=("test", "validation"),
     report=report,
     check=check,
+    nested=nested,
 )
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from mmgen.training.config import FitConfig, build_config, section_of
 from mmgen.training.features import frechet, nearest_pictures, picture_features
 from mmgen.training.loop import fit
 from mmgen.training.model_card import ModelCard, write_model_card
+from mmgen.training.nested import nested_config
 from mmgen.training.recipe import Recipe, read_json, recipe_of, run_details, stage_folder
 from mmgen.training.report import Sample, tensor_grid, write_report
 
@@ -131,6 +132,12 @@ def pairs(data: Data, split: str, image: ImageProcessor, text: Processor | None 
     return Pairs(data.card, split, (data.image, data.text), image, text, data.text_length, min(limits, default=0))
 
 
+def nested(config: Config) -> dict[str, Any]:
+    """The configs of what judges, by the keys that hold them."""
+    judge = {"judge": nested_config("judge", "judge", config.judge)} if config.judge else {}
+    return judge | ({"aligned": space_config(config)} if config.aligned else {})
+
+
 def check(config: Config) -> None:
     """The columns are there and of their kinds, numbers in range, and the judges' configs are theirs."""
     card, evaluation = read_card(config.data.card), config.evaluation
@@ -152,10 +159,7 @@ def check(config: Config) -> None:
         check_at_least(f"evaluation.{key}", getattr(evaluation, key), low)
     if config.judge and not config.data.label:
         raise UserError("judge", got="no data.label", expected="the column that it looks for", fix="set data.label=label")
-    if config.judge:
-        recipe_of("judge").check(build_config(recipe_of("judge").Config, config.judge))
-    if config.aligned:
-        space_config(config)
+    nested(config)
     check_at_least("data.vocab_size", config.data.vocab_size, 259)
     with torch.device("meta"):  # fails now for values out of range, and takes no memory
         build(config, config.data.vocab_size, end=0)
@@ -417,6 +421,7 @@ RECIPE = Recipe(
     splits=("test", "validation", "test_compositional", "validation_compositional"),
     report=report,
     check=check,
+    nested=nested,
     made_by={"discrete_vae": ("data", "discrete_vae"), "baseline": ("data", "discrete_vae", "baseline")},
 )
 

@@ -169,15 +169,16 @@ def _find(name: str, data_folder: Path | None, beside: Path | None = None) -> Pa
 
 def _sdist(name: str, data_folder: Path | None) -> Path:
     """The archive in the data folder, or where pip put it for us: mmgen itself never asks an index, and builds nothing."""
-    from mmgen.data.cards import cache_folder  # it imports this module
+    from mmgen.data.cards import cache_folder, cache_written  # it imports this module
 
     try:
         return _find(name, data_folder)
     except Unavailable as error:
         folder = cache_folder() / "sdists"
         path = inside(folder, name)
-        if path.is_file():
-            return path
+        with cache_written(path):
+            if path.is_file():
+                return path
         project = re.fullmatch(r"([\w.-]+)-(\d[^-/]*)\.(?:tar\.gz|zip)", name)
         if project is None:
             raise

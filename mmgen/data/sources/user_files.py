@@ -96,7 +96,7 @@ def parts_of(path: Path) -> list[Part]:
             expected = f"a folder, or a table that ends in {', '.join(table_files.ENDINGS)}"
             raise UserError(str(path), got=f"a {path.suffix or 'nameless'} file", expected=expected, fix="name its folder")
         return [_table(path, None)]
-    files = sorted(f for f in path.rglob("*") if f.is_file() and not _hidden(f.relative_to(path)))
+    files = _files(path)
     tables = [f for f in files if _is_table(f.name)]
     described = [f for f in tables if f.stem.lower() == "metadata"]
     if described:
@@ -109,6 +109,25 @@ def parts_of(path: Path) -> list[Part]:
             raise UserError(str(path), got=f"tables {names}", expected="one table, or one for each split", fix=fix)
         return [_table(f, split) for f, split in zip(tables, splits)]
     return _media_folders(path, files)
+
+
+def _files(path: Path) -> list[Path]:
+    """The files in a folder and in folders of it, sorted, without hidden ones.
+
+    Raises:
+        UserError: a folder cannot be read, which `Path.rglob` passes over.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    try:
+        for folder, names, _ in os.walk(path, onerror=refuse):
+            names[:] = [name for name in names if not _hidden(Path(folder, name).relative_to(path))]
+        return sorted(f for f in path.rglob("*") if f.is_file() and not _hidden(f.relative_to(path)))
+    except OSError as error:
+        fix = "change its permissions, or copy the data to a folder of yours"
+        raise UserError(str(path), got=str(error), expected="folders that can be read", fix=fix) from error
 
 
 def resolve(folder: Path | None, name: str) -> str | None:

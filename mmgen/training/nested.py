@@ -1,0 +1,59 @@
+"""Configs of other recipes inside a recipe's config: the judges that an evaluation trains, see `Recipe.nested`."""
+
+import dataclasses
+import re
+import typing
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from mmgen.errors import UserError, UserErrors
+from mmgen.training.config import build_config
+from mmgen.training.recipe import load_recipe
+
+
+def nested_config(path: str, recipe: str, values: Mapping[str, Any]) -> Any:
+    """The checked config of another recipe, whose errors name its keys by their whole path.
+
+    Args:
+        path: the key that holds the config, such as ``judges.image``.
+        recipe: name of the other recipe.
+        values: the nested mapping.
+
+    Raises:
+        UserError: an unknown key, a wrong value, or what the other recipe's ``check`` refuses.
+    """
+    other = load_recipe(recipe)
+    with keys_below(path, other.config):
+        config = build_config(other.config, dict(values))
+        other.check(config)
+    return config
+
+
+@contextmanager
+def keys_below(path: str, cls: type) -> Iterator[None]:
+    """A context whose errors name the keys of a nested config by their whole path.
+
+    Args:
+        path: the key that holds the config.
+        cls: its dataclass.
+
+    Raises:
+        UserError: one was raised inside; ``fit.steps`` is ``judges.image.fit.steps`` there.
+    """
+    keys = "|".join(map(re.escape, sorted(_keys(cls), key=len, reverse=True)))
+    pattern = re.compile(rf"((?<=^config key )|(?<![\w./-])(?=(?:{keys})(?:[.=:]| \()))")
+    try:
+        yield
+    except UserError as error:
+        lines = [pattern.sub(f"{path}.", str(one)) for one in getattr(error, "errors", [error])]
+        raise UserErrors(map(UserError.from_line, lines)) from error
+
+
+def _keys(cls: type, path: str = "") -> Iterator[str]:
+    types = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(types[field.name]):
+            yield from _keys(types[field.name], f"{path}{field.name}.")
+        else:
+            yield f"{path}{field.name}"
