@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from mmgen.data.cards import open_card, read_card
-from mmgen.data.sources.columns import missing_values, outside_classes, shown_value
+from mmgen.data.sources.columns import expected_classes, missing_values, outside_classes, shown_value
 from mmgen.errors import UserError
 
 if TYPE_CHECKING:
@@ -58,7 +58,9 @@ def open_rows(
         column = table.data.column(name)
         spec = read_card(card).columns[name] if pa.types.is_integer(column.type) else {}
         if "classes" in spec and (bad := outside_classes(spec, column)).any():
-            row, expected = int(bad.argmax()), f"a class of the card, {spec['classes']}"
+            classes = spec["classes"]
+            row = int(bad.argmax())
+            expected = f"a class of the card, {expected_classes(spec) if isinstance(classes, int) else classes}"
             fix = "correct the label or the card's classes, or leave the label empty"
             raise UserError(rows.place(row, name), got=table[row][name], expected=expected, fix=fix)
     return rows
