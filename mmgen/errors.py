@@ -123,5 +123,23 @@ def check_texts(texts: object) -> list[str]:
     return several
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; its type where the message is empty.
+
+    >>> first_line(OSError("no network\\nsee below")), first_line(OSError())
+    ('no network', 'OSError')
+    """
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def counted(number: int, noun: str) -> str:
+    """A count with its noun in the singular or plural.
+
+    >>> counted(1, "number"), counted(2, "number")
+    ('1 number', '2 numbers')
+    """
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def _one_line(text: str) -> str:
     return " ".join(text.split())

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from mmgen import processes
 from mmgen.cli.commands import complain
 from mmgen.cli.parser import build_parser
-from mmgen.errors import UserError, UserErrors, check_seed
+from mmgen.errors import UserError, UserErrors, check_seed, first_line
 from mmgen.training import launch
 
 
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not processes.peer_lost(error):
             raise
         if not launch.launched():  # or the launching process tells the cause
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             complain(f"process {processes.rank()}: lost another process, whose own message says why ({reason})")
         return 1
     except KeyboardInterrupt as stop:
