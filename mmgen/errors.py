@@ -135,10 +135,11 @@ def first_line(error: BaseException) -> str:
 def counted(number: int, noun: str) -> str:
     """A count with its noun in the singular or plural.
 
-    >>> counted(1, "number"), counted(2, "number")
-    ('1 number', '2 numbers')
+    >>> counted(1, "number"), counted(2, "number"), counted(0, "class")
+    ('1 number', '2 numbers', '0 classes')
     """
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    ending = "" if number == 1 else "es" if noun.endswith("s") else "s"
+    return f"{number} {noun}{ending}"
 
 
 def _one_line(text: str) -> str:

@@ -487,7 +487,7 @@ def test_check_compares_data_and_card(write, toy):
         "row 0: column audio: got 8000 Hz",
         "0..2",
         "column image: image bytes: got a file that begins with b'RIFF",
-        "1 texts",
+        "1 text,",
     ):
         assert sum(words in problem for problem in problems) == 1, words
 

@@ -83,8 +83,8 @@ def test_what_follows_the_samples_does_not_matter():
 @pytest.mark.parametrize(
     ("samples", "message"),
     [
-        (np.where(np.arange(RATE) == 5, np.nan, TONE), "1 samples that are NaN or infinite"),
-        (np.where(np.arange(RATE) < 9, -np.inf, TONE), "9 samples that are NaN or infinite"),
+        (np.where(np.arange(RATE) == 5, np.nan, TONE), "1 NaN or infinite sample,"),
+        (np.where(np.arange(RATE) < 9, -np.inf, TONE), "9 NaN or infinite samples,"),
         (TONE[:0], "no samples"),
         (TONE * 32768, "samples up to 1"),
         (TONE / 2 + 300, "samples up to 300"),
@@ -109,9 +109,9 @@ def test_containers_that_do_not_tell_where_they_are_cut_are_refused_by_name(form
 def test_a_rate_that_no_recorder_has_is_refused(rate):
     content = bytearray(sound(TONE))
     content[24:28] = struct.pack("<I", rate)
-    with pytest.raises(UserError, match=f"got {rate} samples a second, expected 1000 to 384000"):
+    with pytest.raises(UserError, match=f"got {rate} Hz, expected 1000 to 384000 Hz"):
         read_audio(bytes(content), RATE)
-    assert f"{rate} samples a second" in checked(bytes(content))
+    assert f"got {rate} Hz" in checked(bytes(content))
 
 
 @pytest.mark.parametrize("rate", [1009, 22_051, 44_101, 192_001, 383_999])

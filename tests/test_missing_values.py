@@ -46,6 +46,13 @@ def test_words_for_missing_are_no_classes_of_a_csv(tmp_path, word):
     assert class_names(read_card(card), "label") == ["cat", "dog"]
 
 
+@pytest.mark.parametrize(("missing", "count"), [(2, "1 more row"), (3, "2 more rows")])
+def test_how_many_rows_lack_a_value(tmp_path, missing, count):
+    rows = [{"split": "train", "label": NAN if i < missing else i % 2} for i in range(20)]
+    with pytest.raises(UserError, match=rf"row 0: column label: got nothing .*\(as in {count}\)"):
+        open_rows(lines(tmp_path, rows), "train", ["label"])
+
+
 def test_a_nan_caption_is_missing_and_a_number_is_named(tmp_path):
     rows = [{"caption": NAN if i == 5 else f"a dog {i}"} for i in range(12)]
     card = lines(tmp_path, rows)

@@ -204,7 +204,7 @@ def test_audio_comes_back_from_its_spectrogram():
         (b"no sound at all", r"a\.wav: got a file that begins with b'no sound at '"),
         (wav(TONE)[:20], r"a\.wav: got a file that begins with"),
         (wav(TONE[:0]), r"a\.wav: got no samples, expected at least one"),
-        (wav(np.where(np.arange(8000) < 3, np.nan, TONE)), r"a\.wav: got 3 samples that are NaN or infinite"),
+        (wav(np.where(np.arange(8000) < 3, np.nan, TONE)), r"a\.wav: got 3 NaN or infinite samples"),
     ],
     ids=["empty", "text", "cut", "no samples", "nan"],  # bytes of a wav as an id hold the second it was written
 )
@@ -263,7 +263,7 @@ def test_processors_are_saved_with_the_model(tmp_path):
         (lambda: VectorProcessor([1.0], [1.0])("word"), "vector: got 'word', expected numbers joined"),
         (lambda: VectorProcessor([1.0], [1.0])([[1.0]]), r"vector: got shape \(1, 1\)"),
         (lambda: VectorProcessor([1.0], [0.0]), "std: got 0.0"),
-        (lambda: VectorProcessor([1.0], []), "vector: got 1 means and 0 stds"),
+        (lambda: VectorProcessor([1.0], []), "vector: got 1 mean and 0 stds"),
         (lambda: VectorProcessor.fit([]), "rows: got none"),
         (lambda: VectorProcessor.fit([[1.0], [1.0, 2.0]]), r"rows: got lengths \[1, 2\]"),
     ],

@@ -445,7 +445,7 @@ def test_a_key_that_a_later_line_lacks_is_missing(table):
     [
         ("train.csv", b"zero,0\none,two\n", r"own: train.csv: line 3: column label: got two, expected a class"),
         ("train.csv", b'"ze\nro",0\n\none,two\n', r"train.csv: line 5: column label: got two"),
-        ("train.csv", b"zero,0\none\n", r"train.csv: line 3: got 1 cells, expected 2"),
+        ("train.csv", b"zero,0\none\n", r"train.csv: line 3: got 1 cell, expected 2"),
         ("train.csv", b"zero,0,0\n", r"train.csv: line 2: got 3 cells, expected 2"),
         ("train.csv", b'zero,0\none,"1\ntwo,1\n', r"train.csv: line 3: got unexpected end of data"),
         ("train.csv", b"zero,0\n\xff,1\n", r"train.csv: line 3: got .*UTF-8"),

@@ -13,7 +13,7 @@ import torchaudio
 from torch import Tensor
 
 from mmgen.data.processors import Source, read_bytes
-from mmgen.errors import UserError, check_at_least
+from mmgen.errors import UserError, check_at_least, counted
 
 FLOOR_DB = -80.0  # quieter than this counts as silence
 LOUDEST = 4.0  # 12 dB above full scale: beyond, samples are not in its unit
@@ -65,7 +65,7 @@ def decode_audio(name: str, content: bytes) -> Sound:
     if missing := _cut(content, form, log, told, len(samples), frame):
         raise UserError(name, got=f"a sound cut short ({missing})", expected="a whole one", fix="copy or download it again")
     if bad := int((~np.isfinite(samples)).sum()):
-        got = f"{bad} samples that are NaN or infinite"
+        got = counted(bad, "NaN or infinite sample")
         raise UserError(name, got=got, expected="finite samples", fix="export the recording again")
     return Sound(samples, rate, form)
 
@@ -76,7 +76,7 @@ def _check_header(name: str, form: str, rate: int) -> None:
         got, expected = f"a {form} file", f"one of {', '.join(CONTAINERS)}"
         raise UserError(name, got=got, expected=expected, fix="convert it to WAV or FLAC")
     if not RATES[0] <= rate <= RATES[1]:
-        got, expected = f"{rate} samples a second", f"{RATES[0]} to {RATES[1]}"
+        got, expected = f"{rate} Hz", f"{RATES[0]} to {RATES[1]} Hz"
         raise UserError(name, got=got, expected=expected, fix="correct its header, or copy it again")
 
 
@@ -94,13 +94,13 @@ def _cut(content: bytes, form: str, log: str, told: int, read: int, slack: int) 
     length was unknown when its header was written, states the largest number.
     """
     if told - read > slack:
-        return f"{read} of {told} samples"
+        return f"{read} of {counted(told, 'sample')}"
     for stated, there in re.findall(r"^\W*(?:data|SSND|Data Size|riff)\s*: (\d+) \(should be (\d+)\)", log, re.MULTILINE):
         if int(there) < int(stated) < STREAM:
             return f"{there} of {stated} bytes"
     for there, stated in re.findall(r"frame count (\d+) does not match value from 'ds64' chunk of (\d+)", log):
         if int(there) < int(stated):
-            return f"{there} of {stated} samples"
+            return f"{there} of {counted(stated, 'sample')}"
     if form == "OGG":
         page = content.rfind(b"OggS")
         table = content[page + 27 :][: content[page + 26] if len(content) > page + 26 else 0]  # lengths of its segments
@@ -152,7 +152,7 @@ def check_waveform(name: str, waveform: Tensor) -> None:
         raise UserError(name, got=got, expected="one channel of at least one sample", fix="check the recording")
     bad = (~waveform.isfinite()).sum().item()
     if bad:
-        got = f"{bad} samples that are NaN or infinite"
+        got = counted(bad, "NaN or infinite sample")
         raise UserError(name, got=got, expected="finite samples", fix="export the recording again")
 
 

@@ -36,7 +36,7 @@ from mmgen.data.sources.columns import (
 from mmgen.data.sources.front_matter import check_front_matter
 from mmgen.data.sources.places import Unavailable, label_of
 from mmgen.data.sources.readers import Line, options_of, reader_of
-from mmgen.errors import UserError, UserErrors, check_at_least, check_one_of, nearest
+from mmgen.errors import UserError, UserErrors, check_at_least, check_one_of, counted, nearest
 
 if TYPE_CHECKING:
     import datasets  # slow to import, as the others: `mmgen list` reads cards without them
@@ -326,12 +326,14 @@ def _compare(card: Card, split: str, dataset: datasets.Dataset, source: dict[str
     want = source.get("splits", card.splits)[split]
     if len(dataset) != want:
         fix = f"write {split}: {len(dataset)}, or use the versions of the data that the card counted"
-        yield UserError(f"data card {card.name}: splits.{split}", got=f"{len(dataset)} rows", expected=f"{want}", fix=fix)
+        yield UserError(
+            f"data card {card.name}: splits.{split}", got=counted(len(dataset), "row"), expected=f"{want}", fix=fix
+        )
     for name, spec in card.columns.items():
         for bad, expected, fix in _mistakes(spec, dataset.data.column(name)):
             row, count = int(bad.argmax()), int(bad.sum())
             got = shown_value(dataset[row], name)
-            got += f", and in {count - 1} more of {len(dataset)} rows" if count > 1 else ""
+            got += f", and in {count - 1} more of {counted(len(dataset), 'row')}" if count > 1 else ""
             yield UserError(f"{card.name}: {split}: row {row}: column {name}", got=got, expected=expected, fix=fix)
     step = max(1, (len(dataset) - 1) / max(1, CHECKED_ROWS - 1))
     chosen = dict.fromkeys(round(i * step) for i in range(min(len(dataset), CHECKED_ROWS)))  # first and last among them

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from mmgen.data.cards import open_card, read_card
 from mmgen.data.sources.columns import expected_classes, missing_values, outside_classes, shown_value
-from mmgen.errors import UserError
+from mmgen.errors import UserError, counted
 
 if TYPE_CHECKING:
     import datasets
@@ -52,7 +52,11 @@ def open_rows(
         if (bad := missing_values(table.data.column(name))).any():
             row = int(bad.argmax())
             got, count = shown_value(table[row], name), int(bad.sum())
-            fix = "fill it in, or drop the row" if count == 1 else f"fill it in, or drop the row (as in {count - 1} more rows)"
+            fix = (
+                "fill it in, or drop the row"
+                if count == 1
+                else f"fill it in, or drop the row (as in {counted(count - 1, 'more row')})"
+            )
             raise UserError(rows.place(row, name), got=got, expected="a value", fix=fix)
     for name in (*needs, *may_lack):
         column = table.data.column(name)

@@ -34,7 +34,7 @@ class VectorProcessor:
 
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std) or not self.mean:
-            got = f"{len(self.mean)} means and {len(self.std)} stds"
+            got = f"{counted(len(self.mean), 'mean')} and {counted(len(self.std), 'std')}"
             raise UserError("vector", got=got, expected="as many of each", fix="fit them with VectorProcessor.fit")
         if not min(self.std) > 0:
             raise UserError("std", got=min(self.std), expected="numbers > 0", fix="set 1 for constant entries")

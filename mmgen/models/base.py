@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mmgen.data.batch import Batch
 from mmgen.data.processors import Processor, load_processors, save_processors
-from mmgen.errors import UserError, check_one_of, first_line
+from mmgen.errors import UserError, check_one_of, counted, first_line
 from mmgen.modalities.frozen import frozen_prefixes
 from mmgen.models import MODELS
 
@@ -122,7 +122,7 @@ class Model(nn.Module, ModelHubMixin):
             expected = f"the weights of this {self.name}"
             raise UserError(
                 source,
-                got=f"{len(wrong)} differing tensors ({wrong[0]}, ...)",
+                got=f"{counted(len(wrong), 'differing tensor')} ({wrong[0]}, ...)",
                 expected=expected,
                 fix="use the config and the weights of one run",
             )

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmgen.errors import UserError, nearest
+from mmgen.errors import UserError, counted, nearest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -239,7 +239,7 @@ def check_value(spec: dict[str, Any], value: Any) -> tuple[str, str] | None:
     if kind == "audio":
         return _check_audio(spec, value)
     if kind == "text" and "shape" in spec and spec["shape"][0] not in (None, len(value)):
-        return f"{len(value)} texts", f"{spec['shape'][0]} texts"
+        return counted(len(value), "text"), counted(spec["shape"][0], "text")
     if kind in ("vector", "sequence"):
         import numpy as np
 
