@@ -1,4 +1,4 @@
-"""Sound: any file that libsndfile reads becomes a mono waveform, then a log-mel spectrogram, and back."""
+"""Sound: WAV, FLAC, OGG, MP3 and their kin become a mono waveform, then a log-mel spectrogram, and back."""
 
 import re
 from dataclasses import dataclass
