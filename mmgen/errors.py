@@ -123,5 +123,24 @@ def check_texts(texts: object) -> list[str]:
     return several
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; its type where the message is empty.
+
+    >>> first_line(OSError("no network\\nsee below")), first_line(OSError())
+    ('no network', 'OSError')
+    """
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def counted(number: int, noun: str) -> str:
+    """A count with its noun in the singular or plural.
+
+    >>> counted(1, "number"), counted(2, "number"), counted(0, "class")
+    ('1 number', '2 numbers', '0 classes')
+    """
+    ending = "" if number == 1 else "es" if noun.endswith("s") else "s"
+    return f"{number} {noun}{ending}"
+
+
 def _one_line(text: str) -> str:
     return " ".join(text.split())

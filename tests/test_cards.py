@@ -485,7 +485,7 @@ def test_missing_columns_are_all_named(write, toy):
 
 def test_values_of_another_kind(write, toy):
     toy.row = lambda i: {"text": "x", "label": "cat" if i == 7 else 0}
-    with pytest.raises(UserError, match=r"toy: train: row 7: column label: label: got cat, expected a whole number"):
+    with pytest.raises(UserError, match=r"toy: train: row 7: column label: got cat, expected a whole number"):
         open_card(write(), "train")
     toy.row = lambda i: {"text": "x", "label": 0, "vector": [1, "two"] if i == 4 else [1, 2]}
     vector = {"vector": {"kind": "vector", "shape": [2], "unit": "m", "range": [0, 1]}}
@@ -513,7 +513,7 @@ def test_check_compares_data_and_card(write, toy):
         "row 0: column audio: got 8000 Hz",
         "0..2",
         "column image: image bytes: got a file that begins with b'RIFF",
-        "1 texts",
+        "1 text,",
     ):
         assert sum(words in problem for problem in problems) == 1, words
 

@@ -17,6 +17,8 @@ from transformers import (
     LlamaForCausalLM,
     MambaConfig,
     MambaForCausalLM,
+    MptConfig,
+    MptForCausalLM,
     OpenAIGPTConfig,
     OpenAIGPTLMHeadModel,
     OPTConfig,
@@ -56,6 +58,7 @@ LEARNED_OR_ROTARY = {
     "gpt2": lambda v: GPT2LMHeadModel(GPT2Config(vocab_size=v, **GPT2_SIZES)),
     "opt": lambda v: OPTForCausalLM(OPTConfig(vocab_size=v, ffn_dim=32, word_embed_proj_dim=16, **MANY)),
     "llama": lambda v: LlamaForCausalLM(LlamaConfig(vocab_size=v, **MANY)),
+    "mpt": lambda v: MptForCausalLM(MptConfig(vocab_size=v, d_model=16, n_heads=2, n_layers=2, max_seq_len=48)),
     "gpt_neox": lambda v: GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=v, **MANY)),
 }
 NO_SELF_ATTENTION = {
@@ -162,9 +165,17 @@ def test_a_model_that_says_no_length_reads_any(tmp_path):
     model(input_ids=torch.full((1, 99), 7))
 
 
+@pytest.mark.parametrize("name", ["n_positions", "max_seq_len", "n_ctx", "seq_length"])
+def test_whatever_a_config_calls_its_length(name):
+    model = BloomForCausalLM(BloomConfig(vocab_size=259, hidden_size=16, n_layer=1, n_head=2, **{name: 48}))
+    assert context_length(model) == 48
+
+
 @pytest.mark.parametrize("kind", NO_SELF_ATTENTION)
 def test_a_model_that_keeps_no_keys_and_values(kind, tmp_path):
-    with pytest.raises(UserError, match=rf"language model.*: got a {kind} model.*, expected self-attention in every layer"):
+    with pytest.raises(
+        UserError, match=rf"language model {tmp_path}: got a {kind} model.*, expected self-attention in every layer"
+    ):
         load_language_model(save(NO_SELF_ATTENTION[kind](259), tmp_path), "fp32")
 
 

@@ -6,6 +6,7 @@ import struct
 import numpy as np
 import pytest
 import soundfile
+import torchaudio
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, features
@@ -82,8 +83,8 @@ def test_what_follows_the_samples_does_not_matter():
 @pytest.mark.parametrize(
     ("samples", "message"),
     [
-        (np.where(np.arange(RATE) == 5, np.nan, TONE), "1 samples that are NaN or infinite"),
-        (np.where(np.arange(RATE) < 9, -np.inf, TONE), "9 samples that are NaN or infinite"),
+        (np.where(np.arange(RATE) == 5, np.nan, TONE), "1 NaN or infinite sample,"),
+        (np.where(np.arange(RATE) < 9, -np.inf, TONE), "9 NaN or infinite samples,"),
         (TONE[:0], "no samples"),
         (TONE * 32768, "samples up to 1"),
         (TONE / 2 + 300, "samples up to 300"),
@@ -94,6 +95,44 @@ def test_samples_that_cannot_be_heard_are_refused(samples, message):
     with pytest.raises(UserError, match=f"audio bytes: got {message}"):
         AudioProcessor()(content)
     assert checked(content) is not None
+
+
+@pytest.mark.parametrize("form", ["AVR", "SVX", "MAT4", "MAT5", "MPC2K", "PAF", "PVF", "IRCAM", "NIST", "VOC", "WVE", "SDS"])
+def test_containers_that_do_not_tell_where_they_are_cut_are_refused_by_name(form):
+    content = sound(TONE, form, "ALAW" if form == "WVE" else "PCM_16")
+    with pytest.raises(UserError, match=rf"got a {form} file, expected one of WAV, .*; convert it to WAV or FLAC"):
+        read_audio(content, RATE)
+    assert "convert it" in checked(content)
+
+
+@pytest.mark.parametrize("rate", [1, 999, 384_001, 2**31 - 1])
+def test_a_rate_that_no_recorder_has_is_refused(rate):
+    content = bytearray(sound(TONE))
+    content[24:28] = struct.pack("<I", rate)
+    with pytest.raises(UserError, match=f"got {rate} Hz, expected 1000 to 384000 Hz"):
+        read_audio(bytes(content), RATE)
+    assert f"got {rate} Hz" in checked(bytes(content))
+
+
+@pytest.mark.parametrize("rate", [1009, 22_051, 44_101, 192_001, 383_999])
+@pytest.mark.parametrize("wanted", [7, 16_000, 44_100])
+def test_an_odd_rate_is_resampled_in_little_memory(monkeypatch, rate, wanted):
+    given, kernel = [], torchaudio.functional.functional._get_sinc_resample_kernel
+
+    def measured(*arguments, **settings):
+        found = kernel(*arguments, **settings)
+        given.append(found[0].numel())
+        return found
+
+    monkeypatch.setattr(torchaudio.functional.functional, "_get_sinc_resample_kernel", measured)
+    file, seconds = io.BytesIO(), 0.5
+    wave = np.sin(2 * np.pi * 400 * np.arange(int(seconds * rate)) / rate).astype(np.float32) / 2
+    soundfile.write(file, wave, rate, format="WAV", subtype="FLOAT")
+    heard = read_audio(file.getvalue(), wanted)
+    assert max(given, default=0) < 2**25 and len(heard) == pytest.approx(seconds * wanted, rel=1e-3, abs=2)
+    if wanted > 1000:
+        crossings = ((heard[:-1] < 0) & (heard[1:] >= 0)).sum().item()
+        assert crossings == pytest.approx(400 * seconds, abs=2)
 
 
 def test_check_holds_samples_to_the_cards_range():

@@ -89,7 +89,7 @@ def test_classes_of_too_few_rows_are_left_out():
         ({"ways": 1}, "ways: got 1, expected a number >= 2"),
         ({"ways": 4}, "labels: got 3 classes of 3 or more rows, expected at least 4, the number of ways"),
         ({"inner_shots": 4}, "labels: got 0 classes of 5 or more rows, expected at least 2"),
-        ({"inner_shots": 3}, "labels: got 1 classes of 4 or more rows, expected at least 2"),
+        ({"inner_shots": 3}, "labels: got 1 class of 4 or more rows, expected at least 2"),
         ({"inner_shots": 0}, "inner_shots: got 0"),
         ({"n": 0}, "n: got 0"),
         ({"seed": -1}, "seed: got -1"),

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled, RevisionNotFoundError
 
 import mmgen
 from mmgen.errors import UserError
@@ -73,6 +74,29 @@ def test_a_revision_that_is_not_there_is_named(load, monkeypatch):
     monkeypatch.setattr(base, "snapshot_download", missing)
     with pytest.raises(UserError, match=r"model user/m at v9: got 404 Client Error\., expected a folder or a Hub name"):
         load("user/m", revision="v9")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(), "got OSError, expected a folder or a Hub name; check the name"),
+        (OfflineModeIsEnabled("offline"), "got offline, .*; check the network and HF_HUB_OFFLINE, or give a folder"),
+        (LocalEntryNotFoundError("not kept"), "got not kept, .*; check the network and HF_HUB_OFFLINE, or give a folder"),
+        (RevisionNotFoundError.__new__(RevisionNotFoundError), "got RevisionNotFoundError, .*; check the revision"),
+    ],
+)
+def test_a_failed_download_says_what_to_check(monkeypatch, error, message):
+    def fail(name, **options):
+        raise error
+
+    monkeypatch.setattr(base, "snapshot_download", fail)
+    with pytest.raises(UserError, match=message):
+        mmgen.load("user/m")
+
+
+def test_an_override_that_the_model_refuses_is_named(saved):
+    with pytest.raises(UserError, match=r"override of classifier: classes='four': got .*; correct it, or leave it out"):
+        mmgen.load(saved, classes="four")
 
 
 @pytest.mark.parametrize("load", [mmgen.load, Classifier.from_pretrained])

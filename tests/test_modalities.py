@@ -59,7 +59,7 @@ def test_weights_from_a_file_or_folder(tmp_path):
     (tmp_path / "half.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:1000])
     with pytest.raises(UserError, match=r"half\.safetensors: got"):
         ImageEncoder(SMALL, weights=str(tmp_path / "half.safetensors"))
-    with pytest.raises(UserError, match="tensors that differ"):
+    with pytest.raises(UserError, match=r"differing tensors? "):
         ImageEncoder("test_vit", weights=str(tmp_path))
 
 

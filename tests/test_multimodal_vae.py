@@ -433,7 +433,7 @@ A = {"kind": "vector", "shape": [4]}
     [
         ({}, "modalities: got none"),
         ({"modalities": {"a": {**A, "kind": "video"}}}, "modalities.a.kind: got video"),
-        ({"modalities": {"a": {**A, "shape": [1, 4]}}}, "modalities.a.shape: got [1, 4], expected 1 numbers for vector"),
+        ({"modalities": {"a": {**A, "shape": [1, 4]}}}, "modalities.a.shape: got [1, 4], expected 1 number for vector"),
         ({"modalities": {"a": {**A, "wieght": 2}}}, "did you mean 'weight'?"),
         ({"modalities": {"a": {**A, "weight": -2}}}, "modalities.a.weight: got -2"),
         ({"modalities": {"a": {**A, "decoder": {"lielihood": "normal"}}}}, "did you mean 'likelihood'?"),

@@ -328,7 +328,7 @@ def test_folders_that_cannot_be_read(tmp_path):
     with pytest.raises(UserError, match=r"got no files, expected pictures, sounds or a table"):
         read_card(tmp_path)
     write(tmp_path / "a.heic", "x")
-    with pytest.raises(UserError, match=r"got 1 files that end in \.heic"):
+    with pytest.raises(UserError, match=r"got 1 file ending in \.heic"):
         read_card(tmp_path)
     pictures(tmp_path, 2)
     write(tmp_path / "a.wav", "x")

@@ -204,7 +204,7 @@ def test_audio_comes_back_from_its_spectrogram():
         (b"no sound at all", r"a\.wav: got a file that begins with b'no sound at '"),
         (wav(TONE)[:20], r"a\.wav: got a file that begins with"),
         (wav(TONE[:0]), r"a\.wav: got no samples, expected at least one"),
-        (wav(np.where(np.arange(8000) < 3, np.nan, TONE)), r"a\.wav: got 3 samples that are NaN or infinite"),
+        (wav(np.where(np.arange(8000) < 3, np.nan, TONE)), r"a\.wav: got 3 NaN or infinite samples"),
     ],
     ids=["empty", "text", "cut", "no samples", "nan"],  # bytes of a wav as an id hold the second it was written
 )
@@ -263,7 +263,7 @@ def test_processors_are_saved_with_the_model(tmp_path):
         (lambda: VectorProcessor([1.0], [1.0])("word"), "vector: got 'word', expected numbers joined"),
         (lambda: VectorProcessor([1.0], [1.0])([[1.0]]), r"vector: got shape \(1, 1\)"),
         (lambda: VectorProcessor([1.0], [0.0]), "std: got 0.0"),
-        (lambda: VectorProcessor([1.0], []), "vector: got 1 means and 0 stds"),
+        (lambda: VectorProcessor([1.0], []), "vector: got 1 mean and 0 stds"),
         (lambda: VectorProcessor.fit([]), "rows: got none"),
         (lambda: VectorProcessor.fit([[1.0], [1.0, 2.0]]), r"rows: got lengths \[1, 2\]"),
     ],
@@ -300,11 +300,13 @@ def test_a_vector_is_read_from_a_file(tmp_path, name, content):
     [
         ("a.csv", b"x,y\n1,2", "a.csv: got could not convert string to float: 'x', expected one vector of numbers"),
         ("a.csv", b"1,,2", "a.csv: got could not convert"),
-        ("a.csv", b"1,2\n3,4", r"vector: got shape \(2, 2\)"),
+        ("a.csv", b"1,2\n3,4", r"vector .*a\.csv: got shape \(2, 2\)"),
         ("a.csv", b"\xff", "a.csv: got 'utf-8' codec"),
-        ("a.csv", b"", "vector: got 0 numbers, expected 2"),
+        ("a.csv", b"", r"vector .*a\.csv: got 0 numbers, expected 2; give 2 numbers, as the training data have"),
+        ("a.json", b"[1]", r"vector .*a\.json: got 1 number, expected 2"),
+        ("a.json", b'["x", 1]', r"vector .*a\.json: got \['x', 1\], expected a list of numbers; write it anew"),
         ("a.json", b"{", "a.json: got Expecting"),
-        ("a.json", b'{"a": 1}', "vector: got {'a': 1}, expected a list of numbers"),
+        ("a.json", b'{"a": 1}', r"vector .*a\.json: got {'a': 1}, expected a list of numbers"),
         ("a.npy", b"PK\x03\x04", "a.npy: got .*expected one vector"),
         ("a.npy", b"", "a.npy: got .*expected one vector"),
         ("b.npy", None, "b.npy: got no such file"),
@@ -316,3 +318,26 @@ def test_a_file_that_holds_no_vector(tmp_path, name, content, message):
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
         VectorProcessor([0.0] * 2, [1.0] * 2)(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("kind", [">f4", "<f8", ">i2", "?", "float16"])
+def test_a_vector_of_any_real_type_and_byte_order(tmp_path, kind):
+    np.save(tmp_path / "a.npy", np.array([1, 0], dtype=kind))
+    assert VectorProcessor([0.0] * 2, [1.0] * 2)(tmp_path / "a.npy").tolist() == [1, 0]
+    np.save(tmp_path / "one.npy", np.array([1], dtype=kind))
+    assert VectorProcessor([0.0], [1.0])(tmp_path / "one.npy").tolist() == [1]
+
+
+@pytest.mark.parametrize("kind", ["complex64", "U3", "M8[s]"])
+def test_a_vector_of_no_real_numbers(tmp_path, kind):
+    np.save(tmp_path / "a.npy", np.array([1, 2]).astype(kind))
+    with pytest.raises(UserError, match=r"vector .*a\.npy: got .*, expected a list of numbers; write it anew"):
+        VectorProcessor([0.0] * 2, [1.0] * 2)(tmp_path / "a.npy")
+    with pytest.raises(UserError, match=r"vector: got torch\.complex64 numbers"):
+        VectorProcessor([0.0] * 2, [1.0] * 2)(torch.ones(2, dtype=torch.complex64))
+
+
+@pytest.mark.parametrize("text", ["[1,2", "1,2]", "[", "[[1,2]", "1,2]]"])
+def test_brackets_come_in_pairs(text):
+    with pytest.raises(UserError, match=r"vector: got .*, expected numbers joined by commas"):
+        VectorProcessor([0.0] * 2, [1.0] * 2)(text)

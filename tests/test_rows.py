@@ -280,6 +280,12 @@ def test_a_label_of_no_class_is_refused(card, tmp_path, monkeypatch, name, label
         train_first(name, card(rows_of(label=label)), tmp_path, monkeypatch, *own)
 
 
+def test_a_label_beyond_a_number_of_classes_says_which_there_are(card):
+    own = card(rows_of(label=3), label={"kind": "label", "classes": 3})
+    with pytest.raises(UserError, match=r"row 5: column label: got 3, expected a class of the card, a whole number 0\.\.2;"):
+        open_rows(str(own), "train", ["label"])
+
+
 def test_no_label_at_all(card, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"own.md: validation: label: got no value in any row"):
         train_first("judge", card([row | {"label": None} for row in rows_of()]), tmp_path, monkeypatch)
@@ -327,13 +333,24 @@ def test_a_card_of_one_class_is_named_before_training(card, name):
 
 @pytest.mark.parametrize(
     ("value", "want"),
-    [("one", 1), ("1", 1), (1.0, 1), (True, 1), (None, None), ("", None), (float("nan"), None), (7, 7)],
+    [
+        ("one", 1),
+        ("1", 1),
+        (1.0, 1),
+        ("1.0", 1),
+        ("NaN", None),
+        ("null", None),
+        (None, None),
+        ("", None),
+        (float("nan"), None),
+        (7, 7),
+    ],
 )
 def test_labels_are_stored_by_name_or_number(value, want):
     assert stored(COLUMNS["label"], value) == want
 
 
-@pytest.mark.parametrize("value", ["two", 0.5, [1], "1.5", float("inf"), {"a": 1}])
+@pytest.mark.parametrize("value", ["two", 0.5, [1], "1.5", float("inf"), {"a": 1}, True])
 def test_what_is_no_label(value):
     with pytest.raises(UserError, match=re.escape(f"label: got {value}")):
         stored(COLUMNS["label"], value)
@@ -444,15 +461,15 @@ def test_a_key_that_a_later_line_lacks_is_missing(table):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("train.csv", b"zero,0\none,two\n", r"own: train.csv: line 3: column label: label: got two, expected a class"),
-        ("train.csv", b'"ze\nro",0\n\none,two\n', r"train.csv: line 5: column label: label: got two"),
-        ("train.csv", b"zero,0\none\n", r"train.csv: line 3: got 1 cells, expected 2"),
+        ("train.csv", b"zero,0\none,two\n", r"own: train.csv: line 3: column label: got two, expected a class"),
+        ("train.csv", b'"ze\nro",0\n\none,two\n', r"train.csv: line 5: column label: got two"),
+        ("train.csv", b"zero,0\none\n", r"train.csv: line 3: got 1 cell, expected 2"),
         ("train.csv", b"zero,0,0\n", r"train.csv: line 2: got 3 cells, expected 2"),
         ("train.csv", b'zero,0\none,"1\ntwo,1\n', r"train.csv: line 3: got unexpected end of data"),
         ("train.csv", b"zero,0\n\xff,1\n", r"train.csv: line 3: got .*UTF-8"),
         ("train.jsonl", b"\n{oops\n", r"train.jsonl: line 3: got .*expected one JSON object a line"),
         ("train.jsonl", b"[1]\n", r"train.jsonl: line 2: got \[1\], expected one JSON object"),
-        ("train.jsonl", b'{"word": ["b"], "label": 0}\n', r"train.jsonl: line 2: column word: text: got \['b'\]"),
+        ("train.jsonl", b'{"word": ["b"], "label": 0}\n', r"train.jsonl: line 2: column word: got \['b'\]"),
         ("train.jsonl", b'{"word": "\xff"}\n', r"train.jsonl: line 2: got"),
     ],
 )

@@ -304,7 +304,7 @@ def test_rated_reviews(tmp_path):
     [
         ({"product": ["1_1 2.0 no tabs"], "film": []}, r"amazonReviewSnippets_GroundTruth\.txt, line 1: got 1_1 2\.0 no tabs"),
         ({"product": [], "film": ["1\t2.0\tgood", "2\tmany\tgood"]}, r"movieReviewSnippets_GroundTruth\.txt, line 2: got 2"),
-        ({"product": [], "film": [], "inner": "README.md"}, r"vaderSentiment-0\.5\.zip: got 1 files without it"),
+        ({"product": [], "film": [], "inner": "README.md"}, r"vaderSentiment-0\.5\.zip: got 1 file without it"),
     ],
 )
 def test_rated_reviews_damaged(tmp_path, settings, message):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from mmgen import processes
 from mmgen.cli.commands import complain
 from mmgen.cli.parser import build_parser
-from mmgen.errors import UserError, UserErrors, check_seed
+from mmgen.errors import UserError, UserErrors, check_seed, first_line
 from mmgen.training import launch
 
 
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _fail(error)
         return 2
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         if not processes.peer_lost(error):
             if launch.launched():
                 launch.report([f"{type(error).__name__}: {reason}"], "bug")

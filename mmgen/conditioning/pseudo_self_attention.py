@@ -11,7 +11,7 @@ from transformers import DynamicCache, PretrainedConfig
 
 from mmgen.conditioning.language_model import CACHE, check_room, check_self_attention
 from mmgen.conditioning.prefix import PrefixLanguageModel, Prompt, positions, token_log_prob
-from mmgen.errors import UserError, check_at_least
+from mmgen.errors import UserError, check_at_least, counted
 
 
 class PseudoSelfAttention(nn.Module):
@@ -129,7 +129,9 @@ class PseudoSelfAttention(nn.Module):
         cache = self.cache(condition, mask, dtype)
         b, s, _ = condition.shape
         if len(text) != b:
-            raise UserError("condition", got=f"{b} items", expected=f"{len(text)}, one a text", fix="repeat the condition")
+            raise UserError(
+                "condition", got=counted(b, "item"), expected=f"{len(text)}, one a text", fix="repeat the condition"
+            )
         if (total := s + text.shape[1] + more) > self.window:
             expected, fix = f"at most {self.window}, the model's sliding window", "shorten the text or pool the condition"
             raise UserError("positions of condition and text", got=total, expected=expected, fix=fix)

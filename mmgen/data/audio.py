@@ -1,7 +1,8 @@
-"""Sound: any file that libsndfile reads becomes a mono waveform, then a log-mel spectrogram, and back."""
+"""Sound: WAV, FLAC, OGG, MP3 and their kin become a mono waveform, then a log-mel spectrogram, and back."""
 
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 from io import BytesIO
 from typing import ClassVar, NamedTuple
 
@@ -12,11 +13,15 @@ import torchaudio
 from torch import Tensor
 
 from mmgen.data.processors import Source, read_bytes
-from mmgen.errors import UserError, check_at_least
+from mmgen.errors import UserError, check_at_least, counted
 
 FLOOR_DB = -80.0  # quieter than this counts as silence
 LOUDEST = 4.0  # 12 dB above full scale: beyond, samples are not in its unit
 LOSSY = ("MP3", "OGG")  # formats of libsndfile
+# containers that tell where they are cut; of the others, such as MAT5 or NIST, half a file reads as a shorter sound
+CONTAINERS = ("WAV", "WAVEX", "AIFF", "AU", "CAF", "FLAC", "HTK", "MP3", "OGG", "RF64", "W64")
+RATES = (1_000, 384_000)  # Hz; a damaged header states anything
+LARGEST_FILTER = 1 << 22  # product of the two reduced rates: coefficients of the resampling filter
 STREAM = 0x7FFF0000  # bytes; what a header that was written before its data states is this or more
 
 
@@ -39,13 +44,17 @@ def decode_audio(name: str, content: bytes) -> Sound:
         The sound, of at least one sample.
 
     Raises:
-        UserError: it is no sound, damaged, cut short or without samples, or has NaN or infinite samples.
+        UserError: it is no sound, damaged, cut short or without samples, in a rare container or of an implausible rate, or has
+            NaN or infinite samples.
     """
     form = ""
     try:
         with soundfile.SoundFile(_Content(content)) as file:
             rate, form, told, log = file.samplerate, file.format, file.frames, file.extra_info
+            _check_header(name, form, rate)
             samples = file.read(dtype="float32", always_2d=True)  # (t, channels)
+    except UserError:
+        raise
     except (soundfile.SoundFileError, RuntimeError, ValueError, MemoryError) as error:
         got = f"a damaged sound ({error})" if form else f"a file that begins with {content[:12]!r}"
         expected, fix = "a whole audio file such as WAV, FLAC, OGG or MP3", "check that it is audio, or copy it again"
@@ -56,9 +65,19 @@ def decode_audio(name: str, content: bytes) -> Sound:
     if missing := _cut(content, form, log, told, len(samples), frame):
         raise UserError(name, got=f"a sound cut short ({missing})", expected="a whole one", fix="copy or download it again")
     if bad := int((~np.isfinite(samples)).sum()):
-        got = f"{bad} samples that are NaN or infinite"
+        got = counted(bad, "NaN or infinite sample")
         raise UserError(name, got=got, expected="finite samples", fix="export the recording again")
     return Sound(samples, rate, form)
+
+
+def _check_header(name: str, form: str, rate: int) -> None:
+    """Raise a UserError for a container or a rate that is not read."""
+    if form not in CONTAINERS:
+        got, expected = f"a {form} file", f"one of {', '.join(CONTAINERS)}"
+        raise UserError(name, got=got, expected=expected, fix="convert it to WAV or FLAC")
+    if not RATES[0] <= rate <= RATES[1]:
+        got, expected = f"{rate} Hz", f"{RATES[0]} to {RATES[1]} Hz"
+        raise UserError(name, got=got, expected=expected, fix="correct its header, or copy it again")
 
 
 class _Content(BytesIO):
@@ -75,13 +94,13 @@ def _cut(content: bytes, form: str, log: str, told: int, read: int, slack: int) 
     length was unknown when its header was written, states the largest number.
     """
     if told - read > slack:
-        return f"{read} of {told} samples"
+        return f"{read} of {counted(told, 'sample')}"
     for stated, there in re.findall(r"^\W*(?:data|SSND|Data Size|riff)\s*: (\d+) \(should be (\d+)\)", log, re.MULTILINE):
         if int(there) < int(stated) < STREAM:
             return f"{there} of {stated} bytes"
     for there, stated in re.findall(r"frame count (\d+) does not match value from 'ds64' chunk of (\d+)", log):
         if int(there) < int(stated):
-            return f"{there} of {stated} samples"
+            return f"{there} of {counted(stated, 'sample')}"
     if form == "OGG":
         page = content.rfind(b"OggS")
         table = content[page + 27 :][: content[page + 26] if len(content) > page + 26 else 0]  # lengths of its segments
@@ -102,7 +121,7 @@ def read_audio(source: Source, rate: int) -> Tensor:
 
     Raises:
         UserError: missing, unreadable, empty, not a sound, damaged or cut short, without samples, with NaN or infinite ones,
-            or with samples far beyond full scale.
+            or with samples far beyond full scale; a rare container, or a rate outside `RATES`.
     """
     name, content = read_bytes(source, "audio")
     sound = decode_audio(name, content)
@@ -110,7 +129,20 @@ def read_audio(source: Source, rate: int) -> Tensor:
         got, fix = f"samples up to {peak:g}", "divide them by their full scale, such as 32768, and save it again"
         raise UserError(name, got=got, expected="full scale [-1, 1]", fix=fix)
     waveform = torch.from_numpy(sound.samples).mean(1)  # (t,)
-    return torchaudio.functional.resample(waveform, sound.rate, rate)
+    return torchaudio.functional.resample(waveform, *_near_rates(sound.rate, rate))
+
+
+def _near_rates(old: int, new: int) -> tuple[int, int]:
+    """Two rates whose ratio is ``old / new``, to within 0.05 % where the exact one would need too large a filter.
+
+    >>> _near_rates(44100, 16000), _near_rates(44101, 16000)
+    ((441, 160), (1855, 673))
+    """
+    ratio = Fraction(min(old, new), max(old, new))
+    if ratio.numerator * ratio.denominator > LARGEST_FILTER:
+        ratio = ratio.limit_denominator(max(2048, 4 * max(old, new) // min(old, new)))
+    small, large = ratio.numerator, ratio.denominator
+    return (large, small) if old > new else (small, large)
 
 
 def check_waveform(name: str, waveform: Tensor) -> None:
@@ -120,7 +152,7 @@ def check_waveform(name: str, waveform: Tensor) -> None:
         raise UserError(name, got=got, expected="one channel of at least one sample", fix="check the recording")
     bad = (~waveform.isfinite()).sum().item()
     if bad:
-        got = f"{bad} samples that are NaN or infinite"
+        got = counted(bad, "NaN or infinite sample")
         raise UserError(name, got=got, expected="finite samples", fix="export the recording again")
 
 

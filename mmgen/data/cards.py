@@ -24,11 +24,19 @@ from mmgen.data.card_files import card_names as card_names
 from mmgen.data.card_files import cards_folder as cards_folder
 from mmgen.data.card_files import find_card, tell
 from mmgen.data.sources import places
-from mmgen.data.sources.columns import check_value, feature, missing_values, outside_classes, shown_value, stored
+from mmgen.data.sources.columns import (
+    check_value,
+    expected_classes,
+    feature,
+    missing_values,
+    outside_classes,
+    shown_value,
+    stored,
+)
 from mmgen.data.sources.front_matter import check_front_matter
 from mmgen.data.sources.places import Unavailable, label_of
 from mmgen.data.sources.readers import Line, options_of, reader_of
-from mmgen.errors import UserError, UserErrors, check_at_least, check_one_of, nearest
+from mmgen.errors import UserError, UserErrors, check_at_least, check_one_of, counted, nearest
 
 if TYPE_CHECKING:
     import datasets  # slow to import, as the others: `mmgen list` reads cards without them
@@ -272,6 +280,9 @@ def check_column(card: Card, key: str, column: str, *kinds: str, one_text: bool 
     if kinds and kind not in kinds:
         fix = f"write {choice}" if choice else f"choose other data: of {', '.join(kinds)} it has no column"
         raise UserError(f"{key}={column}", got=f"a column of {kind}", expected=" or ".join(kinds), fix=fix)
+    if kind == "id" and not kinds and column == "label":  # the name that configs give: nobody chose this column
+        fix = f"write {choice}" if choice else "write a card that says its kind (mmgen data init), or name another column"
+        raise UserError(f"{key}={column}", got="a column of id", expected="label", fix=fix)
     if one_text and kind == "text" and "shape" in card.columns[column]:
         fix = "choose another column, or keep one text in each row"
         raise UserError(f"{key}={column}", got="several texts a row", expected="one", fix=fix)
@@ -317,12 +328,14 @@ def _compare(card: Card, split: str, dataset: datasets.Dataset, source: dict[str
     want = source.get("splits", card.splits)[split]
     if len(dataset) != want:
         fix = f"write {split}: {len(dataset)}, or use the versions of the data that the card counted"
-        yield UserError(f"data card {card.name}: splits.{split}", got=f"{len(dataset)} rows", expected=f"{want}", fix=fix)
+        yield UserError(
+            f"data card {card.name}: splits.{split}", got=counted(len(dataset), "row"), expected=f"{want}", fix=fix
+        )
     for name, spec in card.columns.items():
         for bad, expected, fix in _mistakes(spec, dataset.data.column(name)):
             row, count = int(bad.argmax()), int(bad.sum())
             got = shown_value(dataset[row], name)
-            got += f", and in {count - 1} more of {len(dataset)} rows" if count > 1 else ""
+            got += f", and in {count - 1} more of {counted(len(dataset), 'row')}" if count > 1 else ""
             yield UserError(f"{card.name}: {split}: row {row}: column {name}", got=got, expected=expected, fix=fix)
     step = max(1, (len(dataset) - 1) / max(1, CHECKED_ROWS - 1))
     chosen = dict.fromkeys(round(i * step) for i in range(min(len(dataset), CHECKED_ROWS)))  # first and last among them
@@ -346,8 +359,7 @@ def _mistakes(spec: dict[str, Any], column: pa.ChunkedArray) -> Iterator[tuple[n
         fix = "fill it in, drop the row, or train a model that may lack it, such as multimodal_vae"
         yield bad, "a text" if spec["kind"] == "text" else "a value", fix
     if spec["kind"] == "label" and (bad := outside_classes(spec, column)).any():
-        classes = spec["classes"] if isinstance(spec["classes"], int) else len(spec["classes"])
-        yield bad, f"a whole number 0..{classes - 1}", "correct the card's classes, or the data"
+        yield bad, expected_classes(spec), "correct the card's classes, or the data"
 
 
 def _open(
@@ -471,10 +483,7 @@ def _columns(card: Card, place: str, row: dict[str, Any], rename: dict[str, str]
         raise UserErrors(UserError(f"data card {card.name}: column {m}", got=had, expected=m, fix=fix) for m in missing)
     values = {}
     for name, of in names.items():
-        try:
-            values[name] = stored(card.columns[name], row.get(of))
-        except UserError as error:
-            raise UserError.from_line(f"{place}: column {name}: {error}") from error
+        values[name] = stored(card.columns[name], row.get(of), f"{place}: column {name}")
     return values
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mmgen.errors import UserError, check_at_least
+from mmgen.errors import UserError, check_at_least, counted
 
 NONSENSE = ("dax", "blicket", "wug", "toma", "zav", "gorp", "fep", "koba", "nef", "vash", "pilk", "lorp")
 
@@ -84,7 +84,10 @@ def episodes(
             rows.setdefault(label, []).append(i)
     classes = [np.array(of) for of in rows.values() if len(of) >= least]
     if ways > len(classes):
-        got, fix = f"{len(classes)} classes of {least} or more rows", "take fewer ways or inner shots, or another split"
+        got, fix = (
+            f"{counted(len(classes), 'class')} of {least} or more rows",
+            "take fewer ways or inner shots, or another split",
+        )
         raise UserError("labels", got=got, expected=f"at least {ways}, the number of ways", fix=fix)
     return [_episode(classes, ways, inner_shots, words, np.random.default_rng([seed, i])) for i in range(n)]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 
-from mmgen.errors import UserError
+from mmgen.errors import UserError, first_line
 
 if TYPE_CHECKING:  # transformers' models are slow to import, and most models here are none of them
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -42,10 +42,10 @@ def pretrained(what: str, name: str, *, expected: str, fix: str) -> Iterator[Non
             got, wanted = "one that needs code of its own (auto_map)", f"{expected} that transformers has the code of"
             other = "choose a model whose architecture is part of transformers: mmgen runs no code of a repository"
             raise UserError(f"{what} {name}", got=got, expected=wanted, fix=other) from error
-        got = "no such folder" if "Repo id must" in str(error) else _first_line(error)  # of a path that can be no Hub name
+        got = "no such folder" if "Repo id must" in str(error) else first_line(error)  # of a path that can be no Hub name
         raise UserError(f"{what} {name}", got=got, expected=expected, fix=fix) from error
     except Exception as error:  # of damaged or foreign files: KeyError, TypeError, a plain Exception of the Rust code, ...
-        got, again = f"{type(error).__name__}: {_first_line(error)}", "copy or download it again"
+        got, again = f"{type(error).__name__}: {first_line(error)}", "copy or download it again"
         raise UserError(f"files of {name}", got=got, expected=f"those of {expected}", fix=again) from error
 
 
@@ -70,7 +70,3 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
         got, expected = f"a tokenizer of {last + 1} tokens", f"at most {rows}, as many as the model has embeddings"
         fix = "give it the tokenizer it was trained with, or resize its embeddings (resize_token_embeddings)"
         raise UserError(what, got=got, expected=expected, fix=fix)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from mmgen.data.cards import open_card, read_card
-from mmgen.data.sources.columns import missing_values, outside_classes, shown_value
-from mmgen.errors import UserError
+from mmgen.data.sources.columns import expected_classes, missing_values, outside_classes, shown_value
+from mmgen.errors import UserError, counted
 
 if TYPE_CHECKING:
     import datasets
@@ -52,13 +52,19 @@ def open_rows(
         if (bad := missing_values(table.data.column(name))).any():
             row = int(bad.argmax())
             got, count = shown_value(table[row], name), int(bad.sum())
-            fix = "fill it in, or drop the row" if count == 1 else f"fill it in, or drop the row (as in {count - 1} more rows)"
+            fix = (
+                "fill it in, or drop the row"
+                if count == 1
+                else f"fill it in, or drop the row (as in {counted(count - 1, 'more row')})"
+            )
             raise UserError(rows.place(row, name), got=got, expected="a value", fix=fix)
     for name in (*needs, *may_lack):
         column = table.data.column(name)
         spec = read_card(card).columns[name] if pa.types.is_integer(column.type) else {}
         if "classes" in spec and (bad := outside_classes(spec, column)).any():
-            row, expected = int(bad.argmax()), f"a class of the card, {spec['classes']}"
+            classes = spec["classes"]
+            row = int(bad.argmax())
+            expected = f"a class of the card, {expected_classes(spec) if isinstance(classes, int) else classes}"
             fix = "correct the label or the card's classes, or leave the label empty"
             raise UserError(rows.place(row, name), got=table[row][name], expected=expected, fix=fix)
     return rows

@@ -10,7 +10,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from mmgen.errors import UserError
+from mmgen.errors import UserError, counted
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class VectorProcessor:
 
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std) or not self.mean:
-            got = f"{len(self.mean)} means and {len(self.std)} stds"
+            got = f"{counted(len(self.mean), 'mean')} and {counted(len(self.std), 'std')}"
             raise UserError("vector", got=got, expected="as many of each", fix="fit them with VectorProcessor.fit")
         if not min(self.std) > 0:
             raise UserError("std", got=min(self.std), expected="numbers > 0", fix="set 1 for constant entries")
@@ -66,7 +66,8 @@ class VectorProcessor:
         """d numbers, or what `read_numbers` reads them from, -> (d,) float32."""
         vector = as_vector(value)
         if len(vector) != len(self.mean):
-            raise UserError("vector", got=f"{len(vector)} numbers", expected=f"{len(self.mean)}", fix="check the column")
+            fix = f"give {counted(len(self.mean), 'number')}, as the training data have"
+            raise UserError(_name(value), got=counted(len(vector), "number"), expected=f"{len(self.mean)}", fix=fix)
         mean, std = torch.tensor(self.mean, dtype=vector.dtype), torch.tensor(self.std, dtype=vector.dtype)
         return ((vector - mean) / std).float()
 
@@ -91,7 +92,7 @@ def read_numbers(source: str | Path) -> Any:
     """
     text, file = str(source).strip(), Path(source)
     try:
-        return _row(text.removeprefix("[").removesuffix("]"))
+        return _row(text[1:-1] if text.startswith("[") and text.endswith("]") else text)
     except ValueError:
         pass  # then it is a path
     expected, fix = "numbers joined by commas, or a .npy, .csv or .json file", "write it as in 0.5,-1,2"
@@ -100,7 +101,7 @@ def read_numbers(source: str | Path) -> Any:
     try:
         if file.suffix.lower() == ".npy":
             with file.open("rb") as content:
-                return numpy.lib.format.read_array(content, allow_pickle=False).squeeze()
+                return numpy.atleast_1d(numpy.lib.format.read_array(content, allow_pickle=False).squeeze())
         written = file.read_text(encoding="utf-8-sig")
         if file.suffix.lower() == ".json":
             return json.loads(written)
@@ -117,23 +118,36 @@ def _row(line: str) -> list[float]:
     return [float(number) for number in numbers]
 
 
-def as_vector(value: Sequence[float] | Tensor | str | Path) -> Tensor:
-    """A flat float64 vector of finite numbers.
+def _name(value: Any) -> str:
+    """The name of a vector in errors: with its file, if it comes from one."""
+    named = isinstance(value, Path) or (isinstance(value, str) and Path(value).suffix.lower() in (".npy", ".csv", ".json"))
+    return f"vector {value}" if named else "vector"
+
+
+def as_vector(value: Sequence[float] | numpy.ndarray | Tensor | str | Path) -> Tensor:
+    """A flat float64 vector of finite real numbers.
 
     Raises:
         UserError: it is anything else.
     """
+    name = _name(value)
+    fix = "check the column's name" if name == "vector" else "write it anew"
     if isinstance(value, str | Path):
         value = read_numbers(value)
     try:
+        if isinstance(value, Tensor) and value.is_complex():
+            raise TypeError("complex numbers")
+        if isinstance(value, numpy.ndarray):
+            value = value.astype(numpy.float64, casting="same_kind" if value.dtype.kind in "biuf" else "no")  # native bytes
         vector = torch.as_tensor(value, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError("vector", got=value, expected="a list of numbers", fix="check the column's name") from error
+        shown = f"{value.dtype} numbers" if hasattr(value, "dtype") else value
+        raise UserError(name, got=shown, expected="a list of numbers", fix=fix) from error
     if vector.dim() != 1:
         got = f"shape {tuple(vector.shape)}"
-        raise UserError("vector", got=got, expected="a list of numbers", fix="flatten it")
+        raise UserError(name, got=got, expected="a list of numbers", fix="flatten it")
     if not vector.isfinite().all():
         at = (~vector.isfinite()).nonzero()[0].item()
         got = f"{vector[at].item()} at entry {at}"
-        raise UserError("vector", got=got, expected="finite numbers", fix="drop or fill the row")
+        raise UserError(name, got=got, expected="finite numbers", fix="drop or fill the row")
     return vector

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import Independent
 
 from mmgen.distributions import Likelihood
-from mmgen.errors import UserError, check_sizes, nearest
+from mmgen.errors import UserError, check_sizes, counted, nearest
 from mmgen.modalities.convolution import Deconvolution
 from mmgen.modalities.frozen import freeze
 from mmgen.modalities.vector import multilayer_perceptron
@@ -158,7 +158,7 @@ def load_state(network: nn.Module, state: dict[str, Tensor], source: str) -> Non
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     wrong = [key for key in state if key not in own or own[key] != state[key].shape] + missing
     if wrong:
-        got = f"{len(wrong)} tensors that differ ({wrong[0]}, ...)"
+        got = f"{counted(len(wrong), 'differing tensor')} ({wrong[0]}, ...)"
         raise UserError(source, got=got, expected="the weights of this network", fix="check the backbone's name")
     network.load_state_dict(state, strict=False)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mmgen.errors import UserError, check_one_of
+from mmgen.errors import UserError, check_one_of, counted
 from mmgen.modalities.audio import AudioDecoder, AudioEncoder
 from mmgen.modalities.convolution import ConvEncoder
 from mmgen.modalities.image import BroadcastDecoder, ImageDecoder, ImageEncoder, PixelEncoder
@@ -37,7 +37,10 @@ def build_encoder(kind: str, shape: list[int], settings: dict[str, Any]) -> nn.M
     length = {"image": 3, "audio": 2}.get(kind, 1)
     if len(shape) != length:
         raise UserError(
-            "shape", got=shape, expected=f"{length} numbers for {kind}", fix="see the documentation of build_decoder"
+            "shape",
+            got=shape,
+            expected=f"{counted(length, 'number')} for {kind}",
+            fix="see the documentation of build_decoder",
         )
     encoder = ENCODERS[next((key for key in PICTURES if kind == "image" and key in settings), kind)]
     for key in settings:

@@ -9,13 +9,14 @@ from typing import Any, ClassVar
 
 import torch
 from huggingface_hub import ModelHubMixin, snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError, RevisionNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mmgen.data.batch import Batch
 from mmgen.data.processors import Processor, load_processors, save_processors
-from mmgen.errors import UserError, check_one_of
+from mmgen.errors import UserError, check_one_of, counted, first_line
 from mmgen.modalities.frozen import frozen_prefixes
 from mmgen.models import MODELS
 
@@ -121,7 +122,7 @@ class Model(nn.Module, ModelHubMixin):
             expected = f"the weights of this {self.name}"
             raise UserError(
                 source,
-                got=f"{len(wrong)} differing tensors ({wrong[0]}, ...)",
+                got=f"{counted(len(wrong), 'differing tensor')} ({wrong[0]}, ...)",
                 expected=expected,
                 fix="use the config and the weights of one run",
             )
@@ -176,7 +177,7 @@ class Model(nn.Module, ModelHubMixin):
             The model in eval mode, its processors in ``model.processors``.
 
         Raises:
-            UserError: there is no model, it is damaged or of another class, or the constructor has no such value.
+            UserError: there is no model, it is damaged or of another class, or its constructor lacks or refuses a value.
         """
         folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir():
@@ -203,11 +204,14 @@ class Model(nn.Module, ModelHubMixin):
             config[cls.inside] = nested | deeper
         try:
             model = cls(**{**config, **{key: value for key, value in overrides.items() if key in allowed}})
-        except TypeError as error:
-            fix = "take the config.json that save_pretrained wrote"
-            raise UserError(
-                str(folder / "config.json"), got=str(error), expected=f"values of a {cls.name}", fix=fix
-            ) from error
+        except UserError:
+            raise
+        except (TypeError, ValueError, AttributeError) as error:
+            what, fix = str(folder / "config.json"), "take the config.json that save_pretrained wrote"
+            if overrides:
+                given = ", ".join(f"{key}={value!r}" for key, value in overrides.items())
+                what, fix = f"override of {cls.name}: {given}", "correct it, or leave it out"
+            raise UserError(what, got=str(error), expected=f"values of a {cls.name}", fix=fix) from error
         model.load_own_state(read_weights(folder / "model.safetensors"), str(folder / "model.safetensors"))
         model.processors = {**model.processors, **load_processors(folder / "processors")}
         return model.eval()
@@ -297,8 +301,13 @@ def download(name: str, **options: Any) -> Path:
         return Path(snapshot_download(name, **options))
     except (OSError, ValueError) as error:  # huggingface_hub's own errors are of these kinds
         what = f"model {name}" + (f" at {options['revision']}" if options.get("revision") else "")
-        reason = str(error).splitlines()[0]
-        raise UserError(what, got=reason, expected="a folder or a Hub name", fix="check the name") from error
+        if isinstance(error, RevisionNotFoundError):
+            fix = "check the revision"
+        elif isinstance(error, LocalEntryNotFoundError | ConnectionError):  # not kept on this machine, and not reached
+            fix = "check the network and HF_HUB_OFFLINE, or give a folder"
+        else:
+            fix = "check the name"
+        raise UserError(what, got=first_line(error), expected="a folder or a Hub name", fix=fix) from error
 
 
 def load(

@@ -12,7 +12,7 @@ from torch.distributions import Categorical
 
 from mmgen.data.batch import Batch
 from mmgen.distributions import draw
-from mmgen.errors import UserError, check_at_least, check_one_of
+from mmgen.errors import UserError, check_at_least, check_one_of, counted
 from mmgen.modalities.kinds import build_encoder
 from mmgen.models.base import Losses, Model
 
@@ -59,7 +59,9 @@ class Classifier(Model):
             expected = "0 or more and below 1, and 0 of what is no image"
             raise UserError("distort", got=f"{distort} of {kind}", expected=expected, fix="set distort=0")
         if class_names is not None and len(class_names) != classes:
-            raise UserError("class_names", got=class_names, expected=f"{classes} names", fix=f"set classes={len(class_names)}")
+            raise UserError(
+                "class_names", got=class_names, expected=counted(classes, "name"), fix=f"set classes={len(class_names)}"
+            )
         self.modality, self.classes, self.class_names, self.distort = modality, classes, class_names, distort
         self.sequences = (modality,) if kind == "text" else ()
         self.encoder = build_encoder(kind, shape, encoder or {})

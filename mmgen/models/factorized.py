@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from mmgen.data.batch import Batch
 from mmgen.distributions import AutoregressiveCategorical, draw, until_stop
-from mmgen.errors import UserError, check_at_least, check_one_of
+from mmgen.errors import UserError, check_at_least, check_one_of, counted
 from mmgen.latents.divergences import dependence, mmd
 from mmgen.latents.fusion import subsets
 from mmgen.modalities.kinds import check_values, decoder_class
@@ -150,7 +150,9 @@ class Factorized(Model):
         if classes is not None:
             check_at_least("classes", classes, 2)
         if class_names is not None and len(class_names) != classes:
-            raise UserError("class_names", got=class_names, expected=f"{classes} names", fix=f"set classes={len(class_names)}")
+            raise UserError(
+                "class_names", got=class_names, expected=counted(classes, "name"), fix=f"set classes={len(class_names)}"
+            )
         self.classes, self.class_names, self.per_position = classes, class_names, per_position
         self.mmd_weight, self.bandwidth, self.surrogate_weight = mmd_weight, bandwidth, surrogate_weight
         self.independence_weight = check_at_least("independence_weight", independence_weight, 0)

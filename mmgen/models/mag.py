@@ -13,7 +13,7 @@ from mmgen.conditioning.text_encoder import load_text_encoder
 from mmgen.data.batch import Batch
 from mmgen.data.text import TextProcessor, tokens_of
 from mmgen.distributions import draw
-from mmgen.errors import UserError, check_at_least, check_one_of
+from mmgen.errors import UserError, check_at_least, check_one_of, counted
 from mmgen.modalities.frozen import freeze
 from mmgen.modalities.image import fingerprint
 from mmgen.modalities.kinds import check_name, check_values
@@ -83,7 +83,9 @@ class AdaptedTransformer(Model):
         super().__init__()
         check_at_least("classes", classes, 2)
         if class_names is not None and len(class_names) != classes:
-            raise UserError("class_names", got=class_names, expected=f"{classes} names", fix=f"set classes={len(class_names)}")
+            raise UserError(
+                "class_names", got=class_names, expected=counted(classes, "name"), fix=f"set classes={len(class_names)}"
+            )
         for what, value in (("dropout", dropout), ("gate_dropout", gate_dropout)):
             if not 0 <= value < 1:
                 raise UserError(what, got=value, expected="0 or more and below 1", fix="use 0.1 for example")

@@ -14,7 +14,7 @@ from torch.distributions import Distribution, Independent, MixtureSameFamily
 
 from mmgen.data.batch import Batch
 from mmgen.distributions import until_stop
-from mmgen.errors import UserError, check_at_least, check_one_of
+from mmgen.errors import UserError, check_at_least, check_one_of, counted
 from mmgen.latents.divergences import kl
 from mmgen.latents.fusion import (
     mixture_of_experts,
@@ -326,7 +326,9 @@ def check_modality(name: str, values: dict[str, Any]) -> dict[str, Any]:
     kind, shape = check_one_of(f"modalities.{name}.kind", str(values.get("kind")), DECODERS), values.get("shape")
     if shape is None or len(shape) != LENGTHS[kind]:
         fix = "see the documentation of MultimodalVAE"
-        raise UserError(f"modalities.{name}.shape", got=shape, expected=f"{LENGTHS[kind]} numbers for {kind}", fix=fix)
+        raise UserError(
+            f"modalities.{name}.shape", got=shape, expected=f"{counted(LENGTHS[kind], 'number')} for {kind}", fix=fix
+        )
     if values.get("weight") is not None:
         check_at_least(f"modalities.{name}.weight", values["weight"], 0)
     settings = values.get("decoder") or {}

@@ -13,7 +13,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from mmgen.data.batch import Batch
-from mmgen.errors import UserError, check_at_least, check_one_of, check_sizes
+from mmgen.errors import UserError, check_at_least, check_one_of, check_sizes, counted
 from mmgen.latents.divergences import covariance_penalty, decompose_kl, density_ratio_tc, kl, mmd, permute_dims
 from mmgen.latents.importance import importance_bound
 from mmgen.latents.spaces import GaussianHead, fit_prior, make_prior, rsample
@@ -214,7 +214,9 @@ class VAE(Model):
         """
         half = len(x) // 2
         if half < 2:
-            raise UserError("batch", got=f"{len(x)} items", expected="4 or more, two in each half", fix="raise batch_size")
+            raise UserError(
+                "batch", got=counted(len(x), "item"), expected="4 or more, two in each half", fix="raise batch_size"
+            )
         with torch.no_grad():
             z = rsample(self.posterior(x[: 2 * half]))  # (2 half, k)
         logits = self.discriminator(torch.cat([z[:half], permute_dims(z[half:])]))  # (2 half, 2)

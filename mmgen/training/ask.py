@@ -9,7 +9,7 @@ from torch import Tensor
 from mmgen import processes
 from mmgen.conditioning.few_shot import Episode, Example, Format, answer, check_answers, read, score
 from mmgen.data.batch import Batch, collate
-from mmgen.errors import UserError
+from mmgen.errors import UserError, counted
 from mmgen.models.answerer import Answerer
 from mmgen.models.base import Model
 from mmgen.models.captioner import Captioner
@@ -132,7 +132,7 @@ def ask(
         raise UserError("questions", got="none", expected="at least one", fix="ask something")
     n = max(len(questions), len(files))
     if len(questions) not in (1, n) or len(files) not in (0, 1, n):
-        got = f"{len(questions)} questions and {len(files)} files"
+        got = f"{counted(len(questions), 'question')} and {counted(len(files), 'file')}"
         raise UserError("inputs", got=got, expected="one for each, or one for all", fix="repeat each as often as the other")
     questions = [*questions] * (n // len(questions))
     files = [*files] * (n // len(files)) if files else [""] * n

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mmgen import __version__
 from mmgen.data.card_files import card_names
-from mmgen.errors import UserError
+from mmgen.errors import UserError, counted
 from mmgen.training.report import LABELS, Sample, Table, cell, metrics_of
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "timm")
@@ -146,7 +146,7 @@ def contact_sheet(samples: Sequence[Sample], columns: int = 4) -> Image.Image:
     416
     """
     if not samples or columns < 1:
-        got = f"{len(samples)} samples, {columns} columns"
+        got = f"{counted(len(samples), 'sample')}, {counted(columns, 'column')}"
         raise UserError("contact sheet", got=got, expected="one or more of both", fix="generate samples first")
     text, label = (ImageFont.load_default(size) for size in (14, 11))
     tiles = [_tile(sample, text, label) for sample in samples]

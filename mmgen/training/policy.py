@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from mmgen.data.batch import Batch
 from mmgen.data.simulate.scene import DEPTH
-from mmgen.errors import UserError
+from mmgen.errors import UserError, first_line
 from mmgen.models.vision_touch import VisionTouch
 
 try:
@@ -238,9 +238,7 @@ def load_training(ppo: PPO, file: Path) -> None:
             raise RuntimeError(f"other tensors ({min(weights.keys() ^ _own(ppo).keys())}, ...)")
         ppo.policy.load_state_dict(weights, strict=False)
     except (SafetensorError, RuntimeError, OSError) as error:
-        raise UserError(
-            str(file), got=str(error).splitlines()[0], expected="this policy's weights", fix="delete it"
-        ) from error
+        raise UserError(str(file), got=first_line(error), expected="this policy's weights", fix="delete it") from error
     moments: dict[int, dict[str, Tensor]] = {}
     for name, value in state.items():
         if name.startswith("optimizer."):

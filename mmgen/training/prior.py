@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mmgen.data.batch import collate
-from mmgen.errors import UserError
+from mmgen.errors import UserError, counted
 from mmgen.latents.spaces import AggregatePrior
 from mmgen.models.multimodal_vae import MultimodalVAE
 from mmgen.models.vae import VAE
@@ -34,7 +34,7 @@ def prior_fit(
     if len(items) < max(components, 2):
         expected = f"at least {components}, its components" if components > 1 else "at least 2, whose spread it takes"
         fix = f"set model.prior_settings.components={len(items)} or less" if len(items) > 1 else "set model.prior=standard"
-        raise UserError("prior aggregate", got=f"{len(items)} training items", expected=expected, fix=fix)
+        raise UserError("prior aggregate", got=counted(len(items), "training item"), expected=expected, fix=fix)
 
     def finish(model: VAE | MultimodalVAE) -> None:
         parts = (items[start : start + AT_ONCE] for start in items[::AT_ONCE])

@@ -23,7 +23,7 @@ from mmgen.data.columns import fit_processor
 from mmgen.data.label import LabelProcessor
 from mmgen.data.processors import Processor
 from mmgen.data.rows import Rows, check_several_classes, open_rows
-from mmgen.errors import UserError, check_one_of
+from mmgen.errors import UserError, check_one_of, counted
 from mmgen.modalities.kinds import KINDS
 from mmgen.models.base import load
 from mmgen.models.classifier import Classifier
@@ -170,7 +170,7 @@ def places(judge: Classifier, labels: Sequence[Any]) -> Tensor:
     found = torch.tensor([UNLABELLED if label in (None, "") else place.get(str(label), UNKNOWN) for label in labels])
     if not (found != UNLABELLED).any():
         fix = "label some rows, or leave the judge out"
-        raise UserError("labels", got=f"none of {len(found)} items", expected="one or more", fix=fix)
+        raise UserError("labels", got=f"none of {counted(len(found), 'item')}", expected="one or more", fix=fix)
     return found
 
 

@@ -30,7 +30,7 @@ from mmgen.data.batch import collate
 from mmgen.data.cards import check_column, class_names, open_card, read_card
 from mmgen.data.rows import open_rows
 from mmgen.data.text import tokens_of, train_tokenizer
-from mmgen.errors import UserError, check_at_least, check_one_of
+from mmgen.errors import UserError, check_at_least, check_one_of, counted
 from mmgen.metrics.style import TOKENISATION, content_recall, style_lexicon, style_scores, tokenize
 from mmgen.models.base import load
 from mmgen.models.classifier import Classifier
@@ -140,7 +140,7 @@ def read(config: Config, split: str, limit: int = 0) -> Texts:
     """
     found = read_all(config.data, split, limit)
     if missing := [name for i, name in enumerate(found.names) if i not in found.labels]:
-        got, fix = f"{len(found.texts)} texts, none {missing[0]}", "give more texts, or choose another split"
+        got, fix = f"{counted(len(found.texts), 'text')}, none {missing[0]}", "give more texts, or choose another split"
         raise UserError(f"{config.data.card}: {split}", got=got, expected="texts of both styles", fix=fix)
     return found
 

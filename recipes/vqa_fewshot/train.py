@@ -28,7 +28,7 @@ from mmgen.data.batch import collate
 from mmgen.data.cards import check_column, read_card
 from mmgen.data.episodes import FewShotEpisode, episodes
 from mmgen.data.rows import Rows, open_rows
-from mmgen.errors import UserError, check_at_least
+from mmgen.errors import UserError, check_at_least, counted
 from mmgen.metrics.vqa import exact_match
 from mmgen.models.base import load
 from mmgen.models.captioner import Captioner
@@ -158,7 +158,7 @@ def check(config: Config) -> None:
     if max(part.ways) > len(part.words):
         expected = f"at least {max(part.ways)}, the most ways"
         fix = "add words, or take fewer ways"
-        raise UserError("binding.words", got=f"{len(part.words)} words", expected=expected, fix=fix)
+        raise UserError("binding.words", got=counted(len(part.words), "word"), expected=expected, fix=fix)
 
 
 def check_numbers(what: str, numbers: list[int], low: int, empty: bool = False) -> None:

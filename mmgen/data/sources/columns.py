@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmgen.errors import UserError, nearest
+from mmgen.errors import UserError, counted, nearest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,6 +24,8 @@ KINDS: dict[str, tuple[set[str], set[str]]] = {
     "id": (set(), set()),  # a name of the row or of what it was made from
 }
 EVERYWHERE = {"kind", "description"}
+# what pandas reads as missing in a CSV, and writes for it
+MISSING_WORDS = ("NaN", "nan", "null", "NULL", "None", "NA", "N/A", "n/a", "<NA>")
 
 
 def check_column(name: str, spec: Any) -> list[UserError]:
@@ -89,43 +91,71 @@ def feature(spec: dict[str, Any]) -> Any:
     return List(Value("string")) if shape else Value("string")
 
 
-def stored(spec: dict[str, Any], value: Any) -> Any:
+def not_a_number(value: Any) -> bool:
+    """Whether a value is the float NaN, by which pandas and JSON write what is missing."""
+    return isinstance(value, float) and math.isnan(value)
+
+
+def stored(spec: dict[str, Any], value: Any, what: str = "") -> Any:
     """A value of a reader as its column stores it: a class by its name or number, an empty name of a group or row as "".
+
+    NaN is missing in every column. In a column of labels the words that pandas writes and reads for it, `MISSING_WORDS`, are
+    missing too, in quotes or not, unless the card has a class of that name.
 
     Args:
         spec: a checked entry of ``columns``.
         value: as the reader gives it; what a table leaves empty is None.
+        what: name of the value in errors; "": its kind.
 
     Returns:
         The value to store.
 
     Raises:
-        UserError: a label that is neither a whole number nor the name of a class; a list where there is one text, or one text
-            where there is a list.
+        UserError: a label that is neither a whole number nor the name of a class; a number or a boolean where a text is meant;
+            a list where there is one text, or one text where there is a list.
 
     >>> stored({"kind": "label", "classes": ["cat", "dog"]}, "dog")
     1
     """
     kind = spec["kind"]
+    value = None if not_a_number(value) else value
     if kind in ("group", "id"):
         return "" if value is None else value
-    if kind == "text" and isinstance(value, (str if "shape" in spec else list, dict, bytes)):
-        expected, fix = ("a list of texts", "[...]") if "shape" in spec else ("one text", "shape: [null] for several")
-        raise UserError("text", got=value, expected=expected, fix=f"write {fix}")
-    if kind != "label" or value is None or (isinstance(value, float) and math.isnan(value)) or value == "":
+    if kind == "text":
+        return _stored_text(spec, value, what or kind)
+    if kind != "label" or value is None or value == "":
         return None if kind == "label" else value
     names = [] if isinstance(spec["classes"], int) else spec["classes"]
-    if value in names:
-        return names.index(value)
-    try:
-        number = int(value)
-        if number == float(value):
-            return number
-    except (TypeError, ValueError, OverflowError):
-        pass
+    name = str(value).lower() if isinstance(value, bool) else value
+    if name in names:
+        return names.index(name)
+    if isinstance(value, str) and value in MISSING_WORDS:
+        return None
+    number = None if isinstance(value, bool) else _whole_number(value)
+    if number is not None:
+        return number
     expected = f"a class: {', '.join(names[:20])}, or its number" if names else "a whole number"
     fix = nearest(str(value), names) if names else "write the number of its class, or name the card's classes"
-    raise UserError("label", got=value, expected=expected, fix=fix)
+    raise UserError(what or kind, got=value, expected=expected, fix=fix)
+
+
+def _stored_text(spec: dict[str, Any], value: Any, what: str) -> Any:
+    several = "shape" in spec
+    if isinstance(value, (str if several else list, dict, bytes)):
+        expected, fix = ("a list of texts", "[...]") if several else ("one text", "shape: [null] for several")
+        raise UserError(what, got=value, expected=expected, fix=f"write {fix}")
+    for text in value if isinstance(value, list) else [value]:
+        if isinstance(text, int | float) and not not_a_number(text):
+            fix = "write it as a text, or correct the kind of its column"
+            raise UserError(what, got=text, expected="a text", fix=fix)
+    return [None if not_a_number(text) else text for text in value] if isinstance(value, list) else value
+
+
+def _whole_number(value: Any) -> int | None:
+    try:
+        return int(float(value)) if float(value).is_integer() else None
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 def missing_values(column: pa.ChunkedArray) -> np.ndarray:
@@ -157,9 +187,18 @@ def outside_classes(spec: dict[str, Any], column: pa.ChunkedArray) -> np.ndarray
     """
     import pyarrow.compute as pc
 
-    classes = spec["classes"] if isinstance(spec["classes"], int) else len(spec["classes"])
+    classes = _class_count(spec)
     wrong = pc.or_(pc.less(column, 0), pc.greater_equal(column, classes))
     return wrong.fill_null(False).to_numpy()
+
+
+def expected_classes(spec: dict[str, Any]) -> str:
+    """The numbers that labels of a column may have, for messages.
+
+    >>> expected_classes({"kind": "label", "classes": 3})
+    'a whole number 0..2'
+    """
+    return f"a whole number 0..{_class_count(spec) - 1}"
 
 
 def shown_value(row: dict[str, Any], name: str) -> str:
@@ -200,7 +239,7 @@ def check_value(spec: dict[str, Any], value: Any) -> tuple[str, str] | None:
     if kind == "audio":
         return _check_audio(spec, value)
     if kind == "text" and "shape" in spec and spec["shape"][0] not in (None, len(value)):
-        return f"{len(value)} texts", f"{spec['shape'][0]} texts"
+        return counted(len(value), "text"), counted(spec["shape"][0], "text")
     if kind in ("vector", "sequence"):
         import numpy as np
 
@@ -214,6 +253,10 @@ def check_value(spec: dict[str, Any], value: Any) -> tuple[str, str] | None:
         if not np.all((array >= (-np.inf if low is None else low)) & (array <= (np.inf if high is None else high))):
             return f"values {array.min():g}..{array.max():g}", f"values {low}..{high}"
     return None
+
+
+def _class_count(spec: dict[str, Any]) -> int:
+    return spec["classes"] if isinstance(spec["classes"], int) else len(spec["classes"])
 
 
 def _missing(chunk: pa.Array) -> np.ndarray:

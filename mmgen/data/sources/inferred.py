@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mmgen.data.sources import user_files
+from mmgen.data.sources.columns import MISSING_WORDS, not_a_number
 from mmgen.data.sources.readers import Line
 from mmgen.data.sources.splits import uniform
 from mmgen.data.sources.user_files import FILE_NAME, Part, media_kind, split_of
@@ -139,13 +140,17 @@ def infer(name: str, parts: list[Part]) -> Inferred:
         UserError: a split's name that is none, or a kind of file that cannot be read.
         UserErrors: files that are named and are not there.
     """
-    rows = [(p, i, dict(row)) for p, part in enumerate(parts) for i, (_, row) in enumerate(part.rows)]
+    rows = [
+        (p, i, {name: None if not_a_number(value) else value for name, value in row.items()})
+        for p, part in enumerate(parts)
+        for i, (_, row) in enumerate(part.rows)
+    ]
     splits = _splits_by_column(name, parts, rows) or [parts[p].split for p, _, _ in rows]
     columns, media = _media_columns(parts, [row for *_, row in rows])
     lost = _resolve_files(parts, rows, splits, media)
     _join_numbered_texts(columns, [row for *_, row in rows])
     for column in dict.fromkeys(key for *_, row in rows for key in row):
-        if column not in columns and (spec := _describe(column, [row.get(column) for *_, row in rows], parts)):
+        if column not in columns and (spec := _described(column, rows, parts)):
             columns[column] = spec
     for *_, row in rows:
         _as_described(row, columns)
@@ -249,6 +254,23 @@ def _join_numbered_texts(columns: dict[str, dict[str, Any]], rows: list[dict[str
                 row[stem] = [text for _, column in sorted(found) if (text := row.pop(column, None)) is not None]
 
 
+def _described(column: str, rows: list[tuple[int, int, dict[str, Any]]], parts: list[Part]) -> dict[str, Any] | None:
+    """The description of a column; in CSV and TSV, `MISSING_WORDS` become None in the rows of all but a column of texts.
+
+    pandas reads these words as missing, in quotes or not; a caption may be one of them.
+    """
+    tables = [Path(part.name).suffix.lower() in (".csv", ".tsv") for part in parts]
+    lacking = [row for part, _, row in rows if tables[part] and row.get(column) in MISSING_WORDS]
+    words = [row[column] for row in lacking]
+    for row in lacking:
+        row[column] = None
+    spec = _describe(column, [row.get(column) for *_, row in rows], parts)
+    if spec and spec["kind"] == "text":
+        for row, word in zip(lacking, words):
+            row[column] = word
+    return spec
+
+
 def _describe(column: str, values: list[Any], parts: list[Part]) -> dict[str, Any] | None:
     """What a card says of a column, by its name and values; None for one that no model can read."""
     known = [value for value in values if value is not None]
@@ -260,7 +282,9 @@ def _describe(column: str, values: list[Any], parts: list[Part]) -> dict[str, An
             return {"kind": "label", "classes": list(part.class_names[column])}
     if kinds == {list}:
         items = [item for value in known for item in value]
-        if items and all(isinstance(item, str) for item in items):
+        texts = [item for item in items if item is not None and not not_a_number(item)]
+        # a number among captions is an error that names its row
+        if texts and (any if TEXTS.search(lower) else all)(isinstance(item, str) for item in texts):
             return {**TEXT, "shape": [None]}
         if items and all(type(item) in (int, float) for item in items) and len({len(value) for value in known}) == 1:
             return {"kind": "vector", "shape": [len(known[0])], "unit": "unknown", "range": [None, None]}
@@ -273,7 +297,7 @@ def _describe(column: str, values: list[Any], parts: list[Part]) -> dict[str, An
     fractions = float in kinds and any(not float(value).is_integer() for value in known if isinstance(value, float))
     if lower in LABELS and len(classes) <= MOST_CLASSES and not fractions:
         return {"kind": "label", "classes": _in_order(classes)}
-    if is_text and TEXTS.search(lower):
+    if TEXTS.search(lower) and (is_text or (str in kinds and len(kinds) > 1)):  # a number among texts: as above
         return dict(TEXT)
     if lower == "id" or lower.endswith("_id") or fractions:
         return {"kind": "id"}
@@ -297,7 +321,8 @@ def _as_described(row: dict[str, Any], columns: dict[str, dict[str, Any]]) -> No
         elif spec["kind"] == "id":
             row[column] = _word(value)
         elif spec["kind"] == "text" and isinstance(value, list):
-            row[column] = [text.strip() for text in value if isinstance(text, str) and text.strip()] or None
+            texts = [text.strip() if isinstance(text, str) else text for text in value]
+            row[column] = [text for text in texts if text not in (None, "") and not not_a_number(text)] or None
 
 
 def _group_texts(columns, rows, splits, files) -> tuple[list[Any], list[Any]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from mmgen.data.sources.files import Archive
 from mmgen.data.sources.splits import uniform
-from mmgen.errors import UserError
+from mmgen.errors import UserError, counted
 
 INNER = "additional_resources/hutto_ICWSM_2014.tar.gz"
 TABLES = {"product": "amazonReviewSnippets_GroundTruth.txt", "film": "movieReviewSnippets_GroundTruth.txt"}
@@ -29,7 +29,7 @@ def read(split: str, archive: Archive) -> Iterator[dict[str, Any]]:
     member = next((name for name in archive.names if name.endswith(INNER)), None)
     if member is None:
         fix = "download the source archive of vaderSentiment 0.5; later ones lack it"
-        raise UserError(path, got=f"{len(archive.names)} files without it", expected=INNER, fix=fix)
+        raise UserError(path, got=f"{counted(len(archive.names), 'file')} without it", expected=INNER, fix=fix)
     seen = set()
     for group, name in TABLES.items():
         for number, line in enumerate(_lines(archive.read(member), name, path), 1):

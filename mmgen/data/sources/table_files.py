@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from mmgen.errors import UserError
+from mmgen.errors import UserError, counted
 
 if TYPE_CHECKING:  # slow to import: `mmgen list` reads cards without it
     import pyarrow as pa
@@ -130,7 +130,7 @@ def _csv_rows(file: Path, text: Any) -> Iterator[tuple[str, dict[str, Any]]]:
                 shown = {"\t": "tab", ",": "comma", ";": "semicolon"}.get(delimiter, delimiter)
                 expected = f"{len(header)}, as its header ({', '.join(header)})"
                 fix = f"put texts that hold a {shown} between double quotes"
-                raise UserError(f"{file}: line {begin}", got=f"{len(cells)} cells", expected=expected, fix=fix)
+                raise UserError(f"{file}: line {begin}", got=counted(len(cells), "cell"), expected=expected, fix=fix)
             yield f"line {begin}", {name: cell.strip() or None for name, cell in zip(header, cells) if name}
     except csv.Error as error:
         raise UserError(

@@ -9,7 +9,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from mmgen.data.sources import table_files
-from mmgen.errors import UserError, UserErrors
+from mmgen.errors import UserError, UserErrors, counted
 
 PICTURES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm", ".pgm"
@@ -169,7 +169,7 @@ def _media_folders(path: Path, files: list[Path]) -> list[Part]:
     media = [(f, kind) for f in files if (kind := media_kind(f.name))]
     if not media:
         endings = ", ".join(sorted({f.suffix.lower() or "(none)" for f in files})[:8])
-        got = f"{len(files)} files that end in {endings}" if files else "no files"
+        got = f"{counted(len(files), 'file')} ending in {endings}" if files else "no files"
         expected = "pictures, sounds or a table with a column file_name"
         raise UserError(str(path), got=got, expected=expected, fix="convert them, to PNG, JPEG or WAV for example")
     if len({kind for _, kind in media}) > 1:
