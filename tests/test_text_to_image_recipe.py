@@ -234,7 +234,7 @@ def test_evaluation_with_a_judge(run):
         ("data.image=caption", ["data.image=caption", "a column of text", "image"]),
         ("data.text=label", ["data.text=label", "expected text"]),
         ("data.size=9", ["size", "9 x 9", "multiples of 2"]),
-        ("discrete_vae.quantizer=vqq", ["discrete_vae.quantizer", "vqq", "'gumbel', 'vq'"]),
+        ("discrete_vae.quantizer=vqq", ["discrete_vae.quantizer", "vqq", "gumbel, vq"]),
         ("evaluation.features=foo", ["evaluation.features", "foo", "efficientnet_lite0"]),
         ("baseline.width=0", ["baseline.width", "0", ">= 1"]),
         ("evaluation.candidates=0", ["evaluation.candidates", "0", ">= 1"]),
