@@ -68,7 +68,7 @@ def test_a_picture_is_what_the_processor_makes_of_it_and_is_decoded_once(card):
         (["a cat", " "], r"my: train: row 1: column told: got \['a cat', ' '\], expected a value"),
         (
             ["a cat" * 9],
-            r"my: train: row 1: column told: got \d+ tokens: '(a cat){9}', expected at most 8; set the config's length",
+            r"my: train: row 1: column told: got \d+ tokens: '(a cat){9}', expected at most 8; set data.text_length=",
         ),
     ],
 )

@@ -167,7 +167,7 @@ def test_no_split_is_scored_by_a_judge_that_trained_on_it(run):
 def test_a_split_without_a_style_is_named(tmp_path):
     rows = ["x,a,train", "y,b,train", "z,a,validation", "v,b,validation", "w,a,test"]
     config = recipe_config(RECIPE, "smoke", [table(tmp_path / "my.csv", rows, header="text,label,split")])
-    with pytest.raises(UserError, match=r"my\.csv: test: got 1 texts, none b, expected texts of both styles"):
+    with pytest.raises(UserError, match=r"my\.csv: test: got 1 text, none b, expected texts of both styles"):
         MODULE.read(config, "test")
 
 
