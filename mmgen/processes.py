@@ -82,7 +82,7 @@ def peer_lost(error: BaseException) -> bool:
 
 
 def _on_cpu() -> bool:
-    """Whether the processes compute on the CPU, where accelerate has to be told so to let several of them join."""
+    """Return whether the processes compute on the CPU, where accelerate has to be told so to let several of them join."""
     import torch
     from accelerate.utils import parse_flag_from_env
 

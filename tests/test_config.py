@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmgen.errors import UserError, UserErrors
+from mmgen.modalities import precision
 from mmgen.training.config import (
     FitConfig,
     build_config,
@@ -262,3 +263,12 @@ def test_an_evaluation_names_the_whole_key_of_a_judge(monkeypatch, tmp_path, nam
 def test_columns_of_a_judge_are_named_by_their_whole_keys():
     with pytest.raises(UserError, match=r"^judges\.image\.data\.input \(a column of digits\): got pixels"):
         recipe_config(load_recipe("multimodal_vae"), "smoke", ["judges.image.data.input=pixels"])
+
+
+def test_emulated_bfloat16_of_several_stages_is_logged_once(monkeypatch, caplog):
+    monkeypatch.setattr(precision, "native_bfloat16", lambda device=None: False)
+    monkeypatch.setattr(precision, "_slowdown_of_bfloat16", lambda: 24.2)
+    precision.warn_of_emulated_bfloat16.cache_clear()
+    check_machine(recipe_config(load_recipe("captioning"), "smoke", ["words.precision=bf16", "fit.precision=bf16"]))
+    precision.warn_of_emulated_bfloat16.cache_clear()
+    assert len(caplog.messages) == 1 and "set precision=no" in caplog.messages[0]

@@ -70,6 +70,10 @@ def test_short_texts_do_not_wait_for_long_ones():
     reader._continued = lambda prompt, **options: rows.append((len(prompt.mask), options)) or continued(prompt, **options)
     assert reader.generate(prompt, max_new_tokens=20, do_sample=False) == reader._texts(whole)
     assert [(n, options["max_new_tokens"]) for n, options in rows] == [(6, 8), (int((~ended).sum()), 20)]
+    reader.model.generation_config.do_sample = True  # what a model samples by default is drawn once
+    rows.clear()
+    reader.generate(prompt, max_new_tokens=20)
+    assert [(n, options["max_new_tokens"]) for n, options in rows] == [(6, 20)]
 
 
 def test_the_gradient_reaches_the_prefix_and_not_the_model():

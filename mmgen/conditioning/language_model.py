@@ -132,7 +132,7 @@ def same_weights(expected: Tensor, digest: Tensor, module: nn.Module) -> bool:
 
 
 def context_length(model: PreTrainedModel) -> int | None:
-    """The most tokens that the model reads, prompt and all; None where it says no number.
+    """The most tokens that the model reads, prompt included; None where its config gives no number.
 
     >>> context_length(load_language_model("tiny", "fp32")[0])
     256
@@ -149,7 +149,7 @@ def check_room(model: PreTrainedModel, tokens: int, what: str, fix: str) -> int:
 
     Args:
         model: the language model.
-        tokens: prompt and all.
+        tokens: of the prompt and of the text after it.
         what: the thing that has these tokens, for the message.
         fix: how to make it shorter.
 

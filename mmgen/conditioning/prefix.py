@@ -195,8 +195,9 @@ class PrefixLanguageModel(nn.Module):
             tokens, fix = prompt.embeddings.shape[1] + options["max_new_tokens"], "set a smaller max_tokens"
             check_room(self.model, tokens, "prompt and max_tokens", fix)
         longest = options.get("max_new_tokens", 0)
-        searched = options.get("do_sample") or options.get("num_beams", 1) > 1 or options.get("num_return_sequences", 1) > 1
-        if searched or longest < 2 * SHORT:
+        # said, not merely left out: a model's own generation config may sample
+        greedy = options.get("do_sample") is False and options.get("num_beams") in (None, 1)
+        if not greedy or options.get("num_return_sequences", 1) > 1 or longest < 2 * SHORT:
             return self._texts(self._continued(prompt, **options))
         # transformers reads every item until the last has ended: the few long texts are written apart from the many short ones
         ids = self._continued(prompt, **{**options, "max_new_tokens": SHORT})

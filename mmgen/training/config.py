@@ -120,7 +120,7 @@ def check_machine(config: Any, key: str = "") -> None:
             expected, fix = "a precision that the device computes in", f"set {path}.precision={other}"
             errors.append(UserError(f"{path}.precision", got=got, expected=expected, fix=fix))
         if fit.precision == "bf16":
-            warn_of_emulated_bfloat16(f"{path}.precision=no")
+            warn_of_emulated_bfloat16("precision=no")  # the same words, so once for all stages
         if not trackers[fit.tracker]:
             fix = f"pip install {fit.tracker}, or set {path}.tracker=none"
             errors.append(UserError(f"{path}.tracker", got=fit.tracker, expected="an installed package", fix=fix))
