@@ -1,4 +1,4 @@
-"""What a text is steered toward: anything that says how likely an attribute is of texts that are being written."""
+"""Attributes that texts are steered toward: each gives the log-probability of the attribute in a text being written."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -50,7 +50,7 @@ class Attribute(Protocol):
 
 
 class BagOfWords:
-    """That the next word is one of a bag: ``log p(a | x) = log sum_v p(v | x) max_w weight_w p(the rest of w | v)``.
+    """Attribute: the next word is one of a bag, ``log p(a | x) = log sum_v p(v | x) max_w weight_w p(the rest of w | v)``.
 
     The sum is over next tokens v of the bag's words w. The next token of a word is its first, or the one after as many of its
     tokens as the text ends with. What comes after that is as likely as the language model has it after the word's own tokens
@@ -128,7 +128,7 @@ class BagOfWords:
 
 @torch.no_grad()
 def _rests(model: PreTrainedModel, words: Sequence[Sequence[int]], begin: Sequence[int]) -> list[list[float]]:
-    """Of each token of each word, the log-probability of all tokens of the word that come after it; each begins a text."""
+    """Log-probability of the rest of each word after each of its tokens, the word at the start of a text."""
     longest = max(map(len, words))
     ids = torch.tensor([[*begin, *word, *[0] * (longest - len(word))] for word in words], device=model.device)  # (w, t)
     log_p = torch.cat([model(input_ids=some).logits.float().log_softmax(-1)[:, :-1].gather(2, some[:, 1:, None])[..., 0]
@@ -138,7 +138,7 @@ def _rests(model: PreTrainedModel, words: Sequence[Sequence[int]], begin: Sequen
 
 
 class Discriminator:
-    """That a classifier of the hidden states says a class: ``log p(a | x) = log softmax(head(hidden))_class``.
+    """Attribute: a classifier of the hidden states predicts a class, ``log p(a | x) = log softmax(head(hidden))_class``.
 
     Args:
         head: (b, d) -> (b, classes), logits.
@@ -172,7 +172,7 @@ class Discriminator:
 
 
 class Toward:
-    """That the text names a picture, or a sound, with its next word: ``p(a | x) = sum_w p(w | x) p(a | x, w)``.
+    """Attribute: the next word names a picture or a sound, ``p(a | x) = sum_w p(w | x) p(a | x, w)``.
 
     ``p(a | x, w) = softmax_j(scale v(x, w) . u_j)`` at the target, j = 0: v is what a text encoder makes of the newest tokens
     and of w, and u_j are points of the same space, the target and others that the text should not name. The likeliest w are
@@ -251,7 +251,7 @@ class Toward:
 
 
 class TowardByText:
-    """That a whole text names a picture, or a sound: ``p(a | x) = softmax_j(scale v(x) . u_j)`` at the target, j = 0.
+    """Attribute: a whole text names a picture or a sound, ``p(a | x) = softmax_j(scale v(x) . u_j)`` at the target, j = 0.
 
     v reads the text itself, as a sentence embedder with a tokenizer of its own does. No gradient goes through it: it serves
     `mmgen.conditioning.reweighting.Fudge`, and the ranking of texts.

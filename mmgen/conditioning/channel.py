@@ -26,7 +26,7 @@ def channel(
     stop: str = "\n",
     batch_size: int = 16,
 ) -> Tensor:
-    """How likely a picture's words are after each answer: ``log p(words, stop | induction, support, answer)``.
+    """Log-likelihood of a picture's words after each answer, ``log p(words, stop | induction, support, answer)``.
 
     By Bayes' rule that is log p(answer | words) plus a constant, if all answers are as likely before. A small language model
     continues a line that it has seen the like of far better than it names what is new: the words of a picture come after

@@ -1,4 +1,4 @@
-"""Of several texts a model could say, the one it would regret least: minimum Bayes risk decoding."""
+"""Minimum Bayes risk decoding: the candidate text that agrees best with all candidates."""
 
 import math
 import re

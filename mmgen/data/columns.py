@@ -81,7 +81,7 @@ class Columns(Sequence):
         return {name: self.read(name, index) for name in self.values}
 
     def has(self, name: str, index: int) -> bool:
-        """Whether a row has its value of a column."""
+        """Return whether a row has its value of a column."""
         return name not in self.missing or not self.missing[name][index]
 
     def read(self, name: str, index: int) -> Tensor | None:

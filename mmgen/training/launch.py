@@ -73,7 +73,7 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
 
 
 def launched() -> bool:
-    """Whether this process was started by `launch`, to which it then leaves its error messages."""
+    """Return whether this process was started by `launch`, to which it then leaves its error messages."""
     return ERRORS in os.environ
 
 

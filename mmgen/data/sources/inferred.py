@@ -40,7 +40,7 @@ TEXT = {"kind": "text", "language": "und"}
 
 @dataclass(frozen=True)
 class Inferred:
-    """What data without a card hold.
+    """Contents of data without a card.
 
     Args:
         name: what they are called.
@@ -85,7 +85,7 @@ def read(split: str, found: Inferred) -> Iterator[dict[str, Any]]:
 
 
 def find(place: Path) -> Inferred:
-    """What a folder or a table holds; found once for as long as its files do not change.
+    """Infer what a folder or a table holds, once for as long as its files do not change.
 
     Raises:
         UserError: nothing can be read from it.
@@ -103,7 +103,7 @@ def _find(place: Path, signature: Any) -> Inferred:
 
 @functools.lru_cache(maxsize=4)
 def find_hub(name: str, config: str | None, revision: str | None) -> Inferred:
-    """What a data set of the Hub holds, downloaded at first use.
+    """Infer what a data set of the Hub holds; it is downloaded at first use.
 
     Raises:
         OSError, ValueError: as `datasets.load_dataset`: no network, no such repository.
@@ -272,7 +272,7 @@ def _described(column: str, rows: list[tuple[int, int, dict[str, Any]]], parts: 
 
 
 def _describe(column: str, values: list[Any], parts: list[Part]) -> dict[str, Any] | None:
-    """What a card says of a column, by its name and values; None for one that no model can read."""
+    """Infer the card's entry for a column from its name and values; None where no model can read it."""
     known = [value for value in values if value is not None]
     if not known:
         return None
@@ -386,7 +386,7 @@ def _make_splits(columns: dict[str, dict[str, Any]], rows: list[Any], parts: lis
 
 
 def _embedded_kind(part: Part, column: str) -> dict[str, Any]:
-    """Whether the cells of a column are pictures or sounds, by the first of them."""
+    """Infer whether the cells of a column are pictures or sounds from the first of them."""
     import soundfile
 
     for cells in part.embedded_rows():
