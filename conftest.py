@@ -2,4 +2,4 @@
 
 import importlib.util
 
-collect_ignore = [] if importlib.util.find_spec("stable_baselines3") else ["mmgen/training/policy.py"]
+collect_ignore = [] if importlib.util.find_spec("stable_baselines3") else ["mmgen/judging/policy.py"]

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from x_transformers import AutoregressiveWrapper, Decoder, TransformerWrapper
 
 from benchmarks.interleave import race, ratio, report
-from mmgen.modalities.autoregressive import sample
-from mmgen.modalities.transformer import initialise
+from mmgen.modalities.layers.autoregressive import sample
+from mmgen.modalities.layers.transformer import initialise
 from mmgen.models.text_to_image import TextThenImage
 
 DIM, DEPTH, HEADS, TEXT, SIDE, BATCH = 512, 8, 8, 32, 16, 4

@@ -10,7 +10,7 @@ from transformers import AlbertConfig, AlbertModel, BertConfig, BertModel, Llama
 
 from mmgen.conditioning.adaptation_gate import AdaptationGate
 from mmgen.errors import UserError
-from mmgen.modalities.image import fingerprint
+from mmgen.storage import fingerprint
 
 MODELS = {
     "bert": lambda: BertModel(BertConfig(vocab_size=50, **SIZES)),

@@ -14,9 +14,9 @@ from mmgen.conditioning.language_model import load_language_model
 from mmgen.conditioning.text_encoder import load_text_encoder
 from mmgen.data.batch import Batch, collate
 from mmgen.errors import UserError
-from mmgen.modalities.image import fingerprint
 from mmgen.models.aligned import Aligned, WordsEncoder
 from mmgen.models.base import load
+from mmgen.storage import fingerprint
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import torch
 import mmgen
 from mmgen.data.batch import Batch, collate
 from mmgen.errors import UserError
-from mmgen.modalities.image import fingerprint
 from mmgen.models.answerer import Answerer
+from mmgen.storage import fingerprint
 from mmgen.training.config import FitConfig
 from mmgen.training.loop import fit
 

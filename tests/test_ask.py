@@ -14,9 +14,9 @@ from mmgen.cli import main
 from mmgen.conditioning.few_shot import Episode, Example, Format, answer, read, score
 from mmgen.data.batch import collate
 from mmgen.errors import UserError
+from mmgen.inference.ask import Conversation, ask, chat
 from mmgen.models.base import Model, load
 from mmgen.models.captioner import Captioner
-from mmgen.training.ask import Conversation, ask, chat
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,7 @@ def test_chat(here, capsys, monkeypatch):
 def test_chat_reads_the_shots_once_and_keeps_them(here, monkeypatch):
     conversation = Conversation(loaded("model"), answers=["a", "b"])
     conversation.show(SHOTS)
-    monkeypatch.setattr("mmgen.training.ask.read", lambda *given: pytest.fail("read again"))
+    monkeypatch.setattr("mmgen.inference.ask.read", lambda *given: pytest.fail("read again"))
     replies = list(chat(conversation, ["what?", "why?", "what?"], "green.png"))
     assert len(replies) == 3 and replies[0] == replies[2]
 

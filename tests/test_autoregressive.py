@@ -9,8 +9,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from mmgen.errors import UserError
-from mmgen.modalities.autoregressive import CausalTransformer, keep_likeliest, sample
-from mmgen.modalities.transformer import Cache, rotary_angles, rotate
+from mmgen.modalities.layers.autoregressive import CausalTransformer, keep_likeliest, sample
+from mmgen.modalities.layers.transformer import Cache, rotary_angles, rotate
 
 POSITIONS = ("rotary", "learned")
 

@@ -9,10 +9,10 @@ import mmgen
 from mmgen.conditioning.language_model import load_language_model
 from mmgen.data.batch import Batch, collate
 from mmgen.errors import UserError
-from mmgen.modalities.image import fingerprint
+from mmgen.inference.generate import generate
 from mmgen.models.captioner import Captioner
+from mmgen.storage import fingerprint
 from mmgen.training.config import FitConfig
-from mmgen.training.generate import generate
 from mmgen.training.loop import fit
 
 SETTINGS = {

@@ -19,14 +19,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from mmgen import storage
 from mmgen.data import cards
-from mmgen.data.cards import NoSource, cache_folder, card_names, check_card, describe, open_card, read_card
+from mmgen.data.cards import NoSource, card_names, check_card, describe, open_card, read_card
 from mmgen.data.sources.columns import check_value
 from mmgen.data.sources.encode import wav
 from mmgen.data.sources.files import escapes
 from mmgen.data.sources.front_matter import check_front_matter
 from mmgen.data.sources.readers import READERS
 from mmgen.errors import UserError, UserErrors
+from mmgen.storage import cache_folder
 
 NAMES = [
     "bag_food", "bag_health", "bag_legal", "bag_military", "bag_politics", "bag_religion", "bag_science", "bag_space",
@@ -443,7 +445,7 @@ def test_a_cache_that_cannot_be_read(write, monkeypatch, denied):  # permissions
 def test_a_cache_that_cannot_be_made(tmp_path, monkeypatch, number):
     monkeypatch.setenv("MMGEN_CACHE", str(tmp_path))
     told = rf"cache: got .*{os.strerror(number)}.*set MMGEN_CACHE to a folder"
-    with pytest.raises(UserError, match=told), cards.filled_whole(cache_folder() / "one"):
+    with pytest.raises(UserError, match=told), storage.filled_whole(cache_folder() / "one"):
         raise OSError(number, os.strerror(number), str(tmp_path / "one"))
 
 
@@ -451,14 +453,14 @@ def test_other_parts_of_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
     monkeypatch.setenv("MMGEN_CACHE", str(tmp_path / "file"))
     told = r"cache: got .*Not a directory.*set MMGEN_CACHE to a folder"
-    with pytest.raises(UserError, match=told), cards.filled_whole(cache_folder() / "language_models" / "one"):
+    with pytest.raises(UserError, match=told), storage.filled_whole(cache_folder() / "language_models" / "one"):
         pytest.fail("it was filled")
     monkeypatch.setenv("MMGEN_CACHE", str(tmp_path))
     full = OSError(errno.ENOSPC, "No space left on device")
-    with pytest.raises(UserError, match=r"No space left.*MMGEN_CACHE"), cards.filled_whole(cache_folder() / "one"):
+    with pytest.raises(UserError, match=r"No space left.*MMGEN_CACHE"), storage.filled_whole(cache_folder() / "one"):
         raise full
     data = PermissionError(errno.EACCES, "Permission denied", "/elsewhere/a.png")  # which is no matter of the cache
-    with pytest.raises(PermissionError, match="/elsewhere"), cards.filled_whole(cache_folder() / "one"):
+    with pytest.raises(PermissionError, match="/elsewhere"), storage.filled_whole(cache_folder() / "one"):
         raise data
 
 
@@ -532,7 +534,7 @@ def test_check_decodes_pictures(write, toy):
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_what_fails_while_it_is_filled_leaves_nothing(tmp_path, error):
-    with pytest.raises(error), cards.filled_whole(tmp_path / "cache" / "whole") as partial:
+    with pytest.raises(error), storage.filled_whole(tmp_path / "cache" / "whole") as partial:
         (partial / "half").write_text("", encoding="utf-8")
         raise error
     assert list((tmp_path / "cache").iterdir()) == []

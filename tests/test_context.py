@@ -41,11 +41,11 @@ from mmgen.conditioning.text_encoder import embed_sentences, load_text_encoder
 from mmgen.data.batch import collate
 from mmgen.data.text import TextProcessor, train_tokenizer
 from mmgen.errors import UserError
+from mmgen.inference.steer import steer
 from mmgen.models.answerer import Answerer
 from mmgen.models.captioner import Captioner
 from mmgen.models.class_language_model import ClassLanguageModel
 from mmgen.models.psa_captioner import PseudoSelfAttentionCaptioner
-from mmgen.training.steer import steer
 from tests.tiny import TINY_CAPTIONER
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}

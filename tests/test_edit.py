@@ -21,9 +21,9 @@ from mmgen.errors import UserError
 from mmgen.metrics.style import reference_bleu, self_bleu, tokenize, transfer_accuracy
 from mmgen.models.base import load
 from mmgen.models.edit import Edit, _changed
-from mmgen.models.edit_baselines import MarkerEditor
-from mmgen.models.ngrams import DISCOUNT, NgramTable, framed, word_vectors, words_between
-from mmgen.models.spelling import LONGEST, cut, spell_changed
+from mmgen.models.style.edit_baselines import MarkerEditor
+from mmgen.models.style.ngrams import DISCOUNT, NgramTable, framed, word_vectors, words_between
+from mmgen.models.style.spelling import LONGEST, cut, spell_changed
 
 GOOD, BAD = ("good", "great", "lovely", "fresh"), ("bad", "awful", "stale", "cold")
 THINGS = ("soup", "tea", "bread", "waiter", "room", "place")

@@ -9,12 +9,12 @@ from torch import nn
 from mmgen.data.batch import Batch
 from mmgen.data.vector import VectorProcessor
 from mmgen.errors import UserError
+from mmgen.inference.generate import generate
 from mmgen.latents.divergences import dependence
-from mmgen.modalities.memory_fusion import MemoryFusion
+from mmgen.modalities.layers.memory_fusion import MemoryFusion
 from mmgen.models.factorized import Factorized, Factors
 from mmgen.models.missing import known
 from mmgen.models.missing import lacking as lacking_modality
-from mmgen.training.generate import generate
 
 NAMES = ("a", "b", "c")
 SIZES = (3, 5, 4)

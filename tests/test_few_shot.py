@@ -12,7 +12,7 @@ from mmgen.conditioning.few_shot import Episode, Example, Format, answer, read, 
 from mmgen.conditioning.prefix import PrefixLanguageModel
 from mmgen.data.text import tokens_of
 from mmgen.errors import UserError
-from mmgen.modalities.image import fingerprint
+from mmgen.storage import fingerprint
 
 READER = PrefixLanguageModel("tiny", "fp32")
 FORMAT = Format("{image}Q: {question} A: {answer}\n", induction="Answer.\n")

@@ -9,8 +9,8 @@ from mmgen.conditioning.attributes import Discriminator
 from mmgen.conditioning.reweighting import GeDi
 from mmgen.data.batch import Batch
 from mmgen.errors import UserError
-from mmgen.modalities.image import fingerprint
 from mmgen.models.class_language_model import ClassLanguageModel
+from mmgen.storage import fingerprint
 
 
 def texts(*rows: list[int], labels: list[int] | None = None) -> Batch:

@@ -28,7 +28,7 @@ from mmgen.conditioning.attributes import BagOfWords, Discriminator, State, Toge
 from mmgen.conditioning.gradient import PPLM
 from mmgen.conditioning.language_model import CACHE, load_language_model
 from mmgen.errors import UserError
-from mmgen.modalities.image import fingerprint
+from mmgen.storage import fingerprint
 
 TINY, TOKENIZER = load_language_model("tiny", "fp32")
 

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 ROOMS = [
     "errors",
     "processes",
+    "storage",
     "distributions",
     "data",
     "modalities",
@@ -20,6 +21,8 @@ ROOMS = [
     "conditioning",
     "models",
     "training",
+    "judging",
+    "inference",
     "cli",
     "recipes",
 ]

@@ -22,7 +22,7 @@ from mmgen.conditioning import language_model
 from mmgen.conditioning.language_model import load_language_model
 from mmgen.conditioning.prefix import PrefixLanguageModel, Prompt
 from mmgen.errors import UserError
-from mmgen.modalities.image import fingerprint
+from mmgen.storage import fingerprint
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 DECODERS = {

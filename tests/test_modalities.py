@@ -16,11 +16,12 @@ import mmgen.modalities.image as image_module
 from mmgen.data.image import ImageProcessor
 from mmgen.errors import UserError
 from mmgen.modalities.audio import AudioDecoder, AudioEncoder
-from mmgen.modalities.convolution import ConvEncoder
-from mmgen.modalities.image import BroadcastDecoder, ImageDecoder, ImageEncoder, PixelEncoder, fingerprint
+from mmgen.modalities.image import BroadcastDecoder, ImageDecoder, ImageEncoder, PixelEncoder
 from mmgen.modalities.kinds import build_decoder, build_encoder
+from mmgen.modalities.layers.convolution import ConvEncoder
 from mmgen.modalities.text import TextDecoder, TextEncoder
 from mmgen.modalities.vector import VectorDecoder, VectorEncoder
+from mmgen.storage import fingerprint
 
 SMALL = "test_resnet"  # timm's own for tests
 packaged = pytest.mark.skipif(

@@ -15,10 +15,10 @@ from mmgen.data.image import ImageProcessor
 from mmgen.data.text import train_tokenizer
 from mmgen.distributions import draw
 from mmgen.errors import UserError
+from mmgen.inference.generate import generate
 from mmgen.latents.fusion import subsets
 from mmgen.latents.spaces import LOG_SCALE_BOUND, make_prior
 from mmgen.models.multimodal_vae import OBJECTIVES, MultimodalVAE
-from mmgen.training.generate import generate
 
 SIZES, K = {"a": 4, "b": 5, "c": 6}, 3
 PAIRS = {"random_subsets": 3}  # all the pairs of three modalities

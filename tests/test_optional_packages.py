@@ -27,7 +27,7 @@ def test_everything_imports_without_them():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     (line,) = done.stdout.splitlines()
-    assert line.startswith("mmgen.training.policy") and "pip install 'mmgen[robotics]'" in line
+    assert line.startswith("mmgen.judging.policy") and "pip install 'mmgen[robotics]'" in line
 
 
 @pytest.mark.parametrize("file", ["mmgen/training", "mmgen/data/simulate"])

@@ -8,7 +8,7 @@ from torch import nn
 
 from mmgen.conditioning.language_model import load_language_model
 from mmgen.modalities.frozen import freeze
-from mmgen.modalities.packed import packed
+from mmgen.modalities.layers.packed import packed
 from mmgen.modalities.precision import native_bfloat16
 
 bfloat16 = pytest.mark.skipif(not native_bfloat16("cpu"), reason="a processor that does not compute in bfloat16")
@@ -53,7 +53,7 @@ def test_in_bfloat16_too_for_any_number_of_rows(rows, bias, deep):
 
 
 def test_bfloat16_that_the_processor_does_not_compute_in_is_left_alone(monkeypatch):
-    monkeypatch.setattr("mmgen.modalities.packed.native_bfloat16", lambda device: False)
+    monkeypatch.setattr("mmgen.modalities.layers.packed.native_bfloat16", lambda device: False)
     layer = nn.Linear(4, 3).requires_grad_(False).to(torch.bfloat16)
     with packed(layer):
         assert "forward" not in vars(layer)

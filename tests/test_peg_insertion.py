@@ -12,7 +12,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from mmgen import cli
-from mmgen.data.cards import cache_folder, check_card, open_card, read_card
+from mmgen.data.cards import check_card, open_card, read_card
 from mmgen.data.episode_file import check_episode, read_episode
 from mmgen.data.simulate import camera, disturbances
 from mmgen.data.simulate import peg_insertion as peg
@@ -22,6 +22,7 @@ from mmgen.data.simulate.peg_insertion import BONUS, INSERTED, PegInsertion, heu
 from mmgen.data.simulate.scene import DEPTH, SHAPES, STIFFNESS
 from mmgen.data.sources import peg_insertion as source
 from mmgen.errors import UserError
+from mmgen.storage import cache_folder
 
 needs_package = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("mujoco", "gymnasium", "h5py")), reason="the extra robotics"

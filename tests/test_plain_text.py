@@ -14,14 +14,14 @@ from mmgen.conditioning.language_model import load_language_model
 from mmgen.conditioning.prefix import PrefixLanguageModel
 from mmgen.conditioning.representations import representation
 from mmgen.conditioning.text_encoder import embed_sentences, load_text_encoder
+from mmgen.inference import steer
 from mmgen.models import edit, style_transfer
 from mmgen.models.answerer import Answerer
 from mmgen.models.captioner import Captioner
-from mmgen.models.spelling import pieces_of
-from mmgen.training import steer
+from mmgen.models.style.spelling import pieces_of
+from mmgen.models.style.steered_copy import SteeredCopy
 from mmgen.training.config import build_config
 from mmgen.training.recipe import load_recipe
-from mmgen.training.steered_copy import SteeredCopy
 from tests.tiny import TINY_CAPTIONER
 
 ROOT = Path(__file__).parent.parent

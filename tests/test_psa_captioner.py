@@ -9,9 +9,9 @@ import mmgen
 from mmgen.conditioning.language_model import CACHE
 from mmgen.data.batch import Batch, collate
 from mmgen.errors import UserError
-from mmgen.modalities.image import fingerprint
 from mmgen.models.captioner import Captioner
 from mmgen.models.psa_captioner import PseudoSelfAttentionCaptioner
+from mmgen.storage import fingerprint
 from mmgen.training.config import FitConfig
 from mmgen.training.loop import fit
 

@@ -21,8 +21,8 @@ from mmgen.conditioning.prefix import PrefixLanguageModel, Prompt
 from mmgen.conditioning.pseudo_self_attention import PseudoSelfAttention
 from mmgen.errors import UserError
 from mmgen.modalities.frozen import freeze
-from mmgen.modalities.image import fingerprint
-from mmgen.modalities.transformer import rotary_angles, rotate
+from mmgen.modalities.layers.transformer import rotary_angles, rotate
+from mmgen.storage import fingerprint
 
 C = 5  # width of the condition
 KINDS = ["llama", *DECODERS]

@@ -10,8 +10,8 @@ from PIL import Image
 from mmgen import cli
 from mmgen.cli.parser import build_parser
 from mmgen.data.cards import read_card
+from mmgen.inference.steer import settings
 from mmgen.training.recipe import load_recipe, recipe_config
-from mmgen.training.steer import settings
 
 ROOT = Path(__file__).parent.parent
 READMES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "recipes").glob("*/README.md"))]

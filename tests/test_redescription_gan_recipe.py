@@ -11,9 +11,9 @@ from PIL import Image
 
 from mmgen.data import rows
 from mmgen.errors import UserError
+from mmgen.inference.generate import generate
+from mmgen.judging.features import nearest_pictures
 from mmgen.models.base import load
-from mmgen.training.features import nearest_pictures
-from mmgen.training.generate import generate
 from mmgen.training.recipe import load_recipe, recipe_config, stage_folder, train
 
 RECIPE = load_recipe("redescription_gan")

@@ -10,7 +10,7 @@ from mmgen.conditioning.attributes import BagOfWords, Discriminator, State, Toge
 from mmgen.conditioning.language_model import load_language_model
 from mmgen.conditioning.reweighting import Fudge
 from mmgen.errors import UserError
-from mmgen.modalities.image import fingerprint
+from mmgen.storage import fingerprint
 
 TINY, TOKENIZER = load_language_model("tiny", "fp32")
 BAG = BagOfWords(TINY, TOKENIZER, ["z", "q"])

@@ -24,7 +24,7 @@ from mmgen.data.rows import open_rows
 from mmgen.data.sources.columns import missing_values, stored
 from mmgen.data.sources.encode import wav
 from mmgen.errors import UserError
-from mmgen.modalities.feature_cache import cached_features
+from mmgen.modalities.features import cached_features
 from mmgen.models.classifier import Classifier
 from mmgen.training.config import read_yaml
 from mmgen.training.recipe import load_recipe, recipe_config

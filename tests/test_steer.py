@@ -18,11 +18,11 @@ from mmgen.conditioning.reweighting import Fudge
 from mmgen.data.batch import Batch
 from mmgen.data.vector import VectorProcessor
 from mmgen.errors import UserError
+from mmgen.inference.steer import GIVEN, METHODS, SAMPLING, _words, attribute, bag, best, experts, steer, write
 from mmgen.metrics.diversity import distinct
 from mmgen.models.base import load
 from mmgen.models.class_language_model import ClassLanguageModel
 from mmgen.models.classifier import Classifier
-from mmgen.training.steer import GIVEN, METHODS, SAMPLING, _words, attribute, bag, best, experts, steer, write
 
 MODEL, TOKENIZER = load_language_model("tiny", "fp32")
 LETTERS = BagOfWords(MODEL, TOKENIZER, ["z", "q"])

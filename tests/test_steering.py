@@ -29,8 +29,8 @@ from mmgen.conditioning.pseudo_self_attention import PseudoSelfAttention
 from mmgen.conditioning.ranking import text_log_prob
 from mmgen.conditioning.reweighting import Fudge
 from mmgen.errors import UserError
+from mmgen.inference.steer import best, write
 from mmgen.training.config import parse_overrides
-from mmgen.training.steer import best, write
 
 TINY, TOKENIZER = load_language_model("tiny", "fp32")
 BAG = BagOfWords(TINY, TOKENIZER, ["z", "q"])

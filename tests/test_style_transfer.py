@@ -10,7 +10,7 @@ from test_edit import BAD, GOOD, THINGS, reviews
 from mmgen.data.batch import Batch, collate
 from mmgen.errors import UserError
 from mmgen.models.base import load
-from mmgen.models.spelling import LONGEST
+from mmgen.models.style.spelling import LONGEST
 from mmgen.models.style_transfer import HIDDEN, LONGER, STOP, UNKNOWN, StyleTransfer, still
 
 OBJECTIVES = ("controlled", "cross_aligned", "back_translation", "reinforced")

@@ -12,10 +12,10 @@ import torch
 from mmgen.cli import main
 from mmgen.conditioning.language_model import load_language_model
 from mmgen.errors import UserError
+from mmgen.inference.restyle import restyle
 from mmgen.metrics.style import tokenize
 from mmgen.models.base import load
 from mmgen.training.recipe import evaluate, load_recipe, recipe_config, stage_folder, train
-from mmgen.training.restyle import restyle
 
 RECIPE = load_recipe("style_transfer")
 MODULE = sys.modules[RECIPE.config.__module__]

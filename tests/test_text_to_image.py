@@ -114,7 +114,7 @@ def test_draws_follow_the_likelihood(model, monkeypatch):
 
 
 def test_guidance_moves_the_logits_from_those_of_no_text(model, monkeypatch):
-    import mmgen.modalities.autoregressive as module
+    import mmgen.modalities.layers.autoregressive as module
 
     seen = []
     choose = module.choose

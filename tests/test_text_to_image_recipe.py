@@ -16,11 +16,11 @@ from mmgen.data.batch import Batch
 from mmgen.data.cards import open_card
 from mmgen.data.image import ImageProcessor
 from mmgen.errors import UserError
+from mmgen.judging import nearest
+from mmgen.judging.features import nearest_pictures
 from mmgen.metrics.retrieval import r_precision
 from mmgen.models.base import load
-from mmgen.training import memorisation
 from mmgen.training.config import build_config
-from mmgen.training.features import nearest_pictures
 from mmgen.training.recipe import evaluate, load_recipe, recipe_config, recipe_of, train
 
 RECIPE = load_recipe("text_to_image")
@@ -71,11 +71,11 @@ def test_the_nearest_training_pictures_are_written(capsys, run, tmp_path):
 
 
 def test_a_training_picture_is_its_own_nearest(tmp_path, monkeypatch):
-    monkeypatch.setattr(memorisation, "AT_ONCE", 100)  # several parts
+    monkeypatch.setattr(nearest, "AT_ONCE", 100)  # several parts
     rows = open_card("digits", "train")
     for i in (7, 1100):
         (tmp_path / f"{i}.png").write_bytes(rows[i]["image"]["bytes"])
-    found = memorisation.write_nearest(
+    found = nearest.write_nearest(
         [[str(tmp_path / f"{i}.png")] for i in (7, 1100)], ImageProcessor(8, 1, 0.5, 0.5), "digits", tmp_path
     )
     assert [(row["training_row"], row["distance"], row["variety"]) for row in found] == [(7, 0, None), (1100, 0, None)]

@@ -19,9 +19,9 @@ from mmgen.conditioning.reweighting import Fudge
 from mmgen.data.batch import Batch
 from mmgen.data.vector import VectorProcessor
 from mmgen.errors import UserError
+from mmgen.inference.steer import bag, steer, toward
 from mmgen.models.base import load
 from mmgen.models.classifier import Classifier
-from mmgen.training.steer import bag, steer, toward
 
 MODEL, TOKENIZER = load_language_model("tiny", "fp32")
 TABLE = MODEL.get_input_embeddings().weight

@@ -165,7 +165,7 @@ def run(config, tmp_path_factory):
 
 
 def test_a_policy_is_saved_and_loaded_to_the_bit_and_without_pickle(run):
-    from mmgen.training.policy import load_training, save_training
+    from mmgen.judging.policy import load_training, save_training
 
     found, out = run
     for arm in found.arms:
@@ -196,7 +196,7 @@ def test_a_policy_is_saved_and_loaded_to_the_bit_and_without_pickle(run):
 
 
 def test_training_a_policy_goes_on_where_it_was_stopped(run, tmp_path):
-    from mmgen.training.policy import fit_policy
+    from mmgen.judging.policy import fit_policy
 
     found, out = run
     steps, weights = [], []
@@ -246,7 +246,7 @@ def test_policies_of_another_run_are_read_and_not_added_to(run, tmp_path):
 
 
 def test_a_policy_that_is_not_there(tmp_path):
-    from mmgen.training.policy import load_training
+    from mmgen.judging.policy import load_training
 
     with pytest.raises(
         UserError, match=r"policy\.safetensors: got no such file, expected a trained policy; train it to the end"
@@ -283,7 +283,7 @@ def test_a_policy_sees_its_code_standardised(run, tmp_path):
 
 
 def test_the_place_is_told_with_an_error_of_the_episode_and_of_the_moment(config):
-    from mmgen.training.policy import Told
+    from mmgen.judging.policy import Told
 
     env = Told(PegInsertion("square", vision=False), 0.0)
     told = env.reset(seed=0)[0]["told"]
@@ -352,7 +352,7 @@ class Still:
 
 
 def test_an_episode_counts_as_success_only_when_the_peg_is_in(run):
-    from mmgen.training.policy import successes
+    from mmgen.judging.policy import successes
 
     found, out = run
     seen = POLICY_MODULE.environments(found, out, "state", ["round"])

@@ -78,8 +78,8 @@ def run_evaluate(options: argparse.Namespace) -> None:
 
 
 def run_generate(options: argparse.Namespace) -> None:
+    from mmgen.inference.generate import generate
     from mmgen.models.base import load
-    from mmgen.training.generate import generate
 
     if options.json is None or options.json.parent != options.out:  # that one is made
         _check_file(options.json)
@@ -87,7 +87,7 @@ def run_generate(options: argparse.Namespace) -> None:
     values = [f"{name}={value}" for name in ("guidance", "rerank") if (value := getattr(options, name)) is not None]
     values += options.values
     if options.nearest:
-        from mmgen.training.memorisation import picture_column, write_nearest
+        from mmgen.judging.nearest import picture_column, write_nearest
 
         picture_column(options.nearest)  # before anything is drawn
         if options.to != "image":
@@ -106,8 +106,8 @@ def run_generate(options: argparse.Namespace) -> None:
 
 def run_ask(options: argparse.Namespace) -> None:
     from mmgen.conditioning.few_shot import Format
+    from mmgen.inference import ask
     from mmgen.models.base import load
-    from mmgen.training import ask
 
     _check_file(options.json)
     format = None
@@ -159,7 +159,7 @@ def lines() -> Iterator[str]:
 def run_steer(options: argparse.Namespace) -> None:
     from mmgen.conditioning.attributes import Together
     from mmgen.conditioning.language_model import load_language_model
-    from mmgen.training import steer
+    from mmgen.inference import steer
 
     _check_file(options.json)
     _check_file(options.html)
@@ -208,8 +208,8 @@ def run_steer(options: argparse.Namespace) -> None:
 
 
 def run_restyle(options: argparse.Namespace) -> None:
+    from mmgen.inference.restyle import restyle
     from mmgen.models.base import load
-    from mmgen.training.restyle import restyle
 
     for line in restyle(load(options.folder), sys.stdin.buffer, options.to):
         print(line, end="", flush=sys.stdin.isatty())

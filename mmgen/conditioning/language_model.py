@@ -24,13 +24,12 @@ from transformers import (
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from mmgen.data.cards import cache_folder, cache_written, filled_whole
 from mmgen.data.pretrained import check_vocabulary, pretrained
 from mmgen.data.text import train_tokenizer
 from mmgen.errors import UserError, check_one_of
 from mmgen.modalities.frozen import freeze
-from mmgen.modalities.image import fingerprint
 from mmgen.modalities.precision import resolve_dtype
+from mmgen.storage import cache_folder, cache_written, filled_whole, fingerprint
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from transformers import Cache
 from mmgen.conditioning.language_model import check_room, check_text, load_language_model
 from mmgen.data.text import tokens_of
 from mmgen.errors import UserError, check_at_least
-from mmgen.modalities.feature_cache import mean_and_std
+from mmgen.modalities.features import mean_and_std
 
 SHORT = 8  # tokens within which most captions and answers end
 

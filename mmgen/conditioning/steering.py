@@ -12,7 +12,7 @@ from mmgen.conditioning.attributes import Attribute, State, check_attribute
 from mmgen.conditioning.language_model import CACHE, check_self_attention
 from mmgen.conditioning.prefix import positions
 from mmgen.errors import UserError
-from mmgen.modalities.packed import packed
+from mmgen.modalities.layers.packed import packed
 
 
 class Steered(LogitsProcessor):

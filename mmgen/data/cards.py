@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import itertools
 import json
-import os
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +34,7 @@ from mmgen.data.sources.front_matter import check_front_matter
 from mmgen.data.sources.places import Unavailable, label_of
 from mmgen.data.sources.readers import Line, options_of, reader_of
 from mmgen.errors import UserError, UserErrors, check_at_least, check_one_of, counted, nearest
+from mmgen.storage import cache_folder, cache_written
 
 if TYPE_CHECKING:
     import datasets  # slow to import, as the others: `mmgen list` reads cards without them
@@ -48,9 +46,6 @@ if TYPE_CHECKING:
 CHECKED_ROWS = 64  # of each split, spread over it, whose values `check_card` decodes
 WRITTEN_ROWS = 100  # that are written together
 REFUSED = (TypeError, ValueError, AttributeError, KeyError, OverflowError, NotImplementedError)  # what Arrow's errors are of
-# errors of a folder that cannot be read or written; any other is no matter of the cache
-REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST, errno.ENOENT,
-            errno.EIO, errno.ELOOP, errno.ENAMETOOLONG}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -89,52 +84,6 @@ class Card:
 
 class NoSource(UserError):
     """None of a card's sources can be had here."""
-
-
-def cache_folder() -> Path:
-    """The folder for everything that can be made again: ``$MMGEN_CACHE``, or ``~/.cache/mmgen``; not created here."""
-    return Path(os.environ.get("MMGEN_CACHE") or "~/.cache/mmgen").expanduser()
-
-
-@contextlib.contextmanager
-def cache_written(place: Path) -> Iterator[None]:
-    """Name ``place`` and the fix when the system refuses to read or write it in the cache.
-
-    Raises:
-        UserError: no permission, no space, a file where a folder should be, or a path that cannot be made.
-    """
-    try:
-        yield
-    except OSError as error:
-        cache, at = cache_folder(), Path(error.filename or place)  # a full disk names no file
-        if error.errno not in REFUSALS or not (at.is_relative_to(cache) or cache.is_relative_to(at)):
-            raise
-        fix = "change its permissions, or " if error.errno in (errno.EACCES, errno.EPERM) else ""
-        fix += "set MMGEN_CACHE to a folder with space that you may write to"
-        raise UserError("cache", got=str(error), expected=f"to read and write {place}", fix=fix) from error
-
-
-@contextlib.contextmanager
-def filled_whole(folder: Path) -> Iterator[Path]:
-    """A new folder to fill, which becomes ``folder`` only once it is filled; a kill or another process leaves no half.
-
-    Raises:
-        UserError: it cannot be written, as `cache_written` says.
-    """
-    partial = folder.with_name(f".partial-{folder.name}-{os.getpid()}")
-    with cache_written(folder):
-        partial.mkdir(parents=True, exist_ok=True)
-        try:
-            yield partial
-        except BaseException:  # Ctrl-C too
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-        try:
-            partial.rename(folder)
-        except OSError:
-            shutil.rmtree(partial)
-            if not folder.is_dir():  # otherwise another process finished first
-                raise
 
 
 def read_card(name_or_path: str | Path) -> Card:

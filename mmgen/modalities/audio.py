@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from torch.distributions import Independent
 
 from mmgen.distributions import Likelihood
-from mmgen.modalities.convolution import ConvEncoder, Deconvolution
+from mmgen.modalities.layers.convolution import ConvEncoder, Deconvolution
 
 
 class AudioEncoder(nn.Module):

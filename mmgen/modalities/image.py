@@ -1,6 +1,5 @@
 """Pictures: a timm backbone or a perceptron x -> features; a deconvolution or broadcast decoder z -> p(picture | z)."""
 
-import hashlib
 import importlib.util
 import math
 from collections.abc import Sequence
@@ -14,8 +13,8 @@ from torch.distributions import Independent
 
 from mmgen.distributions import Likelihood
 from mmgen.errors import UserError, check_sizes, counted, nearest
-from mmgen.modalities.convolution import Deconvolution
 from mmgen.modalities.frozen import freeze
+from mmgen.modalities.layers.convolution import Deconvolution
 from mmgen.modalities.vector import multilayer_perceptron
 
 # timm name -> installed package, weights file in it, what the package's network differs in from timm's defaults, pixel mean
@@ -335,16 +334,3 @@ def colour_histogram(images: Tensor, bins: int, grid: int) -> Tensor:
     ones = images.new_ones(()).expand(cells.shape)
     counts = images.new_zeros(*cells.shape[:2], bins**3).scatter_add_(2, cells, ones)  # (b, p, bins^3)
     return (counts / (h * w)).sqrt()
-
-
-def fingerprint(module: nn.Module) -> str:
-    """SHA-256 of a module's weights, names and shapes: the key under which its features are cached.
-
-    >>> fingerprint(nn.Linear(2, 2)) == fingerprint(nn.Linear(2, 2))
-    False
-    """
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from mmgen.errors import UserError, check_one_of, counted
 from mmgen.modalities.audio import AudioDecoder, AudioEncoder
-from mmgen.modalities.convolution import ConvEncoder
 from mmgen.modalities.image import BroadcastDecoder, ImageDecoder, ImageEncoder, PixelEncoder
+from mmgen.modalities.layers.convolution import ConvEncoder
 from mmgen.modalities.text import TextDecoder, TextEncoder
 from mmgen.modalities.vector import VectorDecoder, VectorEncoder
 

@@ -7,8 +7,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from mmgen.distributions import Likelihood
 from mmgen.errors import UserError, check_at_least, check_one_of
+from mmgen.modalities.layers.transformer import Block, causal_mask, check_heads, initialise, rotary_angles
 from mmgen.modalities.precision import native_bfloat16
-from mmgen.modalities.transformer import Block, causal_mask, check_heads, initialise, rotary_angles
 
 NETWORKS = ("gru", "lstm", "transformer")
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from mmgen.distributions import AutoregressiveCategorical
-from mmgen.modalities.autoregressive import CausalTransformer, sample
-from mmgen.modalities.transformer import Block, check_heads, initialise, rotary_angles
+from mmgen.modalities.layers.autoregressive import CausalTransformer, sample
+from mmgen.modalities.layers.transformer import Block, check_heads, initialise, rotary_angles
 
 
 class TextEncoder(nn.Module):

@@ -17,11 +17,12 @@ from mmgen.data.image import ImageProcessor
 from mmgen.data.text import TextProcessor
 from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.modalities.audio import AudioEncoder
-from mmgen.modalities.feature_cache import cached_features, mean_and_std
+from mmgen.modalities.features import cached_features, mean_and_std
 from mmgen.modalities.frozen import freeze
-from mmgen.modalities.image import ImageEncoder, colour_histogram, fingerprint
+from mmgen.modalities.image import ImageEncoder, colour_histogram
 from mmgen.modalities.sequence import TransformerLayers
 from mmgen.models.base import Losses, Model
+from mmgen.storage import fingerprint
 
 AT_ONCE = 64  # values that are read together
 SCALES = (1.0, 100.0)  # between which the learned scale is kept

@@ -18,9 +18,10 @@ from mmgen.data.image import ImageProcessor
 from mmgen.data.text import TextProcessor
 from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.modalities.audio import AudioEncoder
-from mmgen.modalities.feature_cache import cached_features
-from mmgen.modalities.image import ImageEncoder, colour_histogram, fingerprint
+from mmgen.modalities.features import cached_features
+from mmgen.modalities.image import ImageEncoder, colour_histogram
 from mmgen.models.base import Losses, Model, decayed
+from mmgen.storage import fingerprint
 
 MEMORY = ("memory_words", "memory_texts")
 PROMPT_SCALE = 6.0  # the learning rate of the embeddings around the soft words, over theirs

@@ -12,8 +12,8 @@ from mmgen.data.batch import Batch
 from mmgen.distributions import Likelihood, draw
 from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.latents.discrete import VectorQuantizer, annealed, gumbel_softmax, kl_to_uniform
-from mmgen.modalities.convolution import GridDecoder, GridEncoder
 from mmgen.modalities.kinds import check_values
+from mmgen.modalities.layers.convolution import GridDecoder, GridEncoder
 from mmgen.models.base import Losses, Model
 
 

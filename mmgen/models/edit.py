@@ -24,8 +24,8 @@ from mmgen.data.label import LabelProcessor
 from mmgen.data.text import tokens_of, train_word_tokenizer
 from mmgen.errors import UserError, check_at_least, check_one_of, check_texts
 from mmgen.models.base import Losses, Model
-from mmgen.models.ngrams import BEGIN, END, UNKNOWN, NgramTable, framed, style_counts, word_vectors, words_between
-from mmgen.models.spelling import Item, pieces_of, spell_changed
+from mmgen.models.style.ngrams import BEGIN, END, UNKNOWN, NgramTable, framed, style_counts, word_vectors, words_between
+from mmgen.models.style.spelling import Item, pieces_of, spell_changed
 
 CREDIT = 4.0  # nats a word: about what one costs in either language model
 AT_ONCE = 256  # sentences changed together

@@ -19,7 +19,7 @@ from mmgen.errors import UserError, check_at_least, check_one_of, counted
 from mmgen.latents.divergences import dependence, mmd
 from mmgen.latents.fusion import subsets
 from mmgen.modalities.kinds import check_values, decoder_class
-from mmgen.modalities.memory_fusion import MemoryFusion
+from mmgen.modalities.layers.memory_fusion import MemoryFusion
 from mmgen.modalities.modality import Modality, check_modality, encoder_of, spread
 from mmgen.modalities.sequence import SequenceDecoder
 from mmgen.modalities.vector import VectorDecoder, multilayer_perceptron

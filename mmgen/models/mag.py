@@ -15,9 +15,9 @@ from mmgen.data.text import TextProcessor, tokens_of
 from mmgen.distributions import draw
 from mmgen.errors import UserError, check_at_least, check_one_of, counted
 from mmgen.modalities.frozen import freeze
-from mmgen.modalities.image import fingerprint
 from mmgen.modalities.kinds import check_name, check_values
 from mmgen.models.base import Losses, Model, decayed
+from mmgen.storage import fingerprint
 
 
 class AdaptedTransformer(Model):

@@ -13,8 +13,8 @@ from mmgen.data.batch import Batch
 from mmgen.errors import UserError, check_at_least, check_one_of, check_share, check_sizes
 from mmgen.latents.divergences import kl
 from mmgen.latents.spaces import GaussianHead, StandardPrior, rsample
-from mmgen.modalities.convolution import Residual, channels, halvings
 from mmgen.modalities.frozen import freeze
+from mmgen.modalities.layers.convolution import Residual, channels, halvings
 from mmgen.modalities.text import TextEncoder
 from mmgen.models.base import Losses, Model, decayed
 from mmgen.models.redescriber import Redescriber, observed, read_texts, shifted

@@ -10,8 +10,8 @@ from torch import Tensor
 from mmgen.data.batch import Batch
 from mmgen.distributions import AutoregressiveCategorical
 from mmgen.errors import UserError, check_at_least, check_one_of, check_share
-from mmgen.modalities.convolution import ConvEncoder
 from mmgen.modalities.kinds import OWN, check_values
+from mmgen.modalities.layers.convolution import ConvEncoder
 from mmgen.modalities.text import TextDecoder
 from mmgen.models.base import Losses, Model
 

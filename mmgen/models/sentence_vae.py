@@ -12,8 +12,8 @@ from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.latents.divergences import kl
 from mmgen.latents.importance import importance_bound
 from mmgen.latents.spaces import GaussianHead, StandardPrior, rsample
-from mmgen.modalities.autoregressive import check_sampling
 from mmgen.modalities.kinds import check_values
+from mmgen.modalities.layers.autoregressive import check_sampling
 from mmgen.modalities.text import TextDecoder, TextEncoder
 from mmgen.models.base import Losses, Model
 

@@ -19,13 +19,13 @@ from mmgen.data.label import LabelProcessor
 from mmgen.data.text import tokens_of, train_word_tokenizer
 from mmgen.errors import UserError, check_at_least, check_one_of, check_share, check_texts
 from mmgen.latents.discrete import reinforce, straight_through
-from mmgen.modalities.autoregressive import CausalTransformer, sample
+from mmgen.modalities.layers.autoregressive import CausalTransformer, sample
+from mmgen.modalities.layers.transformer import Cache
 from mmgen.modalities.text import TextEncoder
-from mmgen.modalities.transformer import Cache
 from mmgen.models.base import Losses, Model, decayed
 from mmgen.models.edit import AT_ONCE, PLAIN, RARE, labelled
-from mmgen.models.ngrams import style_counts
-from mmgen.models.spelling import LONGEST, pieces_of, spell_anew
+from mmgen.models.style.ngrams import style_counts
+from mmgen.models.style.spelling import LONGEST, pieces_of, spell_anew
 
 Objective = Literal["controlled", "cross_aligned", "back_translation", "reinforced"]
 PAD, HIDDEN, STOP, UNKNOWN = range(4)  # as `train_word_tokenizer` numbers them; what is hidden is read as <bos>

@@ -11,13 +11,13 @@ from mmgen.data.batch import Batch
 from mmgen.data.image import read_image
 from mmgen.data.processors import Source
 from mmgen.errors import UserError, check_at_least, check_one_of, check_share
-from mmgen.modalities.autoregressive import CausalTransformer, sample
 from mmgen.modalities.frozen import freeze
-from mmgen.modalities.image import fingerprint
 from mmgen.modalities.kinds import check_values
-from mmgen.modalities.transformer import Cache
+from mmgen.modalities.layers.autoregressive import CausalTransformer, sample
+from mmgen.modalities.layers.transformer import Cache
 from mmgen.models.base import Losses, Model, load
 from mmgen.models.discrete_vae import DiscreteVAE
+from mmgen.storage import fingerprint
 
 PARTS = ("text", "image")
 

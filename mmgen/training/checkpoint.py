@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from mmgen.errors import UserError
 from mmgen.models.base import like, read_weights, whole
+from mmgen.storage import read_json
 
 PREFIX = "step_"
 
@@ -100,7 +101,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     Raises:
         UserError: they are missing or incomplete.
     """
-    state = _read_json(checkpoint / "state.json")
+    state = read_json(checkpoint / "state.json", *_damaged(checkpoint))
     missing = [key for key in ("step", "model", "processes", "window", "counted", "items", "seconds") if key not in state]
     if missing:
         fix = f"remove {checkpoint.name} to resume from the checkpoint before it"
@@ -140,7 +141,7 @@ def restore_random_state(checkpoint: Path, rank: int = 0) -> None:
     if count and not file.is_file():
         fix = f"resume with --processes {count}"
         raise UserError(str(checkpoint), got=f"the state of {count} processes", expected=f"one for process {rank}", fix=fix)
-    state = _read_json(file)
+    state = read_json(file, *_damaged(file.parent))
     kind, internal, gauss = state["python"]
     random.setstate((kind, tuple(internal), gauss))
     key = numpy.array(state["numpy"]["state"]["key"], dtype=numpy.uint32)
@@ -179,12 +180,9 @@ def load_optimizer_tensors(
         optimizer.state[parameter][kind] = value if value.ndim == 0 else like(value, parameter)
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        fix = f"remove {file.parent.name} to resume from the checkpoint before it"
-        raise UserError(str(file), got=str(error), expected="a whole checkpoint", fix=fix) from error
+def _damaged(checkpoint: Path) -> tuple[str, str]:
+    """The end of the error of a checkpoint that cannot be read."""
+    return "a whole checkpoint", f"remove {checkpoint.name} to resume from the checkpoint before it"
 
 
 def _hex(state: Tensor) -> str:

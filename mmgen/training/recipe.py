@@ -19,10 +19,11 @@ from typing import Any
 import yaml
 
 from mmgen.data.card_files import absolute_card
-from mmgen.data.cards import cache_folder, cache_written, data_version, read_card
+from mmgen.data.cards import data_version, read_card
 from mmgen.errors import UserError, check_at_least, check_one_of, check_seed
 from mmgen.metrics.significance import paired_low
 from mmgen.processes import rank
+from mmgen.storage import cache_folder, cache_written, read_json, write_json
 from mmgen.training import scripts
 from mmgen.training.config import build_config, check_machine, parse_overrides, read_yaml, to_dict, write_config
 from mmgen.training.lock import COPY, HOLDER, LOCK, check_free, locked
@@ -382,21 +383,6 @@ def run_details(run: Path) -> dict[str, str]:
     }
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """The JSON object in a file.
-
-    Raises:
-        UserError: it is cut short or holds something else.
-    """
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(str(file), got=str(error), expected="a JSON object", fix="remove it and run again") from error
-    if not isinstance(values, dict):
-        raise UserError(str(file), got=values, expected="a JSON object", fix="remove it and run again")
-    return values
-
-
 def _make_run_folder(recipe: Recipe, config: Any, out: Path, command: Sequence[str]) -> None:
     new, file = _nothing_trained(out), out / "config.yaml"
     grown = file.is_file() and read_yaml(file) != _as_read(config)
@@ -406,7 +392,7 @@ def _make_run_folder(recipe: Recipe, config: Any, out: Path, command: Sequence[s
             write_config(seeded, run / "config.yaml")
             # a run keeps the command that made it, a study gets the one that added to it
             if new or (grown and run == out) or not (run / "run.json").is_file():
-                _write_json(run / "run.json", {"recipe": _reference(recipe), "command": ["mmgen", *command]})
+                write_json(run / "run.json", {"recipe": _reference(recipe), "command": ["mmgen", *command]})
     except OSError as error:
         expected = "a folder that can be written"
         raise UserError(str(out), got=str(error), expected=expected, fix="choose another --out") from error
@@ -479,11 +465,4 @@ def _link_stage(source: Path, folder: Path) -> None:
 
 def _add_metrics(run: Path, split: str, figures: dict[str, float]) -> None:
     file = run / "metrics.json"
-    _write_json(file, {**(read_json(file) if file.is_file() else {}), split: figures})
-
-
-def _write_json(file: Path, values: dict[str, Any]) -> None:
-    """Write whole or not at all."""
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    partial.replace(file)
+    write_json(file, {**(read_json(file) if file.is_file() else {}), split: figures})

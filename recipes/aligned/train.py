@@ -26,10 +26,11 @@ from mmgen.errors import UserError, check_at_least
 from mmgen.metrics.retrieval import chance_at, r_precision, recall_at
 from mmgen.models.aligned import Aligned
 from mmgen.models.base import load
+from mmgen.storage import read_json
 from mmgen.training.config import FitConfig, section_of
 from mmgen.training.loop import fit
 from mmgen.training.nested import nested_config
-from mmgen.training.recipe import Recipe, cached_run, read_json
+from mmgen.training.recipe import Recipe, cached_run
 
 AT_ONCE = 128  # items that are read at once in evaluation
 AMONG = 100  # of so many, beside the whole split

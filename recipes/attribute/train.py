@@ -30,14 +30,14 @@ from mmgen.data.rows import Rows, check_several_classes, open_rows
 from mmgen.data.text import TextProcessor, tokens_of
 from mmgen.data.vector import VectorProcessor
 from mmgen.errors import check_at_least
-from mmgen.modalities.feature_cache import cached_features
-from mmgen.modalities.image import fingerprint
+from mmgen.modalities.features import cached_features
 from mmgen.models.base import load
 from mmgen.models.class_language_model import ClassLanguageModel
 from mmgen.models.classifier import Classifier
+from mmgen.storage import fingerprint, read_json
 from mmgen.training.config import FitConfig
 from mmgen.training.loop import fit
-from mmgen.training.recipe import Recipe, read_json, stage_folder
+from mmgen.training.recipe import Recipe, stage_folder
 
 PADDING = -1
 AT_ONCE = 16  # texts that the experts read together

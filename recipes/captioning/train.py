@@ -31,10 +31,11 @@ from mmgen.metrics.captioning import caption_scores, cider, tokenize
 from mmgen.metrics.retrieval import nearest
 from mmgen.models.base import load
 from mmgen.models.captioner import Captioner
+from mmgen.storage import read_json
 from mmgen.training.config import FitConfig, section_of
 from mmgen.training.loop import fit
 from mmgen.training.model_card import ModelCard, contact_sheet, write_model_card
-from mmgen.training.recipe import Recipe, read_json, run_details, stage_folder
+from mmgen.training.recipe import Recipe, run_details, stage_folder
 from mmgen.training.report import Sample, write_report
 
 PREFIXES = 128  # that the language model reads at once in evaluation

@@ -31,15 +31,15 @@ from mmgen.data.processors import Processor
 from mmgen.data.rows import Rows, check_several_classes, open_rows
 from mmgen.errors import UserError, check_one_of
 from mmgen.metrics.robustness import missing_loss_ratio
-from mmgen.modalities.feature_cache import cached_features
-from mmgen.modalities.image import fingerprint
+from mmgen.modalities.features import cached_features
 from mmgen.models.base import load
 from mmgen.models.classifier import Classifier
 from mmgen.models.factorized import Factorized, Factors
+from mmgen.storage import fingerprint, read_json
 from mmgen.training.config import FitConfig, build_config, section_of
 from mmgen.training.loop import fit
 from mmgen.training.nested import nested_config
-from mmgen.training.recipe import Recipe, load_recipe, read_json, run_details, stage_folder
+from mmgen.training.recipe import Recipe, load_recipe, run_details, stage_folder
 from mmgen.training.report import write_report
 
 AT_ONCE = 250  # items read together in evaluation

@@ -27,9 +27,10 @@ from mmgen.errors import UserError, check_one_of, counted
 from mmgen.modalities.kinds import KINDS
 from mmgen.models.base import load
 from mmgen.models.classifier import Classifier
+from mmgen.storage import read_json
 from mmgen.training.config import FitConfig
 from mmgen.training.loop import fit
-from mmgen.training.recipe import Recipe, cached_run, read_json
+from mmgen.training.recipe import Recipe, cached_run
 from mmgen.training.recipe import evaluate as evaluate_run
 
 UNKNOWN, UNLABELLED = -2, -3  # in place of a class; -1 is what judges say of an empty text

@@ -29,9 +29,10 @@ from mmgen.data.rows import check_several_classes, open_rows
 from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.models.base import load
 from mmgen.models.mag import AdaptedTransformer
+from mmgen.storage import read_json
 from mmgen.training.config import FitConfig, section_of
 from mmgen.training.loop import fit
-from mmgen.training.recipe import Recipe, read_json, run_details, stage_folder
+from mmgen.training.recipe import Recipe, run_details, stage_folder
 from mmgen.training.report import write_report
 
 AT_ONCE = 64  # items read together in evaluation

@@ -28,18 +28,19 @@ from mmgen.data.columns import SETTINGS, Columns, fit_processor
 from mmgen.data.processors import Processor
 from mmgen.data.rows import Rows, open_rows
 from mmgen.errors import UserError, check_at_least, check_one_of
+from mmgen.judging.features import frechet, picture_features
 from mmgen.metrics.coherence import conditional_coherence, joint_coherence
 from mmgen.modalities.kinds import DECODERS
 from mmgen.models.base import load
 from mmgen.models.classifier import Classifier
 from mmgen.models.multimodal_vae import OBJECTIVES, MultimodalVAE
+from mmgen.storage import read_json
 from mmgen.training.config import FitConfig, build_config, section_of
-from mmgen.training.features import frechet, picture_features
 from mmgen.training.loop import fit
 from mmgen.training.model_card import ModelCard, contact_sheet, write_model_card
 from mmgen.training.nested import nested_config
 from mmgen.training.prior import prior_fit
-from mmgen.training.recipe import Recipe, load_recipe, read_json, run_details
+from mmgen.training.recipe import Recipe, load_recipe, run_details
 from mmgen.training.report import Sample, write_report
 
 AT_ONCE = 250  # items generated together

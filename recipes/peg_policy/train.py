@@ -27,12 +27,12 @@ from mmgen.data.simulate.peg_insertion import DISTURBANCES, PegInsertion
 from mmgen.data.simulate.scene import SHAPES
 from mmgen.data.touch import Transitions, sensed
 from mmgen.errors import UserError, check_at_least, check_one_of, check_sizes
-from mmgen.modalities.feature_cache import mean_and_std
-from mmgen.modalities.image import fingerprint
+from mmgen.modalities.features import mean_and_std
 from mmgen.models.base import load
 from mmgen.models.vision_touch import TOUCH, VISION, VisionTouch
+from mmgen.storage import fingerprint, read_json
 from mmgen.training.config import FitConfig, section_of
-from mmgen.training.recipe import Recipe, load_recipe, read_json, run_details, stage_folder
+from mmgen.training.recipe import Recipe, load_recipe, run_details, stage_folder
 from mmgen.training.report import Sample, write_report
 
 VISION_TOUCH = sys.modules[load_recipe("vision_touch").config.__module__]
@@ -147,7 +147,7 @@ def environment(config: Config, arm: str, shape: str, disturbance: str | None = 
     env = PegInsertion(shape, size, clearance, disturbance=disturbance, flow=False, vision=seen)
     if "told" not in ARMS[arm]:
         return env
-    from mmgen.training.policy import Told
+    from mmgen.judging.policy import Told
 
     return Told(env, config.policy.told_error)
 
@@ -181,7 +181,7 @@ def environments(
     config: Config, run: Path, arm: str, shapes: Sequence[str], disturbance: str | None = None, without: Sequence[str] = ()
 ) -> Any:
     """As many as the config says, of the shapes in turn, their observations coded as the arm has it, some senses missing."""
-    from mmgen.training.policy import CodedEnvironments
+    from mmgen.judging.policy import CodedEnvironments
 
     model = load(stage_folder(RECIPE, run, arm if arm in STAGES else "full")).to(processes.device())
     code = coded_by(model, arm, without)
@@ -206,7 +206,7 @@ def make_ppo(config: Config, arm: str, seen: Any, moments: tuple[Tensor, Tensor]
     """PPO with a small perceptron on the code, standardised by ``moments``; of "scratch" with the encoders below it."""
     from stable_baselines3 import PPO
 
-    from mmgen.training.policy import Encoders, Standardised
+    from mmgen.judging.policy import Encoders, Standardised
 
     policy, network = config.policy, "MlpPolicy"
     kwargs: dict[str, Any] = {"net_arch": policy.hidden, "log_std_init": policy.log_std}
@@ -232,7 +232,7 @@ def policies(run: Path) -> Path:
 
 def train_policies(config: Config, run: Path, resume: bool) -> None:
     """Train each arm's policy; those that are done are left, and the one that was stopped goes on."""
-    from mmgen.training.policy import fit_policy, save_training
+    from mmgen.judging.policy import fit_policy, save_training
 
     folder, running = policies(run), processes.join().num_processes
     done = stage_folder(RECIPE, run, "policy") / "model"
@@ -261,7 +261,7 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     The policy acts without its noise, and with it in ``success_ARM_sampled`` and ``success_ARM_seen_sampled``. Of all senses
     also ``success_full_no_vision`` and ``success_full_no_touch``, with those masked.
     """
-    from mmgen.training.policy import load_training, successes
+    from mmgen.judging.policy import load_training, successes
 
     figures, settings, policy = {}, config.evaluation, config.policy
     for arm in config.arms:

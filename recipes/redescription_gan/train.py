@@ -26,15 +26,16 @@ from mmgen.data.pairs import Pairs, texts_of
 from mmgen.data.processors import Processor
 from mmgen.data.text import train_tokenizer
 from mmgen.errors import UserError, check_at_least
+from mmgen.judging.features import frechet, nearest_pictures, picture_features
 from mmgen.models.base import load
 from mmgen.models.mirror_gan import MirrorGAN
 from mmgen.models.redescriber import Redescriber
+from mmgen.storage import read_json
 from mmgen.training.config import FitConfig, build_config, section_of
-from mmgen.training.features import frechet, nearest_pictures, picture_features
 from mmgen.training.loop import fit
 from mmgen.training.model_card import ModelCard, contact_sheet, write_model_card
 from mmgen.training.nested import nested_config
-from mmgen.training.recipe import Recipe, read_json, recipe_of, run_details, stage_folder
+from mmgen.training.recipe import Recipe, recipe_of, run_details, stage_folder
 from mmgen.training.report import Sample, write_report
 
 SHOWN = 16  # prompts in the report

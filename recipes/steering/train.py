@@ -30,13 +30,14 @@ from mmgen.data.batch import collate
 from mmgen.data.cards import class_names, open_card, read_card
 from mmgen.data.text import tokens_of
 from mmgen.errors import check_at_least, check_one_of
+from mmgen.inference import steer
 from mmgen.metrics.diversity import distinct
 from mmgen.models.classifier import Classifier
-from mmgen.training import steer
+from mmgen.storage import read_json
 from mmgen.training.config import build_config
 from mmgen.training.model_card import ModelCard, write_model_card
 from mmgen.training.nested import nested_config
-from mmgen.training.recipe import Recipe, load_recipe, read_json, run_details, stage_folder
+from mmgen.training.recipe import Recipe, load_recipe, run_details, stage_folder
 from mmgen.training.report import Sample, scatter, write_report
 
 ATTRIBUTE = load_recipe("attribute")
@@ -55,7 +56,7 @@ class Texts:
         prompts: split -> how the texts begin.
         samples: texts a prompt and attribute.
         candidates: r, that are written for each text; the likeliest by the attribute is BR or BCR, the first B or BC.
-        methods: a key of `mmgen.training.steer.METHODS` -> its settings.
+        methods: a key of `mmgen.inference.steer.METHODS` -> its settings.
     """
 
     attributes: list[str] = field(default_factory=list)
@@ -72,7 +73,7 @@ class Config(ATTRIBUTE.config):
     Args:
         length: tokens of a text.
         top_k: of the sampling.
-        threshold: mean dist-1, -2, -3 that the best of several candidates must have, see `mmgen.training.steer.best`.
+        threshold: mean dist-1, -2, -3 that the best of several candidates must have, see `mmgen.inference.steer.best`.
         judge: config of the recipe ``judge``: a classifier of other data, of classes of the same names or numbers.
         fluency: the language model whose perplexity is told.
     """

@@ -35,15 +35,16 @@ from mmgen.metrics.style import TOKENISATION, content_recall, style_lexicon, sty
 from mmgen.models.base import load
 from mmgen.models.classifier import Classifier
 from mmgen.models.edit import Edit
-from mmgen.models.edit_baselines import MarkerEditor, Method
 from mmgen.models.mag import AdaptedTransformer
+from mmgen.models.style.edit_baselines import MarkerEditor, Method
+from mmgen.models.style.steered_copy import SteeredCopy
 from mmgen.models.style_transfer import Objective, StyleTransfer
+from mmgen.storage import read_json
 from mmgen.training.config import FitConfig, section_of
 from mmgen.training.loop import fit
 from mmgen.training.model_card import ModelCard, write_model_card
-from mmgen.training.recipe import Recipe, read_json, run_details, stage_folder
+from mmgen.training.recipe import Recipe, run_details, stage_folder
 from mmgen.training.report import Sample, scatter, write_report
-from mmgen.training.steered_copy import SteeredCopy
 
 AT_ONCE = 64
 SHOWN = 40  # rewrites drawn at random that the report shows

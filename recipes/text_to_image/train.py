@@ -22,17 +22,18 @@ from mmgen.data.pairs import Pairs, texts_of
 from mmgen.data.processors import Processor
 from mmgen.data.text import TextProcessor, train_tokenizer
 from mmgen.errors import UserError, check_at_least, check_one_of
+from mmgen.judging.features import frechet, nearest_pictures, picture_features
 from mmgen.modalities.image import PACKAGES
 from mmgen.models.base import load
 from mmgen.models.discrete_vae import DiscreteVAE, code_use
 from mmgen.models.text_to_image import TextToImage
 from mmgen.models.vae import VAE
+from mmgen.storage import read_json
 from mmgen.training.config import FitConfig, build_config, section_of
-from mmgen.training.features import frechet, nearest_pictures, picture_features
 from mmgen.training.loop import fit
 from mmgen.training.model_card import ModelCard, write_model_card
 from mmgen.training.nested import nested_config
-from mmgen.training.recipe import Recipe, read_json, recipe_of, run_details, stage_folder
+from mmgen.training.recipe import Recipe, recipe_of, run_details, stage_folder
 from mmgen.training.report import Sample, tensor_grid, write_report
 
 AT_ONCE = 100  # pictures that are made or read together

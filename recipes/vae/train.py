@@ -28,11 +28,12 @@ from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.metrics.disentanglement import disentanglement_scores
 from mmgen.models.base import load
 from mmgen.models.vae import VAE, check_settings
+from mmgen.storage import read_json
 from mmgen.training.config import FitConfig
 from mmgen.training.loop import fit
 from mmgen.training.model_card import ModelCard, write_model_card
 from mmgen.training.prior import prior_fit
-from mmgen.training.recipe import Recipe, read_json, run_details
+from mmgen.training.recipe import Recipe, run_details
 from mmgen.training.report import Sample, picture_grid, write_report
 
 

@@ -24,10 +24,11 @@ from mmgen.data.touch import CAMERA, Transitions, fit_processors
 from mmgen.errors import UserError, check_at_least
 from mmgen.models.base import load
 from mmgen.models.vision_touch import NEGATIVES, TOUCH, VISION, VisionTouch, end_point_error
+from mmgen.storage import read_json
 from mmgen.training.config import FitConfig, section_of
 from mmgen.training.loop import fit
 from mmgen.training.model_card import ModelCard, contact_sheet, write_model_card
-from mmgen.training.recipe import Recipe, read_json, run_details, stage_folder
+from mmgen.training.recipe import Recipe, run_details, stage_folder
 from mmgen.training.report import Sample, write_report
 
 AT_ONCE = 128  # moments that are read together in evaluation

@@ -32,8 +32,9 @@ from mmgen.errors import UserError, check_at_least, counted
 from mmgen.metrics.vqa import exact_match
 from mmgen.models.base import load
 from mmgen.models.captioner import Captioner
+from mmgen.storage import read_json
 from mmgen.training.model_card import ModelCard, write_model_card
-from mmgen.training.recipe import Recipe, load_recipe, read_json, run_details
+from mmgen.training.recipe import Recipe, load_recipe, run_details
 from mmgen.training.report import write_report
 
 AT_ONCE = 64  # pictures that are encoded together

@@ -30,10 +30,11 @@ from mmgen.metrics.vqa import exact_match
 from mmgen.models.answerer import Answerer
 from mmgen.models.base import load
 from mmgen.models.captioner import Captioner
+from mmgen.storage import read_json
 from mmgen.training.config import FitConfig, section_of
 from mmgen.training.loop import fit
 from mmgen.training.model_card import ModelCard, write_model_card
-from mmgen.training.recipe import Recipe, read_json, run_details, stage_folder
+from mmgen.training.recipe import Recipe, run_details, stage_folder
 from mmgen.training.report import Sample, write_report
 
 AT_ONCE = 128  # pictures that are encoded together in evaluation

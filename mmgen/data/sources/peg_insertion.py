@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mmgen.data.cards import cache_folder, cache_written
 from mmgen.data.episode_file import check_episode
 from mmgen.data.simulate.episodes import REVISION
 from mmgen.data.sources.splits import uniform
 from mmgen.errors import UserError
+from mmgen.storage import cache_folder, cache_written
 
 CLASSES = ("round", "square", "triangle")
 # split -> the seed, the number of episodes, the pegs' shapes, what disturbs: no split shares an episode or a hole

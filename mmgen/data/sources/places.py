@@ -13,6 +13,7 @@ from typing import Any
 from mmgen.data.sources import inferred
 from mmgen.data.sources.files import Archive, inside
 from mmgen.errors import UserError, check_one_of
+from mmgen.storage import cache_folder, cache_written
 
 # kind -> the type of its value and the keys that it may have beside `reader`, `splits` and `rename`
 KINDS: dict[str, tuple[type, tuple[str, ...]]] = {
@@ -169,7 +170,6 @@ def _find(name: str, data_folder: Path | None, beside: Path | None = None) -> Pa
 
 def _sdist(name: str, data_folder: Path | None) -> Path:
     """The archive in the data folder, or where pip put it for us: mmgen itself never asks an index, and builds nothing."""
-    from mmgen.data.cards import cache_folder, cache_written  # it imports this module
 
     try:
         return _find(name, data_folder)

@@ -1,7 +1,6 @@
 """What ``mmgen generate`` does: raw values in, text or files out."""
 
 import typing
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from mmgen.data.batch import Batch, collate
 from mmgen.data.processors import Processor
 from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.models.base import Model
+from mmgen.storage import saved
 from mmgen.training.config import parse_overrides
 from mmgen.training.report import picture_grid
 
@@ -129,21 +129,6 @@ def _write(value: Any, processor: Processor, stem: str, out: Path | None) -> str
     if processor.kind == "image":
         return saved(file, value.save)
     return saved(file, lambda place: soundfile.write(place, value.cpu().numpy(), processor.rate))
-
-
-def saved(file: Path, save: Callable[[Path], Any]) -> str:
-    """Write a result; its path comes back.
-
-    Raises:
-        UserError: it cannot be written there.
-    """
-    try:
-        save(file)
-    except (OSError, soundfile.LibsndfileError) as error:
-        raise UserError(
-            str(file), got=str(error), expected="a file that can be written", fix="choose another --out"
-        ) from error
-    return str(file)
 
 
 def _make_folder(out: Path | None, kind: str) -> None:

@@ -10,10 +10,10 @@ from mmgen import processes
 from mmgen.conditioning.few_shot import Episode, Example, Format, answer, check_answers, read, score
 from mmgen.data.batch import Batch, collate
 from mmgen.errors import UserError, counted
+from mmgen.inference.generate import AT_ONCE
 from mmgen.models.answerer import Answerer
 from mmgen.models.base import Model
 from mmgen.models.captioner import Captioner
-from mmgen.training.generate import AT_ONCE
 
 
 class Conversation:

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from mmgen.distributions import draw
 from mmgen.errors import UserError, check_at_least, check_one_of, check_share
-from mmgen.modalities.transformer import Block, Cache, causal_mask, check_heads, initialise, rotary_angles
+from mmgen.modalities.layers.transformer import Block, Cache, causal_mask, check_heads, initialise, rotary_angles
 
 LARGEST = 1e4  # factor of logits: far above, they overflow
 

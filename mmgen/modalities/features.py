@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from mmgen.data.cards import cache_folder, cache_written, filled_whole
 from mmgen.data.rows import Column
+from mmgen.storage import cache_folder, cache_written, filled_whole
 
 
 def cached_features(read: Callable[[Tensor], Mapping[str, Tensor]], values: Sequence[Any], process: Callable[[Any], Tensor],

@@ -15,8 +15,8 @@ from mmgen.data.cards import Card, read_card
 from mmgen.data.image import ImageProcessor
 from mmgen.data.rows import open_rows
 from mmgen.errors import UserError
-from mmgen.training.features import nearest_pictures
-from mmgen.training.generate import saved
+from mmgen.judging.features import nearest_pictures
+from mmgen.storage import saved
 from mmgen.training.report import tensor_grid
 
 AT_ONCE = 1000  # training pictures that are held together

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from mmgen.data.text import tokens_of
-from mmgen.models.ngrams import UNKNOWN
+from mmgen.models.style.ngrams import UNKNOWN
 
 LONGEST = 40  # words; a longer sentence is changed piece by piece
 TITLES = ("Mr", "Mrs", "Ms", "Dr", "St", "Prof")

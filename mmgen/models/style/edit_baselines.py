@@ -11,7 +11,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from mmgen.data.text import WORD
 from mmgen.errors import UserError, check_at_least, check_one_of
-from mmgen.models.ngrams import check_styles
+from mmgen.models.style.ngrams import check_styles
 
 Method = Literal["copy", "delete", "template", "retrieve"]
 AT_ONCE = 256  # texts whose nearest sentences are looked for together

@@ -29,14 +29,14 @@ from mmgen.data.batch import Batch
 from mmgen.data.cards import card_names, open_card
 from mmgen.data.text import tokens_of
 from mmgen.errors import UserError, check_at_least, check_one_of
+from mmgen.inference.generate import check_types
 from mmgen.metrics.diversity import distinct
-from mmgen.modalities.packed import packed
+from mmgen.modalities.layers.packed import packed
 from mmgen.models.aligned import Aligned
 from mmgen.models.base import load
 from mmgen.models.class_language_model import ClassLanguageModel
 from mmgen.models.classifier import Classifier
 from mmgen.training.config import parse_overrides
-from mmgen.training.generate import check_types
 from mmgen.training.report import WrittenText, write_texts
 
 ARMS = ("unsteered", "steered")
