@@ -74,7 +74,7 @@ def test_settings_wait_for_the_objective_that_they_are_of():
     recipe = load_recipe("vae")
     for objective in ("beta_tc", "factor", "beta", "vae"):
         config = recipe_config(recipe, "factor_shapes", [f"model.objective={objective}"])
-        recipe.check(config)
+        config.check()
         settings_of = sys.modules[recipe.config.__module__].settings_of
         assert settings_of(config, objective, 9) == {
             "beta_tc": {"dataset_size": 9, "beta": 10}, "factor": {"gamma": 40}, "beta": {"beta": 4}, "vae": {}

@@ -21,7 +21,8 @@ from mmgen.judging.features import nearest_pictures
 from mmgen.metrics.retrieval import r_precision
 from mmgen.models.base import load
 from mmgen.training.config import build_config
-from mmgen.training.recipe import evaluate, load_recipe, recipe_config, recipe_of, train
+from mmgen.training.recipe import load_recipe, recipe_config
+from mmgen.training.study import evaluate, train
 
 RECIPE = load_recipe("text_to_image")
 MODULE = sys.modules[RECIPE.config.__module__]
