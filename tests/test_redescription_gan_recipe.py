@@ -80,7 +80,7 @@ class Looks:
     """In place of an aligned model: pictures and texts are near where they show and say the same digit's picture."""
 
     def __init__(self, data):
-        self.data, self.process = data, data.image
+        self.data, self.process = data, data.processors["image"]
 
     def to(self, device):
         return self

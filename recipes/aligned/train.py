@@ -6,8 +6,9 @@ accelerate launch recipes/aligned/train.py --config recipes/aligned/gpu.yaml
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,12 @@ from torch import Tensor
 
 from mmgen import processes
 from mmgen.cli import main
-from mmgen.data.batch import Batch, collate
 from mmgen.data.cards import check_column, read_card
 from mmgen.data.image import ImageProcessor
-from mmgen.data.rows import Column, open_rows
+from mmgen.data.rows import Column, DataSet, open_rows
 from mmgen.errors import UserError, check_at_least
 from mmgen.metrics.retrieval import chance_at, r_precision, recall_at
-from mmgen.models.aligned import Aligned
+from mmgen.models.aligned import Aligned, inner_tokens
 from mmgen.models.base import load
 from mmgen.storage import read_json
 from mmgen.training.config import FitConfig, section_of
@@ -85,66 +85,32 @@ class Reduced(Column):
         return self.process.decode(self.process(super().__getitem__(index)))
 
 
-class Pairs(Sequence):
-    """Pairs of an item of the card and one of its texts, in order.
+def pairs(model: Aligned, data: Data, split: str) -> DataSet:
+    """Inputs of the card, or their features by a frozen encoder, each with one of its texts, in order."""
+    rows = open_rows(data.card, split, [data.input, data.text], limit=data.limit)
+    inputs = Reduced(rows[data.input], data.side) if data.side else rows[data.input]
+    given: dict[str, Sequence] = {model.modality: inputs}
+    if not model.trained_encoder:
+        side = [str(data.side)] if data.side else []
+        given = {"features": model.all_features(inputs, [rows.fingerprint, data.input, *side])}
+    found = DataSet(
+        rows,
+        {**given, "text": data.text},
+        {**model.processors, "text": partial(inner_tokens, model.processors["text"])},
+        each="text",
+    )
+    if "sentence" not in model.towers:
+        return found
+    model.to(processes.device())
+    return found.with_values(sentence=model.embed(found.texts).cpu())
 
-    Raises:
-        UserError: a value that is missing or cannot be read; the message names the card, the split, the row from 0, and the
-            column.
-    """
 
-    def __init__(self, model: Aligned, data: Data, split: str) -> None:
-        rows = open_rows(data.card, split, [data.input, data.text], limit=data.limit)
-        self.inputs, self.modality, self.process = rows[data.input], model.modality, model.processors[model.modality]
-        if data.side:
-            self.inputs = Reduced(self.inputs, data.side)
-        self.pairs: list[tuple[int, Tensor]] = []
-        said: list[str] = []
-        for i, texts in enumerate(rows[data.text].texts()):
-            with rows.at(i, data.text):
-                self.pairs += [(i, model.tokens(text)) for text in texts]
-            said += texts
-        self.features: Tensor | None = None
-        if not model.trained_encoder:
-            side = [str(data.side)] if data.side else []
-            self.features = model.all_features(self.inputs, [rows.fingerprint, data.input, *side])
-        self.sentences: Tensor | None = None
-        if "sentence" in model.towers:
-            model.to(processes.device())
-            self.sentences = model.embed(said).cpu()  # (p, e)
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        item, ids = self.pairs[index]
-        return {**self.given(item), "text": ids} | self.said(index)
-
-    def said(self, index: int) -> dict[str, Tensor]:
-        """What the sentence embedder makes of the text of one pair, where there is one."""
-        return {} if self.sentences is None else {"sentence": self.sentences[index]}
-
-    def given(self, item: int) -> dict[str, Tensor]:
-        """The picture or sound of one item of the card."""
-        if self.features is not None:
-            return {"features": self.features[item]}
-        return {self.modality: self.inputs.read(item, self.process)}
-
-    def batches(self, items: Sequence[int]) -> Iterator[Batch]:
-        """Items of the card without their texts."""
-        return (collate([self.given(i) for i in items[at : at + AT_ONCE]]) for at in range(0, len(items), AT_ONCE))
-
-    def texts(self) -> Iterator[Batch]:
-        """All texts without their items."""
-        texts = [{"text": ids} | self.said(i) for i, (_, ids) in enumerate(self.pairs)]
-        return (collate(texts[at : at + AT_ONCE], ["text"]) for at in range(0, len(texts), AT_ONCE))
-
-    def plain(self) -> Tensor:
-        """What the baseline reads of each item: the frozen features, or mean and deviation of each row of a spectrogram."""
-        if self.features is not None:
-            return self.features.float()
-        values = [self.given(i)[self.modality].float() for i in range(len(self.inputs))]
-        return torch.stack([torch.cat([x.mean(-1).flatten(), x.std(-1).flatten()]) for x in values])
+def plain(model: Aligned, data: DataSet) -> Tensor:
+    """What the baseline reads of each row: the frozen features, or mean and deviation of each row of a spectrogram."""
+    if not model.trained_encoder:
+        return data.values["features"].float()
+    values = [row[model.modality].float() for row in data.keep(model.modality)]
+    return torch.stack([torch.cat([x.mean(-1).flatten(), x.std(-1).flatten()]) for x in values])
 
 
 def check(config: Config) -> None:
@@ -163,33 +129,34 @@ def train(config: Config, run: Path, resume: bool) -> None:
     """Train both encoders on the card's training split."""
     torch.manual_seed(config.seed)
     model = Aligned(**asdict(config.model))
-    data = Pairs(model, config.data, "train")
-    if data.features is not None:
-        model.standardise(data.features)
+    data = pairs(model, config.data, "train")
+    if not model.trained_encoder:
+        model.standardise(data.values["features"])
 
     def remember(model: Aligned) -> None:
-        device, n = model.feature_mean.device, len(data.inputs)
-        model.remember(batch.to(device) for batch in data.batches(range(0, n, -(-n // config.references))))
+        n, device = len(data.rows), model.feature_mean.device
+        some = range(0, n, -(-n // config.references))
+        model.remember(data.without("text").batches("", AT_ONCE, some, device))
 
     fit(model, data, replace(config.fit, seed=config.seed), run, resume=resume, finish=remember)
 
 
 @torch.no_grad()
-def points(model: Aligned, data: Pairs) -> dict[str, Tensor]:
+def points(model: Aligned, data: DataSet) -> dict[str, Tensor]:
     """The points of all items (n, s), and by each of the model's other towers those of all texts (p, s)."""
-    device, found = model.feature_mean.device, {tower: [] for tower in model.towers}
-    for batches in (data.batches(range(len(data.inputs))), data.texts()):
-        for batch in batches:
-            for tower, some in model.encode(batch.to(device)).items():
+    found = {tower: [] for tower in model.towers}
+    for part in (data.without("text"), data.keep("text", "sentence")):
+        for batch in part.batches(size=AT_ONCE, device=model.feature_mean.device):
+            for tower, some in model.encode(batch).items():
                 found[tower].append(some.cpu())
     return {tower: torch.cat(parts) for tower, parts in found.items()}
 
 
 @torch.no_grad()
-def mean_words(model: Aligned, data: Pairs) -> Tensor:
+def mean_words(model: Aligned, data: DataSet) -> Tensor:
     """The mean token embedding of each text, less that of the table: what the baseline makes of a text, (p, d)."""
     table = model.table.weight.cpu().float() - model.word_mean.cpu()
-    return F.normalize(torch.stack([table[ids].mean(0) for _, ids in data.pairs]), dim=1)
+    return F.normalize(torch.stack([table[item["text"]].mean(0) for item in data.keep("text")]), dim=1)
 
 
 class Ridge:
@@ -235,18 +202,17 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     ``_sentence`` is of texts as the sentence embedder reads them, where the model has one.
     """
     model = load(run, dtype=config.model.dtype).to(processes.device())
-    data, train_data = Pairs(model, config.data, split), Pairs(model, config.data, "train")
+    data, train_data = pairs(model, config.data, split), pairs(model, config.data, "train")
     found = points(model, data)
     x = found[model.modality]
-    items = torch.tensor([i for i, _ in data.pairs])  # (p,)
-    right = torch.arange(len(x))[:, None] == items  # (n, p)
+    right = torch.arange(len(x))[:, None] == torch.tensor(data.row_of)  # (n, p)
     figures = recalls(x @ found["text"].T, right)
     if "sentence" in found:
         figures |= recalls(x @ found["sentence"].T, right, "_sentence")
-    of = torch.tensor([i for i, _ in train_data.pairs])[:, None]
+    of = torch.tensor(train_data.row_of)[:, None]
     words = mean_words(model, train_data)  # (p, d)
-    each = torch.zeros(len(train_data.inputs), words.shape[1]).scatter_add_(0, of.expand_as(words), words)
-    figures |= recalls(Ridge(train_data.plain(), each)(data.plain()) @ mean_words(model, data).T, right, "_ridge")
+    each = torch.zeros(len(train_data.rows), words.shape[1]).scatter_add_(0, of.expand_as(words), words)
+    figures |= recalls(Ridge(plain(model, train_data), each)(plain(model, data)) @ mean_words(model, data).T, right, "_ridge")
     for what, true in {"item": right.T, "text": right}.items():
         figures |= {f"{what}_r{k}_chance": value for k, value in chance_at(true).items()}
     return figures | {"scale": model.scale.item()}

@@ -8,7 +8,7 @@ accelerate launch recipes/factorized/train.py --config recipes/factorized/gpu.ya
 import inspect
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -23,12 +23,12 @@ from mmgen import processes
 from mmgen.cli import main
 from mmgen.conditioning.language_model import load_language_model
 from mmgen.conditioning.representations import representation
-from mmgen.data.batch import Batch, collate
+from mmgen.data.batch import Batch
 from mmgen.data.cards import check_column, class_names, read_card
-from mmgen.data.columns import SETTINGS, Columns, fit_processor
+from mmgen.data.columns import SETTINGS, fit_processor
 from mmgen.data.label import LabelProcessor
 from mmgen.data.processors import Processor
-from mmgen.data.rows import Rows, check_several_classes, open_rows
+from mmgen.data.rows import DataSet, Rows, check_several_classes, open_rows
 from mmgen.errors import UserError, check_one_of
 from mmgen.metrics.robustness import missing_loss_ratio
 from mmgen.modalities.features import cached_features
@@ -82,32 +82,12 @@ class Config:
     seeds: int = 1
 
 
-class Items(Sequence):
+def items(model: Factorized, data: Data, split: str, limit: int = 0) -> DataSet:
     """The items of a card's split that have a label: a row each, which may lack modalities, or the rows of a sequence."""
-
-    def __init__(self, model: Factorized, data: Data, split: str, limit: int = 0) -> None:
-        rows, self.model = rows_of(data, split, limit), model
-        self.columns = Columns({name: column_of(data, name, rows) for name in data.modalities}, model.processors)
-        self.labels, self.sequence = rows[data.label][:], data.sequence
-        groups: dict[Any, list[int]] = {}
-        for i, name in enumerate(rows[data.sequence] if data.sequence else range(len(rows))):
-            groups.setdefault(name, []).append(i)
-        self.groups = list(groups.values())
-
-    def __len__(self) -> int:
-        return len(self.groups)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        rows = self.groups[index]
-        item = {name: [self.columns.read(name, row) for row in rows] for name in self.columns.values}
-        item["label"] = [torch.tensor(self.labels[row]) for row in rows]
-        return {name: torch.stack(values) if self.sequence else values[0] for name, values in item.items()}
-
-    def batches(self) -> Iterator[Batch]:
-        """All items in order."""
-        for start in range(0, len(self), AT_ONCE):
-            rows = [self[i] for i in range(start, min(start + AT_ONCE, len(self)))]
-            yield collate(rows, self.model.sequences).to(processes.device())
+    rows = rows_of(data, split, limit)
+    columns = {name: column_of(data, name, rows) for name in data.modalities}
+    found = DataSet(rows, {**columns, "label": data.label}, {name: model.processors[name] for name in columns})
+    return found.grouped(data.sequence) if data.sequence else found
 
 
 def nested(config: Config) -> dict[str, Any]:
@@ -217,17 +197,17 @@ def train(config: Config, run: Path, resume: bool, without: str = "") -> None:
     folder = stage_folder(RECIPE, run, f"without_{without}" if without else "factorized")
     fit(
         model,
-        Items(model, config.data, "train", config.data.limit),
+        items(model, config.data, "train", config.data.limit),
         replace(config.fit, seed=config.seed),
         folder,
         resume=resume,
     )
 
 
-def accuracy(model: Factorized, data: Items, edit: Callable[[Batch], Batch] = lambda batch: batch) -> float:
+def accuracy(model: Factorized, data: DataSet, edit: Callable[[Batch], Batch] = lambda batch: batch) -> float:
     """The share of labels that are the likeliest by what ``edit`` leaves of the modalities; where nothing is left, none is."""
     right = counted = 0
-    for batch in data.batches():
+    for batch in data.batches("", AT_ONCE, device=model.step.device):
         there = batch.masks.get("label", batch.present["label"])  # (b,) or (b, t)
         counted += there.sum().item()
         left = edit(batch.without("label"))
@@ -246,13 +226,13 @@ def zero_filled(batch: Batch, name: str, text: bool) -> Batch:
     return Batch({**batch.values, name: torch.zeros_like(batch[name])}, masks, batch.present)
 
 
-def swaps(model: Factorized, data: Items, name: str, judge: Classifier) -> dict[str, float]:
+def swaps(model: Factorized, data: DataSet, name: str, judge: Classifier) -> dict[str, float]:
     """What a judge reads in pictures made with one factor of the next item, in the split's order.
 
     With its private factor: how many keep their own label; with its label factor, another one's: how many take that.
     """
     kept, taken = [], []
-    for batch in data.batches():
+    for batch in data.batches("", AT_ONCE, device=model.step.device):
         if name not in batch:
             continue
         batch = batch.items(batch.present[name])
@@ -273,10 +253,10 @@ def read_by(judge: Classifier, model: Factorized, name: str, pictures: Tensor) -
     return numbers[judge.predict(Batch({judge.modality: values})).mode]
 
 
-def swap_grid(model: Factorized, data: Items, name: str, items: int = 8) -> Image.Image:
+def swap_grid(model: Factorized, data: DataSet, name: str, count: int = 8) -> Image.Image:
     """Pictures with the label factor of the item above them and the private factor of the item at their left."""
-    batch = next(batch for batch in data.batches() if name in batch)
-    batch = batch.items(batch.present[name]).items(slice(0, items))
+    batch = next(batch for batch in data.batches("", AT_ONCE, device=model.step.device) if name in batch)
+    batch = batch.items(batch.present[name]).items(slice(0, count))
     factors, n = model.encode(batch.without("label")), batch.size
     label, private = factors.label.repeat(n, 1), factors.private[name].repeat_interleave(n, 0)  # (n n, k)
     made = model.decode(Factors(label, {name: private}), name).mean
@@ -295,7 +275,7 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     """Accuracy of the model and its ablations, and of the model with each modality missing, inferred or zero."""
     device = processes.device()
     model = load(run).to(device)
-    data = Items(model, config.data, split)
+    data = items(model, config.data, split)
     figures = {"accuracy": accuracy(model, data)}
     for part in ("generative", "factorization"):
         name = f"without_{part}"

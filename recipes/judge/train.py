@@ -13,16 +13,14 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from mmgen import processes
 from mmgen.cli import main
-from mmgen.data.batch import collate
 from mmgen.data.cards import check_column, read_card
 from mmgen.data.columns import fit_processor
-from mmgen.data.label import LabelProcessor
+from mmgen.data.label import UNLABELLED, LabelProcessor, class_indices
 from mmgen.data.processors import Processor
-from mmgen.data.rows import Rows, check_several_classes, open_rows
+from mmgen.data.rows import DataSet, Rows, check_several_classes, open_rows
 from mmgen.errors import UserError, check_one_of, counted
 from mmgen.modalities.kinds import KINDS
 from mmgen.models.base import load
@@ -32,8 +30,6 @@ from mmgen.training.config import FitConfig
 from mmgen.training.loop import fit
 from mmgen.training.recipe import Recipe, cached_run
 from mmgen.training.recipe import evaluate as evaluate_run
-
-UNKNOWN, UNLABELLED = -2, -3  # in place of a class; -1 is what judges say of an empty text
 
 
 @dataclass
@@ -71,22 +67,6 @@ class Config:
     seeds: int = 1
 
 
-class Labelled(Sequence):
-    """Rows of an input and its label as one of ``names``, `UNKNOWN` for any other; rows without a label are left out."""
-
-    def __init__(self, data: Data, split: str, processor: Processor, names: list[str]) -> None:
-        rows = labelled_rows(data, split)
-        numbers = {name: i for i, name in enumerate(names)}
-        self.labels = [numbers.get(str(label), UNKNOWN) for label in rows[data.label]]
-        self.inputs, self.name, self.processor = rows[data.input], data.input, processor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {self.name: self.inputs.read(index, self.processor), "label": torch.tensor(self.labels[index])}
-
-
 def labelled_rows(data: Data, split: str) -> Rows:
     """The rows of a split that have a label.
 
@@ -94,6 +74,13 @@ def labelled_rows(data: Data, split: str) -> Rows:
         UserError: an input is missing, a label is none of the card's classes, or no row has a label.
     """
     return open_rows(data.card, split, [data.input], [data.label]).having(data.label)
+
+
+def labelled(data: Data, split: str, processor: Processor, names: list[str]) -> DataSet:
+    """The labelled rows of a split: the input, and its label as one of ``names``, see `class_indices`."""
+    rows = labelled_rows(data, split)
+    labels = class_indices(rows[data.label][:], names)
+    return DataSet(rows, {data.input: data.input, "label": labels}, {data.input: processor})
 
 
 def input_kind(data: Data) -> str:
@@ -131,7 +118,7 @@ def train_judge(config: Config, run: Path, resume: bool) -> None:
     shape = [processor.vocabulary] if kind == "text" else list(processor.shape)
     model = Classifier(config.data.input, kind, shape, len(names), config.encoder, names, config.distort)
     model.processors |= {config.data.input: processor, "label": LabelProcessor(names)}
-    data = Labelled(config.data, config.data.split, processor, names)
+    data = labelled(config.data, config.data.split, processor, names)
     fit(model, data, replace(config.fit, seed=config.seed), run, resume=resume)
 
 
@@ -144,10 +131,9 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
         raise UserError("--split", got=split, expected="one the judge was not trained on", fix=fix)
     device = processes.device()
     model = load(run).to(device)
-    data = Labelled(config.data, split, model.processors[config.data.input], model.class_names)
+    data = labelled(config.data, split, model.processors[config.data.input], model.class_names)
     right = 0
-    for start in tqdm(range(0, len(data), 256), desc=f"judging {split}", dynamic_ncols=True):
-        batch = collate([data[i] for i in range(start, min(start + 256, len(data)))], model.sequences).to(device)
+    for batch in data.batches(f"judging {split}", 256, device=device):
         right += (model.predict(batch).mode == batch["label"]).sum().item()
     return {"accuracy": right / len(data), "judge_disjoint": config.data.split != "train"}
 
@@ -162,13 +148,12 @@ def report(run: Path, config: Config) -> None:
 
 
 def places(judge: Classifier, labels: Sequence[Any]) -> Tensor:
-    """Which of the judge's classes each label is, (n,): `UNKNOWN` of one that it was not trained on, `UNLABELLED` of none.
+    """Which of the judge's classes each label is, (n,), see `class_indices`.
 
     Raises:
         UserError: no item has a label.
     """
-    place = {name: i for i, name in enumerate(judge.class_names)}
-    found = torch.tensor([UNLABELLED if label in (None, "") else place.get(str(label), UNKNOWN) for label in labels])
+    found = class_indices(labels, judge.class_names)
     if not (found != UNLABELLED).any():
         fix = "label some rows, or leave the judge out"
         raise UserError("labels", got=f"none of {counted(len(found), 'item')}", expected="one or more", fix=fix)
@@ -182,7 +167,7 @@ def agreement(seen: Tensor, truth: Tensor) -> float:
         seen: the judge's classes, (n,).
         truth: as `places` gives it, (n,).
 
-    >>> agreement(torch.tensor([0, 1, 1, 0]), torch.tensor([0, 0, UNKNOWN, UNLABELLED]))
+    >>> agreement(torch.tensor([0, 1, 1, 0]), class_indices(["a", "a", "c", None], ["a", "b"]))
     0.3333333333333333
     """
     return (seen == truth)[truth != UNLABELLED].double().mean().item()

@@ -18,15 +18,15 @@ import soundfile
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from mmgen import processes
 from mmgen.cli import main
 from mmgen.data.batch import Batch, collate
 from mmgen.data.cards import check_column, read_card
-from mmgen.data.columns import SETTINGS, Columns, fit_processor
+from mmgen.data.columns import SETTINGS, fit_processor
+from mmgen.data.label import UNLABELLED
 from mmgen.data.processors import Processor
-from mmgen.data.rows import Rows, open_rows
+from mmgen.data.rows import DataSet, Rows, open_rows
 from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.judging.features import frechet, picture_features
 from mmgen.metrics.coherence import conditional_coherence, joint_coherence
@@ -92,10 +92,10 @@ class Config:
     seeds: int = 1
 
 
-def columns_of(processors: dict[str, Processor], data: Data, split: str, limit: int = 0) -> Columns:
+def columns_of(processors: dict[str, Processor], data: Data, split: str, limit: int = 0) -> DataSet:
     """The modalities of a card's split, any of which may be missing."""
     rows = rows_of(data, split, limit)
-    return Columns({name: rows[settings["column"]] for name, settings in data.modalities.items()}, processors)
+    return DataSet(rows, {name: settings["column"] for name, settings in data.modalities.items()}, processors)
 
 
 def rows_of(data: Data, split: str, limit: int = 0) -> Rows:
@@ -216,7 +216,7 @@ def labels_of(judge: Classifier, processor: Processor, values: Tensor) -> Tensor
 def coherence(
     model: MultimodalVAE,
     judges: dict[str, Classifier],
-    data: Columns,
+    data: DataSet,
     labels: Sequence[Any],
     made: dict[str, Tensor],
     generator: torch.Generator,
@@ -236,13 +236,12 @@ def coherence(
     device, pairs = model.step.device, {}
     for source in model.inputs:
         seen: dict[str, list[Tensor]] = {name: [] for name in model.inputs if name != source}
-        items = [i for i in range(len(data)) if data.has(source, i) and place[i] != judge_recipe().UNLABELLED]
+        items = [i for i in range(len(data)) if data.has(source, i) and place[i] != UNLABELLED]
         if not items:  # nothing to be judged from this modality
             continue
         truth = place[items]
-        for start in tqdm(range(0, len(items), AT_ONCE), desc=f"from {source}", dynamic_ncols=True):
-            rows = [{source: data.read(source, i)} for i in items[start : start + AT_ONCE]]
-            out = model.generate(collate(rows, model.sequences).to(device), ",".join(model.inputs), generator=generator)
+        for batch in data.keep(source).batches(f"from {source}", AT_ONCE, items, device):
+            out = model.generate(batch, ",".join(model.inputs), generator=generator)
             for name, found in seen.items():
                 found.append(labels_of(judges[name], model.processors[name], out[name]))
         pairs |= {f"{source} to {name}": conditional_coherence(torch.cat(found), truth) for name, found in seen.items()}
@@ -270,14 +269,13 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
         figures["judge_disjoint"] = all(one.data.split != "train" for one in configs.values())
     image = next((name for name in model.inputs if model.processors[name].kind == "image"), None)
     if settings.features and image:
-        sets = ([data.read(image, i) for i in range(len(data)) if data.has(image, i)], list(made[image]))
+        sets = (list(data.all(image)), list(made[image]))
         real, ours = (picture_features(settings.features, model.processors[image], values) for values in sets)
         figures[f"fid_{settings.features}"] = frechet(real, ours)
     torch.manual_seed(config.seed)  # the bound's draws are the same whether judges were trained just now or before
     bounds = []
     items = range(min(settings.likelihood_items, len(data)))
-    for start in tqdm(items[::10], desc="log-likelihood", dynamic_ncols=True):
-        batch = collate([data[i] for i in items[start : start + 10]], model.sequences).to(device)
+    for batch in data.batches("log-likelihood", 10, items, device):
         bounds.append(model.log_likelihood(batch, settings.likelihood_samples).cpu())
     figures["log_likelihood"] = torch.cat(bounds).mean().item()
     write_samples(run, split, model, data, made, pairs)
@@ -314,7 +312,7 @@ def shown(
 
 
 def write_samples(
-    run: Path, split: str, model: MultimodalVAE, data: Columns, made: dict[str, Tensor], pairs: dict[str, float]
+    run: Path, split: str, model: MultimodalVAE, data: DataSet, made: dict[str, Tensor], pairs: dict[str, float]
 ) -> None:
     """Write pictures and sounds of ``made``, and what six items give from each of their modalities, for the report."""
     folder, listed = run / "samples", []
@@ -325,7 +323,7 @@ def write_samples(
         if not items:
             continue
         generator = torch.Generator().manual_seed(0)
-        batch = collate([{source: data.read(source, i)} for i in items], model.sequences).to(model.step.device)
+        batch = data.keep(source).batch(items).to(model.step.device)
         out = model.generate(batch, ",".join(model.inputs), generator=generator)
         out.pop(source)
         samples += [(f"from {source}", shown(model, out, i, {source: batch[source]})) for i in range(batch.size)]

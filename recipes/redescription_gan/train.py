@@ -22,8 +22,8 @@ from mmgen.cli import main
 from mmgen.data.batch import Batch
 from mmgen.data.cards import check_column, held_out, read_card
 from mmgen.data.image import ImageProcessor
-from mmgen.data.pairs import Pairs, texts_of
 from mmgen.data.processors import Processor
+from mmgen.data.rows import DataSet, open_rows, spread, texts_of
 from mmgen.data.text import train_tokenizer
 from mmgen.errors import UserError, check_at_least
 from mmgen.judging.features import frechet, nearest_pictures, picture_features
@@ -102,10 +102,12 @@ class Config:
     seeds: int = 1
 
 
-def pairs(data: Data, split: str, image: ImageProcessor, text: Processor | None = None, limit: int = 0) -> Pairs:
+def pairs(data: Data, split: str, image: ImageProcessor, text: Processor | None = None, limit: int = 0) -> DataSet:
     """The pictures of a split and, with a text processor, their texts, of at most so many rows."""
-    limits = [n for n in (limit, data.limit) if n]
-    return Pairs(data.card, split, (data.input, data.text), image, text, data.length, min(limits, default=0))
+    columns = {"image": data.input} | ({"text": data.text} if text else {})
+    rows = open_rows(data.card, split, list(columns.values()), limit=min((n for n in (limit, data.limit) if n), default=0))
+    each = "text" if text else ""
+    return DataSet(rows, columns, {"image": image, "text": text}, each, data.length)
 
 
 def nested(config: Config) -> dict[str, Any]:
@@ -188,13 +190,8 @@ def train_gan(config: Config, run: Path, resume: bool) -> None:
     fit(model, data, replace(config.fit, seed=config.seed), run, samples=samples, resume=resume)
 
 
-def spread(n: int, k: int) -> list[int]:
-    """At most ``k`` of ``n`` items, from first to last."""
-    return torch.linspace(0, n - 1, min(n, k)).long().tolist()
-
-
 def sheet(
-    model: MirrorGAN, data: Pairs, items: Sequence[int], label: str, seen: Tensor | None = None
+    model: MirrorGAN, data: DataSet, items: Sequence[int], label: str, seen: Tensor | None = None
 ) -> list[tuple[Sample, str]]:
     """The true picture of each item, two or three drawn from its text, of ``seen`` the nearest to the first; and the text."""
     batch = data.batch(items).to(model.step.device)
@@ -213,16 +210,16 @@ def sheet(
 
 
 @torch.no_grad()
-def draw_all(model: MirrorGAN, data: Pairs, seed: int) -> Tensor:
+def draw_all(model: MirrorGAN, data: DataSet, seed: int) -> Tensor:
     """A picture of every text, (n, c, h, w)."""
     generator, parts = torch.Generator().manual_seed(seed), []
-    for batch in data.batches("drawing"):
-        parts.append(model.generate(batch.keep(["text"]).to(model.step.device), "image", generator=generator).cpu())
+    for batch in data.keep("text").batches("drawing", device=model.step.device):
+        parts.append(model.generate(batch, "image", generator=generator).cpu())
     return torch.cat(parts)
 
 
 @torch.no_grad()
-def told(captioner: Redescriber, data: Pairs, pictures: Tensor) -> float:
+def told(captioner: Redescriber, data: DataSet, pictures: Tensor) -> float:
     """The mean of -log p(text | picture) by the captioner, nats."""
     total, start = 0.0, 0
     for batch in data.batches("telling back"):
@@ -244,7 +241,7 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     model, captioner = load(run).to(device), load(stage_folder(RECIPE, run, "captioner")).to(device)
     process = model.processors["image"]
     data = pairs(config.data, split, **model.processors, limit=settings.items)
-    drawn, real = draw_all(model, data, config.seed), data.all()
+    drawn, real = draw_all(model, data, config.seed), data.all("image")
     figures: dict[str, float] = {}
     for end, pictures in (("", drawn), ("_real", real)):
         figures[f"redescription{end}"] = told(captioner, data, pictures)
@@ -259,21 +256,22 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
         figures[f"fid_{settings.features}"] = frechet(*features)
     if config.judge:
         figures |= judged(config, split, data, process, drawn, real)
-    seen = pairs(config.data, "train", process).all()
+    seen = pairs(config.data, "train", process).all("image")
     for end, pictures in (("", drawn), ("_real", real)):
         figures[f"nearest_rmse{end}"] = nearest_pictures(pictures, seen)[0].mean().item() / 2  # of values from -1 to 1
     write_samples(run, split, model, data, seen)
     return figures
 
 
-def judged(config: Config, split: str, data: Pairs, process: ImageProcessor, drawn: Tensor, real: Tensor) -> dict[str, float]:
+def judged(
+    config: Config, split: str, data: DataSet, process: ImageProcessor, drawn: Tensor, real: Tensor
+) -> dict[str, float]:
     """How often a judge sees the label in the picture, and what the judge itself is worth."""
     recipe = recipe_of("judge")
     own = build_config(recipe.Config, config.judge)
     judge, accuracy = recipe.judge(own)
     judge = judge.to(processes.device())
-    labels = data.rows[config.data.label]
-    truth = recipe.places(judge, [labels[row] for row in data.items])
+    truth = recipe.places(judge, data.raw(config.data.label))
     name = "digit" if config.data.label == "label" and judge.class_names == [str(i) for i in range(10)] else config.data.label
     figures = {"judge_accuracy": accuracy, "judge_disjoint": own.data.split not in ("train", split)}
     for end, pictures in (("", drawn), ("_real", real)):
@@ -282,7 +280,7 @@ def judged(config: Config, split: str, data: Pairs, process: ImageProcessor, dra
     return figures
 
 
-def write_samples(run: Path, split: str, model: MirrorGAN, data: Pairs, seen: Tensor) -> None:
+def write_samples(run: Path, split: str, model: MirrorGAN, data: DataSet, seen: Tensor) -> None:
     """Prompts spread over the split with the true picture, what is drawn, and the nearest of training, for the report."""
     folder = run / "samples"
     folder.mkdir(exist_ok=True)

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from mmgen import processes
 from mmgen.cli import main
-from mmgen.data.batch import Batch, collate
+from mmgen.data.batch import Batch
 from mmgen.data.cards import check_column, held_out, read_card
 from mmgen.data.image import ImageProcessor
-from mmgen.data.pairs import Pairs, texts_of
 from mmgen.data.processors import Processor
+from mmgen.data.rows import DataSet, open_rows, texts_of
 from mmgen.data.text import TextProcessor, train_tokenizer
 from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.judging.features import frechet, nearest_pictures, picture_features
@@ -127,10 +127,12 @@ class Config:
     seeds: int = 1
 
 
-def pairs(data: Data, split: str, image: ImageProcessor, text: Processor | None = None, limit: int = 0) -> Pairs:
+def pairs(data: Data, split: str, image: ImageProcessor, text: Processor | None = None, limit: int = 0) -> DataSet:
     """The pictures of a split and, with a text processor, their texts, of at most so many rows."""
-    limits = [n for n in (limit, data.limit) if n]
-    return Pairs(data.card, split, (data.image, data.text), image, text, data.text_length, min(limits, default=0))
+    columns = {"image": data.image} | ({"text": data.text} if text else {})
+    rows = open_rows(data.card, split, list(columns.values()), limit=min((n for n in (limit, data.limit) if n), default=0))
+    each = "text" if text else ""
+    return DataSet(rows, columns, {"image": image, "text": text}, each, data.text_length)
 
 
 def nested(config: Config) -> dict[str, Any]:
@@ -211,7 +213,7 @@ def train_codes(config: Config, run: Path, resume: bool) -> None:
 
     def samples(model: DiscreteVAE, place: Path) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
-        x = shown.all().to(model.step.device)
+        x = shown.all("image").to(model.step.device)
         tensor_grid([x, reconstructed(model, x)]).save(place.with_suffix(".png"))
 
     folder = stage_folder(RECIPE, run, "discrete_vae")
@@ -246,9 +248,9 @@ def train_prior(config: Config, run: Path, resume: bool) -> None:
 
     def samples(model: TextToImage, place: Path) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
-        given = collate([{"text": ids} for ids in shown.ids], ["text"]).to(model.step.device)
+        given = shown.keep("text").batch(range(len(shown))).to(model.step.device)
         made = model.generate(given, "image", n=4, generator=torch.Generator().manual_seed(0))
-        tensor_grid([shown.all(), *made.unflatten(0, (-1, 4)).unbind(1)]).save(place.with_suffix(".png"))
+        tensor_grid([shown.all("image"), *made.unflatten(0, (-1, 4)).unbind(1)]).save(place.with_suffix(".png"))
 
     fit(
         model,
@@ -269,7 +271,7 @@ def reconstructed(model: DiscreteVAE, x: Tensor) -> Tensor:
 class Judges:
     """What looks at pictures of texts: a classifier of what they show, and a space that they share with their texts."""
 
-    def __init__(self, config: Config, model: TextToImage, data: Pairs, split: str) -> None:
+    def __init__(self, config: Config, model: TextToImage, data: DataSet, split: str) -> None:
         self.config, self.model, self.data = config, model, data
         self.accuracy: dict[str, float] = {}
         self.classifier = self.space = self.reranker = None
@@ -277,8 +279,8 @@ class Judges:
             recipe = recipe_of("judge")
             values = build_config(recipe.Config, config.judge)
             judge, accuracy = recipe.judge(values)
-            self.classifier, labels = judge.to(processes.device()), data.rows[config.data.label]
-            self.truth = recipe.places(judge, [labels[row] for row in data.items])
+            self.classifier = judge.to(processes.device())
+            self.truth = recipe.places(judge, data.raw(config.data.label))
             self.accuracy = {"judge_accuracy": accuracy, "judge_disjoint": values.data.split not in ("train", split)}
         if config.aligned:
             space, values = recipe_of("aligned").judging_space, space_config(config)
@@ -318,7 +320,7 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     model = load(run).to(device)
     image, text = model.processors["image"], model.processors["text"]
     data, train_data = pairs(config.data, split, image, text, settings.items), pairs(config.data, "train", image)
-    judges, real = Judges(config, model, data, split), data.all()
+    judges, real = Judges(config, model, data, split), data.all("image")
     sampling = {"temperature": settings.temperature, "top_k": settings.top_k}
     guided = {**sampling, "guidance": settings.guidance}
     made, figures = {}, dict(judges.accuracy)
@@ -327,7 +329,7 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
             made[name] = reranked(model, judges.reranker, data, config, guided)
             continue
         options, generator = sampling if name == "_unguided" else guided, torch.Generator().manual_seed(config.seed)
-        texts = (batch.keep(["text"]).to(device) for batch in data.batches(f"pictures {how}"))
+        texts = data.keep("text").batches(f"pictures {how}", device=device)
         made[name] = torch.cat([model.generate(each, "image", 1, generator, **options).cpu() for each in texts])
     codes = model.discrete_vae
     made["_codes"] = torch.cat([reconstructed(codes, x.to(device)).cpu() for x in real.split(AT_ONCE)])
@@ -340,12 +342,13 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
         features = {name: picture_features(settings.features, image, list(x)) for name, x in {**made, "_real": real}.items()}
         for name in made:
             figures[f"fid_{settings.features}{name}"] = frechet(features["_real"], features[name])
-    counted = torch.cat([codes.codes(x.to(device)).cpu() for x in train_data.all(settings.codes_items).split(AT_ONCE)])
+    first = train_data.all("image", settings.codes_items).split(AT_ONCE)
+    counted = torch.cat([codes.codes(x.to(device)).cpu() for x in first])
     figures |= {name: value.item() for name, value in code_use(counted, codes.k).items()}
     figures["reconstruction_rmse"] = (made["_codes"] - real).square().mean().sqrt().item()
     nats = [model.log_likelihood(batch.to(device)).cpu() for batch in data.batches("log-likelihood of codes")]
     figures["log_likelihood"] = torch.cat(nats).mean().item()
-    seen = train_data.all().to(device)
+    seen = train_data.all("image").to(device)
     near = {name: nearest_pictures(x.to(device), seen) for name, x in (("", made[""]), ("_real", real))}
     for name, (distance, _) in near.items():
         figures[f"nearest_rmse{name}"] = distance.mean().item()
@@ -362,11 +365,10 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
 
 
 @torch.no_grad()
-def reranked(model: TextToImage, space: Any, data: Pairs, config: Config, sampling: dict[str, Any]) -> Tensor:
+def reranked(model: TextToImage, space: Any, data: DataSet, config: Config, sampling: dict[str, Any]) -> Tensor:
     """Of several pictures of each text the one nearest to it in ``space``, (n, c, h, w)."""
     generator, kept, m = torch.Generator().manual_seed(config.seed), [], config.evaluation.candidates
-    for batch in data.batches("pictures to rerank"):
-        given = batch.keep(["text"]).to(model.step.device)
+    for given in data.keep("text").batches("pictures to rerank", device=model.step.device):
         drawn = model.generate(given, "image", m, generator, **sampling)  # (b m, c, h, w)
         best = model.similarity(space, drawn, given).reshape(-1, m).argmax(1)  # (b,)
         kept.append(drawn.unflatten(0, (-1, m))[torch.arange(len(best)), best].cpu())
