@@ -108,6 +108,13 @@ def test_numbers_features_and_labels_stand_beside_columns_of_the_card(card):
     assert data.without("text").names == ["features", "kind", "label"]
 
 
+def test_rows_of_one_group_are_one_item(card):
+    rows = open_rows("my", "train", ["photo"])
+    data = DataSet(rows, {"image": "photo", "number": [7.0, 8.0, 9.0]}, {"image": ImageProcessor(8, 1)}).grouped("kind")
+    assert [item["number"].tolist() for item in data] == [[7.0, 9.0], [8.0]] and data[0]["image"].shape == (2, 1, 8, 8)
+    assert data.batch([0, 1]).masks["number"].tolist() == [[True, True], [True, False]]
+
+
 def test_what_is_kept_is_bounded_and_the_last_used_stays(card):
     entry = 512 + 64  # a picture of 8 x 8 bytes
     data = data_of(text=None, cache=2 * entry)

@@ -370,7 +370,7 @@ class DataSet(Sequence[dict[str, Tensor | None]]):
     def grouped(self, column: str) -> DataSet:
         """The same data, the rows that share a value of a column being one item: a sequence (t, ...) of each name.
 
-        No row may lack a value.
+        No row may lack a value, and no text column may be split by ``each``.
         """
         groups: dict[Any, list[int]] = {}
         for row, value in enumerate(self.rows[column][:]):

@@ -28,6 +28,7 @@ from mmgen.conditioning.language_model import load_language_model
 from mmgen.conditioning.ranking import text_log_prob
 from mmgen.data.batch import collate
 from mmgen.data.cards import check_column, class_names, open_card, read_card
+from mmgen.data.processors import Processor
 from mmgen.data.rows import open_rows
 from mmgen.data.text import tokens_of, train_tokenizer
 from mmgen.errors import UserError, check_at_least, check_one_of, counted
@@ -164,18 +165,10 @@ def spread(n: int, limit: int) -> list[int]:
     return [i * n // limit for i in range(limit)] if 0 < limit < n else list(range(n))
 
 
-class Labelled(Sequence):
-    """Sentences as token ids with their style."""
-
-    def __init__(self, data: Texts, processor: Any) -> None:
-        told = [(text, label) for text, label in zip(data.texts, data.labels) if text.strip()]
-        self.ids, self.labels = [processor(text) for text, _ in told], torch.tensor([label for _, label in told])
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {"text": self.ids[index], "label": self.labels[index]}
+def labelled(data: Texts, processor: Processor) -> list[dict[str, Tensor]]:
+    """Sentences as token ids with their style, empty ones left out."""
+    told = [(text, label) for text, label in zip(data.texts, data.labels) if text.strip()]
+    return [{"text": processor(text), "label": torch.tensor(label)} for text, label in told]
 
 
 def check(config: Config) -> None:
@@ -215,7 +208,7 @@ def train(config: Config, run: Path, resume: bool) -> None:
         model: Edit | StyleTransfer = Edit.learn(*learnt, **asdict(config.model))
     else:
         model = StyleTransfer.learn(*learnt, objective=config.objective, **asdict(config.autoencoder))
-    fit(model, Labelled(data, model.processors["text"]), replace(config.fit, seed=config.seed), run, resume=resume)
+    fit(model, labelled(data, model.processors["text"]), replace(config.fit, seed=config.seed), run, resume=resume)
 
 
 def train_judge(config: Config, run: Path, resume: bool) -> None:
@@ -229,7 +222,7 @@ def train_judge(config: Config, run: Path, resume: bool) -> None:
         processor = train_tokenizer([text for text in written if text], config.judging.vocab_size)
         model = Classifier("text", "text", [processor.vocabulary], 2, config.judging.encoder, data.names)
         model.processors["text"] = processor
-    data = Labelled(replace(data, texts=written), model.processors["text"])
+    data = labelled(replace(data, texts=written), model.processors["text"])
     fit(model, data, replace(config.fit_judge, seed=config.seed), stage_folder(RECIPE, run, "judge"), resume=resume)
 
 

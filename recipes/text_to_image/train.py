@@ -129,10 +129,11 @@ class Config:
 
 def pairs(data: Data, split: str, image: ImageProcessor, text: Processor | None = None, limit: int = 0) -> DataSet:
     """The pictures of a split and, with a text processor, their texts, of at most so many rows."""
-    columns = {"image": data.image} | ({"text": data.text} if text else {})
-    rows = open_rows(data.card, split, list(columns.values()), limit=min((n for n in (limit, data.limit) if n), default=0))
-    each = "text" if text else ""
-    return DataSet(rows, columns, {"image": image, "text": text}, each, data.text_length)
+    limits, columns = [n for n in (limit, data.limit) if n], {"image": data.image} | ({"text": data.text} if text else {})
+    rows = open_rows(data.card, split, list(columns.values()), limit=min(limits, default=0))
+    if text is None:
+        return DataSet(rows, columns, {"image": image})
+    return DataSet(rows, columns, {"image": image, "text": text}, "text", data.text_length)
 
 
 def nested(config: Config) -> dict[str, Any]:
