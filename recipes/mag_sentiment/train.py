@@ -141,9 +141,8 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     figures = {}
     figures["accuracy"], figures["f1"] = scores(model, data)
     figures["accuracy_text"], figures["f1_text"] = scores(text, words)
-    figures["accuracy_majority"] = max(Counter(data.raw(config.data.label)).values()) / len(
-        data
-    )  # the best that one answer can do
+    labels = data.raw(config.data.label)
+    figures["accuracy_majority"] = max(Counter(labels).values()) / len(labels)  # the best that one answer can do
     if config.data.text_features:
         figures["accuracy_text_features"] = regression(config.data, split)
     for name in model.inputs:
