@@ -41,7 +41,7 @@ def test_frozen_features_of_reduced_pictures_are_their_own(tmp_path, monkeypatch
     seen = {}
     for side in (0, 2, 4):
         config.data.side = side
-        seen[side] = MODULE.Pairs(model, config.data, "train").features
+        seen[side] = MODULE.pairs(model, config.data, "train").values["features"]
     assert not torch.equal(seen[0], seen[2]) and not torch.equal(seen[2], seen[4])
     picture = MODULE.Reduced(open_rows("digits", "train", ["image"], limit=4)["image"], 2)[1]
     with torch.no_grad():

@@ -81,7 +81,7 @@ class Looks:
     """In place of an aligned model: pictures and texts are near where they show and say the same digit's picture."""
 
     def __init__(self, data):
-        self.data, self.process = data, data.image
+        self.data, self.process = data, data.processors["image"]
 
     def to(self, device):
         return self
@@ -96,7 +96,7 @@ def test_true_pictures_in_place_of_drawn_ones_have_the_figures_of_true_pictures(
     out, config = run
     config = replace(config, aligned={"data": {"card": "digits"}})
     monkeypatch.setattr(MODULE.recipe_of("aligned"), "shared_space", lambda config: Looks(data))
-    monkeypatch.setattr(MODULE, "draw_all", lambda model, pairs, seed: pairs.all())
+    monkeypatch.setattr(MODULE, "draw_all", lambda model, pairs, seed: pairs.all("image"))
     figures = MODULE.evaluate(out, config, "test")
     for name in ("redescription", "r_precision", "digit_accuracy", "nearest_rmse"):
         assert figures[name] == figures[f"{name}_real"], name

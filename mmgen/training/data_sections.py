@@ -5,11 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mmgen.data.cards import check_column, read_card
-from mmgen.data.columns import SETTINGS, Columns, fit_processor
+from mmgen.data.columns import SETTINGS, fit_processor
 from mmgen.data.image import ImageProcessor
-from mmgen.data.pairs import Pairs, texts_of
 from mmgen.data.processors import Processor
-from mmgen.data.rows import Rows, open_rows
+from mmgen.data.rows import DataSet, Rows, open_rows, texts_of
 from mmgen.data.text import TextProcessor, train_tokenizer
 from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.modalities.kinds import DECODERS
@@ -56,10 +55,13 @@ class PicturesWithTexts:
         for name, low in (("limit", 0), ("text_length", 2), ("vocab_size", 259)):
             check_at_least(f"data.{name}", getattr(self, name), low)
 
-    def pairs(self, split: str, image: ImageProcessor, text: Processor | None = None, limit: int = 0) -> Pairs:
+    def pairs(self, split: str, image: ImageProcessor, text: Processor | None = None, limit: int = 0) -> DataSet:
         """The pictures of a split and, with a text processor, their texts, of at most ``limit`` rows."""
-        limits = [n for n in (limit, self.limit) if n]
-        return Pairs(self.card, split, (self.image, self.text), image, text, self.text_length, min(limits, default=0))
+        limits, columns = [n for n in (limit, self.limit) if n], {"image": self.image} | ({"text": self.text} if text else {})
+        rows = open_rows(self.card, split, list(columns.values()), limit=min(limits, default=0))
+        if text is None:
+            return DataSet(rows, columns, {"image": image})
+        return DataSet(rows, columns, {"image": image, "text": text}, "text", self.text_length)
 
     def words(self) -> TextProcessor:
         """The tokenizer of that name, or one trained on the texts of the training split."""
@@ -131,10 +133,10 @@ class Modalities:
         """
         return open_rows(self.card, split, [], self.columns_of(), limit).with_any(*self.columns_of())
 
-    def items(self, processors: dict[str, Processor], split: str, limit: int = 0) -> Columns:
+    def items(self, processors: dict[str, Processor], split: str, limit: int = 0) -> DataSet:
         """The modalities of a split as tensors."""
         rows = self.rows(split, limit)
-        return Columns({name: rows[settings["column"]] for name, settings in self.modalities.items()}, processors)
+        return DataSet(rows, {name: settings["column"] for name, settings in self.modalities.items()}, processors)
 
     def processors(self) -> dict[str, Processor]:
         """The processor of each modality, fitted to the training split where it has something to fit."""
