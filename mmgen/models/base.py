@@ -14,10 +14,11 @@ from huggingface_hub.errors import LocalEntryNotFoundError, RevisionNotFoundErro
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributions import Distribution
+from torch.distributions import Categorical, Distribution
 
 from mmgen.data.batch import Batch
 from mmgen.data.processors import Processor, Source, load_processors, save_processors
+from mmgen.distributions import draw
 from mmgen.errors import UserError, check_at_least, check_one_of, counted, first_line
 from mmgen.modalities.frozen import frozen_prefixes
 from mmgen.models import MODELS
@@ -46,6 +47,8 @@ class Model(nn.Module, ModelHubMixin):
 
     name: ClassVar[str]
     phases: ClassVar[tuple[str, ...]] = ("train",)
+    #: the part that the phase of the same name trains, while the other phases train all the rest
+    adversary: ClassVar[str | None] = None
     #: names of the batch entries of varying length, for `mmgen.data.batch.collate`
     sequences: ClassVar[tuple[str, ...]] = ()
     #: whether `generate` can start from nothing: an item without any modality then comes from the prior
@@ -122,7 +125,8 @@ class Model(nn.Module, ModelHubMixin):
         A group holds ``params`` and, where they differ from the config's, ``weight_decay`` and ``scale``, a factor on the
         learning rate.
         """
-        return decayed([p for p in self.parameters() if p.requires_grad])
+        named = [(name.partition(".")[0], p) for name, p in self.named_parameters() if p.requires_grad]
+        return decayed([p for part, p in named if (part == self.adversary) == (phase == self.adversary)])
 
     def own_state(self) -> dict[str, Tensor]:
         """The state dict without the frozen parts, which are named in the config and never change; tied weights once.
@@ -236,6 +240,24 @@ class Model(nn.Module, ModelHubMixin):
         model.load_own_state(read_weights(folder / "model.safetensors"), str(folder / "model.safetensors"))
         model.processors = {**model.processors, **load_processors(folder / "processors")}
         return model.eval()
+
+
+class LabelModel(Model):
+    """A model of p(label | batch): subclasses define `predict`."""
+
+    def predict(self, batch: Batch) -> Categorical:
+        """p(label | batch), one distribution an item."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def generate(self, given: Batch, to: str = "label", n: int = 1, generator: torch.Generator | None = None) -> Tensor:
+        """``n`` labels drawn from `predict` for each item in order: (b * n,). The likeliest is ``predict(given).mode``.
+
+        Raises:
+            UserError: ``to`` is not "label", or ``n`` is below 1.
+        """
+        check_generate(to, n, ["label"])
+        return draw(self.predict(given).probs, n, generator).flatten()
 
 
 VERBS = ("losses", "encode", "decode", "generate", "log_likelihood", "restyle", "upper_part")

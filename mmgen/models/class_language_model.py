@@ -12,12 +12,11 @@ from mmgen.conditioning.prefix import positions, token_log_prob
 from mmgen.data.batch import Batch, placed
 from mmgen.data.label import LabelProcessor
 from mmgen.data.text import TextProcessor
-from mmgen.distributions import draw
 from mmgen.errors import check_at_least
-from mmgen.models.base import Losses, Model, check_generate, check_labels
+from mmgen.models.base import LabelModel, Losses, check_labels
 
 
-class ClassLanguageModel(Model):
+class ClassLanguageModel(LabelModel):
     """p(text | class), by a frozen language model with one small network a class behind its last layer.
 
     ``p(x_t | x_<t, c) = softmax(E (h_t + B_c gelu(A_c h_t)))``, h_t the language model's last hidden state and E its output
@@ -103,16 +102,6 @@ class ClassLanguageModel(Model):
     def predict(self, batch: Batch) -> Categorical:
         """p(class | text), one distribution an item."""
         return Categorical(logits=self.text_log_prob(batch))
-
-    def generate(self, given: Batch, to: str = "label", n: int = 1, generator: torch.Generator | None = None) -> Tensor:
-        """``n`` classes drawn from p(class | text) for each item in order: (b * n,). The likeliest is ``predict(given).mode``.
-
-        Raises:
-            UserError: ``to`` is not "label", or ``n`` below 1.
-        """
-        check_generate(to, n, ["label"])
-        with torch.no_grad():
-            return draw(self.predict(given).probs, n, generator).flatten()
 
     def text_log_prob(self, batch: Batch) -> Tensor:
         """log p(text | class) of every class, (b, classes).

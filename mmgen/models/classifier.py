@@ -11,13 +11,12 @@ from torch import Tensor, nn
 from torch.distributions import Categorical
 
 from mmgen.data.batch import Batch, placed
-from mmgen.distributions import draw
 from mmgen.errors import UserError, check_at_least
 from mmgen.modalities.kinds import build_encoder
-from mmgen.models.base import Losses, Model, check_class_names, check_generate, check_labels
+from mmgen.models.base import LabelModel, Losses, check_class_names, check_labels
 
 
-class Classifier(Model):
+class Classifier(LabelModel):
     """p(label | x) for one modality x.
 
     Items without x or without a label count nowhere: the loss is the mean over the others.
@@ -91,16 +90,6 @@ class Classifier(Model):
         mask = (batch.masks[self.modality],) if self.modality in batch.masks else ()
         x = batch[self.modality]
         return self.encoder(distorted(x, self.distort) if self.training and self.distort else x, *mask)
-
-    def generate(self, given: Batch, to: str = "label", n: int = 1, generator: torch.Generator | None = None) -> Tensor:
-        """``n`` labels drawn from p(label | x) for each item in order: (b * n,). The likeliest is ``predict(given).mode``.
-
-        Raises:
-            UserError: ``to`` is not "label", or ``n`` below 1.
-        """
-        check_generate(to, n, ["label"])
-        with torch.no_grad():
-            return draw(self.predict(given).probs, n, generator).flatten()
 
     def _log_likelihood(self, batch: Batch) -> Tensor:
         labels = check_labels(batch["label"], self.classes)

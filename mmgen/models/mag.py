@@ -12,15 +12,15 @@ from mmgen.conditioning.language_model import context_length
 from mmgen.conditioning.text_encoder import load_text_encoder
 from mmgen.data.batch import Batch, placed
 from mmgen.data.text import TextProcessor, tokens_of
-from mmgen.distributions import Delta, draw
+from mmgen.distributions import Delta
 from mmgen.errors import UserError, check_at_least, check_one_of, check_share
 from mmgen.modalities.frozen import freeze
 from mmgen.modalities.kinds import check_name, check_values
-from mmgen.models.base import Losses, Model, check_class_names, check_generate, check_labels, decayed
+from mmgen.models.base import LabelModel, Losses, check_class_names, check_labels, decayed
 from mmgen.storage import check_digest, digest, fingerprint
 
 
-class AdaptedTransformer(Model):
+class AdaptedTransformer(LabelModel):
     """p(label | text, other modalities): a pretrained transformer reads the text, its hidden states shifted by the others.
 
     ``h_i = layer_i(h_{i-1})`` but ``h_l = gate(layer_l(h_{l-1}), x)``, see `AdaptationGate`, and
@@ -166,16 +166,6 @@ class AdaptedTransformer(Model):
     def predict(self, batch: Batch) -> Categorical:
         """p(label | text, x), one distribution an item, from whatever is present."""
         return self.decode(self.encode(batch).mean)
-
-    def generate(self, given: Batch, to: str = "label", n: int = 1, generator: torch.Generator | None = None) -> Tensor:
-        """``n`` labels drawn from p(label | text, x) for each item in order: (b * n,); the likeliest is ``predict(...).mode``.
-
-        Raises:
-            UserError: ``to`` is not "label", or ``n`` below 1.
-        """
-        check_generate(to, n, ["label"])
-        with torch.no_grad():
-            return draw(self.predict(given).probs, n, generator).flatten()
 
     def load_own_state(self, state: dict[str, Tensor], source: str = "weights") -> None:
         """As the base class, after checking that what is frozen of the encoder is what the rest was trained on."""

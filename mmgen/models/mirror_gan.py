@@ -16,7 +16,7 @@ from mmgen.latents.spaces import GaussianHead, StandardPrior, rsample
 from mmgen.modalities.frozen import freeze
 from mmgen.modalities.layers.convolution import Residual, channels, halvings
 from mmgen.modalities.text import TextEncoder
-from mmgen.models.base import Losses, Model, check_generate, decayed
+from mmgen.models.base import Losses, Model, check_generate
 from mmgen.models.redescriber import Redescriber, observed, read_texts, shifted
 
 
@@ -73,6 +73,7 @@ class MirrorGAN(Model):
 
     name = "mirror_gan"
     phases = ("discriminator", "generator")
+    adversary = "discriminator"
     sequences = ("text",)
 
     def __init__(
@@ -227,12 +228,6 @@ class MirrorGAN(Model):
             raise UserError("text", got="an item without it", expected="a prompt for each", fix="add --text PROMPT")
         ids, mask = read_texts(given, given.present["text"], self.vocabulary, self.length)
         return self.draw(ids.repeat_interleave(n, 0), mask.repeat_interleave(n, 0), generator)[0][-1]
-
-    def phase_parameters(self, phase: str) -> list[dict[str, Any]]:
-        """The discriminators' parameters, or all others."""
-        own = phase == "discriminator"
-        named = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
-        return decayed([p for name, p in named if name.startswith("discriminator.") == own])
 
     def _seen(self, images: Tensor) -> Tensor:
         return shifted(images, self.shift) if self.training else images

@@ -22,7 +22,7 @@ from mmgen.latents.discrete import reinforce, straight_through
 from mmgen.modalities.layers.autoregressive import CausalTransformer, sample
 from mmgen.modalities.layers.transformer import Cache
 from mmgen.modalities.text import TextEncoder
-from mmgen.models.base import Losses, Model, decayed
+from mmgen.models.base import Losses, Model
 from mmgen.models.edit import AT_ONCE, PLAIN, RARE
 from mmgen.models.style.ngrams import style_counts
 from mmgen.models.style.spelling import LONGEST, pieces_of, spell_anew
@@ -102,6 +102,7 @@ class StyleTransfer(Model):
     name = "style_transfer"
     sequences = ("text",)
     phases = ("critic", "generator")
+    adversary = "critic"
 
     def __init__(
         self,
@@ -329,12 +330,6 @@ class StyleTransfer(Model):
             for i, row in zip(some, drawn.tolist()):
                 found[i] = [word for word in row if word not in (PAD, STOP)][: len(pieces[i]) + LONGER]
         return found
-
-    def phase_parameters(self, phase: str) -> list[dict[str, Any]]:
-        """Those of the critic, or all others."""
-        own = phase == "critic"
-        named = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
-        return decayed([p for name, p in named if name.startswith("critic.") == own])
 
     def observed(self, batch: Batch, longest: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Texts, or their first words, with their ends and mask (b', t + 1), and styles (b',), of items that have both."""

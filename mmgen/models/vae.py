@@ -19,7 +19,7 @@ from mmgen.latents.importance import importance_bound
 from mmgen.latents.spaces import GaussianHead, fit_prior, make_prior, rsample
 from mmgen.modalities.kinds import build_decoder, build_encoder, check_values
 from mmgen.modalities.vector import multilayer_perceptron
-from mmgen.models.base import Losses, Model, check_generate, decayed
+from mmgen.models.base import Losses, Model, check_generate
 
 KINDS = ("image", "audio", "vector")
 
@@ -154,6 +154,7 @@ class VAE(Model):
 
     name = "vae"
     from_prior = True
+    adversary = "discriminator"
 
     def __init__(
         self,
@@ -224,12 +225,6 @@ class VAE(Model):
         logits = self.discriminator(torch.cat([z[:half], permute_dims(z[half:])]))  # (2 half, 2)
         classes = (torch.arange(2 * half, device=x.device) >= half).long()  # 0: q(z), 1: prod_j q(z_j)
         return F.cross_entropy(logits.float(), classes)
-
-    def phase_parameters(self, phase: str) -> list[dict[str, Any]]:
-        """The discriminator's parameters, or all others."""
-        own = phase == "discriminator"
-        named = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
-        return decayed([p for name, p in named if name.startswith("discriminator.") == own])
 
     def posterior(self, x: Tensor) -> Independent:
         """q(z | x): x (b, *shape) -> batch shape (b,), event (k,)."""
