@@ -7,6 +7,7 @@ accelerate launch recipes/text_to_image/train.py --config recipes/text_to_image/
 
 import sys
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -183,17 +184,6 @@ def drawn(model: TextToImage, data: DataSet, seed: int, what: str, options: dict
     return torch.cat([model.generate(given, "image", 1, generator, **options).cpu() for given in texts])
 
 
-@torch.no_grad()
-def reranked(model: TextToImage, space: Any, data: DataSet, config: Config, options: dict[str, Any]) -> Tensor:
-    """Of several pictures of each text the one nearest to it in ``space``, (n, c, h, w)."""
-    generator, kept, m = torch.Generator().manual_seed(config.seed), [], config.evaluation.candidates
-    for given in data.keep("text").batches("pictures to rerank", device=model.step.device):
-        made = model.generate(given, "image", m, generator, **options)  # (b m, c, h, w)
-        best = model.similarity(space, made, given).reshape(-1, m).argmax(1)  # (b,)
-        kept.append(made.unflatten(0, (-1, m))[torch.arange(len(best)), best].cpu())
-    return torch.cat(kept)
-
-
 def evaluate(run: Run, config: Config, split: str) -> Result:
     """How well pictures show their text, how near they are to real ones, and whether they are copies.
 
@@ -212,13 +202,13 @@ def evaluate(run: Run, config: Config, split: str) -> Result:
         made["unguided"] = drawn(model, data, config.seed, "unguided pictures", sampling)
     if config.aligned:
         reranker = trained_space(config.nested()["aligned"], image.size, seed=1)
-        made["reranked"] = reranked(model, reranker, data, config, guided)
+        best = {"candidates": settings.candidates, "rerank": partial(model.similarity, reranker)}
+        made["reranked"] = drawn(model, data, config.seed, "pictures to rerank", guided | best)
     shown = [*made.values()]
     made["codes"] = torch.cat([reconstructed(codes, x.to(device)).cpu() for x in real.split(AT_ONCE)])
     made["real"] = real
-    nothing = Batch({"image": torch.zeros(1, device=device)}, present={"image": torch.tensor([False], device=device)})
     generator = torch.Generator().manual_seed(config.seed)
-    made["baseline"] = run.load("baseline").generate(nothing, "image", len(data), generator).cpu()
+    made["baseline"] = run.load("baseline").generate(Batch.nothing(1, device), "image", len(data), generator).cpu()
     result = Result("text_to_image", {"text_to_image": f"guidance {settings.guidance:g}"}, judges.about)
     for system, pictures in made.items():
         result[system] = judges.of_texts(pictures) if system != "baseline" else {}
