@@ -13,7 +13,7 @@ from torch.distributions import Categorical
 from mmgen.data.batch import Batch
 from mmgen.distributions import draw
 from mmgen.errors import UserError, check_at_least, check_one_of, counted
-from mmgen.modalities.kinds import build_encoder
+from mmgen.modalities.kinds import KINDS, build_encoder
 from mmgen.models.base import Losses, Model
 
 
@@ -24,8 +24,8 @@ class Classifier(Model):
 
     Args:
         modality: name of x in a batch; the labels are ``batch["label"]``, (b,) int64.
-        kind: what x is: "image", "text", "audio" or "vector".
-        shape: of one x: image (c, h, w), audio (mels, frames), vector (d,), text (number of tokens in the vocabulary,).
+        kind: key of `KINDS`.
+        shape: of one x, such as image (c, h, w), audio (mels, frames), vector (d,), text (tokens in the vocabulary,).
         classes: number of labels.
         encoder: settings of the kind's encoder, such as ``{"dim": 64}``; for an image, a ``"backbone"`` takes that of timm.
         class_names: what the labels are called, in order.
@@ -63,8 +63,8 @@ class Classifier(Model):
                 "class_names", got=class_names, expected=counted(classes, "name"), fix=f"set classes={len(class_names)}"
             )
         self.modality, self.classes, self.class_names, self.distort = modality, classes, class_names, distort
-        self.sequences = (modality,) if kind == "text" else ()
         self.encoder = build_encoder(kind, shape, encoder or {})
+        self.sequences = (modality,) if KINDS[kind].tokens else ()
         self.head = nn.Linear(self.encoder.dim, classes)
 
     @property

@@ -206,7 +206,7 @@ class DiscreteVAE(Model):
             raise UserError("image", got=got, expected="at least one item", fix=fix)
         observed = batch.present["image"]
         x = batch["image"][observed]
-        check_values("image", x, "image", self.shape, self.likelihood.family)
+        check_values("image", x, "image", self.shape, self.likelihood)
         return x, observed
 
 

@@ -25,13 +25,14 @@ from mmgen.conditioning.language_model import load_language_model
 from mmgen.conditioning.representations import representation
 from mmgen.data.batch import Batch, collate
 from mmgen.data.cards import check_column, class_names, read_card
-from mmgen.data.columns import SETTINGS, Columns, fit_processor
+from mmgen.data.columns import Columns
 from mmgen.data.label import LabelProcessor
 from mmgen.data.processors import Processor
 from mmgen.data.rows import Rows, check_several_classes, open_rows
 from mmgen.errors import UserError, check_one_of
 from mmgen.metrics.robustness import missing_loss_ratio
 from mmgen.modalities.features import cached_features
+from mmgen.modalities.kinds import COLUMNS, fit_processor, processor_settings
 from mmgen.models.base import load
 from mmgen.models.classifier import Classifier
 from mmgen.models.factorized import Factorized, Factors
@@ -127,13 +128,13 @@ def check(config: Config) -> None:
         raise UserError("data.modalities", got=", ".join(data.modalities) or "none", expected="two or more", fix=fix)
     for name, settings in data.modalities.items():
         what = f"data.modalities.{name}"
-        kinds = ["vector", *(["text"] if "language_model" in settings else [])] if data.sequence else SETTINGS
+        kinds = ["vector", *(["text"] if "language_model" in settings else [])] if data.sequence else COLUMNS
         if name in kinds and settings.get("column") not in card.columns:  # another column of the same kind will do
             kinds = [name]
         settings["column"] = check_column(card, f"{what}.column", str(settings.get("column")), *kinds, one_text=True)
         for key in settings:
             kind = card.columns[settings["column"]]["kind"]
-            check_one_of(f"{what}.{key}", key, ["column", *SETTINGS[kind], *(READER if kind == "text" else ())])
+            check_one_of(f"{what}.{key}", key, ["column", *processor_settings(kind), *(READER if kind == "text" else ())])
     for name in config.model.modalities or {}:
         check_one_of("model.modalities", name, data.modalities)
     for name in GIVEN:

@@ -19,12 +19,11 @@ from mmgen import processes
 from mmgen.cli import main
 from mmgen.data.batch import collate
 from mmgen.data.cards import check_column, read_card
-from mmgen.data.columns import fit_processor
 from mmgen.data.label import LabelProcessor
 from mmgen.data.processors import Processor
 from mmgen.data.rows import Rows, check_several_classes, open_rows
 from mmgen.errors import UserError, check_one_of, counted
-from mmgen.modalities.kinds import KINDS
+from mmgen.modalities.kinds import COLUMNS, KINDS, fit_processor, processor_settings
 from mmgen.models.base import load
 from mmgen.models.classifier import Classifier
 from mmgen.storage import read_json
@@ -104,21 +103,18 @@ def input_kind(data: Data) -> str:
 def check(config: Config) -> None:
     """The columns are there, and the judged one is of a kind that classifiers read."""
     card = read_card(config.data.card)
-    config.data.input = check_column(card, "data.input", config.data.input, *KINDS, one_text=True)
+    config.data.input = check_column(card, "data.input", config.data.input, *COLUMNS, one_text=True)
     config.data.label = check_column(card, "data.label", config.data.label)
     check_one_of("data.split", config.data.split, card.splits)
 
 
 def make_processor(data: Data) -> Processor:
     """The processor of the judged column, fitted to the judge's own split where it has something to fit."""
-    settings = {
-        "image": {"size": data.size, "channels": data.channels, "mean": 0.5, "std": 0.5},
-        "audio": {"frames": data.frames},
-        "text": {"vocab_size": 4096, "max_length": None},
-        "vector": {},
-    }
     kind = input_kind(data)
-    return fit_processor(kind, labelled_rows(data, data.split)[data.input], **settings[kind])
+    settings = {"size": data.size, "channels": data.channels, "mean": 0.5, "std": 0.5, "frames": data.frames}
+    settings |= {"vocab_size": 4096, "max_length": None}
+    own = {name: settings[name] for name in processor_settings(kind) if name in settings}
+    return fit_processor(kind, labelled_rows(data, data.split)[data.input], **own)
 
 
 def train_judge(config: Config, run: Path, resume: bool) -> None:
@@ -128,7 +124,7 @@ def train_judge(config: Config, run: Path, resume: bool) -> None:
     check_several_classes(f"{config.data.card}: {config.data.split}", config.data.label, names)
     processor = make_processor(config.data)
     kind = input_kind(config.data)
-    shape = [processor.vocabulary] if kind == "text" else list(processor.shape)
+    shape = [processor.vocabulary] if KINDS[kind].tokens else list(processor.shape)
     model = Classifier(config.data.input, kind, shape, len(names), config.encoder, names, config.distort)
     model.processors |= {config.data.input: processor, "label": LabelProcessor(names)}
     data = Labelled(config.data, config.data.split, processor, names)

@@ -23,14 +23,14 @@ from tqdm.auto import tqdm
 from mmgen import processes
 from mmgen.cli import main
 from mmgen.data.batch import Batch, collate
-from mmgen.data.cards import check_column, read_card
-from mmgen.data.columns import SETTINGS, Columns, fit_processor
+from mmgen.data.cards import Card, check_column, read_card
+from mmgen.data.columns import Columns
 from mmgen.data.processors import Processor
 from mmgen.data.rows import Rows, open_rows
 from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.judging.features import frechet, picture_features
 from mmgen.metrics.coherence import conditional_coherence, joint_coherence
-from mmgen.modalities.kinds import DECODERS
+from mmgen.modalities.kinds import COLUMNS, KINDS, fit_processor, processor_settings
 from mmgen.models.base import load
 from mmgen.models.classifier import Classifier
 from mmgen.models.multimodal_vae import OBJECTIVES, MultimodalVAE
@@ -48,9 +48,9 @@ AT_ONCE = 250  # items generated together
 
 @dataclass
 class Data:
-    """A data card; modality -> its ``column`` and the settings of its processor; ``label`` is what judges look for.
+    """A data card; modality -> its ``column``, ``kind`` and the settings of its processor; ``label`` is what judges look for.
 
-    ``limit`` is the number of training items, 0 for all.
+    Without a ``kind`` it is that of the column. ``limit`` is the number of training items, 0 for all.
     """
 
     card: str = "digits"
@@ -121,12 +121,13 @@ def check(config: Config) -> None:
         fix = "add one to data.modalities"
         raise UserError("data.modalities", got=", ".join(modalities) or "none", expected="two or more", fix=fix)
     for name, settings in modalities.items():
-        kinds = [name] if name in DECODERS and settings.get("column") not in card.columns else DECODERS
-        key = f"data.modalities.{name}.column"
-        settings["column"] = check_column(card, key, str(settings.get("column")), *kinds, one_text=True)
-        kind = card.columns[settings["column"]]["kind"]
-        for key in settings:
-            check_one_of(f"data.modalities.{name}.{key}", key, ["column", *SETTINGS[kind]])
+        key = f"data.modalities.{name}"
+        types = [name] if name in COLUMNS and settings.get("column") not in card.columns else COLUMNS
+        if "kind" in settings:
+            types = [KINDS[check_one_of(f"{key}.kind", str(settings["kind"]), KINDS)].column]
+        settings["column"] = check_column(card, f"{key}.column", str(settings.get("column")), *types, one_text=True)
+        for own in settings:
+            check_one_of(f"{key}.{own}", own, ["column", "kind", *processor_settings(kind_of(card, settings))])
     for section, names in (("model.modalities", config.model.modalities or {}), ("judges", config.judges)):
         for name in names:
             check_one_of(section, name, modalities)
@@ -138,6 +139,11 @@ def check(config: Config) -> None:
         check_at_least(f"evaluation.{key}", getattr(config.evaluation, key), 2 if key == "items" else 1)
 
 
+def kind_of(card: Card, settings: dict[str, Any]) -> str:
+    """The kind of a modality: its own, or that of its column."""
+    return settings.get("kind") or card.columns[settings["column"]]["kind"]
+
+
 def judge_recipe() -> ModuleType:
     """The recipe ``judge``, which trains judges and keeps them."""
     return sys.modules[load_recipe("judge").config.__module__]
@@ -145,11 +151,11 @@ def judge_recipe() -> ModuleType:
 
 def make_processors(data: Data) -> dict[str, Processor]:
     """The processor of each modality, fitted to the training split where it has something to fit."""
-    columns, rows = read_card(data.card).columns, rows_of(data, "train", data.limit)
+    card, rows = read_card(data.card), rows_of(data, "train", data.limit)
     processors = {}
     for name, settings in data.modalities.items():
-        column, own = settings["column"], {key: value for key, value in settings.items() if key != "column"}
-        processors[name] = fit_processor(columns[column]["kind"], rows[column], **own)
+        own = {key: value for key, value in settings.items() if key not in ("column", "kind")}
+        processors[name] = fit_processor(kind_of(card, settings), rows[settings["column"]], **own)
     return processors
 
 
