@@ -91,6 +91,15 @@ KINDS = {
             decoders={"": "mmgen.modalities.vector:VectorDecoder"},
             form="numbers joined by commas (--vector=-1,0.5) or a .npy, .csv or .json file",
         ),
+        Kind(
+            "counts",
+            axes=("counts",),
+            column="vector",
+            processor="mmgen.data.counts:CountProcessor",
+            encoders={"": "mmgen.modalities.counts:CountEncoder"},
+            decoders={"": "mmgen.modalities.counts:CountDecoder"},
+            form="whole numbers joined by commas (--counts=1,2,3) or a .npy, .csv or .json file",
+        ),
     )
 }
 #: kind -> class of all processors; a saved model names its processors by these keys only
