@@ -1,5 +1,6 @@
 import importlib.util
 from pathlib import Path
+from pkgutil import resolve_name
 
 import numpy as np
 import pytest
@@ -13,10 +14,11 @@ from sklearn.datasets import load_sample_image
 
 import mmgen.modalities.image as image_module
 from mmgen.data.image import ImageProcessor
+from mmgen.data.sources.columns import KINDS as COLUMN_TYPES
 from mmgen.errors import UserError
 from mmgen.modalities.audio import AudioDecoder, AudioEncoder
 from mmgen.modalities.image import BroadcastDecoder, ImageDecoder, ImageEncoder, PixelEncoder
-from mmgen.modalities.kinds import build_decoder, build_encoder
+from mmgen.modalities.kinds import KINDS, build_decoder, build_encoder
 from mmgen.modalities.layers.convolution import ConvEncoder
 from mmgen.modalities.text import TextDecoder, TextEncoder
 from mmgen.modalities.vector import VectorDecoder, VectorEncoder
@@ -117,6 +119,15 @@ def test_pictures_of_any_size_there_and_back(c, h, w, draws):
     distribution = decoder(z.expand(*lead, 2, 6))
     assert distribution.batch_shape == (*lead, 2) and distribution.event_shape == shape
     assert distribution.log_prob(torch.rand(2, *shape)).shape == (*lead, 2)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_entry_of_the_table_has_its_classes(name):
+    kind = KINDS[name]
+    assert resolve_name(kind.processor).kind == name and kind.column in COLUMN_TYPES
+    assert all(
+        issubclass(resolve_name(place), torch.nn.Module) for place in (*kind.encoders.values(), *kind.decoders.values())
+    )
 
 
 PAIRS = {
