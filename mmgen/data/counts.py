@@ -23,6 +23,7 @@ class CountProcessor:
     Raises:
         UserError: a size below 1; a value of another length, or one that holds a negative, fractional or too large number.
 
+    >>> import torch
     >>> processor = CountProcessor(3)
     >>> processor("0,2,7"), processor.decode(torch.tensor([0.2, 1.8, 7.0]))
     (tensor([0., 2., 7.]), [0, 2, 7])
