@@ -1,6 +1,7 @@
 """Distributions that torch lacks: points, joint ones by name, token sequences; and likelihoods chosen by name."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,8 +9,6 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, ContinuousBernoulli, Distribution, Independent, Laplace, Normal, constraints
 
 from mmgen.errors import UserError, check_one_of
-
-LIKELIHOODS = ("bernoulli", "continuous_bernoulli", "normal", "laplace")
 
 
 class Delta(Distribution):
@@ -155,13 +154,57 @@ class AutoregressiveCategorical(Distribution):
         return self.context.expand(*draws, *self.context.shape).reshape(-1, *self.context.shape[1:])
 
 
-class Likelihood(nn.Module):
-    """The last step of a decoder: a location becomes p(x | z), independent over the event dimensions.
+@dataclass(frozen=True)
+class Family:
+    """A family of distributions over single numbers, each given by one parameter.
 
     Args:
-        family: "bernoulli" (x in {0, 1}; for x between, log_prob is minus the cross-entropy and no density),
-            "continuous_bernoulli" (a density on [0, 1]), "normal" or "laplace" (any real x).
-        event_dims: how many last dimensions are one event.
+        name: as configs write it.
+        distribution: the parameter (...), and the scale of a family that has one -> the distribution, batch shape (...).
+        support: the values that have probability.
+        values: the support in words, for messages.
+        fix: what to do about other values, for messages.
+        scaled: whether the distribution takes a scale.
+
+    >>> Family("normal", Normal, constraints.real, "any number", scaled=True).support.check(torch.tensor([0.5, -1.0])).tolist()
+    [True, True]
+    """
+
+    name: str
+    distribution: Callable[..., Distribution]
+    support: constraints.Constraint
+    values: str
+    fix: str = 'scale it, or set the likelihood "normal"'
+    scaled: bool = False
+
+
+def _bernoulli(logits: Tensor) -> Bernoulli:
+    return Bernoulli(logits=logits, validate_args=False)  # grey values are allowed
+
+
+def _continuous_bernoulli(logits: Tensor) -> ContinuousBernoulli:
+    return ContinuousBernoulli(logits=logits)
+
+
+#: families that configs choose by name
+FAMILIES = {
+    family.name: family
+    for family in (
+        Family("bernoulli", _bernoulli, constraints.unit_interval, "0 to 1"),
+        Family("continuous_bernoulli", _continuous_bernoulli, constraints.unit_interval, "0 to 1"),
+        Family("normal", Normal, constraints.real, "any number", scaled=True),
+        Family("laplace", Laplace, constraints.real, "any number", scaled=True),
+    )
+}
+
+
+class Likelihood(nn.Module):
+    """The last step of a decoder: a parameter a value becomes p(x | z), independent over the event dimensions.
+
+    Args:
+        family: a `Family`, or the name of one in `FAMILIES`: "bernoulli" (x in {0, 1}; for x between, log_prob is minus the
+            cross-entropy and no density), "continuous_bernoulli" (a density on [0, 1]), "normal" or "laplace" (any real x).
+        event_dims: number of last dimensions that form one event.
         scale: of normal and laplace; None learns one for all dimensions, from 1.
 
     Raises:
@@ -171,26 +214,34 @@ class Likelihood(nn.Module):
     torch.Size([1, 4, 4])
     """
 
-    def __init__(self, family: str, event_dims: int, scale: float | None = None) -> None:
+    def __init__(self, family: str | Family, event_dims: int, scale: float | None = None) -> None:
         super().__init__()
-        self.family, self.event_dims = check_one_of("likelihood", family, LIKELIHOODS), event_dims
+        known = family if isinstance(family, Family) else FAMILIES[check_one_of("likelihood", family, FAMILIES)]
         if scale is not None and not scale > 0:
             raise UserError("scale", got=scale, expected="a number > 0", fix="set scale=1.0, or None to learn it")
-        self.scale = scale
-        if scale is None and family in ("normal", "laplace"):
+        self.family, self.event_dims, self.scale = known, event_dims, scale
+        if scale is None and known.scaled:
             self.log_scale = nn.Parameter(torch.zeros(()))
 
-    def forward(self, location: Tensor) -> Independent:
-        """location (..., *event): the logit of the Bernoullis, the mean of the others -> p(x | z)."""
-        location = location.to(torch.promote_types(location.dtype, torch.float32))
-        if self.family == "bernoulli":
-            base = Bernoulli(logits=location, validate_args=False)  # grey values are allowed
-        elif self.family == "continuous_bernoulli":
-            base = ContinuousBernoulli(logits=location)
-        else:
-            scale = self.log_scale.exp().to(location) if self.scale is None else self.scale
-            base = (Normal if self.family == "normal" else Laplace)(location, scale)
-        return Independent(base, self.event_dims)
+    def forward(self, parameter: Tensor) -> Independent:
+        """parameter (..., *event): the logit of the Bernoullis, the mean of normal and laplace -> p(x | z)."""
+        parameter = parameter.to(torch.promote_types(parameter.dtype, torch.float32))
+        scale = ()
+        if self.family.scaled:
+            scale = (self.log_scale.exp().to(parameter) if self.scale is None else self.scale,)
+        return Independent(self.family.distribution(parameter, *scale), self.event_dims)
+
+    def check(self, name: str, x: Tensor) -> None:
+        """Fail unless every value of x (b, ...) has probability.
+
+        Raises:
+            UserError: one has none; the message names the item.
+        """
+        wrong = ~self.family.support.check(x)
+        if wrong.any():
+            item, value = wrong.nonzero()[0, 0].item(), x[wrong][0].item()
+            expected = f"{self.family.values} for the likelihood {self.family.name}"
+            raise UserError(f"{name} of item {item}", got=value, expected=expected, fix=self.family.fix)
 
 
 def until_stop(ids: Tensor, stop: int | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""What ``mmgen generate`` does: raw values in, text or files out."""
+"""Generation from raw values to text or files, as ``mmgen generate`` does it."""
 
 import typing
 from collections.abc import Callable
@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import soundfile
 import torch
 from torch import Tensor
 
@@ -14,6 +13,7 @@ from mmgen import processes
 from mmgen.data.batch import Batch, collate
 from mmgen.data.processors import Processor
 from mmgen.errors import UserError, check_at_least, check_one_of
+from mmgen.modalities.kinds import KINDS
 from mmgen.models.aligned import Aligned
 from mmgen.models.base import Model, load
 from mmgen.storage import saved
@@ -21,7 +21,6 @@ from mmgen.training.config import parse_overrides
 from mmgen.training.report import picture_grid
 
 AT_ONCE = 16  # items that the model reads together
-FILES = ("image", "audio")  # kinds of results that are files
 
 
 def generate(model: Model, given: dict[str, list[str]], to: str, n: int = 1, seed: int = 0,
@@ -79,8 +78,8 @@ def generate(model: Model, given: dict[str, list[str]], to: str, n: int = 1, see
         values["rerank"] = scorer(model, str(values["rerank"]), to)
     check_options(model, values)
     for name in to.split(","):
-        if name in model.processors and model.processors[name].kind in FILES:
-            _make_folder(out, model.processors[name].kind)
+        if name in model.processors and _suffix(kind := model.processors[name].kind):
+            _make_folder(out, kind)
     device = processes.device()
     if rows:
         size = len(rows) if values.keys() & model.across_items else AT_ONCE
@@ -150,12 +149,13 @@ def _result(model: Model, to: str, value: Any, stem: str, out: Path | None) -> s
 
 
 def _write(value: Any, processor: Processor, stem: str, out: Path | None) -> str:
-    if processor.kind not in FILES:
-        return str(value)
-    file = out / f"{stem}.{'png' if processor.kind == 'image' else 'wav'}"
-    if processor.kind == "image":
-        return saved(file, value.save)
-    return saved(file, lambda place: soundfile.write(place, value.cpu().numpy(), processor.rate))
+    suffix = _suffix(processor.kind)
+    return saved(out / f"{stem}.{suffix}", lambda place: processor.write(value, place)) if suffix else str(value)
+
+
+def _suffix(kind: str) -> str:
+    """The ending of the files of a kind; "" of one that is printed."""
+    return KINDS[kind].suffix if kind in KINDS else ""
 
 
 def _make_folder(out: Path | None, kind: str) -> None:

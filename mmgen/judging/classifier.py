@@ -10,12 +10,11 @@ from torch import Tensor
 from mmgen import processes
 from mmgen.data.batch import collate
 from mmgen.data.cards import check_column, read_card
-from mmgen.data.columns import fit_processor
 from mmgen.data.label import UNLABELLED, LabelProcessor, class_indices
 from mmgen.data.processors import Processor
 from mmgen.data.rows import DataSet, Rows, check_several_classes, open_rows
 from mmgen.errors import UserError, check_one_of, counted
-from mmgen.modalities.kinds import KINDS
+from mmgen.modalities.kinds import COLUMNS, KINDS, fit_processor, processor_settings
 from mmgen.models.base import load
 from mmgen.models.classifier import Classifier
 from mmgen.storage import read_json
@@ -74,7 +73,7 @@ class JudgeConfig(RecipeConfig):
     def check(self) -> None:
         """Check that the columns are there, and that classifiers read the judged one."""
         card = read_card(self.data.card)
-        self.data.input = check_column(card, "data.input", self.data.input, *KINDS, one_text=True)
+        self.data.input = check_column(card, "data.input", self.data.input, *COLUMNS, one_text=True)
         self.data.label = check_column(card, "data.label", self.data.label)
         check_one_of("data.split", self.data.split, card.splits)
 
@@ -97,13 +96,10 @@ def labelled(data: JudgeData, split: str, processor: Processor, names: list[str]
 
 def make_processor(data: JudgeData) -> Processor:
     """The processor of the judged column, fitted to the judge's own split where it has something to fit."""
-    settings = {
-        "image": {"size": data.size, "channels": data.channels, "mean": 0.5, "std": 0.5},
-        "audio": {"frames": data.frames},
-        "text": {"vocab_size": 4096, "max_length": None},
-        "vector": {},
-    }
-    return fit_processor(data.kind, labelled_rows(data, data.split)[data.input], **settings[data.kind])
+    settings = {"size": data.size, "channels": data.channels, "mean": 0.5, "std": 0.5, "frames": data.frames}
+    settings |= {"vocab_size": 4096, "max_length": None}
+    own = {name: settings[name] for name in processor_settings(data.kind) if name in settings}
+    return fit_processor(data.kind, labelled_rows(data, data.split)[data.input], **own)
 
 
 @stage()
@@ -113,7 +109,7 @@ def judge(run: Run, config: JudgeConfig) -> None:
     names = sorted({str(label) for label in labelled_rows(data, data.split)[data.label]})
     check_several_classes(f"{data.card}: {data.split}", data.label, names)
     processor = make_processor(data)
-    shape = [processor.vocabulary] if data.kind == "text" else list(processor.shape)
+    shape = [processor.vocabulary] if KINDS[data.kind].tokens else list(processor.shape)
     model = Classifier(data.input, data.kind, shape, len(names), config.encoder, names, config.distort)
     model.processors |= {data.input: processor, "label": LabelProcessor(names)}
     run.fit(model, labelled(data, data.split, processor, names), config.fit)

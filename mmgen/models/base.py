@@ -21,6 +21,7 @@ from mmgen.data.processors import Processor, Source, load_processors, save_proce
 from mmgen.distributions import draw
 from mmgen.errors import UserError, check_at_least, check_one_of, counted, first_line
 from mmgen.modalities.frozen import frozen_prefixes
+from mmgen.modalities.kinds import PROCESSORS
 from mmgen.models import MODELS
 
 
@@ -238,7 +239,7 @@ class Model(nn.Module, ModelHubMixin):
                 what, fix = f"override of {cls.name}: {given}", "correct it, or leave it out"
             raise UserError(what, got=str(error), expected=f"values of a {cls.name}", fix=fix) from error
         model.load_own_state(read_weights(folder / "model.safetensors"), str(folder / "model.safetensors"))
-        model.processors = {**model.processors, **load_processors(folder / "processors")}
+        model.processors = {**model.processors, **load_processors(folder / "processors", PROCESSORS)}
         return model.eval()
 
 

@@ -12,7 +12,7 @@ from torch.distributions import Categorical
 
 from mmgen.data.batch import Batch, placed
 from mmgen.errors import UserError, check_at_least
-from mmgen.modalities.kinds import build_encoder
+from mmgen.modalities.kinds import KINDS, build_encoder
 from mmgen.models.base import LabelModel, Losses, check_class_names, check_labels
 
 
@@ -23,8 +23,8 @@ class Classifier(LabelModel):
 
     Args:
         modality: name of x in a batch; the labels are ``batch["label"]``, (b,) int64.
-        kind: what x is: "image", "text", "audio" or "vector".
-        shape: of one x: image (c, h, w), audio (mels, frames), vector (d,), text (number of tokens in the vocabulary,).
+        kind: key of `KINDS`.
+        shape: of one x, such as image (c, h, w), audio (mels, frames), vector (d,), text (tokens in the vocabulary,).
         classes: number of labels.
         encoder: settings of the kind's encoder, such as ``{"dim": 64}``; for an image, a ``"backbone"`` takes that of timm.
         class_names: what the labels are called, in order.
@@ -59,8 +59,8 @@ class Classifier(LabelModel):
             raise UserError("distort", got=f"{distort} of {kind}", expected=expected, fix="set distort=0")
         self.modality, self.classes, self.distort = modality, classes, distort
         self.class_names = check_class_names(class_names, classes)
-        self.sequences = (modality,) if kind == "text" else ()
         self.encoder = build_encoder(kind, shape, encoder or {})
+        self.sequences = (modality,) if KINDS[kind].tokens else ()
         self.head = nn.Linear(self.encoder.dim, classes)
 
     @property

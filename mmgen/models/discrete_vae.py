@@ -201,7 +201,7 @@ class DiscreteVAE(Model):
         """x of the items that have it, (b', c, h, w), and their mask (b,)."""
         observed = batch.observed("image")
         x = batch["image"][observed]
-        check_values("image", x, "image", self.shape, self.likelihood.family)
+        check_values("image", x, "image", self.shape, self.likelihood)
         return x, observed
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Categorical, Distribution, Laplace
+from torch.distributions import Categorical, Distribution, Laplace, constraints
 from torch.nn import functional as F
 
 from mmgen.data.batch import Batch, masked_mean
@@ -285,8 +285,8 @@ class Factorized(Model):
             got, fix = sorted(modality.decoder), f"add modalities.{name}.decoder.{absent}"
             raise UserError(f"modalities.{name}.decoder", got=got, expected=f"its {absent}", fix=fix)
         built = decoder(*values, **modality.decoder)
-        if modality.noise and "bernoulli" in built.likelihood.family:
-            expected, fix = f"0 for {built.likelihood.family}", "take the likelihood normal or laplace, or no noise"
+        if modality.noise and built.likelihood.family.support is not constraints.real:
+            expected, fix = f"0 for {built.likelihood.family.name}", "take the likelihood normal or laplace, or no noise"
             raise UserError(f"modalities.{name}.noise", got=modality.noise, expected=expected, fix=fix)
         return built
 
@@ -314,8 +314,7 @@ class Factorized(Model):
             values[name] = x = torch.where(there.reshape(*there.shape, *[1] * (x.ndim - there.ndim)), x, 0)
             present[name] = there
             kind, shape = self.modalities[name].kind, self.modalities[name].shape
-            family = "" if kind == "text" or name not in self.decoders else self.decoders[name].likelihood.family
-            check_values(name, x, kind, shape, family)
+            check_values(name, x, kind, shape, self.decoders[name].likelihood if name in self.decoders else None)
         aligned = present if self.fusion is None else masks
         lengths = {name: tuple(where.shape) for name, where in aligned.items()}
         if len(set(lengths.values())) > 1:

@@ -391,7 +391,7 @@ class TextToImage(Model):
     def _codes(self, x: Tensor) -> Tensor:
         """The codes of pictures: x (b, c, h, w) -> (b, n)."""
         self._check_codes()
-        check_values("image", x, "image", self.discrete_vae.shape, self.discrete_vae.likelihood.family)
+        check_values("image", x, "image", self.discrete_vae.shape, self.discrete_vae.likelihood)
         return self.discrete_vae.codes(x).flatten(1)
 
     def _known(self, part: Tensor) -> Tensor:

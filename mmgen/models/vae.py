@@ -17,11 +17,9 @@ from mmgen.errors import UserError, check_at_least, check_one_of, check_sizes, c
 from mmgen.latents.divergences import covariance_penalty, decompose_kl, density_ratio_tc, kl, mmd, permute_dims
 from mmgen.latents.importance import importance_bound
 from mmgen.latents.spaces import GaussianHead, fit_prior, make_prior, rsample
-from mmgen.modalities.kinds import build_decoder, build_encoder, check_values
+from mmgen.modalities.kinds import KINDS, build_decoder, build_encoder, check_values
 from mmgen.modalities.vector import multilayer_perceptron
 from mmgen.models.base import Losses, Model, check_generate
-
-KINDS = ("image", "audio", "vector")
 
 
 @dataclass(frozen=True)
@@ -131,8 +129,8 @@ class VAE(Model):
 
     Args:
         modality: name of x in a batch.
-        kind: what x is: "image", "audio" or "vector".
-        shape: of one x: image (c, h, w), audio (mels, frames), vector (d,).
+        kind: key of `KINDS`, but no text.
+        shape: of one x, such as image (c, h, w), audio (mels, frames), vector (d,).
         latent_dim: size k of z.
         objective: key of `OBJECTIVES`.
         settings: the keyword arguments of the objective's function, such as ``{"beta": 4.0}``.
@@ -171,7 +169,7 @@ class VAE(Model):
         discriminator: Sequence[int] = (1000,) * 6,
     ) -> None:
         super().__init__()
-        check_one_of("kind", kind, KINDS)
+        check_one_of("kind", kind, [name for name in KINDS if not KINDS[name].tokens])
         self.modality, self.kind, self.shape = modality, kind, tuple(shape)
         self.objective, self.settings = objective, check_settings(objective, settings or {})
         self.encoder = build_encoder(kind, list(shape), encoder or {})
@@ -325,7 +323,7 @@ class VAE(Model):
         """
         observed = batch.observed(self.modality)
         x = batch[self.modality][observed]
-        check_values(self.modality, x, self.kind, self.shape, self.decoder.likelihood.family)
+        check_values(self.modality, x, self.kind, self.shape, self.decoder.likelihood)
         return x, observed
 
 

@@ -22,7 +22,6 @@ from mmgen.conditioning.language_model import load_language_model
 from mmgen.conditioning.representations import representation
 from mmgen.data.batch import Batch
 from mmgen.data.cards import check_column, class_names, read_card
-from mmgen.data.columns import SETTINGS, fit_processor
 from mmgen.data.label import LabelProcessor
 from mmgen.data.processors import Processor
 from mmgen.data.rows import DataSet, Rows, check_several_classes, open_rows
@@ -30,6 +29,7 @@ from mmgen.errors import UserError
 from mmgen.judging.classifier import Judge, JudgeConfig, trained_judge
 from mmgen.metrics.robustness import missing_loss_ratio
 from mmgen.modalities.features import cached_features
+from mmgen.modalities.kinds import COLUMNS, fit_processor
 from mmgen.models.factorized import Factorized
 from mmgen.storage import fingerprint
 from mmgen.training.config import FitConfig, section_of
@@ -69,8 +69,8 @@ class Data(Modalities):
     def check_modality(self, name: str, settings: dict[str, Any]) -> None:
         """Check one modality: of a sequence only vectors and texts that become vectors."""
         read = "language_model" in settings
-        kinds = ["vector", *(["text"] if read else [])] if self.sequence else SETTINGS
-        super().check_modality(name, settings, kinds, {"text": READER})
+        columns = ["vector", *(["text"] if read else [])] if self.sequence else COLUMNS
+        super().check_modality(name, settings, columns, {"text": READER})
 
     def rows(self, split: str, limit: int = 0) -> Rows:
         """The rows of a split that have a label.
@@ -108,10 +108,10 @@ class Data(Modalities):
 
     def processors(self) -> dict[str, Processor]:
         """The processor of each modality, fitted to the training split where it has something to fit."""
-        columns, rows, processors = read_card(self.card).columns, self.rows("train", self.limit), {}
+        rows, processors = self.rows("train", self.limit), {}
         for name, settings in self.modalities.items():
-            kind = "vector" if "language_model" in settings else columns[settings["column"]]["kind"]
-            own = {key: value for key, value in settings.items() if key not in ("column", *READER)}
+            kind = "vector" if "language_model" in settings else self.kind_of(name)
+            own = {key: value for key, value in settings.items() if key not in ("column", "kind", *READER)}
             processors[name] = fit_processor(kind, self.column(name, rows), **own)
         return processors
 
