@@ -73,16 +73,15 @@ class Between(Range):
 
 @dataclass(frozen=True)
 class Above(Range):
-    """Numbers above ``low`` and at most ``high``."""
+    """Numbers above ``low``; with `Between` beside it, up to its end: ``Annotated[float, Above(0), Between(0, 1)]``."""
 
     low: float
-    high: float
-    words = "above {low} and at most {high}"
-    fix = "use {high} or less, above {low}"
+    words = "a number above {low}"
+    fix = "use more than {low}"
 
     def holds(self, value: float) -> bool:
-        """True if ``value`` is above ``low`` and not above ``high``."""
-        return self.low < value <= self.high
+        """True if ``value`` is above ``low``."""
+        return value > self.low
 
 
 @dataclass(frozen=True)

@@ -264,10 +264,9 @@ def test_ranges_of_a_constructor_are_checked_in_configs_and_calls():
         @checked
         def __init__(self, width: Annotated[int, AtLeast(2)] = 8, drop: Annotated[float | None, Share()] = None) -> None: ...
 
+    config = dataclasses.make_dataclass("Config", [("model", section_of(Model), section())])
     with pytest.raises(UserErrors, match=r"(?s)model\.width: got 1, .* >= 2; .*model\.drop: got 1\.0, .* below 1; "):
-        build_config(
-            dataclasses.make_dataclass("C", [("model", section_of(Model), section())]), {"model": {"width": 1, "drop": 1}}
-        )
+        build_config(config, {"model": {"width": 1, "drop": 1}})
     with pytest.raises(UserErrors, match=r"(?s)width: got 1, .*drop: got nan"):
         Model(1, drop=float("nan"))
     with pytest.raises(UserError, match=r"steps: got 0, expected a number >= 1"):

@@ -402,7 +402,7 @@ def described(kind: Any) -> str:
     """
     if ranges := ranges_of(kind):
         words = ", ".join([described(kind.__origin__), *map(str, ranges)])
-        return words.replace(", a number >=", " >=")
+        return words.replace(", a number", "")
     origin, kinds = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
         return f"one of {', '.join(map(str, kinds))}"

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from sklearn.linear_model import LogisticRegression
@@ -26,9 +27,10 @@ from mmgen.data.cards import check_column, class_names, read_card
 from mmgen.data.columns import Columns, fit_processor
 from mmgen.data.label import LabelProcessor
 from mmgen.data.rows import check_several_classes, open_rows
-from mmgen.errors import UserError, check_at_least, check_one_of
+from mmgen.errors import UserError, check_one_of
 from mmgen.models.base import load
 from mmgen.models.mag import AdaptedTransformer
+from mmgen.ranges import AtLeast
 from mmgen.storage import read_json
 from mmgen.training.config import FitConfig, section_of
 from mmgen.training.loop import fit
@@ -41,9 +43,15 @@ GIVEN = ("features", "classes", "class_names")  # what the data decide
 
 @dataclass
 class Data:
-    """A data card; its columns of texts and of labels, modality -> column of its features; how many training rows (0: all).
+    """A data card and its columns.
 
-    ``text_features`` names a column of vectors that tell of the text too: a logistic regression on it is one more baseline.
+    Args:
+        card: name or path.
+        text: the column of texts.
+        features: modality -> the column of its vectors.
+        label: the column of labels.
+        text_features: a column of vectors of the text, for a logistic regression as one more baseline; empty: none.
+        limit: training rows; 0 takes all.
     """
 
     card: str = "cmu_mosi"
@@ -51,7 +59,7 @@ class Data:
     features: dict[str, str] = field(default_factory=lambda: {"audio": "audio_features", "video": "video_features"})
     label: str = "label"
     text_features: str = ""
-    limit: int = 0
+    limit: Annotated[int, AtLeast(0)] = 0
 
 
 @dataclass
@@ -94,7 +102,6 @@ def check(config: Config) -> None:
     data.text = check_column(card, "data.text", data.text, "text", one_text=True)
     data.label = check_column(card, "data.label", data.label, "label")
     check_several_classes(card.name, data.label, class_names(card, data.label))
-    check_at_least("data.limit", data.limit, 0)
     if not data.features:
         fix = "name a column of vectors, as in {audio: audio_features}"
         raise UserError("data.features", got="none", expected="a modality beside the text", fix=fix)
