@@ -2,13 +2,12 @@
 
 import dataclasses
 import inspect
+import json
 import re
 import textwrap
 import typing
 from collections.abc import Iterator
 from typing import Any
-
-import yaml
 
 from mmgen.training.config import build_config, described, read_yaml
 from mmgen.training.recipe import load_recipe, recipe_folder
@@ -73,6 +72,5 @@ def _meanings(cls: type) -> dict[str, str]:
 
 def _as_typed(value: Any) -> str:
     """A value as it can be given on the command line."""
-    if isinstance(value, str):
-        return value
-    return yaml.safe_dump(value, default_flow_style=True, width=float("inf")).removesuffix("\n...\n").strip()
+    plain = isinstance(value, str) and value.isprintable()
+    return value if plain else json.dumps(value, ensure_ascii=False)
