@@ -33,9 +33,9 @@ class Range:
         Raises:
             UserError: it is not.
         """
-        finite = isinstance(value, Real) and math.isfinite(value)
-        if not (finite and self.holds(value)):
-            expected = str(self) if finite else str(self).replace("a number", "a finite number")
+        if not (isinstance(value, Real) and math.isfinite(value) and self.holds(value)):
+            infinite = value in (math.inf, -math.inf)
+            expected = str(self).replace("a number", "a finite number") if infinite else str(self)
             raise UserError(name, got=value, expected=expected, fix=self.fix.format(**vars(self)))
 
 
