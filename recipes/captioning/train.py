@@ -8,7 +8,7 @@ accelerate launch recipes/captioning/train.py --config recipes/captioning/gpu.ya
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,7 +33,7 @@ from mmgen.models.base import load
 from mmgen.models.captioner import Captioner
 from mmgen.ranges import AtLeast
 from mmgen.storage import read_json
-from mmgen.training.config import FitConfig, section_of
+from mmgen.training.config import FitConfig, section, section_of
 from mmgen.training.loop import fit
 from mmgen.training.model_card import ModelCard, contact_sheet, write_model_card
 from mmgen.training.recipe import Recipe, run_details, stage_folder
@@ -87,11 +87,11 @@ class Config:
         fit: training through the language model, which comes after.
     """
 
-    data: Data = field(default_factory=Data)
-    model: section_of(Captioner) = field(default_factory=section_of(Captioner))
-    words: FitConfig = field(default_factory=FitConfig)
-    fit: FitConfig = field(default_factory=FitConfig)
-    decoding: Decoding = field(default_factory=Decoding)
+    data: Data = section()
+    model: section_of(Captioner) = section()
+    words: FitConfig = section()
+    fit: FitConfig = section()
+    decoding: Decoding = section()
     seed: int = 0
     seeds: int = 1
 

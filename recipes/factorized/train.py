@@ -37,7 +37,7 @@ from mmgen.models.classifier import Classifier
 from mmgen.models.factorized import Factorized
 from mmgen.ranges import AtLeast
 from mmgen.storage import fingerprint, read_json
-from mmgen.training.config import FitConfig, build_config, section_of
+from mmgen.training.config import FitConfig, build_config, section, section_of
 from mmgen.training.loop import fit
 from mmgen.training.nested import nested_config
 from mmgen.training.recipe import Recipe, load_recipe, run_details, stage_folder
@@ -80,9 +80,9 @@ class Config:
         judge: config of the recipe ``judge`` for the pictures whose factors are swapped; empty: none are swapped.
     """
 
-    data: Data = field(default_factory=Data)
-    model: section_of(Factorized) = field(default_factory=section_of(Factorized))
-    fit: FitConfig = field(default_factory=FitConfig)
+    data: Data = section()
+    model: section_of(Factorized) = section()
+    fit: FitConfig = section()
     judge: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     seeds: int = 1

@@ -29,7 +29,7 @@ from mmgen.models.base import load
 from mmgen.models.classifier import Classifier
 from mmgen.ranges import AtLeast, Share
 from mmgen.storage import read_json
-from mmgen.training.config import FitConfig
+from mmgen.training.config import FitConfig, section
 from mmgen.training.loop import fit
 from mmgen.training.recipe import Recipe, cached_run
 from mmgen.training.recipe import evaluate as evaluate_run
@@ -70,10 +70,10 @@ class Config:
         fit: training of the classifier.
     """
 
-    data: Data = field(default_factory=Data)
+    data: Data = section()
     encoder: dict[str, Any] = field(default_factory=dict)
     distort: Annotated[float, Share()] = 0.0
-    fit: FitConfig = field(default_factory=FitConfig)
+    fit: FitConfig = section()
     seed: int = 0
     seeds: int = 1
 

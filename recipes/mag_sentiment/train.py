@@ -32,7 +32,7 @@ from mmgen.models.base import load
 from mmgen.models.mag import AdaptedTransformer
 from mmgen.ranges import AtLeast
 from mmgen.storage import read_json
-from mmgen.training.config import FitConfig, section_of
+from mmgen.training.config import FitConfig, section, section_of
 from mmgen.training.loop import fit
 from mmgen.training.recipe import Recipe, run_details, stage_folder
 from mmgen.training.report import write_report
@@ -66,9 +66,9 @@ class Data:
 class Config:
     """The config of the recipe ``mag_sentiment``; the transformer alone is tuned by the same values."""
 
-    data: Data = field(default_factory=Data)
-    model: section_of(AdaptedTransformer) = field(default_factory=section_of(AdaptedTransformer))
-    fit: FitConfig = field(default_factory=FitConfig)
+    data: Data = section()
+    model: section_of(AdaptedTransformer) = section()
+    fit: FitConfig = section()
     seed: int = 0
     seeds: int = 1
 

@@ -36,7 +36,7 @@ from mmgen.models.classifier import Classifier
 from mmgen.models.multimodal_vae import OBJECTIVES, MultimodalVAE
 from mmgen.ranges import AtLeast
 from mmgen.storage import read_json
-from mmgen.training.config import FitConfig, build_config, section_of
+from mmgen.training.config import FitConfig, build_config, section, section_of
 from mmgen.training.loop import fit
 from mmgen.training.model_card import ModelCard, contact_sheet, write_model_card
 from mmgen.training.nested import nested_config
@@ -92,11 +92,11 @@ class Config:
         judges: modality -> the config of its judge, see the recipe ``judge``; coherence needs one for every modality.
     """
 
-    data: Data = field(default_factory=Data)
-    model: section_of(MultimodalVAE) = field(default_factory=section_of(MultimodalVAE))
-    fit: FitConfig = field(default_factory=FitConfig)
+    data: Data = section()
+    model: section_of(MultimodalVAE) = section()
+    fit: FitConfig = section()
     judges: dict[str, dict[str, Any]] = field(default_factory=dict)
-    evaluation: Evaluation = field(default_factory=Evaluation)
+    evaluation: Evaluation = section()
     seed: int = 0
     seeds: int = 1
 
@@ -136,9 +136,9 @@ def check(config: Config) -> None:
         kind = card.columns[settings["column"]]["kind"]
         for key in settings:
             check_one_of(f"data.modalities.{name}.{key}", key, ["column", *SETTINGS[kind]])
-    for section, names in (("model.modalities", config.model.modalities or {}), ("judges", config.judges)):
+    for what, names in (("model.modalities", config.model.modalities or {}), ("judges", config.judges)):
         for name in names:
-            check_one_of(section, name, modalities)
+            check_one_of(what, name, modalities)
     if config.judges:
         config.data.label = check_column(card, "data.label", config.data.label)
     nested(config)

@@ -32,7 +32,7 @@ from mmgen.models.base import load
 from mmgen.models.vision_touch import TOUCH, VISION, VisionTouch
 from mmgen.ranges import Above, AtLeast, Between, Each
 from mmgen.storage import fingerprint, read_json
-from mmgen.training.config import FitConfig, section_of
+from mmgen.training.config import FitConfig, section, section_of
 from mmgen.training.recipe import Recipe, load_recipe, run_details, stage_folder
 from mmgen.training.report import Sample, write_report
 
@@ -115,12 +115,12 @@ class Config:
         arms: which policies are trained, by what they observe.
     """
 
-    data: VISION_TOUCH.Data = field(default_factory=VISION_TOUCH.Data)
-    model: section_of(VisionTouch) = field(default_factory=section_of(VisionTouch))
-    fit: FitConfig = field(default_factory=FitConfig)
-    policy: Policy = field(default_factory=Policy)
+    data: VISION_TOUCH.Data = section()
+    model: section_of(VisionTouch) = section()
+    fit: FitConfig = section()
+    policy: Policy = section()
     arms: list[str] = field(default_factory=lambda: ["full", "vision", "touch"])
-    evaluation: Evaluation = field(default_factory=Evaluation)
+    evaluation: Evaluation = section()
     seed: int = 0
     seeds: int = 1
 

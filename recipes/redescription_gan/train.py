@@ -32,7 +32,7 @@ from mmgen.models.mirror_gan import MirrorGAN
 from mmgen.models.redescriber import Redescriber
 from mmgen.ranges import AtLeast
 from mmgen.storage import read_json
-from mmgen.training.config import FitConfig, build_config, section_of
+from mmgen.training.config import FitConfig, build_config, section, section_of
 from mmgen.training.loop import fit
 from mmgen.training.model_card import ModelCard, contact_sheet, write_model_card
 from mmgen.training.nested import nested_config
@@ -94,14 +94,14 @@ class Config:
         aligned: config of the space by which R-precision is measured, see the recipe ``aligned``; empty: no such figures.
     """
 
-    data: Data = field(default_factory=Data)
-    captioner: OwnCaptioner = field(default_factory=OwnCaptioner)
-    captioner_fit: FitConfig = field(default_factory=FitConfig)
-    gan: OwnGAN = field(default_factory=OwnGAN)
-    fit: FitConfig = field(default_factory=FitConfig)
+    data: Data = section()
+    captioner: OwnCaptioner = section()
+    captioner_fit: FitConfig = section()
+    gan: OwnGAN = section()
+    fit: FitConfig = section()
     judge: dict[str, Any] = field(default_factory=dict)
     aligned: dict[str, Any] = field(default_factory=dict)
-    evaluation: Evaluation = field(default_factory=Evaluation)
+    evaluation: Evaluation = section()
     seed: int = 0
     seeds: int = 1
 

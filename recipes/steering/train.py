@@ -35,7 +35,7 @@ from mmgen.metrics.diversity import distinct
 from mmgen.models.classifier import Classifier
 from mmgen.ranges import AtLeast, Between
 from mmgen.storage import read_json
-from mmgen.training.config import build_config
+from mmgen.training.config import build_config, section
 from mmgen.training.model_card import ModelCard, write_model_card
 from mmgen.training.nested import nested_config
 from mmgen.training.recipe import Recipe, load_recipe, run_details, stage_folder
@@ -86,8 +86,8 @@ class Config(ATTRIBUTE.config):
     threshold: Annotated[float, Between(0, 1)] = 0.0
     judge: dict[str, Any] = field(default_factory=dict)
     fluency: str = "gemma3-270m"
-    sentiment: Texts = field(default_factory=Texts)
-    topic: Texts = field(default_factory=Texts)
+    sentiment: Texts = section()
+    topic: Texts = section()
 
 
 def nested(config: Config) -> dict[str, Any]:

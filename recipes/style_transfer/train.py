@@ -41,7 +41,7 @@ from mmgen.models.style.steered_copy import SteeredCopy
 from mmgen.models.style_transfer import Objective, StyleTransfer
 from mmgen.ranges import AtLeast
 from mmgen.storage import read_json
-from mmgen.training.config import FitConfig, section_of
+from mmgen.training.config import FitConfig, section, section_of
 from mmgen.training.loop import fit
 from mmgen.training.model_card import ModelCard, write_model_card
 from mmgen.training.recipe import Recipe, run_details, stage_folder
@@ -116,13 +116,13 @@ class Config:
         fit_judge: training of the judge.
     """
 
-    data: Data = field(default_factory=Data)
+    data: Data = section()
     objective: Literal["edit", Objective] = "edit"
-    model: section_of(Edit, *SETTLED) = field(default_factory=section_of(Edit, *SETTLED))
-    autoencoder: section_of(StyleTransfer, *SETTLED_TOO) = field(default_factory=section_of(StyleTransfer, *SETTLED_TOO))
-    fit: FitConfig = field(default_factory=FitConfig)
-    judging: Judging = field(default_factory=Judging)
-    fit_judge: FitConfig = field(default_factory=FitConfig)
+    model: section_of(Edit, *SETTLED) = section()
+    autoencoder: section_of(StyleTransfer, *SETTLED_TOO) = section()
+    fit: FitConfig = section()
+    judging: Judging = section()
+    fit_judge: FitConfig = section()
     seed: int = 0
     seeds: int = 1
 

@@ -30,7 +30,7 @@ from mmgen.models.text_to_image import TextToImage
 from mmgen.models.vae import VAE
 from mmgen.ranges import AtLeast
 from mmgen.storage import read_json
-from mmgen.training.config import FitConfig, build_config, section_of
+from mmgen.training.config import FitConfig, build_config, section, section_of
 from mmgen.training.loop import fit
 from mmgen.training.model_card import ModelCard, write_model_card
 from mmgen.training.nested import nested_config
@@ -121,18 +121,16 @@ class Config:
             trained with the next seed. Empty: no such figures.
     """
 
-    data: Data = field(default_factory=Data)
-    discrete_vae: section_of(DiscreteVAE, "shape") = field(default_factory=section_of(DiscreteVAE, "shape"))
-    model: section_of(TextToImage, "discrete_vae", "vocabulary", "text_length", "end") = field(
-        default_factory=section_of(TextToImage, "discrete_vae", "vocabulary", "text_length", "end")
-    )
-    baseline: Baseline = field(default_factory=Baseline)
-    fit_codes: FitConfig = field(default_factory=FitConfig)
-    fit_baseline: FitConfig = field(default_factory=FitConfig)
-    fit: FitConfig = field(default_factory=FitConfig)
+    data: Data = section()
+    discrete_vae: section_of(DiscreteVAE, "shape") = section()
+    model: section_of(TextToImage, "discrete_vae", "vocabulary", "text_length", "end") = section()
+    baseline: Baseline = section()
+    fit_codes: FitConfig = section()
+    fit_baseline: FitConfig = section()
+    fit: FitConfig = section()
     judge: dict[str, Any] = field(default_factory=dict)
     aligned: dict[str, Any] = field(default_factory=dict)
-    evaluation: Evaluation = field(default_factory=Evaluation)
+    evaluation: Evaluation = section()
     seed: int = 0
     seeds: int = 1
 

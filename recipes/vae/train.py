@@ -30,7 +30,7 @@ from mmgen.models.base import load
 from mmgen.models.vae import VAE, check_settings
 from mmgen.ranges import AtLeast, Each
 from mmgen.storage import read_json
-from mmgen.training.config import FitConfig
+from mmgen.training.config import FitConfig, section
 from mmgen.training.loop import fit
 from mmgen.training.model_card import ModelCard, write_model_card
 from mmgen.training.prior import prior_fit
@@ -108,10 +108,10 @@ class Evaluation:
 class Config:
     """The config of the recipe ``vae``."""
 
-    data: Data = field(default_factory=Data)
-    model: Model = field(default_factory=Model)
-    evaluation: Evaluation = field(default_factory=Evaluation)
-    fit: FitConfig = field(default_factory=FitConfig)
+    data: Data = section()
+    model: Model = section()
+    evaluation: Evaluation = section()
+    fit: FitConfig = section()
     seed: int = 0
     seeds: int = 1
 

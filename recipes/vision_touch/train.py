@@ -7,7 +7,7 @@ accelerate launch recipes/vision_touch/train.py --config recipes/vision_touch/gp
 import inspect
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -27,7 +27,7 @@ from mmgen.models.base import load
 from mmgen.models.vision_touch import NEGATIVES, TOUCH, VISION, VisionTouch, end_point_error
 from mmgen.ranges import AtLeast
 from mmgen.storage import read_json
-from mmgen.training.config import FitConfig, section_of
+from mmgen.training.config import FitConfig, section, section_of
 from mmgen.training.loop import fit
 from mmgen.training.model_card import ModelCard, contact_sheet, write_model_card
 from mmgen.training.recipe import Recipe, run_details, stage_folder
@@ -62,9 +62,9 @@ class Data:
 class Config:
     """The config of the recipe ``vision_touch``: a model of all senses, and one of vision and one of touch alone."""
 
-    data: Data = field(default_factory=Data)
-    model: section_of(VisionTouch) = field(default_factory=section_of(VisionTouch))
-    fit: FitConfig = field(default_factory=FitConfig)
+    data: Data = section()
+    model: section_of(VisionTouch) = section()
+    fit: FitConfig = section()
     seed: int = 0
     seeds: int = 1
 

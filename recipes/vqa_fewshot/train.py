@@ -34,6 +34,7 @@ from mmgen.models.base import load
 from mmgen.models.captioner import Captioner
 from mmgen.ranges import AtLeast, Each
 from mmgen.storage import read_json
+from mmgen.training.config import section
 from mmgen.training.model_card import ModelCard, write_model_card
 from mmgen.training.recipe import Recipe, load_recipe, run_details
 from mmgen.training.report import write_report
@@ -132,11 +133,9 @@ class Config(captioning().Config):
         binding: fast binding of invented words to classes.
     """
 
-    vqa: Questions = field(default_factory=lambda: Questions("easy_vqa", "train", "{image}. {question} {answer}\n"))
-    knowledge: Questions = field(
-        default_factory=lambda: Questions("openmoji_facts", "support", "{image}. {question} {answer}\n")
-    )
-    binding: Binding = field(default_factory=Binding)
+    vqa: Questions = section(card="easy_vqa", support="train", format="{image}. {question} {answer}\n")
+    knowledge: Questions = section(card="openmoji_facts", support="support", format="{image}. {question} {answer}\n")
+    binding: Binding = section()
 
 
 def check(config: Config) -> None:

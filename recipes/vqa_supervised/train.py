@@ -33,7 +33,7 @@ from mmgen.models.base import load
 from mmgen.models.captioner import Captioner
 from mmgen.ranges import AtLeast
 from mmgen.storage import read_json
-from mmgen.training.config import FitConfig, section_of
+from mmgen.training.config import FitConfig, section, section_of
 from mmgen.training.loop import fit
 from mmgen.training.model_card import ModelCard, write_model_card
 from mmgen.training.recipe import Recipe, run_details, stage_folder
@@ -79,12 +79,12 @@ class Config:
         support: training questions that the prompt starts from.
     """
 
-    data: Data = field(default_factory=Data)
-    model: section_of(Captioner) = field(default_factory=section_of(Captioner))
-    words: FitConfig = field(default_factory=FitConfig)
-    prompt: FitConfig = field(default_factory=FitConfig)
-    fit: FitConfig = field(default_factory=FitConfig)
-    blind: FitConfig = field(default_factory=FitConfig)
+    data: Data = section()
+    model: section_of(Captioner) = section()
+    words: FitConfig = section()
+    prompt: FitConfig = section()
+    fit: FitConfig = section()
+    blind: FitConfig = section()
     format: str = "Picture:{image}. {question} Answer: {answer}\n"
     support: Annotated[int, AtLeast(1)] = 8
     seed: int = 0
