@@ -217,7 +217,7 @@ def test_a_yaml_file_that_is_none(tmp_path, text):
         read_yaml(file)
 
 
-def test_a_key_of_before_names_the_one_of_now():
+def test_an_old_key_names_the_new_one():
     renamed = {"data.name": "data.card", "words": "fit", "old.limit": "data.limit"}
     with pytest.raises(UserErrors) as caught:
         build_config(Config, {"data": {"name": "mnist"}, "words": {"steps": 3}, "old": {"limit": 2}}, renamed=renamed)

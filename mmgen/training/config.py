@@ -271,11 +271,11 @@ def build_config(cls: type[Config], *layers: dict[str, Any], renamed: Mapping[st
     Args:
         cls: the recipe's dataclass; nested dataclasses are sections.
         layers: nested mappings, as from `read_yaml` and `parse_overrides`.
-        renamed: dotted keys of before -> those of now, which the errors name.
+        renamed: old dotted key -> new one, which the error for the old one names.
 
     Raises:
-        UserErrors: every unknown key (naming the nearest), every key of before, and every value of a wrong type or out of
-            range, all at once.
+        UserErrors: every unknown key (naming the nearest), every old key, and every value of a wrong type or out of range, all
+            at once.
 
     >>> build_config(FitConfig, {"steps": 5}, {"steps": 7}).steps
     7
@@ -286,18 +286,18 @@ def build_config(cls: type[Config], *layers: dict[str, Any], renamed: Mapping[st
     errors = Mistakes()
     for old, new in renamed.items():
         if _take(merged, old) is not NOTHING:
-            errors.append(UserError(f"config key {old}", got="a key of before", expected="its new name", fix=f"use {new}"))
+            errors.append(UserError(f"config key {old}", got="an old key", expected="its new name", fix=f"use {new}"))
     made = _over(cls(), merged, "", errors)
     errors.fail()
     return made
 
 
 def translate(values: dict[str, Any], renamed: Mapping[str, str]) -> dict[str, Any]:
-    """The values of an old run's config under the keys of now.
+    """Move the values of an old run's config to their new keys.
 
     Args:
         values: a nested mapping, as from `read_yaml`.
-        renamed: dotted keys of before, of values or of sections, -> those of now.
+        renamed: old dotted key, of a value or of a section -> new one.
 
     >>> translate({"captioner_fit": {"steps": 5}}, {"captioner_fit": "fit_captioner"})
     {'fit_captioner': {'steps': 5}}
