@@ -11,10 +11,10 @@ from mmgen.data.vector import VectorProcessor
 from mmgen.errors import UserError
 from mmgen.inference.generate import generate
 from mmgen.latents.divergences import dependence
+from mmgen.latents.fusion import known
+from mmgen.latents.fusion import lacking as lacking_modality
 from mmgen.modalities.layers.memory_fusion import MemoryFusion
 from mmgen.models.factorized import Factorized
-from mmgen.models.missing import known
-from mmgen.models.missing import lacking as lacking_modality
 
 NAMES = ("a", "b", "c")
 SIZES = (3, 5, 4)
@@ -131,12 +131,11 @@ def test_codes_of_everything_are_targets_without_gradient():
 def test_swapped_factors():
     model, batch = vectors().eval(), batch_of()
     own = model.encode(batch).mean
-    turned = {name: f.roll(-1, 0) for name, f in own.private.items()}
-    other_private = type(own)(own.label, turned)
+    other_private = {name: f if name == "label" else f.roll(-1, 0) for name, f in own.items()}
     assert torch.equal(model.decode(own, "label").probs, model.decode(other_private, "label").probs)
     assert not torch.equal(model.decode(own, "b").mean, model.decode(other_private, "b").mean)
     assert torch.equal(model.generate(batch, "b", swap="private"), model.decode(other_private, "b").mean)
-    other_label = type(own)(own.label.roll(-1, 0), own.private)
+    other_label = own | {"label": own["label"].roll(-1, 0)}
     assert torch.equal(model.generate(batch, "b", swap="label"), model.decode(other_label, "b").mean)
     drawn = model.generate(batch, "b", n=3, private="prior", generator=torch.Generator().manual_seed(0))
     assert drawn.shape == (18, 5) and not torch.equal(drawn[0], drawn[1])
@@ -171,8 +170,8 @@ def test_surrogates_are_exact_where_modalities_determine_each_other():
     whole = model.encode(batch).mean
     for missing in ("a", "b"):
         inferred = model.encode(batch.without(missing)).mean
-        torch.testing.assert_close(inferred.label, whole.label, atol=1e-8, rtol=0)
-        torch.testing.assert_close(inferred.private[missing], whole.private[missing], atol=1e-8, rtol=0)
+        torch.testing.assert_close(inferred["label"], whole["label"], atol=1e-8, rtol=0)
+        torch.testing.assert_close(inferred[missing], whole[missing], atol=1e-8, rtol=0)
 
 
 @pytest.mark.parametrize("missing", NAMES)

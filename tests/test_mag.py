@@ -247,7 +247,7 @@ ZEROS = {"text": torch.ones(1, 4).long(), "label": torch.zeros(1).long()}
         (lambda: build({"audio": 0}), "features of audio: got 0"),
         (lambda: build(noise={"vidio": 1.0}), "noise: got vidio.*did you mean 'video'"),
         (lambda: build(noise={"video": -1.0}), "noise.video: got -1.0"),
-        (lambda: build().losses(batch_of().without("label")), "label and one of text, audio, video: got no item"),
+        (lambda: build().log_likelihood(batch_of().without("label")), "label and one of text, audio, video: got no item"),
         (lambda: build().log_likelihood(batch_of().keep(["label"])), r"got no item that has both \(the batch holds label\)"),
         (lambda: build().losses(Batch({**ZEROS, "label": torch.tensor([3])})), "label: got 3, expected 0 to 2"),
         (lambda: build().losses(Batch({**ZEROS, "label": torch.zeros(1)})), "label: got torch.float32"),

@@ -138,6 +138,15 @@ def placed(values: Tensor, rows: Tensor) -> Tensor:
     return values.new_zeros(len(rows), *values.shape[1:]).masked_scatter(mask, values)
 
 
+def masked_mean(values: Tensor, rows: Tensor, of: Tensor | None = None) -> Tensor:
+    """The sum of ``values`` over ``rows``, divided by the number of rows, or of those in ``of``; 0 where there is none.
+
+    >>> masked_mean(torch.tensor([1.0, 3.0, 8.0]), torch.tensor([True, True, False])).item()
+    2.0
+    """
+    return torch.where(rows, values, 0.0).sum() / (rows if of is None else of).sum().clamp(min=1)
+
+
 def collate(rows: Sequence[Mapping[str, Tensor | None]], sequences: Collection[str] = ()) -> Batch:
     """Stack rows into a batch; an absent or None entry is a missing modality.
 

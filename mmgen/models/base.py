@@ -251,6 +251,33 @@ def check_generate(to: str, n: int, known: Collection[str]) -> None:
     check_at_least("n", n, 1)
 
 
+def check_class_names(names: list[str] | None, classes: int | None) -> list[str] | None:
+    """Return ``names`` if there is one for each class, or None.
+
+    Raises:
+        UserError: there are more or fewer.
+    """
+    if names is not None and len(names) != classes:
+        expected = counted(classes or 0, "name")
+        raise UserError("class_names", got=names, expected=expected, fix=f"set classes={len(names)}")
+    return names
+
+
+def check_labels(labels: Tensor, classes: int) -> Tensor:
+    """Return ``labels`` if they are numbers of classes, 0 to ``classes`` - 1.
+
+    Raises:
+        UserError: one is not.
+    """
+    if labels.is_floating_point():
+        raise UserError("label", got=str(labels.dtype), expected="torch.int64", fix="convert it with .long()")
+    wrong = labels[(labels < 0) | (labels >= classes)]
+    if len(wrong):
+        expected, fix = f"0 to {classes - 1}", "check the number of classes"
+        raise UserError("label", got=wrong[0].item(), expected=expected, fix=fix)
+    return labels
+
+
 def model_class(name: str) -> type[Model]:
     """The class that `MODELS` lists under ``name``.
 

@@ -13,8 +13,8 @@ from mmgen.data.batch import Batch, placed
 from mmgen.data.label import LabelProcessor
 from mmgen.data.text import TextProcessor
 from mmgen.distributions import draw
-from mmgen.errors import UserError, check_at_least
-from mmgen.models.base import Losses, Model, check_generate
+from mmgen.errors import check_at_least
+from mmgen.models.base import Losses, Model, check_generate, check_labels
 from mmgen.ranges import AtLeast, checked
 
 
@@ -85,8 +85,9 @@ class ClassLanguageModel(Model):
         rows = batch.having("text", "label")
         if not rows.any():
             return self.zero_losses("generative", "discriminative")
-        batch = self._checked(batch.items(rows))
-        each, labels = self.text_log_prob(batch), batch["label"]  # (b, classes), (b,)
+        batch = batch.items(rows)
+        labels = check_labels(batch["label"], len(self.class_names))  # (b,)
+        each = self.text_log_prob(batch)  # (b, classes)
         return Losses(
             generative=-each.gather(1, labels[:, None]).mean(),
             discriminative=self.discriminative * F.cross_entropy(each, labels),
@@ -95,8 +96,9 @@ class ClassLanguageModel(Model):
     def log_likelihood(self, batch: Batch, samples: int = 1) -> Tensor:
         """log p(text | class), exact, (b,); 0 for items that lack either."""
         rows = batch.observed("text", "label")
-        batch = self._checked(batch.items(rows))
-        return placed(self.text_log_prob(batch).gather(1, batch["label"][:, None])[:, 0], rows)
+        batch = batch.items(rows)
+        labels = check_labels(batch["label"], len(self.class_names))
+        return placed(self.text_log_prob(batch).gather(1, labels[:, None])[:, 0], rows)
 
     def predict(self, batch: Batch) -> Categorical:
         """p(class | text), one distribution an item."""
@@ -140,10 +142,3 @@ class ClassLanguageModel(Model):
         moved = [hidden + up(F.gelu(down(hidden))) for down, up in zip(self.down, self.up)]  # each (n, d)
         head = self.language_model.get_output_embeddings()
         return torch.stack([head(h.to(head.weight.dtype)) for h in moved], 1)
-
-    def _checked(self, batch: Batch) -> Batch:
-        labels, last = batch["label"], len(self.class_names) - 1
-        wrong = labels[(labels < 0) | (labels > last)]
-        if len(wrong):
-            raise UserError("label", got=wrong[0].item(), expected=f"0 to {last}", fix="check the names of the classes")
-        return batch

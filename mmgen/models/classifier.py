@@ -12,9 +12,9 @@ from torch.distributions import Categorical
 
 from mmgen.data.batch import Batch, placed
 from mmgen.distributions import draw
-from mmgen.errors import UserError, check_at_least, counted
+from mmgen.errors import UserError, check_at_least
 from mmgen.modalities.kinds import build_encoder
-from mmgen.models.base import Losses, Model, check_generate
+from mmgen.models.base import Losses, Model, check_class_names, check_generate, check_labels
 
 
 class Classifier(Model):
@@ -58,11 +58,8 @@ class Classifier(Model):
         if not 0 <= distort < 1 or (distort and kind != "image"):
             expected = "0 or more and below 1, and 0 of what is no image"
             raise UserError("distort", got=f"{distort} of {kind}", expected=expected, fix="set distort=0")
-        if class_names is not None and len(class_names) != classes:
-            raise UserError(
-                "class_names", got=class_names, expected=counted(classes, "name"), fix=f"set classes={len(class_names)}"
-            )
-        self.modality, self.classes, self.class_names, self.distort = modality, classes, class_names, distort
+        self.modality, self.classes, self.distort = modality, classes, distort
+        self.class_names = check_class_names(class_names, classes)
         self.sequences = (modality,) if kind == "text" else ()
         self.encoder = build_encoder(kind, shape, encoder or {})
         self.head = nn.Linear(self.encoder.dim, classes)
@@ -106,11 +103,7 @@ class Classifier(Model):
             return draw(self.predict(given).probs, n, generator).flatten()
 
     def _log_likelihood(self, batch: Batch) -> Tensor:
-        labels = batch["label"]
-        wrong = labels[(labels < 0) | (labels >= self.classes)]
-        if len(wrong):
-            fix = "check the number of classes"
-            raise UserError("label", got=wrong[0].item(), expected=f"0 to {self.classes - 1}", fix=fix)
+        labels = check_labels(batch["label"], self.classes)
         return self.predict(batch).log_prob(labels)
 
 

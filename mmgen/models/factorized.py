@@ -14,18 +14,17 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, Laplace
 from torch.nn import functional as F
 
-from mmgen.data.batch import Batch
+from mmgen.data.batch import Batch, masked_mean
 from mmgen.distributions import AutoregressiveCategorical, Delta, Joint, draw, until_stop
-from mmgen.errors import UserError, check_at_least, check_one_of, counted
+from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.latents.divergences import dependence, mmd
-from mmgen.latents.fusion import subsets
+from mmgen.latents.fusion import known, lacking, subsets
 from mmgen.modalities.kinds import check_values, decoder_class
 from mmgen.modalities.layers.memory_fusion import MemoryFusion
 from mmgen.modalities.modality import Modality, check_modality, encoder_of, spread
 from mmgen.modalities.sequence import SequenceDecoder
 from mmgen.modalities.vector import VectorDecoder, multilayer_perceptron
-from mmgen.models.base import Losses, Model, check_generate
-from mmgen.models.missing import known, lacking, masked_mean
+from mmgen.models.base import Losses, Model, check_class_names, check_generate
 from mmgen.ranges import AtLeast, Share, checked
 
 PARTS = ("", "generative", "factorization")
@@ -136,11 +135,8 @@ class Factorized(Model):
             what = "per_position" if per_position else "fusion"
             fix = "give all modalities as sequences, or switch it off"
             raise UserError(f"{what} of kinds", got=sorted(kinds), expected="sequences only", fix=fix)
-        if class_names is not None and len(class_names) != classes:
-            raise UserError(
-                "class_names", got=class_names, expected=counted(classes, "name"), fix=f"set classes={len(class_names)}"
-            )
-        self.classes, self.class_names, self.per_position = classes, class_names, per_position
+        self.classes, self.class_names = classes, check_class_names(class_names, classes)
+        self.per_position = per_position
         self.mmd_weight, self.bandwidth, self.surrogate_weight = mmd_weight, bandwidth, surrogate_weight
         self.independence_weight = independence_weight
         self.sequences = tuple(name for name, m in self.modalities.items() if m.kind in ("text", "sequence"))

@@ -13,10 +13,10 @@ from mmgen.conditioning.text_encoder import load_text_encoder
 from mmgen.data.batch import Batch, placed
 from mmgen.data.text import TextProcessor, tokens_of
 from mmgen.distributions import Delta, draw
-from mmgen.errors import UserError, check_at_least, check_one_of, counted
+from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.modalities.frozen import freeze
 from mmgen.modalities.kinds import check_name, check_values
-from mmgen.models.base import Losses, Model, check_generate, decayed
+from mmgen.models.base import Losses, Model, check_class_names, check_generate, check_labels, decayed
 from mmgen.ranges import Above, AtLeast, Share, checked
 from mmgen.storage import check_digest, digest, fingerprint
 
@@ -83,17 +83,14 @@ class AdaptedTransformer(Model):
         max_tokens: Annotated[int, AtLeast(3)] = 50,
     ) -> None:
         super().__init__()
-        if class_names is not None and len(class_names) != classes:
-            raise UserError(
-                "class_names", got=class_names, expected=counted(classes, "name"), fix=f"set classes={len(class_names)}"
-            )
         self.features, self.noise = dict(features or {}), dict(noise or {})
         for name in self.features:
             if check_name(name) in ("text", "label"):
                 raise UserError("features", got=name, expected="another name than text or label", fix="rename it")
         for name, value in self.noise.items():
             check_at_least(f"noise.{check_one_of('noise', name, self.features)}", value, 0)
-        self.classes, self.class_names, self.encoder_rate = classes, class_names, encoder_rate
+        self.classes, self.class_names = classes, check_class_names(class_names, classes)
+        self.encoder_rate = encoder_rate
         self.pooling = check_one_of("pooling", pooling, ("mean", "first"))
         self.encoder, tokenizer = load_text_encoder(encoder)
         self.vocabulary, self.longest = len(tokenizer), context_length(self.encoder)
@@ -219,13 +216,7 @@ class AdaptedTransformer(Model):
         return features, present
 
     def _log_likelihood(self, batch: Batch) -> Tensor:
-        labels = batch["label"]
-        if labels.is_floating_point():
-            raise UserError("label", got=str(labels.dtype), expected="torch.int64", fix="convert it with .long()")
-        wrong = labels[(labels < 0) | (labels >= self.classes)]
-        if len(wrong):
-            fix = "check the number of classes"
-            raise UserError("label", got=wrong[0].item(), expected=f"0 to {self.classes - 1}", fix=fix)
+        labels = check_labels(batch["label"], self.classes)
         return self.predict(batch).log_prob(labels)
 
 

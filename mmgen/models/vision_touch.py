@@ -7,17 +7,16 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Independent
 
-from mmgen.data.batch import Batch
+from mmgen.data.batch import Batch, masked_mean
 from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.latents.divergences import kl
-from mmgen.latents.fusion import product_of_experts, stack_experts
+from mmgen.latents.fusion import known, product_of_experts, stack_experts
 from mmgen.latents.spaces import GaussianHead, StandardPrior, diagonal_normal, rsample
 from mmgen.modalities.flow import Flow, FlowDecoder
 from mmgen.modalities.image import ImageDecoder, PyramidEncoder
 from mmgen.modalities.kinds import check_values
 from mmgen.modalities.touch import SLOPE, ForceEncoder, StateEncoder
 from mmgen.models.base import Losses, Model
-from mmgen.models.missing import known, masked_mean
 from mmgen.ranges import AtLeast, Share, checked
 
 VISION, TOUCH = ("image", "depth"), ("force", "proprioception")
