@@ -14,6 +14,7 @@ ROOMS = [
     "errors",
     "processes",
     "storage",
+    "ranges",
     "distributions",
     "data",
     "modalities",

@@ -52,6 +52,21 @@ class Parser(argparse.ArgumentParser):
         raise UserError.from_line(f"{message}; see `{self.prog} --help`")
 
 
+class RecipeHelp(argparse.Action):
+    """``--help`` that lists the keys of the recipe before it, and is that of the command without one."""
+
+    def __call__(self, parser: argparse.ArgumentParser, options: argparse.Namespace, *_: object) -> NoReturn:
+        """Print the help and exit."""
+        if options.recipe is None:
+            parser.print_help()
+        else:
+            from mmgen.training.help import recipe_keys
+
+            parser.print_usage()
+            print(recipe_keys(options.recipe))
+        parser.exit()
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of ``mmgen``; each command's ``run`` is a function of `mmgen.cli.commands`."""
     parser = Parser(prog="mmgen", description="Multimodal generation: train, evaluate and use its systems.")
@@ -61,7 +76,10 @@ def build_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("list", help="recipes, models and data cards")
     command.set_defaults(run=run_list)
 
-    command = commands.add_parser("train", help="train a recipe into a run folder", epilog=_OVERRIDES)
+    command = commands.add_parser("train", help="train a recipe into a run folder", epilog=_OVERRIDES, add_help=False)
+    command.add_argument(
+        "-h", "--help", nargs=0, action=RecipeHelp, help="show this help; after a recipe, the keys of its config"
+    )
     command.add_argument("recipe", help="a recipe's name, or a folder with a train.py of your own")
     command.add_argument("--config", default="config", help="a named config of the recipe, or a YAML file (default: config)")
     command.add_argument("--out", type=Path, help="the run folder (default: runs/RECIPE, runs/RECIPE-CONFIG)")
