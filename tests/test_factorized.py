@@ -466,7 +466,7 @@ def test_a_swap_reaches_the_last_item_of_many():
     model, x = vectors(names="ab").float(), torch.randn(20, 3)  # more than the command reads at once
     model.processors |= {name: VectorProcessor([0.0] * size, [1.0] * size) for name, size in zip("ab", SIZES)}
     whole = model.generate(Batch({"a": x}), "a", swap="private")
-    made = generate(model, {"a": x.tolist()}, "a", options=["swap=private"])
+    made = generate(model, {"a": x.tolist()}, "a", swap="private")
     assert made == [[str(model.processors["a"].decode(one))] for one in whole]
 
 
