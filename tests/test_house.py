@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parent.parent
 # rooms from the ground up: a module imports from its own room or a lower one; metrics stands alone
@@ -124,11 +125,31 @@ def test_importing_and_listing_load_no_torch(code):
         assert "captioning " in done.stdout and "Configs: config, " in done.stdout and "openmoji " in done.stdout
 
 
-def test_public_names_can_be_had():
+def test_public_names_resolve():
     import mmgen
 
+    assert {"Batch", "Captioner", "Model", "VAE", "collate", "generate", "load", "open_card"} <= {*mmgen.__all__}
     for name in mmgen.__all__:
         assert getattr(mmgen, name) is not None
         assert name in dir(mmgen)
     with pytest.raises(AttributeError, match="lod"):
         mmgen.lod  # noqa: B018
+
+
+def test_type_checkers_see_the_public_names():
+    import mmgen
+
+    stub = ast.parse((ROOT / "mmgen" / "__init__.pyi").read_text(encoding="utf-8"))
+    imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
+    assert {alias.asname for node in imports for alias in node.names} == {*mmgen.__all__}
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    assert (ROOT / "mmgen" / "py.typed").is_file()
+    assert config["options.package_data"]["mmgen"] == "py.typed, *.pyi"
+
+
+def test_the_version_is_cited():
+    import mmgen
+
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == mmgen.__version__ and citation["license"] == "Apache-2.0"

@@ -55,6 +55,7 @@ class Steered(LogitsProcessor):
         self.sum, self.last = hidden.sum(1) if self.sum is None else self.sum + hidden.sum(1), hidden[:, -1]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Replace the scores (b, v) by those of the steered model."""
         own = scores.float().log_softmax(-1)  # (b, v)
         if own.isnan().any():
             fix = "use bf16 or fp32 instead of fp16, or check the weights"

@@ -38,10 +38,11 @@ def generate(
     >>> from mmgen.data.label import LabelProcessor
     >>> from mmgen.data.vector import VectorProcessor
     >>> from mmgen.models.classifier import Classifier
-    >>> model = Classifier("vector", "vector", [2], classes=1, encoder={"hidden": [], "dim": 4})
-    >>> model.processors |= {"vector": VectorProcessor([0.0] * 2, [1.0] * 2), "label": LabelProcessor(["red"])}
-    >>> generate(model, {"vector": ["0.5, 1", "2, 3"]}, "label", n=2)
-    [['red', 'red'], ['red', 'red']]
+    >>> model = Classifier("vector", "vector", [2], classes=2, encoder={"hidden": [], "dim": 4})
+    >>> model.processors |= {"vector": VectorProcessor([0.0] * 2, [1.0] * 2), "label": LabelProcessor(["red", "green"])}
+    >>> made = generate(model, {"vector": ["0.5, 1", "2, 3"]}, "label", n=3)
+    >>> [len(results) for results in made], {*made[0], *made[1]} <= {"red", "green"}
+    ([3, 3], True)
     """
     check_at_least("--n", n, 1)
     to = ",".join(name.strip() for name in to.split(","))

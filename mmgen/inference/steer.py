@@ -343,6 +343,7 @@ class ScoresKept(LogitsProcessor):
         self.scores: list[Tensor] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Keep the scores (b, v)."""
         self.scores.append(scores)
         return scores
 

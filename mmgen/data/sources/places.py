@@ -170,7 +170,6 @@ def _find(name: str, data_folder: Path | None, beside: Path | None = None) -> Pa
 
 def _sdist(name: str, data_folder: Path | None) -> Path:
     """The archive in the data folder, or where pip put it for us: mmgen itself never asks an index, and builds nothing."""
-
     try:
         return _find(name, data_folder)
     except Unavailable as error:
