@@ -83,4 +83,4 @@ def write_utf8() -> None:
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower().replace("_", "-") != "utf-8":
             kept = stream.isatty() or os.environ.get("PYTHONIOENCODING")
-            stream.reconfigure(**({"errors": "replace"} if kept else {"encoding": "utf-8", "errors": "surrogateescape"}))
+            stream.reconfigure(encoding=None if kept else "utf-8", errors="replace" if kept else "surrogateescape")

@@ -19,7 +19,7 @@ def shared(parser: argparse.ArgumentParser, name: str, **more: Any) -> None:
     parser.add_argument(name, **SHARED[name] | more)
 
 
-def split_dtype(values: list[str]) -> tuple[dict[str, str], list[str]]:
+def split_dtype(values: list[str]) -> tuple[dict[str, Any], list[str]]:
     """Separate ``dtype=NAME`` from the other options ``key=value``.
 
     >>> split_dtype(["beams=3", "dtype=fp32"])

@@ -1,11 +1,13 @@
 """What all ways of steering share: a logits processor that comes first, and sees what the language model has read."""
 
 import typing
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers.cache_utils import DynamicSlidingWindowLayer
 from transformers.generation.configuration_utils import GenerationMode
 
 from mmgen.conditioning.attributes import Attribute, State, check_attribute
@@ -13,6 +15,13 @@ from mmgen.conditioning.language_model import CACHE, check_self_attention
 from mmgen.conditioning.prefix import positions
 from mmgen.errors import UserError
 from mmgen.modalities.layers.packed import packed
+
+Past = list[tuple[Tensor, Tensor]]  # keys and values of each layer, (b, heads, t, d) each
+
+
+def past_of(cache: DynamicCache) -> Past:
+    """The keys and values of a cache."""
+    return [(layer.keys, layer.values) for layer in cache.layers]  # type: ignore[union-attr, misc]  # all layers attend
 
 
 class Steered(LogitsProcessor):
@@ -31,8 +40,8 @@ class Steered(LogitsProcessor):
         self.places: Tensor | None = kwargs.get("position_ids")
         self.prompt: Tensor | None = kwargs.get("inputs_embeds")
         self.start: int | None = None  # positions that were read before the first token was written
-        self.sum: Tensor | None = None  # of the hidden states of the text so far (b, d)
-        self.last: Tensor | None = None  # that of the newest token (b, d)
+        self.sum: Any = None  # of the hidden states of the text so far (b, d)
+        self.last: Any = None  # that of the newest token (b, d)
 
     def steer(self, input_ids: Tensor, own: Tensor, mask: Tensor) -> Tensor | None:
         """The logarithm of the steered distribution (b, v) of the next token; None where nothing is to be done.
@@ -80,8 +89,8 @@ class Steered(LogitsProcessor):
         """What the language model must be told of the last position of ``mask`` (b, t): who is real, and its place."""
         told = positions(mask, mask.shape[1] - 1)
         if self.places is not None:  # the caller counts in a way of its own
-            last = self.places[:, -1:].expand(len(self.cache.layers[0].keys), 1)  # (b, 1)
-            told["position_ids"] = last.repeat_interleave(len(mask) // len(last), 0) + mask.shape[1] - self.start
+            last = self.places[:, -1:].expand(len(past_of(self.cache)[0][0]), 1)  # (b, 1)
+            told["position_ids"] = last.repeat_interleave(len(mask) // len(last), 0) + mask.shape[1] - (self.start or 0)
         return told
 
     def likelihood(self, state: State, attribute: Attribute | None = None) -> Tensor:
@@ -98,7 +107,7 @@ class Steered(LogitsProcessor):
 
 
 def sample(
-    first: type[Steered], settings: Any, model: PreTrainedModel, input_ids: Tensor, processors: LogitsProcessorList,
+    first: Callable[..., Steered], settings: Any, model: PreTrainedModel, input_ids: Tensor, processors: LogitsProcessorList,
     generation_config: GenerationConfig, **kwargs: Any,
 ) -> Any:  # fmt: skip
     """`generate`'s own sampling of what ``first`` makes of the logits, before all other ``processors``.
@@ -132,7 +141,7 @@ def sample(
     if cache.get_seq_length() and settings.attribute.horizon is not None:
         fix = "give the whole prompt, or steer by a bag of words"
         raise UserError("cache", got=f"{cache.get_seq_length()} positions", expected="none", fix=fix)
-    windows = [layer.sliding_window for layer in cache.layers if getattr(layer, "is_sliding", False)]
+    windows = [layer.sliding_window for layer in cache.layers if isinstance(layer, DynamicSlidingWindowLayer)]
     if windows and generation_config.max_length > min(windows):
         got, expected = f"{generation_config.max_length} tokens", f"at most {min(windows)}, the sliding window"
         raise UserError("length", got=got, expected=expected, fix="lower the length, or shorten the prompt")
@@ -143,7 +152,7 @@ def sample(
     try:
         processors = LogitsProcessorList([steered, *processors])
         with packed(model):
-            return model._sample(
+            return model._sample(  # type: ignore[operator]  # transformers leaves it out of this type
                 input_ids, processors, generation_config=generation_config, streamer=settings.streamer, **kwargs
             )
     finally:

@@ -40,7 +40,8 @@ class Conversation:
             fix = "leave --format and --induction out"
             raise UserError("format", got=repr(format.shot), expected="the one that this answerer has learned", fix=fix)
         self.model = model.to(processes.device()).eval()
-        self.format = model.format if self.learned else format or Format()
+        self.format: Format = model.format if self.learned else format or Format()
+        self.support: list[Example] = []
         self.answers, self.max_tokens = check_answers(answers) if answers else [], max_tokens
         self.forget()
 
@@ -88,7 +89,7 @@ class Conversation:
 
     def forget(self) -> None:
         """Drop the examples."""
-        self.support: list[Example] = []
+        self.support = []
         self.shared = self.model.shared if self.learned else read(self.model.language_model, self.format)
 
     def ask(self, queries: Sequence[Example]) -> list[dict[str, Any]]:
@@ -98,7 +99,7 @@ class Conversation:
             return [{"answer": said} for said in answer(reader, self.shared, queries, self.max_tokens)]
         scores = score(reader, self.shared, queries, self.answers).tolist()  # (b, a)
         named = [dict(zip(self.answers, row)) for row in scores]
-        return [{"answer": max(row, key=row.get), "scores": row} for row in named]
+        return [{"answer": max(row, key=row.__getitem__), "scores": row} for row in named]
 
 
 def ask(

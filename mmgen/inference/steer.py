@@ -98,13 +98,13 @@ def steer_toward(
         raise UserError("--method gedi", got=", ".join(wanted), expected="one --attribute and nothing else", fix=fix)
     own, sampling = settings(options or {}, method)
     model, tokenizer = load_language_model(language_model, dtype)
-    model.to(processes.device())
+    model.to(processes.device())  # type: ignore[arg-type]  # transformers wraps it
     found = {name: targets.bag(name, model, tokenizer) for name in bags}
     classes = [targets.attribute(name, head, model) for name in attributes]
 
     def together(whole: bool) -> Attribute:
         pictures = [targets.toward(file, aligned, model, tokenizer, whole) for file in files]
-        parts = [*found.values(), *classes, *pictures]
+        parts: list[Attribute] = [*found.values(), *classes, *pictures]
         return parts[0] if len(parts) == 1 else Together([(part, 1.0) for part in parts])
 
     ranked = together(whole)
@@ -136,7 +136,7 @@ def settings(options: Mapping[str, Any], method: str) -> tuple[dict[str, Any], d
     check_types(options, types, f"{kind.__name__}, steer and write")
     of_method = {k: v for k, v in options.items() if k in own}
     given = {"experts": len, "target": 0} if method == "gedi" else {}
-    kind(Discriminator(len, 0), **of_method, **given)  # checks ranges before anything is loaded
+    kind(Discriminator(torch.nn.Identity(), 0), **of_method, **given)  # checks ranges before anything is loaded
     return of_method, {k: v for k, v in options.items() if k in SAMPLING}
 
 
@@ -301,15 +301,15 @@ def _write(
     traced: bool,
 ) -> list[dict[str, Any]]:
     """Write one text after each of these prompts: (index of the prompt, prompt, index of the text)."""
-    given, left = [prompt for _, prompt, _ in texts], {"padding": True, "padding_side": "left"}
-    encoded = tokens_of(tokenizer, given, return_tensors="pt", **left)
+    given = [prompt for _, prompt, _ in texts]
+    encoded = tokens_of(tokenizer, given, return_tensors="pt", padding=True, padding_side="left")
     ids, mask = (encoded[key].to(model.device) for key in ("input_ids", "attention_mask"))
     start = ids.shape[1]
     noise = OwnNoise([(seed * 1009 + i) * 1009 + k for i, _, k in texts])
     steered = {} if method is None else {"custom_generate": method}
     kept = ScoresKept()
     with packed(model):  # unsteered texts too, or the two could not be compared in speed
-        output = model.generate(
+        output = model.generate(  # type: ignore[operator]  # transformers leaves it out of this type
             ids, attention_mask=mask, do_sample=False, max_new_tokens=length, pad_token_id=tokenizer.pad_token_id,
             logits_processor=LogitsProcessorList([*[kept] * traced, *warpers, noise]), return_dict_in_generate=True,
             output_logits=traced, **steered,
@@ -322,13 +322,13 @@ def _write(
     real = torch.cat([mask.bool(), ~ended], 1)  # (b, t), without the end of the text
     likely, fluent = text_log_prob(model, written, real, start, attribute)
     said = [tokenizer.decode(row[~end], skip_special_tokens=True) for row, end in zip(after, ended)]
-    fluent = [None if x.isnan() else x.neg().exp().item() for x in fluent]
-    figures = zip(texts, said, likely.tolist(), fluent)
+    perplexities = [None if x.isnan() else x.neg().exp().item() for x in fluent]
+    figures = zip(texts, said, likely.tolist(), perplexities)
     rows = [{"prompt": prompt, "text": text, "attribute": a, "perplexity": p} for (_, prompt, _), text, a, p in figures]
     if traced:
-        pairs = zip(kept.scores, output.logits, after.T[..., None])  # (b, v), (b, v) and (b, 1) of each token
+        steps = zip(kept.scores, output.logits, after.T[..., None])  # (b, v), (b, v) and (b, 1) of each token
         # unsteered probabilities among the same tokens: a cut to the likeliest raises them without steering
-        pairs = [(to, of.masked_fill(to == -torch.inf, -torch.inf), token) for to, of, token in pairs]
+        pairs = [(to, of.masked_fill(to == -torch.inf, -torch.inf), token) for to, of, token in steps]
         both = [[x.float().log_softmax(-1).gather(1, token)[:, 0] for x in (to, of)] for to, of, token in pairs]
         raised = torch.stack([to - of for to, of in both], 1)  # (b, t)
         for row, tokens, each, end in zip(rows, after, raised, ended):
@@ -348,14 +348,12 @@ class ScoresKept(LogitsProcessor):
         return scores
 
 
-def words_raised(
-    tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], raised: Sequence[float]
-) -> list[tuple[str, float]]:
+def words_raised(tokenizer: PreTrainedTokenizerBase, tokens: list[int], raised: Sequence[float]) -> list[tuple[str, float]]:
     """Merge tokens into words, each with the space before it and the sum of ``raised`` over its tokens."""
     words: list[tuple[str, float]] = []
     said, carried = "", 0.0
     for n, more in enumerate(raised, 1):
-        now, carried = tokenizer.decode(tokens[:n], skip_special_tokens=True), carried + more
+        now, carried = str(tokenizer.decode(tokens[:n], skip_special_tokens=True)), carried + more
         if now.endswith("\N{REPLACEMENT CHARACTER}") and n < len(tokens):
             continue  # in the middle of a character of several tokens
         piece, said, more, carried = now[len(said) :], now, carried, 0.0

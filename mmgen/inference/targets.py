@@ -77,14 +77,15 @@ def attribute(name: str, run: str, model: PreTrainedModel) -> Discriminator:
     if standard.shape != (width,):
         got, fix = f"hidden states of {standard.shape[0]} numbers", "train one for this language model"
         raise UserError(f"attribute {run}", got=got, expected=f"{width}, as this language model has", fix=fix)
-    check_one_of("attribute", name, head.class_names)
+    names = head.class_names or []
+    check_one_of("attribute", name, names)
     head.to(model.device).requires_grad_(False)
     mean, std = (torch.tensor(x, device=model.device) for x in (standard.mean, standard.std))
 
     def logits(hidden: Tensor) -> Tensor:
         return head.predict(Batch({"hidden": (hidden - mean) / std})).logits
 
-    return Discriminator(logits, head.class_names.index(name))
+    return Discriminator(logits, names.index(name))
 
 
 def experts(name: str, run: str, model: PreTrainedModel) -> dict[str, Any]:
@@ -133,7 +134,8 @@ def toward(
     if not isinstance(space, Aligned):
         expected, fix = "a shared space of texts and pictures or sounds", "train one with `mmgen train aligned`"
         raise UserError(run, got=f"the model {space.name}", expected=expected, fix=fix)
-    table, known = model.get_input_embeddings().weight, space.table.weight.to(model.device)
+    table = model.get_input_embeddings().get_parameter("weight")
+    known = space.table.weight.to(model.device)
     if table.shape != known.shape or not torch.allclose(table.float(), known.float(), rtol=0.01, atol=1e-3):
         got, expected = "a shared space for another language model's tokens", f"one for {len(table)} of width {table.shape[1]}"
         raise UserError(f"aligned {run}", got=got, expected=expected, fix="train one for this language model")

@@ -1,6 +1,7 @@
 """The nearest neighbour by cosine, the baseline that copies what it has seen, and how often the right one is near."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -105,8 +106,8 @@ def r_precision(scores: Tensor, right: Tensor, texts: Sequence[str] | None = Non
         )
     if scores.isnan().any():
         raise ValueError(f"picture {scores.isnan().any(1).nonzero()[0].item()}: got a NaN, expected scores; check the encoder")
-    texts = range(m) if texts is None else texts
-    first = {text: j for j, text in reversed(list(enumerate(texts)))}
+    names: Sequence[Any] = range(m) if texts is None else texts
+    first = {name: j for j, name in reversed(list(enumerate(names)))}
     different = torch.tensor(sorted(first.values()))  # (k,) the candidates
     if len(different) < 2 or among < 2:
         raise ValueError(f"texts: got {len(different)} different ones among {among}, expected two or more of both")
@@ -115,7 +116,7 @@ def r_precision(scores: Tensor, right: Tensor, texts: Sequence[str] | None = Non
     order.fill_diagonal_(2.0)  # never itself
     others = different[order.argsort(1)[:, :drawn]].to(scores.device)  # (k, among - 1)
     place = {int(j): row for row, j in enumerate(different)}
-    own = torch.tensor([place[first[texts[j]]] for j in right.tolist()], device=scores.device)  # (n,)
+    own = torch.tensor([place[first[names[j]]] for j in right.tolist()], device=scores.device)  # (n,)
     best = scores.gather(1, different.to(scores.device)[own][:, None])  # (n, 1)
     return (best > scores.gather(1, others[own])).all(1).double().mean().item()
 

@@ -52,5 +52,5 @@ def paired_low(a: Sequence[float], b: Sequence[float], level: float = 0.95) -> f
         raise ValueError(f"level: got {level}, expected a number between 0 and 1; use 0.95")
     from scipy.special import stdtrit  # here: it is slow to import, and `mmgen list` reads no figures
 
-    mean, sd = mean_sd(np.subtract(a, b))
+    mean, sd = mean_sd([x - y for x, y in zip(a, b)])
     return mean - float(stdtrit(len(a) - 1, (1 + level) / 2)) * sd / len(a) ** 0.5

@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import numpy as np
 from sacrebleu import BLEU
@@ -115,7 +116,8 @@ def reference_bleu(outputs: Sequence[str], references: Sequence[Sequence[str]]) 
     said = [_joined(text) for text in outputs]
     truth = [[_joined(text) for text in rewrites] for rewrites in references]
     streams = [[item[i] if i < len(item) else None for item in truth] for i in range(max(map(len, truth)))]
-    return BLEU(tokenize="none", force=True).corpus_score(said, streams).score  # force: no warning that texts are tokenised
+    # force: no warning that texts are tokenised
+    return BLEU(tokenize="none", force=True).corpus_score(said, streams).score  # type: ignore[arg-type]  # None: no reference
 
 
 def style_lexicon(texts: Sequence[str], labels: Sequence[int], ratio: float = 3.0, prior: float = 10.0) -> frozenset[str]:
@@ -283,7 +285,7 @@ def _joined(text: str) -> str:
     return " ".join(tokenize(text))
 
 
-def _check(**pairs: tuple[Sequence, Sequence]) -> None:
+def _check(**pairs: tuple[Any, Any]) -> None:
     """One name with its values and what they belong to: as many, at least one, and no text in place of a list."""
     for name, (values, texts) in pairs.items():
         if isinstance(values, str) or isinstance(texts, str):

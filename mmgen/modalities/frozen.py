@@ -1,9 +1,13 @@
 """Frozen means frozen: no gradient for the weights, eval mode for ever."""
 
+from typing import TypeVar
+
 from torch import nn
 
+Network = TypeVar("Network", bound=nn.Module)
 
-def freeze(module: nn.Module, stored: bool = False) -> nn.Module:
+
+def freeze(module: Network, stored: bool = False) -> Network:
     """Freeze ``module`` in place: its weights take no gradient and it stays in eval mode through any ``.train()``.
 
     Gradients still flow through it to its inputs.

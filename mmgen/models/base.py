@@ -5,7 +5,7 @@ import inspect
 import json
 import re
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from huggingface_hub import ModelHubMixin, snapshot_download
@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mmgen.data.batch import Batch
-from mmgen.data.processors import Processor, load_processors, save_processors
+from mmgen.data.processors import load_processors, save_processors
 from mmgen.errors import UserError, check_one_of, counted, first_line
 from mmgen.modalities.frozen import frozen_prefixes
 from mmgen.models import MODELS
@@ -53,9 +53,13 @@ class Model(nn.Module, ModelHubMixin):
     #: the constructor value that holds those of a model inside this one, which `load` may override too
     inside: ClassVar[str | None] = None
 
+    if TYPE_CHECKING:  # buffers and submodules: torch's own `Tensor | Module` fits neither
+
+        def __getattr__(self, name: str) -> Any: ...
+
     def __init__(self) -> None:
         super().__init__()
-        self.processors: dict[str, Processor] = {}
+        self.processors: dict[str, Any] = {}  # a `Processor` each, with settings of its own
         #: figures of the last `losses`, without gradient, that the training loop logs beside its terms
         self.monitored: dict[str, Tensor] = {}
         #: optimiser steps done, written by the training loop: what schedules read; a tensor, so compiled code stays valid
