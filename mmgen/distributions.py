@@ -1,6 +1,6 @@
-"""What torch.distributions lacks: sequences drawn token by token, and likelihoods chosen by name."""
+"""Distributions that torch lacks: points, joint ones by name, token sequences; and likelihoods chosen by name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -10,6 +10,74 @@ from torch.distributions import Bernoulli, ContinuousBernoulli, Distribution, In
 from mmgen.errors import UserError, check_one_of
 
 LIKELIHOODS = ("bernoulli", "continuous_bernoulli", "normal", "laplace")
+
+
+class Delta(Distribution):
+    """All probability on one point, such as the code of a deterministic encoder.
+
+    Args:
+        value: (*batch, *event) the point.
+        event_dims: how many last dimensions are one event.
+
+    >>> Delta(torch.zeros(2, 3)).log_prob(torch.tensor([[0.0, 0, 0], [0, 0, 1]])).tolist()
+    [0.0, -inf]
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 (the name and type that torch prescribes)
+    has_rsample = True
+
+    def __init__(self, value: Tensor, event_dims: int = 1) -> None:
+        self.value, self.event_dims = value, event_dims
+        cut = value.ndim - event_dims
+        super().__init__(value.shape[:cut], value.shape[cut:], validate_args=False)
+
+    @property
+    def mean(self) -> Tensor:
+        """The point."""
+        return self.value
+
+    def rsample(self, sample_shape: tuple[int, ...] = ()) -> Tensor:
+        """The point, repeated: (*sample_shape, *batch, *event)."""
+        return self.value.expand(*sample_shape, *self.value.shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """0 at the point and minus infinity elsewhere: (..., *event) -> (...)."""
+        same = (value == self.value).flatten(-self.event_dims).all(-1)
+        return torch.where(same, 0.0, -torch.inf)
+
+
+class Joint(Distribution):
+    """Independent distributions by name, such as those of several codes of the same items; its values are dicts.
+
+    Args:
+        parts: name -> a distribution; one batch shape for all.
+
+    >>> q = Joint({"label": Delta(torch.zeros(2, 3)), "image": Delta(torch.ones(2, 5))})
+    >>> q["image"].mean.shape, q.log_prob(q.mean).tolist()
+    (torch.Size([2, 5]), [0.0, 0.0])
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 (the name and type that torch prescribes)
+
+    def __init__(self, parts: Mapping[str, Distribution]) -> None:
+        self.parts = dict(parts)
+        super().__init__(next(iter(self.parts.values())).batch_shape, validate_args=False)
+
+    def __getitem__(self, name: str) -> Distribution:
+        return self.parts[name]
+
+    @property
+    def mean(self) -> dict[str, Tensor]:
+        """Name -> the mean of that part."""
+        return {name: part.mean for name, part in self.parts.items()}
+
+    def sample(self, sample_shape: tuple[int, ...] = ()) -> dict[str, Tensor]:
+        """Name -> a draw from that part."""
+        return {name: part.sample(sample_shape) for name, part in self.parts.items()}
+
+    def log_prob(self, value: Mapping[str, Tensor]) -> Tensor:
+        """The sum over the parts of log p of their values, batch shape."""
+        return torch.stack([part.log_prob(value[name]) for name, part in self.parts.items()]).sum(0)
 
 
 class AutoregressiveCategorical(Distribution):

@@ -7,7 +7,7 @@ from typing import Any
 import soundfile
 
 from mmgen.errors import UserError
-from mmgen.inference.generate import check_options, generate
+from mmgen.inference.generate import checked_options, generate
 from mmgen.judging.nearest import picture_column, write_nearest
 from mmgen.models.base import Model
 from mmgen.storage import saved
@@ -38,13 +38,12 @@ def generate_files(
         picture_column(nearest)
         if to != "image":
             raise UserError("--nearest", got=f"--to {to}", expected="--to image", fix="leave --nearest out")
-    options, names = options or {}, [name.strip() for name in to.split(",")]
-    check_options(model, options)
+    values, names = checked_options(model, options or {}, to), [name.strip() for name in to.split(",")]
     kinds = {name: model.processors[name].kind for name in names if name in model.processors}
     for kind in kinds.values():
         if kind in ENDINGS:
             _make_folder(out, kind)
-    results = generate(model, given, to, n, seed, part, **options)
+    results = generate(model, given, to, n, seed, part, **values)
     files = [[_as_text(model, to, result, f"{i * n + j:04d}", out) for j, result in enumerate(item)]
              for i, item in enumerate(results)]  # fmt: skip
     if out is not None and len(results) * n > 1 and kinds.get(to) == "image":

@@ -1,15 +1,18 @@
 """Generation from raw values: what `mmgen.generate` and ``mmgen generate`` do."""
 
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mmgen import processes
 from mmgen.data.batch import Batch, collate
 from mmgen.errors import UserError, check_at_least, check_one_of
-from mmgen.models.base import Model
+from mmgen.models.aligned import Aligned
+from mmgen.models.base import Model, load
 
 AT_ONCE = 16  # items that the model reads together
 
@@ -52,7 +55,7 @@ def generate(
         fix = "repeat each option as often as the others"
         raise UserError("inputs", got=counts, expected="as many of each modality", fix=fix)
     if part is not None:
-        if not hasattr(model, "upper_part"):
+        if not model.defines("upper_part"):
             raise UserError("--from", got=model.name, expected="a model that completes pictures", fix="leave it out")
         if to != "image":
             raise UserError("--from", got=f"--to {to}", expected="--to image", fix="leave --from out")
@@ -64,7 +67,7 @@ def generate(
         raise UserError("inputs", got="none", expected="something to start from", fix=fix)
     for name in given:
         check_one_of("input modality", name, model.inputs)
-    check_options(model, options)
+    options = checked_options(model, options, to)
     rows: list[dict[str, torch.Tensor]] = [{} for _ in range(max(counts.values(), default=0))]
     for name, values in items.items():
         for row, value in zip(rows, values):
@@ -76,8 +79,8 @@ def generate(
     if rows:
         size = len(rows) if options.keys() & model.across_items else AT_ONCE
         batches = [collate(rows[i : i + size], model.sequences) for i in range(0, len(rows), size)]
-    else:  # one item that lacks everything
-        batches = [Batch({model.inputs[0]: torch.zeros(1)}, present={model.inputs[0]: torch.tensor([False])})]
+    else:
+        batches = [Batch.nothing(1)]
     model, generator = model.to(device), torch.Generator().manual_seed(seed)
     parts = [model.generate(batch.to(device), to, n=n, generator=generator, **options) for batch in batches]
     if isinstance(parts[0], dict):
@@ -88,15 +91,38 @@ def generate(
     return [results[i : i + n] for i in range(0, len(results), n)]
 
 
-def check_options(model: Model, options: Mapping[str, Any]) -> None:
-    """Fail unless each option is one of the model's ``generate``, and of its type.
+def scorer(model: Model, run: str, to: str) -> Callable[[Tensor, Batch], Tensor]:
+    """The similarity of pictures to their texts in a shared space, by which generated pictures are reranked.
+
+    Args:
+        model: a `mmgen.models.text_to_image.TextToImage`.
+        run: a run of the recipe ``aligned``.
+        to: the modality to generate.
 
     Raises:
-        UserError: one is not.
+        UserError: ``to`` is not a picture, or the run is of another recipe.
+    """
+    if to != "image":
+        raise UserError("rerank", got=f"{run} with a {to} to make", expected="a picture to make", fix="leave it out")
+    aligned = load(run)
+    if not isinstance(aligned, Aligned) or aligned.modality != "image":
+        raise UserError("rerank", got=aligned.name, expected="a run of the recipe aligned", fix="train one")
+    return partial(model.similarity, aligned)
+
+
+def checked_options(model: Model, options: Mapping[str, Any], to: str) -> dict[str, Any]:
+    """The options, if the model's ``generate`` takes them; ``rerank`` may name a run, whose `scorer` replaces it.
+
+    Raises:
+        UserError: an option is unknown or of another type.
     """
     for name in options:
         check_one_of(f"option of {model.name}", name, model.generation_options())
-    check_types(options, typing.get_type_hints(type(model).generate), f"{type(model).__name__}.generate")
+    values = dict(options)
+    if isinstance(values.get("rerank"), str):
+        values["rerank"] = scorer(model, values["rerank"], to)
+    check_types(values, typing.get_type_hints(type(model).generate), f"{type(model).__name__}.generate")
+    return values
 
 
 def check_types(values: Mapping[str, Any], types: Mapping[str, type], where: str) -> None:
@@ -106,6 +132,8 @@ def check_types(values: Mapping[str, Any], types: Mapping[str, type], where: str
         UserError: one is not.
     """
     for name, value in values.items():
+        if callable(value):
+            continue
         accepted = (int, float) if types[name] is float else types[name]
         if not isinstance(value, accepted) or isinstance(value, bool) != (types[name] is bool):
             fix = f"see the documentation of {where}"

@@ -19,7 +19,7 @@ def restyle(model: Model, lines: Iterable[bytes], target: str, at_once: int = 25
     Raises:
         UserError: a model that does not restyle, an unknown style, or bytes that are not UTF-8, after the lines before them.
     """
-    if not hasattr(model, "restyle"):
+    if not model.defines("restyle"):
         fix = "give a run of the recipe style_transfer"
         raise UserError("RUN", got=model.name, expected="a model that changes styles", fix=fix)
     model.to(processes.device())

@@ -4,6 +4,7 @@ import importlib
 import inspect
 import json
 import re
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,10 +14,11 @@ from huggingface_hub.errors import LocalEntryNotFoundError, RevisionNotFoundErro
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from mmgen.data.batch import Batch
-from mmgen.data.processors import load_processors, save_processors
-from mmgen.errors import UserError, check_one_of, counted, first_line
+from mmgen.data.processors import Source, load_processors, save_processors
+from mmgen.errors import UserError, check_at_least, check_one_of, counted, first_line
 from mmgen.modalities.frozen import frozen_prefixes
 from mmgen.models import MODELS
 
@@ -69,11 +71,17 @@ class Model(nn.Module, ModelHubMixin):
         """Named terms whose sum is minimised in ``phase``: summed over event dimensions, mean over the batch."""
         raise self._undefined("losses")
 
-    def encode(self, batch: Batch) -> Any:
-        """The posterior over the latents given whatever ``batch`` holds."""
+    def zero_losses(self, *terms: str) -> Losses:
+        """Terms of zero with a gradient of zero for every trained parameter: the loss of a batch without usable items."""
+        parts = [p.flatten()[:0].sum() for p in self.parameters() if p.requires_grad]  # 0, whatever p holds
+        zero = sum(parts, start=torch.zeros((), device=self.step.device))
+        return Losses(dict.fromkeys(terms, zero))
+
+    def encode(self, batch: Batch) -> Distribution:
+        """The posterior over the latents given whatever ``batch`` holds; a `Delta` where it is a point."""
         raise self._undefined("encode")
 
-    def decode(self, z: Tensor, to: str) -> torch.distributions.Distribution:
+    def decode(self, z: Any, to: str) -> Distribution:
         """The distribution p(to | z)."""
         raise self._undefined("decode")
 
@@ -84,6 +92,19 @@ class Model(nn.Module, ModelHubMixin):
     def log_likelihood(self, batch: Batch, samples: int = 1) -> Tensor:
         """log p(batch), one a item (b,): exact, or a bound where the model's documentation says so."""
         raise self._undefined("log_likelihood")
+
+    def restyle(self, texts: Sequence[str], target: str) -> list[str]:
+        """The texts in the style ``target``."""
+        raise self._undefined("restyle")
+
+    def upper_part(self, source: Source) -> Tensor:
+        """The upper part of a picture, which `generate` completes: (c, h0, w)."""
+        raise self._undefined("upper_part")
+
+    @classmethod
+    def defines(cls, verb: str) -> bool:
+        """Whether this model has a verb that others lack, such as "restyle"."""
+        return getattr(cls, verb) is not getattr(Model, verb)
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -138,7 +159,7 @@ class Model(nn.Module, ModelHubMixin):
         return {key: value for key, value in self.state_dict().items() if key not in tied and not key.startswith(skipped)}
 
     def _undefined(self, verb: str) -> UserError:
-        defined = [v for v in _VERBS if getattr(type(self), v) is not getattr(Model, v)]
+        defined = [verb for verb in VERBS if self.defines(verb)]
         return UserError(
             f"{self.name}.{verb}",
             got="a call",
@@ -221,7 +242,17 @@ class Model(nn.Module, ModelHubMixin):
         return model.eval()
 
 
-_VERBS = ("losses", "encode", "decode", "generate", "log_likelihood")
+VERBS = ("losses", "encode", "decode", "generate", "log_likelihood", "restyle", "upper_part")
+
+
+def check_generate(to: str, n: int, known: Collection[str]) -> None:
+    """Check what every ``generate`` is given.
+
+    Raises:
+        UserError: ``to`` is none of ``known``, or ``n`` is below 1.
+    """
+    check_one_of("to", to, known)
+    check_at_least("n", n, 1)
 
 
 def model_class(name: str) -> type[Model]:

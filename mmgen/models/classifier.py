@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical
 
-from mmgen.data.batch import Batch
+from mmgen.data.batch import Batch, placed
 from mmgen.distributions import draw
-from mmgen.errors import UserError, check_at_least, check_one_of, counted
+from mmgen.errors import UserError, check_at_least, counted
 from mmgen.modalities.kinds import build_encoder
-from mmgen.models.base import Losses, Model
+from mmgen.models.base import Losses, Model, check_generate
 
 
 class Classifier(Model):
@@ -74,13 +74,15 @@ class Classifier(Model):
 
     def losses(self, batch: Batch, phase: str = "train") -> Losses:
         """The cross-entropy, -log p(label | x), mean over the items that have both."""
-        return Losses(cross_entropy=-self._log_likelihood(batch.items(self._observed(batch))).mean())
+        observed = batch.having(self.modality, "label")
+        if not observed.any():
+            return self.zero_losses("cross_entropy")
+        return Losses(cross_entropy=-self._log_likelihood(batch.items(observed)).mean())
 
     def log_likelihood(self, batch: Batch, samples: int = 1) -> Tensor:
         """log p(label | x), exact, (b,); 0 for items that lack either."""
-        observed = self._observed(batch)
-        found = self._log_likelihood(batch.items(observed))  # (items that have both,)
-        return found.new_zeros(batch.size).masked_scatter(observed, found)
+        observed = batch.observed(self.modality, "label")
+        return placed(self._log_likelihood(batch.items(observed)), observed)
 
     def predict(self, batch: Batch) -> Categorical:
         """p(label | x), one distribution an item; without meaning where x is missing."""
@@ -88,8 +90,7 @@ class Classifier(Model):
 
     def features(self, batch: Batch) -> Tensor:
         """f(x), (b, d): what the last layer reads; without meaning where x is missing."""
-        if self.modality not in batch or not batch.present[self.modality].any():
-            raise self._missing(self.modality, batch)
+        batch.observed(self.modality)  # there is something to read
         mask = (batch.masks[self.modality],) if self.modality in batch.masks else ()
         x = batch[self.modality]
         return self.encoder(distorted(x, self.distort) if self.training and self.distort else x, *mask)
@@ -100,8 +101,7 @@ class Classifier(Model):
         Raises:
             UserError: ``to`` is not "label", or ``n`` below 1.
         """
-        check_one_of("to", to, ["label"])
-        check_at_least("n", n, 1)
+        check_generate(to, n, ["label"])
         with torch.no_grad():
             return draw(self.predict(given).probs, n, generator).flatten()
 
@@ -112,20 +112,6 @@ class Classifier(Model):
             fix = "check the number of classes"
             raise UserError("label", got=wrong[0].item(), expected=f"0 to {self.classes - 1}", fix=fix)
         return self.predict(batch).log_prob(labels)
-
-    def _observed(self, batch: Batch) -> Tensor:
-        both = f"{self.modality} and label"
-        if "label" not in batch or self.modality not in batch:
-            raise self._missing(both, batch)
-        observed = batch.present["label"] & batch.present[self.modality]  # (b,)
-        if not observed.any():
-            raise self._missing(both, batch)
-        return observed
-
-    def _missing(self, what: str, batch: Batch) -> UserError:
-        found = [name for name in batch.values if batch.present[name].any()]
-        got = f"no item that has it (the batch holds {', '.join(found) or 'nothing'})"
-        return UserError(what, got=got, expected="at least one item", fix="check the names of the columns")
 
 
 def distorted(x: Tensor, most: float) -> Tensor:

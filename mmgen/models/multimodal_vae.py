@@ -27,7 +27,7 @@ from mmgen.latents.fusion import (
 from mmgen.latents.importance import importance_bound
 from mmgen.latents.spaces import GaussianHead, fit_prior, make_prior, rsample
 from mmgen.modalities.kinds import DECODERS, build_decoder, build_encoder, check_name, check_values
-from mmgen.models.base import Losses, Model
+from mmgen.models.base import Losses, Model, check_generate
 
 LENGTHS = {"image": 3, "text": 2, "audio": 2, "vector": 1}
 KEYS = ("kind", "shape", "encoder", "decoder", "weight")
@@ -137,6 +137,9 @@ class MultimodalVAE(Model):
 
         MMVAE has one term, minus its bound.
         """
+        if not batch.having_any(*self.modalities).any():
+            mmvae = self.objective == "mmvae"
+            return self.zero_losses(*(["bound"] if mmvae else [*(f"reconstruction_{name}" for name in self.modalities), "kl"]))
         batch = self._checked(batch)
         objective = {"mvae": self._mvae, "mmvae": self._mmvae, "mopoe": self._mopoe, "mvtcae": self._mvtcae}[self.objective]
         return objective(batch, *self._experts(batch))
@@ -174,10 +177,11 @@ class MultimodalVAE(Model):
         Raises:
             UserError: a name the model has not, or ``n`` below 1.
         """
-        names = [check_one_of("to", name.strip(), self.modalities) for name in to.split(",")]
-        check_at_least("n", n, 1)
+        names = [name.strip() for name in to.split(",")]
+        for name in names:
+            check_generate(name, n, self.modalities)
         z = rsample(self.prior(), (given.size, n), generator)  # (b, n, k)
-        known = torch.stack([given.present[name] for name in given.values]).any(0)  # (b,)
+        known = given.having_any(*given.values)  # (b,)
         if known.any():
             q = self.encode(given.items(known))
             z[known] = rsample(q, (n,), generator).transpose(0, 1).to(z.dtype)  # (b', n, k)
@@ -218,7 +222,7 @@ class MultimodalVAE(Model):
         fit_prior(self.prior, draws())
 
     def _mvae(self, batch: Batch, experts: Independent, present: Tensor) -> Losses:
-        members = torch.tensor([[name in subset for name in batch.values] for subset in self._subsets()])  # (s, m)
+        members = torch.tensor([[name in subset for name in batch.values] for subset in self.step_subsets()])  # (s, m)
         rows = {name: members[:, i].nonzero().squeeze(1).to(present.device) for i, name in enumerate(batch.values)}
         q = product_of_experts(experts, members[:, :, None].to(present.device) & present)  # batch shape (s, b)
         z = rsample(q)  # (s, b, k)
@@ -252,8 +256,8 @@ class MultimodalVAE(Model):
         terms = {f"reconstruction_{n}": -w * log_probs.get(n, zero).mean() for n, w in self.weights.items()}
         return Losses(**terms, kl=self.beta * divergence.mean())
 
-    def _subsets(self) -> list[tuple[str, ...]]:
-        """The subsets of a step of MVAE: all, each alone, and those drawn."""
+    def step_subsets(self) -> list[tuple[str, ...]]:
+        """The subsets of a step of MVAE: all modalities, each alone, and those drawn."""
         names = list(self.modalities)
         chosen = [tuple(names), *((name,) for name in names)] if len(names) > 1 else [tuple(names)]
         if self.random_subsets:
@@ -295,7 +299,7 @@ class MultimodalVAE(Model):
             check_one_of("modality", name, self.modalities)
         names = [name for name in self.modalities if name in batch and batch.present[name].any()]
         present = {name: batch.present[name] for name in names}
-        something = torch.stack(list(present.values())).any(0) if names else torch.zeros(batch.size, dtype=torch.bool)  # (b,)
+        something = batch.having_any(*names)  # (b,)
         if not something.all():
             item = (~something).nonzero()[0].item()
             fix = "leave the item out; generate draws from the prior for it"

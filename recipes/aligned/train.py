@@ -180,7 +180,7 @@ def points(model: Aligned, data: Pairs) -> dict[str, Tensor]:
     device, found = model.feature_mean.device, {tower: [] for tower in model.towers}
     for batches in (data.batches(range(len(data.inputs))), data.texts()):
         for batch in batches:
-            for tower, some in model.encode(batch.to(device)).items():
+            for tower, some in model.encode(batch.to(device)).mean.items():
                 found[tower].append(some.cpu())
     return {tower: torch.cat(parts) for tower, parts in found.items()}
 

@@ -230,18 +230,14 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     at_once = max(1, PREFIXES // config.decoding.candidates)
     batches = tqdm(data.batches(at_once), desc=f"captions of {split}", dynamic_ncols=True)
     captions = [caption for batch in batches for caption in model.generate(batch.to(device), **options)]
-    nothing = model.words.mean[None]
-    unseen = blind.generate(
-        Batch({"features": nothing}, present={"features": torch.tensor([False], device=device)}),
-        **{**options, "neighbours": 0},
-    )
+    unseen = blind.generate(Batch.nothing(1, device), **{**options, "neighbours": 0})
     without = unseen * len(captions)  # every blind item is the same prompt, so one caption serves all
 
     figures = caption_scores(captions, data.references)
     figures |= {f"{key}_blind": value for key, value in caption_scores(without, data.references).items()}
     features = {"encoder": (train_data.features["pooled"], data.features["pooled"])} if data.features else {}
     features["own"] = tuple(
-        torch.cat([model.encode(b.to(device)).flatten(1).cpu() for b in d.batches()]) for d in (train_data, data)
+        torch.cat([model.encode(b.to(device)).mean.flatten(1).cpu() for b in d.batches()]) for d in (train_data, data)
     )
     best: dict[str, float] = {}
     for name, (keys, queries) in features.items():

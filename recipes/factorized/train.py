@@ -34,7 +34,7 @@ from mmgen.metrics.robustness import missing_loss_ratio
 from mmgen.modalities.features import cached_features
 from mmgen.models.base import load
 from mmgen.models.classifier import Classifier
-from mmgen.models.factorized import Factorized, Factors
+from mmgen.models.factorized import Factorized
 from mmgen.storage import fingerprint, read_json
 from mmgen.training.config import FitConfig, build_config, section_of
 from mmgen.training.loop import fit
@@ -277,9 +277,9 @@ def swap_grid(model: Factorized, data: Items, name: str, items: int = 8) -> Imag
     """Pictures with the label factor of the item above them and the private factor of the item at their left."""
     batch = next(batch for batch in data.batches() if name in batch)
     batch = batch.items(batch.present[name]).items(slice(0, items))
-    factors, n = model.encode(batch.without("label")), batch.size
-    label, private = factors.label.repeat(n, 1), factors.private[name].repeat_interleave(n, 0)  # (n n, k)
-    made = model.decode(Factors(label, {name: private}), name).mean
+    factors, n = model.encode(batch.without("label")).mean, batch.size
+    factors = {"label": factors["label"].repeat(n, 1), name: factors[name].repeat_interleave(n, 0)}  # (n n, k)
+    made = model.decode(factors, name).mean
     decode, side = model.processors[name].decode, 48
     sheet = Image.new("RGB", (side * (n + 1), side * (n + 1)), "#5c6773")
     cells = [((i + 1, 0), batch[name][i]) for i in range(n)] + [((0, i + 1), batch[name][i]) for i in range(n)]

@@ -186,8 +186,7 @@ def train(config: Config, run: Path, resume: bool) -> None:
 
 def from_prior(model: MultimodalVAE, n: int, generator: torch.Generator) -> dict[str, Tensor]:
     """``n`` items made from nothing, every modality of one from the same z."""
-    name, device = model.inputs[0], model.step.device
-    nothing = Batch({name: torch.zeros(1, device=device)}, present={name: torch.zeros(1, dtype=torch.bool, device=device)})
+    nothing = Batch.nothing(1, model.step.device)
     parts = [
         model.generate(nothing, ",".join(model.inputs), min(AT_ONCE, n - start), generator) for start in range(0, n, AT_ONCE)
     ]

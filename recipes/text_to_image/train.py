@@ -334,8 +334,7 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     for name, x in {**made, "_real": real}.items():
         figures |= judges(x, name)
     made["_baseline"] = load(stage_folder(RECIPE, run, "baseline")).to(device).generate(
-        Batch({"image": torch.zeros(1, device=device)}, present={"image": torch.tensor([False], device=device)}),
-        "image", len(data), torch.Generator().manual_seed(config.seed)).cpu()  # fmt: skip
+        Batch.nothing(1, device), "image", len(data), torch.Generator().manual_seed(config.seed)).cpu()  # fmt: skip
     if settings.features:
         features = {name: picture_features(settings.features, image, list(x)) for name, x in {**made, "_real": real}.items()}
         for name in made:

@@ -175,8 +175,7 @@ def as_pictures(model: VAE, x: Tensor) -> list[Image.Image]:
 def reconstructions(model: VAE, batch: Batch) -> Image.Image:
     """Three rows: the pictures, the mean of p(x | z) at the mean of their posterior, and as many made from the prior."""
     name = model.modality
-    nothing = Batch(batch.values, present={name: torch.zeros_like(batch.present[name])})
-    drawn = model.generate(nothing, name, generator=torch.Generator().manual_seed(0))
+    drawn = model.generate(Batch.nothing(batch.size, batch.rows.device), name, generator=torch.Generator().manual_seed(0))
     rows = (batch[name], model.decode(model.encode(batch).mean, name).mean, drawn)
     return picture_grid([as_pictures(model, x) for x in rows])
 

@@ -251,14 +251,13 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     asked = [model.row(question, "?")["question"].to(device) for question in known.questions]
     pictures = tqdm(range(0, len(known.first), AT_ONCE), desc=f"pictures of {split}", dynamic_ncols=True)
     places = [range(start, min(start + AT_ONCE, len(known.first))) for start in pictures]
-    words = torch.cat([model.encode(collate([data.given(i) for i in place]).to(device)) for place in places])  # (p, n, d)
+    words = torch.cat([model.encode(collate([data.given(i) for i in place]).to(device)).mean for place in places])  # (p, n, d)
     said = model.answer(words[torch.tensor(known.pictures)], asked)
 
     described = [i for i, picture in enumerate(known.pictures) if picture in known.captions]
     told = collate([model.row("?", "?", known.captions[known.pictures[i]]) for i in described], model.sequences).to(device)
     by_words = oracle.answer(oracle.named(told["caption"], told.masks["caption"]), [asked[i] for i in described])
-    nothing = Batch({"features": model.words.mean[None]}, present={"features": torch.tensor([False], device=device)})
-    unseen = blind.answer(blind.encode(nothing).expand(len(asked), -1, -1), asked)
+    unseen = blind.answer(blind.encode(Batch.nothing(1, device)).mean.expand(len(asked), -1, -1), asked)
 
     most = Counter(training.answers).most_common(1)[0][0]
     counts: dict[str, Counter[str]] = {}
