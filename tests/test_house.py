@@ -17,6 +17,7 @@ ROOMS = [
     "errors",
     "processes",
     "storage",
+    "ranges",
     "distributions",
     "data",
     "modalities",

@@ -27,9 +27,8 @@ class Parser(argparse.ArgumentParser):
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of ``mmgen``; the options it returns carry ``run``, the function of their command."""
-    parser: argparse.ArgumentParser = Parser(
-        prog="mmgen", description="Multimodal generation: train, evaluate and use its systems."
-    )
+    description = "Multimodal generation: train, evaluate and use its systems."
+    parser: argparse.ArgumentParser = Parser(prog="mmgen", description=description)
     parser.add_argument("--version", action="version", version=f"mmgen {mmgen.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in COMMANDS:

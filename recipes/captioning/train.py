@@ -8,10 +8,10 @@ accelerate launch recipes/captioning/train.py --config recipes/captioning/gpu.ya
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -31,8 +31,9 @@ from mmgen.metrics.captioning import caption_scores, cider, tokenize
 from mmgen.metrics.retrieval import nearest
 from mmgen.models.base import load
 from mmgen.models.captioner import Captioner
+from mmgen.ranges import AtLeast
 from mmgen.storage import read_json
-from mmgen.training.config import FitConfig, section_of
+from mmgen.training.config import FitConfig, section, section_of
 from mmgen.training.loop import fit
 from mmgen.training.model_card import ModelCard, contact_sheet, write_model_card
 from mmgen.training.recipe import Recipe, run_details, stage_folder
@@ -43,37 +44,54 @@ PREFIXES = 128  # that the language model reads at once in evaluation
 
 @dataclass
 class Data:
-    """A data card and its columns; a text column may hold several captions an item. ``limit`` 0 takes all."""
+    """A data card and its columns.
+
+    Args:
+        card: name or path.
+        input: the column of pictures or sounds.
+        text: the column of captions, one or several an item.
+        limit: items of each split; 0 takes all.
+    """
 
     card: str = "openmoji"
     input: str = "image"
     text: str = "caption"
-    limit: int = 0
+    limit: Annotated[int, AtLeast(0)] = 0
 
 
 @dataclass
 class Decoding:
-    """How captions are made in evaluation; the keys are those of `Captioner.generate`."""
+    """Options of `Captioner.generate` in evaluation.
 
-    beams: int = 1
+    Args:
+        beams: beams of the search; 1 is greedy.
+        length_penalty: exponent of the length that a beam's score is divided by.
+        max_tokens: most tokens of a caption.
+        candidates: captions an item from which the one that most agree on is chosen.
+        neighbours: captions of similar training items that are candidates too.
+    """
+
+    beams: Annotated[int, AtLeast(1)] = 1
     length_penalty: float = 1.0
-    max_tokens: int = 24
-    candidates: int = 1
-    neighbours: int = 0
+    max_tokens: Annotated[int, AtLeast(1)] = 24
+    candidates: Annotated[int, AtLeast(1)] = 1
+    neighbours: Annotated[int, AtLeast(0)] = 0
 
 
 @dataclass
 class Config:
-    """The config of the recipe ``captioning``: ``words`` trains without the language model, ``fit`` then through it.
+    """The config of the recipe ``captioning``; the blind baseline trains by the same values.
 
-    The blind baseline trains by the same two.
+    Args:
+        words: training of the soft words, without the language model.
+        fit: training through the language model, which comes after.
     """
 
-    data: Data = field(default_factory=Data)
-    model: section_of(Captioner) = field(default_factory=section_of(Captioner))
-    words: FitConfig = field(default_factory=FitConfig)
-    fit: FitConfig = field(default_factory=FitConfig)
-    decoding: Decoding = field(default_factory=Decoding)
+    data: Data = section()
+    model: section_of(Captioner) = section()
+    words: FitConfig = section()
+    fit: FitConfig = section()
+    decoding: Decoding = section()
     seed: int = 0
     seeds: int = 1
 

@@ -9,15 +9,16 @@ import sys
 from dataclasses import asdict, dataclass
 from functools import partial
 from types import ModuleType
+from typing import Annotated
 
 import torch
 
 from mmgen import processes
 from mmgen.cli import main
 from mmgen.data.batch import collate
-from mmgen.errors import check_at_least
 from mmgen.models.captioner import Captioner
 from mmgen.models.psa_captioner import PseudoSelfAttentionCaptioner
+from mmgen.ranges import Above, AtLeast
 from mmgen.training.recipe import Recipe, load_recipe
 
 AT_ONCE = 32  # captions that the language model reads together before training
@@ -33,18 +34,12 @@ class Config(captioning().Config):
     """The config of ``captioning``, and how its soft words reach the language model.
 
     Args:
-        scale: see `PseudoSelfAttentionCaptioner`.
+        scale: learning rate of U over that of the soft words, see `PseudoSelfAttentionCaptioner`.
         imitated: training captions that U starts from, see `PseudoSelfAttentionCaptioner.imitate`; 0: it starts small.
     """
 
-    scale: float = 1.0
-    imitated: int = 256
-
-
-def check(config: Config) -> None:
-    """As ``captioning``; and U can start."""
-    captioning().check(config)
-    check_at_least("imitated", config.imitated, 0)
+    scale: Annotated[float, Above(0)] = 1.0
+    imitated: Annotated[int, AtLeast(0)] = 256
 
 
 def attending(config: Config, model: Captioner) -> PseudoSelfAttentionCaptioner:
@@ -76,7 +71,7 @@ RECIPE = Recipe(
     report=partial(
         captioning().report, recipe="captioning_psa", reads="attends in every layer to", tag="pseudo-self-attention"
     ),
-    check=check,
+    check=captioning().check,
     above=captioning().RECIPE.above,
 )
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from PIL import Image
@@ -35,8 +35,9 @@ from mmgen.modalities.features import cached_features
 from mmgen.models.base import load
 from mmgen.models.classifier import Classifier
 from mmgen.models.factorized import Factorized
+from mmgen.ranges import AtLeast
 from mmgen.storage import fingerprint, read_json
-from mmgen.training.config import FitConfig, build_config, section_of
+from mmgen.training.config import FitConfig, build_config, section, section_of
 from mmgen.training.loop import fit
 from mmgen.training.nested import nested_config
 from mmgen.training.recipe import Recipe, load_recipe, run_details, stage_folder
@@ -49,12 +50,16 @@ GIVEN = ("classes", "class_names", "per_position", "without")  # what the data a
 
 @dataclass
 class Data:
-    """A data card; modality -> its ``column`` and the settings of its processor; the column of labels.
+    """A data card and its columns.
 
-    A text with a ``language_model`` is read as a vector: its representation after that frozen model's ``layers``.
-
-    ``sequence`` names the column that tells which rows follow one another, such as the utterances of a video: the item is then
-    the whole sequence, with a label a row. ``limit`` is the number of training rows, 0 for all.
+    Args:
+        card: name or path.
+        modalities: modality -> its ``column`` and the settings of its processor. A text with a ``language_model`` is read as
+            a vector: its representation after that frozen model's ``layers``.
+        label: the column of labels.
+        sequence: the column that groups rows into sequences, such as the utterances of a video: an item is then a whole
+            sequence with a label for each row; empty: each row is an item.
+        limit: training rows; 0 takes all.
     """
 
     card: str = "digits"
@@ -63,20 +68,21 @@ class Data:
     )
     label: str = "label"
     sequence: str = ""
-    limit: int = 0
+    limit: Annotated[int, AtLeast(0)] = 0
 
 
 @dataclass
 class Config:
     """The config of the recipe ``factorized``; the ablations train by the same values.
 
-    ``model.modalities`` holds what the data do not say: settings of encoders and decoders, sizes and weights. ``judge`` is the
-    config of the recipe ``judge`` for the picture whose factors are swapped; empty, none are.
+    Args:
+        model: ``modalities`` holds what the data do not say: settings of encoders and decoders, sizes and weights.
+        judge: config of the recipe ``judge`` for the pictures whose factors are swapped; empty: none are swapped.
     """
 
-    data: Data = field(default_factory=Data)
-    model: section_of(Factorized) = field(default_factory=section_of(Factorized))
-    fit: FitConfig = field(default_factory=FitConfig)
+    data: Data = section()
+    model: section_of(Factorized) = section()
+    fit: FitConfig = section()
     judge: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     seeds: int = 1

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -27,8 +27,9 @@ from mmgen.errors import UserError, check_one_of, counted
 from mmgen.modalities.kinds import KINDS
 from mmgen.models.base import load
 from mmgen.models.classifier import Classifier
+from mmgen.ranges import AtLeast, Share
 from mmgen.storage import read_json
-from mmgen.training.config import FitConfig
+from mmgen.training.config import FitConfig, section
 from mmgen.training.loop import fit
 from mmgen.training.recipe import Recipe, cached_run
 from mmgen.training.recipe import evaluate as evaluate_run
@@ -54,19 +55,25 @@ class Data:
     input: str = "image"
     label: str = "label"
     split: str = "validation"
-    size: int = 8
+    size: Annotated[int, AtLeast(1)] = 8
     channels: Literal[1, 3] = 1
-    frames: int = 100
+    frames: Annotated[int, AtLeast(1)] = 100
 
 
 @dataclass
 class Config:
-    """The config of the recipe ``judge``; ``encoder`` holds settings of the input's encoder, ``distort`` its pictures."""
+    """The config of the recipe ``judge``.
 
-    data: Data = field(default_factory=Data)
+    Args:
+        encoder: settings of the input's encoder.
+        distort: strength of the random distortion of training pictures, see `Classifier`; 0: none.
+        fit: training of the classifier.
+    """
+
+    data: Data = section()
     encoder: dict[str, Any] = field(default_factory=dict)
-    distort: float = 0.0
-    fit: FitConfig = field(default_factory=FitConfig)
+    distort: Annotated[float, Share()] = 0.0
+    fit: FitConfig = section()
     seed: int = 0
     seeds: int = 1
 

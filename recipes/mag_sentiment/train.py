@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from sklearn.linear_model import LogisticRegression
@@ -26,11 +27,12 @@ from mmgen.data.cards import check_column, class_names, read_card
 from mmgen.data.columns import Columns, fit_processor
 from mmgen.data.label import LabelProcessor
 from mmgen.data.rows import check_several_classes, open_rows
-from mmgen.errors import UserError, check_at_least, check_one_of
+from mmgen.errors import UserError, check_one_of
 from mmgen.models.base import load
 from mmgen.models.mag import AdaptedTransformer
+from mmgen.ranges import AtLeast
 from mmgen.storage import read_json
-from mmgen.training.config import FitConfig, section_of
+from mmgen.training.config import FitConfig, section, section_of
 from mmgen.training.loop import fit
 from mmgen.training.recipe import Recipe, run_details, stage_folder
 from mmgen.training.report import write_report
@@ -41,9 +43,15 @@ GIVEN = ("features", "classes", "class_names")  # what the data decide
 
 @dataclass
 class Data:
-    """A data card; its columns of texts and of labels, modality -> column of its features; how many training rows (0: all).
+    """A data card and its columns.
 
-    ``text_features`` names a column of vectors that tell of the text too: a logistic regression on it is one more baseline.
+    Args:
+        card: name or path.
+        text: the column of texts.
+        features: modality -> the column of its vectors.
+        label: the column of labels.
+        text_features: a column of vectors of the text, for a logistic regression as one more baseline; empty: none.
+        limit: training rows; 0 takes all.
     """
 
     card: str = "cmu_mosi"
@@ -51,16 +59,16 @@ class Data:
     features: dict[str, str] = field(default_factory=lambda: {"audio": "audio_features", "video": "video_features"})
     label: str = "label"
     text_features: str = ""
-    limit: int = 0
+    limit: Annotated[int, AtLeast(0)] = 0
 
 
 @dataclass
 class Config:
     """The config of the recipe ``mag_sentiment``; the transformer alone is tuned by the same values."""
 
-    data: Data = field(default_factory=Data)
-    model: section_of(AdaptedTransformer) = field(default_factory=section_of(AdaptedTransformer))
-    fit: FitConfig = field(default_factory=FitConfig)
+    data: Data = section()
+    model: section_of(AdaptedTransformer) = section()
+    fit: FitConfig = section()
     seed: int = 0
     seeds: int = 1
 
@@ -94,7 +102,6 @@ def check(config: Config) -> None:
     data.text = check_column(card, "data.text", data.text, "text", one_text=True)
     data.label = check_column(card, "data.label", data.label, "label")
     check_several_classes(card.name, data.label, class_names(card, data.label))
-    check_at_least("data.limit", data.limit, 0)
     if not data.features:
         fix = "name a column of vectors, as in {audio: audio_features}"
         raise UserError("data.features", got="none", expected="a modality beside the text", fix=fix)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any
 
 import soundfile
 import torch
@@ -27,15 +27,16 @@ from mmgen.data.cards import check_column, read_card
 from mmgen.data.columns import SETTINGS, Columns, fit_processor
 from mmgen.data.processors import Processor
 from mmgen.data.rows import Rows, open_rows
-from mmgen.errors import UserError, check_at_least, check_one_of
+from mmgen.errors import UserError, check_one_of
 from mmgen.judging.features import frechet, picture_features
 from mmgen.metrics.coherence import conditional_coherence, joint_coherence
 from mmgen.modalities.kinds import DECODERS
 from mmgen.models.base import load
 from mmgen.models.classifier import Classifier
 from mmgen.models.multimodal_vae import OBJECTIVES, MultimodalVAE
+from mmgen.ranges import AtLeast
 from mmgen.storage import read_json
-from mmgen.training.config import FitConfig, build_config, section_of
+from mmgen.training.config import FitConfig, build_config, section, section_of
 from mmgen.training.loop import fit
 from mmgen.training.model_card import ModelCard, contact_sheet, write_model_card
 from mmgen.training.nested import nested_config
@@ -48,9 +49,13 @@ AT_ONCE = 250  # items generated together
 
 @dataclass
 class Data:
-    """A data card; modality -> its ``column`` and the settings of its processor; ``label`` is what judges look for.
+    """A data card and its columns.
 
-    ``limit`` is the number of training items, 0 for all.
+    Args:
+        card: name or path.
+        modalities: modality -> its ``column`` and the settings of its processor.
+        label: the column that judges predict.
+        limit: training items; 0 takes all.
     """
 
     card: str = "digits"
@@ -58,20 +63,23 @@ class Data:
         default_factory=lambda: {"image": {"column": "image", "size": 8, "channels": 1}, "text": {"column": "word"}}
     )
     label: str = "label"
-    limit: int = 0
+    limit: Annotated[int, AtLeast(0)] = 0
 
 
 @dataclass
 class Evaluation:
-    """How much is generated and judged: ``items`` of the split, and as many from the prior.
+    """Amount of generation and judging.
 
-    ``log_likelihood`` is of the first ``likelihood_items``, by ``likelihood_samples`` draws each. ``features`` names the
-    packaged network of the Fréchet distance; empty, it is left out.
+    Args:
+        items: items of the split that are generated from, and as many draws from the prior.
+        likelihood_items: items of the split whose log-likelihood is estimated, the first ones.
+        likelihood_samples: draws an item of that estimate.
+        features: the packaged network of the Fréchet distance; empty: none.
     """
 
-    items: int = 1000
-    likelihood_items: int = 100
-    likelihood_samples: int = 100
+    items: Annotated[int, AtLeast(2)] = 1000
+    likelihood_items: Annotated[int, AtLeast(1)] = 100
+    likelihood_samples: Annotated[int, AtLeast(1)] = 100
     features: str = "efficientnet_lite0"
 
 
@@ -79,15 +87,16 @@ class Evaluation:
 class Config:
     """The config of the recipe ``multimodal_vae``.
 
-    ``model.modalities`` holds what the data do not say: settings of encoders and decoders, and weights. ``judges`` holds for
-    each modality the config of its judge, see the recipe ``judge``; without one for every modality there is no coherence.
+    Args:
+        model: ``modalities`` holds what the data do not say: settings of encoders and decoders, and weights.
+        judges: modality -> the config of its judge, see the recipe ``judge``; coherence needs one for every modality.
     """
 
-    data: Data = field(default_factory=Data)
-    model: section_of(MultimodalVAE) = field(default_factory=section_of(MultimodalVAE))
-    fit: FitConfig = field(default_factory=FitConfig)
+    data: Data = section()
+    model: section_of(MultimodalVAE) = section()
+    fit: FitConfig = section()
     judges: dict[str, dict[str, Any]] = field(default_factory=dict)
-    evaluation: Evaluation = field(default_factory=Evaluation)
+    evaluation: Evaluation = section()
     seed: int = 0
     seeds: int = 1
 
@@ -127,15 +136,13 @@ def check(config: Config) -> None:
         kind = card.columns[settings["column"]]["kind"]
         for key in settings:
             check_one_of(f"data.modalities.{name}.{key}", key, ["column", *SETTINGS[kind]])
-    for section, names in (("model.modalities", config.model.modalities or {}), ("judges", config.judges)):
+    for what, names in (("model.modalities", config.model.modalities or {}), ("judges", config.judges)):
         for name in names:
-            check_one_of(section, name, modalities)
+            check_one_of(what, name, modalities)
     if config.judges:
         config.data.label = check_column(card, "data.label", config.data.label)
     nested(config)
     check_one_of("model.objective", config.model.objective, OBJECTIVES)
-    for key in ("items", "likelihood_items", "likelihood_samples"):
-        check_at_least(f"evaluation.{key}", getattr(config.evaluation, key), 2 if key == "items" else 1)
 
 
 def judge_recipe() -> ModuleType:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from PIL import Image
@@ -25,13 +25,14 @@ from mmgen.data.image import ImageProcessor
 from mmgen.data.pairs import Pairs, texts_of
 from mmgen.data.processors import Processor
 from mmgen.data.text import train_tokenizer
-from mmgen.errors import UserError, check_at_least
+from mmgen.errors import UserError
 from mmgen.judging.features import frechet, nearest_pictures, picture_features
 from mmgen.models.base import load
 from mmgen.models.mirror_gan import MirrorGAN
 from mmgen.models.redescriber import Redescriber
+from mmgen.ranges import AtLeast
 from mmgen.storage import read_json
-from mmgen.training.config import FitConfig, build_config, section_of
+from mmgen.training.config import FitConfig, build_config, section, section_of
 from mmgen.training.loop import fit
 from mmgen.training.model_card import ModelCard, contact_sheet, write_model_card
 from mmgen.training.nested import nested_config
@@ -52,8 +53,8 @@ class Data:
         card: name or path.
         input: the column of pictures.
         text: the column of their texts, one or several each.
-        label: what a judge tells from a picture; read with a ``judge`` only.
-        vocab_size: tokens that are trained on the texts, 259 or more.
+        label: the column that a ``judge`` predicts; read with one only.
+        vocab_size: tokens that are trained on the texts.
         length: longest text in tokens.
         limit: items of a split; 0 takes all.
     """
@@ -62,23 +63,23 @@ class Data:
     input: str = "image"
     text: str = "caption"
     label: str = "label"
-    vocab_size: int = 1024
-    length: int = 32
-    limit: int = 0
+    vocab_size: Annotated[int, AtLeast(259)] = 1024
+    length: Annotated[int, AtLeast(2)] = 32
+    limit: Annotated[int, AtLeast(0)] = 0
 
 
 @dataclass
 class Evaluation:
-    """How pictures are judged: of the first ``items`` of a split, 0 for all, one each.
+    """Judging of one picture for each of a split's first items.
 
     Args:
-        items: how many.
+        items: items of the split, two or more; 0 takes all.
         among: texts that R-precision chooses from.
         features: the packaged network of the Fréchet distance; empty: it is left out.
     """
 
-    items: int = 0
-    among: int = 100
+    items: Annotated[int, AtLeast(0)] = 0
+    among: Annotated[int, AtLeast(2)] = 100
     features: str = "efficientnet_lite0"
 
 
@@ -86,18 +87,21 @@ class Evaluation:
 class Config:
     """The config of the recipe ``redescription_gan``.
 
-    ``judge`` is the config of a classifier of ``data.label``, see the recipe ``judge``; ``aligned`` that of the space by which
-    R-precision is measured, see the recipe ``aligned``. Empty: no such figures.
+    Args:
+        captioner_fit: training of the captioner.
+        fit: training of the GAN.
+        judge: config of a classifier of ``data.label``, see the recipe ``judge``; empty: no such figures.
+        aligned: config of the space by which R-precision is measured, see the recipe ``aligned``; empty: no such figures.
     """
 
-    data: Data = field(default_factory=Data)
-    captioner: OwnCaptioner = field(default_factory=OwnCaptioner)
-    captioner_fit: FitConfig = field(default_factory=FitConfig)
-    gan: OwnGAN = field(default_factory=OwnGAN)
-    fit: FitConfig = field(default_factory=FitConfig)
+    data: Data = section()
+    captioner: OwnCaptioner = section()
+    captioner_fit: FitConfig = section()
+    gan: OwnGAN = section()
+    fit: FitConfig = section()
     judge: dict[str, Any] = field(default_factory=dict)
     aligned: dict[str, Any] = field(default_factory=dict)
-    evaluation: Evaluation = field(default_factory=Evaluation)
+    evaluation: Evaluation = section()
     seed: int = 0
     seeds: int = 1
 
@@ -119,13 +123,9 @@ def check(config: Config) -> None:
     card = read_card(config.data.card)
     config.data.input = check_column(card, "data.input", config.data.input, "image")
     config.data.text = check_column(card, "data.text", config.data.text, "text")
-    check_at_least("data.length", config.data.length, 2)
-    check_at_least("data.limit", config.data.limit, 0)
-    check_at_least("evaluation.items", config.evaluation.items, 0)
     if config.evaluation.items == 1:
         raise UserError("evaluation.items", got=1, expected="two or more, or 0 for all", fix="set evaluation.items=200")
     build(config, config.data.vocab_size)
-    check_at_least("evaluation.among", config.evaluation.among, 2)
     if config.judge:
         config.data.label = check_column(card, "data.label", config.data.label)
     nested(config)

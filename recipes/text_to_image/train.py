@@ -8,7 +8,7 @@ accelerate launch recipes/text_to_image/train.py --config recipes/text_to_image/
 import sys
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,15 +21,16 @@ from mmgen.data.image import ImageProcessor
 from mmgen.data.pairs import Pairs, texts_of
 from mmgen.data.processors import Processor
 from mmgen.data.text import TextProcessor, train_tokenizer
-from mmgen.errors import UserError, check_at_least, check_one_of
+from mmgen.errors import UserError, check_one_of
 from mmgen.judging.features import frechet, nearest_pictures, picture_features
 from mmgen.modalities.image import PACKAGES
 from mmgen.models.base import load
 from mmgen.models.discrete_vae import DiscreteVAE, code_use
 from mmgen.models.text_to_image import TextToImage
 from mmgen.models.vae import VAE
+from mmgen.ranges import AtLeast
 from mmgen.storage import read_json
-from mmgen.training.config import FitConfig, build_config, section_of
+from mmgen.training.config import FitConfig, build_config, section, section_of
 from mmgen.training.loop import fit
 from mmgen.training.model_card import ModelCard, write_model_card
 from mmgen.training.nested import nested_config
@@ -48,7 +49,7 @@ class Data:
         card: name or path.
         image: the column of pictures.
         text: the column of texts.
-        label: the column that says what a picture shows, which a judge looks for; empty: none.
+        label: the column of what a picture shows, which a judge predicts; empty: none.
         size: side in pixels.
         channels: 1 or 3.
         tokenizer: of transformers, a folder or a Hub name, that has an end of text; empty: one trained on the training texts.
@@ -61,30 +62,35 @@ class Data:
     image: str = "image"
     text: str = "caption"
     label: str = ""
-    size: int = 32
+    size: Annotated[int, AtLeast(1)] = 32
     channels: Literal[1, 3] = 3
     tokenizer: str = ""
-    vocab_size: int = 1024
-    text_length: int = 24
-    limit: int = 0
+    vocab_size: Annotated[int, AtLeast(259)] = 1024
+    text_length: Annotated[int, AtLeast(2)] = 24
+    limit: Annotated[int, AtLeast(0)] = 0
 
 
 @dataclass
 class Baseline:
-    """A convolutional VAE of the same pictures, whose draws from its prior the Fréchet distance is compared with."""
+    """A convolutional VAE of the same pictures, whose draws from its prior the Fréchet distance is compared with.
 
-    latent_dim: int = 64
-    width: int = 32
+    Args:
+        latent_dim: size of its latent code.
+        width: channels of its first convolution.
+    """
+
+    latent_dim: Annotated[int, AtLeast(1)] = 64
+    width: Annotated[int, AtLeast(1)] = 32
 
 
 @dataclass
 class Evaluation:
-    """What is made of a split's texts, and how it is judged.
+    """Pictures generated from a split's texts, and their judging.
 
     Args:
-        items: how many of the split; 0 takes all.
+        items: texts of the split, two or more; 0 takes all.
         guidance: scale of the guided arms.
-        temperature: of the draws.
+        temperature: temperature of the draws.
         top_k: keep the k likeliest codes; 0 all.
         candidates: pictures of which the reranked arm keeps one.
         among: texts that R-precision chooses from.
@@ -92,37 +98,39 @@ class Evaluation:
         codes_items: training pictures by which the use of codes is counted.
     """
 
-    items: int = 1000
-    guidance: float = 2.0
-    temperature: float = 1.0
-    top_k: int = 0
-    candidates: int = 8
-    among: int = 100
+    items: Annotated[int, AtLeast(0)] = 1000
+    guidance: Annotated[float, AtLeast(0)] = 2.0
+    temperature: Annotated[float, AtLeast(0)] = 1.0
+    top_k: Annotated[int, AtLeast(0)] = 0
+    candidates: Annotated[int, AtLeast(1)] = 8
+    among: Annotated[int, AtLeast(2)] = 100
     features: str = "efficientnet_lite0"
-    codes_items: int = 2000
+    codes_items: Annotated[int, AtLeast(1)] = 2000
 
 
 @dataclass
 class Config:
     """The config of the recipe ``text_to_image``.
 
-    ``judge`` is the config of a classifier of ``data.label``, see the recipe ``judge``; ``aligned`` that of the space by which
-    R-precision is measured, see the recipe ``aligned``; the one that reranks is trained with the next seed. Empty: no such
-    figures.
+    Args:
+        fit_codes: training of the discrete VAE.
+        fit_baseline: training of the baseline.
+        fit: training of the transformer.
+        judge: config of a classifier of ``data.label``, see the recipe ``judge``; empty: no such figures.
+        aligned: config of the space by which R-precision is measured, see the recipe ``aligned``; the one that reranks is
+            trained with the next seed. Empty: no such figures.
     """
 
-    data: Data = field(default_factory=Data)
-    discrete_vae: section_of(DiscreteVAE, "shape") = field(default_factory=section_of(DiscreteVAE, "shape"))
-    model: section_of(TextToImage, "discrete_vae", "vocabulary", "text_length", "end") = field(
-        default_factory=section_of(TextToImage, "discrete_vae", "vocabulary", "text_length", "end")
-    )
-    baseline: Baseline = field(default_factory=Baseline)
-    fit_codes: FitConfig = field(default_factory=FitConfig)
-    fit_baseline: FitConfig = field(default_factory=FitConfig)
-    fit: FitConfig = field(default_factory=FitConfig)
+    data: Data = section()
+    discrete_vae: section_of(DiscreteVAE, "shape") = section()
+    model: section_of(TextToImage, "discrete_vae", "vocabulary", "text_length", "end") = section()
+    baseline: Baseline = section()
+    fit_codes: FitConfig = section()
+    fit_baseline: FitConfig = section()
+    fit: FitConfig = section()
     judge: dict[str, Any] = field(default_factory=dict)
     aligned: dict[str, Any] = field(default_factory=dict)
-    evaluation: Evaluation = field(default_factory=Evaluation)
+    evaluation: Evaluation = section()
     seed: int = 0
     seeds: int = 1
 
@@ -140,7 +148,7 @@ def nested(config: Config) -> dict[str, Any]:
 
 
 def check(config: Config) -> None:
-    """The columns are there and of their kinds, numbers in range, and the judges' configs are theirs."""
+    """The columns are there and of their kinds, and the judges' configs are theirs."""
     card, evaluation = read_card(config.data.card), config.evaluation
     config.data.image = check_column(card, "data.image", config.data.image, "image")
     config.data.text = check_column(card, "data.text", config.data.text, "text")
@@ -148,27 +156,13 @@ def check(config: Config) -> None:
         config.data.label = check_column(card, "data.label", config.data.label)
     if evaluation.items == 1:
         raise UserError("evaluation.items", got=1, expected="two or more, or 0 for all", fix="set evaluation.items=200")
-    for key, low in {
-        "items": 0,
-        "guidance": 0,
-        "temperature": 0,
-        "top_k": 0,
-        "candidates": 1,
-        "among": 2,
-        "codes_items": 1,
-    }.items():
-        check_at_least(f"evaluation.{key}", getattr(evaluation, key), low)
     if config.judge and not config.data.label:
         raise UserError("judge", got="no data.label", expected="the column that it looks for", fix="set data.label=label")
     nested(config)
-    check_at_least("data.vocab_size", config.data.vocab_size, 259)
     with torch.device("meta"):  # fails now for values out of range, and takes no memory
         build(config, config.data.vocab_size, end=0)
     if evaluation.features:
         check_one_of("evaluation.features", evaluation.features, PACKAGES)
-    check_at_least("data.limit", config.data.limit, 0)
-    check_at_least("baseline.width", config.baseline.width, 1)
-    check_at_least("baseline.latent_dim", config.baseline.latent_dim, 1)
 
 
 def space_config(config: Config) -> Any:

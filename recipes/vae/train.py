@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -24,12 +24,13 @@ from mmgen.data.cards import check_column, held_out, read_card
 from mmgen.data.image import ImageProcessor
 from mmgen.data.processors import Processor
 from mmgen.data.rows import open_rows
-from mmgen.errors import UserError, check_at_least, check_one_of
+from mmgen.errors import UserError, check_one_of
 from mmgen.metrics.disentanglement import disentanglement_scores
 from mmgen.models.base import load
 from mmgen.models.vae import VAE, check_settings
+from mmgen.ranges import AtLeast, Each
 from mmgen.storage import read_json
-from mmgen.training.config import FitConfig
+from mmgen.training.config import FitConfig, section
 from mmgen.training.loop import fit
 from mmgen.training.model_card import ModelCard, write_model_card
 from mmgen.training.prior import prior_fit
@@ -56,48 +57,61 @@ class Data:
     card: str = "mnist"
     input: str = "image"
     split: str = "train"
-    size: int = 28
+    size: Annotated[int, AtLeast(1)] = 28
     channels: Literal[1, 3] = 1
     binary: bool = False
     factors: list[str] = field(default_factory=list)
     grid: str = "grid"
-    limit: int = 0
+    limit: Annotated[int, AtLeast(0)] = 0
 
 
 @dataclass
 class Model:
     """The arguments of `VAE` that the data do not settle.
 
-    ``settings`` holds those of each objective by its name, such as ``{"beta": {"beta": 4.0}}``, so that another objective is
-    one key away. ``beta_tc`` gets its ``dataset_size`` from the data.
+    Args:
+        latent_dim: size of z.
+        objective: name of the objective, see `VAE`.
+        settings: objective -> its settings, such as ``{"beta": {"beta": 4.0}}``, so that another objective is one key away;
+            ``beta_tc`` gets its ``dataset_size`` from the data.
+        prior: name of the prior, see `VAE`.
+        prior_settings: its settings.
+        encoder: settings of the encoder.
+        decoder: settings of the decoder.
+        discriminator: widths of the discriminator of the objective ``factor``.
     """
 
-    latent_dim: int = 10
+    latent_dim: Annotated[int, AtLeast(1)] = 10
     objective: str = "vae"
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     prior: str = "standard"
     prior_settings: dict[str, Any] = field(default_factory=dict)
     encoder: dict[str, Any] = field(default_factory=dict)
     decoder: dict[str, Any] = field(default_factory=dict)
-    discriminator: list[int] = field(default_factory=lambda: [1000] * 6)
+    discriminator: Annotated[list[int], Each(AtLeast(1))] = field(default_factory=lambda: [1000] * 6)
 
 
 @dataclass
 class Evaluation:
-    """Draws an item of the importance-weighted bound, and how many items of the split it is taken on; 0 takes all."""
+    """Estimation of the importance-weighted bound.
 
-    samples: int = 64
-    limit: int = 1000
+    Args:
+        samples: draws for each item.
+        limit: items of the split; 0 takes all.
+    """
+
+    samples: Annotated[int, AtLeast(1)] = 64
+    limit: Annotated[int, AtLeast(0)] = 1000
 
 
 @dataclass
 class Config:
     """The config of the recipe ``vae``."""
 
-    data: Data = field(default_factory=Data)
-    model: Model = field(default_factory=Model)
-    evaluation: Evaluation = field(default_factory=Evaluation)
-    fit: FitConfig = field(default_factory=FitConfig)
+    data: Data = section()
+    model: Model = section()
+    evaluation: Evaluation = section()
+    fit: FitConfig = section()
     seed: int = 0
     seeds: int = 1
 
@@ -136,8 +150,6 @@ def check(config: Config) -> None:
         check_one_of("data.grid", data.grid, card.splits)
     if len(data.factors) == 1:
         raise UserError("data.factors", got=data.factors, expected="two or more, or none", fix="name the other factors too")
-    check_at_least("evaluation.samples", config.evaluation.samples, 1)
-    check_at_least("evaluation.limit", config.evaluation.limit, 0)
     for objective in {config.model.objective, *config.model.settings}:
         check_settings(objective, settings_of(config, objective, 1))
 
