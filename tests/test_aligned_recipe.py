@@ -1,24 +1,22 @@
 """The recipe aligned: pictures that are reduced before they are read."""
 
-import sys
-
 import pytest
 import torch
 
 from mmgen.data.image import ImageProcessor
 from mmgen.data.rows import open_rows
 from mmgen.errors import UserError
+from mmgen.judging.shared_space import Reduced, pairs
 from mmgen.models.aligned import Aligned
 from mmgen.training.recipe import load_recipe, recipe_config
 from mmgen.training.study import evaluate, train
 
 RECIPE = load_recipe("aligned")
-MODULE = sys.modules[RECIPE.config.__module__]
 
 
 def test_pictures_are_reduced_before_they_are_read():
     column, small = open_rows("digits", "train", ["image"], limit=5)["image"], ImageProcessor(4)
-    reduced = MODULE.Reduced(column, 4)
+    reduced = Reduced(column, 4)
     assert len(reduced) == 5 and reduced[3].size == (4, 4) and [x.size for x in reduced[1:3]] == [(4, 4)] * 2
     torch.testing.assert_close(small(reduced[3]), small(column[3]), atol=1 / 255, rtol=0)
 
@@ -39,22 +37,22 @@ def test_frozen_features_of_reduced_pictures_are_their_own(tmp_path, monkeypatch
     torch.manual_seed(0)
     model = Aligned(**vars(config.model)).eval()
     seen = {}
-    for side in (0, 2, 4):
-        config.data.side = side
-        seen[side] = MODULE.pairs(model, config.data, "train").values["features"]
+    for size in (0, 2, 4):
+        config.data.size = size
+        seen[size] = pairs(model, config.data, "train").values["features"]
     assert not torch.equal(seen[0], seen[2]) and not torch.equal(seen[2], seen[4])
-    picture = MODULE.Reduced(open_rows("digits", "train", ["image"], limit=4)["image"], 2)[1]
+    picture = Reduced(open_rows("digits", "train", ["image"], limit=4)["image"], 2)[1]
     with torch.no_grad():
         alone = model.read(model.processors["image"](picture)[None])[0]
     torch.testing.assert_close(seen[2][1].float(), alone, atol=2e-2, rtol=1e-2)
 
 
-def test_sounds_have_no_side():
-    config = recipe_config(RECIPE, "smoke", ["data.side=16"])
+def test_sounds_have_no_size():
+    config = recipe_config(RECIPE, "smoke", ["data.size=16"])
     config.check()
     config.data.card, config.data.input, config.model.modality = "free_spoken_digits", "audio", "audio"
     config.data.text = "word"
-    with pytest.raises(UserError, match=r"data.side: got 16 of sounds, expected 0"):
+    with pytest.raises(UserError, match=r"data.size: got 16 of sounds, expected 0"):
         config.check()
 
 
