@@ -58,7 +58,7 @@ class Policy:
     """Proximal policy optimisation: ``steps`` of the environment in all, by ``environments`` side by side.
 
     ``rollout`` steps of each environment make an update of ``epochs`` passes in batches of ``batch_size``. ``reward_scale``
-    multiplies the rewards that PPO sees. ``told_error``, m, is that of the arms that are told where the hole is, see `Told`.
+    multiplies the rewards that PPO sees. ``told_error``, m, is the error of the oracle arms (`told`), see `OracleHole`.
     """
 
     steps: int = 120000
@@ -141,15 +141,15 @@ def train_code(config: Config, run: Path, resume: bool, stage: str) -> None:
 
 
 def environment(config: Config, arm: str, shape: str, disturbance: str | None = None) -> Any:
-    """An environment that draws pictures only for who looks at them, and tells where the hole is only who is told."""
+    """Make an environment that renders only for vision arms, and exposes the hole's position only to oracle arms."""
     seen = any(sense in VISION for sense in ARMS[arm])
     size, clearance = config.data.size, config.policy.clearance
     env = PegInsertion(shape, size, clearance, disturbance=disturbance, flow=False, vision=seen)
     if "told" not in ARMS[arm]:
         return env
-    from mmgen.judging.policy import Told
+    from mmgen.judging.policy import OracleHole
 
-    return Told(env, config.policy.told_error)
+    return OracleHole(env, config.policy.told_error)
 
 
 def coded_by(
