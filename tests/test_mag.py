@@ -322,7 +322,7 @@ def test_a_modality_beside_the_text_is_needed():
     config = recipe_config(recipe, "smoke", [])
     config.data.features = {}
     with pytest.raises(UserError, match=r"data\.features: got none, expected a modality beside the text"):
-        recipe.check(config)
+        config.check()
 
 
 def test_the_arms_are_the_same_but_for_the_gate():
@@ -334,8 +334,8 @@ def test_the_arms_are_the_same_but_for_the_gate():
     ours, theirs = gated._hub_mixin_config, alone._hub_mixin_config
     assert {key for key in ours if ours[key] != theirs.get(key)} <= {"features", "noise"}
     assert asdict(config.model)["encoder"] == "tiny" and set(alone.own_state()) < set(gated.own_state())
-    rows = script.Items(alone, config.data, "test")
-    assert set(rows[0]) == {"text", "label"} and set(script.Items(gated, config.data, "test")[0]) == {
+    rows = script.items(alone, config.data, "test")
+    assert set(rows[0]) == {"text", "label"} and set(script.items(gated, config.data, "test")[0]) == {
         "text",
         "picture",
         "label",

@@ -25,8 +25,7 @@ CARD = ModelCard(
     },
     command="mmgen train captioning --config config seed=0",
     picture="samples/test.png",
-    intended_use="To try the method.",
-    limitations=["It saw drawings only.", "Skin tones are confused."],
+    body="## Use\n\nTo try the method.\n\n## Known bias and limitations\n\n- It saw drawings only.\n- Skin tones are confused.",
     tags=["image-captioning"],
     base_model="HuggingFaceTB/SmolLM2-135M",
 )

@@ -20,7 +20,8 @@ from mmgen.data.touch import Transitions, fit_processors
 from mmgen.errors import UserError
 from mmgen.models.base import load
 from mmgen.models.vision_touch import TOUCH, VisionTouch
-from mmgen.training.recipe import evaluate, load_recipe, recipe_config, train
+from mmgen.training.recipe import load_recipe, recipe_config
+from mmgen.training.study import evaluate, train
 
 for package in ("mujoco", "gymnasium", "stable_baselines3", "h5py"):
     pytest.importorskip(package, reason="pip install 'mmgen[robotics]'")

@@ -43,34 +43,37 @@ def _summary(file: Path) -> str:
 
 
 def run_train(options: argparse.Namespace) -> int | None:
-    from mmgen.training import recipe as recipes
     from mmgen.training.lock import check_free
+    from mmgen.training.recipe import load_recipe, recipe_config
+    from mmgen.training.run_folder import check_run_folder
+    from mmgen.training.study import train
 
-    recipe = recipes.load_recipe(options.recipe)
+    recipe = load_recipe(options.recipe)
     stages_from = {v.partition(".from=")[0]: Path(v.partition(".from=")[2]) for v in options.values if ".from=" in v}
     overrides = [value for value in options.values if ".from=" not in value]
-    config = recipes.recipe_config(recipe, options.config, overrides)
+    config = recipe_config(recipe, options.config, overrides)
     suffix = "" if options.config == "config" else f"-{Path(options.config).stem}"
     out = options.out or Path("runs") / f"{recipe.name}{suffix}"
     if options.processes is not None and "RANK" not in os.environ:
         check_at_least("--processes", options.processes, 1)
         check_free(out)
-        recipes.check_run_folder(config, out, options.resume, recipe.grows)
+        check_run_folder(config, out, options.resume, recipe.extendable)
         if options.processes > 1:
             return launch(options.processes, options.arguments)
-    recipes.train(recipe, config, out, options.resume, stages_from, options.arguments)
+    train(recipe, config, out, options.resume, stages_from, options.arguments)
     if processes.rank() == 0:
         print(f"trained {out}; next: {shlex.join(['mmgen', 'evaluate', str(out)])}")
     return None
 
 
 def run_evaluate(options: argparse.Namespace) -> None:
-    from mmgen.training import recipe as recipes
+    from mmgen.training.run_folder import open_run
+    from mmgen.training.study import evaluate
 
     _check_file(options.json)
-    recipe, config = recipes.open_run(options.folder, options.values)
+    recipe, config = open_run(options.folder, options.values)
     split = options.split or recipe.splits[0]
-    figures = recipes.evaluate(recipe, config, options.folder, split, options.arguments)
+    figures = evaluate(recipe, config, options.folder, split, options.arguments)
     write_json(options.json, figures)
     _table(f"{recipe.name} on {split}", "", {name: _figure(value) for name, value in figures.items()})
     if (file := options.folder / "report.html").is_file():

@@ -149,6 +149,10 @@ class ImageProcessor:
 
     def __call__(self, value: Source | Image.Image) -> Tensor:
         """Convert a picture to (c, h, w)."""
+        return self.standardise(self.pixels(value))
+
+    def pixels(self, value: Source | Image.Image) -> Tensor:
+        """Scale and pad a picture to uint8 pixels (c, h, w), the input of `standardise`."""
         picture = read_image(value)
         scale = self.size / max(picture.size)
         size = [max(1, round(side * scale)) for side in picture.size]
@@ -156,7 +160,7 @@ class ImageProcessor:
         square = Image.new(picture.mode, (self.size, self.size), self.padding)
         square.paste(picture, ((self.size - size[0]) // 2, (self.size - size[1]) // 2))
         pixels = torch.from_numpy(np.array(square)).reshape(self.size, self.size, self.channels)  # (h, w, c)
-        return self.standardise(pixels.permute(2, 0, 1))
+        return pixels.permute(2, 0, 1)
 
     def standardise(self, pixels: Tensor) -> Tensor:
         """Normalise pixel values from 0 to 255 (c, h, w)."""

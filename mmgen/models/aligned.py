@@ -163,8 +163,8 @@ class Aligned(Model):
         return (self.modality, "text")
 
     def tokens(self, text: str) -> Tensor:
-        """Text -> token ids (t,), as they are inside a longer text: after a space."""
-        return self.processors["text"](f" {text.strip()}" if text.strip() else text)
+        """Text -> token ids (t,), see `inner_tokens`."""
+        return inner_tokens(self.processors["text"], text)
 
     def read(self, values: Tensor) -> Tensor:
         """Pictures or sounds (b, ...) -> features (b, c)."""
@@ -399,3 +399,8 @@ class WordsEncoder(nn.Module):
 def _any_of(logits: Tensor, wrong: Tensor) -> Tensor:
     """``-log sum_{j not wrong} softmax(logits)_j``, mean over rows (b, m)."""
     return (logits.logsumexp(1) - logits.masked_fill(wrong, -torch.inf).logsumexp(1)).mean()
+
+
+def inner_tokens(process: TextProcessor, text: str) -> Tensor:
+    """Text -> token ids (t,), as they are inside a longer text: after a space."""
+    return process(f" {text.strip()}" if text.strip() else text)

@@ -32,8 +32,7 @@ class ModelCard:
         table: split -> system -> metric -> figure or (mean, sd); the model itself is the first system.
         command: the exact command that trained it.
         picture: path of a picture relative to the card, such as ``samples/test.png``; None: it shows none.
-        intended_use: a sentence or more.
-        limitations: known biases and limits, a sentence each.
+        body: Markdown of the sections after the figures: how to use it, known bias and limitations.
         tags: more of the Hub's tags.
         base_model: the Hub name of a frozen model inside, if any.
         picture_text: what the picture shows.
@@ -49,8 +48,7 @@ class ModelCard:
     table: Table
     command: str
     picture: str | None
-    intended_use: str
-    limitations: Sequence[str]
+    body: str
     tags: Sequence[str] = ()
     base_model: str | None = None
     picture_text: str = "Pictures of held-out data with the captions the model gave them"
@@ -100,19 +98,15 @@ def write_model_card(path: str | Path, card: ModelCard) -> None:
 
 {_markdown(card.table)}
 
-## Use
+{card.body.strip()}
 
-{card.intended_use}
+## Load
 
 ```python
 import mmgen
 
 model = mmgen.load("RUN")  # this folder
 ```
-
-## Known bias and limitations
-
-{chr(10).join(f"- {limit}" for limit in card.limitations)}
 
 ## Data
 

@@ -1,33 +1,32 @@
-"""Configs of other recipes inside a recipe's config: the judges that an evaluation trains, see `Recipe.nested`."""
+"""Configs of other recipes inside a recipe's config: the judges that an evaluation trains, see `RecipeConfig.nested`."""
 
 import dataclasses
 import re
 import typing
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from mmgen.errors import UserError, UserErrors
 from mmgen.training.config import build_config
-from mmgen.training.recipe import load_recipe
+from mmgen.training.recipe import RecipeConfig, checked
+
+Config = TypeVar("Config", bound=RecipeConfig)
 
 
-def nested_config(path: str, recipe: str, values: Mapping[str, Any]) -> Any:
+def nested_config(path: str, cls: type[Config], values: Mapping[str, Any]) -> Config:
     """The checked config of another recipe, whose errors name its keys by their whole path.
 
     Args:
         path: the key that holds the config, such as ``judges.image``.
-        recipe: name of the other recipe.
+        cls: its dataclass.
         values: the nested mapping.
 
     Raises:
-        UserError: an unknown key, a wrong value, or what the other recipe's ``check`` refuses.
+        UserError: an unknown key, a wrong value, or what the ``check`` of the config refuses.
     """
-    other = load_recipe(recipe)
-    with keys_below(path, other.config):
-        config = build_config(other.config, dict(values))
-        other.check(config)
-    return config
+    with keys_below(path, cls):
+        return checked(build_config(cls, dict(values)))
 
 
 @contextmanager

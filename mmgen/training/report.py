@@ -64,6 +64,15 @@ class Sample:
         """The picture, decoded."""
         return Image.open(io.BytesIO(self.image)) if isinstance(self.image, bytes) else self.image
 
+    def encoded(self) -> tuple[bytes, str]:
+        """The content and the suffix of an image file; bytes in a format that browsers show stay as they are."""
+        picture = self.picture()
+        if isinstance(self.image, bytes) and picture.format in Image.MIME:
+            return self.image, picture.format.lower()
+        buffer = io.BytesIO()
+        picture.save(buffer, format="PNG")
+        return buffer.getvalue(), "png"
+
 
 def metrics_of(table: Table) -> list[str]:
     """The metrics of ``table``, each once, in order of appearance.
@@ -309,12 +318,8 @@ def _cards(samples: Sequence[Sample]) -> str:
 
 
 def _card(sample: Sample) -> str:
-    picture = sample.picture()
-    data, mime = sample.image, Image.MIME.get(picture.format or "")
-    if not isinstance(data, bytes) or mime is None:
-        buffer = io.BytesIO()
-        picture.save(buffer, format="PNG")
-        data, mime = buffer.getvalue(), "image/png"
+    picture, (data, suffix) = sample.picture(), sample.encoded()
+    mime = Image.MIME[suffix.upper()]
     alt = sample.text.get("reference", next(iter(sample.text.values()), "picture"))
     size = f'width="{picture.width}" height="{picture.height}"'
     lines = "".join(f"<dt>{escape(label)}</dt><dd>{escape(text) or '&nbsp;'}</dd>" for label, text in sample.text.items())

@@ -6,35 +6,30 @@ accelerate launch recipes/vae/train.py --config recipes/vae/gpu.yaml
 """
 
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from mmgen import processes
 from mmgen.cli import main
-from mmgen.data.batch import Batch, collate
+from mmgen.data.batch import Batch
 from mmgen.data.cards import check_column, held_out, read_card
 from mmgen.data.image import ImageProcessor
 from mmgen.data.processors import Processor
-from mmgen.data.rows import open_rows
+from mmgen.data.rows import DataSet, open_rows
 from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.metrics.disentanglement import disentanglement_scores
-from mmgen.models.base import load
 from mmgen.models.vae import VAE, check_settings
-from mmgen.storage import read_json
 from mmgen.training.config import FitConfig
-from mmgen.training.loop import fit
-from mmgen.training.model_card import ModelCard, write_model_card
 from mmgen.training.prior import prior_fit
-from mmgen.training.recipe import Recipe, run_details
-from mmgen.training.report import Sample, picture_grid, write_report
+from mmgen.training.recipe import Recipe, RecipeConfig, stage
+from mmgen.training.report import picture_grid
+from mmgen.training.result import Result
+from mmgen.training.run import Run
 
 
 @dataclass
@@ -91,55 +86,41 @@ class Evaluation:
 
 
 @dataclass
-class Config:
+class Config(RecipeConfig):
     """The config of the recipe ``vae``."""
 
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)
     evaluation: Evaluation = field(default_factory=Evaluation)
     fit: FitConfig = field(default_factory=FitConfig)
-    seed: int = 0
-    seeds: int = 1
+
+    def check(self) -> None:
+        """The columns are there, and the objective has its settings."""
+        data, card = self.data, read_card(self.data.card)
+        data.input = check_column(card, "data.input", data.input, "image")
+        check_one_of("data.split", data.split, card.splits)
+        for factor in data.factors:
+            check_column(card, "data.factors", factor, "label")
+        if data.factors:
+            check_one_of("data.grid", data.grid, card.splits)
+        if len(data.factors) == 1:
+            fix = "name the other factors too"
+            raise UserError("data.factors", got=data.factors, expected="two or more, or none", fix=fix)
+        check_at_least("evaluation.samples", self.evaluation.samples, 1)
+        check_at_least("evaluation.limit", self.evaluation.limit, 0)
+        for objective in {self.model.objective, *self.model.settings}:
+            check_settings(objective, settings_of(self, objective, 1))
 
 
-class Pictures(Sequence):
+def pictures(data: Data, split: str, process: Processor) -> DataSet:
     """The pictures of a split, as the model reads them."""
-
-    def __init__(self, data: Data, split: str, process: Processor) -> None:
-        self.values = open_rows(data.card, split, [data.input], limit=data.limit)[data.input]
-        self.name, self.binary, self.process = data.input, data.binary, process
-        self.kept: dict[int, Tensor] = {}  # black and white, a byte a pixel: decoding takes as long as a small network
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        if not self.binary:
-            return {self.name: self.values.read(index, self.process)}  # (c, h, w)
-        if index not in self.kept:
-            self.kept[index] = self.values.read(index, self.process) > 0.5
-        return {self.name: self.kept[index].float()}
-
-    def batch(self, items: Sequence[int]) -> Batch:
-        """The pictures at ``items``, together."""
-        return collate([self[i] for i in items])
+    rows = open_rows(data.card, split, [data.input], limit=data.limit)
+    return DataSet(rows, {data.input: data.input}, {data.input: partial(black_and_white, process) if data.binary else process})
 
 
-def check(config: Config) -> None:
-    """The columns are there, and the objective has its settings."""
-    data, card = config.data, read_card(config.data.card)
-    data.input = check_column(card, "data.input", data.input, "image")
-    check_one_of("data.split", data.split, card.splits)
-    for factor in data.factors:
-        check_column(card, "data.factors", factor, "label")
-    if data.factors:
-        check_one_of("data.grid", data.grid, card.splits)
-    if len(data.factors) == 1:
-        raise UserError("data.factors", got=data.factors, expected="two or more, or none", fix="name the other factors too")
-    check_at_least("evaluation.samples", config.evaluation.samples, 1)
-    check_at_least("evaluation.limit", config.evaluation.limit, 0)
-    for objective in {config.model.objective, *config.model.settings}:
-        check_settings(objective, settings_of(config, objective, 1))
+def black_and_white(process: Processor, value: Any) -> Tensor:
+    """A picture whose values above 0.5 become 1, all others 0: (c, h, w)."""
+    return (process(value) > 0.5).float()
 
 
 def settings_of(config: Config, objective: str, items: int) -> dict[str, Any]:
@@ -147,23 +128,20 @@ def settings_of(config: Config, objective: str, items: int) -> dict[str, Any]:
     return {**({"dataset_size": items} if objective == "beta_tc" else {}), **config.model.settings.get(objective, {})}
 
 
-def train_vae(config: Config, run: Path, resume: bool) -> None:
+@stage()
+def vae(run: Run, config: Config) -> None:
     """Train the model on ``config.data.split``."""
-    torch.manual_seed(config.seed)
     processor = ImageProcessor(size=config.data.size, channels=config.data.channels)
-    data = Pictures(config.data, config.data.split, processor)
+    data = pictures(config.data, config.data.split, processor)
     values = {**asdict(config.model), "settings": settings_of(config, config.model.objective, len(data))}
     model = VAE(config.data.input, "image", list(processor.shape), **values)
     model.processors[config.data.input] = processor
-    held = Pictures(config.data, held_out(read_card(config.data.card)), processor)
+    held = pictures(config.data, held_out(read_card(config.data.card)), processor)
     shown = held.batch(range(min(10, len(held))))
-
-    def samples(model: VAE, place: Path) -> None:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        reconstructions(model, shown.to(model.step.device)).save(place.with_suffix(".png"))
-
-    finish = prior_fit(model, data, config.seed)
-    fit(model, data, replace(config.fit, seed=config.seed), run, samples=samples, resume=resume, finish=finish)
+    run.fit(
+        model, data, config.fit, samples=lambda model: reconstructions(model, shown.to(model.step.device)),
+        finish=prior_fit(model, data, config.seed),
+    )  # fmt: skip
 
 
 def as_pictures(model: VAE, x: Tensor) -> list[Image.Image]:
@@ -188,94 +166,40 @@ def traversals(model: VAE, batch: Batch) -> Image.Image:
 
 
 @torch.no_grad()
-def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
+def evaluate(run: Run, config: Config, split: str) -> Result:
     """ELBO and importance-weighted bound on ``split``, in nats an item, and the disentanglement of the codes of the grid."""
-    torch.manual_seed(config.seed)
-    device = processes.device()
-    model = load(run).to(device)
-    process = model.processors[model.modality]
-    data = Pictures(config.data, split, process)
+    model = run.load()
+    data = pictures(config.data, split, model.processors[model.modality])
     count = min(len(data), config.evaluation.limit or len(data))
     elbo, bound = 0.0, 0.0
-    for start in tqdm(range(0, count, 64), desc=f"likelihood of {split}", dynamic_ncols=True):
-        batch = data.batch(range(start, min(start + 64, count))).to(device)
+    for batch in data.batches(f"likelihood of {split}", 64, range(count), model.step.device):
         elbo += model.elbo(batch).double().sum().item()
         bound += model.log_likelihood(batch, config.evaluation.samples).double().sum().item()
-    figures = {"elbo": elbo / count, "log_likelihood": bound / count}
+    result = Result(config.model.objective)
+    result[config.model.objective] = {"elbo": elbo / count, "log_likelihood": bound / count}
     if config.data.factors:
-        codes, factors = codes_and_factors(model, config.data, process)
-        figures |= disentanglement_scores(codes, factors, config.seed)
-    shown = data.batch(range(0, len(data), -(-len(data) // 10))).to(device)  # spread over the split
-    (run / "samples").mkdir(exist_ok=True)
-    reconstructions(model, shown).save(run / "samples" / f"{split}_reconstructions.png")
-    traversals(model, shown).save(run / "samples" / f"{split}_traversals.png")
-    return figures
+        codes, factors = codes_and_factors(model, config.data)
+        result[config.model.objective] |= disentanglement_scores(codes, factors, config.seed)
+    shown = data.batch(range(0, len(data), -(-len(data) // 10))).to(model.step.device)  # spread over the split
+    rows = "first row: the data; second: reconstructed; third: drawn from the prior"
+    result.show(reconstructions(model, shown), {"reconstructions": rows}, wide=True, name="reconstructions")
+    rows = "a row for each latent, moved from -2 to 2; the others stay at the posterior mean of the first picture"
+    result.show(traversals(model, shown), {"traversals": rows}, wide=True, name="traversals")
+    return result
 
 
 @torch.no_grad()
-def codes_and_factors(model: VAE, data: Data, process: Processor) -> tuple[np.ndarray, np.ndarray]:
+def codes_and_factors(model: VAE, data: Data) -> tuple[np.ndarray, np.ndarray]:
     """The posterior means (n, k) of the grid, all of it, and the numbers of the factors' values (n, f)."""
-    pictures = Pictures(replace(data, limit=0), data.grid, process)
-    codes = []
-    for start in tqdm(range(0, len(pictures), 256), desc=f"codes of {data.grid}", dynamic_ncols=True):
-        batch = pictures.batch(range(start, min(start + 256, len(pictures)))).to(model.step.device)
-        codes.append(model.encode(batch).mean.cpu())
+    grid = pictures(replace(data, limit=0), data.grid, model.processors[model.modality])
+    batches = grid.batches(f"codes of {data.grid}", 256, device=model.step.device)
+    codes = [model.encode(batch).mean.cpu() for batch in batches]
     rows = open_rows(data.card, data.grid, data.factors)
     columns = [np.unique(rows[factor][:], return_inverse=True)[1] for factor in data.factors]
     return torch.cat(codes).numpy(), np.stack(columns, 1)
 
 
-def report(run: Path, config: Config) -> None:
-    """Write ``report.html`` and ``README.md`` from the metrics and pictures that evaluations left in ``run``."""
-    card = read_card(config.data.card)
-    metrics, name = read_json(run / "metrics.json"), config.model.objective
-    table = {split: {name: figures} for split, figures in metrics.items()}
-    samples = []
-    for split in metrics:
-        texts = {
-            "reconstructions": "first row: the data; second: reconstructed; third: made from the prior",
-            "traversals": "a row for each latent, moved from -2 to 2; the others stay at the first picture's posterior mean",
-        }
-        for kind, text in texts.items():
-            picture = (run / "samples" / f"{split}_{kind}.png").read_bytes()
-            samples.append(Sample(picture, {kind: text}, group=split, wide=True))
-    title = f"VAE of {card.name}"
-    summary = (
-        f"Objective {name}, {config.model.latent_dim} latents, {config.fit.steps} steps of {config.fit.batch_size}. "
-        f"log-likelihood: the importance-weighted bound of {config.evaluation.samples} draws, a lower bound."
-    )
-    details = run_details(run)
-    write_report(run / "report.html", title, table, samples, details, summary)
-    write_model_card(run / "README.md", ModelCard(
-        name=f"vae-{card.name}",
-        description=f"A VAE of {card.name}, trained with the objective {name}.",
-        license="apache-2.0",
-        task="unconditional-image-generation",
-        data=card.name,
-        data_license=card.license,
-        table=table,
-        command=details["command"],
-        picture=f"samples/{next(iter(metrics))}_reconstructions.png",
-        picture_text="First row: held-out data; second row: reconstructed; third row: made from the prior",
-        intended_use="Research on latent spaces, and pictures like those of the data card.",
-        limitations=[
-            "It makes what its data card shows and nothing else, blurred as a mean is.",
-            "log_likelihood is a lower bound, and of the pixels as the config makes them: compare it at one size only.",
-        ],
-        tags=["vae", name],
-    ))  # fmt: skip
-
-
-RECIPE = Recipe(
-    name="vae",
-    config=Config,
-    stages={"vae": train_vae},
-    main="vae",
-    evaluate=evaluate,
-    splits=("test", "validation"),
-    report=report,
-    check=check,
-)
+RECIPE = Recipe("vae", Config, [vae], evaluate)
 
 if __name__ == "__main__":
     sys.exit(main(["train", "vae", *sys.argv[1:]]))

@@ -1,0 +1,147 @@
+"""The result of an evaluation: figures by system, and pictures, sounds and texts to look at, kept in the run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, MutableMapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import soundfile
+from PIL import Image
+
+from mmgen.storage import read_json, write_json
+from mmgen.training.report import Sample
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Figures = dict[str, float]
+
+
+@dataclass
+class Result(MutableMapping[str, Figures]):
+    """The figures of each system on one split, the model's own first, and what else the report shows.
+
+    ``result[system] = {metric: figure}``. In JSON the model's figures are called ``metric``, another system's
+    ``metric_system``.
+
+    Args:
+        model: name of the model's own row; the first system.
+        labels: system -> its name in tables, where it differs.
+        about: figures of the evaluation itself, such as the accuracy of a judge.
+        outputs: JSON values kept in ``predictions/SPLIT.json``, such as every caption.
+        texts: heading -> a text that the report shows folded.
+        words: placeholder of ``card.md`` -> a text that only the recipe knows.
+
+    >>> result = Result("captioner", about={"judge_accuracy": 0.9})
+    >>> result["captioner"], result["blind"] = {"cider": 4.6}, {"cider": 0.3}
+    >>> result.figures()
+    {'cider': 4.6, 'cider_blind': 0.3, 'judge_accuracy': 0.9}
+    """
+
+    model: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    about: Figures = field(default_factory=dict)
+    outputs: Any = None
+    texts: dict[str, str] = field(default_factory=dict)
+    words: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.systems: dict[str, Figures] = {self.model: {}}
+        self.samples: list[tuple[str, Sample]] = []
+        self.sounds: dict[str, tuple[Tensor, int]] = {}
+
+    def __getitem__(self, system: str) -> Figures:
+        return self.systems.setdefault(system, {})
+
+    def __setitem__(self, system: str, figures: Mapping[str, float]) -> None:
+        self.systems[system] = dict(figures)
+
+    def __delitem__(self, system: str) -> None:
+        del self.systems[system]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.systems)
+
+    def __len__(self) -> int:
+        return len(self.systems)
+
+    def show(
+        self,
+        picture: bytes | Image.Image,
+        text: Mapping[str, str],
+        note: str = "",
+        group: str = "",
+        wide: bool = False,
+        name: str = "",
+    ) -> None:
+        """Add a picture with its texts to the report, see `mmgen.training.report.Sample`.
+
+        Args:
+            picture, text, note, wide: as there.
+            group: a heading below that of the split.
+            name: ends the name of its file, ``samples/SPLIT_NAME.png``; by default a number.
+        """
+        self.samples.append((name or f"{len(self.samples):02d}", Sample(picture, text, note, group, wide)))
+
+    def hear(self, name: str, wave: Tensor, rate: int) -> None:
+        """Keep a sound (t,) of ``rate`` Hz as ``samples/SPLIT_NAME.wav``."""
+        self.sounds[name] = (wave, rate)
+
+    def figures(self) -> Figures:
+        """All figures as one flat mapping, as ``mmgen evaluate --json`` writes it."""
+        flat = {
+            metric if system == self.model else f"{metric}_{system}": value
+            for system, figures in self.systems.items()
+            for metric, value in figures.items()
+        }
+        return flat | self.about
+
+    def save(self, run: Path, split: str) -> None:
+        """Write everything to the run folder, where `read_results` finds it."""
+        samples = run / "samples"
+        samples.mkdir(exist_ok=True)
+        cards = []
+        for name, sample in self.samples:
+            content, suffix = sample.encoded()
+            (samples / f"{split}_{name}.{suffix}").write_bytes(content)
+            card = {"text": dict(sample.text), "note": sample.note, "group": sample.group, "wide": sample.wide}
+            cards.append({"file": f"{split}_{name}.{suffix}", **card})
+        for name, (wave, rate) in self.sounds.items():
+            soundfile.write(samples / f"{split}_{name}.wav", wave.cpu().numpy(), rate)
+        if self.outputs is not None:
+            (run / "predictions").mkdir(exist_ok=True)
+            write_json(run / "predictions" / f"{split}.json", self.outputs, indent=None)
+        (run / "results").mkdir(exist_ok=True)
+        systems = {self.labels.get(system, system): figures for system, figures in self.systems.items() if figures}
+        kept = {"systems": systems, "about": self.about, "samples": cards, "texts": self.texts, "words": self.words}
+        write_json(run / "results" / f"{split}.json", kept)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What `Result.save` wrote: figures by the systems' labels, figures of the evaluation, samples, texts and words."""
+
+    systems: Mapping[str, Figures]
+    about: Figures
+    samples: list[Sample]
+    texts: Mapping[str, str]
+    words: Mapping[str, str]
+
+
+def read_result(run: Path, split: str) -> Kept | None:
+    """The result kept in a run folder; None where an earlier version of mmgen evaluated it.
+
+    Raises:
+        UserError: its file is damaged.
+    """
+    file = run / "results" / f"{split}.json"
+    if not file.is_file():
+        return None
+    kept = read_json(file)
+    samples = [
+        Sample((run / "samples" / card["file"]).read_bytes(), card["text"], card["note"], card["group"], card["wide"])
+        for card in kept["samples"]
+    ]
+    return Kept(kept["systems"], kept["about"], samples, kept["texts"], kept["words"])

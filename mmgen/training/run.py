@@ -1,0 +1,83 @@
+"""A run of a recipe: its folder, and the models that its stages leave there."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from mmgen import processes
+from mmgen.models.base import Model, load
+from mmgen.training.config import FitConfig
+from mmgen.training.loop import fit
+
+Samples = Callable[[Any], Image.Image | str]  # model -> what to look at while it trains
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a recipe, as its stages and its evaluation see it.
+
+    Args:
+        folder: the run folder.
+        main: the stage that works in the folder itself; the others work in ``stages/NAME``.
+        seed: of this run.
+        stage: the stage that is being trained; empty during evaluation.
+        resume: continue from the stage's newest checkpoint.
+    """
+
+    folder: Path
+    main: str
+    seed: int = 0
+    stage: str = ""
+    resume: bool = False
+
+    def stage_folder(self, name: str = "") -> Path:
+        """The folder of a stage; by default of the one being trained, or of the main one."""
+        name = name or self.stage or self.main
+        return self.folder if name == self.main else self.folder / "stages" / name
+
+    def load(self, stage: str = "", **overrides: Any) -> Any:
+        """Load the model of a stage, by default the main one; during evaluation onto the device.
+
+        Args:
+            stage: its name.
+            overrides: constructor values in place of the saved ones, such as ``dtype``.
+
+        Raises:
+            UserError: there is no trained model.
+        """
+        model = load(self.stage_folder(stage or self.main), **overrides)
+        return model if self.stage else model.to(processes.device())
+
+    def fit(
+        self,
+        model: Model,
+        data: Sequence[Mapping[str, Tensor | None]],
+        config: FitConfig,
+        samples: Samples | None = None,
+        finish: Callable[[Any], None] | None = None,
+        phases: Sequence[str] | None = None,
+    ) -> None:
+        """Train a model in the folder of the stage, with the seed of the run; see `mmgen.training.loop.fit`.
+
+        Args:
+            model, data, config, finish, phases: as there.
+            samples: ``samples(model)`` returns a picture or a text, written to ``samples/step_N`` every
+                ``config.sample_every`` steps.
+        """
+
+        def write(model: Model, place: Path) -> None:
+            shown = samples(model)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(shown, str):
+                place.with_suffix(".txt").write_text(shown, encoding="utf-8")
+            else:
+                shown.save(place.with_suffix(".png"))
+
+        fit(
+            model, data, replace(config, seed=self.seed), self.stage_folder(), write if samples else None,
+            self.resume, phases, finish,
+        )  # fmt: skip

@@ -1,0 +1,178 @@
+"""Training and evaluation of a recipe: its missing stages, once a seed, and its figures over the seeds."""
+
+import contextlib
+import hashlib
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmgen.data.cards import data_version, read_card
+from mmgen.errors import UserError, check_one_of
+from mmgen.metrics.significance import paired_low
+from mmgen.processes import rank
+from mmgen.storage import cache_folder, cache_written
+from mmgen.training.config import check_machine, to_dict
+from mmgen.training.lock import COPY, check_free, locked
+from mmgen.training.memory import keep_freed_memory
+from mmgen.training.recipe import Recipe, checked
+from mmgen.training.run_folder import (
+    add_metrics,
+    check_run_folder,
+    check_same_model,
+    check_writable,
+    link_stage,
+    make_run_folder,
+    seed_runs,
+)
+from mmgen.training.run_report import write_reports
+
+
+def train(
+    recipe: Recipe,
+    config: Any,
+    out: Path,
+    resume: bool = False,
+    stages_from: Mapping[str, Path] | None = None,
+    command: Sequence[str] = (),
+    wait: bool = False,
+) -> None:
+    """Run the stages that are missing in ``out``, once a seed.
+
+    Args:
+        recipe: what to train.
+        config: its resolved config.
+        out: the run folder; with several seeds, ``seed_0``, ``seed_1``, ... inside it are the runs.
+        resume: go on with what ``out`` holds; without it nothing may have been trained in the folder. A study, of two seeds or
+            more, may get further ones, and so may the lists in ``recipe.extendable``.
+        stages_from: stage -> a run folder to take that stage from instead of training it.
+        command: the arguments of ``mmgen`` that the reports name.
+        wait: wait while another command holds the run folder, instead of failing.
+
+    Raises:
+        UserError: the folder exists, cannot be written, was made with another config, or is held by another command; a setting
+            of a stage that this machine cannot train by.
+    """
+    stages_from = stages_from or {}
+    stages = {stage.name: stage for stage in recipe.stages}
+    for name in stages_from:
+        check_same_model(config, stages_from[name], stages[check_one_of("stage", name, stages)].made_by)
+    for key, one in {"": config, **config.nested()}.items():
+        check_machine(one, key)
+    main = rank() == 0
+    if main and not wait:
+        check_free(out)  # before `check_run_folder`, whose advice is of no use while another command trains there
+        check_run_folder(config, out, resume, recipe.extendable)
+    runs = seed_runs(config, out)
+    with contextlib.ExitStack() as held:
+        held.enter_context(locked([out], command, wait))
+        if main:
+            check_run_folder(config, out, resume, recipe.extendable)  # another command may have ended since
+            make_run_folder(recipe, config, out, command)
+        held.enter_context(locked([run for run, _ in runs if run != out], command, wait))
+        for folder, seeded in runs:
+            run = recipe.run(folder, seeded.seed, resume)
+            for name, stage in stages.items():
+                own, first = run.stage_folder(name), recipe.run(runs[0][0]).stage_folder(name) / "model"
+                if (own / "model").is_dir() and not (resume and name in recipe.extendable.values()):
+                    continue
+                if name in stages_from:
+                    link_stage(recipe.run(stages_from[name]).stage_folder(name), own)
+                elif first.is_symlink() and not (own / "model").exists():  # an added seed takes what the first one took
+                    link_stage(first.resolve().parent, own)
+                else:
+                    torch.manual_seed(seeded.seed)
+                    stage(run, seeded)
+
+
+def cached_run(recipe: Recipe, config: Any, kind: str) -> Path:
+    """The run of this config in the cache, trained at first use; of several commands one trains and the others wait.
+
+    Args:
+        recipe: what to train.
+        config: its resolved config, with a ``data.card``.
+        kind: the folder of the cache.
+
+    Raises:
+        UserError: the cache cannot be written.
+    """
+    checked(config)
+    values = [to_dict(config), *data_version(config.data.card, getattr(config.data, "split", "train"))]
+    key = hashlib.sha256(json.dumps(values if values[1:] else values[0], sort_keys=True).encode()).hexdigest()[:24]
+    run = cache_folder() / kind / f"{read_card(config.data.card).name}-{key}"
+    with cache_written(run):
+        run.mkdir(parents=True, exist_ok=True)
+    train(recipe, config, run, resume=True, wait=True)
+    return run
+
+
+def evaluate(
+    recipe: Recipe, config: Any, out: Path, split: str, command: Sequence[str] = (), wait: bool = False
+) -> dict[str, float]:
+    """The recipe's figures on ``split``: of one run, or the mean over its seeds with ``<key>_sd`` beside each.
+
+    They are added to ``out/metrics.json`` under the split's name, and the report is written anew.
+
+    Args:
+        recipe, config: of the run.
+        out: the run folder.
+        split: one of ``recipe.splits``.
+        command: the arguments of ``mmgen`` that other commands are told of meanwhile.
+        wait: wait while another command holds the run folder, instead of failing.
+
+    Raises:
+        UserError: the split is unknown, a stage was not trained to its end, or the folder cannot be written or is held by
+            another command.
+    """
+    check_one_of("split", split, recipe.splits)
+    for key, one in config.nested().items():
+        check_machine(one, key)
+    runs = seed_runs(config, out)
+    if not wait:
+        check_free(out, fix=COPY)
+    for folder, _ in runs:
+        for stage in recipe.stages:
+            if not (recipe.run(folder).stage_folder(stage.name) / "model").is_dir():
+                fix = "train it to the end with --resume"
+                raise UserError(str(folder), got=f"no trained stage {stage.name!r}", expected="a finished run", fix=fix)
+    folders = list(dict.fromkeys([out, *(run for run, _ in runs)]))
+    with locked(folders, command, wait, COPY):
+        for folder in folders:
+            check_writable(folder)
+        return _evaluate(recipe, runs, out, split)
+
+
+def _evaluate(recipe: Recipe, runs: Sequence[tuple[Path, Any]], out: Path, split: str) -> dict[str, float]:
+    keep_freed_memory()
+    figures = []
+    for folder, seeded in runs:
+        torch.manual_seed(seeded.seed)
+        result = recipe.evaluate(recipe.run(folder, seeded.seed), seeded, split)
+        figures.append(result.figures())
+        result.save(folder, split)
+        add_metrics(folder, split, figures[-1])
+        write_reports(folder, seeded, recipe.folder / "card.md")
+    if len(runs) == 1:
+        return figures[0]
+    found = {}
+    for key in figures[0]:
+        if not all(key in f for f in figures):  # a figure that some seeds cannot have, such as a share of no loss
+            continue
+        values = [f[key] for f in figures]
+        if isinstance(values[0], bool):
+            found[key] = all(values)
+        else:
+            found |= {key: statistics.fmean(values), f"{key}_sd": statistics.stdev(values)}
+    for key, baselines in recipe.above.items():
+        for baseline in baselines:
+            if not all(figure in f for f in figures for figure in (key, baseline)):  # an arm that was not run
+                continue
+            low = paired_low([f[key] for f in figures], [f[baseline] for f in figures])
+            found[f"{baseline}_diff_low"] = low
+    found["seeds"] = len(runs)
+    add_metrics(out, split, found)
+    write_reports(out, runs[0][1], recipe.folder / "card.md", [folder for folder, _ in runs])
+    return found
