@@ -43,6 +43,36 @@ class UserErrors(UserError):
         ValueError.__init__(self, "\n".join(str(error) for error in self.errors))
 
 
+class Mistakes(list[UserError]):
+    """Mistakes to be reported together: ``with mistakes:`` keeps a UserError raised inside, and goes on behind it.
+
+    >>> mistakes = Mistakes()
+    >>> with mistakes:
+    ...     check_at_least("steps", 0, 1)
+    >>> mistakes.fail()
+    Traceback (most recent call last):
+    mmgen.errors.UserError: steps: got 0, expected a number >= 1; use 1 or more
+    """
+
+    def __enter__(self) -> "Mistakes":
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if isinstance(error, UserError):
+            self.extend(error.errors if isinstance(error, UserErrors) else [error])
+        return isinstance(error, UserError)
+
+    def fail(self) -> None:
+        """Raise the mistakes, if there are any.
+
+        Raises:
+            UserError: the only one.
+            UserErrors: several.
+        """
+        if self:
+            raise self[0] if len(self) == 1 else UserErrors(self)
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """A hint naming the most similar of ``names``, or all of them when none is similar.
 

@@ -16,6 +16,7 @@ ROOMS = [
     "errors",
     "processes",
     "storage",
+    "ranges",
     "distributions",
     "data",
     "modalities",
@@ -34,7 +35,7 @@ OPENS_NO_TEXT = ("Image.", "os.", "PIL.", "tarfile.", "zipfile.", "soundfile.")
 OPENINGS = ("What", "That", "Of", "How", "Whether", "Those", "Who")  # of no docstring
 NOT_YET_REWRITTEN = ("recipes/", "mmgen/models/", "mmgen/inference/", "mmgen/judging/", "mmgen/data/processors.py",
                      "mmgen/data/pairs.py", "mmgen/distributions.py", "mmgen/modalities/modality.py",
-                     *(f"mmgen/training/{name}.py" for name in ("config", "model_card", "recipe", "report", "result", "run_folder")))  # fmt: skip
+                     *(f"mmgen/training/{name}.py" for name in ("config", "model_card", "result", "run_folder")))  # fmt: skip
 # recipes that still look up modules of others
 REACHES = ("captioning_psa", "peg_policy", "steering", "vqa_fewshot")
 

@@ -19,12 +19,12 @@ from PIL import Image
 from mmgen.cli import commands as commands_of_cli
 from mmgen.data.batch import collate
 from mmgen.data.cards import check_card, open_card, read_card
-from mmgen.data.columns import fit_processor
 from mmgen.data.rows import DataSet, open_rows
 from mmgen.data.sources.columns import missing_values, stored
 from mmgen.data.sources.encode import wav
 from mmgen.errors import UserError
 from mmgen.modalities.features import cached_features
+from mmgen.modalities.kinds import fit_processor
 from mmgen.models.classifier import Classifier
 from mmgen.training.config import read_yaml
 from mmgen.training.recipe import load_recipe, recipe_config

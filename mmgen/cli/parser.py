@@ -6,7 +6,6 @@ from typing import NoReturn
 
 import mmgen
 from mmgen.cli.commands import (
-    MODALITIES,
     run_ask,
     run_data_check,
     run_data_init,
@@ -21,14 +20,8 @@ from mmgen.cli.commands import (
     run_train,
 )
 from mmgen.errors import UserError
+from mmgen.modalities.kinds import KINDS
 
-# how each is given on the command line
-FORMS = {
-    "image": ", a file",
-    "text": "",
-    "audio": ", a file",
-    "vector": ", numbers joined by commas (--vector=-1,0.5) or a .npy, .csv or .json file",
-}
 _OVERRIDES = (
     "Any key of the config can follow as key.sub=value, for example fit.steps=100. "
     "STAGE.from=RUN takes a stage from another run instead of training it."
@@ -59,6 +52,21 @@ class Parser(argparse.ArgumentParser):
         raise UserError.from_line(f"{message}; see `{self.prog} --help`")
 
 
+class RecipeHelp(argparse.Action):
+    """``--help`` that lists the keys of the recipe before it, and is that of the command without one."""
+
+    def __call__(self, parser: argparse.ArgumentParser, options: argparse.Namespace, *_: object) -> NoReturn:
+        """Print the help and exit."""
+        if options.recipe is None:
+            parser.print_help()
+        else:
+            from mmgen.training.help import recipe_keys
+
+            parser.print_usage()
+            print(recipe_keys(options.recipe))
+        parser.exit()
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of ``mmgen``; each command's ``run`` is a function of `mmgen.cli.commands`."""
     parser = Parser(prog="mmgen", description="Multimodal generation: train, evaluate and use its systems.")
@@ -68,7 +76,10 @@ def build_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("list", help="recipes, models and data cards")
     command.set_defaults(run=run_list)
 
-    command = commands.add_parser("train", help="train a recipe into a run folder", epilog=_OVERRIDES)
+    command = commands.add_parser("train", help="train a recipe into a run folder", epilog=_OVERRIDES, add_help=False)
+    command.add_argument(
+        "-h", "--help", nargs=0, action=RecipeHelp, help="show this help; after a recipe, the keys of its config"
+    )
     command.add_argument("recipe", help="a recipe's name, or a folder with a train.py of your own")
     command.add_argument("--config", default="config", help="a named config of the recipe, or a YAML file (default: config)")
     command.add_argument("--out", type=Path, help="the run folder (default: runs/RECIPE, runs/RECIPE-CONFIG)")
@@ -86,8 +97,9 @@ def build_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("generate", help="any subset of modalities in, any out", epilog=_OPTIONS)
     command.add_argument("folder", metavar="RUN", help="a run folder, a saved model or a Hub name")
     command.add_argument("--to", required=True, help="the modality to make, or several joined by commas")
-    for name in MODALITIES:
-        command.add_argument(f"--{name}", action="append", help=f"{name} to start from{FORMS[name]}; repeat for several items")
+    for name, kind in KINDS.items():
+        text = ", ".join(filter(None, [f"{name} to start from", kind.form]))
+        command.add_argument(f"--{name}", action="append", help=f"{text}; repeat for several items")
     command.add_argument("--n", type=int, default=1, help="results for each item")
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--guidance", type=float, metavar="G", help="classifier-free guidance scale; 1 disables it")

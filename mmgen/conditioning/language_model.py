@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -114,22 +114,6 @@ def load_language_model(
     # that matrix for each item
     model.get_output_embeddings().register_forward_pre_hook(lambda layer, inputs: (inputs[0].contiguous(),))
     return freeze(model) if weights == "frozen" else model.eval(), tokenizer
-
-
-def same_weights(expected: Tensor, digest: Tensor, module: nn.Module) -> bool:
-    """Compare a saved digest with a frozen module's: of its stored weights or, in older runs, of its loaded ones.
-
-    Args:
-        expected: the saved digest, (32,) uint8, or empty.
-        digest: the digest of the module's stored weights, (32,) uint8, or empty.
-        module: the loaded module.
-
-    Returns:
-        True where they are equal.
-    """
-    if torch.equal(expected.cpu(), digest.cpu()):
-        return True
-    return len(digest) > 0 and bytes(expected.tolist()).hex() == fingerprint(module)
 
 
 def context_length(model: PreTrainedModel) -> int | None:

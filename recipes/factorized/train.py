@@ -22,17 +22,17 @@ from mmgen.conditioning.language_model import load_language_model
 from mmgen.conditioning.representations import representation
 from mmgen.data.batch import Batch
 from mmgen.data.cards import check_column, class_names, read_card
-from mmgen.data.columns import SETTINGS, fit_processor
 from mmgen.data.label import LabelProcessor
 from mmgen.data.processors import Processor
 from mmgen.data.rows import DataSet, Rows, check_several_classes, open_rows
-from mmgen.errors import UserError
+from mmgen.errors import UserError, check_one_of
 from mmgen.judging.classifier import Judge, JudgeConfig, trained_judge
 from mmgen.metrics.robustness import missing_loss_ratio
 from mmgen.modalities.features import cached_features
-from mmgen.models.factorized import Factorized, Factors
+from mmgen.modalities.kinds import COLUMNS, fit_processor
+from mmgen.models.factorized import Factorized
 from mmgen.storage import fingerprint
-from mmgen.training.config import FitConfig, section_of
+from mmgen.training.config import FitConfig, section, section_of
 from mmgen.training.data_sections import Modalities
 from mmgen.training.nested import nested_config
 from mmgen.training.recipe import Recipe, RecipeConfig, stage
@@ -57,20 +57,20 @@ class Data(Modalities):
 
     sequence: str = ""
 
-    def check(self, *sections: Any) -> None:
+    def check(self, path: str) -> None:
         """Check the columns of the modalities, of labels and of sequences."""
         card = read_card(self.card)
-        self.label = check_column(card, "data.label", self.label, "label")
+        self.label = check_column(card, f"{path}.label", self.label, "label")
         check_several_classes(card.name, self.label, class_names(card, self.label))
         if self.sequence:
-            self.sequence = check_column(card, "data.sequence", self.sequence, "id", "group")
-        super().check(*sections)
+            self.sequence = check_column(card, f"{path}.sequence", self.sequence, "id", "group")
+        super().check(path)
 
     def check_modality(self, name: str, settings: dict[str, Any]) -> None:
         """Check one modality: of a sequence only vectors and texts that become vectors."""
         read = "language_model" in settings
-        kinds = ["vector", *(["text"] if read else [])] if self.sequence else SETTINGS
-        super().check_modality(name, settings, kinds, {"text": READER})
+        columns = ["vector", *(["text"] if read else [])] if self.sequence else COLUMNS
+        super().check_modality(name, settings, columns, {"text": READER})
 
     def rows(self, split: str, limit: int = 0) -> Rows:
         """The rows of a split that have a label.
@@ -108,10 +108,10 @@ class Data(Modalities):
 
     def processors(self) -> dict[str, Processor]:
         """The processor of each modality, fitted to the training split where it has something to fit."""
-        columns, rows, processors = read_card(self.card).columns, self.rows("train", self.limit), {}
+        rows, processors = self.rows("train", self.limit), {}
         for name, settings in self.modalities.items():
-            kind = "vector" if "language_model" in settings else columns[settings["column"]]["kind"]
-            own = {key: value for key, value in settings.items() if key not in ("column", *READER)}
+            kind = "vector" if "language_model" in settings else self.kind_of(name)
+            own = {key: value for key, value in settings.items() if key not in ("column", "kind", *READER)}
             processors[name] = fit_processor(kind, self.column(name, rows), **own)
         return processors
 
@@ -120,19 +120,21 @@ class Data(Modalities):
 class Config(RecipeConfig):
     """The config of the recipe ``factorized``; the ablations train by the same values.
 
-    ``model.modalities`` holds what the data do not say: settings of encoders and decoders, sizes and weights. ``judge`` is the
-    config of the recipe ``judge`` for the picture whose factors are swapped; empty, none are.
+    Args:
+        model: ``modalities`` holds what the data do not say: settings of encoders and decoders, sizes and weights.
+        judge: config of the recipe ``judge`` for the pictures whose factors are swapped; empty: none are swapped.
     """
 
-    data: Data = field(default_factory=Data)
-    model: section_of(Factorized) = field(default_factory=section_of(Factorized))
-    fit: FitConfig = field(default_factory=FitConfig)
+    data: Data = section()
+    model: section_of(Factorized) = section()
+    fit: FitConfig = section()
     judge: dict[str, Any] = field(default_factory=dict)
 
     def check(self) -> None:
         """Check columns, that settings name modalities of the data, and that the judge reads one of them."""
         card = read_card(self.data.card)
-        self.data.check(("model.modalities", self.model.modalities))
+        for name in self.model.modalities or ():
+            check_one_of("model.modalities", name, self.data.modalities)
         for name in GIVEN:
             value, default = getattr(self.model, name), inspect.signature(Factorized).parameters[name].default
             if value != default:
@@ -225,9 +227,9 @@ def swap_grid(model: Factorized, data: DataSet, name: str, items: int = 8) -> Im
     """A grid of pictures, each with the label factor of the item above and the private factor of the item at the left."""
     batch = next(batch for batch in data.batches("", AT_ONCE, device=model.step.device) if name in batch)
     batch = batch.items(batch.present[name]).items(slice(0, items))
-    factors, n = model.encode(batch.without("label")), batch.size
-    label, private = factors.label.repeat(n, 1), factors.private[name].repeat_interleave(n, 0)  # (n n, k)
-    made = model.decode(Factors(label, {name: private}), name).mean
+    factors, n = model.encode(batch.without("label")).mean, batch.size
+    factors = {"label": factors["label"].repeat(n, 1), name: factors[name].repeat_interleave(n, 0)}  # (n n, k)
+    made = model.decode(factors, name).mean
     decode, side = model.processors[name].decode, 48
     sheet = Image.new("RGB", (side * (n + 1), side * (n + 1)), "#5c6773")
     cells = [((i + 1, 0), batch[name][i]) for i in range(n)] + [((0, i + 1), batch[name][i]) for i in range(n)]

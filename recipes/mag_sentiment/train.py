@@ -21,10 +21,10 @@ from sklearn.preprocessing import StandardScaler
 from mmgen import processes
 from mmgen.cli import main
 from mmgen.data.cards import check_column, class_names, read_card
-from mmgen.data.columns import fit_processor
 from mmgen.data.label import LabelProcessor
 from mmgen.data.rows import DataSet, check_several_classes, open_rows
 from mmgen.errors import UserError, check_at_least, check_one_of
+from mmgen.modalities.kinds import fit_processor
 from mmgen.models.base import load
 from mmgen.models.mag import AdaptedTransformer
 from mmgen.storage import read_json
