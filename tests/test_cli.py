@@ -15,8 +15,8 @@ from PIL import Image
 
 import mmgen
 from mmgen import cli
-from mmgen.cli import commands, main
-from mmgen.cli.commands import write_json
+from mmgen.cli import main
+from mmgen.cli.console import lines, write_json
 from mmgen.data.image import ImageProcessor
 from mmgen.data.label import LabelProcessor
 from mmgen.data.vector import VectorProcessor
@@ -237,7 +237,7 @@ def test_pipes_are_utf8_and_terminals_keep_their_own(monkeypatch, terminal, expe
     stream = io.TextIOWrapper(written, encoding="ascii")
     stream.isatty = lambda: terminal
     monkeypatch.setattr("sys.stdout", stream)
-    cli._write_utf8()
+    cli.write_utf8()
     print("Schönes", file=stream, flush=True)
     assert written.getvalue() == expected
 
@@ -246,8 +246,8 @@ def test_a_text_of_the_c_locale_is_read_as_utf8(monkeypatch):
     stdin = io.TextIOWrapper(io.BytesIO("Schönes\n".encode()), encoding="ascii", errors="surrogateescape")
     monkeypatch.setattr("sys.stdin", stdin)
     monkeypatch.delenv("PYTHONIOENCODING", raising=False)
-    cli._write_utf8()
-    assert [*commands.lines()] == ["Schönes"]
+    cli.write_utf8()
+    assert [*lines()] == ["Schönes"]
 
 
 def test_generate_from_a_vector(capsys, tmp_path):

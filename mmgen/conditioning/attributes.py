@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -29,8 +30,8 @@ class State(NamedTuple):
     """
 
     ids: Tensor
-    log_p: Tensor | None
-    hidden: Tensor | None = None
+    log_p: Any  # Tensor or None: an attribute reads only what it asks for
+    hidden: Any = None
 
 
 class Attribute(Protocol):
@@ -41,8 +42,10 @@ class Attribute(Protocol):
     ``whole = True``: a ranking scores each text once, as a whole.
     """
 
-    #: number of expected tokens that it looks ahead; None: it does not read hidden states
-    horizon: int | None
+    @property
+    def horizon(self) -> int | None:
+        """Number of expected tokens that it looks ahead; None: it does not read hidden states."""
+        ...
 
     def log_prob(self, state: State) -> Tensor:
         """log p(attribute | texts), (b,), up to a constant."""
@@ -106,11 +109,12 @@ class BagOfWords:
                 known[token] = max(known.get(token, -math.inf), math.log(weights[word]) + rest[n])
         rows = [(begin, token, weight) for begin, known in after.items() for token, weight in known.items()]
         self._index: dict[int, int] = {}  # next token -> its index among all of them
-        self._after = []  # for each length n: beginnings (m, n), indices of next tokens (m,), log weights (m,)
+        # for each length n: beginnings (m, n), indices of next tokens (m,), log weights (m,)
+        self._after: list[tuple[Tensor, ...]] = []
         for n in sorted({len(begin) for begin, *_ in rows}):
-            begins, tokens, known = zip(*(row for row in rows if len(row[0]) == n))
+            begins, tokens, weighed = zip(*(row for row in rows if len(row[0]) == n))
             indices = [self._index.setdefault(token, len(self._index)) for token in tokens]
-            kept = torch.tensor(begins, dtype=torch.long).reshape(len(begins), n), torch.tensor(indices), torch.tensor(known)
+            kept = torch.tensor(begins, dtype=torch.long).reshape(len(begins), n), torch.tensor(indices), torch.tensor(weighed)
             self._after.append(tuple(x.to(model.device) for x in kept))
         self._tokens = torch.tensor([*self._index], device=model.device)  # (k,)
 
@@ -339,7 +343,7 @@ class Together:
 
     def log_prob(self, state: State) -> Tensor:
         """Return log p(a | texts), (b,)."""
-        return sum(weight * part.log_prob(state) for part, weight in self.parts)
+        return reduce(torch.add, (weight * part.log_prob(state) for part, weight in self.parts))
 
 
 def check_attribute(attribute: Any) -> None:

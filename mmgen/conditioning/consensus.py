@@ -32,7 +32,7 @@ def consensus(candidates: Sequence[str], n: int = 1, cut: int = 3) -> list[str]:
     for text in hypotheses:
         own = ngrams(text)
         agreement[text] = sum(n * similarity(own, counts[other]) for other, n in times.items())
-    return sorted(agreement, key=agreement.get, reverse=True)[:n]
+    return sorted(agreement, key=agreement.__getitem__, reverse=True)[:n]
 
 
 def similarity(a: list[Counter], b: list[Counter]) -> float:

@@ -125,11 +125,14 @@ class Format:
             UserError: the example does not match the placeholders.
         """
         self._check(example)
-        parts: list[Part] = [""]
+        parts: list[Part] = []
+        before = ""
         for text, name in zip(self._texts, self._names):
-            parts[-1] += text + (example.question if name == "question" else "")
-            parts += [example.image, ""] if name in PREFIXES else []
-        parts[-1] = parts[-1].rstrip(" ")
+            before += text + (example.question if name == "question" else "")
+            if name in PREFIXES and example.image is not None:
+                parts += [before, example.image]
+                before = ""
+        parts.append(before.rstrip(" "))
         return [part for part in parts if not isinstance(part, str) or part]
 
     def shots(self, episode: Episode) -> list[list[Part]]:
@@ -139,7 +142,7 @@ class Format:
             UserError: an example does not match the placeholders, or has no answer.
         """
         induction = self.induction if episode.induction is True else episode.induction or ""
-        written = [[induction] if induction else []]
+        written: list[list[Part]] = [[induction] if induction else []]
         for example in episode.shots:
             if not example.answer.strip():
                 fix = "give every shot its answer"
@@ -309,14 +312,14 @@ def answer(
 
     def text(ids: list[int]) -> str:
         ids = ids[: ids.index(tokenizer.eos_token_id)] if tokenizer.eos_token_id in ids else ids
-        return tokenizer.decode(ids, clean_up_tokenization_spaces=False).lstrip()
+        return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False)).lstrip()
 
     def ended(ids: Tensor, scores: Tensor) -> Tensor:
         """Return (b,) bool, True for rows whose answer is complete."""
         return torch.tensor([bool(format.stop) and format.stop in text(row) for row in ids.tolist()], device=ids.device)
 
     for place, prompt, cache in _batches(reader, shared, queries, max_tokens, batch_size):
-        ids = reader.model.generate(
+        ids = reader.model.generate(  # type: ignore[operator]  # transformers leaves it out of this type
             inputs_embeds=prompt.embeddings, attention_mask=prompt.mask.long(), do_sample=False, **{CACHE: cache},
             max_new_tokens=max_tokens, stopping_criteria=[ended], pad_token_id=tokenizer.pad_token_id,
             eos_token_id=tokenizer.eos_token_id,

@@ -15,10 +15,8 @@ from transformers.masking_utils import sdpa_mask
 
 from mmgen.conditioning.attributes import Attribute, State
 from mmgen.conditioning.language_model import CACHE
-from mmgen.conditioning.steering import Steered, check_method, sample
+from mmgen.conditioning.steering import Past, Steered, check_method, past_of, sample
 from mmgen.errors import UserError, check_at_least
-
-Past = list[tuple[Tensor, Tensor]]  # keys and values of each layer, (b, heads, t, d) each
 
 
 @dataclass(frozen=True)
@@ -112,17 +110,17 @@ class _Moved(Steered):
         if mask.shape[1] < 2 or not (self.settings.iterations and self.settings.step_size):
             return None  # a single token has no past
         if self.past is None:
-            self.past = [(layer.keys[:, :, :-1].float(), layer.values[:, :, :-1].float()) for layer in self.cache.layers]
-        moved = self._moved(input_ids, own, mask)
+            self.past = [(keys[:, :, :-1].float(), values[:, :, :-1].float()) for keys, values in past_of(self.cache)]
+        moved = self._moved(self.past, input_ids, own, mask)
         with torch.no_grad():
             output = self._run(moved, self._last(input_ids), mask)
         self.past = [(keys.float(), values.float()) for keys, values in output.past]
         return (self.settings.fusion * output.log_p + (1 - self.settings.fusion) * own).log_softmax(-1)
 
-    def _moved(self, input_ids: Tensor, own: Tensor, mask: Tensor) -> Past:
+    def _moved(self, moved: Past, input_ids: Tensor, own: Tensor, mask: Tensor) -> Past:
         """Compute the shifted past H + D."""
         settings, weights = self.settings, self._weights(mask[:, :-1])  # (b, 1, t - 1, 1)
-        moved, last, whole = self.past, self._last(input_ids), bool((weights == 1).all())
+        last, whole = self._last(input_ids), bool((weights == 1).all())
         for _ in range(settings.iterations):
             moved = [(keys.detach().requires_grad_(), values.detach().requires_grad_()) for keys, values in moved]
             with torch.enable_grad():
@@ -135,7 +133,8 @@ class _Moved(Steered):
                     raise UserError("attribute", got="no gradient", expected="one in the language model's states", fix=fix)
                 loss = settings.kl_scale * kl - likely
                 gradients = torch.autograd.grad(loss.sum(), [x for layer in moved for x in layer])
-            gradients = gradients if whole else [gradient * weights for gradient in gradients]
+            if not whole:
+                gradients = tuple(gradient * weights for gradient in gradients)
             norms = [vector_norm(gradient, dim=(1, 2, 3)) for gradient in gradients]  # (b,) each
             norms = [torch.hypot(k, v) for k, v in zip(norms[::2], norms[1::2])]  # of each layer
             if settings.running_norm:
@@ -162,10 +161,10 @@ class _Moved(Steered):
         if horizon is None:
             return None
         total, log_p = self.sum - self.last + output.hidden, output.log_p
-        past: Past = [(layer.keys, layer.values) for layer in self.cache.layers]  # unsteered
+        past = past_of(self.cache)  # unsteered
         table = self.model.get_input_embeddings()
         for _ in range(horizon):
-            expected = log_p.exp().to(dtype) @ table.weight * getattr(table, "embed_scale", 1.0)  # (b, d)
+            expected = log_p.exp().to(dtype) @ table.get_parameter("weight") * getattr(table, "embed_scale", 1.0)  # (b, d)
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
             ahead = self._run(past, expected[:, None], mask)
             total, log_p, past = total + ahead.hidden, ahead.log_p, ahead.past
@@ -173,7 +172,7 @@ class _Moved(Steered):
 
     def _last(self, input_ids: Tensor) -> Tensor:
         """The embedding of the last token (b, 1, d)."""
-        if input_ids.shape[1] == 0:  # the prompt was given as embeddings
+        if self.prompt is not None and input_ids.shape[1] == 0:  # the prompt was given as embeddings
             return self.prompt[:, -1:]
         with torch.no_grad():
             return self.model.get_input_embeddings()(input_ids[:, -1:])
@@ -182,14 +181,14 @@ class _Moved(Steered):
         cache, dtype = DynamicCache(), self.model.dtype
         for i, (keys, values) in enumerate(past):
             cache.update(keys[:, :, :0].to(dtype), values[:, :, :0].to(dtype), i)  # empty: whole tensors would be copied
-            cache.layers[i].keys, cache.layers[i].values = keys.to(dtype), values.to(dtype)
+            cache.layers[i].keys, cache.layers[i].values = keys.to(dtype), values.to(dtype)  # type: ignore[union-attr]
         with _attention_in_float32(self.model):
             output = self.model(
                 inputs_embeds=embeddings, use_cache=True, **{CACHE: cache}, output_hidden_states=True,
                 **self.newest(mask),
             )  # fmt: skip
         log_p = output.logits[:, -1].float().log_softmax(-1)
-        return _Output(log_p, output.hidden_states[-1][:, -1].float(), [(layer.keys, layer.values) for layer in cache.layers])
+        return _Output(log_p, output.hidden_states[-1][:, -1].float(), past_of(cache))
 
 
 @contextmanager

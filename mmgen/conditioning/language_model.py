@@ -29,7 +29,7 @@ from mmgen.data.text import train_tokenizer
 from mmgen.errors import UserError, check_one_of
 from mmgen.modalities.frozen import freeze
 from mmgen.modalities.precision import resolve_dtype
-from mmgen.storage import cache_folder, cache_written, filled_whole, fingerprint
+from mmgen.storage import cache_folder, cache_written, filled_whole, fingerprint, package_folder
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,8 @@ def load_language_model(
         model, tokenizer = _load(name, folder)
     if weights == "scratch":
         model = AutoModelForCausalLM.from_config(model.config, trust_remote_code=False, dtype=precision)
-    model.digests = {"model": fingerprint(model), "embeddings": fingerprint(model.get_input_embeddings())}
+    digests = {"model": fingerprint(model), "embeddings": fingerprint(model.get_input_embeddings())}
+    model.digests = digests  # type: ignore[assignment]  # torch allows tensors and modules only
     for parameter in model.parameters():  # buffers, such as rotary frequencies, keep their precision
         parameter.data = parameter.data.to(precision)
     model.config.dtype = precision
@@ -183,7 +184,7 @@ def check_causal(model: PreTrainedModel, name: str) -> None:
     Raises:
         UserError: predictions do, as in BERT; the layers cache something else, as in RWKV, or nothing, as in GPT.
     """
-    weight = model.get_input_embeddings().weight
+    weight = model.get_input_embeddings().get_parameter("weight")
     with torch.no_grad():  # the same first token, two different second ones
         output = model(input_ids=torch.tensor([[5, 6], [5, 7]], device=weight.device) % len(weight), use_cache=True)
     logits = output.logits.float()
@@ -224,10 +225,10 @@ def _load(name: str, folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerB
 def _converted(name: str) -> Path:
     """Convert a package's GGUF file to a cached folder of safetensors, which loads ten times faster, and return the folder."""
     package = PACKAGES[name]
-    found = [importlib.util.find_spec(file.partition("/")[0]) for file in package.files]
-    if None in found or importlib.util.find_spec("gguf") is None:
+    folders = [folder for file in package.files if (folder := package_folder(file.partition("/")[0]))]
+    if len(folders) < len(package.files) or importlib.util.find_spec("gguf") is None:
         raise UserError(f"language model {name}", got="no such package", expected="it installed", fix=package.install)
-    parts = [Path(spec.submodule_search_locations[0]) / file.partition("/")[2] for spec, file in zip(found, package.files)]
+    parts = [folder / file.partition("/")[2] for folder, file in zip(folders, package.files)]
     folder = cache_folder() / "language_models" / f"{name}-{sum(part.stat().st_size for part in parts)}"
     with cache_written(folder):
         if folder.is_dir():

@@ -55,6 +55,8 @@ class SoftWords(nn.Module):
     """
 
     temperature = 20.0
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self,
@@ -133,7 +135,7 @@ class PrefixLanguageModel(nn.Module):
     @property
     def embedding_table(self) -> Tensor:
         """Embeddings of all tokens, (v, d)."""
-        return self.model.get_input_embeddings().weight
+        return self.model.get_input_embeddings().get_parameter("weight")
 
     @property
     def width(self) -> int:
@@ -211,7 +213,7 @@ class PrefixLanguageModel(nn.Module):
     def _continued(self, prompt: Prompt, **options: Any) -> Tensor:
         """The new tokens (b, t) of each item."""
         # transformers computes the position of every token from the mask
-        return self.model.generate(
+        return self.model.generate(  # type: ignore[operator]  # transformers leaves it out of this type
             inputs_embeds=prompt.embeddings.to(self.model.dtype), attention_mask=prompt.mask.long(),
             pad_token_id=self.tokenizer.pad_token_id, eos_token_id=self.tokenizer.eos_token_id, **options,
         )  # fmt: skip

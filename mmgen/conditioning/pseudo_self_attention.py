@@ -77,7 +77,7 @@ class PseudoSelfAttention(nn.Module):
         self._check(condition, mask)
         if mask is not None:
             condition = condition.masked_fill(~mask[..., None], 0)
-        condition = condition.to(self.keys[0].weight.dtype)  # (b, s, c)
+        condition = condition.to(next(self.parameters()).dtype)  # (b, s, c)
         cache = DynamicCache(config=self.config)
         for i, pair in enumerate(zip(self.keys, self.values)):
             keys, values = (u(condition).to(dtype).unflatten(2, (self.heads, -1)).transpose(1, 2) for u in pair)
@@ -99,7 +99,7 @@ class PseudoSelfAttention(nn.Module):
         """
         if not ridge > 0:
             raise UserError("ridge", got=ridge, expected="a number above 0", fix="use 0.01 for example")
-        m, squares, products = 0, 0, 0
+        m, squares, products = 0, torch.zeros(()), torch.zeros(())
         for condition, layers in pairs:
             x = condition.double()  # (m, c)
             made = torch.cat([part for pair in layers for part in pair], 1).double()  # (m, layers * 2 * heads * d)
@@ -109,7 +109,7 @@ class PseudoSelfAttention(nn.Module):
         squares.diagonal().add_(ridge * m)
         weights = torch.linalg.solve(squares, products).T.chunk(2 * len(self.keys))  # each (heads * d, c)
         for projection, weight in zip([p for pair in zip(self.keys, self.values) for p in pair], weights):
-            projection.weight.copy_(weight)
+            projection.get_parameter("weight").copy_(weight)
 
     def past(
         self, condition: Tensor, mask: Tensor | None, text: Tensor, dtype: torch.dtype | None = None, more: int = 0
@@ -202,7 +202,7 @@ class PseudoSelfAttention(nn.Module):
         past[CACHE].batch_repeat_interleave(max(options.get(k, 1) for k in ("num_beams", "num_return_sequences")))
         # it expects the embeddings of the whole sequence, and reads those beyond the cache
         whole = F.pad(prompt.embeddings.to(reader.model.dtype), (0, 0, condition.shape[1], 0))  # (b, s + p, d)
-        ids = reader.model.generate(
+        ids = reader.model.generate(  # type: ignore[operator]  # transformers leaves it out of this type
             inputs_embeds=whole, max_new_tokens=max_new_tokens, pad_token_id=reader.tokenizer.pad_token_id,
             eos_token_id=reader.tokenizer.eos_token_id, **past, **options,
         )  # fmt: skip

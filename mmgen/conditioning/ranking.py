@@ -93,5 +93,6 @@ class OwnNoise(LogitsProcessor):
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Add Gumbel noise: the highest score is then a sample."""
         noise = torch.stack([torch.empty(scores.shape[1]).exponential_(generator=g) for g in self.generators])  # (b, v)
         return scores - noise.log().to(scores)

@@ -5,6 +5,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -77,7 +78,7 @@ class _Weighed(Steered):
         parts = parts_of(self.attribute)
         read = all(getattr(part, "from_text", False) for part, _ in parts)
         ahead = State(texts, None) if read else self._ahead(texts, tokens.shape[1], mask)
-        likely = sum(weight * self._log_prob(part, ahead) for part, weight in parts)  # (b k,)
+        likely = reduce(torch.add, (weight * self._log_prob(part, ahead) for part, weight in parts))  # (b k,)
         weighed = log_p + self.settings.strength * likely.unflatten(0, tokens.shape)  # (b, k)
         return torch.full_like(own, -torch.inf).scatter(1, tokens, weighed).log_softmax(-1)
 

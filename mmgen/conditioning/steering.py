@@ -1,11 +1,13 @@
 """Shared parts of all steering methods: a first logits processor that observes the language model, and sampling with it."""
 
 import typing
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers.cache_utils import DynamicSlidingWindowLayer
 from transformers.generation.configuration_utils import GenerationMode
 
 from mmgen.conditioning.attributes import Attribute, State, check_attribute
@@ -13,6 +15,13 @@ from mmgen.conditioning.language_model import CACHE, check_self_attention
 from mmgen.conditioning.prefix import positions
 from mmgen.errors import UserError
 from mmgen.modalities.layers.packed import packed
+
+Past = list[tuple[Tensor, Tensor]]  # keys and values of each layer, (b, heads, t, d) each
+
+
+def past_of(cache: DynamicCache) -> Past:
+    """The keys and values of a cache."""
+    return [(layer.keys, layer.values) for layer in cache.layers]  # type: ignore[union-attr, misc]  # all layers attend
 
 
 class Steered(LogitsProcessor):
@@ -31,8 +40,8 @@ class Steered(LogitsProcessor):
         self.position_ids: Tensor | None = kwargs.get("position_ids")
         self.prompt: Tensor | None = kwargs.get("inputs_embeds")
         self.start: int | None = None  # number of positions before the first new token
-        self.sum: Tensor | None = None  # sum of the hidden states of the text so far (b, d)
-        self.last: Tensor | None = None  # hidden state of the newest token (b, d)
+        self.sum: Any = None  # sum of the hidden states of the text so far (b, d)
+        self.last: Any = None  # hidden state of the newest token (b, d)
 
     def steer(self, input_ids: Tensor, own: Tensor, mask: Tensor) -> Tensor | None:
         """Return the log-probabilities (b, v) of the steered next-token distribution, or None to leave it unsteered.
@@ -55,6 +64,7 @@ class Steered(LogitsProcessor):
         self.sum, self.last = hidden.sum(1) if self.sum is None else self.sum + hidden.sum(1), hidden[:, -1]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Replace the scores (b, v) by those of the steered model."""
         own = scores.float().log_softmax(-1)  # (b, v)
         if own.isnan().any():
             fix = "use bf16 or fp32 instead of fp16, or check the weights"
@@ -79,8 +89,8 @@ class Steered(LogitsProcessor):
         """Attention mask and position id for the last position of ``mask`` (b, t)."""
         newest = positions(mask, mask.shape[1] - 1)
         if self.position_ids is not None:  # continue the caller's own numbering
-            last = self.position_ids[:, -1:].expand(len(self.cache.layers[0].keys), 1)  # (b, 1)
-            newest["position_ids"] = last.repeat_interleave(len(mask) // len(last), 0) + mask.shape[1] - self.start
+            last = self.position_ids[:, -1:].expand(len(past_of(self.cache)[0][0]), 1)  # (b, 1)
+            newest["position_ids"] = last.repeat_interleave(len(mask) // len(last), 0) + mask.shape[1] - (self.start or 0)
         return newest
 
     def likelihood(self, state: State, attribute: Attribute | None = None) -> Tensor:
@@ -97,7 +107,7 @@ class Steered(LogitsProcessor):
 
 
 def sample(
-    first: type[Steered], settings: Any, model: PreTrainedModel, input_ids: Tensor, processors: LogitsProcessorList,
+    first: Callable[..., Steered], settings: Any, model: PreTrainedModel, input_ids: Tensor, processors: LogitsProcessorList,
     generation_config: GenerationConfig, **kwargs: Any,
 ) -> Any:  # fmt: skip
     """Run the sampling loop of `generate` with a steering method as the first logits processor.
@@ -131,7 +141,7 @@ def sample(
     if cache.get_seq_length() and settings.attribute.horizon is not None:
         fix = "give the whole prompt, or steer by a bag of words"
         raise UserError("cache", got=f"{cache.get_seq_length()} positions", expected="none", fix=fix)
-    windows = [layer.sliding_window for layer in cache.layers if getattr(layer, "is_sliding", False)]
+    windows = [layer.sliding_window for layer in cache.layers if isinstance(layer, DynamicSlidingWindowLayer)]
     if windows and generation_config.max_length > min(windows):
         got, expected = f"{generation_config.max_length} tokens", f"at most {min(windows)}, the sliding window"
         raise UserError("length", got=got, expected=expected, fix="lower the length, or shorten the prompt")
@@ -142,7 +152,7 @@ def sample(
     try:
         processors = LogitsProcessorList([steered, *processors])
         with packed(model):
-            return model._sample(
+            return model._sample(  # type: ignore[operator]  # transformers leaves it out of this type
                 input_ids, processors, generation_config=generation_config, streamer=settings.streamer, **kwargs
             )
     finally:

@@ -1,6 +1,5 @@
 """Loading of pretrained text encoders, such as BERT or a sentence embedder, and sentence embeddings."""
 
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from mmgen.conditioning.language_model import context_length
 from mmgen.data.pretrained import check_vocabulary, pretrained
 from mmgen.data.text import tokens_of, train_tokenizer
 from mmgen.errors import UserError
+from mmgen.storage import package_folder
 
 AT_ONCE = 64  # texts in a forward pass
 # name -> package, its folder with config, weights and tokenizer, and how to install it; the package is never imported
@@ -87,10 +87,10 @@ def embed_sentences(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
 
 def _installed(name: str) -> Path:
     module, folder, install = ENCODERS[name]
-    found = importlib.util.find_spec(module)
+    found = package_folder(module)
     if found is None:
         raise UserError(f"text encoder {name}", got="no such package", expected="it installed", fix=install)
-    return Path(found.submodule_search_locations[0]) / folder
+    return found / folder
 
 
 def _tiny() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -69,11 +69,10 @@ def _one_hot_of(p: Tensor, ids: Tensor) -> Tensor:
 
 
 def reinforce(log_prob: Tensor, reward: Tensor, baseline: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """REINFORCE loss of draws z from q, whose gradient estimates that of the expected reward, ``-E_q[(R(z) - b) grad log
-    q(z)]``.
+    """REINFORCE loss of draws z from q, whose gradient estimates that of the expected reward.
 
-    The estimate is unbiased for any reward, differentiable or not, and any baseline b that does not depend on z; its variance
-    is lower the closer b is to ``E_q[R]``.
+    The estimate ``-E_q[(R(z) - b) grad log q(z)]`` is unbiased for any reward, differentiable or not, and any baseline b that
+    does not depend on z; its variance is lower the closer b is to ``E_q[R]``.
 
     Args:
         log_prob: log q(z) of draws, (b,), with gradients.

@@ -3,7 +3,7 @@
 import inspect
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import zuko
@@ -245,7 +245,7 @@ def rsample(distribution: Distribution, shape: tuple[int, ...] = (), generator: 
     if isinstance(distribution, NormalizingFlow):
         return distribution.transform.inv(rsample(distribution.base, shape, generator))
     if isinstance(distribution, MixtureSameFamily):
-        weights, component = distribution.mixture_distribution.probs, distribution.component_distribution
+        weights, component = distribution.mixture_distribution.probs, cast(Independent, distribution.component_distribution)
         chosen = draw(weights.reshape(-1, weights.shape[-1]), math.prod(shape), generator)  # (batch, n)
         chosen = chosen.T.reshape(*shape, *distribution.batch_shape, 1, 1)  # (*shape, ..., 1, 1)
         chosen = chosen.expand(*chosen.shape[:-1], *distribution.event_shape)  # (*shape, ..., 1, k)

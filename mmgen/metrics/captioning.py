@@ -95,7 +95,7 @@ def bleu4(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> fl
     predictions, references = _words(predictions, references)
     most = max(map(len, references))
     streams = [[item[i] if i < len(item) else None for item in references] for i in range(most)]
-    return BLEU(tokenize="none").corpus_score(predictions, streams).score
+    return BLEU(tokenize="none").corpus_score(predictions, streams).score  # type: ignore[arg-type]  # None: no reference
 
 
 def rouge_l(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:

@@ -1,6 +1,7 @@
 """Retrieval by cosine similarity: nearest neighbours, recall at k, R-precision and their chance levels."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -114,8 +115,8 @@ def r_precision(scores: Tensor, right: Tensor, texts: Sequence[str] | None = Non
     if scores.isnan().any():
         picture = scores.isnan().any(1).nonzero()[0].item()
         raise UserError(f"picture {picture}", got="a NaN", expected="scores", fix="check the encoder")
-    texts = range(m) if texts is None else texts
-    first = {text: j for j, text in reversed(list(enumerate(texts)))}
+    names: Sequence[Any] = range(m) if texts is None else texts
+    first = {name: j for j, name in reversed(list(enumerate(names)))}
     different = torch.tensor(sorted(first.values()))  # (k,) the candidates
     if len(different) < 2 or among < 2:
         got = f"{len(different)} different ones among {among}"
@@ -125,7 +126,7 @@ def r_precision(scores: Tensor, right: Tensor, texts: Sequence[str] | None = Non
     order.fill_diagonal_(2.0)  # a text is never drawn against itself
     others = different[order.argsort(1)[:, :drawn]].to(scores.device)  # (k, among - 1)
     row_of = {int(j): row for row, j in enumerate(different)}
-    own = torch.tensor([row_of[first[texts[j]]] for j in right.tolist()], device=scores.device)  # (n,)
+    own = torch.tensor([row_of[first[names[j]]] for j in right.tolist()], device=scores.device)  # (n,)
     best = scores.gather(1, different.to(scores.device)[own][:, None])  # (n, 1)
     return (best > scores.gather(1, others[own])).all(1).double().mean().item()
 

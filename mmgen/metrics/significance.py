@@ -55,5 +55,5 @@ def paired_low(a: Sequence[float], b: Sequence[float], level: float = 0.95) -> f
         raise UserError("level", got=level, expected="a number between 0 and 1", fix="use 0.95")
     from scipy.special import stdtrit  # imported late: scipy is slow to import, and `mmgen list` does not need it
 
-    mean, sd = mean_sd(np.subtract(a, b))
+    mean, sd = mean_sd([x - y for x, y in zip(a, b)])
     return mean - float(stdtrit(len(a) - 1, (1 + level) / 2)) * sd / len(a) ** 0.5

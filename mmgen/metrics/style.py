@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import numpy as np
 from sacrebleu import BLEU
@@ -119,7 +120,7 @@ def reference_bleu(outputs: Sequence[str], references: Sequence[Sequence[str]]) 
     truth = [[_joined(text) for text in rewrites] for rewrites in references]
     streams = [[item[i] if i < len(item) else None for item in truth] for i in range(max(map(len, truth)))]
     # force: no warning that the texts are already tokenised
-    return BLEU(tokenize="none", force=True).corpus_score(tokenized, streams).score
+    return BLEU(tokenize="none", force=True).corpus_score(tokenized, streams).score  # type: ignore[arg-type]
 
 
 def style_lexicon(texts: Sequence[str], labels: Sequence[int], ratio: float = 3.0, prior: float = 10.0) -> frozenset[str]:
@@ -290,7 +291,7 @@ def _joined(text: str) -> str:
     return " ".join(tokenize(text))
 
 
-def _check(**pairs: tuple[Sequence, Sequence]) -> None:
+def _check(**pairs: tuple[Any, Any]) -> None:
     """Check that each name's values and texts are lists, not strings, of the same length of at least one."""
     for name, (values, texts) in pairs.items():
         if isinstance(values, str) or isinstance(texts, str):

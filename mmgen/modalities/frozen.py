@@ -1,9 +1,13 @@
 """Freezing of modules: no gradient for the weights, and permanent eval mode."""
 
+from typing import TypeVar
+
 from torch import nn
 
+Network = TypeVar("Network", bound=nn.Module)
 
-def freeze(module: nn.Module, stored: bool = False) -> nn.Module:
+
+def freeze(module: Network, stored: bool = False) -> Network:
     """Freeze ``module`` in place: its weights get no gradient, and ``.train()`` leaves it in eval mode.
 
     Gradients still flow through it to its inputs.

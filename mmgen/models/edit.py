@@ -319,6 +319,7 @@ class Edit(Model):
         return self.between[place].long().where((self.gaps[place] == key)[:, None], -1)
 
     def framed(self, items: Sequence[list[Item]]) -> Tensor:
+        """Token ids of the items' words, each between its start and end, (b, t)."""
         return framed([[word for word, _, _ in piece] for piece in items]).to(self.bias.device)
 
     def _log_likelihood(self, batch: Batch) -> Tensor:

@@ -290,6 +290,7 @@ class Doubling(nn.Module):
         self.convolutions = nn.Sequential(first, nn.Upsample(scale_factor=2), nn.SiLU(), second)
 
     def forward(self, maps: Tensor, style: Tensor) -> Tensor:
+        """Map (b, before, h, w), styled by (b, style), to (b, after, 2 h, 2 w)."""
         scale, move = self.style(style)[..., None, None].chunk(2, 1)  # (b, before, 1, 1) each
         return self.convolutions(F.silu(self.norm(maps) * (1 + scale) + move))
 

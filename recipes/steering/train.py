@@ -30,7 +30,7 @@ from mmgen.data.batch import collate
 from mmgen.data.cards import class_names, open_card, read_card
 from mmgen.data.text import tokens_of
 from mmgen.errors import check_at_least, check_one_of
-from mmgen.inference import steer
+from mmgen.inference import steer, targets
 from mmgen.metrics.diversity import distinct
 from mmgen.models.classifier import Classifier
 from mmgen.ranges import AtLeast, Between
@@ -100,7 +100,7 @@ def check(config: Config) -> None:
     ATTRIBUTE.check(config)
     nested(config)
     names = class_names(read_card(config.data.card), config.data.label)
-    for kind, known in (("sentiment", names), ("topic", steer.topics())):
+    for kind, known in (("sentiment", names), ("topic", targets.topics())):
         texts: Texts = getattr(config, kind)
         for name in texts.attributes:
             check_one_of(f"{kind}.attributes", name, known)
@@ -108,7 +108,7 @@ def check(config: Config) -> None:
             check_at_least(f"prompts of {kind}.prompts.{split}", len(texts.prompts.get(split, ())), 1)
         for method, settings in texts.methods.items():
             check_one_of(f"{kind}.methods", method, [m for m in steer.METHODS if kind == "sentiment" or m != "gedi"])
-            steer.settings([f"{key}={value}" for key, value in settings.items()], method)
+            steer.settings(settings, method)
 
 
 def write(run: Path, config: Config, split: str, kind: str) -> dict[str, dict[str, list[list[dict[str, Any]]]]]:
@@ -166,14 +166,14 @@ def speeds(run: Path, config: Config, split: str) -> dict[str, float]:
 
 def attribute(run: Path, kind: str, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Attribute:
     """A class by the classifier of the run, or a topic by its bag."""
-    return steer.bag(name, model, tokenizer) if kind == "topic" else steer.attribute(name, str(run), model)
+    return targets.bag(name, model, tokenizer) if kind == "topic" else targets.attribute(name, str(run), model)
 
 
 def steered_by(run: Path, method: str, settings: dict[str, Any], toward: Attribute, name: str, model: PreTrainedModel) -> Any:
     """The method with its settings; None for no steering."""
     if method == UNSTEERED:
         return None
-    more = steer.experts(name, str(stage_folder(RECIPE, run, "experts")), model) if method == "gedi" else {}
+    more = targets.experts(name, str(stage_folder(RECIPE, run, "experts")), model) if method == "gedi" else {}
     return steer.METHODS[method](toward, **settings, **more)
 
 
@@ -265,7 +265,7 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
                 figures[f"success_{arm}"] = statistics.fmean(right)
             else:
                 for figure, part in (("topic_words", "train"), ("held_out_words", "held_out")):
-                    bags = {name: open_card(f"{steer.BAG}{name}", part)["word"][:] for name in by_name}
+                    bags = {name: open_card(f"{targets.BAG}{name}", part)["word"][:] for name in by_name}
                     figures[f"{figure}_{arm}"] = statistics.fmean(share_with(by_name[name], bags[name]) for name in by_name)
             rows = [row for some in by_name.values() for row in some]
             fluent[arm] = perplexity(reader, rows)

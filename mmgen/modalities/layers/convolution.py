@@ -68,6 +68,7 @@ class Residual(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map x (b, width, h, w) to the same shape."""
         return x + self.layers(x)
 
 
