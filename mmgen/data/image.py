@@ -89,11 +89,9 @@ def check_header(name: str, picture: Image.Image) -> None:
     except Exception as error:  # see `read_image`
         raise damaged(name, error) from error
     if frames > 1 and picture.format != "MPO":  # MPO: a phone's photograph with previews of itself
-        fix = "save one frame as PNG"
-        raise UserError(name, got=f"an animation of {frames} frames", expected="a single picture", fix=fix)
+        raise UserError(name, got=f"an animation of {frames} frames", expected="a single picture", fix="save one frame as PNG")
     if picture.mode == "CMYK":
-        fix = "convert it to RGB"
-        raise UserError(name, got="a CMYK picture", expected="RGB, grey or a palette", fix=fix)
+        raise UserError(name, got="a CMYK picture", expected="RGB, grey or a palette", fix="convert it to RGB")
     raw_modes = [str(tile[3]) for tile in getattr(picture, "tile", [])]  # PIL opens 16-bit RGB in mode RGB
     if picture.mode.startswith("I") or picture.mode == "F" or any(";16" in mode for mode in raw_modes):
         got = f"a picture of 16 bits or more a channel (mode {picture.mode})"
