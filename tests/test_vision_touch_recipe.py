@@ -284,9 +284,9 @@ def test_a_policy_sees_its_code_standardised(run, tmp_path):
 
 
 def test_the_place_is_told_with_an_error_of_the_episode_and_of_the_moment(config):
-    from mmgen.judging.policy import Told
+    from mmgen.judging.policy import OracleHole
 
-    env = Told(PegInsertion("square", vision=False), 0.0)
+    env = OracleHole(PegInsertion("square", vision=False), 0.0)
     told = env.reset(seed=0)[0]["told"]
     inner = env.unwrapped
     np.testing.assert_allclose(told[:2], inner.hole[:2] - inner.pose[:2], atol=1e-7)

@@ -72,7 +72,7 @@ class Policy:
         reward_scale: factor on the rewards that PPO sees.
         shapes: shapes of peg and hole in training.
         clearance: gap between peg and hole in m.
-        told_error: standard error of the hole's position in m for the oracle arms, see `Told`.
+        told_error: standard error of the hole's position in m for the oracle arms, see `OracleHole`.
     """
 
     steps: Annotated[int, AtLeast(1)] = 120000
@@ -151,15 +151,15 @@ def train_code(config: Config, run: Path, resume: bool, stage: str) -> None:
 
 
 def environment(config: Config, arm: str, shape: str, disturbance: str | None = None) -> Any:
-    """An environment that draws pictures only for who looks at them, and tells where the hole is only who is told."""
+    """Make an environment that renders only for vision arms, and exposes the hole's position only to oracle arms."""
     seen = any(sense in VISION for sense in ARMS[arm])
     size, clearance = config.data.size, config.policy.clearance
     env = PegInsertion(shape, size, clearance, disturbance=disturbance, flow=False, vision=seen)
     if "told" not in ARMS[arm]:
         return env
-    from mmgen.judging.policy import Told
+    from mmgen.judging.policy import OracleHole
 
-    return Told(env, config.policy.told_error)
+    return OracleHole(env, config.policy.told_error)
 
 
 def coded_by(
