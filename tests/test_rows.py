@@ -184,13 +184,13 @@ def lacking(card):
     return ["smoke", [f"data.card={card(rows)}", "data.modalities.text.column=word"]]
 
 
-def test_multimodal_vae_is_judged_on_rows_that_lack_a_modality(lacking, tmp_path, monkeypatch):
+def test_multimodal_vae_is_judged_on_rows_that_lack_a_modality(lacking, tmp_path):
     recipe, (name, overrides) = load_recipe("multimodal_vae"), lacking
     overrides = [*overrides, "judges={}", "evaluation.items=12", "evaluation.features="]
     overrides += ["evaluation.likelihood_items=12", "evaluation.likelihood_samples=2"]
     config = recipe_config(recipe, name, overrides)
     model = multimodal_vae.build(config)
-    monkeypatch.setattr(Run, "load", lambda run: model)
+    model.save_pretrained(tmp_path / "model")
     assert all(np.isfinite(value) for value in recipe.evaluate(recipe.run(tmp_path), config, "test").figures().values())
     data = config.data.items(model.processors, "test")
     batch = collate([data[i] for i in range(24)], model.sequences)
@@ -370,7 +370,7 @@ def test_check_decodes_rows_spread_over_the_split_and_says_how_many(card):
     problems = [str(problem) for problem in check_card(card(rows))]
     assert len(problems) == 3 and all("row 199: column image: image bytes: got a damaged" in problem for problem in problems)
     done = here("data", "check", card(rows_of()))
-    assert done.returncode == 0 and "missing values and labels of all rows, and what up to 64 rows" in done.stdout
+    assert done.returncode == 0 and "missing values and labels of all rows, and the values of up to 64 rows" in done.stdout
 
 
 @pytest.mark.parametrize(("content", "kind"), [(b"\0" * 99, "image"), (b"RIFF", "audio"), (b"", "image"), (b"", "audio")])

@@ -196,7 +196,7 @@ def _results(card: ModelCard) -> list[EvalResult]:
     """The first system's figures, as the Hub's model-index wants them."""
     results = []
     for split, systems in card.table.items():
-        for metric, figure in next(iter(systems.values())).items():
+        for metric, figure in next(iter(systems.values()), {}).items():
             value = figure[0] if isinstance(figure, tuple) else figure
             if not math.isfinite(value):  # the Hub takes numbers only
                 continue
