@@ -9,6 +9,7 @@ from mmgen.errors import UserError
 from mmgen.judging.shared_space import Reduced, pairs
 from mmgen.models.aligned import Aligned
 from mmgen.training.recipe import load_recipe, recipe_config
+from mmgen.training.run_folder import open_run
 from mmgen.training.study import evaluate, train
 
 RECIPE = load_recipe("aligned")
@@ -62,3 +63,14 @@ def test_a_sentence_embedder_is_trained_and_judged_beside_the_tokens(tmp_path):
     figures = evaluate(RECIPE, config, tmp_path / "run", "test")
     assert 0 <= figures["item_r1_sentence"] <= figures["item_r10_sentence"] <= 1
     assert "by the sentence embedder" in (tmp_path / "run" / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_size_of_pictures_under_its_old_key(tmp_path):
+    out, config = tmp_path / "run", recipe_config(RECIPE, "smoke", ["data.size=4", "fit.steps=1"])
+    train(RECIPE, config, out)
+    old = (out / "config.yaml").read_text(encoding="utf-8").replace("  size: 4", "  side: 4")
+    (out / "config.yaml").write_text(old, encoding="utf-8")
+    recipe, read = open_run(out)
+    assert "side: 4" in old and read == config and "item_r10" in evaluate(recipe, read, out, "test")
+    with pytest.raises(UserError, match=r"config key data\.side: got an old key, expected its new name; use data\.size"):
+        recipe_config(RECIPE, "smoke", ["data.side=4"])

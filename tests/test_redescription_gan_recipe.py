@@ -1,11 +1,13 @@
 """The recipe redescription_gan: its captioner, what its figures are of true pictures, and configs that cannot be."""
 
 import importlib
+import shutil
 from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from mmgen.data import rows
@@ -15,8 +17,10 @@ from mmgen.inference.files import generate_files
 from mmgen.judging import pictures as judging
 from mmgen.judging.features import nearest_pictures
 from mmgen.models.base import load
+from mmgen.training.config import read_yaml
 from mmgen.training.recipe import load_recipe, recipe_config
 from mmgen.training.run import Run
+from mmgen.training.run_folder import check_run_folder, open_run
 from mmgen.training.study import evaluate, train
 
 RECIPE = load_recipe("redescription_gan")
@@ -192,6 +196,32 @@ def test_a_text_that_is_too_long_is_named(run):
         UserError, match=r"digits: test: row \d+: column caption: got \d+ tokens: 'a handwritten \w+', expected at most 3"
     ):
         replace(config.data, text_length=3).pairs("test", **load(out).processors)
+
+
+def test_a_run_of_an_older_version_is_read_by_its_old_keys(run, tmp_path):
+    out, config = tmp_path / "run", run[1]
+    shutil.copytree(run[0], out)
+    values = read_yaml(out / "config.yaml")
+    values["captioner_fit"] = values.pop("fit_captioner")
+    values["data"] |= {"input": values["data"].pop("image"), "length": values["data"].pop("text_length")}
+    values["judge"] = {}
+    (out / "config.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    recipe, read = open_run(out)
+    assert read == replace(config, judge={}) and recipe.name == RECIPE.name
+    check_run_folder(read, out, resume=True)
+    assert "redescription_real" in evaluate(recipe, read, out, "validation")
+    values["aligned"] = {"data": {"card": "digits", "side": 8}}
+    (out / "config.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    assert open_run(out)[1].nested()["aligned"].data.size == 8
+
+
+@pytest.mark.parametrize("key", ["data.input", "data.length", "captioner_fit"])
+def test_an_old_key_is_told_its_new_name(key):
+    old = f"{key}.steps=3" if key == "captioner_fit" else f"{key}=7"
+    with pytest.raises(
+        UserError, match=rf"config key {key}: got an old key, expected its new name; use {RECIPE.config.renamed[key]}"
+    ):
+        recipe_config(RECIPE, "smoke", [old])
 
 
 def test_the_nearest_picture_is_found_and_how_far_it_is():
