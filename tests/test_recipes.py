@@ -18,7 +18,8 @@ from mmgen.conditioning.language_model import load_language_model
 from mmgen.conditioning.representations import representation
 from mmgen.data.cards import cards_folder, open_card
 from mmgen.errors import UserError
-from mmgen.training.recipe import load_recipe, recipe_config, recipe_folder, recipe_names
+from mmgen.training.recipe import load_recipe, recipe_config
+from mmgen.training.scripts import recipe_folder, recipe_names
 
 
 @pytest.fixture(scope="module", params=recipe_names())
