@@ -20,8 +20,6 @@ from mmgen.models.psa_captioner import PseudoSelfAttentionCaptioner
 from mmgen.training.recipe import Recipe
 from mmgen.training.stages.captioner import CaptionerConfig, Captions, captioner_stages
 
-AT_ONCE = 32  # captions that the language model reads together before training
-
 
 @dataclass
 class Config(CaptionerConfig):
@@ -49,7 +47,7 @@ def attending(config: Config, model: Captioner) -> PseudoSelfAttentionCaptioner:
     attending.load_state_dict(model.own_state(), strict=False)
     if config.imitated:
         data = Captions(model, config.data, "train", blind=True)
-        some = torch.randperm(len(data))[: config.imitated].split(AT_ONCE)
+        some = torch.randperm(len(data))[: config.imitated].split(32)  # read together
         device = attending.to(processes.device()).place.device
         attending.imitate(collate([data[i] for i in rows.tolist()], model.sequences).to(device) for rows in some)
     return attending
