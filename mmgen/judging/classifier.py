@@ -1,0 +1,234 @@
+"""A judge: a classifier trained apart from what it judges, which reads the class in a generated picture, sound or text."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from mmgen import processes
+from mmgen.data.batch import collate
+from mmgen.data.cards import check_column, read_card
+from mmgen.data.columns import fit_processor
+from mmgen.data.label import LabelProcessor
+from mmgen.data.processors import Processor
+from mmgen.data.rows import Rows, check_several_classes, open_rows
+from mmgen.errors import UserError, check_one_of, counted
+from mmgen.modalities.kinds import KINDS
+from mmgen.models.base import load
+from mmgen.models.classifier import Classifier
+from mmgen.storage import read_json
+from mmgen.training.config import FitConfig
+from mmgen.training.recipe import Recipe, RecipeConfig, stage
+from mmgen.training.result import Result
+from mmgen.training.run import Run
+from mmgen.training.study import cached_run
+from mmgen.training.study import evaluate as evaluate_run
+
+UNKNOWN, UNLABELLED = -2, -3  # in place of a class index; -1 is what a judge reads in an empty text
+AT_ONCE = 250  # values that are read together
+
+
+@dataclass
+class JudgeData:
+    """A data card and its columns.
+
+    Args:
+        card: name or path.
+        input: the column that is judged.
+        label: the column to tell from it.
+        split: the split that the judge is trained on; models train on ``train``, so any other split keeps the two apart.
+        size: side of a picture in pixels.
+        channels: of a picture: 1 or 3.
+        frames: of a sound, in 10 ms.
+    """
+
+    card: str = "digits"
+    input: str = "image"
+    label: str = "label"
+    split: str = "validation"
+    size: int = 8
+    channels: Literal[1, 3] = 1
+    frames: int = 100
+
+    @property
+    def kind(self) -> str:
+        """The kind of the judged column: image, text, audio or vector."""
+        return read_card(self.card).columns[self.input]["kind"]
+
+
+@dataclass
+class JudgeConfig(RecipeConfig):
+    """The config of the recipe ``judge``.
+
+    Args:
+        encoder: settings of the input's encoder.
+        distort: strength of the random distortions of training pictures, see `mmgen.models.classifier.Classifier`.
+    """
+
+    data: JudgeData = field(default_factory=JudgeData)
+    encoder: dict[str, Any] = field(default_factory=dict)
+    distort: float = 0.0
+    fit: FitConfig = field(default_factory=FitConfig)
+
+    def check(self) -> None:
+        """Check that the columns are there, and that classifiers read the judged one."""
+        card = read_card(self.data.card)
+        self.data.input = check_column(card, "data.input", self.data.input, *KINDS, one_text=True)
+        self.data.label = check_column(card, "data.label", self.data.label)
+        check_one_of("data.split", self.data.split, card.splits)
+
+
+class Labelled(Sequence):
+    """Rows of an input and its label as one of ``names``, `UNKNOWN` for any other; rows without a label are left out."""
+
+    def __init__(self, data: JudgeData, split: str, processor: Processor, names: list[str]) -> None:
+        rows = labelled_rows(data, split)
+        numbers = {name: i for i, name in enumerate(names)}
+        self.labels = [numbers.get(str(label), UNKNOWN) for label in rows[data.label]]
+        self.inputs, self.name, self.processor = rows[data.input], data.input, processor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {self.name: self.inputs.read(index, self.processor), "label": torch.tensor(self.labels[index])}
+
+
+def labelled_rows(data: JudgeData, split: str) -> Rows:
+    """The rows of a split that have a label.
+
+    Raises:
+        UserError: an input is missing, a label is none of the card's classes, or no row has a label.
+    """
+    return open_rows(data.card, split, [data.input], [data.label]).having(data.label)
+
+
+def make_processor(data: JudgeData) -> Processor:
+    """The processor of the judged column, fitted to the judge's own split where it has something to fit."""
+    settings = {
+        "image": {"size": data.size, "channels": data.channels, "mean": 0.5, "std": 0.5},
+        "audio": {"frames": data.frames},
+        "text": {"vocab_size": 4096, "max_length": None},
+        "vector": {},
+    }
+    return fit_processor(data.kind, labelled_rows(data, data.split)[data.input], **settings[data.kind])
+
+
+@stage()
+def judge(run: Run, config: JudgeConfig) -> None:
+    """Train the classifier on ``config.data.split``."""
+    data = config.data
+    names = sorted({str(label) for label in labelled_rows(data, data.split)[data.label]})
+    check_several_classes(f"{data.card}: {data.split}", data.label, names)
+    processor = make_processor(data)
+    shape = [processor.vocabulary] if data.kind == "text" else list(processor.shape)
+    model = Classifier(data.input, data.kind, shape, len(names), config.encoder, names, config.distort)
+    model.processors |= {data.input: processor, "label": LabelProcessor(names)}
+    run.fit(model, Labelled(data, data.split, processor, names), config.fit)
+
+
+@torch.no_grad()
+def evaluate(run: Run, config: JudgeConfig, split: str) -> Result:
+    """Accuracy on a split that the judge was not trained on; items of a class that it does not know count as wrong."""
+    if split == config.data.split:
+        others = [name for name in read_card(config.data.card).splits if name != split]
+        fix = f"choose one of {', '.join(others)}" if others else "train with data.split=train and give the data another split"
+        raise UserError("--split", got=split, expected="one the judge was not trained on", fix=fix)
+    model, right = run.load(), 0
+    data = Labelled(config.data, split, model.processors[config.data.input], model.class_names)
+    for start in tqdm(range(0, len(data), AT_ONCE), desc=f"judging {split}", dynamic_ncols=True):
+        batch = collate([data[i] for i in range(start, min(start + AT_ONCE, len(data)))], model.sequences)
+        batch = batch.to(processes.device())
+        right += (model.predict(batch).mode == batch["label"]).sum().item()
+    result = Result("judge", about={"judge_disjoint": config.data.split != "train"})
+    result["judge"] = {"accuracy": right / len(data)}
+    return result
+
+
+JUDGE = Recipe("judge", JudgeConfig, [judge], evaluate, splits=("test", "validation", "train"))
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A trained judge.
+
+    Args:
+        model: the classifier.
+        accuracy: its accuracy on held-out data.
+        split: the split of its card that it was trained on.
+    """
+
+    model: Classifier
+    accuracy: float
+    split: str
+
+    @property
+    def class_names(self) -> list[str]:
+        """The classes that it tells apart."""
+        return self.model.class_names
+
+    def about(self, end: str = "") -> dict[str, float]:
+        """The figures that stand beside its verdicts: its accuracy, and whether models are trained on other data."""
+        return {f"judge_accuracy{end}": self.accuracy, "judge_disjoint": self.split != "train"}
+
+    @torch.no_grad()
+    def reads(self, processor: Processor, values: Sequence[Tensor]) -> Tensor:
+        """The class in each generated value, (n,): indices of `class_names`, -1 in an empty text.
+
+        Args:
+            processor: of the model that made the values.
+            values: n tensors as the model gives them.
+        """
+        model = self.model
+        own, rows = model.processors[model.modality], []
+        for value in values:
+            if processor == own and processor.kind == "audio":  # the same spectrograms: no detour over a waveform
+                rows.append({model.modality: value.cpu()})
+                continue
+            raw = processor.decode(value)
+            rows.append({model.modality: None if isinstance(raw, str) and not raw.strip() else own(raw)})
+        found = torch.full((len(rows),), -1)
+        there = torch.tensor([row[model.modality] is not None for row in rows])
+        for index in there.nonzero().squeeze(1).split(AT_ONCE):
+            batch = collate([rows[i] for i in index.tolist()], model.sequences)
+            found[index] = model.predict(batch.to(processes.device())).mode.cpu()
+        return found
+
+    def classes_of(self, labels: Sequence[Any]) -> Tensor:
+        """The class index of each label, (n,): `UNKNOWN` for one the judge was not trained on, `UNLABELLED` for none.
+
+        Raises:
+            UserError: no item has a label.
+        """
+        place = {name: i for i, name in enumerate(self.class_names)}
+        found = torch.tensor([UNLABELLED if label in (None, "") else place.get(str(label), UNKNOWN) for label in labels])
+        if not (found != UNLABELLED).any():
+            fix = "label some rows, or leave the judge out"
+            raise UserError("labels", got=f"none of {counted(len(found), 'item')}", expected="one or more", fix=fix)
+        return found
+
+
+def trained_judge(config: JudgeConfig) -> Judge:
+    """The judge of this config, trained and evaluated at first use and then taken from the cache."""
+    run = cached_run(JUDGE, config, "judges")
+    file = run / "metrics.json"
+    if not file.is_file():
+        evaluate_run(JUDGE, config, run, "test", wait=True)
+    model = load(run).to(processes.device())
+    return Judge(model, read_json(file)["test"]["accuracy"], config.data.split)
+
+
+def agreement(found: Tensor, truth: Tensor) -> float:
+    """The share of labelled items in which a judge reads their label; items of unknown classes count as wrong.
+
+    Args:
+        found: the judge's classes, (n,).
+        truth: as `Judge.classes_of` gives it, (n,).
+
+    >>> agreement(torch.tensor([0, 1, 1, 0]), torch.tensor([0, 0, UNKNOWN, UNLABELLED]))
+    0.3333333333333333
+    """
+    return (found == truth)[truth != UNLABELLED].double().mean().item()
