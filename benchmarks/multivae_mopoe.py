@@ -2,10 +2,9 @@
 
 python -m benchmarks.multivae_mopoe --out runs/multivae     # then: mmgen evaluate runs/multivae
 
-Its loss and its way of drawing subsets are multivae's; its weights are saved as those of our `MultimodalVAE` under the
-standard prior, whose networks they are, so that one evaluation tells the coherence and the Fréchet distance of both. The
-decoder of a text needs the text that it scores, for which multivae's call of a decoder has no room: it hands on z, and the
-likelihood decodes.
+Loss and sampling of subsets are multivae's. As the networks are those of our `MultimodalVAE` with the standard prior, the
+weights are saved as such a model, and one evaluation gives coherence and Fréchet distance of both. A text decoder needs the
+text to score, which multivae does not pass to decoders: the decoder returns z, and the likelihood decodes it.
 """
 
 import argparse
@@ -28,7 +27,7 @@ from mmgen.training.loop import fit
 
 
 class Encoder(BaseEncoder):
-    """Our encoder and head as multivae calls them."""
+    """Our encoder and head with multivae's interface."""
 
     def __init__(self, encoder: nn.Module, head: nn.Module, latent_dim: int) -> None:
         super().__init__()
@@ -40,7 +39,7 @@ class Encoder(BaseEncoder):
 
 
 class Decoder(BaseDecoder):
-    """Hands z on, for the likelihood to decode."""
+    """Identity decoder that returns z, for the likelihood to decode."""
 
     def __init__(self, latent_dim: int) -> None:
         super().__init__()
@@ -51,10 +50,10 @@ class Decoder(BaseDecoder):
 
 
 class PeerTrained(MultimodalVAE):
-    """Our networks under multivae's loss."""
+    """Our networks with multivae's loss."""
 
     def losses(self, batch: Batch, phase: str = "train") -> Losses:
-        """multivae's own loss of complete items."""
+        """Compute multivae's loss of complete items."""
         if not hasattr(self, "peer"):
             object.__setattr__(self, "peer", self._peer())  # not a submodule: its parameters are ours
         return Losses(loss=self.peer(MultimodalBaseDataset(dict(batch.values))).loss)
@@ -72,7 +71,7 @@ class PeerTrained(MultimodalVAE):
 
 
 def main() -> int:
-    """Train it into a run folder of the recipe."""
+    """Train the model and save it as a run folder of the recipe."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", default="config")
     parser.add_argument("--out", type=Path, required=True)

@@ -22,7 +22,8 @@ from mmgen.data.cards import NoSource, check_card, check_column, data_version, o
 from mmgen.data.sources import inferred
 from mmgen.data.sources.table_files import numbered_rows
 from mmgen.errors import UserError
-from mmgen.training.recipe import load_recipe, open_run, recipe_config
+from mmgen.training.recipe import load_recipe, recipe_config
+from mmgen.training.run_folder import open_run
 
 THINGS = ("sun", "moon", "star", "tree", "rose", "fish", "bird", "wolf", "bear", "frog")
 CAPTIONS = [f"a photograph of {thing}, seen from afar" for thing in THINGS]
@@ -32,7 +33,7 @@ CAPTIONS = [f"a photograph of {thing}, seen from afar" for thing in THINGS]
 def _own_folders(monkeypatch, tmp_path_factory):
     monkeypatch.setenv("MMGEN_CACHE", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.delenv("MMGEN_DATA", raising=False)
-    for cached in (inferred._find, inferred.find_hub, card_files.tell):
+    for cached in (inferred.find_unchanged, inferred.find_hub, card_files.log_once):
         cached.cache_clear()
 
 
@@ -256,7 +257,7 @@ def test_splits_are_the_same_again_and_small_data_fill_them(tmp_path):
         path = write(tmp_path / f"n{n}.csv", "text\n" + "".join(f"sentence {i}\n" for i in range(n)))
         assert tuple(read_card(path).splits.get(s, 0) for s in ("train", "validation", "test")) == counts
     before = open_card(path, "test")["text"][:]
-    inferred._find.cache_clear()
+    inferred.find_unchanged.cache_clear()
     assert open_card(path, "test")["text"][:] == before
 
 

@@ -18,6 +18,7 @@ from mmgen.data.processors import Processor, load_processors, save_processors
 from mmgen.data.text import TextProcessor, train_tokenizer
 from mmgen.data.vector import VectorProcessor
 from mmgen.errors import UserError
+from mmgen.modalities.kinds import PROCESSORS
 
 TOKENIZER = train_tokenizer(["a red apple", "a green apple", "two pears"], vocab_size=270)
 
@@ -232,7 +233,7 @@ def test_processors_are_saved_with_the_model(tmp_path):
         "force": VectorProcessor([1.0, 2.0], [3.0, 4.0]),
     }
     save_processors(processors, tmp_path)
-    again = load_processors(tmp_path)
+    again = load_processors(tmp_path, PROCESSORS)
     assert again.keys() == processors.keys() and all(isinstance(p, Processor) for p in again.values())
     values = {"image": picture(), "caption": "a red apple and a pear", "speech": torch.from_numpy(TONE), "force": [5, 6]}
     assert all(torch.equal(again[name](value), processors[name](value)) for name, value in values.items())
@@ -304,7 +305,7 @@ def test_a_vector_is_read_from_a_file(tmp_path, name, content):
         ("a.csv", b"\xff", "a.csv: got 'utf-8' codec"),
         ("a.csv", b"", r"vector .*a\.csv: got 0 numbers, expected 2; give 2 numbers, as the training data have"),
         ("a.json", b"[1]", r"vector .*a\.json: got 1 number, expected 2"),
-        ("a.json", b'["x", 1]', r"vector .*a\.json: got \['x', 1\], expected a list of numbers; write it anew"),
+        ("a.json", b'["x", 1]', r"vector .*a\.json: got \['x', 1\], expected a list of numbers; write it again"),
         ("a.json", b"{", "a.json: got Expecting"),
         ("a.json", b'{"a": 1}', r"vector .*a\.json: got {'a': 1}, expected a list of numbers"),
         ("a.npy", b"PK\x03\x04", "a.npy: got .*expected one vector"),
@@ -331,7 +332,7 @@ def test_a_vector_of_any_real_type_and_byte_order(tmp_path, kind):
 @pytest.mark.parametrize("kind", ["complex64", "U3", "M8[s]"])
 def test_a_vector_of_no_real_numbers(tmp_path, kind):
     np.save(tmp_path / "a.npy", np.array([1, 2]).astype(kind))
-    with pytest.raises(UserError, match=r"vector .*a\.npy: got .*, expected a list of numbers; write it anew"):
+    with pytest.raises(UserError, match=r"vector .*a\.npy: got .*, expected a list of numbers; write it again"):
         VectorProcessor([0.0] * 2, [1.0] * 2)(tmp_path / "a.npy")
     with pytest.raises(UserError, match=r"vector: got torch\.complex64 numbers"):
         VectorProcessor([0.0] * 2, [1.0] * 2)(torch.ones(2, dtype=torch.complex64))

@@ -80,7 +80,7 @@ def test_settings_wait_for_the_objective_that_they_are_of():
     recipe = load_recipe("vae")
     for objective in ("beta_tc", "factor", "beta", "vae"):
         config = recipe_config(recipe, "factor_shapes", [f"model.objective={objective}"])
-        recipe.check(config)
+        config.check()
         settings_of = sys.modules[recipe.config.__module__].settings_of
         assert settings_of(config, objective, 9) == {
             "beta_tc": {"dataset_size": 9, "beta": 10}, "factor": {"gamma": 40}, "beta": {"beta": 4}, "vae": {}
@@ -102,7 +102,7 @@ def test_a_text_read_by_a_frozen_language_model(tmp_path):
     script, config = sys.modules[recipe.config.__module__], recipe_config(recipe, str(file), [])
     model = script.build(config, "")
     assert model.modalities["text"].kind == "vector" and model.modalities["text"].shape == [64]
-    items = script.Items(model, config.data, "train", 64)
+    items = script.items(model, config.data, "train", 64)
     read = representation(*load_language_model("tiny"), open_card("digits", "train")["word"][5], [1, 2])
     torch.testing.assert_close(items[5]["text"], model.processors["text"](read.half()))
 

@@ -19,7 +19,8 @@ from mmgen.conditioning.reweighting import Fudge
 from mmgen.data.batch import Batch
 from mmgen.data.vector import VectorProcessor
 from mmgen.errors import UserError
-from mmgen.inference.steer import bag, steer, toward
+from mmgen.inference.steer import steer
+from mmgen.inference.targets import bag, toward
 from mmgen.models.base import load
 from mmgen.models.classifier import Classifier
 
@@ -185,7 +186,7 @@ def runs(tmp_path_factory):
 def test_a_picture_is_compared_with_those_that_are_remembered(runs):
     made = toward(str(runs / "red.png"), str(runs / "aligned"), MODEL, TOKENIZER)
     space = load(runs / "aligned")
-    red = space.encode(Batch({"image": space.processors["image"](runs / "red.png")[None]}))["image"]
+    red = space.encode(Batch({"image": space.processors["image"](runs / "red.png")[None]}))["image"].mean
     different = space.references[(space.references @ red[0]) < 0.9]
     torch.testing.assert_close(made.points, torch.cat([red, different]))
     ids, log_p = torch.tensor([[70, 71]]), torch.randn(1, 259).log_softmax(-1)

@@ -20,7 +20,8 @@ from mmgen.data.touch import Transitions, fit_processors
 from mmgen.errors import UserError
 from mmgen.models.base import load
 from mmgen.models.vision_touch import TOUCH, VisionTouch
-from mmgen.training.recipe import evaluate, load_recipe, recipe_config, train
+from mmgen.training.recipe import load_recipe, recipe_config
+from mmgen.training.study import evaluate, train
 
 for package in ("mujoco", "gymnasium", "stable_baselines3", "h5py"):
     pytest.importorskip(package, reason="pip install 'mmgen[robotics]'")
@@ -119,9 +120,9 @@ def test_no_motion_has_a_pose_error_ratio_of_one(config, data):
         (POLICY, "evaluation.disturbances=[puhs]", ["evaluation.disturbances", "puhs", "did you mean 'push'?"]),
         (POLICY, "policy.steps=0", ["policy.steps", "0", ">= 1"]),
         (POLICY, "policy.environments=3", ["policy.environments", "3 for 2 shapes", "a multiple of 2"]),
-        (POLICY, "policy.log_std=.nan", ["policy.reward_scale and log_std", "nan", "-10 to 2"]),
+        (POLICY, "policy.log_std=.nan", ["policy.log_std", "nan", "-10 to 2"]),
         (POLICY, "policy.reward_scale=-1.0", ["policy.reward_scale", "-1.0", "above 0"]),
-        (POLICY, "policy.told_error=-0.1", ["policy.told_error", "-0.1", "0 to 0.1 m"]),
+        (POLICY, "policy.told_error=-0.1", ["policy.told_error", "-0.1", "0 to 0.1"]),
         (POLICY, "seed=401", ["seed: got 401, expected at most 400"]),
         (POLICY, "seeds=402", ["seed: got 401, expected at most 400"]),
     ],
@@ -283,9 +284,9 @@ def test_a_policy_sees_its_code_standardised(run, tmp_path):
 
 
 def test_the_place_is_told_with_an_error_of_the_episode_and_of_the_moment(config):
-    from mmgen.judging.policy import Told
+    from mmgen.judging.policy import OracleHole
 
-    env = Told(PegInsertion("square", vision=False), 0.0)
+    env = OracleHole(PegInsertion("square", vision=False), 0.0)
     told = env.reset(seed=0)[0]["told"]
     inner = env.unwrapped
     np.testing.assert_allclose(told[:2], inner.hole[:2] - inner.pose[:2], atol=1e-7)

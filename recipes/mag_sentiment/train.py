@@ -7,7 +7,7 @@ accelerate launch recipes/mag_sentiment/train.py --config recipes/mag_sentiment/
 import inspect
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -17,16 +17,14 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from torch import Tensor
 
 from mmgen import processes
 from mmgen.cli import main
-from mmgen.data.batch import Batch, collate
 from mmgen.data.cards import check_column, class_names, read_card
-from mmgen.data.columns import Columns, fit_processor
 from mmgen.data.label import LabelProcessor
-from mmgen.data.rows import check_several_classes, open_rows
+from mmgen.data.rows import DataSet, check_several_classes, open_rows
 from mmgen.errors import UserError, check_at_least, check_one_of
+from mmgen.modalities.kinds import fit_processor
 from mmgen.models.base import load
 from mmgen.models.mag import AdaptedTransformer
 from mmgen.storage import read_json
@@ -65,27 +63,12 @@ class Config:
     seeds: int = 1
 
 
-class Items(Sequence):
+def items(model: AdaptedTransformer, data: Data, split: str, limit: int = 0) -> DataSet:
     """The items of a card's split that have a label, as a model's processors read them; modalities may be missing."""
-
-    def __init__(self, model: AdaptedTransformer, data: Data, split: str, limit: int = 0) -> None:
-        columns = {"text": data.text, **data.features}
-        rows = open_rows(data.card, split, [], [*columns.values(), data.label], limit)
-        rows = rows.with_any(*(columns[name] for name in model.inputs)).having(data.label)
-        self.columns = Columns({name: rows[columns[name]] for name in model.inputs}, model.processors)
-        self.labels, self.sequences = rows[data.label][:], model.sequences
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {**self.columns[index], "label": torch.tensor(self.labels[index])}
-
-    def batches(self) -> Iterator[Batch]:
-        """All items, those with texts of one length together: little padding is read."""
-        rows = sorted((self[i] for i in range(len(self))), key=lambda row: 0 if row["text"] is None else len(row["text"]))
-        for start in range(0, len(rows), AT_ONCE):
-            yield collate(rows[start : start + AT_ONCE], self.sequences).to(processes.device())
+    columns = {name: {"text": data.text, **data.features}[name] for name in model.inputs}
+    rows = open_rows(data.card, split, [], [data.text, *data.features.values(), data.label], limit)
+    rows = rows.with_any(*columns.values()).having(data.label)
+    return DataSet(rows, {**columns, "label": data.label}, {name: model.processors[name] for name in columns})
 
 
 def check(config: Config) -> None:
@@ -125,14 +108,17 @@ def train(config: Config, run: Path, resume: bool, gate: bool = True) -> None:
     """Tune the transformer with the gate inside, or alone, on the card's training split."""
     torch.manual_seed(config.seed)
     model = build(config, gate)
-    data = Items(model, config.data, "train", config.data.limit)
+    data = items(model, config.data, "train", config.data.limit)
     folder = stage_folder(RECIPE, run, "mag" if gate else "text")
     fit(model, data, replace(config.fit, seed=config.seed), folder, resume=resume)
 
 
-def scores(model: AdaptedTransformer, data: Items, without: Sequence[str] = ()) -> tuple[float, float]:
+def scores(model: AdaptedTransformer, data: DataSet, without: Sequence[str] = ()) -> tuple[float, float]:
     """Accuracy, and the F1 of each label weighted by how frequent it is, with some modalities missing."""
-    read = [(model.predict(batch.without("label", *without)).mode, batch["label"]) for batch in data.batches()]
+    texts = [data.read("text", i) for i in range(len(data))]
+    order = sorted(range(len(data)), key=lambda i: 0 if texts[i] is None else len(texts[i]))  # little padding is read
+    batches = data.batches("", AT_ONCE, order, processes.device())
+    read = [(model.predict(batch.without("label", *without)).mode, batch["label"]) for batch in batches]
     predicted, labels = (torch.cat(part).tolist() for part in zip(*read))
     return float(accuracy_score(labels, predicted)), float(f1_score(labels, predicted, average="weighted"))
 
@@ -151,11 +137,12 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     """Accuracy and F1 of the model and of the transformer alone; that of the model without each modality, and of baselines."""
     device = processes.device()
     model, text = (load(stage_folder(RECIPE, run, stage)).to(device) for stage in ("mag", "text"))
-    data, words = Items(model, config.data, split), Items(text, config.data, split)
+    data, words = items(model, config.data, split), items(text, config.data, split)
     figures = {}
     figures["accuracy"], figures["f1"] = scores(model, data)
     figures["accuracy_text"], figures["f1_text"] = scores(text, words)
-    figures["accuracy_majority"] = max(Counter(data.labels).values()) / len(data)  # the best that one answer can do
+    labels = data.raw(config.data.label)
+    figures["accuracy_majority"] = max(Counter(labels).values()) / len(labels)  # the best that one answer can do
     if config.data.text_features:
         figures["accuracy_text_features"] = regression(config.data, split)
     for name in model.inputs:

@@ -8,23 +8,22 @@ accelerate launch recipes/multimodal_vae/train.py --config recipes/multimodal_va
 
 import sys
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from mmgen.cli import main
-from mmgen.data.batch import Batch, collate
+from mmgen.data.batch import Batch
 from mmgen.data.cards import check_column, read_card
-from mmgen.data.columns import Columns
-from mmgen.data.rows import open_rows
-from mmgen.errors import check_at_least, check_one_of
+from mmgen.data.rows import DataSet, open_rows
+from mmgen.errors import check_one_of
 from mmgen.judging.classifier import JudgeConfig, trained_judge
 from mmgen.judging.coherence import coherence_of, pairwise_coherence
 from mmgen.judging.features import frechet, picture_features
 from mmgen.models.multimodal_vae import OBJECTIVES, MultimodalVAE
-from mmgen.training.config import FitConfig, section_of
+from mmgen.ranges import AtLeast
+from mmgen.training.config import FitConfig, section, section_of
 from mmgen.training.data_sections import Modalities
 from mmgen.training.model_card import contact_sheet
 from mmgen.training.nested import nested_config
@@ -40,15 +39,18 @@ AT_ONCE = 250  # items generated together
 
 @dataclass
 class Evaluation:
-    """How much is generated and judged: ``items`` of the split, and as many from the prior.
+    """Amount of generation and judging.
 
-    ``log_likelihood`` is of the first ``likelihood_items``, by ``likelihood_samples`` draws each. ``features`` names the
-    packaged network of the Fréchet distance; empty, it is left out.
+    Args:
+        items: items of the split that are generated from, and as many draws from the prior.
+        likelihood_items: items of the split whose log-likelihood is estimated, the first ones.
+        likelihood_samples: draws an item of that estimate.
+        features: the packaged network of the Fréchet distance; empty: none.
     """
 
-    items: int = 1000
-    likelihood_items: int = 100
-    likelihood_samples: int = 100
+    items: Annotated[int, AtLeast(2)] = 1000
+    likelihood_items: Annotated[int, AtLeast(1)] = 100
+    likelihood_samples: Annotated[int, AtLeast(1)] = 100
     features: str = "efficientnet_lite0"
 
 
@@ -56,25 +58,26 @@ class Evaluation:
 class Config(RecipeConfig):
     """The config of the recipe ``multimodal_vae``.
 
-    ``model.modalities`` holds what the data do not say: settings of encoders and decoders, and weights. ``judges`` holds for
-    each modality the config of its judge, see the recipe ``judge``; without one for every modality there is no coherence.
+    Args:
+        model: ``modalities`` holds what the data do not say: settings of encoders and decoders, and weights.
+        judges: modality -> the config of its judge, see the recipe ``judge``; coherence needs one for every modality.
     """
 
-    data: Modalities = field(default_factory=Modalities)
-    model: section_of(MultimodalVAE) = field(default_factory=section_of(MultimodalVAE))
-    fit: FitConfig = field(default_factory=FitConfig)
+    data: Modalities = section()
+    model: section_of(MultimodalVAE) = section()
+    fit: FitConfig = section()
     judges: dict[str, dict[str, Any]] = field(default_factory=dict)
-    evaluation: Evaluation = field(default_factory=Evaluation)
+    evaluation: Evaluation = section()
 
     def check(self) -> None:
-        """Check the columns, that settings and judges name modalities of the data, and ranges."""
-        self.data.check(("model.modalities", self.model.modalities), ("judges", self.judges))
+        """Check that settings and judges name modalities of the data."""
+        for key, names in (("model.modalities", self.model.modalities), ("judges", self.judges)):
+            for name in names or ():
+                check_one_of(key, name, self.data.modalities)
         if self.judges:
             self.data.label = check_column(read_card(self.data.card), "data.label", self.data.label)
         self.judge_configs()
         check_one_of("model.objective", self.model.objective, OBJECTIVES)
-        for key in ("items", "likelihood_items", "likelihood_samples"):
-            check_at_least(f"evaluation.{key}", getattr(self.evaluation, key), 2 if key == "items" else 1)
 
     def judge_configs(self) -> dict[str, JudgeConfig]:
         """Modality -> the config of its judge."""
@@ -121,8 +124,7 @@ def item(values: dict[str, Tensor], i: int) -> dict[str, Tensor]:
 
 def from_prior(model: MultimodalVAE, n: int, generator: torch.Generator) -> dict[str, Tensor]:
     """``n`` items made from nothing, every modality of one from the same z."""
-    name, device = model.inputs[0], model.step.device
-    nothing = Batch({name: torch.zeros(1, device=device)}, present={name: torch.zeros(1, dtype=torch.bool, device=device)})
+    nothing = Batch.nothing(1, model.step.device)
     parts = [
         model.generate(nothing, ",".join(model.inputs), min(AT_ONCE, n - start), generator) for start in range(0, n, AT_ONCE)
     ]
@@ -148,20 +150,19 @@ def evaluate(run: Run, config: Config, split: str) -> Result:
         result.texts["coherence"] = "\n".join(f"{pair} {100 * share:.1f} %" for pair, share in pairs.items())
     image = next((name for name in model.inputs if model.processors[name].kind == "image"), None)
     if settings.features and image:
-        sets = ([data.read(image, i) for i in range(len(data)) if data.has(image, i)], list(made[image]))
+        sets = (list(data.all(image)), list(made[image]))
         real, ours = (picture_features(settings.features, model.processors[image], values) for values in sets)
         figures[f"fid_{settings.features}"] = frechet(real, ours)
     torch.manual_seed(config.seed)  # the bound's draws are the same whether judges were trained just now or before
     bounds, items = [], range(min(settings.likelihood_items, len(data)))
-    for start in tqdm(items[::10], desc="log-likelihood", dynamic_ncols=True):
-        batch = collate([data[i] for i in items[start : start + 10]], model.sequences).to(model.step.device)
+    for batch in data.batches("log-likelihood", 10, items, model.step.device):
         bounds.append(model.log_likelihood(batch, settings.likelihood_samples).cpu())
     figures["log_likelihood"] = torch.cat(bounds).mean().item()
     show(result, model, data, made)
     return result
 
 
-def show(result: Result, model: MultimodalVAE, data: Columns, made: dict[str, Tensor]) -> None:
+def show(result: Result, model: MultimodalVAE, data: DataSet, made: dict[str, Tensor]) -> None:
     """Show items from the prior, four of their sounds, and six items made from each modality alone."""
     for i in range(min(12, len(data))):
         result.show(*preview(model.processors, {}, item(made, i)), group="from the prior")
@@ -169,7 +170,7 @@ def show(result: Result, model: MultimodalVAE, data: Columns, made: dict[str, Te
         items = [i for i in range(len(data)) if data.has(source, i)][:6]
         if not items:
             continue
-        given = collate([{source: data.read(source, i)} for i in items], model.sequences).to(model.step.device)
+        given = data.keep(source).batch(items).to(model.step.device)
         found = model.generate(given, ",".join(model.inputs), generator=torch.Generator().manual_seed(0))
         found.pop(source)
         for i in range(given.size):

@@ -8,7 +8,7 @@ accelerate launch recipes/redescription_gan/train.py --config recipes/redescript
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -19,17 +19,17 @@ from mmgen.cli import main
 from mmgen.data.batch import Batch
 from mmgen.data.cards import held_out, read_card
 from mmgen.data.image import ImageProcessor
-from mmgen.data.pairs import Pairs
+from mmgen.data.rows import DataSet, spread
 from mmgen.errors import UserError
 from mmgen.judging.features import nearest_pictures
-from mmgen.judging.pictures import PictureConfig, PictureEvaluation, PictureJudges
+from mmgen.judging.pictures import PictureConfig, PictureEvaluation, PictureJudges, draw_all
 from mmgen.models.mirror_gan import MirrorGAN
 from mmgen.models.redescriber import Redescriber
-from mmgen.training.config import FitConfig, section_of
+from mmgen.training.config import FitConfig, section, section_of
 from mmgen.training.data_sections import PicturesWithTexts
 from mmgen.training.model_card import contact_sheet
 from mmgen.training.recipe import Recipe, stage
-from mmgen.training.report import Sample
+from mmgen.training.report import Sample, picture_grid
 from mmgen.training.result import Result
 from mmgen.training.run import Run
 
@@ -50,21 +50,17 @@ class Data(PicturesWithTexts):
 class Config(PictureConfig):
     """The config of the recipe ``redescription_gan``."""
 
-    renamed: ClassVar = {
-        "data.input": "data.image",
-        "data.length": "data.text_length",
-        "captioner_fit": "fit_captioner",
-    }
+    renamed: ClassVar = {"data.input": "data.image", "data.length": "data.text_length", "captioner_fit": "fit_captioner"}
 
-    data: Data = field(default_factory=Data)
-    captioner: OwnCaptioner = field(default_factory=OwnCaptioner)
-    fit_captioner: FitConfig = field(default_factory=FitConfig)
-    gan: OwnGAN = field(default_factory=OwnGAN)
-    fit: FitConfig = field(default_factory=FitConfig)
-    evaluation: PictureEvaluation = field(default_factory=PictureEvaluation)
+    data: Data = section()
+    captioner: OwnCaptioner = section()
+    fit_captioner: FitConfig = section()
+    gan: OwnGAN = section()
+    fit: FitConfig = section()
+    evaluation: PictureEvaluation = section()
 
     def check(self) -> None:
-        """Check columns, ranges, and that both networks can be built."""
+        """Check the judges, and that both networks can be built."""
         super().check()
         build(self, self.data.vocab_size)
 
@@ -86,7 +82,7 @@ def build(config: Config, vocabulary: int) -> tuple[MirrorGAN, Redescriber]:
     return gan, captioner
 
 
-def shown_pairs(config: Config, processors: dict[str, Any]) -> Pairs:
+def shown_pairs(config: Config, processors: dict[str, Any]) -> DataSet:
     """The held-out pictures and texts that are shown while the GAN trains."""
     return config.data.pairs(held_out(read_card(config.data.card)), **processors, limit=SHOWN // 2)
 
@@ -123,12 +119,7 @@ def gan(run: Run, config: Config) -> None:
     run.fit(model, data, config.fit, samples)
 
 
-def spread(n: int, k: int) -> list[int]:
-    """At most ``k`` of ``n`` items, from first to last."""
-    return torch.linspace(0, n - 1, min(n, k)).long().tolist()
-
-
-def tiles(model: MirrorGAN, data: Pairs, items: Sequence[int], seen: Tensor | None = None) -> list[tuple[Image.Image, str]]:
+def tiles(model: MirrorGAN, data: DataSet, items: Sequence[int], seen: Tensor | None = None) -> list[tuple[Image.Image, str]]:
     """For each item its true picture, two or three drawn from its text, of ``seen`` the nearest to the first; and the text."""
     batch = data.batch(items).to(model.step.device)
     drawn = model.generate(batch, "image", DRAWS, torch.Generator().manual_seed(0)).unflatten(0, (-1, DRAWS))
@@ -137,25 +128,13 @@ def tiles(model: MirrorGAN, data: Pairs, items: Sequence[int], seen: Tensor | No
         shown[:, -1] = seen[nearest_pictures(shown[:, 1], seen)[1]]
     found = []
     for pictures, item in zip(shown, items):
-        tile = Image.new("RGB", (2 * 64 + 4, 2 * 64 + 4), "#5c6773")
-        for place, x in enumerate(pictures):
-            one = model.processors["image"].decode(x).convert("RGB").resize((64, 64), Image.Resampling.NEAREST)
-            tile.paste(one, (place % 2 * 68, place // 2 * 68))
-        found.append((tile, data.texts[item]))
+        decoded = [model.processors["image"].decode(x) for x in pictures]
+        found.append((picture_grid([decoded[:2], decoded[2:]], side=64), data.texts[item]))
     return found
 
 
 @torch.no_grad()
-def draw_all(model: MirrorGAN, data: Pairs, seed: int) -> Tensor:
-    """A picture of every text, (n, c, h, w)."""
-    generator, batches = torch.Generator().manual_seed(seed), data.batches("drawing")
-    return torch.cat(
-        [model.generate(b.keep(["text"]).to(model.step.device), "image", generator=generator).cpu() for b in batches]
-    )
-
-
-@torch.no_grad()
-def redescription(captioner: Redescriber, data: Pairs, pictures: Tensor) -> float:
+def redescription(captioner: Redescriber, data: DataSet, pictures: Tensor) -> float:
     """The mean of -log p(text | picture) by the captioner, nats."""
     total, start = 0.0, 0
     for batch in data.batches("captioning"):
@@ -174,10 +153,10 @@ def evaluate(run: Run, config: Config, split: str) -> Result:
     model = run.load()
     captioner, image = run.load("captioner"), model.processors["image"]
     data = config.data.pairs(split, **model.processors, limit=config.evaluation.items)
-    seen = config.data.pairs("train", image).all()
+    seen = config.data.pairs("train", image).all("image")
     judges = PictureJudges(config, data, image)
     result = Result("drawn", {"real": "true pictures"}, judges.about)
-    for system, pictures in {"drawn": draw_all(model, data, config.seed), "real": data.all()}.items():
+    for system, pictures in {"drawn": draw_all(model, data, config.seed), "real": data.all("image")}.items():
         result[system] = {"redescription": redescription(captioner, data, pictures)} | judges.of_texts(pictures)
         result[system] |= judges.fidelity(pictures) if system == "drawn" else {}
         result[system]["nearest_rmse"] = nearest_pictures(pictures, seen)[0].mean().item() / 2  # of values from -1 to 1
@@ -187,13 +166,8 @@ def evaluate(run: Run, config: Config, split: str) -> Result:
     return result
 
 
-RECIPE = Recipe(
-    "redescription_gan",
-    Config,
-    [captioner, gan],
-    evaluate,
-    splits=("test", "test_compositional", "validation", "validation_compositional"),
-)
+SPLITS = ("test", "test_compositional", "validation", "validation_compositional")
+RECIPE = Recipe("redescription_gan", Config, [captioner, gan], evaluate, splits=SPLITS)
 
 if __name__ == "__main__":
     sys.exit(main(["train", "redescription_gan", *sys.argv[1:]]))

@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from tqdm.auto import tqdm
@@ -30,11 +30,12 @@ from mmgen.data.batch import collate
 from mmgen.data.cards import class_names, open_card, read_card
 from mmgen.data.text import tokens_of
 from mmgen.errors import check_at_least, check_one_of
-from mmgen.inference import steer
+from mmgen.inference import steer, targets
 from mmgen.metrics.diversity import distinct
 from mmgen.models.classifier import Classifier
+from mmgen.ranges import AtLeast, Between
 from mmgen.storage import read_json
-from mmgen.training.config import build_config
+from mmgen.training.config import build_config, section
 from mmgen.training.model_card import ModelCard, write_model_card
 from mmgen.training.nested import nested_config
 from mmgen.training.recipe import Recipe, load_recipe, run_details, stage_folder
@@ -49,20 +50,20 @@ AT_ONCE = 64  # texts that the judge reads together
 
 @dataclass
 class Texts:
-    """What is written toward the attributes of one kind.
+    """Texts written toward the attributes of one kind.
 
     Args:
         attributes: classes of ``data.label``, or topics whose bags come with mmgen.
         prompts: split -> how the texts begin.
-        samples: texts a prompt and attribute.
-        candidates: r, that are written for each text; the likeliest by the attribute is BR or BCR, the first B or BC.
+        samples: texts of each prompt and attribute.
+        candidates: r, candidates for each text; the likeliest by the attribute is BR or BCR, the first B or BC.
         methods: a key of `mmgen.inference.steer.METHODS` -> its settings.
     """
 
     attributes: list[str] = field(default_factory=list)
     prompts: dict[str, list[str]] = field(default_factory=dict)
-    samples: int = 3
-    candidates: int = 10
+    samples: Annotated[int, AtLeast(1)] = 3
+    candidates: Annotated[int, AtLeast(1)] = 10
     methods: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
@@ -72,19 +73,21 @@ class Config(ATTRIBUTE.config):
 
     Args:
         length: tokens of a text.
-        top_k: of the sampling.
+        top_k: sample from the k likeliest tokens.
         threshold: mean dist-1, -2, -3 that the best of several candidates must have, see `mmgen.inference.steer.best`.
         judge: config of the recipe ``judge``: a classifier of other data, of classes of the same names or numbers.
-        fluency: the language model whose perplexity is told.
+        fluency: the language model whose perplexity is reported.
+        sentiment: texts toward classes.
+        topic: texts toward topics.
     """
 
-    length: int = 50
-    top_k: int = 10
-    threshold: float = 0.0
+    length: Annotated[int, AtLeast(1)] = 50
+    top_k: Annotated[int, AtLeast(1)] = 10
+    threshold: Annotated[float, Between(0, 1)] = 0.0
     judge: dict[str, Any] = field(default_factory=dict)
     fluency: str = "gemma3-270m"
-    sentiment: Texts = field(default_factory=Texts)
-    topic: Texts = field(default_factory=Texts)
+    sentiment: Texts = section()
+    topic: Texts = section()
 
 
 def nested(config: Config) -> dict[str, Any]:
@@ -95,22 +98,17 @@ def nested(config: Config) -> dict[str, Any]:
 def check(config: Config) -> None:
     """Data, judge, classes, topics, methods and their settings are there."""
     ATTRIBUTE.check(config)
-    steer.check_threshold(config.threshold)
     nested(config)
-    for what in ("length", "top_k"):
-        check_at_least(what, getattr(config, what), 1)
     names = class_names(read_card(config.data.card), config.data.label)
-    for kind, known in (("sentiment", names), ("topic", steer.topics())):
+    for kind, known in (("sentiment", names), ("topic", targets.topics())):
         texts: Texts = getattr(config, kind)
         for name in texts.attributes:
             check_one_of(f"{kind}.attributes", name, known)
         for split in ("test", "validation") if texts.attributes else ():
             check_at_least(f"prompts of {kind}.prompts.{split}", len(texts.prompts.get(split, ())), 1)
-        check_at_least(f"{kind}.samples", texts.samples, 1)
-        check_at_least(f"{kind}.candidates", texts.candidates, 1)
         for method, settings in texts.methods.items():
             check_one_of(f"{kind}.methods", method, [m for m in steer.METHODS if kind == "sentiment" or m != "gedi"])
-            steer.settings([f"{key}={value}" for key, value in settings.items()], method)
+            steer.settings(settings, method)
 
 
 def write(run: Path, config: Config, split: str, kind: str) -> dict[str, dict[str, list[list[dict[str, Any]]]]]:
@@ -168,14 +166,14 @@ def speeds(run: Path, config: Config, split: str) -> dict[str, float]:
 
 def attribute(run: Path, kind: str, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Attribute:
     """A class by the classifier of the run, or a topic by its bag."""
-    return steer.bag(name, model, tokenizer) if kind == "topic" else steer.attribute(name, str(run), model)
+    return targets.bag(name, model, tokenizer) if kind == "topic" else targets.attribute(name, str(run), model)
 
 
 def steered_by(run: Path, method: str, settings: dict[str, Any], toward: Attribute, name: str, model: PreTrainedModel) -> Any:
     """The method with its settings; None for no steering."""
     if method == UNSTEERED:
         return None
-    more = steer.experts(name, str(stage_folder(RECIPE, run, "experts")), model) if method == "gedi" else {}
+    more = targets.experts(name, str(stage_folder(RECIPE, run, "experts")), model) if method == "gedi" else {}
     return steer.METHODS[method](toward, **settings, **more)
 
 
@@ -267,7 +265,7 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
                 figures[f"success_{arm}"] = statistics.fmean(right)
             else:
                 for figure, part in (("topic_words", "train"), ("held_out_words", "held_out")):
-                    bags = {name: open_card(f"{steer.BAG}{name}", part)["word"][:] for name in by_name}
+                    bags = {name: open_card(f"{targets.BAG}{name}", part)["word"][:] for name in by_name}
                     figures[f"{figure}_{arm}"] = statistics.fmean(share_with(by_name[name], bags[name]) for name in by_name)
             rows = [row for some in by_name.values() for row in some]
             fluent[arm] = perplexity(reader, rows)

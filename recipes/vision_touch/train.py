@@ -7,9 +7,10 @@ accelerate launch recipes/vision_touch/train.py --config recipes/vision_touch/gp
 import inspect
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from PIL import Image
@@ -21,11 +22,12 @@ from mmgen.cli import main
 from mmgen.data.batch import Batch, collate
 from mmgen.data.cards import check_column, open_card, read_card
 from mmgen.data.touch import CAMERA, Transitions, fit_processors
-from mmgen.errors import UserError, check_at_least
+from mmgen.errors import UserError
 from mmgen.models.base import load
 from mmgen.models.vision_touch import NEGATIVES, TOUCH, VISION, VisionTouch, end_point_error
+from mmgen.ranges import AtLeast
 from mmgen.storage import read_json
-from mmgen.training.config import FitConfig, section_of
+from mmgen.training.config import FitConfig, section, section_of
 from mmgen.training.loop import fit
 from mmgen.training.model_card import ModelCard, contact_sheet, write_model_card
 from mmgen.training.recipe import Recipe, run_details, stage_folder
@@ -41,14 +43,18 @@ PUSHED = ("push", "moving_hole")  # disturbances of the world, each a split of t
 
 @dataclass
 class Data:
-    """A data card whose column ``episode`` holds paths of HDF5 files; the pictures' ``size``; how many episodes (0: all).
+    """A data card of episodes.
 
-    ``in_memory`` keeps the training pictures there, half a gigabyte of 15,000 at 64 pixels.
+    Args:
+        card: name or path; its column ``episode`` holds paths of HDF5 files.
+        size: side of the pictures in pixels.
+        episodes: episodes of each split; 0 takes all.
+        in_memory: keep the training pictures in memory: half a gigabyte for 15,000 at 64 pixels.
     """
 
     card: str = "peg_insertion"
-    size: int = 64
-    episodes: int = 0
+    size: Annotated[int, AtLeast(1)] = 64
+    episodes: Annotated[int, AtLeast(0)] = 0
     in_memory: bool = True
 
 
@@ -56,9 +62,9 @@ class Data:
 class Config:
     """The config of the recipe ``vision_touch``: a model of all senses, and one of vision and one of touch alone."""
 
-    data: Data = field(default_factory=Data)
-    model: section_of(VisionTouch) = field(default_factory=section_of(VisionTouch))
-    fit: FitConfig = field(default_factory=FitConfig)
+    data: Data = section()
+    model: section_of(VisionTouch) = section()
+    fit: FitConfig = section()
     seed: int = 0
     seeds: int = 1
 
@@ -66,7 +72,6 @@ class Config:
 def check(config: Config) -> None:
     """The card has episodes; stages and data decide what they have to."""
     check_column(read_card(config.data.card), "episode", "episode", "id")
-    check_at_least("data.episodes", config.data.episodes, 0)
     for name in GIVEN:
         value, default = getattr(config.model, name), inspect.signature(VisionTouch).parameters[name].default
         if value != (list(default) if isinstance(default, tuple) else default):
