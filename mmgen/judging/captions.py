@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from mmgen.data.batch import Batch
 from mmgen.data.processors import read_bytes
@@ -13,7 +13,7 @@ from mmgen.metrics.captioning import caption_scores, cider
 from mmgen.metrics.retrieval import nearest
 from mmgen.training.result import Result
 from mmgen.training.run import Run
-from mmgen.training.stages.captioner import PREFIXES, CaptionerConfig, Captions
+from mmgen.training.stages.captioner import PREFIXES, CaptionerConfig
 
 SHOWN = 24  # items of a split in the report
 
@@ -30,34 +30,34 @@ def judge_captioner(run: Run, config: CaptionerConfig, split: str) -> Result:
         The systems ``captioner``, ``blind`` and ``nearest``.
     """
     model, blind = (run.load(stage, dtype=config.model.dtype) for stage in ("", "blind"))
-    training, data = (Captions(model, config.data, name) for name in ("train", split))
-    data.check_references()
-    device, references = model.step.device, data.references
+    training, data = (config.data.items(model, name) for name in ("train", split))
+    device, references = model.step.device, config.data.references(data.rows)
     options = {**asdict(config.decoding), "generator": torch.Generator().manual_seed(config.seed)}
-    batches = data.batches(max(1, PREFIXES // config.decoding.candidates))
-    bar = tqdm(batches, desc=f"captions of {split}", dynamic_ncols=True)
-    said = {"captioner": [caption for batch in bar for caption in model.generate(batch.to(device), **options)]}
+    at_once = max(1, PREFIXES // config.decoding.candidates)
+    batches = data.without("text").batches(f"captions of {split}", at_once, device=device)
+    said = {"captioner": [caption for batch in batches for caption in model.generate(batch, **options)]}
     nothing = Batch({"features": model.words.mean[None]}, present={"features": torch.tensor([False], device=device)})
     # every blind item is the same prompt, so one caption serves all
     said["blind"] = blind.generate(nothing, **{**options, "neighbours": 0}) * len(references)
 
-    pictures = data.modality == "image"
+    pictures = data.rows[config.data.input] if model.modality == "image" else None
     result = Result("captioner", words={
-        "encoder": config.model.encoder if pictures else "an audio encoder",
-        "task": "image-to-text" if pictures else "automatic-speech-recognition",
+        "encoder": config.model.encoder if model.modality == "image" else "an audio encoder",
+        "task": "image-to-text" if model.modality == "image" else "automatic-speech-recognition",
     })  # fmt: skip
     for system, captions in said.items():
         result[system] = caption_scores(captions, references)
-    features = {"encoder": (training.features["pooled"], data.features["pooled"])} if data.features else {}
-    soft_words = ([model.encode(b.to(device)).flatten(1).cpu() for b in d.batches()] for d in (training, data))
-    features["own"] = tuple(map(torch.cat, soft_words))
+    features = {} if model.trained_encoder else {"encoder": [d.values["pooled"] for d in (training, data)]}
+    inputs = [d.without("text").batches(size=PREFIXES, device=device) for d in (training, data)]
+    features["own"] = [torch.cat([model.encode(b).flatten(1).cpu() for b in batches]) for batches in inputs]
+    candidates = training.rows[config.data.text].texts()
     for name, (keys, queries) in features.items():
-        scores, captions = nearest_captions(keys, queries, training.references, references)
+        scores, captions = nearest_captions(keys, queries, candidates, references)
         result.about[f"cider_nearest_{name}"] = scores["cider"]
         if not result["nearest"] or scores["cider"] > result["nearest"]["cider"]:  # the better features stand for all
             result["nearest"], said["nearest"] = scores, captions
     result.outputs = {**said, "references": references, "cider": cider(said["captioner"], references)[1].tolist()}
-    show_captions(result, data)
+    show_captions(result, pictures)
     return result
 
 
@@ -85,19 +85,19 @@ def nearest_captions(
     return {key: sum(score[key] for score in scores) / len(scores) for key in scores[0]}, [said[0] for said in found]
 
 
-def show_captions(result: Result, data: Captions, count: int = SHOWN) -> None:
-    """Add captions to the report, beside ``count`` pictures at equal distances in the split, or of sounds as text.
+def show_captions(result: Result, pictures: Sequence[Any] | None, count: int = SHOWN) -> None:
+    """Add captions to the report, beside pictures at equal distances in the split, or as text.
 
     Args:
         result: with the ``outputs`` of `judge_captioner`.
-        data: the split.
-        count: pictures.
+        pictures: raw, of all rows; None for sounds.
+        count: pictures shown.
     """
     systems, references, score = ("captioner", "blind", "nearest"), result.outputs["references"], result.outputs["cider"]
-    if data.modality != "image":
+    if pictures is None:
         lines = (f"{c} (reference: {' | '.join(r)})" for c, r in zip(result.outputs["captioner"], references))
         result.texts["captions"] = "\n".join(lines)
         return
     for i in range(0, len(references), max(1, len(references) // count))[:count]:
         text = {system: result.outputs[system][i] for system in systems} | {"reference": "\n".join(references[i])}
-        result.show(read_bytes(data.inputs[i], "image")[1], text, f"CIDEr {score[i]:.1f}")
+        result.show(read_bytes(pictures[i], "image")[1], text, f"CIDEr {score[i]:.1f}")

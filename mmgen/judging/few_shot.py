@@ -10,9 +10,8 @@ from tqdm.auto import tqdm
 
 from mmgen import processes
 from mmgen.conditioning.few_shot import Episode, Example, Format, answer, read, score
-from mmgen.data.batch import collate
 from mmgen.data.cards import check_column, read_card
-from mmgen.data.rows import Rows, open_rows
+from mmgen.data.rows import DataSet, Rows, open_rows
 from mmgen.errors import UserError, check_at_least
 from mmgen.models.captioner import Captioner
 
@@ -109,13 +108,13 @@ def values_of(rows: Rows, name: str) -> Sequence[Any]:
 
 def picture_words(model: Captioner, rows: Rows, column: str) -> list[Tensor]:
     """The tokens (n_i,) by which a captioner names each picture, see `Captioner.names`."""
-    images, device = rows[column], processes.device()
+    device = processes.device()
     if model.trained_encoder:
-        given = [{"image": images.read(i, model.processors["image"])} for i in range(len(images))]
+        pictures = DataSet(rows, {"image": column}, model.processors)
     else:
-        given = [{"features": row} for row in model.all_features(images, [rows.fingerprint, column])["features"]]
-    batches = [collate(given[i : i + AT_ONCE]).to(device) for i in range(0, len(given), AT_ONCE)]
-    return [words for batch in batches for words in model.names(batch)]
+        features = model.all_features(rows[column], [rows.fingerprint, column])["features"]
+        pictures = DataSet(rows, {"features": features})
+    return [words for batch in pictures.batches(size=AT_ONCE, device=device) for words in model.names(batch)]
 
 
 def ask(model: Captioner, part: Questions, split: str, seed: int) -> tuple[Rows, dict[str, list[str]]]:

@@ -12,13 +12,12 @@ import torch
 
 from mmgen import processes
 from mmgen.cli import main
-from mmgen.data.batch import collate
 from mmgen.errors import check_at_least
 from mmgen.judging.captions import judge_captioner
 from mmgen.models.captioner import Captioner
 from mmgen.models.psa_captioner import PseudoSelfAttentionCaptioner
 from mmgen.training.recipe import Recipe
-from mmgen.training.stages.captioner import CaptionerConfig, Captions, captioner_stages
+from mmgen.training.stages.captioner import CaptionerConfig, captioner_stages
 
 
 @dataclass
@@ -46,10 +45,10 @@ def attending(config: Config, model: Captioner) -> PseudoSelfAttentionCaptioner:
     attending = PseudoSelfAttentionCaptioner(values, config.scale)
     attending.load_state_dict(model.own_state(), strict=False)
     if config.imitated:
-        data = Captions(model, config.data, "train", blind=True)
+        data = config.data.items(model, "train").keep("text")
         some = torch.randperm(len(data))[: config.imitated].split(32)  # read together
         device = attending.to(processes.device()).place.device
-        attending.imitate(collate([data[i] for i in rows.tolist()], model.sequences).to(device) for rows in some)
+        attending.imitate(data.batch(rows.tolist()).to(device) for rows in some)
     return attending
 
 

@@ -13,13 +13,13 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from mmgen.cli import main
 from mmgen.conditioning.few_shot import Format
 from mmgen.data.batch import Batch, collate
 from mmgen.data.processors import read_bytes
 from mmgen.data.questions import QuestionData, Questions
+from mmgen.data.rows import DataSet
 from mmgen.errors import UserError, check_at_least
 from mmgen.metrics.vqa import exact_match
 from mmgen.models.answerer import Answerer
@@ -68,35 +68,32 @@ class Config(RecipeConfig):
 class Answers(Sequence):
     """Questions with their answers, as an `Answerer` learns them.
 
-    ``known`` leaves out the questions about a picture without a caption, ``blind`` all pictures and their captions.
+    ``known`` leaves out the questions about a picture without a caption; without ``pictures`` all captions are left out too.
     """
 
-    def __init__(
-        self, model: Answerer, data: QuestionData, questions: Questions, known: bool = False, blind: bool = False
-    ) -> None:
-        self.model, self.questions, self.blind = model, questions, blind
+    def __init__(self, model: Answerer, questions: Questions, pictures: DataSet | None, known: bool = False) -> None:
+        self.model, self.questions, self.pictures = model, questions, pictures
         self.items = [i for i, p in enumerate(questions.pictures) if p in questions.captions or not known]
-        self.images = questions.rows.select(questions.first)[data.image]  # of each picture
-        self.features: Tensor | None = None
-        if not (blind or model.trained_encoder):
-            key = [questions.rows.fingerprint, data.image, data.picture]
-            self.features = model.all_features(self.images, key)["features"]
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, index: int) -> dict[str, Tensor | None]:
         i, known = self.items[index], self.questions
+        if self.pictures is None:
+            return self.model.row(known.questions[i], known.answers[i])
         picture = known.pictures[i]
-        caption = None if self.blind else known.captions.get(picture)
-        row = self.model.row(known.questions[i], known.answers[i], caption)
-        return row if self.blind else {**self.given(picture), **row}
+        row = self.model.row(known.questions[i], known.answers[i], known.captions.get(picture))
+        return {**self.pictures[picture], **row}
 
-    def given(self, picture: int) -> dict[str, Tensor]:
-        """The model's input of one picture."""
-        if self.features is not None:
-            return {"features": self.features[picture]}
-        return {"image": self.images.read(picture, self.model.processors["image"])}
+
+def pictures_of(model: Answerer, data: QuestionData, questions: Questions) -> DataSet:
+    """The pictures of a split by their numbers, or their features by a frozen encoder."""
+    rows = questions.rows.select(questions.first)
+    if model.trained_encoder:
+        return DataSet(rows, {"image": data.image}, model.processors)
+    key = [questions.rows.fingerprint, data.image, data.picture]
+    return DataSet(rows, {"features": model.all_features(rows[data.image], key)["features"]})
 
 
 @stage()
@@ -104,17 +101,18 @@ def words(run: Run, config: Config) -> None:
     """Train the soft words to say what pictures show, without the language model's forward pass."""
     questions = Questions(config.data, "train")
     model = new_answerer(config, questions)
-    data = Answers(model, config.data, questions, known=True)
-    if data.features is not None:
-        model.words.standardise(data.features)
-    run.fit(model, data, config.fit_words, phases=("words",))
+    pictures = pictures_of(model, config.data, questions)
+    if not model.trained_encoder:
+        model.words.standardise(pictures.values["features"])
+    run.fit(model, Answers(model, questions, pictures, known=True), config.fit_words, phases=("words",))
 
 
 @stage()
 def prompt(run: Run, config: Config) -> None:
     """Train the prompt on questions about captions: with them it is the text oracle."""
     model = run.load("words", dtype=config.model.dtype)
-    data = Answers(model, config.data, Questions(config.data, "train"), known=True)
+    questions = Questions(config.data, "train")
+    data = Answers(model, questions, pictures_of(model, config.data, questions), known=True)
     run.fit(model, data, config.fit_prompt, phases=("prompt",))
 
 
@@ -122,7 +120,8 @@ def prompt(run: Run, config: Config) -> None:
 def answerer(run: Run, config: Config) -> None:
     """Train soft words and prompt together through the frozen language model."""
     model = run.load("prompt", dtype=config.model.dtype)
-    run.fit(model, Answers(model, config.data, Questions(config.data, "train")), config.fit)
+    questions = Questions(config.data, "train")
+    run.fit(model, Answers(model, questions, pictures_of(model, config.data, questions)), config.fit)
 
 
 @stage()
@@ -131,7 +130,7 @@ def blind(run: Run, config: Config) -> None:
     questions = Questions(config.data, "train")
     model = new_answerer(config, questions)
     model.encoder.requires_grad_(False)  # what nothing reads has no gradient
-    run.fit(model, Answers(model, config.data, questions, blind=True), config.fit_blind)
+    run.fit(model, Answers(model, questions, None), config.fit_blind)
 
 
 def new_answerer(config: Config, questions: Questions) -> Answerer:
@@ -153,11 +152,10 @@ def evaluate(run: Run, config: Config, split: str) -> Result:
     """Measure exact match after the VQA normalisation, of the answerer and of four baselines, on ``split``."""
     model, oracle, blind = (run.load(name, dtype=config.model.dtype) for name in ("answerer", "prompt", "blind"))
     device, known, training = model.step.device, Questions(config.data, split), Questions(config.data, "train")
-    data, true = Answers(model, config.data, known), known.answers
+    true = known.answers
     asked = [model.row(question, "?")["question"].to(device) for question in known.questions]
-    pictures = tqdm(range(0, len(known.first), AT_ONCE), desc=f"pictures of {split}", dynamic_ncols=True)
-    places = [range(start, min(start + AT_ONCE, len(known.first))) for start in pictures]
-    read = torch.cat([model.encode(collate([data.given(i) for i in place]).to(device)) for place in places])  # (p, n, d)
+    batches = pictures_of(model, config.data, known).batches(f"pictures of {split}", AT_ONCE, device=device)
+    read = torch.cat([model.encode(batch) for batch in batches])  # (p, n, d)
     said = model.answer(read[torch.tensor(known.pictures)], asked)
 
     described = [i for i, picture in enumerate(known.pictures) if picture in known.captions]

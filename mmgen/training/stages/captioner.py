@@ -5,14 +5,11 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar
 
 from PIL import Image
-from torch import Tensor
 
 from mmgen.conditioning.language_model import load_language_model
-from mmgen.data.batch import Batch, collate
 from mmgen.data.cards import check_column, read_card
-from mmgen.data.pairs import texts_of
 from mmgen.data.processors import read_bytes
-from mmgen.data.rows import open_rows
+from mmgen.data.rows import DataSet, Rows, open_rows, texts_of
 from mmgen.data.text import tokens_of
 from mmgen.errors import UserError
 from mmgen.metrics.captioning import tokenize
@@ -42,6 +39,35 @@ class CaptionData:
     input: str = "image"
     text: str = "caption"
     limit: int = 0
+
+    def items(self, model: Captioner, split: str) -> DataSet:
+        """Inputs, or their features by a frozen encoder, each with one of its captions: all captions of a row, then the next.
+
+        Args:
+            model: its processors and its frozen encoder read the data.
+            split: of the card.
+
+        Raises:
+            UserError: a value is missing or cannot be read; the message names the card, the split, the row and the column.
+        """
+        rows = open_rows(self.card, split, [self.input, self.text], limit=self.limit)
+        given = {model.modality: self.input}
+        if not model.trained_encoder:
+            given = model.all_features(rows[self.input], [rows.fingerprint, self.input])
+        return DataSet(rows, {**given, "text": self.text}, model.processors, each="text").without("pooled")
+
+    def references(self, rows: Rows) -> list[list[str]]:
+        """The captions of each row, all of which can be scored.
+
+        Raises:
+            UserError: a row has none, or one without a word.
+        """
+        references = rows[self.text].texts()
+        for i, captions in enumerate(references):
+            if not captions or not all(tokenize(caption) for caption in captions):
+                what, expected = rows.place(i, self.text), "captions of at least one word each"
+                raise UserError(what, got=captions, expected=expected, fix="drop the row, or fill it in")
+        return references
 
 
 @dataclass
@@ -79,62 +105,6 @@ class CaptionerConfig(RecipeConfig):
         data.text = check_column(card, "data.text", data.text, "text")
 
 
-class Captions(Sequence):
-    """Items of a picture or sound with one of its captions: all captions of the first row, then those of the next.
-
-    Args:
-        model: its processors and its frozen encoder read the data.
-        data: the card and its columns.
-        split: of the card.
-        blind: leave the input out.
-
-    Raises:
-        UserError: a value is missing or cannot be read; the message names the card, the split, the row from 0, and the column.
-    """
-
-    def __init__(self, model: Captioner, data: CaptionData, split: str, blind: bool = False) -> None:
-        self.rows, self.text = open_rows(data.card, split, [data.input, data.text], limit=data.limit), data.text
-        self.modality, self.blind = model.modality, blind
-        self.inputs, self.process = self.rows[data.input], model.processors[model.modality]
-        self.references = self.rows[data.text].texts()
-        self.pairs: list[tuple[int, Tensor]] = []
-        for i, captions in enumerate(self.references):
-            with self.rows.at(i, data.text):
-                self.pairs += [(i, model.processors["text"](caption)) for caption in captions]
-        self.features: dict[str, Tensor] = {}
-        if not model.trained_encoder:
-            self.features = model.all_features(self.inputs, [self.rows.fingerprint, data.input])
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        item, ids = self.pairs[index]
-        return {"text": ids} if self.blind else {**self.given(item), "text": ids}
-
-    def given(self, item: int) -> dict[str, Tensor]:
-        """The captioner's input of one row."""
-        if self.features:
-            return {"features": self.features["features"][item]}
-        return {self.modality: self.inputs.read(item, self.process)}
-
-    def batches(self, size: int = PREFIXES) -> list[Batch]:
-        """The inputs of all rows in order, without captions."""
-        items = range(len(self.references))
-        return [collate([self.given(i) for i in items[start : start + size]]) for start in items[::size]]
-
-    def check_references(self) -> None:
-        """Fail unless every row has captions that can be scored.
-
-        Raises:
-            UserError: one has none, or one without a word.
-        """
-        for i, captions in enumerate(self.references):
-            if not captions or not all(tokenize(caption) for caption in captions):
-                what, expected = self.rows.place(i, self.text), "captions of at least one word each"
-                raise UserError(what, got=captions, expected=expected, fix="drop the row, or fill it in")
-
-
 def caption_vocabulary(language_model: str, dtype: str, texts: Sequence[str]) -> list[int]:
     """The tokens of training captions, ascending: all that soft words can be made of.
 
@@ -158,10 +128,10 @@ def words(run: Run, config: CaptionerConfig, blind: bool = False) -> None:
     model = Captioner(**values)
     if blind:  # what nothing reads has no gradient
         model.encoder.requires_grad_(False)
-    captions = Captions(model, data, "train", blind)
-    if captions.features:
-        model.words.standardise(captions.features["features"])
-    run.fit(model, captions, config.fit_words, phases=("words",))
+    items = data.items(model, "train")
+    if not model.trained_encoder:
+        model.words.standardise(items.values["features"])
+    run.fit(model, items.keep("text") if blind else items, config.fit_words, phases=("words",))
 
 
 Reader = Callable[[CaptionerConfig, Captioner], Captioner]
@@ -177,33 +147,33 @@ def captioner(run: Run, config: CaptionerConfig, blind: bool = False, reader: Re
         reader: ``reader(config, model)`` makes the model to train from the one whose soft words are trained.
     """
     model = reader(config, run.load("blind_words" if blind else "words", dtype=config.model.dtype))
+    data = config.data.items(model, "train")
     if blind:
         model.encoder.requires_grad_(False)
-        run.fit(model, Captions(model, config.data, "train", blind), config.fit)  # without input no item has neighbours
+        run.fit(model, data.keep("text"), config.fit)  # without input no item has neighbours
         return
-    data, samples = Captions(model, config.data, "train"), None
+    samples = None
     if _shows_samples(config):
-        shown = Captions(model, replace(config.data, limit=SHOWN), "validation")
+        shown = replace(config.data, limit=SHOWN).items(model, "validation")
         options = {**asdict(config.decoding), "neighbours": 0}  # captions are remembered at the end of training
 
         def samples(model: Captioner) -> Image.Image | str:
-            said = [c for batch in shown.batches() for c in model.generate(batch.to(model.step.device), **options)]
-            return captions_shown(shown, said)
+            batches = shown.without("text").batches(size=PREFIXES, device=model.step.device)
+            said = [caption for batch in batches for caption in model.generate(batch, **options)]
+            return captions_shown(shown.rows[config.data.input] if model.modality == "image" else None, said)
 
     def remember(model: Captioner) -> None:
-        rows = range(len(data))
-        batches = (collate([data[i] for i in rows[at : at + PREFIXES]], model.sequences) for at in rows[::PREFIXES])
-        model.remember(batch.to(model.step.device) for batch in batches)
+        model.remember(data.batches(size=PREFIXES, device=model.step.device))
 
     run.fit(model, data, config.fit, samples=samples, finish=remember)
 
 
-def captions_shown(data: Captions, captions: Sequence[str]) -> Image.Image | str:
-    """The first rows of ``data`` with these captions: a sheet of pictures, or for sounds a text of a line each."""
-    if data.modality != "image":
+def captions_shown(pictures: Sequence[Any] | None, captions: Sequence[str]) -> Image.Image | str:
+    """A sheet of the first raw pictures with these captions; without pictures, as of sounds, a text of a line each."""
+    if pictures is None:
         return "\n".join(captions) + "\n"
-    pictures = [read_bytes(data.inputs[i], "image")[1] for i in range(len(captions))]
-    return contact_sheet([Sample(picture, {"captioner": caption}) for picture, caption in zip(pictures, captions)])
+    cards = [Sample(read_bytes(pictures[i], "image")[1], {"captioner": caption}) for i, caption in enumerate(captions)]
+    return contact_sheet(cards)
 
 
 def _shows_samples(config: CaptionerConfig) -> bool:
