@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import numpy as np
 
 from mmgen.data.cards import check_column, read_card
 from mmgen.data.rows import open_rows
 from mmgen.errors import UserError
+from mmgen.ranges import AtLeast
 
 
 @dataclass
@@ -16,7 +18,9 @@ class QuestionData:
 
     Args:
         card: name or path.
-        image, question, answer: its columns; a ``question`` that ends in "?" is asked about every picture instead.
+        image: the column of pictures.
+        question: the column of questions; a text that ends in "?" is asked about every picture instead.
+        answer: the column of answers.
         picture: the column that identifies pictures where several rows share one; "": each row has its own.
         names: groups of answers, such as shapes and colours. A picture's caption is the one word of each group found in its
             open questions and answers, in the order of the groups; it has none where a group is missing.
@@ -29,7 +33,7 @@ class QuestionData:
     answer: str = "answer"
     picture: str = "image_id"
     names: list[list[str]] = field(default_factory=list)
-    limit: int = 0
+    limit: Annotated[int, AtLeast(0)] = 0
 
     def check(self, path: str) -> None:
         """Check the columns and the groups of answers.

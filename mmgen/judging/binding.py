@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
 
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -11,11 +12,12 @@ from mmgen.conditioning.few_shot import Episode, Example, Format, answer, read, 
 from mmgen.data.cards import check_column, read_card
 from mmgen.data.episodes import FewShotEpisode, episodes
 from mmgen.data.rows import open_rows
-from mmgen.errors import UserError, check_at_least, counted
-from mmgen.judging.few_shot import check_numbers, picture_words
+from mmgen.errors import UserError, counted
+from mmgen.judging.few_shot import picture_words
 from mmgen.metrics.significance import wilson
 from mmgen.metrics.vqa import exact_match
 from mmgen.models.captioner import Captioner
+from mmgen.ranges import AtLeast, Each
 
 WAYS = {2: "two", 5: "five"}
 
@@ -25,7 +27,9 @@ class Binding:
     """Invented words for classes that no caption named.
 
     Args:
-        card, image, label: a data card, its pictures and their classes; rows without a label are left out.
+        card: a data card.
+        image: the column of pictures.
+        label: the column of classes; rows without a label are left out.
         words: the invented words; episodes of w ways have the first w of them.
         ways: classes of an episode.
         inner_shots: examples of a class; each without the induction sentence, the last with it too.
@@ -41,17 +45,17 @@ class Binding:
     image: str = "image"
     label: str = "base"
     words: list[str] = field(default_factory=lambda: ["dax", "blicket", "wug", "toma", "zav"])
-    ways: list[int] = field(default_factory=lambda: [2, 5])
-    inner_shots: list[int] = field(default_factory=lambda: [1, 3, 5])
-    repeats: list[int] = field(default_factory=lambda: [1, 3, 5])
-    episodes: int = 600
-    controls: int = 120
+    ways: Annotated[list[int], Each(AtLeast(2))] = field(default_factory=lambda: [2, 5])
+    inner_shots: Annotated[list[int], Each(AtLeast(1))] = field(default_factory=lambda: [1, 3, 5])
+    repeats: Annotated[list[int], Each(AtLeast(1), empty=True)] = field(default_factory=lambda: [1, 3, 5])
+    episodes: Annotated[int, AtLeast(1)] = 600
+    controls: Annotated[int, AtLeast(1)] = 120
     format: str = "{image} is a {answer}\n"
     induction: str = "Answer with {words}.\n"
     between: str = ":"
 
     def check(self, path: str) -> None:
-        """Check columns, format, numbers and words.
+        """Check columns, format and words.
 
         Args:
             path: the config key of this section, for errors.
@@ -63,11 +67,6 @@ class Binding:
         Format(self.format).blind()
         self.image = check_column(card, f"{path}.image", self.image, "image")
         self.label = check_column(card, f"{path}.label", self.label)
-        for key in ("controls", "episodes"):
-            check_at_least(f"{path}.{key}", getattr(self, key), 1)
-        check_numbers(f"{path}.ways", self.ways, 2)
-        check_numbers(f"{path}.inner_shots", self.inner_shots, 1)
-        check_numbers(f"{path}.repeats", self.repeats, 1, empty=True)
         if len(set(self.words)) < len(self.words) or not all(word.strip() for word in self.words):
             raise UserError(f"{path}.words", got=self.words, expected="different words", fix="leave the repeated ones out")
         if (most := max(self.ways)) > len(self.words):

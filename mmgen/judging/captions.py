@@ -36,9 +36,8 @@ def judge_captioner(run: Run, config: CaptionerConfig, split: str) -> Result:
     at_once = max(1, PREFIXES // config.decoding.candidates)
     batches = data.without("text").batches(f"captions of {split}", at_once, device=device)
     said = {"captioner": [caption for batch in batches for caption in model.generate(batch, **options)]}
-    nothing = Batch({"features": model.words.mean[None]}, present={"features": torch.tensor([False], device=device)})
     # every blind item is the same prompt, so one caption serves all
-    said["blind"] = blind.generate(nothing, **{**options, "neighbours": 0}) * len(references)
+    said["blind"] = blind.generate(Batch.nothing(1, device), **{**options, "neighbours": 0}) * len(references)
 
     pictures = data.rows[config.data.input] if model.modality == "image" else None
     result = Result("captioner", words={
@@ -49,7 +48,7 @@ def judge_captioner(run: Run, config: CaptionerConfig, split: str) -> Result:
         result[system] = caption_scores(captions, references)
     features = {} if model.trained_encoder else {"encoder": [d.values["pooled"] for d in (training, data)]}
     inputs = [d.without("text").batches(size=PREFIXES, device=device) for d in (training, data)]
-    features["own"] = [torch.cat([model.encode(b).flatten(1).cpu() for b in batches]) for batches in inputs]
+    features["own"] = [torch.cat([model.encode(b).mean.flatten(1).cpu() for b in batches]) for batches in inputs]
     candidates = training.rows[config.data.text].texts()
     for name, (keys, queries) in features.items():
         scores, captions = nearest_captions(keys, queries, candidates, references)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from torch import Tensor
@@ -12,8 +12,9 @@ from mmgen import processes
 from mmgen.conditioning.few_shot import Episode, Example, Format, answer, read, score
 from mmgen.data.cards import check_column, read_card
 from mmgen.data.rows import DataSet, Rows, open_rows
-from mmgen.errors import UserError, check_at_least
+from mmgen.errors import UserError
 from mmgen.models.captioner import Captioner
+from mmgen.ranges import AtLeast, Each
 
 AT_ONCE = 64  # pictures encoded together
 
@@ -25,8 +26,9 @@ class Questions:
     Args:
         card: a data card.
         support: the split that examples are taken from.
-        image, answer: columns of the card.
-        question: a column; a text that ends in "?" is asked about every picture instead.
+        image: the column of pictures.
+        question: the column of questions; a text that ends in "?" is asked about every picture instead.
+        answer: the column of answers.
         template: the column of kinds of question, which get examples of their own kind; "": all are of one kind.
         answers: the column of a question's closed set of answers; "": all answers of ``support``.
         caption: the column of true descriptions, which the text oracle reads in place of pictures; "": no oracle.
@@ -48,15 +50,15 @@ class Questions:
     template: str = ""
     answers: str = ""
     caption: str = ""
-    shots: list[int] = field(default_factory=lambda: [0, 1, 4])
-    supports: int = 8
-    queries: int = 400
+    shots: Annotated[list[int], Each(AtLeast(0))] = field(default_factory=lambda: [0, 1, 4])
+    supports: Annotated[int, AtLeast(1)] = 8
+    queries: Annotated[int, AtLeast(0)] = 400
     open: bool = True
-    max_tokens: int = 6
+    max_tokens: Annotated[int, AtLeast(1)] = 6
     prior: bool = False
 
     def check(self, path: str) -> None:
-        """Check columns, format and numbers.
+        """Check columns and format.
 
         Args:
             path: the config key of this section, for errors.
@@ -74,9 +76,6 @@ class Questions:
         for key in ("question", "answer", "template", "answers", "caption"):
             if is_column(column := getattr(self, key)):
                 check_column(card, f"{path}.{key}", column)
-        for key, low in (("supports", 1), ("queries", 0), ("max_tokens", 1)):
-            check_at_least(f"{path}.{key}", getattr(self, key), low)
-        check_numbers(f"{path}.shots", self.shots, 0)
 
     def rows(self, split: str) -> Rows:
         """The rows of a split, all of whose values that are used must be there."""
@@ -87,18 +86,6 @@ class Questions:
 def is_column(name: str) -> bool:
     """Tell the name of a column from "" and from a question."""
     return bool(name) and not name.endswith("?")
-
-
-def check_numbers(what: str, numbers: Sequence[int], low: int, empty: bool = False) -> None:
-    """Fail unless these are numbers of at least ``low``.
-
-    Raises:
-        UserError: one is smaller, or there is none and ``empty`` does not allow that.
-    """
-    if not (numbers or empty):
-        raise UserError(what, got="[]", expected="one or more numbers", fix=f"write {what}=[{low + 1}] for example")
-    for number in numbers:
-        check_at_least(what, number, low)
 
 
 def values_of(rows: Rows, name: str) -> Sequence[Any]:

@@ -7,15 +7,16 @@ accelerate launch recipes/captioning_psa/train.py --config recipes/captioning_ps
 
 import sys
 from dataclasses import asdict, dataclass
+from typing import Annotated
 
 import torch
 
 from mmgen import processes
 from mmgen.cli import main
-from mmgen.errors import check_at_least
 from mmgen.judging.captions import judge_captioner
 from mmgen.models.captioner import Captioner
 from mmgen.models.psa_captioner import PseudoSelfAttentionCaptioner
+from mmgen.ranges import AtLeast
 from mmgen.training.recipe import Recipe
 from mmgen.training.stages.captioner import CaptionerConfig, captioner_stages
 
@@ -30,12 +31,7 @@ class Config(CaptionerConfig):
     """
 
     scale: float = 1.0
-    imitated: int = 256
-
-    def check(self) -> None:
-        """The columns exist, and U can start."""
-        super().check()
-        check_at_least("imitated", self.imitated, 0)
+    imitated: Annotated[int, AtLeast(0)] = 256
 
 
 def attending(config: Config, model: Captioner) -> PseudoSelfAttentionCaptioner:

@@ -7,7 +7,7 @@ accelerate launch recipes/vqa_fewshot/train.py --config recipes/vqa_fewshot/gpu.
 
 import sys
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -16,6 +16,7 @@ from mmgen.judging.binding import WAYS, Binding, bind
 from mmgen.judging.few_shot import Questions, ask, values_of
 from mmgen.metrics.vqa import exact_match
 from mmgen.models.captioner import Captioner
+from mmgen.training.config import section
 from mmgen.training.recipe import Recipe
 from mmgen.training.result import Result
 from mmgen.training.run import Run
@@ -29,19 +30,17 @@ BOUND = {"accuracy": "", "interval": "_interval", "blind": "_blind", "word last"
 
 @dataclass
 class Config(CaptionerConfig):
-    """The config of ``captioning``, and what the captioner is asked then: ``vqa``, ``knowledge`` and ``binding``."""
+    """The config of ``captioning``, and the tasks given to the captioner.
 
-    vqa: Questions = field(default_factory=lambda: Questions("easy_vqa", "train", "{image}. {question} {answer}\n"))
-    knowledge: Questions = field(
-        default_factory=lambda: Questions("openmoji_facts", "support", "{image}. {question} {answer}\n")
-    )
-    binding: Binding = field(default_factory=Binding)
+    Args:
+        vqa: questions about what a picture shows.
+        knowledge: questions that take knowledge beside the picture.
+        binding: fast binding of invented words to classes.
+    """
 
-    def check(self) -> None:
-        """The columns exist, and formats and numbers can be used."""
-        super().check()
-        for name in ("vqa", "knowledge", "binding"):
-            getattr(self, name).check(name)
+    vqa: Questions = section(card="easy_vqa", support="train", format="{image}. {question} {answer}\n")
+    knowledge: Questions = section(card="openmoji_facts", support="support", format="{image}. {question} {answer}\n")
+    binding: Binding = section()
 
 
 @torch.no_grad()

@@ -8,8 +8,8 @@ accelerate launch recipes/vqa_supervised/train.py --config recipes/vqa_supervise
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import ClassVar
+from dataclasses import asdict, dataclass
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,11 +20,12 @@ from mmgen.data.batch import Batch, collate
 from mmgen.data.processors import read_bytes
 from mmgen.data.questions import QuestionData, Questions
 from mmgen.data.rows import DataSet
-from mmgen.errors import UserError, check_at_least
+from mmgen.errors import UserError
 from mmgen.metrics.vqa import exact_match
 from mmgen.models.answerer import Answerer
 from mmgen.models.captioner import Captioner
-from mmgen.training.config import FitConfig, section_of
+from mmgen.ranges import AtLeast
+from mmgen.training.config import FitConfig, section, section_of
 from mmgen.training.recipe import Recipe, RecipeConfig, stage
 from mmgen.training.result import Result
 from mmgen.training.run import Run
@@ -49,20 +50,18 @@ class Config(RecipeConfig):
 
     renamed: ClassVar = {"words": "fit_words", "prompt": "fit_prompt", "blind": "fit_blind"}
 
-    data: QuestionData = field(default_factory=QuestionData)
-    model: section_of(Captioner) = field(default_factory=section_of(Captioner))
-    fit_words: FitConfig = field(default_factory=FitConfig)
-    fit_prompt: FitConfig = field(default_factory=FitConfig)
-    fit: FitConfig = field(default_factory=FitConfig)
-    fit_blind: FitConfig = field(default_factory=FitConfig)
+    data: QuestionData = section()
+    model: section_of(Captioner) = section()
+    fit_words: FitConfig = section()
+    fit_prompt: FitConfig = section()
+    fit: FitConfig = section()
+    fit_blind: FitConfig = section()
     format: str = "Picture:{image}. {question} Answer: {answer}\n"
-    support: int = 8
+    support: Annotated[int, AtLeast(1)] = 8
 
     def check(self) -> None:
-        """The columns exist, captions can be made, and the format can be used."""
-        self.data.check("data")
+        """Check the format of questions."""
         Format(self.format)
-        check_at_least("support", self.support, 1)
 
 
 class Answers(Sequence):
@@ -155,15 +154,14 @@ def evaluate(run: Run, config: Config, split: str) -> Result:
     true = known.answers
     asked = [model.row(question, "?")["question"].to(device) for question in known.questions]
     batches = pictures_of(model, config.data, known).batches(f"pictures of {split}", AT_ONCE, device=device)
-    read = torch.cat([model.encode(batch) for batch in batches])  # (p, n, d)
+    read = torch.cat([model.encode(batch).mean for batch in batches])  # (p, n, d)
     said = model.answer(read[torch.tensor(known.pictures)], asked)
 
     described = [i for i, picture in enumerate(known.pictures) if picture in known.captions]
     rows = [model.row("?", "?", known.captions[known.pictures[i]]) for i in described]
     given = collate(rows, model.sequences).to(device)
     by_words = oracle.answer(oracle.named(given["caption"], given.masks["caption"]), [asked[i] for i in described])
-    nothing = Batch({"features": model.words.mean[None]}, present={"features": torch.tensor([False], device=device)})
-    unseen = blind.answer(blind.encode(nothing).expand(len(asked), -1, -1), asked)
+    unseen = blind.answer(blind.encode(Batch.nothing(1, device)).mean.expand(len(asked), -1, -1), asked)
 
     most = Counter(training.answers).most_common(1)[0][0]
     common = Counter(zip(training.questions, training.answers)).most_common()

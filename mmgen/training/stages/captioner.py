@@ -1,8 +1,8 @@
 """The two stages that train a captioner, with the data and the config that its recipes share."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, ClassVar
+from dataclasses import asdict, dataclass, replace
+from typing import Annotated, Any, ClassVar
 
 from PIL import Image
 
@@ -14,7 +14,8 @@ from mmgen.data.text import tokens_of
 from mmgen.errors import UserError
 from mmgen.metrics.captioning import tokenize
 from mmgen.models.captioner import Captioner
-from mmgen.training.config import FitConfig, section_of
+from mmgen.ranges import AtLeast
+from mmgen.training.config import FitConfig, section, section_of
 from mmgen.training.model_card import contact_sheet
 from mmgen.training.recipe import RecipeConfig, Stage, stage
 from mmgen.training.report import Sample
@@ -38,7 +39,7 @@ class CaptionData:
     card: str = "openmoji"
     input: str = "image"
     text: str = "caption"
-    limit: int = 0
+    limit: Annotated[int, AtLeast(0)] = 0
 
     def items(self, model: Captioner, split: str) -> DataSet:
         """Inputs, or their features by a frozen encoder, each with one of its captions: all captions of a row, then the next.
@@ -92,11 +93,11 @@ class CaptionerConfig(RecipeConfig):
 
     renamed: ClassVar = {"words": "fit_words"}
 
-    data: CaptionData = field(default_factory=CaptionData)
-    model: section_of(Captioner) = field(default_factory=section_of(Captioner))
-    fit_words: FitConfig = field(default_factory=FitConfig)
-    fit: FitConfig = field(default_factory=FitConfig)
-    decoding: Decoding = field(default_factory=Decoding)
+    data: CaptionData = section()
+    model: section_of(Captioner) = section()
+    fit_words: FitConfig = section()
+    fit: FitConfig = section()
+    decoding: Decoding = section()
 
     def check(self) -> None:
         """The columns exist and are of the kind that the captioner reads."""
