@@ -28,6 +28,7 @@ from mmgen.modalities.kinds import fit_processor
 from mmgen.models.classifier import Classifier
 from mmgen.training.config import read_yaml
 from mmgen.training.recipe import load_recipe, recipe_config
+from mmgen.training.run import Run
 
 WORDS = ("zero", "one")
 COLUMNS = {
@@ -88,31 +89,22 @@ def card(tmp_path):
 # every recipe: what is missing
 
 NAMED = {  # recipe -> the settings that name its columns
-    "captioning": ["data.text=word", "words.steps=1", "fit.steps=1"],
+    "captioning": ["data.text=word", "fit_words.steps=1", "fit.steps=1"],
     "aligned": ["data.text=word"],
     "text_to_image": ["data.text=word", "data.label=label", "judge={}", "aligned={}"],
     "redescription_gan": ["data.text=word", "judge={}", "aligned={}"],
     "judge": [],
     "vae": [],
 }
-STAGES = {  # recipe -> the function that trains first
-    "captioning": "train_words",
-    "aligned": "train",
-    "text_to_image": "train_codes",
-    "redescription_gan": "train_captioner",
-    "judge": "train_judge",
-    "vae": "train_vae",
-}
 
 
 def train_first(name, card, tmp_path, monkeypatch, *overrides):
     """The first stage of a recipe's smoke config, up to its training."""
     recipe = load_recipe(name)
-    script = sys.modules[recipe.config.__module__]
     config = recipe_config(recipe, "smoke", [f"data.card={card}", *NAMED.get(name, []), *overrides])
     seen = []
-    monkeypatch.setattr(script, "fit", lambda model, data, *a, **k: seen.append(data))
-    getattr(script, STAGES.get(name, "train"))(config, tmp_path / "run", False)
+    monkeypatch.setattr(Run, "fit", lambda self, model, data, *a, **k: seen.append(data))
+    recipe.stages[0](recipe.run(tmp_path / "run"), config)
     return seen[-1]
 
 
