@@ -21,7 +21,7 @@ from mmgen.data.image import ImageProcessor
 from mmgen.data.label import LabelProcessor
 from mmgen.data.vector import VectorProcessor
 from mmgen.models.classifier import Classifier
-from mmgen.training.recipe import recipe_names
+from mmgen.training.scripts import recipe_names
 from tests.commands import ENVIRONMENT, command
 from tests.tiny import tiny_multimodal_vae
 

@@ -19,7 +19,8 @@ from mmgen.data.cards import NoSource
 from mmgen.errors import UserError, UserErrors
 from mmgen.training import launch
 from mmgen.training.checkpoint import checkpoints
-from mmgen.training.recipe import load_recipe, recipe_config, recipe_folder, recipe_names
+from mmgen.training.recipe import load_recipe, recipe_config
+from mmgen.training.scripts import recipe_folder, recipe_names
 
 FROZEN = ["model.trained_encoder=false", "model.encoder=efficientnet_lite0", "model.weights=package"]
 # what the smoke configs leave out of the way that the default configs go: an encoder that is read once for all

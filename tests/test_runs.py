@@ -16,9 +16,10 @@ from mmgen.errors import UserError
 from mmgen.metrics.significance import paired_low
 from mmgen.training.checkpoint import checkpoints
 from mmgen.training.config import read_yaml, write_config
-from mmgen.training.recipe import Recipe, RecipeConfig, Stage, load_recipe, recipe_config, recipe_folder
+from mmgen.training.recipe import Recipe, RecipeConfig, Stage, load_recipe, recipe_config
 from mmgen.training.result import Result
 from mmgen.training.run_folder import check_run_folder
+from mmgen.training.scripts import recipe_folder
 from mmgen.training.study import evaluate, train
 
 

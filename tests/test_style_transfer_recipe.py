@@ -15,7 +15,7 @@ from mmgen.conditioning.language_model import load_language_model
 from mmgen.errors import UserError
 from mmgen.inference.restyle import restyle
 from mmgen.judging.perplexity import Reader
-from mmgen.judging.style import Sentences, StyleScorer, style_probs
+from mmgen.judging.style import Sentences, StyleData, StyleScorer, style_probs
 from mmgen.metrics.style import tokenize
 from mmgen.models.base import load
 from mmgen.models.style.steered_copy import SteeredCopy
@@ -139,18 +139,18 @@ def test_a_split_that_the_second_stage_lacks_is_told_before_the_first(tmp_path, 
 def test_a_table_is_split_by_its_texts(tmp_path):
     rows = [f"text {i},{'ab'[i % 2]}" for i in range(400)] + [" ,a", "empty,"]
     config = recipe_config(RECIPE, "smoke", [table(tmp_path / "my.csv", rows)])
-    splits = {split: config.sentences(split) for split in ("train", "validation", "test")}
+    splits = {split: config.data.sentences(split) for split in ("train", "validation", "test")}
     texts = [text for data in splits.values() for text in data.texts]
     assert sorted(texts) == sorted(f"text {i}" for i in range(400)) and splits["train"].names == ["a", "b"]
     assert 290 < len(splits["train"].texts) < 350
     for data in splits.values():
         assert all(label == int(text.split()[1]) % 2 for text, label in zip(data.texts, data.labels))
-    assert config.sentences("train", 5).texts[0] == splits["train"].texts[0]
+    assert config.data.sentences("train", 5).texts[0] == splits["train"].texts[0]
 
 
 def test_the_judge_never_sees_what_the_model_trains_on(tmp_path, monkeypatch):
-    config, asked, fitted, read = recipe_config(RECIPE, "smoke", []), [], [], MODULE.Config.sentences
-    monkeypatch.setattr(MODULE.Config, "sentences", lambda self, split, *a: asked.append(split) or read(self, split, *a))
+    config, asked, fitted, read = recipe_config(RECIPE, "smoke", []), [], [], StyleData.sentences
+    monkeypatch.setattr(StyleData, "sentences", lambda self, split, *a: asked.append(split) or read(self, split, *a))
     monkeypatch.setattr(Run, "fit", lambda run, model, data, *a: fitted.append(len(data)))
     MODULE.judge(RECIPE.run(tmp_path), config)
     assert set(asked) == {"validation"}
@@ -170,7 +170,7 @@ def test_a_split_without_a_style_is_named(tmp_path):
     rows = ["x,a,train", "y,b,train", "z,a,validation", "v,b,validation", "w,a,test"]
     config = recipe_config(RECIPE, "smoke", [table(tmp_path / "my.csv", rows, header="text,label,split")])
     with pytest.raises(UserError, match=r"my\.csv: test: got 1 text, none b, expected texts of both styles"):
-        config.sentences("test")
+        config.data.sentences("test")
 
 
 def test_judged_one_by_one_and_together(run):
@@ -216,7 +216,7 @@ def test_the_worst_are_those_that_fail_or_lose_most():
 
 def test_scores_without_references_leave_out_what_needs_them(run):
     config = recipe_config(RECIPE, "smoke", [])
-    data, judge, held = config.sentences("test"), RECIPE.run(run).load("judge"), config.sentences("validation")
+    data, judge, held = config.data.sentences("test"), RECIPE.run(run).load("judge"), config.data.sentences("validation")
     score = StyleScorer(judge, held, data, "tiny")
     assert score(data.texts).keys() == {"accuracy", "self_bleu", "perplexity", "content_recall"}
     assert "perplexity" not in StyleScorer(judge, held, data)(data.texts)
@@ -270,7 +270,7 @@ def test_a_language_model_is_steered_to_write_the_sentence_again(tmp_path, run):
     config = recipe_config(RECIPE, "smoke", ["judging.steered=2", "judging.margins=[]"])
     figures = MODULE.evaluate(RECIPE.run(run), config, "test").figures()
     assert {"accuracy_steered", "self_bleu_steered", "perplexity_steered"} <= figures.keys()
-    data = config.sentences("train")
+    data = config.data.sentences("train")
     words = MODULE.style_words(data)
     assert "awful" in words[0] and not set(words[0]) & set(words[1])
     writer = SteeredCopy(*load_language_model("tiny", "fp32"), data.names, words)
