@@ -4,7 +4,6 @@ import importlib
 import json
 import random
 import signal
-import sys
 import time
 from dataclasses import asdict
 from functools import partial

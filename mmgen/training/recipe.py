@@ -1,7 +1,5 @@
 """A recipe: a config, an ordered list of stages, and one evaluation; the library does the rest."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import importlib.util
@@ -9,22 +7,15 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from mmgen.data.card_files import absolute_card
 from mmgen.errors import UserError, check_one_of
 from mmgen.ranges import AtLeast, Seed
 from mmgen.training.config import build_config, check_sections, parse_overrides, read_yaml, translate
-<<<<<<< HEAD
-
-if TYPE_CHECKING:  # `mmgen list` loads no torch
-    from mmgen.training.result import Result
-    from mmgen.training.run import Run
-=======
 from mmgen.training.result import Result
 from mmgen.training.run import Run
 from mmgen.training.scripts import module_name, recipe_folder, recipes_folder
->>>>>>> main
 
 
 @dataclass
@@ -45,7 +36,7 @@ class RecipeConfig:
     def check(self) -> None:
         """Raise UserError for values that do not fit each other or the data."""
 
-    def nested(self) -> Mapping[str, RecipeConfig]:
+    def nested(self) -> Mapping[str, "RecipeConfig"]:
         """The configs of the judges that evaluation trains, by the key that holds each."""
         return {}
 
@@ -68,7 +59,7 @@ class Stage:
         """Train it."""
         self.train(dataclasses.replace(run, stage=self.name), config)
 
-    def named(self, name: str, **options: Any) -> Stage:
+    def named(self, name: str, **options: Any) -> "Stage":
         """The same stage under another name, with options of its function."""
         return dataclasses.replace(self, name=name, train=functools.partial(self.train, **options))
 
@@ -126,8 +117,6 @@ class Recipe:
 
     def run(self, folder: Path, seed: int = 0, resume: bool = False) -> Run:
         """The run of this recipe in a folder."""
-        from mmgen.training.run import Run
-
         return Run(folder, self.main or self.stages[-1].name, seed, resume=resume)
 
 
