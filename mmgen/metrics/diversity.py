@@ -1,6 +1,8 @@
-"""How much texts repeat themselves."""
+"""Diversity of generated texts, and the share of texts of them that hold given words."""
 
+import re
 from collections.abc import Sequence
+from statistics import fmean
 
 
 def distinct(texts: Sequence[str], n: int) -> float:
@@ -25,3 +27,13 @@ def distinct(texts: Sequence[str], n: int) -> float:
         raise ValueError(f"texts and n: got {texts!r} and {n}, expected a list of texts and 1 or more; correct them")
     grams = [tuple(words[i : i + n]) for words in map(str.split, texts) for i in range(len(words) - n + 1)]
     return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def share_with(texts: Sequence[str], words: Sequence[str]) -> float:
+    """The share of texts that hold one of ``words``, or its plural, in any case.
+
+    >>> share_with(["The Planets shine", "a planetary idea"], ["planet"])
+    0.5
+    """
+    pattern = re.compile(rf"\b(?:{'|'.join(map(re.escape, words))})(?:s|es)?\b", re.IGNORECASE)
+    return fmean(bool(pattern.search(text)) for text in texts)
