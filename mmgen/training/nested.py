@@ -1,4 +1,4 @@
-"""Configs of other recipes inside a recipe's config: the judges that an evaluation trains, see `RecipeConfig.judges`."""
+"""Configs of other recipes inside a recipe's config: the judges that an evaluation trains, see `RecipeConfig.nested`."""
 
 import dataclasses
 import re

@@ -35,7 +35,7 @@ class RecipeConfig:
     def check(self) -> None:
         """Raise UserError for values that do not fit each other or the data."""
 
-    def judges(self) -> Mapping[str, "RecipeConfig"]:
+    def nested(self) -> Mapping[str, "RecipeConfig"]:
         """The configs of the judges that evaluation trains, by the key that holds each."""
         return {}
 
@@ -85,7 +85,7 @@ class Recipe:
         name: of the recipe and of its folder.
         config: its dataclass, a `RecipeConfig`.
         stages: run in this order; each leaves ``model/`` in its folder.
-        evaluate: ``evaluate(run, config, split)`` judges a trained run on a split.
+        evaluate: ``evaluate(run, config, split)`` judges a trained run on a split; None for what is only used inside others.
         main: the stage that works in the run folder itself, the others in ``RUN/stages/NAME``; by default the last.
         splits: the held-out splits it can be evaluated on, the default first.
         above: figure -> the baselines it is compared with; a study adds ``<baseline>_diff_low`` for each, the lower end of
@@ -96,7 +96,7 @@ class Recipe:
     name: str
     config: type[RecipeConfig]
     stages: Sequence[Stage]
-    evaluate: Callable[[Run, Any, str], Result]
+    evaluate: Callable[[Run, Any, str], Result] | None = None
     main: str = ""
     splits: tuple[str, ...] = ("test", "validation")
     above: Mapping[str, Sequence[str]] = field(default_factory=dict)

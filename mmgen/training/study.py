@@ -60,7 +60,7 @@ def train(
     stages = {stage.name: stage for stage in recipe.stages}
     for name in stages_from:
         check_same_model(config, stages_from[name], stages[check_one_of("stage", name, stages)].made_by)
-    for key, one in {"": config, **config.judges()}.items():
+    for key, one in {"": config, **config.nested()}.items():
         check_machine(one, key)
     main = rank() == 0
     if main and not wait:
@@ -128,7 +128,7 @@ def evaluate(
             another command.
     """
     check_one_of("split", split, recipe.splits)
-    for key, one in config.judges().items():
+    for key, one in config.nested().items():
         check_machine(one, key)
     runs = seed_runs(config, out)
     if not wait:

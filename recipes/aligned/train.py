@@ -6,177 +6,26 @@ accelerate launch recipes/aligned/train.py --config recipes/aligned/gpu.yaml
 """
 
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
-from mmgen import processes
 from mmgen.cli import main
-from mmgen.data.batch import Batch, collate
-from mmgen.data.cards import check_column, read_card
-from mmgen.data.image import ImageProcessor
-from mmgen.data.rows import Column, open_rows
-from mmgen.errors import UserError, check_at_least
-from mmgen.metrics.retrieval import chance_at, r_precision, recall_at
+from mmgen.judging.shared_space import SPACE, Pairs, SpaceConfig
+from mmgen.metrics.retrieval import chance_at, recall_at
 from mmgen.models.aligned import Aligned
-from mmgen.models.base import load
-from mmgen.storage import read_json
-from mmgen.training.config import FitConfig, section_of
-from mmgen.training.loop import fit
-from mmgen.training.nested import nested_config
-from mmgen.training.recipe import Recipe, cached_run
+from mmgen.training.result import Result
+from mmgen.training.run import Run
 
-AT_ONCE = 128  # items that are read at once in evaluation
-AMONG = 100  # of so many, beside the whole split
+AMONG = 100  # recall is measured among so many, beside the whole split
 PENALTIES = (10.0, 100.0, 1000.0, 10000.0)  # of the ridge regression, one of which is chosen
-
-
-@dataclass
-class Data:
-    """A data card and its columns.
-
-    Args:
-        card: name or path.
-        input: the column of pictures or sounds.
-        text: the column of texts, one or several an item.
-        side: in pixels, to which pictures are reduced before they are read, for a space that will see such; 0: as they are.
-        limit: items of each split; 0 takes all.
-    """
-
-    card: str = "openmoji"
-    input: str = "image"
-    text: str = "caption"
-    side: int = 0
-    limit: int = 0
-
-
-@dataclass
-class Config:
-    """The config of the recipe ``aligned``.
-
-    Args:
-        references: pictures of the training set, spread over it, that are kept with the model for others to be compared with.
-    """
-
-    data: Data = field(default_factory=Data)
-    model: section_of(Aligned) = field(default_factory=section_of(Aligned))
-    fit: FitConfig = field(default_factory=FitConfig)
-    references: int = 256
-    seed: int = 0
-    seeds: int = 1
-
-
-class Reduced(Column):
-    """The pictures of a column at ``side`` pixels, each reduced when it is read."""
-
-    def __init__(self, column: Column, side: int) -> None:
-        super().__init__(column.rows, column.name)
-        self.process = ImageProcessor(side)
-
-    def __getitem__(self, index: int | slice) -> Image.Image | list[Image.Image]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        return self.process.decode(self.process(super().__getitem__(index)))
-
-
-class Pairs(Sequence):
-    """Pairs of an item of the card and one of its texts, in order.
-
-    Raises:
-        UserError: a value that is missing or cannot be read; the message names the card, the split, the row from 0, and the
-            column.
-    """
-
-    def __init__(self, model: Aligned, data: Data, split: str) -> None:
-        rows = open_rows(data.card, split, [data.input, data.text], limit=data.limit)
-        self.inputs, self.modality, self.process = rows[data.input], model.modality, model.processors[model.modality]
-        if data.side:
-            self.inputs = Reduced(self.inputs, data.side)
-        self.pairs: list[tuple[int, Tensor]] = []
-        said: list[str] = []
-        for i, texts in enumerate(rows[data.text].texts()):
-            with rows.at(i, data.text):
-                self.pairs += [(i, model.tokens(text)) for text in texts]
-            said += texts
-        self.features: Tensor | None = None
-        if not model.trained_encoder:
-            side = [str(data.side)] if data.side else []
-            self.features = model.all_features(self.inputs, [rows.fingerprint, data.input, *side])
-        self.sentences: Tensor | None = None
-        if "sentence" in model.towers:
-            model.to(processes.device())
-            self.sentences = model.embed(said).cpu()  # (p, e)
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        item, ids = self.pairs[index]
-        return {**self.given(item), "text": ids} | self.said(index)
-
-    def said(self, index: int) -> dict[str, Tensor]:
-        """What the sentence embedder makes of the text of one pair, where there is one."""
-        return {} if self.sentences is None else {"sentence": self.sentences[index]}
-
-    def given(self, item: int) -> dict[str, Tensor]:
-        """The picture or sound of one item of the card."""
-        if self.features is not None:
-            return {"features": self.features[item]}
-        return {self.modality: self.inputs.read(item, self.process)}
-
-    def batches(self, items: Sequence[int]) -> Iterator[Batch]:
-        """Items of the card without their texts."""
-        return (collate([self.given(i) for i in items[at : at + AT_ONCE]]) for at in range(0, len(items), AT_ONCE))
-
-    def texts(self) -> Iterator[Batch]:
-        """All texts without their items."""
-        texts = [{"text": ids} | self.said(i) for i, (_, ids) in enumerate(self.pairs)]
-        return (collate(texts[at : at + AT_ONCE], ["text"]) for at in range(0, len(texts), AT_ONCE))
-
-    def plain(self) -> Tensor:
-        """What the baseline reads of each item: the frozen features, or mean and deviation of each row of a spectrogram."""
-        if self.features is not None:
-            return self.features.float()
-        values = [self.given(i)[self.modality].float() for i in range(len(self.inputs))]
-        return torch.stack([torch.cat([x.mean(-1).flatten(), x.std(-1).flatten()]) for x in values])
-
-
-def check(config: Config) -> None:
-    """The columns are there, and of the kinds that the model reads."""
-    card = read_card(config.data.card)
-    config.data.input = check_column(card, "data.input", config.data.input, config.model.modality)
-    config.data.text = check_column(card, "data.text", config.data.text, "text")
-    check_at_least("data.limit", config.data.limit, 0)
-    check_at_least("data.side", config.data.side, 0)
-    if config.data.side and config.model.modality != "image":
-        raise UserError("data.side", got=f"{config.data.side} of sounds", expected="0", fix="leave data.side out")
-    check_at_least("references", config.references, 1)
-
-
-def train(config: Config, run: Path, resume: bool) -> None:
-    """Train both encoders on the card's training split."""
-    torch.manual_seed(config.seed)
-    model = Aligned(**asdict(config.model))
-    data = Pairs(model, config.data, "train")
-    if data.features is not None:
-        model.standardise(data.features)
-
-    def remember(model: Aligned) -> None:
-        device, n = model.feature_mean.device, len(data.inputs)
-        model.remember(batch.to(device) for batch in data.batches(range(0, n, -(-n // config.references))))
-
-    fit(model, data, replace(config.fit, seed=config.seed), run, resume=resume, finish=remember)
 
 
 @torch.no_grad()
 def points(model: Aligned, data: Pairs) -> dict[str, Tensor]:
-    """The points of all items (n, s), and by each of the model's other towers those of all texts (p, s)."""
+    """The points of all items (n, s), and those of all texts (p, s) by each other tower of the model."""
     device, found = model.feature_mean.device, {tower: [] for tower in model.towers}
     for batches in (data.batches(range(len(data.inputs))), data.texts()):
         for batch in batches:
@@ -187,9 +36,17 @@ def points(model: Aligned, data: Pairs) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def mean_words(model: Aligned, data: Pairs) -> Tensor:
-    """The mean token embedding of each text, less that of the table: what the baseline makes of a text, (p, d)."""
+    """The mean token embedding of each text, less that of the whole table, (p, d): the target of the baseline."""
     table = model.table.weight.cpu().float() - model.word_mean.cpu()
     return F.normalize(torch.stack([table[ids].mean(0) for _, ids in data.pairs]), dim=1)
+
+
+def plain_features(data: Pairs) -> Tensor:
+    """The input of the baseline: the frozen features, or mean and deviation of each row of a spectrogram, (n, c)."""
+    if data.features is not None:
+        return data.features.float()
+    values = [data.given(i)[data.modality].float() for i in range(len(data.inputs))]
+    return torch.stack([torch.cat([x.mean(-1).flatten(), x.std(-1).flatten()]) for x in values])
 
 
 class Ridge:
@@ -220,101 +77,45 @@ class Ridge:
         return F.normalize(self.standard(x) @ self.weights, dim=1)
 
 
-def recalls(scores: Tensor, right: Tensor, end: str = "") -> dict[str, float]:
+def recalls(scores: Tensor, right: Tensor) -> dict[str, float]:
     """Recall of items by texts (``item_``) and of texts by items (``text_``), among all and among `AMONG`."""
     figures = {}
     for what, (some, true) in {"item": (scores.T, right.T), "text": (scores, right)}.items():
-        figures |= {f"{what}_r{k}{end}": value for k, value in recall_at(some, true).items()}
-        figures |= {f"{what}_r{k}_of_{AMONG}{end}": value for k, value in recall_at(some, true, among=AMONG).items()}
+        figures |= {f"{what}_r{k}": value for k, value in recall_at(some, true).items()}
+        figures |= {f"{what}_r{k}_of_{AMONG}": value for k, value in recall_at(some, true, among=AMONG).items()}
     return figures
 
 
-def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
-    """Recall at 1, 5 and 10 of the model, of ridge regression (``_ridge``) and of chance (``_chance``).
+def evaluate(run: Run, config: SpaceConfig, split: str) -> Result:
+    """Recall at 1, 5 and 10 of the model, of ridge regression and of chance.
 
-    ``_sentence`` is of texts as the sentence embedder reads them, where the model has one.
+    ``sentence`` is of texts as the sentence embedder reads them, where the model has one.
     """
-    model = load(run, dtype=config.model.dtype).to(processes.device())
+    model = run.load(dtype=config.model.dtype)
     data, train_data = Pairs(model, config.data, split), Pairs(model, config.data, "train")
     found = points(model, data)
     x = found[model.modality]
     items = torch.tensor([i for i, _ in data.pairs])  # (p,)
     right = torch.arange(len(x))[:, None] == items  # (n, p)
-    figures = recalls(x @ found["text"].T, right)
+    result = Result("aligned", labels={"sentence": "aligned, by the sentence embedder"})
+    result["aligned"] = recalls(x @ found["text"].T, right)
     if "sentence" in found:
-        figures |= recalls(x @ found["sentence"].T, right, "_sentence")
+        result["sentence"] = recalls(x @ found["sentence"].T, right)
     of = torch.tensor([i for i, _ in train_data.pairs])[:, None]
     words = mean_words(model, train_data)  # (p, d)
     each = torch.zeros(len(train_data.inputs), words.shape[1]).scatter_add_(0, of.expand_as(words), words)
-    figures |= recalls(Ridge(train_data.plain(), each)(data.plain()) @ mean_words(model, data).T, right, "_ridge")
+    ridge = Ridge(plain_features(train_data), each)
+    result["ridge"] = recalls(ridge(plain_features(data)) @ mean_words(model, data).T, right)
     for what, true in {"item": right.T, "text": right}.items():
-        figures |= {f"{what}_r{k}_chance": value for k, value in chance_at(true).items()}
-    return figures | {"scale": model.scale.item()}
+        result["chance"] |= {f"{what}_r{k}": value for k, value in chance_at(true).items()}
+    result.about["scale"] = model.scale.item()
+    return result
 
 
-def report(run: Path, config: Config) -> None:
-    """Write the run's ``README.md``."""
-    lines = [f"# {config.data.input} and {config.data.text} of {read_card(config.data.card).name} in one space"]
-    for split, figures in read_json(run / "metrics.json").items():
-        lines += ["", f"## {split}", "", "| | R@1 | R@5 | R@10 |", "| --- | ---: | ---: | ---: |"]
-        for what, way in {"item": f"text to {config.model.modality}", "text": f"{config.model.modality} to text"}.items():
-            ends = {"": "", "_sentence": ", by the sentence embedder", "_ridge": ", ridge", "_chance": ", chance"}
-            for end, name in ends.items():
-                if f"{what}_r1{end}" not in figures:
-                    continue
-                shown = " | ".join(f"{figures[f'{what}_r{k}{end}']:.3f}" for k in (1, 5, 10))
-                lines.append(f"| {way}{name} | {shown} |")
-    (run / "README.md").write_text("\n".join([*lines, ""]), encoding="utf-8")
-
-
-def space_config(values: dict[str, Any], card: str, picture: str, text: str) -> Config:
-    """The config of a space that judges pictures of a card: it was trained on the same card.
-
-    Args:
-        values: the config; where it names no card and columns, they are those that are judged.
-        card, picture, text: what is judged, a card and its columns.
-
-    Raises:
-        UserError: it names another card, or what `check` refuses.
-    """
-    values = {**values, "data": {"card": card, "input": picture, "text": text, **values.get("data", {})}}
-    config = nested_config("aligned", "aligned", values)
-    if config.data.card != card:
-        fix = f"set aligned.data.card={card}, and aligned.data.input and text, or leave it out by aligned=null"
-        raise UserError("aligned.data.card", got=config.data.card, expected=card, fix=fix)
-    return config
-
-
-def precision(space: Aligned, pictures: Sequence[Any], texts: Sequence[str], among: int) -> float:
-    """R-precision of raw pictures, one for each of ``texts``, in a space: see `mmgen.metrics.retrieval.r_precision`."""
-    different = list(dict.fromkeys(texts))
-    scores = (space.points(pictures, "image") @ space.points(different, "text").T).cpu()  # (n, m)
-    return r_precision(scores, torch.tensor([different.index(text) for text in texts]), among=among)
-
-
-def judging_space(config: Config, side: int, more: int = 0) -> Aligned:
-    """A space to judge pictures of ``side`` pixels by: of a `space_config`, its seed raised by ``more``.
-
-    It is trained on pictures of that size, where the config names none: it sees what is judged, and no finer.
-    """
-    data = replace(config.data, side=config.data.side or side)
-    return shared_space(replace(config, data=data, seed=config.seed + more)).to(processes.device())
-
-
-def shared_space(config: Config) -> Aligned:
-    """The model of this config, trained at first use and then taken from the cache."""
-    return load(cached_run(RECIPE, config, "aligned"))
-
-
-RECIPE = Recipe(
-    name="aligned",
-    config=Config,
-    stages={"aligned": train},
-    main="aligned",
+RECIPE = replace(
+    SPACE,
     evaluate=evaluate,
     splits=("test", "test_compositional", "validation", "validation_compositional"),
-    report=report,
-    check=check,
     above={"item_r10": ("item_r10_ridge",), "text_r10": ("text_r10_ridge",)},
 )
 

@@ -6,21 +6,14 @@ mmgen train multimodal_vae model.objective=mvtcae model.beta=2.5  # any key of t
 accelerate launch recipes/multimodal_vae/train.py --config recipes/multimodal_vae/gpu.yaml
 """
 
-import json
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from types import ModuleType
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import soundfile
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from mmgen import processes
 from mmgen.cli import main
 from mmgen.data.batch import Batch, collate
 from mmgen.data.cards import check_column, read_card
@@ -28,20 +21,20 @@ from mmgen.data.columns import SETTINGS, Columns, fit_processor
 from mmgen.data.processors import Processor
 from mmgen.data.rows import Rows, open_rows
 from mmgen.errors import UserError, check_at_least, check_one_of
+from mmgen.judging.classifier import JudgeConfig, trained_judge
+from mmgen.judging.coherence import coherence_of, pairwise_coherence
 from mmgen.judging.features import frechet, picture_features
-from mmgen.metrics.coherence import conditional_coherence, joint_coherence
 from mmgen.modalities.kinds import DECODERS
-from mmgen.models.base import load
-from mmgen.models.classifier import Classifier
 from mmgen.models.multimodal_vae import OBJECTIVES, MultimodalVAE
-from mmgen.storage import read_json
-from mmgen.training.config import FitConfig, build_config, section_of
-from mmgen.training.loop import fit
-from mmgen.training.model_card import ModelCard, contact_sheet, write_model_card
+from mmgen.training.config import FitConfig, section_of
+from mmgen.training.model_card import contact_sheet
 from mmgen.training.nested import nested_config
+from mmgen.training.previews import preview
 from mmgen.training.prior import prior_fit
-from mmgen.training.recipe import Recipe, load_recipe, run_details
-from mmgen.training.report import Sample, write_report
+from mmgen.training.recipe import Recipe, RecipeConfig, stage
+from mmgen.training.report import Sample
+from mmgen.training.result import Result
+from mmgen.training.run import Run
 
 AT_ONCE = 250  # items generated together
 
@@ -76,7 +69,7 @@ class Evaluation:
 
 
 @dataclass
-class Config:
+class Config(RecipeConfig):
     """The config of the recipe ``multimodal_vae``.
 
     ``model.modalities`` holds what the data do not say: settings of encoders and decoders, and weights. ``judges`` holds for
@@ -88,8 +81,37 @@ class Config:
     fit: FitConfig = field(default_factory=FitConfig)
     judges: dict[str, dict[str, Any]] = field(default_factory=dict)
     evaluation: Evaluation = field(default_factory=Evaluation)
-    seed: int = 0
-    seeds: int = 1
+
+    def check(self) -> None:
+        """Check that columns are there and of kinds the model has, and that settings and judges name modalities of the data."""
+        card, modalities = read_card(self.data.card), self.data.modalities
+        if len(modalities) < 2:
+            fix = "add one to data.modalities"
+            raise UserError("data.modalities", got=", ".join(modalities) or "none", expected="two or more", fix=fix)
+        for name, settings in modalities.items():
+            kinds = [name] if name in DECODERS and settings.get("column") not in card.columns else DECODERS
+            key = f"data.modalities.{name}.column"
+            settings["column"] = check_column(card, key, str(settings.get("column")), *kinds, one_text=True)
+            for key in settings:
+                kind = card.columns[settings["column"]]["kind"]
+                check_one_of(f"data.modalities.{name}.{key}", key, ["column", *SETTINGS[kind]])
+        for section, names in (("model.modalities", self.model.modalities or {}), ("judges", self.judges)):
+            for name in names:
+                check_one_of(section, name, modalities)
+        if self.judges:
+            self.data.label = check_column(card, "data.label", self.data.label)
+        self.judge_configs()
+        check_one_of("model.objective", self.model.objective, OBJECTIVES)
+        for key in ("items", "likelihood_items", "likelihood_samples"):
+            check_at_least(f"evaluation.{key}", getattr(self.evaluation, key), 2 if key == "items" else 1)
+
+    def judge_configs(self) -> dict[str, JudgeConfig]:
+        """Modality -> the config of its judge."""
+        return {name: nested_config(f"judges.{name}", JudgeConfig, values) for name, values in self.judges.items()}
+
+    def nested(self) -> dict[str, JudgeConfig]:
+        """The config of each judge, by the key that holds it."""
+        return {f"judges.{name}": config for name, config in self.judge_configs().items()}
 
 
 def columns_of(processors: dict[str, Processor], data: Data, split: str, limit: int = 0) -> Columns:
@@ -106,41 +128,6 @@ def rows_of(data: Data, split: str, limit: int = 0) -> Rows:
     """
     columns = [settings["column"] for settings in data.modalities.values()]
     return open_rows(data.card, split, [], columns, limit).with_any(*columns)
-
-
-def nested(config: Config) -> dict[str, Any]:
-    """The config of each judge, by the key that holds it."""
-    return {(key := f"judges.{name}"): nested_config(key, "judge", values) for name, values in config.judges.items()}
-
-
-def check(config: Config) -> None:
-    """The columns are there and of kinds the model has; settings and judges name modalities of the data."""
-    card = read_card(config.data.card)
-    modalities = config.data.modalities
-    if len(modalities) < 2:
-        fix = "add one to data.modalities"
-        raise UserError("data.modalities", got=", ".join(modalities) or "none", expected="two or more", fix=fix)
-    for name, settings in modalities.items():
-        kinds = [name] if name in DECODERS and settings.get("column") not in card.columns else DECODERS
-        key = f"data.modalities.{name}.column"
-        settings["column"] = check_column(card, key, str(settings.get("column")), *kinds, one_text=True)
-        kind = card.columns[settings["column"]]["kind"]
-        for key in settings:
-            check_one_of(f"data.modalities.{name}.{key}", key, ["column", *SETTINGS[kind]])
-    for section, names in (("model.modalities", config.model.modalities or {}), ("judges", config.judges)):
-        for name in names:
-            check_one_of(section, name, modalities)
-    if config.judges:
-        config.data.label = check_column(card, "data.label", config.data.label)
-    nested(config)
-    check_one_of("model.objective", config.model.objective, OBJECTIVES)
-    for key in ("items", "likelihood_items", "likelihood_samples"):
-        check_at_least(f"evaluation.{key}", getattr(config.evaluation, key), 2 if key == "items" else 1)
-
-
-def judge_recipe() -> ModuleType:
-    """The recipe ``judge``, which trains judges and keeps them."""
-    return sys.modules[load_recipe("judge").config.__module__]
 
 
 def make_processors(data: Data) -> dict[str, Processor]:
@@ -169,19 +156,22 @@ def build(config: Config) -> MultimodalVAE:
     return model
 
 
-def train(config: Config, run: Path, resume: bool) -> None:
+@stage()
+def vae(run: Run, config: Config) -> None:
     """Train on the card's training split."""
-    torch.manual_seed(config.seed)
     model = build(config)
     data = columns_of(model.processors, config.data, "train", config.data.limit)
 
-    def samples(model: MultimodalVAE, place: Path) -> None:
-        place.parent.mkdir(parents=True, exist_ok=True)
+    def samples(model: MultimodalVAE) -> Any:
         made = from_prior(model, 16, torch.Generator().manual_seed(config.seed))
-        contact_sheet([shown(model, made, i) for i in range(16)]).save(place.with_suffix(".png"))
+        return contact_sheet([Sample(*preview(model.processors, {}, item(made, i))) for i in range(16)])
 
-    finish = prior_fit(model, data, config.seed)
-    fit(model, data, replace(config.fit, seed=config.seed), run, samples=samples, resume=resume, finish=finish)
+    run.fit(model, data, config.fit, samples=samples, finish=prior_fit(model, data, config.seed))
+
+
+def item(values: dict[str, Tensor], i: int) -> dict[str, Tensor]:
+    """The values of one item."""
+    return {name: value[i] for name, value in values.items()}
 
 
 def from_prior(model: MultimodalVAE, n: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -194,207 +184,58 @@ def from_prior(model: MultimodalVAE, n: int, generator: torch.Generator) -> dict
     return {m: torch.cat([part[m] for part in parts]) for m in model.inputs}
 
 
-@torch.no_grad()
-def labels_of(judge: Classifier, processor: Processor, values: Tensor) -> Tensor:
-    """What a judge sees in each value that the model made: numbers of its sorted labels, -1 in an empty text."""
-    own, rows = judge.processors[judge.modality], []
-    for value in values:
-        if processor == own and processor.kind == "audio":  # the same spectrograms: no detour over a waveform
-            rows.append({judge.modality: value.cpu()})
-            continue
-        raw = processor.decode(value)
-        rows.append({judge.modality: None if isinstance(raw, str) and not raw.strip() else own(raw)})
-    found = torch.full((len(rows),), -1)
-    there = torch.tensor([row[judge.modality] is not None for row in rows])
-    device = judge.head.weight.device
-    for index in there.nonzero().squeeze(1).split(AT_ONCE):
-        batch = collate([rows[i] for i in index.tolist()], judge.sequences)
-        found[index] = judge.predict(batch.to(device)).mode.cpu()
-    return found
-
-
-def coherence(
-    model: MultimodalVAE,
-    judges: dict[str, Classifier],
-    data: Columns,
-    labels: Sequence[Any],
-    made: dict[str, Tensor],
-    generator: torch.Generator,
-) -> tuple[dict[str, float], float]:
-    """Conditional coherence of every pair "a to b", and the joint coherence of ``made`` from the prior.
-
-    Of items that have a label and modality a; one of a class that the judges were not trained on counts as wrong.
-
-    Raises:
-        UserError: the judges do not tell the same labels.
-    """
-    names = {name: judge.class_names for name, judge in judges.items()}
-    classes = next(iter(names.values()))
-    if any(other != classes for other in names.values()):
-        raise UserError("judges", got=names, expected="the same labels for all", fix="train them on the same label")
-    place = judge_recipe().places(next(iter(judges.values())), labels)
-    device, pairs = model.step.device, {}
-    for source in model.inputs:
-        seen: dict[str, list[Tensor]] = {name: [] for name in model.inputs if name != source}
-        items = [i for i in range(len(data)) if data.has(source, i) and place[i] != judge_recipe().UNLABELLED]
-        if not items:  # nothing to be judged from this modality
-            continue
-        truth = place[items]
-        for start in tqdm(range(0, len(items), AT_ONCE), desc=f"from {source}", dynamic_ncols=True):
-            rows = [{source: data.read(source, i)} for i in items[start : start + AT_ONCE]]
-            out = model.generate(collate(rows, model.sequences).to(device), ",".join(model.inputs), generator=generator)
-            for name, found in seen.items():
-                found.append(labels_of(judges[name], model.processors[name], out[name]))
-        pairs |= {f"{source} to {name}": conditional_coherence(torch.cat(found), truth) for name, found in seen.items()}
-    joint = joint_coherence({name: labels_of(judge, model.processors[name], made[name]) for name, judge in judges.items()})
-    return pairs, joint
-
-
-def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
+def evaluate(run: Run, config: Config, split: str) -> Result:
     """Coherence, Fréchet distance and log-likelihood on ``split``, with the accuracy of each judge."""
-    settings, device = config.evaluation, processes.device()
-    model = load(run).to(device)
+    settings, model, result = config.evaluation, run.load(), Result(config.model.objective)
     data = columns_of(model.processors, config.data, split, settings.items)
     generator = torch.Generator().manual_seed(config.seed)
-    made, figures, pairs = from_prior(model, len(data), generator), {}, {}
+    made, figures = from_prior(model, len(data), generator), result[config.model.objective]
+    result.words["modalities"] = ", ".join(config.data.modalities)
     if config.judges and config.judges.keys() == config.data.modalities.keys():
-        recipe, column = judge_recipe(), config.data.label
-        labels = open_rows(config.data.card, split, [], [column], settings.items)[column][:]
-        configs = {name: build_config(recipe.Config, values) for name, values in config.judges.items()}
-        judges, accuracy = {}, {}
-        for name, one in configs.items():
-            judge, accuracy[f"judge_accuracy_{name}"] = recipe.judge(one)
-            judges[name] = judge.to(device)
-        pairs, joint = coherence(model, judges, data, labels, made, generator)
-        figures |= {"conditional_coherence": sum(pairs.values()) / len(pairs), "joint_coherence": joint, **accuracy}
-        figures["judge_disjoint"] = all(one.data.split != "train" for one in configs.values())
+        labels = open_rows(config.data.card, split, [], [config.data.label], settings.items)[config.data.label][:]
+        judges = {name: trained_judge(judge) for name, judge in config.judge_configs().items()}
+        pairs = pairwise_coherence(model, judges, data, labels, generator)
+        figures["conditional_coherence"] = sum(pairs.values()) / len(pairs)
+        figures["joint_coherence"] = coherence_of(model, judges, made)
+        for name, judge in judges.items():
+            result.about |= judge.about(f"_{name}")
+        result.about["judge_disjoint"] = all(judge.split != "train" for judge in judges.values())
+        result.texts["coherence"] = "\n".join(f"{pair} {100 * share:.1f} %" for pair, share in pairs.items())
     image = next((name for name in model.inputs if model.processors[name].kind == "image"), None)
     if settings.features and image:
         sets = ([data.read(image, i) for i in range(len(data)) if data.has(image, i)], list(made[image]))
         real, ours = (picture_features(settings.features, model.processors[image], values) for values in sets)
         figures[f"fid_{settings.features}"] = frechet(real, ours)
     torch.manual_seed(config.seed)  # the bound's draws are the same whether judges were trained just now or before
-    bounds = []
-    items = range(min(settings.likelihood_items, len(data)))
+    bounds, items = [], range(min(settings.likelihood_items, len(data)))
     for start in tqdm(items[::10], desc="log-likelihood", dynamic_ncols=True):
-        batch = collate([data[i] for i in items[start : start + 10]], model.sequences).to(device)
+        batch = collate([data[i] for i in items[start : start + 10]], model.sequences).to(model.step.device)
         bounds.append(model.log_likelihood(batch, settings.likelihood_samples).cpu())
     figures["log_likelihood"] = torch.cat(bounds).mean().item()
-    write_samples(run, split, model, data, made, pairs)
-    return figures
+    show(result, model, data, made)
+    return result
 
 
-def spectrogram_picture(x: Tensor) -> Image.Image:
-    """(mels, frames) in [0, 1] as a grey picture, low frequencies at the bottom."""
-    return Image.fromarray((x.detach().float().cpu().clamp(0, 1).flip(0) * 255).round().byte().numpy())
-
-
-def shown(
-    model: MultimodalVAE, made: dict[str, Tensor], item: int, given: dict[str, Tensor] | None = None, **text: str
-) -> Sample:
-    """Item ``item`` of what was made as one picture with the texts under it; what was ``given`` stands first."""
-    pictures: list[Image.Image] = []
-    for values in (given or {}, made):
-        for name, value in values.items():
-            processor = model.processors[name]
-            if processor.kind in ("image", "audio"):
-                picture = processor.decode(value[item]) if processor.kind == "image" else spectrogram_picture(value[item])
-                side = round(96 * picture.width / picture.height)
-                pictures.append(picture.convert("RGB").resize((side, 96), Image.Resampling.NEAREST))
-            else:
-                raw = processor.decode(value[item])
-                raw = raw if isinstance(raw, str) else ", ".join(f"{number:.2g}" for number in raw[:6])
-                text[f"{'made' if values is made else 'given'} {name}"] = raw
-    sheet = Image.new("RGB", (max(96, sum(p.width + 4 for p in pictures) - 4), 96), "#5c6773")
-    left = 0
-    for picture in pictures:
-        sheet.paste(picture, (left, 0))
-        left += picture.width + 4
-    return Sample(sheet, text or {"made": "nothing in words"})
-
-
-def write_samples(
-    run: Path, split: str, model: MultimodalVAE, data: Columns, made: dict[str, Tensor], pairs: dict[str, float]
-) -> None:
-    """Write pictures and sounds of ``made``, and what six items give from each of their modalities, for the report."""
-    folder, listed = run / "samples", []
-    folder.mkdir(exist_ok=True)
-    samples = [("from nothing", shown(model, made, i)) for i in range(min(12, len(data)))]
+def show(result: Result, model: MultimodalVAE, data: Columns, made: dict[str, Tensor]) -> None:
+    """Show items from the prior, four of their sounds, and six items made from each modality alone."""
+    for i in range(min(12, len(data))):
+        result.show(*preview(model.processors, {}, item(made, i)), group="from the prior")
     for source in model.inputs:
         items = [i for i in range(len(data)) if data.has(source, i)][:6]
         if not items:
             continue
-        generator = torch.Generator().manual_seed(0)
-        batch = collate([{source: data.read(source, i)} for i in items], model.sequences).to(model.step.device)
-        out = model.generate(batch, ",".join(model.inputs), generator=generator)
-        out.pop(source)
-        samples += [(f"from {source}", shown(model, out, i, {source: batch[source]})) for i in range(batch.size)]
-    for number, (group, sample) in enumerate(samples):
-        file = f"{split}_{number:02d}.png"
-        sample.picture().save(folder / file)
-        listed.append({"file": file, "text": sample.text, "group": f"{split}: {group}"})
-    for name in model.inputs:
-        if model.processors[name].kind == "audio":
+        given = collate([{source: data.read(source, i)} for i in items], model.sequences).to(model.step.device)
+        found = model.generate(given, ",".join(model.inputs), generator=torch.Generator().manual_seed(0))
+        found.pop(source)
+        for i in range(given.size):
+            result.show(*preview(model.processors, {source: given[source][i]}, item(found, i)), group=f"from {source}")
+    for name, processor in model.processors.items():
+        if processor.kind == "audio":
             for i in range(min(4, len(data))):
-                sound = model.processors[name].decode(made[name][i])
-                soundfile.write(folder / f"{split}_{i:02d}_{name}.wav", sound.numpy(), model.processors[name].rate)
-    place = run / "predictions" / f"{split}.json"
-    place.parent.mkdir(exist_ok=True)
-    place.write_text(json.dumps({"pairs": pairs, "samples": listed}), encoding="utf-8")
+                result.hear(f"{i:02d}_{name}", processor.decode(made[name][i]), processor.rate)
 
 
-def report(run: Path, config: Config) -> None:
-    """Write ``report.html`` and ``README.md`` from the metrics and samples that evaluations left in ``run``."""
-    card = read_card(config.data.card)
-    metrics = read_json(run / "metrics.json")
-    table = {
-        split: {config.model.objective: {k: v for k, v in f.items() if k != "judge_disjoint"}} for split, f in metrics.items()
-    }
-    samples, lines = [], []
-    for split in metrics:
-        kept = read_json(run / "predictions" / f"{split}.json")
-        lines += [f"{split}: {pair} {100 * share:.1f} %" for pair, share in kept["pairs"].items()]
-        for one in kept["samples"]:
-            samples.append(Sample((run / "samples" / one["file"]).read_bytes(), one["text"], group=one["group"]))
-    details, names = run_details(run) | {"pairs": "\n".join(lines)}, ", ".join(config.data.modalities)
-    summary = (
-        f"{names} of {card.name} on one latent space of {config.model.latent_dim} dimensions. "
-        "Pictures are means; a sound is shown as its spectrogram, and four are beside this file in samples/. Coherence is "
-        "judged by classifiers trained on other data, whose own accuracy stands beside it."
-    )
-    write_report(run / "report.html", f"Multimodal VAE of {card.name}", table, samples, details, summary)
-    contact_sheet(samples[:16]).save(run / "samples" / "samples.png")
-    write_model_card(run / "README.md", ModelCard(
-        name=f"multimodal-vae-{card.name}",
-        description=f"A multimodal VAE ({config.model.objective}) of {names} of {card.name}.",
-        license="apache-2.0",
-        task="any-to-any",
-        data=card.name,
-        data_license=card.license,
-        table=table,
-        command=details["command"],
-        picture="samples/samples.png",
-        intended_use="Research on latent spaces that several modalities share.",
-        limitations=[
-            "It makes what its training data show and nothing else.",
-            "Pictures and spectrograms are means over what the decoder holds possible, and look soft.",
-            "Who is missing from the data card is missing from what it makes.",
-        ],
-        tags=["multimodal-vae"],
-    ))  # fmt: skip
-
-
-RECIPE = Recipe(
-    name="multimodal_vae",
-    config=Config,
-    stages={"vae": train},
-    main="vae",
-    evaluate=evaluate,
-    splits=("test", "validation"),
-    report=report,
-    check=check,
-    nested=nested,
-)
+RECIPE = Recipe("multimodal_vae", Config, [vae], evaluate)
 
 if __name__ == "__main__":
     sys.exit(main(["train", "multimodal_vae", *sys.argv[1:]]))

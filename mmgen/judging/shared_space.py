@@ -1,0 +1,195 @@
+"""The shared space of pictures (or sounds) and texts: trained by the recipe ``aligned``, and a judge of generated pictures."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mmgen import processes
+from mmgen.data.batch import Batch, collate
+from mmgen.data.cards import check_column, read_card
+from mmgen.data.image import ImageProcessor
+from mmgen.data.rows import Column, open_rows
+from mmgen.errors import UserError, check_at_least
+from mmgen.metrics.retrieval import r_precision
+from mmgen.models.aligned import Aligned
+from mmgen.models.base import load
+from mmgen.training.config import FitConfig, section_of
+from mmgen.training.nested import nested_config
+from mmgen.training.recipe import Recipe, RecipeConfig, stage
+from mmgen.training.run import Run
+from mmgen.training.study import cached_run
+
+AT_ONCE = 128  # items that are read together
+
+
+@dataclass
+class SpaceData:
+    """A data card and its columns.
+
+    Args:
+        card: name or path.
+        input: the column of pictures or sounds.
+        text: the column of texts, one or several an item.
+        size: side in pixels to which pictures are reduced before they are read, as those to be judged are; 0: as they are.
+        limit: items of each split; 0 takes all.
+    """
+
+    card: str = "openmoji"
+    input: str = "image"
+    text: str = "caption"
+    size: int = 0
+    limit: int = 0
+
+
+@dataclass
+class SpaceConfig(RecipeConfig):
+    """The config of the recipe ``aligned``.
+
+    Args:
+        references: training pictures, spread over the data, that are kept with the model for others to be compared with.
+    """
+
+    renamed: ClassVar = {"data.side": "data.size"}
+
+    data: SpaceData = field(default_factory=SpaceData)
+    model: section_of(Aligned) = field(default_factory=section_of(Aligned))
+    fit: FitConfig = field(default_factory=FitConfig)
+    references: int = 256
+
+    def check(self) -> None:
+        """Check that the columns are there, and of the kinds that the model reads."""
+        card = read_card(self.data.card)
+        self.data.input = check_column(card, "data.input", self.data.input, self.model.modality)
+        self.data.text = check_column(card, "data.text", self.data.text, "text")
+        check_at_least("data.limit", self.data.limit, 0)
+        check_at_least("data.size", self.data.size, 0)
+        if self.data.size and self.model.modality != "image":
+            raise UserError("data.size", got=f"{self.data.size} of sounds", expected="0", fix="leave data.size out")
+        check_at_least("references", self.references, 1)
+
+
+class Reduced(Column):
+    """The pictures of a column, each reduced to ``size`` pixels when it is read."""
+
+    def __init__(self, column: Column, size: int) -> None:
+        super().__init__(column.rows, column.name)
+        self.process = ImageProcessor(size)
+
+    def __getitem__(self, index: int | slice) -> Image.Image | list[Image.Image]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self.process.decode(self.process(super().__getitem__(index)))
+
+
+class Pairs(Sequence):
+    """Pairs of an item of the card and one of its texts, in order.
+
+    Raises:
+        UserError: a value that is missing or cannot be read; the message names the card, the split, the row from 0, and the
+            column.
+    """
+
+    def __init__(self, model: Aligned, data: SpaceData, split: str) -> None:
+        rows = open_rows(data.card, split, [data.input, data.text], limit=data.limit)
+        self.inputs, self.modality, self.process = rows[data.input], model.modality, model.processors[model.modality]
+        if data.size:
+            self.inputs = Reduced(self.inputs, data.size)
+        self.pairs: list[tuple[int, Tensor]] = []
+        raw: list[str] = []
+        for i, texts in enumerate(rows[data.text].texts()):
+            with rows.at(i, data.text):
+                self.pairs += [(i, model.tokens(text)) for text in texts]
+            raw += texts
+        self.features: Tensor | None = None
+        if not model.trained_encoder:
+            size = [str(data.size)] if data.size else []
+            self.features = model.all_features(self.inputs, [rows.fingerprint, data.input, *size])
+        self.sentences: Tensor | None = None
+        if "sentence" in model.towers:
+            model.to(processes.device())
+            self.sentences = model.embed(raw).cpu()  # (p, e)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        item, ids = self.pairs[index]
+        return {**self.given(item), "text": ids} | self.sentence(index)
+
+    def sentence(self, index: int) -> dict[str, Tensor]:
+        """The sentence embedding of the text of one pair, where the model has an embedder."""
+        return {} if self.sentences is None else {"sentence": self.sentences[index]}
+
+    def given(self, item: int) -> dict[str, Tensor]:
+        """The picture or sound of one item of the card."""
+        if self.features is not None:
+            return {"features": self.features[item]}
+        return {self.modality: self.inputs.read(item, self.process)}
+
+    def batches(self, items: Sequence[int]) -> Iterator[Batch]:
+        """Items of the card without their texts."""
+        return (collate([self.given(i) for i in items[at : at + AT_ONCE]]) for at in range(0, len(items), AT_ONCE))
+
+    def texts(self) -> Iterator[Batch]:
+        """All texts without their items."""
+        texts = [{"text": ids} | self.sentence(i) for i, (_, ids) in enumerate(self.pairs)]
+        return (collate(texts[at : at + AT_ONCE], ["text"]) for at in range(0, len(texts), AT_ONCE))
+
+
+@stage()
+def aligned(run: Run, config: SpaceConfig) -> None:
+    """Train both encoders on the card's training split."""
+    model = Aligned(**asdict(config.model))
+    data = Pairs(model, config.data, "train")
+    if data.features is not None:
+        model.standardise(data.features)
+
+    def remember(model: Aligned) -> None:
+        device, n = model.feature_mean.device, len(data.inputs)
+        model.remember(batch.to(device) for batch in data.batches(range(0, n, -(-n // config.references))))
+
+    run.fit(model, data, config.fit, finish=remember)
+
+
+SPACE = Recipe("aligned", SpaceConfig, [aligned])  # its evaluation is in recipes/aligned/train.py
+
+
+def space_config(values: dict[str, Any], card: str, picture: str, text: str) -> SpaceConfig:
+    """The config of a space that judges pictures of a card: it must be trained on the same card.
+
+    Args:
+        values: the nested config ``aligned``; where it names no card and columns, they are those that are judged.
+        card, picture, text: the card that is judged and its columns.
+
+    Raises:
+        UserError: it names another card, or a value is wrong.
+    """
+    values = {**values, "data": {"card": card, "input": picture, "text": text, **values.get("data", {})}}
+    config = nested_config("aligned", SpaceConfig, values)
+    if config.data.card != card:
+        fix = f"set aligned.data.card={card}, and aligned.data.input and text, or leave it out by aligned=null"
+        raise UserError("aligned.data.card", got=config.data.card, expected=card, fix=fix)
+    return config
+
+
+def trained_space(config: SpaceConfig, size: int = 0, seed: int = 0) -> Aligned:
+    """The space of a config, trained at first use and then taken from the cache.
+
+    Args:
+        config: of the space.
+        size: side in pixels of the pictures to be judged; it is trained on such, where the config names no size.
+        seed: added to the seed of the config: another space of the same kind.
+    """
+    data = replace(config.data, size=config.data.size or size)
+    return load(cached_run(SPACE, replace(config, data=data, seed=config.seed + seed), "aligned")).to(processes.device())
+
+
+def precision(space: Aligned, pictures: Sequence[Any], texts: Sequence[str], among: int) -> float:
+    """R-precision of raw pictures, one for each of ``texts``, in a space: see `mmgen.metrics.retrieval.r_precision`."""
+    different = list(dict.fromkeys(texts))
+    scores = (space.points(pictures, "image") @ space.points(different, "text").T).cpu()  # (n, m)
+    return r_precision(scores, torch.tensor([different.index(text) for text in texts]), among=among)

@@ -1,0 +1,142 @@
+"""Sections ``data`` of configs that several recipes share: each checks its columns and opens its rows."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mmgen.data.cards import check_column, read_card
+from mmgen.data.columns import SETTINGS, Columns, fit_processor
+from mmgen.data.image import ImageProcessor
+from mmgen.data.pairs import Pairs, texts_of
+from mmgen.data.processors import Processor
+from mmgen.data.rows import Rows, open_rows
+from mmgen.data.text import TextProcessor, train_tokenizer
+from mmgen.errors import UserError, check_at_least, check_one_of
+from mmgen.modalities.kinds import DECODERS
+
+
+@dataclass
+class PicturesWithTexts:
+    """A data card of pictures and texts, one or several each.
+
+    Args:
+        card: name or path.
+        image: the column of pictures.
+        text: the column of texts.
+        label: the column of classes that a judge reads in a picture; empty: none.
+        tokenizer: of transformers, a folder or a Hub name, that has an end of text; empty: one trained on the training texts.
+        vocab_size: most tokens of the trained one, 259 or more.
+        text_length: most tokens of a text, its end included.
+        limit: items of each split; 0 takes all.
+    """
+
+    card: str = "openmoji"
+    image: str = "image"
+    text: str = "caption"
+    label: str = ""
+    tokenizer: str = ""
+    vocab_size: int = 1024
+    text_length: int = 32
+    limit: int = 0
+
+    def check(self, judged: bool) -> None:
+        """Check that columns are there and numbers in range.
+
+        Args:
+            judged: a judge reads labels, so there must be some.
+        """
+        card = read_card(self.card)
+        self.image = check_column(card, "data.image", self.image, "image")
+        self.text = check_column(card, "data.text", self.text, "text")
+        if judged and not self.label:
+            fix = "set data.label=label"
+            raise UserError("judge", got="no data.label", expected="the column that it looks for", fix=fix)
+        if judged:
+            self.label = check_column(card, "data.label", self.label)
+        for name, low in (("limit", 0), ("text_length", 2), ("vocab_size", 259)):
+            check_at_least(f"data.{name}", getattr(self, name), low)
+
+    def pairs(self, split: str, image: ImageProcessor, text: Processor | None = None, limit: int = 0) -> Pairs:
+        """The pictures of a split and, with a text processor, their texts, of at most ``limit`` rows."""
+        limits = [n for n in (limit, self.limit) if n]
+        return Pairs(self.card, split, (self.image, self.text), image, text, self.text_length, min(limits, default=0))
+
+    def words(self) -> TextProcessor:
+        """The tokenizer of that name, or one trained on the texts of the training split."""
+        if self.tokenizer:
+            return TextProcessor.from_pretrained(self.tokenizer)
+        return train_tokenizer(texts_of(self.card, self.text, limit=self.limit), self.vocab_size)
+
+
+@dataclass
+class Modalities:
+    """A data card whose items have several modalities, any of which may be missing.
+
+    Args:
+        card: name or path.
+        modalities: modality -> its ``column`` and the settings of its processor.
+        label: the column of classes.
+        limit: training rows; 0 takes all.
+    """
+
+    card: str = "digits"
+    modalities: dict[str, dict[str, Any]] = field(
+        default_factory=lambda: {"image": {"column": "image", "size": 8, "channels": 1}, "text": {"column": "word"}}
+    )
+    label: str = "label"
+    limit: int = 0
+
+    def check(self, *sections: tuple[str, Mapping[str, Any] | None]) -> None:
+        """Check that there are two modalities or more, of kinds that models read.
+
+        Args:
+            sections: key and value of the config's other mappings by modality, whose keys must be among them.
+        """
+        if len(self.modalities) < 2:
+            fix = "add one to data.modalities"
+            raise UserError("data.modalities", got=", ".join(self.modalities) or "none", expected="two or more", fix=fix)
+        for name, settings in self.modalities.items():
+            self.check_modality(name, settings)
+        for section, names in sections:
+            for name in names or ():
+                check_one_of(section, name, self.modalities)
+
+    def check_modality(self, name: str, settings: dict[str, Any], kinds: Any = DECODERS, more: tuple[str, ...] = ()) -> None:
+        """Check the column and the settings of one modality.
+
+        Args:
+            name, settings: of the modality.
+            kinds: of columns that can be read.
+            more: settings beside those of the processor.
+        """
+        card, key = read_card(self.card), f"data.modalities.{name}"
+        if name in kinds and settings.get("column") not in card.columns:  # another column of the same kind will do
+            kinds = [name]
+        settings["column"] = check_column(card, f"{key}.column", str(settings.get("column")), *kinds, one_text=True)
+        for setting in settings:
+            check_one_of(f"{key}.{setting}", setting, ["column", *SETTINGS[card.columns[settings["column"]]["kind"]], *more])
+
+    def columns_of(self) -> list[str]:
+        """The columns of the modalities."""
+        return [settings["column"] for settings in self.modalities.values()]
+
+    def rows(self, split: str, limit: int = 0) -> Rows:
+        """The rows of a split.
+
+        Raises:
+            UserError: a row has none of the modalities.
+        """
+        return open_rows(self.card, split, [], self.columns_of(), limit).with_any(*self.columns_of())
+
+    def items(self, processors: dict[str, Processor], split: str, limit: int = 0) -> Columns:
+        """The modalities of a split as tensors."""
+        rows = self.rows(split, limit)
+        return Columns({name: rows[settings["column"]] for name, settings in self.modalities.items()}, processors)
+
+    def processors(self) -> dict[str, Processor]:
+        """The processor of each modality, fitted to the training split where it has something to fit."""
+        columns, rows, processors = read_card(self.card).columns, self.rows("train", self.limit), {}
+        for name, settings in self.modalities.items():
+            own = {key: value for key, value in settings.items() if key != "column"}
+            processors[name] = fit_processor(columns[settings["column"]]["kind"], rows[settings["column"]], **own)
+        return processors
