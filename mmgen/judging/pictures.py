@@ -1,15 +1,72 @@
 """Judges of pictures drawn from texts: a classifier, a shared space, features of a network, and the training pictures."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
 from mmgen.data.image import ImageProcessor
 from mmgen.data.pairs import Pairs
-from mmgen.judging.classifier import JudgeConfig, agreement, trained_judge
+from mmgen.errors import UserError, check_at_least, check_one_of
+from mmgen.judging.classifier import Judge, JudgeConfig, agreement, trained_judge
 from mmgen.judging.features import frechet, picture_features
-from mmgen.judging.shared_space import SpaceConfig, precision, trained_space
+from mmgen.judging.shared_space import precision, space_config, trained_space
+from mmgen.modalities.image import PACKAGES
 from mmgen.models.aligned import Aligned
+from mmgen.training.nested import nested_config
+from mmgen.training.recipe import RecipeConfig
+
+
+@dataclass
+class PictureEvaluation:
+    """How pictures are judged: of the first ``items`` of a split, one each.
+
+    Args:
+        items: how many; 0 takes all.
+        among: texts that R-precision chooses from.
+        features: the packaged network of the Fréchet distance; empty: it is left out.
+    """
+
+    items: int = 0
+    among: int = 100
+    features: str = "efficientnet_lite0"
+
+    def check(self) -> None:
+        """Check that all are in range."""
+        check_at_least("evaluation.items", self.items, 0)
+        if self.items == 1:
+            raise UserError("evaluation.items", got=1, expected="two or more, or 0 for all", fix="set evaluation.items=200")
+        check_at_least("evaluation.among", self.among, 2)
+        if self.features:
+            check_one_of("evaluation.features", self.features, PACKAGES)
+
+
+@dataclass
+class PictureConfig(RecipeConfig):
+    """The config of a recipe that draws pictures of texts; its ``data`` are `PicturesWithTexts`.
+
+    Args:
+        judge: config of a classifier of ``data.label``, see the recipe ``judge``; empty: no accuracy.
+        aligned: config of the space by which R-precision is measured, see the recipe ``aligned``; empty: no R-precision.
+    """
+
+    judge: dict[str, Any] = field(default_factory=dict)
+    aligned: dict[str, Any] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Check the data, the evaluation and the configs of the judges."""
+        self.data.check(judged=bool(self.judge))
+        self.evaluation.check()
+        self.nested()
+
+    def nested(self) -> dict[str, Any]:
+        """The configs of what judges, by the keys that hold them."""
+        data, found = self.data, {}
+        if self.judge:
+            found["judge"] = nested_config("judge", JudgeConfig, self.judge)
+        if self.aligned:
+            found["aligned"] = space_config(self.aligned, data.card, data.image, data.text)
+        return found
 
 
 @dataclass
@@ -17,34 +74,27 @@ class PictureJudges:
     """Figures of pictures that were drawn from the texts of a data set, one for each.
 
     Args:
+        config: of the recipe that drew them.
         data: the texts and their true pictures.
         image: the processor of the pictures.
-        judge: config of a classifier of the pictures' labels; None: no accuracy.
-        space: config of a space of pictures and texts; None: no R-precision.
-        label: the column of the labels.
         accuracy: name of the figure of the classifier.
-        among: texts that R-precision chooses from.
-        features: the packaged network of the Fréchet distance; empty: none.
     """
 
+    config: PictureConfig
     data: Pairs
     image: ImageProcessor
-    judge: JudgeConfig | None = None
-    space: SpaceConfig | None = None
-    label: str = "label"
     accuracy: str = ""
-    among: int = 100
-    features: str = ""
 
     def __post_init__(self) -> None:
+        nested, label = self.config.nested(), self.config.data.label
         self.about: dict[str, float] = {}
-        self.aligned: Aligned | None = trained_space(self.space, self.image.size) if self.space else None
-        if self.judge:
-            self.classifier = trained_judge(self.judge)
-            labels = self.data.rows[self.label]
+        self.space: Aligned | None = trained_space(nested["aligned"], self.image.size) if "aligned" in nested else None
+        self.classifier: Judge | None = trained_judge(nested["judge"]) if "judge" in nested else None
+        if self.classifier:
+            labels = self.data.rows[label]
             self.truth = self.classifier.classes_of([labels[row] for row in self.data.items])
-            digits = self.label == "label" and self.classifier.class_names == [str(i) for i in range(10)]
-            self.accuracy = self.accuracy or ("digit_accuracy" if digits else f"{self.label}_accuracy")
+            digits = label == "label" and self.classifier.class_names == [str(i) for i in range(10)]
+            self.accuracy = self.accuracy or ("digit_accuracy" if digits else f"{label}_accuracy")
             self.about = self.classifier.about()
             self.about["judge_disjoint"] = self.classifier.split not in ("train", self.data.rows.split)
         self._real: Tensor | None = None
@@ -52,17 +102,18 @@ class PictureJudges:
     def of_texts(self, pictures: Tensor) -> dict[str, float]:
         """Whether pictures (n, c, h, w) show their texts: accuracy of the classifier, R-precision."""
         figures = {}
-        if self.judge:
+        if self.classifier:
             figures[self.accuracy] = agreement(self.classifier.reads(self.image, pictures), self.truth)
-        if self.aligned is not None:
+        if self.space is not None:
             shown = [self.image.decode(x) for x in pictures]
-            figures["r_precision"] = precision(self.aligned, shown, self.data.texts, self.among)
+            figures["r_precision"] = precision(self.space, shown, self.data.texts, self.config.evaluation.among)
         return figures
 
     def fidelity(self, pictures: Tensor) -> dict[str, float]:
         """The Fréchet distance of the features of pictures (n, c, h, w) to those of the true ones."""
-        if not self.features:
+        network = self.config.evaluation.features
+        if not network:
             return {}
         if self._real is None:
-            self._real = picture_features(self.features, self.image, list(self.data.all()))
-        return {f"fid_{self.features}": frechet(self._real, picture_features(self.features, self.image, list(pictures)))}
+            self._real = picture_features(network, self.image, list(self.data.all()))
+        return {f"fid_{network}": frechet(self._real, picture_features(network, self.image, list(pictures)))}

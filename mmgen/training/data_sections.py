@@ -1,6 +1,6 @@
 """Sections ``data`` of configs that several recipes share: each checks its columns and opens its rows."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,20 +101,23 @@ class Modalities:
             for name in names or ():
                 check_one_of(section, name, self.modalities)
 
-    def check_modality(self, name: str, settings: dict[str, Any], kinds: Any = DECODERS, more: tuple[str, ...] = ()) -> None:
+    def check_modality(
+        self, name: str, settings: dict[str, Any], kinds: Any = DECODERS, more: Mapping[str, Sequence[str]] | None = None
+    ) -> None:
         """Check the column and the settings of one modality.
 
         Args:
             name, settings: of the modality.
             kinds: of columns that can be read.
-            more: settings beside those of the processor.
+            more: kind of column -> settings beside those of its processor.
         """
         card, key = read_card(self.card), f"data.modalities.{name}"
         if name in kinds and settings.get("column") not in card.columns:  # another column of the same kind will do
             kinds = [name]
         settings["column"] = check_column(card, f"{key}.column", str(settings.get("column")), *kinds, one_text=True)
+        kind = card.columns[settings["column"]]["kind"]
         for setting in settings:
-            check_one_of(f"{key}.{setting}", setting, ["column", *SETTINGS[card.columns[settings["column"]]["kind"]], *more])
+            check_one_of(f"{key}.{setting}", setting, ["column", *SETTINGS[kind], *(more or {}).get(kind, ())])
 
     def columns_of(self) -> list[str]:
         """The columns of the modalities."""

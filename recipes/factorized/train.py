@@ -9,10 +9,8 @@ import inspect
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -29,45 +27,91 @@ from mmgen.data.columns import SETTINGS, Columns, fit_processor
 from mmgen.data.label import LabelProcessor
 from mmgen.data.processors import Processor
 from mmgen.data.rows import Rows, check_several_classes, open_rows
-from mmgen.errors import UserError, check_one_of
+from mmgen.errors import UserError
+from mmgen.judging.classifier import Judge, JudgeConfig, trained_judge
 from mmgen.metrics.robustness import missing_loss_ratio
 from mmgen.modalities.features import cached_features
-from mmgen.models.base import load
-from mmgen.models.classifier import Classifier
 from mmgen.models.factorized import Factorized, Factors
-from mmgen.storage import fingerprint, read_json
-from mmgen.training.config import FitConfig, build_config, section_of
-from mmgen.training.loop import fit
+from mmgen.storage import fingerprint
+from mmgen.training.config import FitConfig, section_of
+from mmgen.training.data_sections import Modalities
 from mmgen.training.nested import nested_config
-from mmgen.training.recipe import Recipe, load_recipe, run_details, stage_folder
-from mmgen.training.report import write_report
+from mmgen.training.recipe import Recipe, RecipeConfig, stage
+from mmgen.training.result import Result
+from mmgen.training.run import Run
 
 AT_ONCE = 250  # items read together in evaluation
 READER = ("language_model", "layers")  # settings of a text that is read as a vector
-GIVEN = ("classes", "class_names", "per_position", "without")  # what the data and the stages decide
+GIVEN = ("classes", "class_names", "per_position", "without")  # model arguments that the data and the stages decide
 
 
 @dataclass
-class Data:
-    """A data card; modality -> its ``column`` and the settings of its processor; the column of labels.
+class Data(Modalities):
+    """A data card whose items have several modalities, and a label.
 
     A text with a ``language_model`` is read as a vector: its representation after that frozen model's ``layers``.
 
-    ``sequence`` names the column that tells which rows follow one another, such as the utterances of a video: the item is then
-    the whole sequence, with a label a row. ``limit`` is the number of training rows, 0 for all.
+    Args:
+        sequence: the column that tells which rows follow one another, such as the utterances of a video: an item is then the
+            whole sequence, with a label a row; empty: an item is a row.
     """
 
-    card: str = "digits"
-    modalities: dict[str, dict[str, Any]] = field(
-        default_factory=lambda: {"image": {"column": "image", "size": 8, "channels": 1}, "text": {"column": "word"}}
-    )
-    label: str = "label"
     sequence: str = ""
-    limit: int = 0
+
+    def check(self, *sections: Any) -> None:
+        """Check the columns of the modalities, of labels and of sequences."""
+        card = read_card(self.card)
+        self.label = check_column(card, "data.label", self.label, "label")
+        check_several_classes(card.name, self.label, class_names(card, self.label))
+        if self.sequence:
+            self.sequence = check_column(card, "data.sequence", self.sequence, "id", "group")
+        super().check(*sections)
+
+    def check_modality(self, name: str, settings: dict[str, Any]) -> None:
+        """Check one modality: of a sequence only vectors and texts that become vectors."""
+        read = "language_model" in settings
+        kinds = ["vector", *(["text"] if read else [])] if self.sequence else SETTINGS
+        super().check_modality(name, settings, kinds, {"text": READER})
+
+    def rows(self, split: str, limit: int = 0) -> Rows:
+        """The rows of a split that have a label.
+
+        Raises:
+            UserError: a label is none of the card's classes; a row has none of the modalities; a value is missing of a
+                sequence, or of a text that a language model reads.
+        """
+        needs = [own["column"] for own in self.modalities.values() if self.sequence or "language_model" in own]
+        lacking = [column for column in self.columns_of() if column not in needs]
+        (needs if self.sequence else lacking).append(self.label)
+        return open_rows(self.card, split, needs, lacking, limit).with_any(*self.columns_of()).having(self.label)
+
+    def column(self, name: str, rows: Rows) -> Sequence:
+        """The values of a modality; of a text with a language model its representations, computed once and cached."""
+        settings = self.modalities[name]
+        values, reader = rows[settings["column"]], settings.get("language_model")
+        if not reader:
+            return values
+        model, tokenizer = load_language_model(reader)
+        layers = settings.get("layers", [model.config.num_hidden_layers // 2])
+        key = {"weights": fingerprint(model), "layers": layers, "data": [rows.fingerprint, settings["column"]]}
+
+        def read(text: str) -> Tensor:  # a language model knows few words in capitals
+            return representation(model, tokenizer, text.lower() if text.isupper() else text, layers)
+
+        return cached_features(lambda x: {"features": x}, values, read, key)["features"]
+
+    def processors(self) -> dict[str, Processor]:
+        """The processor of each modality, fitted to the training split where it has something to fit."""
+        columns, rows, processors = read_card(self.card).columns, self.rows("train", self.limit), {}
+        for name, settings in self.modalities.items():
+            kind = "vector" if "language_model" in settings else columns[settings["column"]]["kind"]
+            own = {key: value for key, value in settings.items() if key not in ("column", *READER)}
+            processors[name] = fit_processor(kind, self.column(name, rows), **own)
+        return processors
 
 
 @dataclass
-class Config:
+class Config(RecipeConfig):
     """The config of the recipe ``factorized``; the ablations train by the same values.
 
     ``model.modalities`` holds what the data do not say: settings of encoders and decoders, sizes and weights. ``judge`` is the
@@ -78,16 +122,33 @@ class Config:
     model: section_of(Factorized) = field(default_factory=section_of(Factorized))
     fit: FitConfig = field(default_factory=FitConfig)
     judge: dict[str, Any] = field(default_factory=dict)
-    seed: int = 0
-    seeds: int = 1
+
+    def check(self) -> None:
+        """Check columns, that settings name modalities of the data, and that the judge reads one of them."""
+        card = read_card(self.data.card)
+        self.data.check(("model.modalities", self.model.modalities))
+        for name in GIVEN:
+            value, default = getattr(self.model, name), inspect.signature(Factorized).parameters[name].default
+            if value != default:
+                expected = "what the data card and the stages decide"
+                raise UserError(f"model.{name}", got=value, expected=expected, fix="leave it out")
+        for judge in self.nested().values():
+            column = judge.data.input
+            if card.columns[column]["kind"] != "image" or column not in self.data.columns_of():
+                fix = "set judge.data.input to a column of pictures"
+                raise UserError("judge.data.input", got=column, expected="a picture among the modalities", fix=fix)
+
+    def nested(self) -> dict[str, JudgeConfig]:
+        """The config of the judge, by the key that holds it."""
+        return {"judge": nested_config("judge", JudgeConfig, self.judge)} if self.judge else {}
 
 
 class Items(Sequence):
     """The items of a card's split that have a label: a row each, which may lack modalities, or the rows of a sequence."""
 
     def __init__(self, model: Factorized, data: Data, split: str, limit: int = 0) -> None:
-        rows, self.model = rows_of(data, split, limit), model
-        self.columns = Columns({name: column_of(data, name, rows) for name in data.modalities}, model.processors)
+        rows, self.model = data.rows(split, limit), model
+        self.columns = Columns({name: data.column(name, rows) for name in data.modalities}, model.processors)
         self.labels, self.sequence = rows[data.label][:], data.sequence
         groups: dict[Any, list[int]] = {}
         for i, name in enumerate(rows[data.sequence] if data.sequence else range(len(rows))):
@@ -110,92 +171,9 @@ class Items(Sequence):
             yield collate(rows, self.model.sequences).to(processes.device())
 
 
-def nested(config: Config) -> dict[str, Any]:
-    """The config of the judge, by the key that holds it."""
-    return {"judge": nested_config("judge", "judge", config.judge)} if config.judge else {}
-
-
-def check(config: Config) -> None:
-    """The columns are there and of kinds the model has; settings name modalities of the data."""
-    card, data = read_card(config.data.card), config.data
-    data.label = check_column(card, "data.label", data.label, "label")
-    check_several_classes(card.name, data.label, class_names(card, data.label))
-    if data.sequence:
-        data.sequence = check_column(card, "data.sequence", data.sequence, "id", "group")
-    if len(data.modalities) < 2:
-        fix = "add one to data.modalities"
-        raise UserError("data.modalities", got=", ".join(data.modalities) or "none", expected="two or more", fix=fix)
-    for name, settings in data.modalities.items():
-        what = f"data.modalities.{name}"
-        kinds = ["vector", *(["text"] if "language_model" in settings else [])] if data.sequence else SETTINGS
-        if name in kinds and settings.get("column") not in card.columns:  # another column of the same kind will do
-            kinds = [name]
-        settings["column"] = check_column(card, f"{what}.column", str(settings.get("column")), *kinds, one_text=True)
-        for key in settings:
-            kind = card.columns[settings["column"]]["kind"]
-            check_one_of(f"{what}.{key}", key, ["column", *SETTINGS[kind], *(READER if kind == "text" else ())])
-    for name in config.model.modalities or {}:
-        check_one_of("model.modalities", name, data.modalities)
-    for name in GIVEN:
-        value, default = getattr(config.model, name), inspect.signature(Factorized).parameters[name].default
-        if value != default:
-            fix = "leave it out"
-            raise UserError(f"model.{name}", got=value, expected="what the data card and the stages decide", fix=fix)
-    for judge in nested(config).values():
-        pictures = [name for name, settings in data.modalities.items() if settings["column"] == judge.data.input]
-        if not pictures or card.columns[judge.data.input]["kind"] != "image":
-            fix = "set judge.data.input to a column of pictures"
-            raise UserError("judge.data.input", got=judge.data.input, expected="a picture among the modalities", fix=fix)
-
-
-def judge_recipe() -> ModuleType:
-    """The recipe ``judge``, which trains judges and keeps them."""
-    return sys.modules[load_recipe("judge").config.__module__]
-
-
-def rows_of(data: Data, split: str, limit: int = 0) -> Rows:
-    """The rows of a split that have a label.
-
-    Raises:
-        UserError: a label is none of the card's classes; a row has none of the modalities; a value is missing of a sequence,
-            or of a text that a language model reads.
-    """
-    columns = [settings["column"] for settings in data.modalities.values()]
-    needs = [own["column"] for own in data.modalities.values() if data.sequence or "language_model" in own]
-    lacking = [own["column"] for own in data.modalities.values() if own["column"] not in needs]
-    (needs if data.sequence else lacking).append(data.label)
-    return open_rows(data.card, split, needs, lacking, limit).with_any(*columns).having(data.label)
-
-
-def column_of(data: Data, name: str, rows: Rows) -> Sequence:
-    """The values of a modality; of a text with a language model, its representations, made once and cached."""
-    settings = data.modalities[name]
-    values, reader = rows[settings["column"]], settings.get("language_model")
-    if not reader:
-        return values
-    model, tokenizer = load_language_model(reader)
-    layers = settings.get("layers", [model.config.num_hidden_layers // 2])
-    key = {"weights": fingerprint(model), "layers": layers, "data": [rows.fingerprint, settings["column"]]}
-
-    def read(text: str) -> Tensor:  # a language model knows few words in capitals
-        return representation(model, tokenizer, text.lower() if text.isupper() else text, layers)
-
-    return cached_features(lambda x: {"features": x}, values, read, key)["features"]
-
-
-def make_processors(data: Data) -> dict[str, Processor]:
-    """The processor of each modality, fitted to the training split where it has something to fit."""
-    columns, rows, processors = read_card(data.card).columns, rows_of(data, "train", data.limit), {}
-    for name, settings in data.modalities.items():
-        kind = "vector" if "language_model" in settings else columns[settings["column"]]["kind"]
-        own = {key: value for key, value in settings.items() if key not in ("column", *READER)}
-        processors[name] = fit_processor(kind, column_of(data, name, rows), **own)
-    return processors
-
-
 def build(config: Config, without: str) -> Factorized:
     """The model, or an ablation of it, for the config's data."""
-    processors, modalities, data = make_processors(config.data), {}, config.data
+    processors, modalities, data = config.data.processors(), {}, config.data
     for name, processor in processors.items():
         own = dict((config.model.modalities or {}).get(name, {}))
         kind, shape = processor.kind, [] if processor.kind == "text" else list(processor.shape)
@@ -210,18 +188,11 @@ def build(config: Config, without: str) -> Factorized:
     return model
 
 
-def train(config: Config, run: Path, resume: bool, without: str = "") -> None:
+@stage()
+def factorized(run: Run, config: Config, without: str = "") -> None:
     """Train the model, or an ablation of it, on the card's training split."""
-    torch.manual_seed(config.seed)
     model = build(config, without)
-    folder = stage_folder(RECIPE, run, f"without_{without}" if without else "factorized")
-    fit(
-        model,
-        Items(model, config.data, "train", config.data.limit),
-        replace(config.fit, seed=config.seed),
-        folder,
-        resume=resume,
-    )
+    run.fit(model, Items(model, config.data, "train", config.data.limit), config.fit)
 
 
 def accuracy(model: Factorized, data: Items, edit: Callable[[Batch], Batch] = lambda batch: batch) -> float:
@@ -246,10 +217,11 @@ def zero_filled(batch: Batch, name: str, text: bool) -> Batch:
     return Batch({**batch.values, name: torch.zeros_like(batch[name])}, masks, batch.present)
 
 
-def swaps(model: Factorized, data: Items, name: str, judge: Classifier) -> dict[str, float]:
-    """What a judge reads in pictures made with one factor of the next item, in the split's order.
+def swaps(model: Factorized, data: Items, name: str, judge: Judge) -> dict[str, float]:
+    """Labels that a judge reads in pictures made with one factor of the next item, in the split's order.
 
-    With its private factor: how many keep their own label; with its label factor, another one's: how many take that.
+    With the private factor of the next item: the share that keeps its own label. With its label factor, where that is another
+    one's: the share that takes it.
     """
     kept, taken = [], []
     for batch in data.batches():
@@ -258,23 +230,21 @@ def swaps(model: Factorized, data: Items, name: str, judge: Classifier) -> dict[
         batch = batch.items(batch.present[name])
         given, own = batch.without("label"), batch["label"]
         theirs = own.roll(-1, 0)
-        kept.append(read_by(judge, model, name, model.generate(given, name, swap="private")) == own)
-        taken.append((read_by(judge, model, name, model.generate(given, name, swap="label")) == theirs)[own != theirs])
+        kept.append(labels_read(judge, model, name, model.generate(given, name, swap="private")) == own)
+        taken.append((labels_read(judge, model, name, model.generate(given, name, swap="label")) == theirs)[own != theirs])
     figures = {"swap_private_keeps": torch.cat(kept), "swap_shared_changes": torch.cat(taken)}
     return {key: value.float().mean().item() for key, value in figures.items()}
 
 
-def read_by(judge: Classifier, model: Factorized, name: str, pictures: Tensor) -> Tensor:
-    """The labels a judge reads in pictures the model made, as the model counts them."""
-    own = judge.processors[judge.modality]
-    values = torch.stack([own(model.processors[name].decode(picture)) for picture in pictures]).to(pictures.device)
+def labels_read(judge: Judge, model: Factorized, name: str, pictures: Tensor) -> Tensor:
+    """The labels that a judge reads in pictures, as the model numbers them."""
     place = {label: i for i, label in enumerate(model.class_names)} | {str(i): i for i in range(len(model.class_names))}
-    numbers = torch.tensor([place.get(label, -1) for label in judge.class_names], device=pictures.device)
-    return numbers[judge.predict(Batch({judge.modality: values})).mode]
+    numbers = torch.tensor([place.get(label, -1) for label in judge.class_names])
+    return numbers[judge.reads(model.processors[name], pictures)].to(pictures.device)
 
 
 def swap_grid(model: Factorized, data: Items, name: str, items: int = 8) -> Image.Image:
-    """Pictures with the label factor of the item above them and the private factor of the item at their left."""
+    """A grid of pictures, each with the label factor of the item above and the private factor of the item at the left."""
     batch = next(batch for batch in data.batches() if name in batch)
     batch = batch.items(batch.present[name]).items(slice(0, items))
     factors, n = model.encode(batch.without("label")), batch.size
@@ -291,73 +261,43 @@ def swap_grid(model: Factorized, data: Items, name: str, items: int = 8) -> Imag
 
 
 @torch.no_grad()
-def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
+def evaluate(run: Run, config: Config, split: str) -> Result:
     """Accuracy of the model and its ablations, and of the model with each modality missing, inferred or zero."""
-    device = processes.device()
-    model = load(run).to(device)
-    data = Items(model, config.data, split)
-    figures = {"accuracy": accuracy(model, data)}
-    for part in ("generative", "factorization"):
-        name = f"without_{part}"
-        figures[f"accuracy_{name}"] = accuracy(load(stage_folder(RECIPE, run, name)).to(device), data)
-    inferred = [accuracy(model, data, lambda batch, name=name: batch.without(name)) for name in model.inputs]
-    zeros = [
-        accuracy(model, data, partial(zero_filled, name=name, text=model.modalities[name].kind == "text"))
-        for name in model.inputs
-    ]
+    model, result = run.load(), Result("factorized")
+    data, figures = Items(model, config.data, split), result["factorized"]
+    figures["accuracy"] = accuracy(model, data)
+    for system in ("without_generative", "without_factorization"):
+        result[system]["accuracy"] = accuracy(run.load(system), data)
+    inferred, zeros = [], []
+    for name in model.inputs:
+        fill = partial(zero_filled, name=name, text=model.modalities[name].kind == "text")
+        inferred.append(accuracy(model, data, lambda batch, name=name: batch.without(name)))
+        zeros.append(accuracy(model, data, fill))
+        result[f"no_{name}_inferred"]["accuracy"], result[f"no_{name}_zeros"]["accuracy"] = inferred[-1], zeros[-1]
     ratio = missing_loss_ratio(figures["accuracy"], zeros, inferred)
     if math.isfinite(ratio):  # JSON has no word for a loss too small to divide by
         figures["missing_loss_ratio"] = ratio
-    for name, by_inference, by_zeros in zip(model.inputs, inferred, zeros):
-        figures |= {f"accuracy_no_{name}_inferred": by_inference, f"accuracy_no_{name}_zeros": by_zeros}
-    if config.judge:
-        judged = build_config(judge_recipe().Config, config.judge)
+    for judged in config.nested().values():
         with torch.enable_grad():  # it may have to be trained first
-            judge, figures["judge_accuracy"] = judge_recipe().judge(judged)
-        name = next(name for name, settings in config.data.modalities.items() if settings["column"] == judged.data.input)
-        figures |= swaps(model, data, name, judge.to(device))
-        figures["judge_disjoint"] = judged.data.split != "train"
-        (run / "samples").mkdir(exist_ok=True)
-        swap_grid(model, data, name).save(run / "samples" / f"swaps_{split}.png")
-    return figures
-
-
-def report(run: Path, config: Config) -> None:
-    """Write ``report.html`` and ``README.md`` from the metrics that evaluations left in ``run``."""
-    card = read_card(config.data.card)
-    table, details = {}, run_details(run)
-    lines = [f"# Label and private factors of {card.name}", "", "```sh", details["command"], "```", ""]
-    for split, figures in read_json(run / "metrics.json").items():
-        systems = {"factorized": {k: v for k, v in figures.items() if not k.startswith("accuracy_")}}
-        for key, value in figures.items():
-            if key.startswith("accuracy_"):
-                systems[key.removeprefix("accuracy_").replace("_", " ")] = {"accuracy": value}
-        table[split] = systems
-        lines += [f"## {split}", "", "| figure | |", "| --- | ---: |", *(f"| {k} | {v:.3f} |" for k, v in figures.items()), ""]
-        if (run / "samples" / f"swaps_{split}.png").is_file():
-            lines += [f"![Columns: whose label factor; rows: whose private factor](samples/swaps_{split}.png)", ""]
-    (run / "README.md").write_text("\n".join(lines), encoding="utf-8")
-    summary = (
-        "without generative: the same network without private factors and reconstruction. without factorization: one factor "
-        "for everything. no NAME: that modality missing, its codes inferred from the others, or zeros in its place."
-    )
-    write_report(run / "report.html", f"Factors of {card.name}", table, [], details, summary)
+            judge = trained_judge(judged)
+        name = next(name for name, own in config.data.modalities.items() if own["column"] == judged.data.input)
+        figures |= swaps(model, data, name, judge)
+        result.about |= judge.about()
+        text = {"columns": "whose label factor", "rows": "whose private factor"}
+        result.show(swap_grid(model, data, name), text, wide=True, name="swaps")
+    return result
 
 
 RECIPE = Recipe(
-    name="factorized",
-    config=Config,
-    stages={
-        "factorized": train,
-        "without_generative": partial(train, without="generative"),
-        "without_factorization": partial(train, without="factorization"),
-    },
+    "factorized",
+    Config,
+    [
+        factorized,
+        factorized.named("without_generative", without="generative"),
+        factorized.named("without_factorization", without="factorization"),
+    ],
+    evaluate,
     main="factorized",
-    evaluate=evaluate,
-    splits=("test", "validation"),
-    report=report,
-    check=check,
-    nested=nested,
     above={"accuracy": ("accuracy_without_generative", "accuracy_without_factorization")},
 )
 

@@ -17,16 +17,15 @@ from tqdm.auto import tqdm
 from mmgen.cli import main
 from mmgen.data.batch import Batch, collate
 from mmgen.data.cards import check_column, read_card
-from mmgen.data.columns import SETTINGS, Columns, fit_processor
-from mmgen.data.processors import Processor
-from mmgen.data.rows import Rows, open_rows
-from mmgen.errors import UserError, check_at_least, check_one_of
+from mmgen.data.columns import Columns
+from mmgen.data.rows import open_rows
+from mmgen.errors import check_at_least, check_one_of
 from mmgen.judging.classifier import JudgeConfig, trained_judge
 from mmgen.judging.coherence import coherence_of, pairwise_coherence
 from mmgen.judging.features import frechet, picture_features
-from mmgen.modalities.kinds import DECODERS
 from mmgen.models.multimodal_vae import OBJECTIVES, MultimodalVAE
 from mmgen.training.config import FitConfig, section_of
+from mmgen.training.data_sections import Modalities
 from mmgen.training.model_card import contact_sheet
 from mmgen.training.nested import nested_config
 from mmgen.training.previews import preview
@@ -37,21 +36,6 @@ from mmgen.training.result import Result
 from mmgen.training.run import Run
 
 AT_ONCE = 250  # items generated together
-
-
-@dataclass
-class Data:
-    """A data card; modality -> its ``column`` and the settings of its processor; ``label`` is what judges look for.
-
-    ``limit`` is the number of training items, 0 for all.
-    """
-
-    card: str = "digits"
-    modalities: dict[str, dict[str, Any]] = field(
-        default_factory=lambda: {"image": {"column": "image", "size": 8, "channels": 1}, "text": {"column": "word"}}
-    )
-    label: str = "label"
-    limit: int = 0
 
 
 @dataclass
@@ -76,30 +60,17 @@ class Config(RecipeConfig):
     each modality the config of its judge, see the recipe ``judge``; without one for every modality there is no coherence.
     """
 
-    data: Data = field(default_factory=Data)
+    data: Modalities = field(default_factory=Modalities)
     model: section_of(MultimodalVAE) = field(default_factory=section_of(MultimodalVAE))
     fit: FitConfig = field(default_factory=FitConfig)
     judges: dict[str, dict[str, Any]] = field(default_factory=dict)
     evaluation: Evaluation = field(default_factory=Evaluation)
 
     def check(self) -> None:
-        """Check that columns are there and of kinds the model has, and that settings and judges name modalities of the data."""
-        card, modalities = read_card(self.data.card), self.data.modalities
-        if len(modalities) < 2:
-            fix = "add one to data.modalities"
-            raise UserError("data.modalities", got=", ".join(modalities) or "none", expected="two or more", fix=fix)
-        for name, settings in modalities.items():
-            kinds = [name] if name in DECODERS and settings.get("column") not in card.columns else DECODERS
-            key = f"data.modalities.{name}.column"
-            settings["column"] = check_column(card, key, str(settings.get("column")), *kinds, one_text=True)
-            for key in settings:
-                kind = card.columns[settings["column"]]["kind"]
-                check_one_of(f"data.modalities.{name}.{key}", key, ["column", *SETTINGS[kind]])
-        for section, names in (("model.modalities", self.model.modalities or {}), ("judges", self.judges)):
-            for name in names:
-                check_one_of(section, name, modalities)
+        """Check the columns, that settings and judges name modalities of the data, and ranges."""
+        self.data.check(("model.modalities", self.model.modalities), ("judges", self.judges))
         if self.judges:
-            self.data.label = check_column(card, "data.label", self.data.label)
+            self.data.label = check_column(read_card(self.data.card), "data.label", self.data.label)
         self.judge_configs()
         check_one_of("model.objective", self.model.objective, OBJECTIVES)
         for key in ("items", "likelihood_items", "likelihood_samples"):
@@ -114,35 +85,9 @@ class Config(RecipeConfig):
         return {f"judges.{name}": config for name, config in self.judge_configs().items()}
 
 
-def columns_of(processors: dict[str, Processor], data: Data, split: str, limit: int = 0) -> Columns:
-    """The modalities of a card's split, any of which may be missing."""
-    rows = rows_of(data, split, limit)
-    return Columns({name: rows[settings["column"]] for name, settings in data.modalities.items()}, processors)
-
-
-def rows_of(data: Data, split: str, limit: int = 0) -> Rows:
-    """The rows of a split.
-
-    Raises:
-        UserError: a row has none of the modalities.
-    """
-    columns = [settings["column"] for settings in data.modalities.values()]
-    return open_rows(data.card, split, [], columns, limit).with_any(*columns)
-
-
-def make_processors(data: Data) -> dict[str, Processor]:
-    """The processor of each modality, fitted to the training split where it has something to fit."""
-    columns, rows = read_card(data.card).columns, rows_of(data, "train", data.limit)
-    processors = {}
-    for name, settings in data.modalities.items():
-        column, own = settings["column"], {key: value for key, value in settings.items() if key != "column"}
-        processors[name] = fit_processor(columns[column]["kind"], rows[column], **own)
-    return processors
-
-
 def build(config: Config) -> MultimodalVAE:
     """The model for the config's data."""
-    processors, modalities = make_processors(config.data), {}
+    processors, modalities = config.data.processors(), {}
     for name, processor in processors.items():
         own = dict((config.model.modalities or {}).get(name, {}))
         if processor.kind == "text":
@@ -160,7 +105,7 @@ def build(config: Config) -> MultimodalVAE:
 def vae(run: Run, config: Config) -> None:
     """Train on the card's training split."""
     model = build(config)
-    data = columns_of(model.processors, config.data, "train", config.data.limit)
+    data = config.data.items(model.processors, "train", config.data.limit)
 
     def samples(model: MultimodalVAE) -> Any:
         made = from_prior(model, 16, torch.Generator().manual_seed(config.seed))
@@ -187,7 +132,7 @@ def from_prior(model: MultimodalVAE, n: int, generator: torch.Generator) -> dict
 def evaluate(run: Run, config: Config, split: str) -> Result:
     """Coherence, Fréchet distance and log-likelihood on ``split``, with the accuracy of each judge."""
     settings, model, result = config.evaluation, run.load(), Result(config.model.objective)
-    data = columns_of(model.processors, config.data, split, settings.items)
+    data = config.data.items(model.processors, split, settings.items)
     generator = torch.Generator().manual_seed(config.seed)
     made, figures = from_prior(model, len(data), generator), result[config.model.objective]
     result.words["modalities"] = ", ".join(config.data.modalities)

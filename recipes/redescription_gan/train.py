@@ -6,37 +6,32 @@ mmgen train redescription_gan --config mnist                              # digi
 accelerate launch recipes/redescription_gan/train.py --config recipes/redescription_gan/gpu.yaml
 """
 
-import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from mmgen import processes
 from mmgen.cli import main
 from mmgen.data.batch import Batch
-from mmgen.data.cards import check_column, held_out, read_card
+from mmgen.data.cards import held_out, read_card
 from mmgen.data.image import ImageProcessor
-from mmgen.data.pairs import Pairs, texts_of
-from mmgen.data.processors import Processor
-from mmgen.data.text import train_tokenizer
-from mmgen.errors import UserError, check_at_least
-from mmgen.judging.features import frechet, nearest_pictures, picture_features
-from mmgen.models.base import load
+from mmgen.data.pairs import Pairs
+from mmgen.errors import UserError
+from mmgen.judging.features import nearest_pictures
+from mmgen.judging.pictures import PictureConfig, PictureEvaluation, PictureJudges
 from mmgen.models.mirror_gan import MirrorGAN
 from mmgen.models.redescriber import Redescriber
-from mmgen.storage import read_json
-from mmgen.training.config import FitConfig, build_config, section_of
-from mmgen.training.loop import fit
-from mmgen.training.model_card import ModelCard, contact_sheet, write_model_card
-from mmgen.training.nested import nested_config
-from mmgen.training.recipe import Recipe, recipe_of, run_details, stage_folder
-from mmgen.training.report import Sample, write_report
+from mmgen.training.config import FitConfig, section_of
+from mmgen.training.data_sections import PicturesWithTexts
+from mmgen.training.model_card import contact_sheet
+from mmgen.training.recipe import Recipe, stage
+from mmgen.training.report import Sample
+from mmgen.training.result import Result
+from mmgen.training.run import Run
 
 SHOWN = 16  # prompts in the report
 DRAWS = 3  # pictures of each
@@ -45,147 +40,87 @@ OwnCaptioner = section_of(Redescriber, "shape", "vocabulary", "length", "stop")
 
 
 @dataclass
-class Data:
-    """A data card and its columns.
+class Data(PicturesWithTexts):
+    """A data card of pictures and texts; ``label`` is read with a ``judge`` only."""
 
-    Args:
-        card: name or path.
-        input: the column of pictures.
-        text: the column of their texts, one or several each.
-        label: what a judge tells from a picture; read with a ``judge`` only.
-        vocab_size: tokens that are trained on the texts, 259 or more.
-        length: longest text in tokens.
-        limit: items of a split; 0 takes all.
-    """
-
-    card: str = "openmoji"
-    input: str = "image"
-    text: str = "caption"
     label: str = "label"
-    vocab_size: int = 1024
-    length: int = 32
-    limit: int = 0
 
 
 @dataclass
-class Evaluation:
-    """How pictures are judged: of the first ``items`` of a split, 0 for all, one each.
+class Config(PictureConfig):
+    """The config of the recipe ``redescription_gan``."""
 
-    Args:
-        items: how many.
-        among: texts that R-precision chooses from.
-        features: the packaged network of the Fréchet distance; empty: it is left out.
-    """
-
-    items: int = 0
-    among: int = 100
-    features: str = "efficientnet_lite0"
-
-
-@dataclass
-class Config:
-    """The config of the recipe ``redescription_gan``.
-
-    ``judge`` is the config of a classifier of ``data.label``, see the recipe ``judge``; ``aligned`` that of the space by which
-    R-precision is measured, see the recipe ``aligned``. Empty: no such figures.
-    """
+    renamed: ClassVar = {
+        "data.input": "data.image",
+        "data.length": "data.text_length",
+        "captioner_fit": "fit_captioner",
+    }
 
     data: Data = field(default_factory=Data)
     captioner: OwnCaptioner = field(default_factory=OwnCaptioner)
-    captioner_fit: FitConfig = field(default_factory=FitConfig)
+    fit_captioner: FitConfig = field(default_factory=FitConfig)
     gan: OwnGAN = field(default_factory=OwnGAN)
     fit: FitConfig = field(default_factory=FitConfig)
-    judge: dict[str, Any] = field(default_factory=dict)
-    aligned: dict[str, Any] = field(default_factory=dict)
-    evaluation: Evaluation = field(default_factory=Evaluation)
-    seed: int = 0
-    seeds: int = 1
+    evaluation: PictureEvaluation = field(default_factory=PictureEvaluation)
 
+    def check(self) -> None:
+        """Check columns, ranges, and that both networks can be built."""
+        super().check()
+        build(self, self.data.vocab_size)
 
-def pairs(data: Data, split: str, image: ImageProcessor, text: Processor | None = None, limit: int = 0) -> Pairs:
-    """The pictures of a split and, with a text processor, their texts, of at most so many rows."""
-    limits = [n for n in (limit, data.limit) if n]
-    return Pairs(data.card, split, (data.input, data.text), image, text, data.length, min(limits, default=0))
-
-
-def nested(config: Config) -> dict[str, Any]:
-    """The configs of what judges, by the keys that hold them."""
-    judge = {"judge": nested_config("judge", "judge", config.judge)} if config.judge else {}
-    return judge | ({"aligned": space_config(config)} if config.aligned else {})
-
-
-def check(config: Config) -> None:
-    """The columns are there, both networks can be built, and the configs of what judges are theirs."""
-    card = read_card(config.data.card)
-    config.data.input = check_column(card, "data.input", config.data.input, "image")
-    config.data.text = check_column(card, "data.text", config.data.text, "text")
-    check_at_least("data.length", config.data.length, 2)
-    check_at_least("data.limit", config.data.limit, 0)
-    check_at_least("evaluation.items", config.evaluation.items, 0)
-    if config.evaluation.items == 1:
-        raise UserError("evaluation.items", got=1, expected="two or more, or 0 for all", fix="set evaluation.items=200")
-    build(config, config.data.vocab_size)
-    check_at_least("evaluation.among", config.evaluation.among, 2)
-    if config.judge:
-        config.data.label = check_column(card, "data.label", config.data.label)
-    nested(config)
-
-
-def space_config(config: Config) -> Any:
-    """The config of the space by which R-precision is measured."""
-    return recipe_of("aligned").space_config(config.aligned, config.data.card, config.data.input, config.data.text)
-
-
-def make_processors(config: Config) -> dict[str, Processor]:
-    """Pictures from -1 to 1, and tokens trained on the texts of the training split."""
-    texts = texts_of(config.data.card, config.data.text, limit=config.data.limit)
-    image = ImageProcessor(config.gan.sizes[-1], config.gan.channels, mean=0.5, std=0.5)
-    return {"image": image, "text": train_tokenizer(texts, config.data.vocab_size)}
+    @property
+    def processor(self) -> ImageProcessor:
+        """Pictures from -1 to 1."""
+        return ImageProcessor(self.gan.sizes[-1], self.gan.channels, mean=0.5, std=0.5)
 
 
 def build(config: Config, vocabulary: int) -> tuple[MirrorGAN, Redescriber]:
-    """Both networks, untrained; the text encoders of the one begin with the words of the other, and have their size."""
+    """Both networks, untrained; the text encoders of the GAN start from the captioner's embeddings, and have their size."""
     own, size = asdict(config.captioner), config.gan.sizes[-1]
-    told = {"redescriber": own if config.gan.redescription else None}
-    gan = MirrorGAN(**asdict(config.gan), vocabulary=vocabulary, length=config.data.length, **told)
-    captioner = Redescriber([config.gan.channels, size, size], vocabulary, config.data.length, **own)
+    redescriber = {"redescriber": own if config.gan.redescription else None}
+    gan = MirrorGAN(**asdict(config.gan), vocabulary=vocabulary, length=config.data.text_length, **redescriber)
+    captioner = Redescriber([config.gan.channels, size, size], vocabulary, config.data.text_length, **own)
     if (width := captioner.decoder.transformer.embed.embedding_dim) != gan.text.dim:
         fix = f"set gan.text.dim={width}"
         raise UserError("gan.text.dim", got=gan.text.dim, expected=f"captioner.decoder.dim, {width}", fix=fix)
     return gan, captioner
 
 
-def train_captioner(config: Config, run: Path, resume: bool) -> None:
+def shown_pairs(config: Config, processors: dict[str, Any]) -> Pairs:
+    """The held-out pictures and texts that are shown while the GAN trains."""
+    return config.data.pairs(held_out(read_card(config.data.card)), **processors, limit=SHOWN // 2)
+
+
+@stage(made_by=("data", "captioner", "gan.sizes", "gan.channels"))
+def captioner(run: Run, config: Config) -> None:
     """Train the captioner on the card's training split."""
-    processors = make_processors(config)
-    torch.manual_seed(config.seed)
+    processors = {"image": config.processor, "text": config.data.words()}
     _, model = build(config, processors["text"].vocabulary)
     model.processors |= processors
-    data = pairs(config.data, "train", **processors)
-    pairs(config.data, held_out(read_card(config.data.card)), **processors, limit=SHOWN // 2)  # what the GAN shows later
-    folder = stage_folder(RECIPE, run, "captioner")
-    fit(model, data, replace(config.captioner_fit, seed=config.seed), folder, resume=resume)
+    data = config.data.pairs("train", **processors)
+    shown_pairs(config, processors)  # its mistakes are reported before training
+    run.fit(model, data, config.fit_captioner)
 
 
-def train_gan(config: Config, run: Path, resume: bool) -> None:
-    """Train generator and discriminators on the card's training split, from the captioner's words; it stays frozen."""
-    captioner = load(stage_folder(RECIPE, run, "captioner"))
-    torch.manual_seed(config.seed)
+@stage()
+def gan(run: Run, config: Config) -> None:
+    """Train generator and discriminators on the card's training split; the captioner stays frozen."""
+    captioner = run.load("captioner")
+    torch.manual_seed(config.seed)  # loading draws from the generator
     model, _ = build(config, captioner.vocabulary)
     model.processors |= captioner.processors
     model.begin_with_words(captioner.decoder.transformer.embed.weight)
     if model.redescriber is not None:
         model.mirror(captioner)
-    data = pairs(config.data, "train", **model.processors)
-    held = pairs(config.data, held_out(read_card(config.data.card)), **model.processors, limit=SHOWN // 2)
-    seen = spread(len(data), SHOWN // 2)
+    data, held = config.data.pairs("train", **model.processors), shown_pairs(config, model.processors)
 
-    def samples(model: MirrorGAN, place: Path) -> None:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shown = [*sheet(model, data, seen, "seen"), *sheet(model, held, range(min(len(held), SHOWN // 2)), "unseen")]
-        contact_sheet([sample for sample, _ in shown]).save(place.with_suffix(".png"))
+    def samples(model: MirrorGAN) -> Image.Image:
+        parts = (("seen", data, spread(len(data), SHOWN // 2)), ("unseen", held, range(len(held))))
+        return contact_sheet(
+            [Sample(tile, {label: text}) for label, d, items in parts for tile, text in tiles(model, d, items)]
+        )
 
-    fit(model, data, replace(config.fit, seed=config.seed), run, samples=samples, resume=resume)
+    run.fit(model, data, config.fit, samples)
 
 
 def spread(n: int, k: int) -> list[int]:
@@ -193,10 +128,8 @@ def spread(n: int, k: int) -> list[int]:
     return torch.linspace(0, n - 1, min(n, k)).long().tolist()
 
 
-def sheet(
-    model: MirrorGAN, data: Pairs, items: Sequence[int], label: str, seen: Tensor | None = None
-) -> list[tuple[Sample, str]]:
-    """The true picture of each item, two or three drawn from its text, of ``seen`` the nearest to the first; and the text."""
+def tiles(model: MirrorGAN, data: Pairs, items: Sequence[int], seen: Tensor | None = None) -> list[tuple[Image.Image, str]]:
+    """For each item its true picture, two or three drawn from its text, of ``seen`` the nearest to the first; and the text."""
     batch = data.batch(items).to(model.step.device)
     drawn = model.generate(batch, "image", DRAWS, torch.Generator().manual_seed(0)).unflatten(0, (-1, DRAWS))
     shown = torch.cat([batch["image"][:, None], drawn], 1).cpu()  # (b, 1 + draws, c, h, w)
@@ -208,145 +141,58 @@ def sheet(
         for place, x in enumerate(pictures):
             one = model.processors["image"].decode(x).convert("RGB").resize((64, 64), Image.Resampling.NEAREST)
             tile.paste(one, (place % 2 * 68, place // 2 * 68))
-        found.append((Sample(tile, {label: data.texts[item]}), data.texts[item]))
+        found.append((tile, data.texts[item]))
     return found
 
 
 @torch.no_grad()
 def draw_all(model: MirrorGAN, data: Pairs, seed: int) -> Tensor:
     """A picture of every text, (n, c, h, w)."""
-    generator, parts = torch.Generator().manual_seed(seed), []
-    for batch in data.batches("drawing"):
-        parts.append(model.generate(batch.keep(["text"]).to(model.step.device), "image", generator=generator).cpu())
-    return torch.cat(parts)
+    generator, batches = torch.Generator().manual_seed(seed), data.batches("drawing")
+    return torch.cat(
+        [model.generate(b.keep(["text"]).to(model.step.device), "image", generator=generator).cpu() for b in batches]
+    )
 
 
 @torch.no_grad()
-def told(captioner: Redescriber, data: Pairs, pictures: Tensor) -> float:
+def redescription(captioner: Redescriber, data: Pairs, pictures: Tensor) -> float:
     """The mean of -log p(text | picture) by the captioner, nats."""
     total, start = 0.0, 0
-    for batch in data.batches("telling back"):
+    for batch in data.batches("captioning"):
         batch = Batch({**batch.values, "image": pictures[start : start + batch.size]}, batch.masks, batch.present)
         start += batch.size
         total -= captioner.log_likelihood(batch.to(captioner.step.device)).double().sum().item()
     return total / len(data)
 
 
-def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
-    """What one picture a prompt of ``split`` is worth, and ``_real`` what the true pictures are, at the same size.
+def evaluate(run: Run, config: Config, split: str) -> Result:
+    """Figures of one drawn picture a prompt, and of the true pictures (``real``) at the same size.
 
-    ``redescription`` is the captioner's -log p(prompt | picture), nats, what training lowers; ``r_precision`` how often the
-    prompt is nearest among 100 in the space of ``aligned``; ``fid_NAME`` the Fréchet distance of features;
-    ``digit_accuracy``, or ``LABEL_accuracy``, how often a judge sees in the picture what was asked for; ``nearest_rmse`` how
-    far the nearest training picture is, of values from 0 to 1.
+    ``redescription`` is the captioner's -log p(prompt | picture), nats, which training lowers; ``nearest_rmse`` the distance
+    to the nearest training picture, of values from 0 to 1; the others are those of `PictureJudges`.
     """
-    settings, device = config.evaluation, processes.device()
-    model, captioner = load(run).to(device), load(stage_folder(RECIPE, run, "captioner")).to(device)
-    process = model.processors["image"]
-    data = pairs(config.data, split, **model.processors, limit=settings.items)
-    drawn, real = draw_all(model, data, config.seed), data.all()
-    figures: dict[str, float] = {}
-    for end, pictures in (("", drawn), ("_real", real)):
-        figures[f"redescription{end}"] = told(captioner, data, pictures)
-    if config.aligned:
-        recipe = recipe_of("aligned")
-        space = recipe.judging_space(space_config(config), config.gan.sizes[-1])
-        for end, pictures in (("", drawn), ("_real", real)):
-            shown = [process.decode(x) for x in pictures]
-            figures[f"r_precision{end}"] = recipe.precision(space, shown, data.texts, settings.among)
-    if settings.features:
-        features = [picture_features(settings.features, process, list(x)) for x in (real, drawn)]
-        figures[f"fid_{settings.features}"] = frechet(*features)
-    if config.judge:
-        figures |= judged(config, split, data, process, drawn, real)
-    seen = pairs(config.data, "train", process).all()
-    for end, pictures in (("", drawn), ("_real", real)):
-        figures[f"nearest_rmse{end}"] = nearest_pictures(pictures, seen)[0].mean().item() / 2  # of values from -1 to 1
-    write_samples(run, split, model, data, seen)
-    return figures
-
-
-def judged(config: Config, split: str, data: Pairs, process: ImageProcessor, drawn: Tensor, real: Tensor) -> dict[str, float]:
-    """How often a judge sees the label in the picture, and what the judge itself is worth."""
-    recipe = recipe_of("judge")
-    own = build_config(recipe.Config, config.judge)
-    judge, accuracy = recipe.judge(own)
-    judge = judge.to(processes.device())
-    labels = data.rows[config.data.label]
-    truth = recipe.places(judge, [labels[row] for row in data.items])
-    name = "digit" if config.data.label == "label" and judge.class_names == [str(i) for i in range(10)] else config.data.label
-    figures = {"judge_accuracy": accuracy, "judge_disjoint": own.data.split not in ("train", split)}
-    for end, pictures in (("", drawn), ("_real", real)):
-        seen = recipe_of("multimodal_vae").labels_of(judge, process, pictures)
-        figures[f"{name}_accuracy{end}"] = recipe.agreement(seen, truth)
-    return figures
-
-
-def write_samples(run: Path, split: str, model: MirrorGAN, data: Pairs, seen: Tensor) -> None:
-    """Prompts spread over the split with the true picture, what is drawn, and the nearest of training, for the report."""
-    folder = run / "samples"
-    folder.mkdir(exist_ok=True)
-    listed = []
-    for number, (sample, text) in enumerate(sheet(model, data, spread(len(data), SHOWN), split, seen)):
-        sample.picture().save(folder / f"{split}_{number:02d}.png")
-        listed.append(text)
-    (folder / f"{split}.json").write_text(json.dumps({"texts": listed}), encoding="utf-8")
-
-
-def report(run: Path, config: Config) -> None:
-    """Write ``report.html`` and ``README.md`` from the metrics and samples that evaluations left in ``run``."""
-    card, details, table, samples = read_card(config.data.card), run_details(run), {}, []
-    for split, figures in read_json(run / "metrics.json").items():
-        real = {key.removesuffix("_real"): value for key, value in figures.items() if key.endswith("_real")}
-        table[split] = {"drawn": {k: v for k, v in figures.items() if not k.endswith("_real")}, "true pictures": real}
-        for number, text in enumerate(read_json(run / "samples" / f"{split}.json")["texts"]):
-            content = (run / "samples" / f"{split}_{number:02d}.png").read_bytes()
-            samples.append(
-                Sample(
-                    content,
-                    {"prompt": text},
-                    group=f"{split}: the true picture, two drawn, and the nearest of training to the first",
-                )
-            )
-    summary = (
-        f"Pictures of {card.name} from their texts, {config.gan.sizes[-1]} pixels, {len(config.gan.sizes)} stages, "
-        f"{config.fit.steps} steps, redescription {config.gan.redescription:g}. Of each four: the true picture, two drawn, "
-        "and the training picture nearest to the first of them."
-    )
-    write_report(run / "report.html", f"Text to picture by MirrorGAN: {card.name}", table, samples, details, summary)
-    contact_sheet(samples[:SHOWN]).save(run / "samples" / "samples.png")
-    write_model_card(run / "README.md", ModelCard(
-        name=f"mirror-gan-{card.name}",
-        description=f"A generator of pictures like those of {card.name} from a text, trained against discriminators.",
-        license="apache-2.0",
-        task="text-to-image",
-        data=card.name,
-        data_license=card.license,
-        table=table,
-        command=details["command"],
-        picture="samples/samples.png",
-        picture_text="Of each four: the true picture of the prompt, two drawn, the training picture nearest to the first",
-        intended_use="Research on pictures from texts.",
-        limitations=[
-            "It draws what its data card shows and nothing else; a word that no caption holds means nothing to it.",
-            "Of a prompt it may draw nearly the same picture every time.",
-            "Who is missing from the data card is missing from what it draws.",
-        ],
-        tags=["mirror-gan", "text-to-image"],
-    ))  # fmt: skip
+    model = run.load()
+    captioner, image = run.load("captioner"), model.processors["image"]
+    data = config.data.pairs(split, **model.processors, limit=config.evaluation.items)
+    seen = config.data.pairs("train", image).all()
+    judges = PictureJudges(config, data, image)
+    result = Result("drawn", {"real": "true pictures"}, judges.about)
+    for system, pictures in {"drawn": draw_all(model, data, config.seed), "real": data.all()}.items():
+        result[system] = {"redescription": redescription(captioner, data, pictures)} | judges.of_texts(pictures)
+        result[system] |= judges.fidelity(pictures) if system == "drawn" else {}
+        result[system]["nearest_rmse"] = nearest_pictures(pictures, seen)[0].mean().item() / 2  # of values from -1 to 1
+    group = "the true picture, two drawn, and the training picture nearest to the first"
+    for tile, text in tiles(model, data, spread(len(data), SHOWN), seen):
+        result.show(tile, {"prompt": text}, group=group)
+    return result
 
 
 RECIPE = Recipe(
-    name="redescription_gan",
-    config=Config,
-    stages={"captioner": train_captioner, "gan": train_gan},
-    main="gan",
-    evaluate=evaluate,
+    "redescription_gan",
+    Config,
+    [captioner, gan],
+    evaluate,
     splits=("test", "test_compositional", "validation", "validation_compositional"),
-    report=report,
-    check=check,
-    nested=nested,
-    made_by={"captioner": ("data", "captioner", "gan.sizes", "gan.channels")},
 )
 
 if __name__ == "__main__":

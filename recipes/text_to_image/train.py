@@ -18,19 +18,16 @@ from mmgen.data.batch import Batch, collate
 from mmgen.data.cards import held_out, read_card
 from mmgen.data.image import ImageProcessor
 from mmgen.data.pairs import Pairs
-from mmgen.errors import UserError, check_at_least, check_one_of
-from mmgen.judging.classifier import JudgeConfig
+from mmgen.errors import check_at_least
 from mmgen.judging.features import nearest_pictures
-from mmgen.judging.pictures import PictureJudges
-from mmgen.judging.shared_space import space_config, trained_space
-from mmgen.modalities.image import PACKAGES
+from mmgen.judging.pictures import PictureConfig, PictureEvaluation, PictureJudges
+from mmgen.judging.shared_space import trained_space
 from mmgen.models.discrete_vae import DiscreteVAE, code_use
 from mmgen.models.text_to_image import TextToImage
 from mmgen.models.vae import VAE
 from mmgen.training.config import FitConfig, section_of
 from mmgen.training.data_sections import PicturesWithTexts
-from mmgen.training.nested import nested_config
-from mmgen.training.recipe import Recipe, RecipeConfig, stage
+from mmgen.training.recipe import Recipe, stage
 from mmgen.training.report import tensor_grid
 from mmgen.training.result import Result
 from mmgen.training.run import Run
@@ -69,17 +66,15 @@ class Baseline:
 
 
 @dataclass
-class Evaluation:
+class Evaluation(PictureEvaluation):
     """What is made of a split's texts, and how it is judged.
 
     Args:
-        items: how many of the split; 0 takes all.
-        guidance: scale of the guided arms.
+        items, among, features: see `PictureEvaluation`.
+        guidance: classifier-free guidance scale of the guided pictures.
         temperature: of the draws.
         top_k: keep the k likeliest codes; 0 all.
-        candidates: pictures of which the reranked arm keeps one.
-        among: texts that R-precision chooses from.
-        features: the packaged network of the Fréchet distance; empty: none.
+        candidates: pictures of which the reranked system keeps one.
         codes_items: training pictures by which the use of codes is counted.
     """
 
@@ -88,19 +83,18 @@ class Evaluation:
     temperature: float = 1.0
     top_k: int = 0
     candidates: int = 8
-    among: int = 100
-    features: str = "efficientnet_lite0"
     codes_items: int = 2000
+
+    def check(self) -> None:
+        """Check that all are in range."""
+        super().check()
+        for key, low in {"guidance": 0, "temperature": 0, "top_k": 0, "candidates": 1, "codes_items": 1}.items():
+            check_at_least(f"evaluation.{key}", getattr(self, key), low)
 
 
 @dataclass
-class Config(RecipeConfig):
-    """The config of the recipe ``text_to_image``.
-
-    ``judge`` is the config of a classifier of ``data.label``, see the recipe ``judge``; ``aligned`` that of the space by which
-    R-precision is measured, see the recipe ``aligned``; the one that reranks is trained with the next seed. Empty: no such
-    figures.
-    """
+class Config(PictureConfig):
+    """The config of the recipe ``text_to_image``; the space that reranks is the one of ``aligned`` with the next seed."""
 
     data: Data = field(default_factory=Data)
     discrete_vae: OwnCodes = field(default_factory=OwnCodes)
@@ -109,34 +103,15 @@ class Config(RecipeConfig):
     fit_codes: FitConfig = field(default_factory=FitConfig)
     fit_baseline: FitConfig = field(default_factory=FitConfig)
     fit: FitConfig = field(default_factory=FitConfig)
-    judge: dict[str, Any] = field(default_factory=dict)
-    aligned: dict[str, Any] = field(default_factory=dict)
     evaluation: Evaluation = field(default_factory=Evaluation)
 
     def check(self) -> None:
         """Check columns, ranges, and that all models can be built."""
-        self.data.check(judged=bool(self.judge))
-        if self.evaluation.items == 1:
-            raise UserError("evaluation.items", got=1, expected="two or more, or 0 for all", fix="set evaluation.items=200")
-        ranges = {"items": 0, "guidance": 0, "temperature": 0, "top_k": 0, "candidates": 1, "among": 2, "codes_items": 1}
-        for key, low in ranges.items():
-            check_at_least(f"evaluation.{key}", getattr(self.evaluation, key), low)
-        if self.evaluation.features:
-            check_one_of("evaluation.features", self.evaluation.features, PACKAGES)
+        super().check()
         check_at_least("baseline.width", self.baseline.width, 1)
         check_at_least("baseline.latent_dim", self.baseline.latent_dim, 1)
-        self.nested()
         with torch.device("meta"):  # fails now for values out of range, and takes no memory
             prior_of(self, self.data.vocab_size, end=0)
-
-    def nested(self) -> dict[str, Any]:
-        """The configs of what judges, by the keys that hold them."""
-        data, found = self.data, {}
-        if self.judge:
-            found["judge"] = nested_config("judge", JudgeConfig, self.judge)
-        if self.aligned:
-            found["aligned"] = space_config(self.aligned, data.card, data.image, data.text)
-        return found
 
     def codes_arguments(self) -> dict[str, Any]:
         """The arguments of the discrete VAE."""
@@ -228,18 +203,17 @@ def evaluate(run: Run, config: Config, split: str) -> Result:
     are the split's own pictures, ``baseline`` as many draws of the convolutional VAE, ``codes`` the split's pictures through
     their codes.
     """
-    settings, model, nested = config.evaluation, run.load(), config.nested()
+    settings, model = config.evaluation, run.load()
     image, device, codes = model.processors["image"], model.step.device, model.discrete_vae
     data, train = config.data.pairs(split, **model.processors, limit=settings.items), config.data.pairs("train", image)
-    judges = PictureJudges(data, image, nested.get("judge"), nested.get("aligned"), config.data.label, "digit_accuracy",
-                           settings.among, settings.features)  # fmt: skip
+    judges = PictureJudges(config, data, image, "digit_accuracy")
     sampling = {"temperature": settings.temperature, "top_k": settings.top_k}
     guided, real = {**sampling, "guidance": settings.guidance}, data.all()
     made = {"text_to_image": drawn(model, data, config.seed, "with guidance", guided)}
     if settings.guidance != 1:
         made["unguided"] = drawn(model, data, config.seed, "without guidance", sampling)
     if config.aligned:
-        reranker = trained_space(nested["aligned"], image.size, seed=1)
+        reranker = trained_space(config.nested()["aligned"], image.size, seed=1)
         made["reranked"] = reranked(model, reranker, data, config, guided)
     shown = [*made.values()]
     made["codes"] = torch.cat([reconstructed(codes, x.to(device)).cpu() for x in real.split(AT_ONCE)])
