@@ -1,6 +1,7 @@
-"""What torch.distributions lacks: sequences drawn token by token, and likelihoods chosen by name."""
+"""Distributions that torch lacks: points, joint ones by name, token sequences; and likelihoods chosen by name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,7 +10,73 @@ from torch.distributions import Bernoulli, ContinuousBernoulli, Distribution, In
 
 from mmgen.errors import UserError, check_one_of
 
-LIKELIHOODS = ("bernoulli", "continuous_bernoulli", "normal", "laplace")
+
+class Delta(Distribution):
+    """All probability on one point, such as the code of a deterministic encoder.
+
+    Args:
+        value: (*batch, *event) the point.
+        event_dims: how many last dimensions are one event.
+
+    >>> Delta(torch.zeros(2, 3)).log_prob(torch.tensor([[0.0, 0, 0], [0, 0, 1]])).tolist()
+    [0.0, -inf]
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 (the name and type that torch prescribes)
+    has_rsample = True
+
+    def __init__(self, value: Tensor, event_dims: int = 1) -> None:
+        self.value, self.event_dims = value, event_dims
+        cut = value.ndim - event_dims
+        super().__init__(value.shape[:cut], value.shape[cut:], validate_args=False)
+
+    @property
+    def mean(self) -> Tensor:
+        """The point."""
+        return self.value
+
+    def rsample(self, sample_shape: tuple[int, ...] = ()) -> Tensor:
+        """The point, repeated: (*sample_shape, *batch, *event)."""
+        return self.value.expand(*sample_shape, *self.value.shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """0 at the point and minus infinity elsewhere: (..., *event) -> (...)."""
+        same = (value == self.value).flatten(-self.event_dims).all(-1)
+        return torch.where(same, 0.0, -torch.inf)
+
+
+class Joint(Distribution):
+    """Independent distributions by name, such as those of several codes of the same items; its values are dicts.
+
+    Args:
+        parts: name -> a distribution; one batch shape for all.
+
+    >>> q = Joint({"label": Delta(torch.zeros(2, 3)), "image": Delta(torch.ones(2, 5))})
+    >>> q["image"].mean.shape, q.log_prob(q.mean).tolist()
+    (torch.Size([2, 5]), [0.0, 0.0])
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 (the name and type that torch prescribes)
+
+    def __init__(self, parts: Mapping[str, Distribution]) -> None:
+        self.parts = dict(parts)
+        super().__init__(next(iter(self.parts.values())).batch_shape, validate_args=False)
+
+    def __getitem__(self, name: str) -> Distribution:
+        return self.parts[name]
+
+    @property
+    def mean(self) -> dict[str, Tensor]:
+        """Name -> the mean of that part."""
+        return {name: part.mean for name, part in self.parts.items()}
+
+    def sample(self, sample_shape: tuple[int, ...] = ()) -> dict[str, Tensor]:
+        """Name -> a draw from that part."""
+        return {name: part.sample(sample_shape) for name, part in self.parts.items()}
+
+    def log_prob(self, value: Mapping[str, Tensor]) -> Tensor:
+        """The sum over the parts of log p of their values, batch shape."""
+        return torch.stack([part.log_prob(value[name]) for name, part in self.parts.items()]).sum(0)
 
 
 class AutoregressiveCategorical(Distribution):
@@ -87,13 +154,57 @@ class AutoregressiveCategorical(Distribution):
         return self.context.expand(*draws, *self.context.shape).reshape(-1, *self.context.shape[1:])
 
 
-class Likelihood(nn.Module):
-    """The last step of a decoder: a location becomes p(x | z), independent over the event dimensions.
+@dataclass(frozen=True)
+class Family:
+    """A family of distributions over single numbers, each given by one parameter.
 
     Args:
-        family: "bernoulli" (x in {0, 1}; for x between, log_prob is minus the cross-entropy and no density),
-            "continuous_bernoulli" (a density on [0, 1]), "normal" or "laplace" (any real x).
-        event_dims: how many last dimensions are one event.
+        name: as configs write it.
+        distribution: the parameter (...), and the scale of a family that has one -> the distribution, batch shape (...).
+        support: the values that have probability.
+        values: the support in words, for messages.
+        fix: what to do about other values, for messages.
+        scaled: whether the distribution takes a scale.
+
+    >>> Family("normal", Normal, constraints.real, "any number", scaled=True).support.check(torch.tensor([0.5, -1.0])).tolist()
+    [True, True]
+    """
+
+    name: str
+    distribution: Callable[..., Distribution]
+    support: constraints.Constraint
+    values: str
+    fix: str = 'scale it, or set the likelihood "normal"'
+    scaled: bool = False
+
+
+def _bernoulli(logits: Tensor) -> Bernoulli:
+    return Bernoulli(logits=logits, validate_args=False)  # grey values are allowed
+
+
+def _continuous_bernoulli(logits: Tensor) -> ContinuousBernoulli:
+    return ContinuousBernoulli(logits=logits)
+
+
+#: families that configs choose by name
+FAMILIES = {
+    family.name: family
+    for family in (
+        Family("bernoulli", _bernoulli, constraints.unit_interval, "0 to 1"),
+        Family("continuous_bernoulli", _continuous_bernoulli, constraints.unit_interval, "0 to 1"),
+        Family("normal", Normal, constraints.real, "any number", scaled=True),
+        Family("laplace", Laplace, constraints.real, "any number", scaled=True),
+    )
+}
+
+
+class Likelihood(nn.Module):
+    """The last step of a decoder: a parameter a value becomes p(x | z), independent over the event dimensions.
+
+    Args:
+        family: a `Family`, or the name of one in `FAMILIES`: "bernoulli" (x in {0, 1}; for x between, log_prob is minus the
+            cross-entropy and no density), "continuous_bernoulli" (a density on [0, 1]), "normal" or "laplace" (any real x).
+        event_dims: number of last dimensions that form one event.
         scale: of normal and laplace; None learns one for all dimensions, from 1.
 
     Raises:
@@ -103,26 +214,34 @@ class Likelihood(nn.Module):
     torch.Size([1, 4, 4])
     """
 
-    def __init__(self, family: str, event_dims: int, scale: float | None = None) -> None:
+    def __init__(self, family: str | Family, event_dims: int, scale: float | None = None) -> None:
         super().__init__()
-        self.family, self.event_dims = check_one_of("likelihood", family, LIKELIHOODS), event_dims
+        known = family if isinstance(family, Family) else FAMILIES[check_one_of("likelihood", family, FAMILIES)]
         if scale is not None and not scale > 0:
             raise UserError("scale", got=scale, expected="a number > 0", fix="set scale=1.0, or None to learn it")
-        self.scale = scale
-        if scale is None and family in ("normal", "laplace"):
+        self.family, self.event_dims, self.scale = known, event_dims, scale
+        if scale is None and known.scaled:
             self.log_scale = nn.Parameter(torch.zeros(()))
 
-    def forward(self, location: Tensor) -> Independent:
-        """location (..., *event): the logit of the Bernoullis, the mean of the others -> p(x | z)."""
-        location = location.to(torch.promote_types(location.dtype, torch.float32))
-        if self.family == "bernoulli":
-            base = Bernoulli(logits=location, validate_args=False)  # grey values are allowed
-        elif self.family == "continuous_bernoulli":
-            base = ContinuousBernoulli(logits=location)
-        else:
-            scale = self.log_scale.exp().to(location) if self.scale is None else self.scale
-            base = (Normal if self.family == "normal" else Laplace)(location, scale)
-        return Independent(base, self.event_dims)
+    def forward(self, parameter: Tensor) -> Independent:
+        """parameter (..., *event): the logit of the Bernoullis, the mean of normal and laplace -> p(x | z)."""
+        parameter = parameter.to(torch.promote_types(parameter.dtype, torch.float32))
+        scale = ()
+        if self.family.scaled:
+            scale = (self.log_scale.exp().to(parameter) if self.scale is None else self.scale,)
+        return Independent(self.family.distribution(parameter, *scale), self.event_dims)
+
+    def check(self, name: str, x: Tensor) -> None:
+        """Fail unless every value of x (b, ...) has probability.
+
+        Raises:
+            UserError: one has none; the message names the item.
+        """
+        wrong = ~self.family.support.check(x)
+        if wrong.any():
+            item, value = wrong.nonzero()[0, 0].item(), x[wrong][0].item()
+            expected = f"{self.family.values} for the likelihood {self.family.name}"
+            raise UserError(f"{name} of item {item}", got=value, expected=expected, fix=self.family.fix)
 
 
 def until_stop(ids: Tensor, stop: int | None) -> Tensor:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mmgen.errors import UserError
 
 if TYPE_CHECKING:
-    from torch import nn  # slow to import: `mmgen list` reads data cards without torch
+    from torch import Tensor, nn  # slow to import: `mmgen list` reads data cards without torch
 
 # errors of a folder that cannot be read or written; any other has nothing to do with the cache
 REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST, errno.ENOENT,
@@ -106,6 +106,34 @@ def write_json(file: Path, values: Any, indent: int | None = 2) -> None:
     partial = file.with_suffix(".partial")
     partial.write_text(json.dumps(values, indent=indent) + "\n", encoding="utf-8")
     partial.replace(file)
+
+
+def digest(of: str) -> Tensor:
+    """A `fingerprint` as a tensor that is saved with the weights that depend on it: (32,) uint8, of "" (0,)."""
+    import torch
+
+    return torch.tensor(list(bytes.fromhex(of)), dtype=torch.uint8)
+
+
+def check_digest(what: str, saved: Tensor | None, own: Tensor, part: str, fix: str, module: nn.Module | None = None) -> None:
+    """Check that saved weights belong to a frozen part of this model.
+
+    Args:
+        what: the frozen part and the file of the weights.
+        saved: its digest in the file; None where the file has none.
+        own: the digest of the part at hand.
+        part: kind of weights in the message, such as "embeddings"; may be empty.
+        fix: the advice.
+        module: the part as loaded, whose own weights older runs saved the digest of.
+
+    Raises:
+        UserError: the part is another one.
+    """
+    texts = [bytes(d.tolist()).hex() for d in (own, own if saved is None else saved)]
+    if texts[0] == texts[1] or (module is not None and texts[0] and texts[1] == fingerprint(module)):
+        return
+    got, wanted = (f"{part} {text[:12] or 'of its own'}".strip() for text in texts)
+    raise UserError(what, got=got, expected=wanted, fix=fix)
 
 
 def fingerprint(module: nn.Module) -> str:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from mmgen.cli import main
-from mmgen.training.recipe import load_recipe, stage_folder
+from mmgen.training.recipe import load_recipe
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
 
@@ -49,7 +49,7 @@ def killed(arguments: list[str], now: Callable[[], bool]) -> int:
 
 def stages(name: str, run: Path) -> list[Path]:
     recipe = load_recipe(name)
-    return [stage_folder(recipe, run, stage) for stage in recipe.stages]
+    return [recipe.run(run).stage_folder(stage.name) for stage in recipe.stages]
 
 
 def same_weights(name: str, one: Path, two: Path) -> bool:

@@ -9,7 +9,8 @@ from mmgen.data.image import ImageProcessor
 from mmgen.data.rows import open_rows
 from mmgen.errors import UserError
 from mmgen.models.aligned import Aligned
-from mmgen.training.recipe import evaluate, load_recipe, recipe_config, train
+from mmgen.training.recipe import load_recipe, recipe_config
+from mmgen.training.study import evaluate, train
 
 RECIPE = load_recipe("aligned")
 MODULE = sys.modules[RECIPE.config.__module__]
@@ -40,7 +41,7 @@ def test_frozen_features_of_reduced_pictures_are_their_own(tmp_path, monkeypatch
     seen = {}
     for side in (0, 2, 4):
         config.data.side = side
-        seen[side] = MODULE.Pairs(model, config.data, "train").features
+        seen[side] = MODULE.pairs(model, config.data, "train").values["features"]
     assert not torch.equal(seen[0], seen[2]) and not torch.equal(seen[2], seen[4])
     picture = MODULE.Reduced(open_rows("digits", "train", ["image"], limit=4)["image"], 2)[1]
     with torch.no_grad():
@@ -50,11 +51,11 @@ def test_frozen_features_of_reduced_pictures_are_their_own(tmp_path, monkeypatch
 
 def test_sounds_have_no_side():
     config = recipe_config(RECIPE, "smoke", ["data.side=16"])
-    RECIPE.check(config)
+    config.check()
     config.data.card, config.data.input, config.model.modality = "free_spoken_digits", "audio", "audio"
     config.data.text = "word"
     with pytest.raises(UserError, match=r"data.side: got 16 of sounds, expected 0"):
-        RECIPE.check(config)
+        config.check()
 
 
 def test_a_sentence_embedder_is_trained_and_judged_beside_the_tokens(tmp_path):

@@ -50,7 +50,7 @@ def test_at_the_start_the_prompt_is_its_examples_in_words():
     """Hard words are tokens too, so the language model fed with all as one text must say the same of every item."""
     model = build()
     batch = batch_of(model)
-    words = model.vocabulary[model.words.logits(model.features(batch), model._table).argmax(-1)]
+    words = model.vocabulary[model.words.logits(model.features(batch), model.table).argmax(-1)]
     expected = [log_prob(model, tokens_before(model, w, q), a) for w, (q, a, _) in zip(words, ITEMS)]
     torch.testing.assert_close(model.log_likelihood(batch), torch.stack(expected), rtol=1e-4, atol=1e-3)
 
@@ -81,7 +81,7 @@ def test_words_are_learned_from_the_captions_that_are_known():
 def test_answers_are_those_of_the_whole_text():
     model = build()
     lm, batch = model.language_model, batch_of(model)
-    words = model.vocabulary[model.words.logits(model.features(batch), model._table).argmax(-1)]
+    words = model.vocabulary[model.words.logits(model.features(batch), model.table).argmax(-1)]
     made = model.generate(batch, max_tokens=4)
     for said, w, (question, *_) in zip(made, words, ITEMS):
         before = tokens_before(model, w, question)[None]
@@ -96,7 +96,7 @@ def test_answers_are_those_of_the_whole_text():
 def test_what_is_asked_twice_is_answered_once(monkeypatch):
     model = build()
     batch = batch_of(model)
-    words, asked = model.encode(batch), [model.row(q, "?")["question"] for q, *_ in ITEMS]
+    words, asked = model.encode(batch).mean, [model.row(q, "?")["question"] for q, *_ in ITEMS]
     once, read = model.answer(words, asked), []
 
     def count(lm, shared, queries, *more) -> list[str]:
@@ -140,7 +140,7 @@ def test_what_it_cannot_be_made_of(changes, message):
 
 def test_what_it_cannot_make():
     model = build()
-    with pytest.raises(UserError, match="--to: got image"):
+    with pytest.raises(UserError, match="to: got image"):
         model.generate(batch_of(model), to="image")
     with pytest.raises(UserError, match="n: got 0"):
         model.generate(batch_of(model), n=0)

@@ -54,7 +54,7 @@ SHOTS = [("red.png", "what colour?", "red"), ("blue.png", "what colour?", "blue"
 def words(model, file: str) -> torch.Tensor:
     with torch.no_grad():
         batch = collate([{model.modality: model.processors[model.modality](file)}])
-        return model.encode(batch)[0] if model.name == "answerer" else model.language_model.embed(model.names(batch)[0])
+        return model.encode(batch).mean[0] if model.name == "answerer" else model.language_model.embed(model.names(batch)[0])
 
 
 def expected(model, file: str, question: str, answers: list[str]) -> list[float]:

@@ -42,7 +42,7 @@ def test_log_likelihood_is_the_language_models_own():
     model = build(hard=True).eval()
     batch = batch_of(model, "cat")
     lm = model.language_model
-    words = model.vocabulary[model.words.logits(model.features(batch), model._table).argmax(-1)][0]
+    words = model.vocabulary[model.words.logits(model.features(batch), model.table).argmax(-1)][0]
     before, between, after = (lm.tokenizer(text, return_tensors="pt").input_ids[0] for text in ("a", "-", "b"))
     prompt, caption = torch.cat([before, words[:2], between, words[2:], after]), batch["text"][0]
     logits = lm.model(input_ids=torch.cat([prompt, caption])[None]).logits[0].log_softmax(-1)
@@ -54,7 +54,7 @@ def test_log_likelihood_is_the_language_models_own():
 def test_words_loss_by_hand():
     model = build().eval()
     batch = batch_of(model, "cats", "d")  # longer and shorter than the three soft words
-    log_p = model.words.logits(model.features(batch), model._table).log_softmax(-1)
+    log_p = model.words.logits(model.features(batch), model.table).log_softmax(-1)
     end = model.language_model.tokenizer.eos_token_id
     (c, a, _, s, *_), (d, *_) = batch["text"].tolist()
     targets = [[c, a, s], [d, end, d]]  # the first two tokens and the last one
@@ -66,7 +66,7 @@ def test_a_vocabulary_is_what_soft_words_are_made_of():
     model = build(vocabulary=[70, 68, 69])
     end = model.language_model.tokenizer.eos_token_id
     assert model.vocabulary.tolist() == sorted([68, 69, 70, end])
-    assert model.words.logits(model.features(batch_of(model, "cat")), model._table).shape == (1, 3, 4)
+    assert model.words.logits(model.features(batch_of(model, "cat")), model.table).shape == (1, 3, 4)
 
 
 def test_training_leaves_the_language_model_bitwise_the_same(tmp_path):
@@ -186,19 +186,19 @@ def test_without_dropout_all_candidates_are_the_one_caption():
 def test_the_members_share_the_candidates_of_every_item():
     model = build(dropout=0.0, members=2).eval()
     given = batch_of(model, "cat", "dog", "owl").without("text")
-    draws = model._draws(given, 4).unflatten(0, (3, 4))  # (b, m, n, d)
+    draws = model.drawn_words(given, 4).unflatten(0, (3, 4))  # (b, m, n, d)
     assert torch.equal(draws[:, 0], draws[:, 1]) and torch.equal(draws[:, 2], draws[:, 3])
     for i, member in enumerate(model.words.members):
         alone = build(dropout=0.0).eval()
         alone.words.members[0].load_state_dict(member.state_dict())
-        torch.testing.assert_close(draws[:, 2 * i], alone.encode(given))
+        torch.testing.assert_close(draws[:, 2 * i], alone.encode(given).mean)
 
 
 def test_neighbours_are_the_captions_of_the_pictures_most_alike(tmp_path):
     model = build().eval()
     seen = batch_of(model, "cat", "a dog", "owl", "cow")
     model.remember([seen.items(slice(0, 3)), seen.items(slice(3, 4))])
-    words = model.encode(seen.without("text")).flatten(1)  # (b, n * d)
+    words = model.encode(seen.without("text")).mean.flatten(1)  # (b, n * d)
     alike = torch.nn.functional.cosine_similarity(words[:, None], words[None], dim=-1)  # (b, b)
     texts = ["cat", "a dog", "owl", "cow"]
     for row, near in zip(alike, model.neighbours(seen.without("text"), 9)):

@@ -103,7 +103,7 @@ def test_a_distorted_picture_is_moved_turned_and_scaled(monkeypatch):
         (lambda: build().generate(batch_of("image"), to="text"), "to: got text"),
         (lambda: build().generate(batch_of("image"), n=0), "n: got 0"),
         (lambda: build().predict(batch_of("image").without("x")), r"x: got no item that has it \(the batch holds label\)"),
-        (lambda: build().losses(batch_of("image").without("label")), "x and label: got no item"),
+        (lambda: build().log_likelihood(batch_of("image").without("label")), "x and label: got no item"),
         (lambda: build().losses(Batch({"x": torch.zeros(1, 1, 8, 8), "label": torch.tensor([3])})), "label: got 3, .*0 to 2"),
         (lambda: build().encode(batch_of("image")), "classifier.encode"),
     ],

@@ -20,7 +20,8 @@ from mmgen.training.config import (
     to_dict,
     write_config,
 )
-from mmgen.training.recipe import evaluate, load_recipe, recipe_config, train
+from mmgen.training.recipe import load_recipe, recipe_config
+from mmgen.training.study import evaluate, train
 
 
 @dataclasses.dataclass

@@ -151,7 +151,7 @@ def test_encode_says_what_codes_says():
         (lambda: build("gumbel", temperature=(1.0, 0.0)), "end: got 0.0"),
         (lambda: build("vq").decode(torch.full((1, 2, 2), 3)), "z: got code 3, expected 0 to 2"),
         (lambda: build("vq").decode(torch.zeros(1, 3, 2, dtype=torch.long)), r"z: got a grid \(3, 2\), expected \(2, 2\)"),
-        (lambda: build("vq").losses(Batch({"text": torch.zeros(2)})), "image: got no item that has it .the batch holds text"),
+        (lambda: build("vq").encode(Batch({"text": torch.zeros(2)})), "image: got no item that has it .the batch holds text"),
         (lambda: build("vq").losses(Batch({"image": torch.full((1, 1, 4, 4), math.nan)})), "image of item 0: got nan"),
         (lambda: build("vq").losses(Batch({"image": torch.zeros(1, 1, 8, 8)})), r"image: got shape \(1, 8, 8\)"),
     ],

@@ -195,20 +195,20 @@ def test_a_moves_gain_is_that_of_the_whole_sentence(model, style):
         for ids in read(["the was bad .", "i love the tea !", "great"], add_special_tokens=False)["input_ids"]
     ]
     items[1] = _changed(items[1], 1, 1, items[1][1][0])  # a word that was put there stays
-    ids = model._framed(items)
+    ids = model.framed(items)
     locked = torch.zeros_like(ids, dtype=torch.bool)
     locked[1, 3] = True
-    moves = model._moves(ids, locked, style)
+    moves = model.moves(ids, locked, style)
     assert {0, 1, 2} == set(moves.length.tolist()) and -1 in moves.word.tolist() and len(moves.row.unique()) == 3
-    fluency = model._fluency(moves.after, style) - model._fluency(moves.before, style)
+    fluency = model.fluency_of(moves.after, style) - model.fluency_of(moves.before, style)
     for n in range(len(moves.row)):
         row, start, length, word = (int(part[n]) for part in moves[:4])
         changed = _changed(items[row], start - 2, length, word)
         assert len(changed) == len(items[row]) - length + (word >= 0) > 0
         assert row != 1 or (items[1][1] in changed)
-        whole = model._framed([changed])
+        whole = model.framed([changed])
         assert moves.gain[n].item() == pytest.approx((model.log_odds(whole) - model.log_odds(ids[[row]])).item(), abs=1e-4)
-        lost = model._fluency(whole, style) - model._fluency(ids[[row]], style)
+        lost = model.fluency_of(whole, style) - model.fluency_of(ids[[row]], style)
         assert fluency[n].item() == pytest.approx(lost.item(), abs=1e-3)
 
 
@@ -355,7 +355,7 @@ def test_texts_without_style_or_label(model):
     ids = model.processors["text"]("the soup")[None]
     mask = {"text": torch.ones_like(ids, dtype=torch.bool)}
     with pytest.raises(UserError, match=r"text and label: got no item that has both \(the batch holds text\)"):
-        model.losses(Batch({"text": ids}, mask))
+        model.log_likelihood(Batch({"text": ids}, mask))
     with pytest.raises(UserError, match="label: got 2, expected 0 or 1"):
         model.losses(Batch({"text": ids, "label": torch.tensor([2])}, mask))
 

@@ -11,10 +11,10 @@ from mmgen.data.vector import VectorProcessor
 from mmgen.errors import UserError
 from mmgen.inference.generate import generate
 from mmgen.latents.divergences import dependence
+from mmgen.latents.fusion import known
+from mmgen.latents.fusion import lacking as lacking_modality
 from mmgen.modalities.layers.memory_fusion import MemoryFusion
-from mmgen.models.factorized import Factorized, Factors
-from mmgen.models.missing import known
-from mmgen.models.missing import lacking as lacking_modality
+from mmgen.models.factorized import Factorized
 
 NAMES = ("a", "b", "c")
 SIZES = (3, 5, 4)
@@ -69,7 +69,7 @@ def reached(model: Factorized, loss: torch.Tensor) -> set[str]:
 
 def test_the_prior_s_term_by_hand():
     model, batch = vectors(mmd_weight=2.0, bandwidth=1.5), batch_of()
-    codes = model._codes(model._read(batch))
+    codes = model.codes(model.read(batch))
     assert list(codes) == ["label", *NAMES]
     torch.manual_seed(3)
     found = model.losses(batch)["prior"]
@@ -90,7 +90,7 @@ def test_the_label_is_kept_out_of_the_private_codes(classes):
     labels = batch["label"] if classes else batch["label"].double() / 7
     present = {**batch.present, "a": torch.arange(6) != 4, "label": torch.arange(6) != 0}
     batch = Batch({**batch.values, "label": labels}, present=present)
-    codes = model._codes(model._read(batch))
+    codes = model.codes(model.read(batch))
     y = nn.functional.one_hot(labels, 3).double() if classes else labels[:, None]
     rows = {"a": [1, 2, 3, 5], "b": [1, 2, 3, 4, 5], "c": [1, 2, 3, 4, 5]}  # who has both
     expected = 2 * sum(dependence(codes[name][own], y[own]) for name, own in rows.items())
@@ -110,10 +110,10 @@ def test_the_label_s_gradient_goes_through_its_factor_alone():
     assert {"private_encoders", "private_factors", "decoders"} <= reached(model, losses["reconstruction_a"])
 
     x = batch["a"].clone().requires_grad_()
-    factors = model.encode(Batch({**batch.values, "a": x}))
-    cut = factors.label.detach().requires_grad_()
-    (by_factor,) = torch.autograd.grad(model.decode(type(factors)(cut, {}), "label").log_prob(batch["label"]).sum(), cut)
-    (chained,) = torch.autograd.grad(factors.label, x, by_factor, retain_graph=True)
+    factors = model.encode(Batch({**batch.values, "a": x})).mean
+    cut = factors["label"].detach().requires_grad_()
+    (by_factor,) = torch.autograd.grad(model.decode({"label": cut}, "label").log_prob(batch["label"]).sum(), cut)
+    (chained,) = torch.autograd.grad(factors["label"], x, by_factor, retain_graph=True)
     (whole,) = torch.autograd.grad(model.decode(factors, "label").log_prob(batch["label"]).sum(), x)
     torch.testing.assert_close(whole, chained)
 
@@ -130,13 +130,12 @@ def test_codes_of_everything_are_targets_without_gradient():
 
 def test_swapped_factors():
     model, batch = vectors().eval(), batch_of()
-    own = model.encode(batch)
-    turned = {name: f.roll(-1, 0) for name, f in own.private.items()}
-    other_private = type(own)(own.label, turned)
+    own = model.encode(batch).mean
+    other_private = {name: f if name == "label" else f.roll(-1, 0) for name, f in own.items()}
     assert torch.equal(model.decode(own, "label").probs, model.decode(other_private, "label").probs)
     assert not torch.equal(model.decode(own, "b").mean, model.decode(other_private, "b").mean)
     assert torch.equal(model.generate(batch, "b", swap="private"), model.decode(other_private, "b").mean)
-    other_label = type(own)(own.label.roll(-1, 0), own.private)
+    other_label = own | {"label": own["label"].roll(-1, 0)}
     assert torch.equal(model.generate(batch, "b", swap="label"), model.decode(other_label, "b").mean)
     drawn = model.generate(batch, "b", n=3, private="prior", generator=torch.Generator().manual_seed(0))
     assert drawn.shape == (18, 5) and not torch.equal(drawn[0], drawn[1])
@@ -154,8 +153,8 @@ def test_surrogates_are_exact_where_modalities_determine_each_other():
     batch = batch_of(40, ("a",))
     to_b = torch.randn(3, 5, generator=torch.Generator().manual_seed(2)).double()
     batch = Batch({**batch.values, "b": batch["a"] @ to_b})  # of rank 3: each modality determines the other
-    seen = model._read(batch)
-    codes, both = model._codes(seen), seen.all
+    seen = model.read(batch)
+    codes, both = model.codes(seen), seen.all
 
     def solve(layer: nn.Linear, inputs: list[torch.Tensor], code: torch.Tensor) -> None:
         """Least squares over the patterns; that a modality is there is 1 in the inputs, so no bias is needed."""
@@ -168,11 +167,11 @@ def test_surrogates_are_exact_where_modalities_determine_each_other():
         solve(model.private_surrogates["a"], [known(seen.private, alone[1])], codes["a"])
         solve(model.private_surrogates["b"], [known(seen.private, alone[0])], codes["b"])
     assert model.losses(batch)["surrogate_codes"].item() < 1e-18
-    whole = model.encode(batch)
+    whole = model.encode(batch).mean
     for missing in ("a", "b"):
-        inferred = model.encode(batch.without(missing))
-        torch.testing.assert_close(inferred.label, whole.label, atol=1e-8, rtol=0)
-        torch.testing.assert_close(inferred.private[missing], whole.private[missing], atol=1e-8, rtol=0)
+        inferred = model.encode(batch.without(missing)).mean
+        torch.testing.assert_close(inferred["label"], whole["label"], atol=1e-8, rtol=0)
+        torch.testing.assert_close(inferred[missing], whole[missing], atol=1e-8, rtol=0)
 
 
 @pytest.mark.parametrize("missing", NAMES)
@@ -181,7 +180,8 @@ def test_reconstruction_with_a_modality_absent_is_that_modality_s(missing):
     model, batch = vectors(surrogate_weight=2.0).eval(), batch_of()
     term = model.losses(batch)[f"surrogate_reconstruction_{missing}"]
     by_absent = {
-        absent: -model.decode(model.encode(batch.without(absent)), missing).log_prob(batch[missing]).mean() for absent in NAMES
+        absent: -model.decode(model.encode(batch.without(absent)).mean, missing).log_prob(batch[missing]).mean()
+        for absent in NAMES
     }
     torch.testing.assert_close(term, 2.0 * 0.5 * by_absent[missing])
     for other in set(NAMES) - {missing}:
@@ -192,11 +192,11 @@ def test_surrogates_are_trained_for_every_pattern():
     model, batch = vectors().eval(), batch_of()
     patterns = ["a", "b", "c", "ab", "ac", "bc"]
     expected = [-model.predict(batch.keep(list(kept))).log_prob(batch["label"]).mean() for kept in patterns]
-    losses, whole = model.losses(batch), model._codes(model._read(batch))
+    losses, whole = model.losses(batch), model.codes(model.read(batch))
     torch.testing.assert_close(losses["surrogate_label"], torch.stack(expected).mean())
     misses = []
     for kept in patterns:
-        codes = model._codes(model._read(batch.keep(list(kept))))
+        codes = model.codes(model.read(batch.keep(list(kept))))
         misses.append(sum((codes[k] - whole[k]).square().sum(-1) for k in whole if k == "label" or k not in kept).mean())
     torch.testing.assert_close(losses["surrogate_codes"], torch.stack(misses).mean())
 
@@ -237,7 +237,7 @@ def test_a_label_a_position():
     losses, real = model.losses(batch), batch.masks["label"]
     log_prob = model.predict(batch).log_prob(batch["label"])  # (2, 4)
     assert losses["label"].item() == pytest.approx(-log_prob[real].mean().item())
-    decoded = model.decode(model.encode(batch), "b").log_prob(batch["b"])
+    decoded = model.decode(model.encode(batch).mean, "b").log_prob(batch["b"])
     assert losses["reconstruction_b"].item() == pytest.approx(-0.5 * decoded[real].mean().item())
     one = batch.items(slice(1, 2))  # a video alone, its padding filled with what must not be read
     one = Batch({**one.values, "a": one["a"].masked_fill(~one.masks["a"][..., None], math.nan)}, one.masks)
@@ -276,7 +276,7 @@ def test_what_is_read_is_what_is_reconstructed_noise_and_all():
     seen.clear()
     assert model.losses(batch)["reconstruction_a"].item() == pytest.approx(expected_reconstruction(model, seen[0]), rel=1e-4)
     torch.testing.assert_close(seen[0], batch["a"] / 5**0.5)
-    made, read = model.generate(batch, "a"), model.decode(model.encode(batch), "a").mean
+    made, read = model.generate(batch, "a"), model.decode(model.encode(batch).mean, "a").mean
     torch.testing.assert_close(made, read * 5**0.5)
 
 
@@ -285,7 +285,7 @@ def expected_reconstruction(model, read):
     label = torch.cat([model.label_encoders["a"](read), read.new_zeros(len(read), model.sizes["b"])], -1)
     label = model.label_surrogate(torch.cat([label, torch.tensor([1.0, 0.0]).expand(len(read), 2)], -1))
     private = model.private_codes["a"](model.private_encoders["a"](read))
-    factors = Factors(model.label_factor(label), {"a": model.private_factors["a"](private)})
+    factors = {"label": model.label_factor(label), "a": model.private_factors["a"](private)}
     mean = model.decode(factors, "a").mean
     log_prob = -0.5 * (read - mean).square().sum(-1) - 1.5 * math.log(2 * math.pi)
     return -model.modalities["a"].weight * log_prob.mean().item()
@@ -298,8 +298,8 @@ def test_ablations():
     with pytest.raises(UserError, match="to: got b, expected a known name"):
         generative.generate(batch_of(), "b")
     one = vectors(without="factorization")
-    factors = one.encode(batch_of())
-    assert factors.private == {} and factors.label.shape == (6, 4 + 3 * 3)
+    factors = one.encode(batch_of()).mean
+    assert {name: factor.shape for name, factor in factors.items()} == {"label": (6, 4 + 3 * 3)}
     assert one.generate(batch_of().keep(["a"]), "b").shape == (6, 5)
     assert "private_encoders" not in reached(one, one.losses(batch_of()).total)
 
@@ -373,7 +373,6 @@ def not_finite() -> Batch:
 @pytest.mark.parametrize(
     ("batch", "message"),
     [
-        (lambda: batch_of().keep(["label"]), "modalities: got none for item 0, expected at least one of a, b, c"),
         (lambda: lacking(lacking(batch_of(2, "ab"), "a", 1), "b", 1), "modalities: got none for item 1"),
         (not_finite, "b of item 4: got (nan|inf|-inf), expected finite"),
         (lambda: changed(label=torch.tensor([0, 1, 2, 3, 0, 1])), "label: got 3, expected 0 to 2"),

@@ -126,4 +126,4 @@ def test_mistakes():
     with pytest.raises(UserError, match="label: got 3, expected 0 to 2"):
         random_model().losses(texts([5, 6], labels=[3]))
     with pytest.raises(UserError, match=r"text and label: got no item that has both \(the batch holds text\)"):
-        random_model().losses(texts([5, 6]))
+        random_model().log_likelihood(texts([5, 6]))

@@ -17,7 +17,9 @@ from filelock import FileLock
 from mmgen.errors import UserError
 from mmgen.training import lock
 from mmgen.training.lock import check_free, locked
-from mmgen.training.recipe import cached_run, evaluate, load_recipe, recipe_config, train
+from mmgen.training.recipe import Stage, load_recipe, recipe_config
+from mmgen.training.result import Result
+from mmgen.training.study import cached_run, evaluate, train
 
 HOLD = """
 import sys, time
@@ -94,21 +96,21 @@ def test_a_holder_that_said_nothing_yet(tmp_path):
 
 def recipe_with(stage, figures=None):
     judge = load_recipe("judge")
-    return replace(judge, stages={"judge": stage}, evaluate=figures, report=lambda run, config: None)
+    return replace(judge, stages=[Stage("judge", stage)], evaluate=figures)
 
 
-def trained(config, run, resume):
-    (run / "model").mkdir()
+def trained(run, config):
+    (run.folder / "model").mkdir()
 
 
 def test_a_study_and_each_of_its_seeds_are_held(tmp_path):
-    def stage(config, run, resume):
-        trained(config, run, resume)
+    def stage(run, config):
+        trained(run, config)
         for folder in (tmp_path / "study", *(tmp_path / "study" / f"seed_{i}" for i in range(2))):
             with pytest.raises(UserError, match="in use by process"):
                 check_free(folder)
 
-    recipe = recipe_with(stage, lambda run, config, split: {"accuracy": 1.0})
+    recipe = recipe_with(stage, lambda run, config, split: Result("judge", about={"accuracy": 1.0}))
     config = recipe_config(recipe, "smoke", ["seeds=2"])
     train(recipe, config, tmp_path / "study")
     assert (tmp_path / "study" / "seed_1" / "model").is_dir()
@@ -125,7 +127,7 @@ def test_only_the_first_process_locks(tmp_path, monkeypatch):
 
 
 def test_the_folder_is_free_again_after_a_failure(tmp_path):
-    def fails(config, run, resume):
+    def fails(run, config):
         raise UserError("data", got="a mistake", expected="none", fix="mend it")
 
     config = recipe_config(load_recipe("judge"), "smoke", [])

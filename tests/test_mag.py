@@ -54,7 +54,7 @@ def test_the_loss_is_the_mean_of_the_log_likelihood_and_one_cross_entropy():
     log_likelihood = model.log_likelihood(batch)
     torch.testing.assert_close(log_likelihood, model.predict(batch).probs.log()[torch.arange(4), batch["label"]])
     torch.testing.assert_close(model.losses(batch).total, -log_likelihood.mean())
-    torch.testing.assert_close(model.decode(model.encode(batch)).logits, model.predict(batch).logits)
+    torch.testing.assert_close(model.decode(model.encode(batch).mean).logits, model.predict(batch).logits)
 
 
 def test_without_features_it_is_the_transformer_alone():
@@ -62,18 +62,18 @@ def test_without_features_it_is_the_transformer_alone():
     assert model.gate is None and model.inputs == ("text",)
     state = model.encoder(input_ids=batch["text"], attention_mask=batch.masks["text"].long()).last_hidden_state
     pooled = torch.stack([state[i, :length].mean(0) for i, length in enumerate((6, 3, 4, 5))])
-    torch.testing.assert_close(model.encode(batch.keep(["text"])), pooled)
+    torch.testing.assert_close(model.encode(batch.keep(["text"])).mean, pooled)
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])
 def test_a_gate_that_shifts_nothing_and_missing_features_are_the_text_through_the_norm(layer):
     model, batch = build(layer=layer), batch_of()
-    alone = model.encode(batch.keep(["text"]))
-    assert not alone.allclose(model.encode(batch.without("label")), atol=1e-3)
+    alone = model.encode(batch.keep(["text"])).mean
+    assert not alone.allclose(model.encode(batch.without("label")).mean, atol=1e-3)
     for projection in model.gate.projections.values():
         torch.nn.init.zeros_(projection.weight)
         torch.nn.init.zeros_(projection.bias)
-    assert model.encode(batch.without("label")).equal(alone)
+    assert model.encode(batch.without("label")).mean.equal(alone)
     plain = build(features=None)
     plain.encoder.load_state_dict(model.encoder.state_dict())
     if layer == 2:  # the last: all that is left of the gate is its norm
@@ -90,10 +90,10 @@ def test_what_an_item_lacks_is_not_read_and_others_are_as_before(name):
     values[name][~there] = 9 if name == "text" else torch.nan
     if name != "text":
         values[name].requires_grad_()
-    found = model.encode(Batch(values, batch.masks, {**batch.present, name: there}))
-    torch.testing.assert_close(found[there], model.encode(batch)[there])
-    torch.testing.assert_close(found[~there], model.encode(batch.without(name))[~there])
-    assert not found[~there].allclose(model.encode(batch)[~there], atol=1e-4)
+    found = model.encode(Batch(values, batch.masks, {**batch.present, name: there})).mean
+    torch.testing.assert_close(found[there], model.encode(batch).mean[there])
+    torch.testing.assert_close(found[~there], model.encode(batch.without(name)).mean[~there])
+    assert not found[~there].allclose(model.encode(batch).mean[~there], atol=1e-4)
     if name != "text":
         found.square().sum().backward()
         grad = values[name].grad
@@ -111,11 +111,11 @@ def test_a_modality_that_nobody_has_trains_nothing():
 def test_a_missing_text_is_an_empty_one():
     model, batch = build(), batch_of()
     empty = Batch({**batch.values, "text": torch.tensor([[1, 2]]).repeat(4, 1)})
-    torch.testing.assert_close(model.encode(batch.without("text")), model.encode(empty))
+    torch.testing.assert_close(model.encode(batch.without("text")).mean, model.encode(empty).mean)
     nothing = Batch(batch.values, {"text": torch.zeros(4, 6).bool()})
-    torch.testing.assert_close(model.encode(nothing), model.encode(empty))
+    torch.testing.assert_close(model.encode(nothing).mean, model.encode(empty).mean)
     short = Batch({**batch.values, "text": batch["text"][:, :1]}, present={"text": torch.tensor([True, False, True, True])})
-    torch.testing.assert_close(model.encode(short)[1], model.encode(empty)[1])
+    torch.testing.assert_close(model.encode(short).mean[1], model.encode(empty).mean[1])
 
 
 def test_items_that_lack_a_label_or_everything_count_nowhere():
@@ -130,17 +130,17 @@ def test_features_of_each_token():
     model, batch = build(), batch_of()
     each = {name: batch[name][:, None].repeat(1, 6, 1) for name in FEATURES}
     aligned = Batch({**batch.values, **each}, {**batch.masks, **{name: batch.masks["text"] for name in FEATURES}})
-    torch.testing.assert_close(model.encode(aligned), model.encode(batch))
+    torch.testing.assert_close(model.encode(aligned).mean, model.encode(batch).mean)
     each["audio"][:, 0] += 1
-    assert not model.encode(Batch({**batch.values, **each}, batch.masks)).allclose(model.encode(batch), atol=1e-4)
+    assert not model.encode(Batch({**batch.values, **each}, batch.masks)).mean.allclose(model.encode(batch).mean, atol=1e-4)
 
 
 def test_noise_is_of_training_and_the_features_are_scaled_by_it_always():
     model, plain, batch = build(noise={"audio": 3.0}, dropout=0.0, gate_dropout=0.0), build(), batch_of()
     scaled = Batch({**batch.values, "audio": batch["audio"] / 10**0.5}, batch.masks)
-    torch.testing.assert_close(model.encode(batch), plain.encode(scaled))
+    torch.testing.assert_close(model.encode(batch).mean, plain.encode(scaled).mean)
     model.gate.train()  # the transformer's own dropout stays out
-    assert model.encode(batch).equal(model.encode(batch))
+    assert model.encode(batch).mean.equal(model.encode(batch).mean)
     seen = []
     model.gate.projections["audio"].register_forward_hook(lambda module, args, output: seen.append(args[0]))
     model.train()
@@ -176,7 +176,7 @@ def test_saved_weights_are_the_tuned_ones_and_bound_to_their_encoder(tmp_path, m
     optimiser.step()
     model.eval().save_pretrained(tmp_path / "model")
     again = load(tmp_path / "model")
-    assert again.encode(batch).equal(model.encode(batch)) and again.inputs == ("text", "audio", "video")
+    assert again.encode(batch).mean.equal(model.encode(batch).mean) and again.inputs == ("text", "audio", "video")
     assert again.processors["text"]("hi").equal(model.processors["text"]("hi"))
     other, tokenizer = load_text_encoder("tiny")
     other.embeddings.word_embeddings.weight.data[5] += 1
@@ -216,7 +216,7 @@ def test_any_transformer_of_a_folder(tmp_path):
         torch.manual_seed(0)
         model = AdaptedTransformer(str(tmp_path / name), FEATURES, classes=3, layer=1).train()
         model.losses(batch_of()).total.backward()
-        assert model.encode(batch_of()).shape == (4, width)
+        assert model.encode(batch_of()).mean.shape == (4, width)
         assert [key for key, p in model.named_parameters() if p.grad is None] == []
 
 
@@ -248,8 +248,8 @@ ZEROS = {"text": torch.ones(1, 4).long(), "label": torch.zeros(1).long()}
         (lambda: build({"audio": 0}), "features of audio: got 0"),
         (lambda: build(noise={"vidio": 1.0}), "noise: got vidio.*did you mean 'video'"),
         (lambda: build(noise={"video": -1.0}), "noise.video: got -1.0"),
-        (lambda: build().losses(batch_of().without("label")), "label and one of text, audio, video: got no item"),
-        (lambda: build().losses(batch_of().keep(["label"])), r"got no item that has both \(the batch holds label\)"),
+        (lambda: build().log_likelihood(batch_of().without("label")), "label and one of text, audio, video: got no item"),
+        (lambda: build().log_likelihood(batch_of().keep(["label"])), r"got no item that has both \(the batch holds label\)"),
         (lambda: build().losses(Batch({**ZEROS, "label": torch.tensor([3])})), "label: got 3, expected 0 to 2"),
         (lambda: build().losses(Batch({**ZEROS, "label": torch.zeros(1)})), "label: got torch.float32"),
         (lambda: build().encode(Batch({**ZEROS, "touch": torch.zeros(1, 3)})), "modality: got touch"),
@@ -335,8 +335,8 @@ def test_the_arms_are_the_same_but_for_the_gate():
     ours, theirs = gated._hub_mixin_config, alone._hub_mixin_config
     assert {key for key in ours if ours[key] != theirs.get(key)} <= {"features", "noise"}
     assert asdict(config.model)["encoder"] == "tiny" and set(alone.own_state()) < set(gated.own_state())
-    rows = script.Items(alone, config.data, "test")
-    assert set(rows[0]) == {"text", "label"} and set(script.Items(gated, config.data, "test")[0]) == {
+    rows = script.items(alone, config.data, "test")
+    assert set(rows[0]) == {"text", "label"} and set(script.items(gated, config.data, "test")[0]) == {
         "text",
         "picture",
         "label",

@@ -370,7 +370,10 @@ def prompt(*rows: list[int], present: list[bool] | None = None) -> Batch:
         (lambda: tiny_redescriber(noise=-1.0), "noise: got -1.0"),
         (lambda: tiny_redescriber(decoder={"stop": 3}), "decoder.stop: got stop"),
         (lambda: tiny(redescription=0.0).mirror(tiny_redescriber()), "redescriber: got one, expected none"),
-        (lambda: tiny().losses(BATCH.keep(["text"])), r"image and text: got no item that has both \(the batch holds text\)"),
+        (
+            lambda: tiny_redescriber().log_likelihood(BATCH.keep(["text"])),
+            r"image and text: got no item that has both \(the batch holds text\)",
+        ),
         (lambda: tiny().losses(BATCH, "train_gan"), "phase: got train_gan"),
         (lambda: tiny_redescriber().losses(BATCH, "generator"), "phase: got generator"),
         (

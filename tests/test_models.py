@@ -82,6 +82,17 @@ def test_missing_by_key_or_by_mask_is_the_same(tiny):
     assert outcome(model, batch.without(tiny.optional)) == outcome(model, Batch(batch.values, batch.masks, nobody))
 
 
+@pytest.mark.parametrize("absent", ["key", "mask"])
+def test_a_batch_in_which_nobody_has_anything_has_no_loss(tiny, absent):
+    model, batch = tiny.model().train(), tiny.batch(4)
+    nobody = dict.fromkeys(batch.values, torch.zeros(4, dtype=torch.bool))
+    for phase in model.phases:
+        losses = model.losses(Batch.nothing(4) if absent == "key" else Batch(batch.values, batch.masks, nobody), phase)
+        assert losses and all(term == 0 for term in losses.values())
+        losses.total.backward()
+    assert all((p.grad == 0).all() for p in model.parameters() if p.requires_grad)
+
+
 def test_a_missing_modality_is_not_read(tiny):
     model, batch = tiny.model().train(), tiny.batch(4)
     present = {**batch.present, tiny.optional: torch.tensor([False, True, True, True])}

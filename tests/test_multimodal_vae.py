@@ -518,7 +518,7 @@ def test_parity_with_multivae(objective, monkeypatch):
     name, settings = theirs[objective]
     peer = peer_of(world.model, peers, name, **settings)
     if objective == "mvae":  # the same order of the pairs
-        ours = world.model._subsets()[4:]
+        ours = world.model.step_subsets()[4:]
         monkeypatch.setattr(world.model, "_subsets", lambda: [("a", "b", "c"), ("a",), ("b",), ("c",), *ours])
         monkeypatch.setattr(peer, "subsets", ours)
         monkeypatch.setattr("multivae.models.mvae.mvae_model.choice", lambda numbers, size, replace: numbers)

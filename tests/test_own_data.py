@@ -22,7 +22,8 @@ from mmgen.data.cards import NoSource, check_card, check_column, data_version, o
 from mmgen.data.sources import inferred
 from mmgen.data.sources.table_files import numbered_rows
 from mmgen.errors import UserError
-from mmgen.training.recipe import load_recipe, open_run, recipe_config
+from mmgen.training.recipe import load_recipe, recipe_config
+from mmgen.training.run_folder import open_run
 
 THINGS = ("sun", "moon", "star", "tree", "rose", "fish", "bird", "wolf", "bear", "frog")
 CAPTIONS = [f"a photograph of {thing}, seen from afar" for thing in THINGS]

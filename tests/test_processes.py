@@ -62,20 +62,19 @@ def test_torchrun_on_cpus_without_settings_starts_one_run_and_not_two(tmp_path):
 OWN = """
 from mmgen.errors import UserError
 from mmgen.processes import rank
-from mmgen.training.recipe import recipe_of
 from dataclasses import replace
+from mmgen.judging.classifier import JUDGE
+from mmgen.training.recipe import Stage
 
-JUDGE = recipe_of("judge")
 
-
-def train(config, run, resume):
+def train(run, config):
     from mmgen.processes import join
     if rank() == 1:
         raise UserError("the data of process 1", got="nothing", expected="something", fix="look there")
     join().wait_for_everyone()
 
 
-RECIPE = replace(JUDGE.RECIPE, name="own", stages={"judge": train})
+RECIPE = replace(JUDGE, name="own", stages=[Stage("judge", train)])
 """
 
 

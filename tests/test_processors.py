@@ -18,6 +18,7 @@ from mmgen.data.processors import Processor, load_processors, save_processors
 from mmgen.data.text import TextProcessor, train_tokenizer
 from mmgen.data.vector import VectorProcessor
 from mmgen.errors import UserError
+from mmgen.modalities.kinds import PROCESSORS
 
 TOKENIZER = train_tokenizer(["a red apple", "a green apple", "two pears"], vocab_size=270)
 
@@ -232,7 +233,7 @@ def test_processors_are_saved_with_the_model(tmp_path):
         "force": VectorProcessor([1.0, 2.0], [3.0, 4.0]),
     }
     save_processors(processors, tmp_path)
-    again = load_processors(tmp_path)
+    again = load_processors(tmp_path, PROCESSORS)
     assert again.keys() == processors.keys() and all(isinstance(p, Processor) for p in again.values())
     values = {"image": picture(), "caption": "a red apple and a pear", "speech": torch.from_numpy(TONE), "force": [5, 6]}
     assert all(torch.equal(again[name](value), processors[name](value)) for name, value in values.items())

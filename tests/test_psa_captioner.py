@@ -51,9 +51,9 @@ def test_log_likelihood_is_the_language_models_after_these_keys_and_values():
 def test_only_places_tell_the_order_of_the_words():
     model = build(loud=True).eval()
     batch, words = batch_of(model, "cat"), torch.randn(1, 3, model.language_model.width)
-    assert (model._log_prob(words, batch) - model._log_prob(words.flip(1), batch)).abs() > 1e-3
+    assert (model.text_log_prob(words, batch) - model.text_log_prob(words.flip(1), batch)).abs() > 1e-3
     model.place.zero_()
-    torch.testing.assert_close(model._log_prob(words, batch), model._log_prob(words.flip(1), batch))
+    torch.testing.assert_close(model.text_log_prob(words, batch), model.text_log_prob(words.flip(1), batch))
 
 
 @torch.no_grad()
@@ -156,7 +156,7 @@ def test_what_imitates_reads_the_words_as_a_prefix_would_have_them_read():
     prompt = torch.stack([torch.cat([lm.tokens("a"), w[:1], lm.tokens("-"), w[1:], lm.tokens("b")]) for w in targets])
     cache = DynamicCache(config=lm.model.config)
     lm.model(input_ids=prompt, use_cache=True, **{CACHE: cache})
-    read = model.attention.cache(model._condition(lm.embed(targets))).layers
+    read = model.attention.cache(model.condition(lm.embed(targets))).layers
     for layer, own in zip(read, cache.layers):
         torch.testing.assert_close(layer.keys, own.keys[:, :, [1, 3]], rtol=0.05, atol=0.05)
         torch.testing.assert_close(layer.values, own.values[:, :, [1, 3]], rtol=0.05, atol=0.05)

@@ -74,7 +74,7 @@ def test_settings_wait_for_the_objective_that_they_are_of():
     recipe = load_recipe("vae")
     for objective in ("beta_tc", "factor", "beta", "vae"):
         config = recipe_config(recipe, "factor_shapes", [f"model.objective={objective}"])
-        recipe.check(config)
+        config.check()
         settings_of = sys.modules[recipe.config.__module__].settings_of
         assert settings_of(config, objective, 9) == {
             "beta_tc": {"dataset_size": 9, "beta": 10}, "factor": {"gamma": 40}, "beta": {"beta": 4}, "vae": {}
@@ -96,7 +96,7 @@ def test_a_text_read_by_a_frozen_language_model(tmp_path):
     script, config = sys.modules[recipe.config.__module__], recipe_config(recipe, str(file), [])
     model = script.build(config, "")
     assert model.modalities["text"].kind == "vector" and model.modalities["text"].shape == [64]
-    items = script.Items(model, config.data, "train", 64)
+    items = script.items(model, config.data, "train", 64)
     read = representation(*load_language_model("tiny"), open_card("digits", "train")["word"][5], [1, 2])
     torch.testing.assert_close(items[5]["text"], model.processors["text"](read.half()))
 
@@ -147,10 +147,10 @@ def test_a_mistake_in_a_row_names_the_row(monkeypatch, captioning):
     model = captioning.Captioner(**asdict(config.model))
     rows_of_words(monkeypatch, "one", " ")
     with pytest.raises(UserError, match="digits: test: row 1: column word: got ' ', expected a value"):
-        captioning.Captions(model, config.data, "test")
+        captioning.captions(model, config.data, "test")
     rows_of_words(monkeypatch, "one", "two")
     with pytest.raises(UserError, match="digits: test: row 1: column image: image bytes: got"):
-        captioning.Captions(model, config.data, "test")[1]
+        captioning.captions(model, config.data, "test")[1]
 
 
 def test_references_are_checked_before_captions_are_made(tmp_path, monkeypatch, captioning):

@@ -14,7 +14,8 @@ from mmgen.errors import UserError
 from mmgen.inference.generate import generate
 from mmgen.judging.features import nearest_pictures
 from mmgen.models.base import load
-from mmgen.training.recipe import load_recipe, recipe_config, stage_folder, train
+from mmgen.training.recipe import load_recipe, recipe_config
+from mmgen.training.study import train
 
 RECIPE = load_recipe("redescription_gan")
 MODULE = sys.modules[RECIPE.config.__module__]
@@ -36,7 +37,7 @@ def data(run):
 
 def test_the_gan_has_the_captioner_of_the_stage_before(run):
     out, config = run
-    model, captioner = load(out), load(stage_folder(RECIPE, out, "captioner"))
+    model, captioner = load(out), load(RECIPE.run(out).stage_folder("captioner"))
     state = captioner.own_state()
     assert all(torch.equal(value, state[name]) for name, value in model.redescriber.own_state().items())
     torch.manual_seed(config.seed)
@@ -46,7 +47,7 @@ def test_the_gan_has_the_captioner_of_the_stage_before(run):
 
 def test_the_gan_begins_with_the_words_of_the_captioner(run, tmp_path, monkeypatch):
     out, config = run
-    words, begun = load(stage_folder(RECIPE, out, "captioner")).decoder.transformer.embed.weight, []
+    words, begun = load(RECIPE.run(out).stage_folder("captioner")).decoder.transformer.embed.weight, []
     monkeypatch.setattr(MODULE, "fit", lambda model, *_, **__: begun.append(model))
     (tmp_path / "stages").symlink_to(out / "stages")
     MODULE.train_gan(config, tmp_path, False)
@@ -80,7 +81,7 @@ class Looks:
     """In place of an aligned model: pictures and texts are near where they show and say the same digit's picture."""
 
     def __init__(self, data):
-        self.data, self.process = data, data.image
+        self.data, self.process = data, data.processors["image"]
 
     def to(self, device):
         return self
@@ -95,7 +96,7 @@ def test_true_pictures_in_place_of_drawn_ones_have_the_figures_of_true_pictures(
     out, config = run
     config = replace(config, aligned={"data": {"card": "digits"}})
     monkeypatch.setattr(MODULE.recipe_of("aligned"), "shared_space", lambda config: Looks(data))
-    monkeypatch.setattr(MODULE, "draw_all", lambda model, pairs, seed: pairs.all())
+    monkeypatch.setattr(MODULE, "draw_all", lambda model, pairs, seed: pairs.all("image"))
     figures = MODULE.evaluate(out, config, "test")
     for name in ("redescription", "r_precision", "digit_accuracy", "nearest_rmse"):
         assert figures[name] == figures[f"{name}_real"], name
@@ -105,7 +106,7 @@ def test_true_pictures_in_place_of_drawn_ones_have_the_figures_of_true_pictures(
 
 
 def test_told_is_the_mean_over_all_pairs(run, data, monkeypatch):
-    captioner = load(stage_folder(RECIPE, run[0], "captioner"))
+    captioner = load(RECIPE.run(run[0]).stage_folder("captioner"))
     pictures = torch.stack([row["image"] for row in data])
     with torch.no_grad():
         each = captioner.log_likelihood(data.batch(range(len(data))))

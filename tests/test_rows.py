@@ -19,12 +19,12 @@ from PIL import Image
 from mmgen.cli import commands as commands_of_cli
 from mmgen.data.batch import collate
 from mmgen.data.cards import check_card, open_card, read_card
-from mmgen.data.columns import Columns, fit_processor
-from mmgen.data.rows import open_rows
+from mmgen.data.rows import DataSet, open_rows
 from mmgen.data.sources.columns import missing_values, stored
 from mmgen.data.sources.encode import wav
 from mmgen.errors import UserError
 from mmgen.modalities.features import cached_features
+from mmgen.modalities.kinds import fit_processor
 from mmgen.models.classifier import Classifier
 from mmgen.training.config import read_yaml
 from mmgen.training.recipe import load_recipe, recipe_config
@@ -222,7 +222,7 @@ def test_factorized_counts_what_is_left_with_nothing_as_wrong(lacking):
     config = recipe_config(recipe, name, overrides)
     model = script.build(config, "").eval()
     model.predict = lambda batch: torch.distributions.Categorical(probs=torch.tensor([[0.0, 1.0]] * batch.size))
-    data = script.Items(model, config.data, "test")
+    data = script.items(model, config.data, "test")
     assert script.accuracy(model, data) == pytest.approx(11 / 23)  # of class 1, row 9 being without a label
     for lost in ("image", "text"):  # what row 5 or row 7 alone has
         assert script.accuracy(model, data, lambda batch, lost=lost: batch.without(lost)) == pytest.approx(10 / 23)
@@ -251,12 +251,12 @@ def test_sounds_and_vectors_name_the_row_too(card, spec, good, bad, message):
     rows[3]["more"] = None
     column = open_rows(str(card(rows, more=spec)), "train", [], ["more"])["more"]
     processor = fit_processor(spec["kind"], column)
-    columns = Columns({"x": column}, {"x": processor})
+    columns = DataSet(column.rows, {"x": column}, {"x": processor})
     assert columns[3] == {"x": None} and columns[4]["x"].isfinite().all()
     rows[5]["more"] = bad
     column = open_rows(str(card(rows, more=spec)), "train", [], ["more"])["more"]
     with pytest.raises(UserError, match=rf"own.md: train: row 5: column more: {message}"):
-        Columns({"x": column}, {"x": processor})[5]
+        DataSet(column.rows, {"x": column}, {"x": processor})[5]
     if spec == VECTOR:
         with pytest.raises(UserError, match=rf"own.md: train: row 5: column more: {message}"):
             fit_processor("vector", column)
@@ -267,7 +267,7 @@ def test_sounds_and_vectors_name_the_row_too(card, spec, good, bad, message):
 
 def test_a_missing_label_is_no_class(card, tmp_path, monkeypatch):
     data = train_first("judge", card(rows_of(label=None)), tmp_path, monkeypatch)
-    assert len(data) == 11 and sorted(set(data.labels)) == [0, 1]
+    assert len(data) == 11 and data.all("label").unique().tolist() == [0, 1]
     data = train_first("factorized", tmp_path / "own.md", tmp_path, monkeypatch, "data.modalities.text.column=word")
     assert len(data) == 11
 

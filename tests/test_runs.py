@@ -16,7 +16,10 @@ from mmgen.errors import UserError
 from mmgen.metrics.significance import paired_low
 from mmgen.training.checkpoint import checkpoints
 from mmgen.training.config import read_yaml, write_config
-from mmgen.training.recipe import Recipe, check_run_folder, evaluate, load_recipe, recipe_config, recipe_folder, train
+from mmgen.training.recipe import Recipe, RecipeConfig, Stage, load_recipe, recipe_config, recipe_folder
+from mmgen.training.result import Result
+from mmgen.training.run_folder import check_run_folder
+from mmgen.training.study import evaluate, train
 
 
 @pytest.fixture(scope="module")
@@ -106,40 +109,36 @@ def test_a_card_of_ones_own_is_found_from_any_folder(tmp_path, monkeypatch):
     assert config.data.card == str(tmp_path / "my.md") and read_card(config.data.card).name == "my"
 
 
-@dataclass
-class OnlySeeds:
-    seed: int = 0
-    seeds: int = 1
+def leaves_model(run, config):
+    (run.stage_folder() / "model").mkdir(parents=True, exist_ok=True)
+
+
+def figures_recipe(figures, **more) -> Recipe:
+    """A recipe of nothing, whose evaluation of a seed has ``figures(seed)``."""
+
+    def judge(run, config, split):
+        return Result("model", about=figures(config.seed))
+
+    return Recipe("none", RecipeConfig, [Stage("model", leaves_model)], judge, **more)
 
 
 def test_a_figure_that_one_seed_lacks_is_no_figure_of_the_study(tmp_path):
-    def judge(run, config, split):
-        return {"accuracy": 0.5} | ({"ratio": 0.1} if config.seed else {})
-
-    recipe = Recipe("none", OnlySeeds, {}, "", judge, ("test",), lambda run, config: None, lambda config: None)
-    for seed in range(2):
-        (tmp_path / f"seed_{seed}").mkdir()
-    assert evaluate(recipe, OnlySeeds(seeds=2), tmp_path, "test") == {
-        "accuracy": 0.5, "accuracy_sd": 0.0, "seeds": 2
-    }  # fmt: skip
+    recipe, config = figures_recipe(lambda seed: {"accuracy": 0.5} | ({"ratio": 0.1} if seed else {})), RecipeConfig(seeds=2)
+    train(recipe, config, tmp_path / "run")
+    assert evaluate(recipe, config, tmp_path / "run", "test") == {"accuracy": 0.5, "accuracy_sd": 0.0, "seeds": 2}
 
 
 def test_a_study_compares_with_the_baselines_that_were_run(tmp_path):
-    def judge(run, config, split):
-        return {"full": [0.7, 0.8, 0.9][config.seed], "touch": 0.5}
-
-    nothing = (lambda run, config: None), (lambda config: None)
-    recipe = Recipe("none", OnlySeeds, {}, "", judge, ("test",), *nothing, above={"full": ("touch", "vision")})
-    for seed in range(3):
-        (tmp_path / f"seed_{seed}").mkdir()
-    found = evaluate(recipe, OnlySeeds(seeds=3), tmp_path, "test")
+    recipe = figures_recipe(lambda seed: {"full": [0.7, 0.8, 0.9][seed], "touch": 0.5}, above={"full": ("touch", "vision")})
+    train(recipe, RecipeConfig(seeds=3), tmp_path / "run")
+    found = evaluate(recipe, RecipeConfig(seeds=3), tmp_path / "run", "test")
     assert {key for key in found if "diff" in key} == {"touch_diff_low"}
     assert found["touch_diff_low"] == pytest.approx(paired_low([0.7, 0.8, 0.9], [0.5, 0.5, 0.5]))
     assert 0 < found["touch_diff_low"] < 0.3
 
 
 @dataclass
-class WithArms(OnlySeeds):
+class WithArms(RecipeConfig):
     arms: list[str] = field(default_factory=lambda: ["full"])
     width: int = 1
 
@@ -148,20 +147,19 @@ def growing() -> tuple[Recipe, list[str]]:
     """A recipe whose second stage trains a file for each arm, and what it has trained so far."""
     trained: list[str] = []
 
-    def code(config, run, resume):
-        (run / "model").mkdir()
+    def code(run, config):
+        leaves_model(run, config)
         trained.append(f"code {config.seed}")
 
-    def policy(config, run, resume):
-        folder = run / "stages" / "policy"
-        (folder / "model").mkdir(parents=True, exist_ok=True)
+    def policy(run, config):
+        leaves_model(run, config)
         for arm in config.arms:
-            if not (folder / arm).exists():
-                (folder / arm).touch()
+            if not (run.stage_folder() / arm).exists():
+                (run.stage_folder() / arm).touch()
                 trained.append(f"{arm} {config.seed}")
 
-    nothing = (lambda run, config, split: {}), ("test",), (lambda run, config: None), (lambda config: None)
-    return Recipe("r", WithArms, {"code": code, "policy": policy}, "code", *nothing, grows={"arms": "policy"}), trained
+    stages = [Stage("code", code), Stage("policy", policy)]
+    return Recipe("r", WithArms, stages, main="code", extendable={"arms": "policy"}), trained
 
 
 def test_a_study_gets_more_arms_and_seeds_and_keeps_what_it_has(tmp_path):
@@ -318,9 +316,9 @@ def test_metrics_cut_short(run):
 def test_a_recipe_of_ones_own(tmp_path):
     own = tmp_path / "version.2" / "mine"  # a folder with a dot, as the one that holds installed packages
     own.mkdir(parents=True)
-    for name in ("train.py", "smoke.yaml"):
-        text = (recipe_folder("judge") / name).read_text(encoding="utf-8")
-        (own / name).write_text(text.replace('name="judge"', 'name="mine"'), encoding="utf-8")
+    for name in ("train.py", "smoke.yaml", "card.md"):
+        text = (recipe_folder("vae") / name).read_text(encoding="utf-8")
+        (own / name).write_text(text.replace('Recipe("vae"', 'Recipe("mine"'), encoding="utf-8")
     done = here("train", own, "--config", "smoke", "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr[-3000:]
     done = alone("evaluate", tmp_path / "run")

@@ -133,7 +133,7 @@ def test_generation_starts_from_the_sentence_or_from_the_prior(still):
     made = model.generate(given, n=2, temperature=0.0)
     z = torch.where(given.present["text"][:, None], model.encode(BATCH).mean, 0.0).repeat_interleave(2, 0)
     assert torch.equal(made, model.decode(z).sample(temperature=0.0))
-    nothing = Batch({"text": torch.zeros(1)}, present={"text": torch.tensor([False])})
+    nothing = Batch.nothing(1)
     drawn = [model.generate(nothing, n=4, generator=torch.Generator().manual_seed(1)) for _ in range(2)]
     assert torch.equal(*drawn) and drawn[0].shape == (4, 6)
 
@@ -176,7 +176,7 @@ def test_saved_with_its_tokenizer_it_writes_text(tmp_path):
         (lambda: tiny(stop=-1), "stop: got -1"),
         (lambda: SentenceVAE(10, encoder={"dims": 16}), "encoder.dims: got dims.*did you mean 'dim'"),
         (lambda: SentenceVAE(10, length=0), "length: got 0"),
-        (lambda: tiny().losses(Batch({"image": torch.zeros(2)})), "text: got no item .*holds image"),
+        (lambda: tiny().encode(Batch({"image": torch.zeros(2)})), "text: got no item .*holds image"),
         (lambda: tiny().encode(Batch({"text": torch.tensor([[5, 10]])})), "text of item 0: got 10, expected token ids"),
         (lambda: tiny().encode(Batch({"text": torch.tensor([[5.0, 1.0]])})), "text: got torch.float32, expected token ids"),
         (lambda: tiny().losses(Batch({"text": torch.full((1, 7), 5)})), "sequence: got 7 tokens, expected at most 6"),

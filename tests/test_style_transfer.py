@@ -29,7 +29,7 @@ def batch_of(model: StyleTransfer, texts: list[str], labels: list[int]) -> Batch
 
 
 def ids_of(model: StyleTransfer, texts: list[str], labels: list[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return model._observed(batch_of(model, texts, labels))
+    return model.observed(batch_of(model, texts, labels))
 
 
 # reading
@@ -218,7 +218,7 @@ def test_it_learns_the_styles_and_keeps_the_rest(objective):
             model.losses(batch, phase).total.backward()
             optimiser.step()
     model.eval()
-    ids, mask, style = model._observed(batch)
+    ids, mask, style = model.observed(batch)
     content = model.read(ids, mask, style)
     own, other = (model.log_prob(content, s, ids, mask).mean().item() for s in (style, 1 - style))
     assert own > other + 1  # nothing apart untrained
@@ -394,7 +394,7 @@ def test_bad_calls():
     with pytest.raises(UserError, match="label: got 2, expected 0 or 1"):
         MODEL.losses(batch_of(MODEL, ["the tea"], [2]), "critic")
     with pytest.raises(UserError, match="text and label: got no item that has both"):
-        MODEL.losses(Batch({"text": torch.tensor([[5]])}))
+        MODEL.log_likelihood(Batch({"text": torch.tensor([[5]])}))
     with pytest.raises(UserError, match="labels: got no text of label 1, expected 0 and 1"):
         StyleTransfer.learn(["the tea the tea"], [0], ["bad", "good"])
 

@@ -15,7 +15,8 @@ from mmgen.errors import UserError
 from mmgen.inference.restyle import restyle
 from mmgen.metrics.style import tokenize
 from mmgen.models.base import load
-from mmgen.training.recipe import evaluate, load_recipe, recipe_config, stage_folder, train
+from mmgen.training.recipe import load_recipe, recipe_config
+from mmgen.training.study import evaluate, train
 
 RECIPE = load_recipe("style_transfer")
 MODULE = sys.modules[RECIPE.config.__module__]
@@ -172,7 +173,7 @@ def test_a_split_without_a_style_is_named(tmp_path):
 
 
 def test_judged_one_by_one_and_together(run):
-    judge = load(stage_folder(RECIPE, run, "judge"))
+    judge = load(RECIPE.run(run).stage_folder("judge"))
     texts = ["The tea was awful.", "", "I love it", "..."]
     together = MODULE.judged(judge, texts)
     assert together[1].tolist() == [0.5, 0.5] and together.sum(1) == pytest.approx(1)
@@ -244,7 +245,7 @@ def test_an_autoencoder_by_the_same_commands(tmp_path, run, typed):
 def test_a_pretrained_judge(tmp_path):
     config = recipe_config(RECIPE, "smoke", ["judging.pretrained=tiny", "fit_judge.steps=2"])
     MODULE.train_judge(config, tmp_path / "run", False)
-    judge = load(stage_folder(RECIPE, tmp_path / "run", "judge"))
+    judge = load(RECIPE.run(tmp_path / "run").stage_folder("judge"))
     assert judge.name == "mag" and judge.class_names == ["negative", "positive"]
     together = MODULE.judged(judge, ["the tea was awful .", "", "tea"])
     assert together[1].tolist() == [0.5, 0.5] and np.allclose(together.sum(1), 1, atol=1e-5)

@@ -60,7 +60,6 @@ def test_likelihood_token_by_token(model):
     text = [3, END, transformer.padding]
     sequence = [transformer.start, *text, *(code + WORDS for code in codes)]
     found = {"text": 0.0, "image": 0.0}
-    transformer.first = "text"
     for i in range(1, len(sequence)):
         logits = transformer(torch.tensor([sequence[:i]]))[0, -1]
         if sequence[i] < WORDS:
@@ -75,7 +74,6 @@ def test_likelihood_token_by_token(model):
 
 def test_no_code_looks_ahead_and_all_look_at_the_text(model):
     x = model.transformer.embed(torch.tensor([[model.transformer.start, 3, END, 9, 5, 6, 7]])).detach().requires_grad_()
-    model.transformer.first = "text"
     for at in range(x.shape[1]):
         (gradient,) = torch.autograd.grad(model.transformer(x)[0, at].square().sum(), x)
         assert (gradient[0, at + 1 :] == 0).all() and (gradient[0, : at + 1].abs().sum(1) > 0).all()
@@ -107,7 +105,6 @@ def test_draws_follow_the_likelihood(model, monkeypatch):
     monkeypatch.setattr(model.discrete_vae, "decode", lambda z: seen.append(z) or decode(z))
     model.generate(given, "image", n, torch.Generator().manual_seed(0))
     first = torch.bincount(seen[0][:, 0, 0], minlength=3) / n
-    model.transformer.first = "text"
     prompt = torch.tensor([[model.transformer.start, 3, END, model.transformer.padding]])
     expected = model.transformer(prompt)[0, -1, WORDS : WORDS + 3].softmax(0)
     torch.testing.assert_close(first, expected, atol=0.03, rtol=0)
@@ -130,8 +127,7 @@ def test_a_missing_text_is_no_text(model):
     found = texts([3, END], [4, 1])
     given = Batch(found["values"], found["masks"], {"text": torch.tensor([False, True])})
     made = model.generate(given, "image", generator=torch.Generator().manual_seed(0), temperature=0.0)
-    nothing = Batch({"image": torch.zeros(1, 1, 4, 4)}, present={"image": torch.tensor([False])})
-    torch.testing.assert_close(made[:1], model.generate(nothing, "image", temperature=0.0))
+    torch.testing.assert_close(made[:1], model.generate(Batch.nothing(1), "image", temperature=0.0))
 
 
 def test_completion_keeps_the_codes_of_the_upper_part(model, monkeypatch):
@@ -153,10 +149,10 @@ def test_captions_continue_the_picture(model):
     model.processors = {"text": SimpleNamespace(decode=lambda ids: written.append(ids) or "text")}
     assert model.generate(Batch({"image": x}), "text", temperature=0.0) == ["text"]
     model.processors = {}
-    transformer.first = "image"
     sequence = [transformer.start, *(model.discrete_vae.codes(x).flatten() + WORDS).tolist()]
     for token in written[0].tolist():
-        assert token == transformer(torch.tensor([sequence]))[0, -1, :WORDS].argmax().item()
+        features = transformer.features(torch.tensor([sequence]), first="image")
+        assert token == transformer.logits(features)[0, -1, :WORDS].argmax().item()
         sequence.append(token)
         if token == END:
             break
@@ -199,14 +195,14 @@ def test_the_vae_is_frozen_and_saved_with_the_model(model, tmp_path):
     assert torch.equal(again.discrete_vae.quantizer.codebook, model.discrete_vae.quantizer.codebook)
 
 
-def test_reranking_keeps_the_nearest_first(model, monkeypatch):
-    import mmgen.models.text_to_image as module
+def brightness(drawn, given):
+    return drawn.mean((1, 2, 3))
 
-    monkeypatch.setattr(module, "_space", lambda run: None)
-    monkeypatch.setattr(TextToImage, "similarity", lambda self, aligned, drawn, given: drawn.mean((1, 2, 3)))
+
+def test_reranking_keeps_the_nearest_first(model):
     given = Batch(**texts([3, END], [1, END]))
     drawn = model.generate(given, "image", 6, torch.Generator().manual_seed(0)).unflatten(0, (2, 6))
-    kept = model.generate(given, "image", 2, torch.Generator().manual_seed(0), rerank="somewhere", candidates=3)
+    kept = model.generate(given, "image", 2, torch.Generator().manual_seed(0), rerank=brightness, candidates=3)
     for own, best in zip(drawn, kept.unflatten(0, (2, 2))):
         scores = own.mean((1, 2, 3)).sort(descending=True)
         torch.testing.assert_close(best, own[scores.indices[:2]])
@@ -240,10 +236,10 @@ def test_the_upper_part_of_a_file_is_read_as_the_whole_is():
         (lambda m: m.generate(Batch({"image": torch.zeros(1, 1, 3, 4)}), "image"), r"image: got shape \(1, 3, 4\)"),
         (lambda m: m.generate(Batch({"image": torch.zeros(1, 1, 4, 4)}), "image"), r"image: got shape \(1, 4, 4\)"),
         (
-            lambda m: m.generate(Batch({"image": torch.zeros(1, 1, 2, 4)}), "image", rerank="runs/aligned"),
+            lambda m: m.generate(Batch({"image": torch.zeros(1, 1, 2, 4)}), "image", rerank=brightness),
             "rerank: got an item",
         ),
-        (lambda m: m.losses(Batch({"image": torch.zeros(1, 1, 4, 4)})), "text and image: got no item that has it"),
+        (lambda m: m.log_likelihood(Batch(**texts([3, END]))), "image: got no item that has it"),
         (lambda m: m.losses(batch_of(torch.zeros(1, 1, 8, 8), [3, END])), r"image: got shape \(1, 8, 8\)"),
         (
             lambda m: m.losses(batch_of(torch.full((1, 1, 4, 4), math.nan), [3, END])),

@@ -21,7 +21,8 @@ from mmgen.judging.features import nearest_pictures
 from mmgen.metrics.retrieval import r_precision
 from mmgen.models.base import load
 from mmgen.training.config import build_config
-from mmgen.training.recipe import evaluate, load_recipe, recipe_config, recipe_of, train
+from mmgen.training.recipe import load_recipe, recipe_config
+from mmgen.training.study import evaluate, train
 
 RECIPE = load_recipe("text_to_image")
 MODULE = sys.modules[RECIPE.config.__module__]
@@ -221,7 +222,9 @@ def test_evaluation_with_a_judge(run):
     data = MODULE.pairs(config.data, "validation", **model.processors, limit=8)
     judge, _ = recipe_of("judge").judge(build_config(recipe_of("judge").Config, judge))
     eye = judge.processors["image"]
-    seen = judge.predict(Batch({"image": torch.stack([eye(data.image.decode(x)) for x in data.all()])})).mode
+    seen = judge.predict(
+        Batch({"image": torch.stack([eye(model.processors["image"].decode(x)) for x in data.all("image")])})
+    ).mode
     truth = [judge.class_names.index(str(label)) for label in data.rows["label"][:]]
     assert figures["digit_accuracy_real"] == pytest.approx((seen == torch.tensor(truth)).double().mean().item())
     nats = [model.log_likelihood(batch) for batch in data.batches("test")]

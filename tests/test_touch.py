@@ -9,6 +9,7 @@ from mmgen.data.image import DepthProcessor
 from mmgen.data.processors import load_processors, save_processors
 from mmgen.data.touch import FAR, NEAR, ForceProcessor, Transitions, fit_processors, sensed
 from mmgen.errors import UserError
+from mmgen.modalities.kinds import PROCESSORS
 
 pytest.importorskip("h5py", reason="pip install 'mmgen[robotics]'")
 
@@ -158,7 +159,7 @@ def test_flow_and_depth_of_another_size():
 
 def test_processors_travel_with_a_model(tmp_path, data):
     save_processors(data.processors, tmp_path)
-    again = load_processors(tmp_path)
+    again = load_processors(tmp_path, PROCESSORS)
     assert again == data.processors
 
 

@@ -185,7 +185,7 @@ def runs(tmp_path_factory):
 def test_a_picture_is_compared_with_those_that_are_remembered(runs):
     made = toward(str(runs / "red.png"), str(runs / "aligned"), MODEL, TOKENIZER)
     space = load(runs / "aligned")
-    red = space.encode(Batch({"image": space.processors["image"](runs / "red.png")[None]}))["image"]
+    red = space.encode(Batch({"image": space.processors["image"](runs / "red.png")[None]}))["image"].mean
     different = space.references[(space.references @ red[0]) < 0.9]
     torch.testing.assert_close(made.points, torch.cat([red, different]))
     ids, log_p = torch.tensor([[70, 71]]), torch.randn(1, 259).log_softmax(-1)

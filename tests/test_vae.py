@@ -346,7 +346,7 @@ def test_traversal_moves_one_latent_at_a_time():
         (lambda: VAE(latent_dim=0), "latent_dim: got 0"),
         (lambda: VAE(prior="vamp"), "prior: got vamp"),
         (lambda: VAE(decoder={"widht": 4}), "decoder.widht: got widht.*did you mean 'width'"),
-        (lambda: tiny().losses(Batch({"y": BATCH["x"]})), r"x: got no item .*holds y"),
+        (lambda: tiny().encode(Batch({"y": BATCH["x"]})), r"x: got no item .*holds y"),
         (lambda: tiny().losses(Batch({"x": BATCH["x"] * math.nan})), "x of item 0: got nan, expected finite numbers"),
         (lambda: tiny().losses(Batch({"x": BATCH["x"] + 1})), r"x of item 0: got 1\.\d+, expected 0 to 1 for the likelihood"),
         (lambda: tiny().encode(Batch({"x": torch.zeros(2, 1, 9, 9)})), r"x: got shape \(1, 9, 9\), expected \(1, 8, 8\)"),

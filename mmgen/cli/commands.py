@@ -12,9 +12,8 @@ from typing import Any
 
 from mmgen import processes
 from mmgen.errors import UserError, UserErrors, check_at_least
+from mmgen.modalities.kinds import KINDS
 from mmgen.training.launch import launch
-
-MODALITIES = ("image", "text", "audio", "vector")
 
 
 def complain(*messages: object) -> None:
@@ -86,7 +85,7 @@ def run_generate(options: argparse.Namespace) -> None:
 
     if options.json is None or options.json.parent != options.out:  # that one is made
         _check_file(options.json)
-    given = {name: values for name in MODALITIES if (values := getattr(options, name))}
+    given = {name: values for name in KINDS if (values := getattr(options, name))}
     values = [f"{name}={value}" for name in ("guidance", "rerank") if (value := getattr(options, name)) is not None]
     values += options.values
     if options.nearest:

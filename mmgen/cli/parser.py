@@ -6,7 +6,6 @@ from typing import NoReturn
 
 import mmgen
 from mmgen.cli.commands import (
-    MODALITIES,
     run_ask,
     run_data_check,
     run_data_init,
@@ -21,14 +20,8 @@ from mmgen.cli.commands import (
     run_train,
 )
 from mmgen.errors import UserError
+from mmgen.modalities.kinds import KINDS
 
-# how each is given on the command line
-FORMS = {
-    "image": ", a file",
-    "text": "",
-    "audio": ", a file",
-    "vector": ", numbers joined by commas (--vector=-1,0.5) or a .npy, .csv or .json file",
-}
 _OVERRIDES = (
     "Any key of the config can follow as key.sub=value, for example fit.steps=100. "
     "STAGE.from=RUN takes a stage from another run instead of training it."
@@ -86,8 +79,9 @@ def build_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("generate", help="any subset of modalities in, any out", epilog=_OPTIONS)
     command.add_argument("folder", metavar="RUN", help="a run folder, a saved model or a Hub name")
     command.add_argument("--to", required=True, help="the modality to make, or several joined by commas")
-    for name in MODALITIES:
-        command.add_argument(f"--{name}", action="append", help=f"{name} to start from{FORMS[name]}; repeat for several items")
+    for name, kind in KINDS.items():
+        text = ", ".join(filter(None, [f"{name} to start from", kind.form]))
+        command.add_argument(f"--{name}", action="append", help=f"{text}; repeat for several items")
     command.add_argument("--n", type=int, default=1, help="results for each item")
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--guidance", type=float, metavar="G", help="classifier-free guidance scale; 1 disables it")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -116,18 +116,6 @@ def load_language_model(
     # that matrix once an item.
     model.get_output_embeddings().register_forward_pre_hook(lambda layer, inputs: (inputs[0].contiguous(),))
     return freeze(model) if weights == "frozen" else model.eval(), tokenizer
-
-
-def same_weights(expected: Tensor, digest: Tensor, module: nn.Module) -> bool:
-    """Return whether a saved digest belongs to a frozen module: of its stored weights or, in older runs, of its loaded ones.
-
-    Args:
-        expected, digest: the saved one and the module's own, of its weights as stored, both (32,) uint8, or empty.
-        module: the module as loaded.
-    """
-    if torch.equal(expected.cpu(), digest.cpu()):
-        return True
-    return len(digest) > 0 and bytes(expected.tolist()).hex() == fingerprint(module)
 
 
 def context_length(model: PreTrainedModel) -> int | None:

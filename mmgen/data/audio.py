@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 from io import BytesIO
+from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -228,6 +229,10 @@ class AudioProcessor:
             self.n_fft, hop_length=self.hop, power=2.0, length=self.samples, rand_init=False
         )
         return to_waveform(to_linear(mel)).clamp(-1, 1)
+
+    def write(self, waveform: Tensor, file: Path) -> None:
+        """Write a decoded waveform."""
+        soundfile.write(file, waveform.cpu().numpy(), self.rate)
 
     @property
     def _full_scale(self) -> float:

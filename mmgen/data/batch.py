@@ -11,18 +11,19 @@ from mmgen.errors import UserError, nearest
 
 @dataclass(frozen=True)
 class Batch:
-    """Named tensors with, for each, who has it and (for sequences) how long it is.
+    """Named tensors with, for each, which items have it and (for sequences) how long it is.
 
     A modality is missing for an item where its ``present`` is False, and for all items where its key is absent: the two
-    mean the same to every model.
+    mean the same to every model. An empty batch has a size too, see `nothing`.
 
     Args:
         values: name -> (b, ...); entries of missing items are zero and must not be read without ``present``.
         masks: name -> (b, t) bool, True at real positions; exactly the sequences have one.
         present: name -> (b,) bool; a name left out is present for all.
+        rows: (b,) bool, True for each item; needed only where ``values`` is empty.
 
     Raises:
-        UserError: the batch sizes differ, or a mask or presence names no modality.
+        UserError: the batch sizes differ, there is no size, or a mask or presence names no modality.
 
     >>> batch = Batch({"image": torch.zeros(2, 3, 8, 8)}, present={"image": torch.tensor([True, False])})
     >>> batch.size, batch.present["image"].tolist(), "text" in batch
@@ -32,24 +33,66 @@ class Batch:
     values: dict[str, Tensor]
     masks: dict[str, Tensor] = field(default_factory=dict)
     present: dict[str, Tensor] = field(default_factory=dict)
+    rows: Tensor | None = None
 
     def __post_init__(self) -> None:
         sizes = {name: len(value) for name, value in self.values.items()}
+        sizes |= {} if self.rows is None else {"rows": len(self.rows)}
         if len(set(sizes.values())) != 1:
             raise UserError("batch", got=sizes, expected="one batch size for all modalities", fix="stack the same items")
+        if self.rows is None:
+            first = next(iter(self.values.values()))
+            object.__setattr__(self, "rows", torch.ones(len(first), dtype=torch.bool, device=first.device))
         for name in [*self.masks, *self.present]:
             if name not in self.values:
                 raise UserError("batch mask", got=name, expected="the name of a modality", fix=nearest(name, self.values))
-        everyone = {
-            name: self.present.get(name, torch.ones(len(value), dtype=torch.bool, device=value.device))
-            for name, value in self.values.items()
-        }
-        object.__setattr__(self, "present", everyone)
+        object.__setattr__(self, "present", {name: self.present.get(name, self.rows) for name in self.values})
+
+    @classmethod
+    def nothing(cls, n: int, device: torch.device | str | None = None) -> "Batch":
+        """``n`` items that lack every modality.
+
+        >>> Batch.nothing(3).size, Batch.nothing(3).having("image").tolist()
+        (3, [False, False, False])
+        """
+        return cls({}, rows=torch.ones(n, dtype=torch.bool, device=device))
 
     @property
     def size(self) -> int:
         """Number of items."""
-        return len(next(iter(self.values.values())))
+        return len(self.rows)
+
+    def having(self, *names: str) -> Tensor:
+        """Mask (b,) of the items that have all of these modalities.
+
+        >>> batch = Batch({"x": torch.zeros(2, 3), "label": torch.zeros(2)}, present={"label": torch.tensor([True, False])})
+        >>> batch.having("x", "label").tolist(), batch.having("x", "text").tolist()
+        ([True, False], [False, False])
+        """
+        nobody = torch.zeros_like(self.rows)
+        return torch.stack([self.rows, *(self.present.get(name, nobody) for name in names)]).all(0)
+
+    def having_any(self, *names: str) -> Tensor:
+        """Mask (b,) of the items that have at least one of these modalities."""
+        nobody = torch.zeros_like(self.rows)
+        return torch.stack([nobody, *(self.present.get(name, nobody) for name in names)]).any(0)
+
+    def observed(self, *names: str) -> Tensor:
+        """Mask (b,) as `having` gives it, of at least one item.
+
+        Raises:
+            UserError: no item has all of ``names``.
+        """
+        rows = self.having(*names)
+        if not rows.any():
+            raise self.lacks(" and ".join(names), "both" if len(names) == 2 else "it")
+        return rows
+
+    def lacks(self, what: str, it: str = "it") -> UserError:
+        """The error to raise where no item has ``what``; it lists what the batch holds."""
+        found = ", ".join(name for name in self.values if self.present[name].any()) or "nothing"
+        got = f"no item that has {it} (the batch holds {found})"
+        return UserError(what, got=got, expected="at least one item", fix="check the names of the columns")
 
     def __contains__(self, name: str) -> bool:
         return name in self.values
@@ -81,7 +124,27 @@ class Batch:
 
     def _map(self, function, names: Collection[str]) -> "Batch":
         parts = (self.values, self.masks, self.present)
-        return Batch(*({name: function(value) for name, value in part.items() if name in names} for part in parts))
+        kept = ({name: function(value) for name, value in part.items() if name in names} for part in parts)
+        return Batch(*kept, function(self.rows))
+
+
+def placed(values: Tensor, rows: Tensor) -> Tensor:
+    """Put values of some items back among all items, 0 elsewhere: values (b', ...), rows (b,) bool -> (b, ...).
+
+    >>> placed(torch.tensor([5.0, 6.0]), torch.tensor([True, False, True])).tolist()
+    [5.0, 0.0, 6.0]
+    """
+    mask = rows.reshape(-1, *[1] * (values.ndim - 1))
+    return values.new_zeros(len(rows), *values.shape[1:]).masked_scatter(mask, values)
+
+
+def masked_mean(values: Tensor, rows: Tensor, of: Tensor | None = None) -> Tensor:
+    """The sum of ``values`` over ``rows``, divided by the number of rows, or of those in ``of``; 0 where there is none.
+
+    >>> masked_mean(torch.tensor([1.0, 3.0, 8.0]), torch.tensor([True, True, False])).item()
+    2.0
+    """
+    return torch.where(rows, values, 0.0).sum() / (rows if of is None else of).sum().clamp(min=1)
 
 
 def collate(rows: Sequence[Mapping[str, Tensor | None]], sequences: Collection[str] = ()) -> Batch:

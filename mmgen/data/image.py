@@ -3,6 +3,7 @@
 import warnings
 from dataclasses import dataclass
 from io import BytesIO
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -149,6 +150,10 @@ class ImageProcessor:
 
     def __call__(self, value: Source | Image.Image) -> Tensor:
         """A picture -> (c, h, w)."""
+        return self.standardise(self.pixels(value))
+
+    def pixels(self, value: Source | Image.Image) -> Tensor:
+        """A picture -> (c, h, w) uint8: what `standardise` makes values for a model of."""
         picture = read_image(value)
         scale = self.size / max(picture.size)
         size = [max(1, round(side * scale)) for side in picture.size]
@@ -156,7 +161,7 @@ class ImageProcessor:
         square = Image.new(picture.mode, (self.size, self.size), self.padding)
         square.paste(picture, ((self.size - size[0]) // 2, (self.size - size[1]) // 2))
         pixels = torch.from_numpy(np.array(square)).reshape(self.size, self.size, self.channels)  # (h, w, c)
-        return self.standardise(pixels.permute(2, 0, 1))
+        return pixels.permute(2, 0, 1)
 
     def standardise(self, pixels: Tensor) -> Tensor:
         """Values from 0 to 255 (c, h, w) -> what a model reads."""
@@ -167,6 +172,10 @@ class ImageProcessor:
         pixels = tensor.detach().float().cpu() * self._each(self.std) + self._each(self.mean)  # (c, h, w)
         pixels = (pixels.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0)  # (h, w, c)
         return Image.fromarray(pixels.squeeze(-1).numpy() if self.channels == 1 else pixels.numpy())
+
+    def write(self, picture: Image.Image, file: Path) -> None:
+        """Write a decoded picture."""
+        picture.save(file)
 
     @staticmethod
     def _each(value: float | list[float]) -> Tensor:

@@ -1,12 +1,15 @@
 """Labels: a name <-> its number."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from mmgen.errors import check_one_of
+
+UNKNOWN, UNLABELLED = -2, -3  # in place of a class; -1 is what judges say of an empty text
 
 
 @dataclass(frozen=True)
@@ -33,3 +36,20 @@ class LabelProcessor:
     def decode(self, tensor: Tensor) -> str:
         """int64 scalar -> name."""
         return self.names[int(tensor)]
+
+
+def class_indices(labels: Sequence[Any], names: Sequence[str]) -> Tensor:
+    """The class of each label, (n,) int64.
+
+    Args:
+        labels: values of a column; None or an empty text where there is none.
+        names: of the classes, in order.
+
+    Returns:
+        Indices of ``names``; `UNKNOWN` for a label that is none of them, `UNLABELLED` where there is no label.
+
+    >>> class_indices([7, "3", 5, None], ["3", "7"]).tolist()
+    [1, 0, -2, -3]
+    """
+    number = {name: i for i, name in enumerate(names)}
+    return torch.tensor([UNLABELLED if label in (None, "") else number.get(str(label), UNKNOWN) for label in labels])

@@ -1,10 +1,10 @@
-"""What all processors share: a raw value becomes a tensor, and the settings travel with the model."""
+"""Processors: a raw value becomes a tensor and back; their settings travel with the model."""
 
 import dataclasses
-import importlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -13,25 +13,18 @@ from mmgen.errors import UserError, check_one_of
 
 Source = bytes | str | Path | Mapping[str, Any]  # the content of a file, its path, or a datasets struct {"bytes", "path"}
 
-# A saved model names its processors by these keys only; it can not name an import path.
-PROCESSORS = {
-    "image": "mmgen.data.image:ImageProcessor",
-    "text": "mmgen.data.text:TextProcessor",
-    "audio": "mmgen.data.audio:AudioProcessor",
-    "vector": "mmgen.data.vector:VectorProcessor",
-    "label": "mmgen.data.label:LabelProcessor",
-    "depth": "mmgen.data.image:DepthProcessor",
-    "flow": "mmgen.data.flow:FlowProcessor",
-    "force": "mmgen.data.touch:ForceProcessor",
-}
-
 
 @runtime_checkable
 class Processor(Protocol):
     """A dataclass of settings that turns a raw value into a tensor and back.
 
-    ``kind`` is its key in `PROCESSORS`; a processor that needs files beside its settings adds them in ``save_files(folder)``
-    and finds them again through its classmethod ``load_files(folder, settings)``.
+    ``kind`` is its key in `mmgen.modalities.kinds.PROCESSORS`. A processor may also have:
+
+    - ``shape`` of its tensors, where all are of one shape;
+    - a classmethod ``fit(rows, **settings)`` that sets it up from the training values, and a static ``read(value)`` that
+      checks one of them first, so that its error names the row;
+    - ``write(value, file)`` of a decoded value, for a kind whose generated values are files;
+    - ``save_files(folder)`` of files beside its settings, and a classmethod ``load_files(folder, settings)`` that reads them.
     """
 
     kind: str
@@ -54,8 +47,12 @@ def save_processors(processors: dict[str, Processor], folder: Path) -> None:
             processor.save_files(place)
 
 
-def load_processors(folder: Path) -> dict[str, Processor]:
+def load_processors(folder: Path, classes: Mapping[str, str]) -> dict[str, Processor]:
     """The processors saved in ``folder``, by name.
+
+    Args:
+        folder: the folder that `save_processors` wrote.
+        classes: kind -> "module:class"; a saved model names no import path.
 
     Raises:
         UserError: a settings file is damaged or names an unknown kind.
@@ -67,9 +64,8 @@ def load_processors(folder: Path) -> dict[str, Processor]:
         except json.JSONDecodeError as error:
             fix = "save the model again or download it again"
             raise UserError(str(file), got=str(error), expected="a JSON object", fix=fix) from error
-        kind = check_one_of(f"{file}: kind", str(settings.pop("kind", None)), PROCESSORS)
-        module, name = PROCESSORS[kind].split(":")
-        cls = getattr(importlib.import_module(module), name)
+        kind = check_one_of(f"{file}: kind", str(settings.pop("kind", None)), classes)
+        cls = resolve_name(classes[kind])
         load = getattr(cls, "load_files", None)
         processors[file.parent.name] = load(file.parent, settings) if load else cls(**settings)
     return processors

@@ -69,6 +69,11 @@ class TextProcessor:
             tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         return cls(tokenizer, **settings)
 
+    @classmethod
+    def fit(cls, texts: Iterable[str], vocab_size: int = 259, max_length: int | None = 32) -> "TextProcessor":
+        """With a tokenizer trained on ``texts`` but for blank ones, see `train_tokenizer`; by default of bytes."""
+        return train_tokenizer((text for text in texts if text.strip()), vocab_size, max_length=max_length)
+
     @property
     def vocabulary(self) -> int:
         """Number of tokens."""

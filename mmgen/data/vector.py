@@ -39,6 +39,11 @@ class VectorProcessor:
         if not min(self.std) > 0:
             raise UserError("std", got=min(self.std), expected="numbers > 0", fix="set 1 for constant entries")
 
+    @staticmethod
+    def read(value: Any) -> Tensor:
+        """One training value, checked: see `as_vector`."""
+        return as_vector(value)
+
     @classmethod
     def fit(cls, rows: Iterable[Sequence[float] | Tensor]) -> "VectorProcessor":
         """With the mean and standard deviation of ``rows``, each (d,); entries that never change keep their scale.
@@ -46,13 +51,7 @@ class VectorProcessor:
         Raises:
             UserError: no rows, rows of several lengths, or numbers that are not finite.
         """
-        rows = [as_vector(row) for row in rows]
-        if not rows:
-            raise UserError("rows", got="none", expected="at least one", fix="check that the split is not empty")
-        lengths = sorted({len(row) for row in rows})
-        if len(lengths) > 1:
-            raise UserError("rows", got=f"lengths {lengths}", expected="one length", fix="check the column")
-        values = torch.stack(rows)  # (n, d)
+        values = stacked(as_vector(row) for row in rows)  # (n, d)
         mean, std = values.mean(0), values.std(0, correction=0)
         std = torch.where(std > 1e-9 * mean.abs(), std, torch.ones_like(std))
         return cls(mean.tolist(), std.tolist())
@@ -74,6 +73,21 @@ class VectorProcessor:
     def decode(self, tensor: Tensor) -> list[float]:
         """(d,) -> d numbers in the data's own units."""
         return (tensor.detach().double().cpu() * torch.tensor(self.std).double() + torch.tensor(self.mean).double()).tolist()
+
+
+def stacked(rows: Iterable[Tensor]) -> Tensor:
+    """Vectors (d,) -> (n, d).
+
+    Raises:
+        UserError: there is none, or their lengths differ.
+    """
+    rows = list(rows)
+    if not rows:
+        raise UserError("rows", got="none", expected="at least one", fix="check that the split is not empty")
+    lengths = sorted({len(row) for row in rows})
+    if len(lengths) > 1:
+        raise UserError("rows", got=f"lengths {lengths}", expected="one length", fix="check the column")
+    return torch.stack(rows)
 
 
 def read_numbers(source: str | Path) -> Any:

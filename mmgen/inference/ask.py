@@ -61,7 +61,7 @@ class Conversation:
 
     def _words(self, batch: Batch) -> Iterable[Tensor]:
         if self.learned:  # its prompt was learned with all of them
-            return self.model.encode(batch)
+            return self.model.encode(batch).mean
         return [self.model.language_model.embed(ids) for ids in self.model.names(batch)]
 
     def show(self, shots: Sequence[Sequence[str]]) -> None:

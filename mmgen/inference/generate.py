@@ -1,23 +1,26 @@
-"""What ``mmgen generate`` does: raw values in, text or files out."""
+"""Generation from raw values to text or files, as ``mmgen generate`` does it."""
 
 import typing
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import soundfile
 import torch
+from torch import Tensor
 
 from mmgen import processes
 from mmgen.data.batch import Batch, collate
 from mmgen.data.processors import Processor
 from mmgen.errors import UserError, check_at_least, check_one_of
-from mmgen.models.base import Model
+from mmgen.modalities.kinds import KINDS
+from mmgen.models.aligned import Aligned
+from mmgen.models.base import Model, load
 from mmgen.storage import saved
 from mmgen.training.config import parse_overrides
 from mmgen.training.report import picture_grid
 
 AT_ONCE = 16  # items that the model reads together
-FILES = ("image", "audio")  # kinds of results that are files
 
 
 def generate(model: Model, given: dict[str, list[str]], to: str, n: int = 1, seed: int = 0,
@@ -48,7 +51,7 @@ def generate(model: Model, given: dict[str, list[str]], to: str, n: int = 1, see
         fix = "repeat each option as often as the others"
         raise UserError("inputs", got=counts, expected="as many of each modality", fix=fix)
     if part is not None:
-        if not hasattr(model, "upper_part"):
+        if not model.defines("upper_part"):
             raise UserError("--from", got=model.name, expected="a model that completes pictures", fix="leave it out")
         if to != "image":
             raise UserError("--from", got=f"--to {to}", expected="--to image", fix="leave --from out")
@@ -71,16 +74,18 @@ def generate(model: Model, given: dict[str, list[str]], to: str, n: int = 1, see
     if part is not None:
         upper = model.upper_part(part)
         rows = [{**row, "image": upper} for row in rows]
+    if "rerank" in values:
+        values["rerank"] = scorer(model, str(values["rerank"]), to)
     check_options(model, values)
     for name in to.split(","):
-        if name in model.processors and model.processors[name].kind in FILES:
-            _make_folder(out, model.processors[name].kind)
+        if name in model.processors and _suffix(kind := model.processors[name].kind):
+            _make_folder(out, kind)
     device = processes.device()
     if rows:
         size = len(rows) if values.keys() & model.across_items else AT_ONCE
         batches = [collate(rows[i : i + size], model.sequences) for i in range(0, len(rows), size)]
-    else:  # one item that lacks everything
-        batches = [Batch({model.inputs[0]: torch.zeros(1)}, present={model.inputs[0]: torch.tensor([False])})]
+    else:
+        batches = [Batch.nothing(1)]
     model, generator = model.to(device), torch.Generator().manual_seed(seed)
     parts = [model.generate(batch.to(device), to, n=n, generator=generator, **values) for batch in batches]
     if isinstance(parts[0], dict):
@@ -94,6 +99,25 @@ def generate(model: Model, given: dict[str, list[str]], to: str, n: int = 1, see
             pictures = [model.processors[to].decode(value) for value in made]
             saved(out / "grid.png", picture_grid([pictures[i : i + n] for i in range(0, len(made), n)]).save)
     return [results[i : i + n] for i in range(0, len(results), n)]
+
+
+def scorer(model: Model, run: str, to: str) -> Callable[[Tensor, Batch], Tensor]:
+    """The similarity of pictures to their texts, by which a model that makes pictures of texts reranks them.
+
+    Args:
+        model: a `mmgen.models.text_to_image.TextToImage`.
+        run: of the recipe ``aligned``.
+        to: the modality to make.
+
+    Raises:
+        UserError: a text is to be made, or the run is another one.
+    """
+    if to != "image":
+        raise UserError("rerank", got=f"{run} with a {to} to make", expected="a picture to make", fix="leave it out")
+    aligned = load(run)
+    if not isinstance(aligned, Aligned) or aligned.modality != "image":
+        raise UserError("rerank", got=aligned.name, expected="a run of the recipe aligned", fix="train one")
+    return partial(model.similarity, aligned)
 
 
 def check_options(model: Model, values: dict[str, Any]) -> None:
@@ -112,6 +136,8 @@ def check_types(values: dict[str, Any], types: dict[str, type], where: str) -> N
         UserError: one is not.
     """
     for name, value in values.items():
+        if callable(value):
+            continue
         accepted = (int, float) if types[name] is float else types[name]
         if not isinstance(value, accepted) or isinstance(value, bool) != (types[name] is bool):
             fix = f"see the documentation of {where}"
@@ -123,12 +149,13 @@ def _result(model: Model, to: str, value: Any, stem: str, out: Path | None) -> s
 
 
 def _write(value: Any, processor: Processor, stem: str, out: Path | None) -> str:
-    if processor.kind not in FILES:
-        return str(value)
-    file = out / f"{stem}.{'png' if processor.kind == 'image' else 'wav'}"
-    if processor.kind == "image":
-        return saved(file, value.save)
-    return saved(file, lambda place: soundfile.write(place, value.cpu().numpy(), processor.rate))
+    suffix = _suffix(processor.kind)
+    return saved(out / f"{stem}.{suffix}", lambda place: processor.write(value, place)) if suffix else str(value)
+
+
+def _suffix(kind: str) -> str:
+    """The ending of the files of a kind; "" of one that is printed."""
+    return KINDS[kind].suffix if kind in KINDS else ""
 
 
 def _make_folder(out: Path | None, kind: str) -> None:

@@ -22,7 +22,7 @@ def restyle(model: Model, lines: Iterable[bytes], target: str, at_once: int = AT
         UserError: a model that does not restyle, a style that there is none of, or bytes that are not UTF-8; the lines before
             have been given.
     """
-    if not hasattr(model, "restyle"):
+    if not model.defines("restyle"):
         fix = "give a run of the recipe style_transfer"
         raise UserError("RUN", got=model.name, expected="a model that changes styles", fix=fix)
     model.to(processes.device())

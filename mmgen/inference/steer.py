@@ -166,7 +166,7 @@ def toward(
         raise UserError(f"aligned {run}", got=got, expected=expected, fix="train one for this language model")
     space.to(model.device).requires_grad_(False)
     value = space.processors[space.modality](file).to(model.device)
-    target = space.encode(Batch({space.modality: value[None]}))[space.modality][0]  # (s,)
+    target = space.encode(Batch({space.modality: value[None]}))[space.modality].mean[0]  # (s,)
     others = space.references[space.references @ target < SAME]
     if whole:
         if "sentence" not in space.towers:

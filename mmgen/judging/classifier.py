@@ -6,17 +6,15 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from mmgen import processes
 from mmgen.data.batch import collate
 from mmgen.data.cards import check_column, read_card
-from mmgen.data.columns import fit_processor
-from mmgen.data.label import LabelProcessor
+from mmgen.data.label import UNLABELLED, LabelProcessor, class_indices
 from mmgen.data.processors import Processor
-from mmgen.data.rows import Rows, check_several_classes, open_rows
+from mmgen.data.rows import DataSet, Rows, check_several_classes, open_rows
 from mmgen.errors import UserError, check_one_of, counted
-from mmgen.modalities.kinds import KINDS
+from mmgen.modalities.kinds import COLUMNS, KINDS, fit_processor, processor_settings
 from mmgen.models.base import load
 from mmgen.models.classifier import Classifier
 from mmgen.storage import read_json
@@ -27,7 +25,6 @@ from mmgen.training.run import Run
 from mmgen.training.study import cached_run
 from mmgen.training.study import evaluate as evaluate_run
 
-UNKNOWN, UNLABELLED = -2, -3  # in place of a class index; -1 is what a judge reads in an empty text
 AT_ONCE = 250  # values that are read together
 
 
@@ -76,25 +73,9 @@ class JudgeConfig(RecipeConfig):
     def check(self) -> None:
         """Check that the columns are there, and that classifiers read the judged one."""
         card = read_card(self.data.card)
-        self.data.input = check_column(card, "data.input", self.data.input, *KINDS, one_text=True)
+        self.data.input = check_column(card, "data.input", self.data.input, *COLUMNS, one_text=True)
         self.data.label = check_column(card, "data.label", self.data.label)
         check_one_of("data.split", self.data.split, card.splits)
-
-
-class Labelled(Sequence):
-    """Rows of an input and its label as one of ``names``, `UNKNOWN` for any other; rows without a label are left out."""
-
-    def __init__(self, data: JudgeData, split: str, processor: Processor, names: list[str]) -> None:
-        rows = labelled_rows(data, split)
-        numbers = {name: i for i, name in enumerate(names)}
-        self.labels = [numbers.get(str(label), UNKNOWN) for label in rows[data.label]]
-        self.inputs, self.name, self.processor = rows[data.input], data.input, processor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {self.name: self.inputs.read(index, self.processor), "label": torch.tensor(self.labels[index])}
 
 
 def labelled_rows(data: JudgeData, split: str) -> Rows:
@@ -106,15 +87,19 @@ def labelled_rows(data: JudgeData, split: str) -> Rows:
     return open_rows(data.card, split, [data.input], [data.label]).having(data.label)
 
 
+def labelled(data: JudgeData, split: str, processor: Processor, names: list[str]) -> DataSet:
+    """The labelled rows of a split: the input, and its label as one of ``names``, see `class_indices`."""
+    rows = labelled_rows(data, split)
+    columns = {data.input: data.input, "label": class_indices(rows[data.label][:], names)}
+    return DataSet(rows, columns, {data.input: processor})
+
+
 def make_processor(data: JudgeData) -> Processor:
     """The processor of the judged column, fitted to the judge's own split where it has something to fit."""
-    settings = {
-        "image": {"size": data.size, "channels": data.channels, "mean": 0.5, "std": 0.5},
-        "audio": {"frames": data.frames},
-        "text": {"vocab_size": 4096, "max_length": None},
-        "vector": {},
-    }
-    return fit_processor(data.kind, labelled_rows(data, data.split)[data.input], **settings[data.kind])
+    settings = {"size": data.size, "channels": data.channels, "mean": 0.5, "std": 0.5, "frames": data.frames}
+    settings |= {"vocab_size": 4096, "max_length": None}
+    own = {name: settings[name] for name in processor_settings(data.kind) if name in settings}
+    return fit_processor(data.kind, labelled_rows(data, data.split)[data.input], **own)
 
 
 @stage()
@@ -124,10 +109,10 @@ def judge(run: Run, config: JudgeConfig) -> None:
     names = sorted({str(label) for label in labelled_rows(data, data.split)[data.label]})
     check_several_classes(f"{data.card}: {data.split}", data.label, names)
     processor = make_processor(data)
-    shape = [processor.vocabulary] if data.kind == "text" else list(processor.shape)
+    shape = [processor.vocabulary] if KINDS[data.kind].tokens else list(processor.shape)
     model = Classifier(data.input, data.kind, shape, len(names), config.encoder, names, config.distort)
     model.processors |= {data.input: processor, "label": LabelProcessor(names)}
-    run.fit(model, Labelled(data, data.split, processor, names), config.fit)
+    run.fit(model, labelled(data, data.split, processor, names), config.fit)
 
 
 @torch.no_grad()
@@ -138,10 +123,8 @@ def evaluate(run: Run, config: JudgeConfig, split: str) -> Result:
         fix = f"choose one of {', '.join(others)}" if others else "train with data.split=train and give the data another split"
         raise UserError("--split", got=split, expected="one the judge was not trained on", fix=fix)
     model, right = run.load(), 0
-    data = Labelled(config.data, split, model.processors[config.data.input], model.class_names)
-    for start in tqdm(range(0, len(data), AT_ONCE), desc=f"judging {split}", dynamic_ncols=True):
-        batch = collate([data[i] for i in range(start, min(start + AT_ONCE, len(data)))], model.sequences)
-        batch = batch.to(processes.device())
+    data = labelled(config.data, split, model.processors[config.data.input], model.class_names)
+    for batch in data.batches(f"judging {split}", AT_ONCE, device=processes.device()):
         right += (model.predict(batch).mode == batch["label"]).sum().item()
     result = Result("judge", about={"judge_disjoint": config.data.split != "train"})
     result["judge"] = {"accuracy": right / len(data)}
@@ -200,13 +183,12 @@ class Judge:
         return found
 
     def classes_of(self, labels: Sequence[Any]) -> Tensor:
-        """The class index of each label, (n,): `UNKNOWN` for one the judge was not trained on, `UNLABELLED` for none.
+        """The class index of each label, (n,), see `class_indices`.
 
         Raises:
             UserError: no item has a label.
         """
-        place = {name: i for i, name in enumerate(self.class_names)}
-        found = torch.tensor([UNLABELLED if label in (None, "") else place.get(str(label), UNKNOWN) for label in labels])
+        found = class_indices(labels, self.class_names)
         if not (found != UNLABELLED).any():
             fix = "label some rows, or leave the judge out"
             raise UserError("labels", got=f"none of {counted(len(found), 'item')}", expected="one or more", fix=fix)
@@ -230,7 +212,7 @@ def agreement(found: Tensor, truth: Tensor) -> float:
         found: the judge's classes, (n,).
         truth: as `Judge.classes_of` gives it, (n,).
 
-    >>> agreement(torch.tensor([0, 1, 1, 0]), torch.tensor([0, 0, UNKNOWN, UNLABELLED]))
+    >>> agreement(torch.tensor([0, 1, 1, 0]), class_indices(["a", "a", "c", None], ["a", "b"]))
     0.3333333333333333
     """
     return (found == truth)[truth != UNLABELLED].double().mean().item()

@@ -5,12 +5,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from mmgen.data.batch import collate
-from mmgen.data.columns import Columns
+from mmgen.data.label import UNLABELLED
+from mmgen.data.rows import DataSet
 from mmgen.errors import UserError
-from mmgen.judging.classifier import UNLABELLED, Judge
+from mmgen.judging.classifier import Judge
 from mmgen.metrics.coherence import conditional_coherence, joint_coherence
 from mmgen.models.base import Model
 
@@ -18,7 +17,7 @@ AT_ONCE = 250  # items generated together
 
 
 def pairwise_coherence(
-    model: Model, judges: Mapping[str, Judge], data: Columns, labels: Sequence[Any], generator: torch.Generator
+    model: Model, judges: Mapping[str, Judge], data: DataSet, labels: Sequence[Any], generator: torch.Generator
 ) -> dict[str, float]:
     """Conditional coherence of every pair "a to b": the share of items whose class the judge of b reads in b made from a.
 
@@ -44,9 +43,7 @@ def pairwise_coherence(
         items = [i for i in range(len(data)) if data.has(source, i) and place[i] != UNLABELLED]
         if not items:  # nothing can be judged from this modality
             continue
-        for start in tqdm(range(0, len(items), AT_ONCE), desc=f"from {source}", dynamic_ncols=True):
-            rows = [{source: data.read(source, i)} for i in items[start : start + AT_ONCE]]
-            given = collate(rows, model.sequences).to(model.step.device)
+        for given in data.keep(source).batches(f"from {source}", AT_ONCE, items, model.step.device):
             made = model.generate(given, ",".join(model.inputs), generator=generator)
             for name, parts in found.items():
                 parts.append(judges[name].reads(model.processors[name], made[name]))

@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from mmgen.data.cards import Card, read_card
 from mmgen.data.image import ImageProcessor
-from mmgen.data.rows import open_rows
+from mmgen.data.rows import DataSet, open_rows
 from mmgen.errors import UserError
 from mmgen.judging.features import nearest_pictures
 from mmgen.storage import saved
@@ -59,16 +58,15 @@ def write_nearest(made: Sequence[Sequence[str]], processor: ImageProcessor, card
     eye = replace(processor, mean=0.0, std=1.0)
     drawn = torch.stack([torch.stack([eye(file) for file in files]) for files in made])  # (b, n, c, h, w)
     rows, flat = open_rows(card, "train", [column]), drawn.flatten(0, 1)  # (b n, c, h, w)
+    pictures = DataSet(rows, {"image": column}, {"image": eye}, cache=0)
     distance, place = torch.full((len(flat),), torch.inf), torch.zeros(len(flat), dtype=torch.long)
-    nearest, pictures = torch.zeros_like(flat), rows[column]
-    with tqdm(total=len(rows), desc="training pictures", dynamic_ncols=True) as bar:
-        for start in range(0, len(rows), AT_ONCE):
-            some = range(start, min(start + AT_ONCE, len(rows)))
-            seen = torch.stack([pictures.read(i, eye) for i in some])  # (m, c, h, w)
-            found, which = nearest_pictures(flat, seen)
-            better = found < distance
-            distance[better], place[better], nearest[better] = found[better], start + which[better], seen[which[better]]
-            bar.update(len(some))
+    nearest, start = torch.zeros_like(flat), 0
+    for batch in pictures.batches("training pictures", AT_ONCE):
+        seen = batch["image"]  # (m, c, h, w)
+        found, which = nearest_pictures(flat, seen)
+        better = found < distance
+        distance[better], place[better], nearest[better] = found[better], start + which[better], seen[which[better]]
+        start += batch.size
     texts = next((rows[name] for name, spec in read.columns.items() if spec["kind"] == "text"), None)
     lines = [
         {"file": file, "distance": d, "training_row": row, "text": _text(texts, row), "variety": v}

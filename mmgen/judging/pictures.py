@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from mmgen.data.image import ImageProcessor
-from mmgen.data.pairs import Pairs
+from mmgen.data.rows import DataSet
 from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.judging.classifier import Judge, JudgeConfig, agreement, trained_judge
 from mmgen.judging.features import frechet, picture_features
@@ -81,7 +81,7 @@ class PictureJudges:
     """
 
     config: PictureConfig
-    data: Pairs
+    data: DataSet
     image: ImageProcessor
     accuracy: str = ""
 
@@ -91,8 +91,7 @@ class PictureJudges:
         self.space: Aligned | None = trained_space(nested["aligned"], self.image.size) if "aligned" in nested else None
         self.classifier: Judge | None = trained_judge(nested["judge"]) if "judge" in nested else None
         if self.classifier:
-            labels = self.data.rows[label]
-            self.truth = self.classifier.classes_of([labels[row] for row in self.data.items])
+            self.truth = self.classifier.classes_of(self.data.raw(label))
             digits = label == "label" and self.classifier.class_names == [str(i) for i in range(10)]
             self.accuracy = self.accuracy or ("digit_accuracy" if digits else f"{label}_accuracy")
             self.about = self.classifier.about()
@@ -115,5 +114,5 @@ class PictureJudges:
         if not network:
             return {}
         if self._real is None:
-            self._real = picture_features(network, self.image, list(self.data.all()))
+            self._real = picture_features(network, self.image, list(self.data.all("image")))
         return {f"fid_{network}": frechet(self._real, picture_features(network, self.image, list(pictures)))}

@@ -1,21 +1,20 @@
 """The shared space of pictures (or sounds) and texts: trained by the recipe ``aligned``, and a judge of generated pictures."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from mmgen import processes
-from mmgen.data.batch import Batch, collate
 from mmgen.data.cards import check_column, read_card
 from mmgen.data.image import ImageProcessor
-from mmgen.data.rows import Column, open_rows
+from mmgen.data.rows import Column, DataSet, open_rows
 from mmgen.errors import UserError, check_at_least
 from mmgen.metrics.retrieval import r_precision
-from mmgen.models.aligned import Aligned
+from mmgen.models.aligned import Aligned, inner_tokens
 from mmgen.models.base import load
 from mmgen.training.config import FitConfig, section_of
 from mmgen.training.nested import nested_config
@@ -85,72 +84,34 @@ class Reduced(Column):
         return self.process.decode(self.process(super().__getitem__(index)))
 
 
-class Pairs(Sequence):
-    """Pairs of an item of the card and one of its texts, in order.
-
-    Raises:
-        UserError: a value that is missing or cannot be read; the message names the card, the split, the row from 0, and the
-            column.
-    """
-
-    def __init__(self, model: Aligned, data: SpaceData, split: str) -> None:
-        rows = open_rows(data.card, split, [data.input, data.text], limit=data.limit)
-        self.inputs, self.modality, self.process = rows[data.input], model.modality, model.processors[model.modality]
-        if data.size:
-            self.inputs = Reduced(self.inputs, data.size)
-        self.pairs: list[tuple[int, Tensor]] = []
-        raw: list[str] = []
-        for i, texts in enumerate(rows[data.text].texts()):
-            with rows.at(i, data.text):
-                self.pairs += [(i, model.tokens(text)) for text in texts]
-            raw += texts
-        self.features: Tensor | None = None
-        if not model.trained_encoder:
-            size = [str(data.size)] if data.size else []
-            self.features = model.all_features(self.inputs, [rows.fingerprint, data.input, *size])
-        self.sentences: Tensor | None = None
-        if "sentence" in model.towers:
-            model.to(processes.device())
-            self.sentences = model.embed(raw).cpu()  # (p, e)
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        item, ids = self.pairs[index]
-        return {**self.given(item), "text": ids} | self.sentence(index)
-
-    def sentence(self, index: int) -> dict[str, Tensor]:
-        """The sentence embedding of the text of one pair, where the model has an embedder."""
-        return {} if self.sentences is None else {"sentence": self.sentences[index]}
-
-    def given(self, item: int) -> dict[str, Tensor]:
-        """The picture or sound of one item of the card."""
-        if self.features is not None:
-            return {"features": self.features[item]}
-        return {self.modality: self.inputs.read(item, self.process)}
-
-    def batches(self, items: Sequence[int]) -> Iterator[Batch]:
-        """Items of the card without their texts."""
-        return (collate([self.given(i) for i in items[at : at + AT_ONCE]]) for at in range(0, len(items), AT_ONCE))
-
-    def texts(self) -> Iterator[Batch]:
-        """All texts without their items."""
-        texts = [{"text": ids} | self.sentence(i) for i, (_, ids) in enumerate(self.pairs)]
-        return (collate(texts[at : at + AT_ONCE], ["text"]) for at in range(0, len(texts), AT_ONCE))
+def pairs(model: Aligned, data: SpaceData, split: str) -> DataSet:
+    """Inputs of the card, or their features by a frozen encoder, each with one of its texts, in order."""
+    rows = open_rows(data.card, split, [data.input, data.text], limit=data.limit)
+    inputs = Reduced(rows[data.input], data.size) if data.size else rows[data.input]
+    given: dict[str, Sequence[Any]] = {model.modality: inputs}
+    if not model.trained_encoder:
+        size = [str(data.size)] if data.size else []
+        given = {"features": model.all_features(inputs, [rows.fingerprint, data.input, *size])}
+    processors = {**model.processors, "text": partial(inner_tokens, model.processors["text"])}
+    found = DataSet(rows, {**given, "text": data.text}, processors, each="text")
+    if "sentence" not in model.towers:
+        return found
+    model.to(processes.device())
+    return found.with_values(sentence=model.embed(found.texts).cpu())
 
 
 @stage()
 def aligned(run: Run, config: SpaceConfig) -> None:
     """Train both encoders on the card's training split."""
     model = Aligned(**asdict(config.model))
-    data = Pairs(model, config.data, "train")
-    if data.features is not None:
-        model.standardise(data.features)
+    data = pairs(model, config.data, "train")
+    if not model.trained_encoder:
+        model.standardise(data.values["features"])
 
     def remember(model: Aligned) -> None:
-        device, n = model.feature_mean.device, len(data.inputs)
-        model.remember(batch.to(device) for batch in data.batches(range(0, n, -(-n // config.references))))
+        n, device = len(data.rows), model.feature_mean.device
+        some = range(0, n, -(-n // config.references))
+        model.remember(data.without("text").batches("", AT_ONCE, some, device))
 
     run.fit(model, data, config.fit, finish=remember)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from mmgen.errors import UserError, check_at_least, check_one_of
+from mmgen.errors import UserError, check_at_least, check_one_of, check_share
 
 
 def gumbel_softmax(logits: Tensor, temperature: float, hard: bool = False, generator: torch.Generator | None = None) -> Tensor:
@@ -215,8 +215,7 @@ class VectorQuantizer(nn.Module):
         if not smoothing > 0:
             raise UserError("smoothing", got=smoothing, expected="a number > 0", fix="leave out smoothing")
         for name, value in (("decay", decay), ("revive", revive)):
-            if not 0 <= value < 1:
-                raise UserError(name, got=value, expected="a number from 0 to below 1", fix=f"leave out {name}")
+            check_share(name, value)
         self.commitment, self.decay, self.smoothing, self.revive = commitment, decay, smoothing, revive
         self.register_buffer("codebook", torch.randn(codes, dim))  # (K, d)
         self.register_buffer("counts", torch.zeros(codes))  # (K,) average vectors a batch; 0 for all before the first

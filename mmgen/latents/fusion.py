@@ -168,3 +168,22 @@ def _check_something(present: Tensor) -> None:
         item = nothing.nonzero()[0, -1].item()
         fix = "leave the item out, or fuse by a product with the prior"
         raise UserError("modalities", got=f"none for item {item}", expected="at least one for every item", fix=fix)
+
+
+def known(features: list[Tensor], present: Tensor) -> Tensor:
+    """The input of a network that infers from whatever is present: features side by side, and the presence mask.
+
+    Args:
+        features: m tensors (..., d_i); of a missing modality they are replaced by 0.
+        present: (m, s, ...) bool, s patterns of presence.
+
+    Returns:
+        (s, ..., sum d_i + m).
+    """
+    parts = [torch.where(there[..., None], x, 0.0) for x, there in zip(features, present)]  # (s, ..., d) each
+    return torch.cat([*parts, present.movedim(0, -1).to(parts[0].dtype)], -1)
+
+
+def lacking(present: Tensor, i: int) -> Tensor:
+    """``present`` (m, ...) with modality ``i`` missing for all items."""
+    return present & (torch.arange(len(present), device=present.device) != i).reshape(-1, *[1] * (present.ndim - 1))

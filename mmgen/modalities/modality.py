@@ -1,4 +1,4 @@
-"""How a modality of a model is described: its kind and shape, and the settings of its encoder and decoder."""
+"""The description of a modality in a config: its kind and shape, and the settings of its encoder and decoder."""
 
 import inspect
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ class Modality:
     """How one modality is read and written.
 
     Args:
-        kind: "vector", "image", "audio", "text" or "sequence".
+        kind: a key of `KINDS`, or "sequence".
         shape: of one value: image (c, h, w), audio (mels, frames), vector (d,), text (number of tokens in the vocabulary,),
             sequence (d,).
         encoder: settings of the kind's encoder; two of them are built, for the label factor and for the private one.
@@ -58,7 +58,7 @@ def check_modality(name: str, values: dict[str, Any]) -> Modality:
     check_one_of(f"modalities.{name}.kind", values["kind"], [*KINDS, "sequence"])
     for key, low in (("noise", 0), ("weight", 0), ("code", 1), ("factor", 1)):
         check_at_least(f"modalities.{name}.{key}", values.get(key, low), low)
-    if values.get("noise") and values["kind"] == "text":
+    if values.get("noise") and values["kind"] in KINDS and KINDS[values["kind"]].tokens:
         raise UserError(f"modalities.{name}.noise", got=values["noise"], expected="0 for a text", fix="leave it out")
     return Modality(**values)
 

@@ -75,7 +75,7 @@ class SequenceDecoder(nn.Module):
         depth: number of layers.
         heads: attention heads of the transformer; ``dim`` is a multiple of twice their number.
         dropout: share of activations dropped in training.
-        likelihood: family of `mmgen.distributions.Likelihood`.
+        likelihood: name of a family, see `mmgen.distributions.Likelihood`.
         scale: its scale; None learns one.
 
     Raises:

@@ -70,10 +70,15 @@ class TextDecoder(nn.Module):
         heads: its attention heads.
         dropout: share of activations dropped in training.
 
+    Attributes:
+        likelihood: None, as a sequence of tokens has no likelihood of single numbers.
+
     >>> decoder = TextDecoder(latent_dim=4, vocabulary=10, length=5, stop=2, dim=16, depth=1, heads=2)
     >>> decoder(torch.zeros(3, 4)).log_prob(torch.tensor([[7, 2]] * 3)).shape
     torch.Size([3])
     """
+
+    likelihood = None
 
     def __init__(
         self,

@@ -9,20 +9,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmgen import processes
-from mmgen.conditioning.language_model import load_language_model, same_weights
+from mmgen.conditioning.language_model import load_language_model
 from mmgen.conditioning.text_encoder import embed_sentences, load_text_encoder
 from mmgen.data.audio import AudioProcessor
 from mmgen.data.batch import Batch, collate
 from mmgen.data.image import ImageProcessor
 from mmgen.data.text import TextProcessor
-from mmgen.errors import UserError, check_at_least, check_one_of
+from mmgen.distributions import Delta, Joint
+from mmgen.errors import UserError, check_at_least, check_one_of, check_share
 from mmgen.modalities.audio import AudioEncoder
 from mmgen.modalities.features import cached_features, mean_and_std
 from mmgen.modalities.frozen import freeze
 from mmgen.modalities.image import ImageEncoder, colour_histogram
 from mmgen.modalities.sequence import TransformerLayers
 from mmgen.models.base import Losses, Model
-from mmgen.storage import fingerprint
+from mmgen.storage import check_digest, digest, fingerprint
 
 AT_ONCE = 64  # values that are read together
 SCALES = (1.0, 100.0)  # between which the learned scale is kept
@@ -68,7 +69,7 @@ class Aligned(Model):
 
     >>> model = Aligned("tiny", "fp32", "audio", width=8, dim=4).eval()
     >>> found = model.encode(Batch({"audio": torch.zeros(2, *model.processors["audio"].shape)}))
-    >>> found["audio"].shape, bool((found["audio"].norm(dim=1) - 1).abs().max() < 1e-5)
+    >>> found["audio"].mean.shape, bool((found["audio"].mean.norm(dim=1) - 1).abs().max() < 1e-5)
     (torch.Size([2, 4]), True)
     """
 
@@ -104,8 +105,7 @@ class Aligned(Model):
         for what, value in (("colours", colours), ("text_depth", text_depth), ("noise", noise), ("distractors", distractors)):
             check_at_least(what, value, 0)
         for what, value in (("dropout", dropout), ("word_dropout", word_dropout)):
-            if not 0 <= value < 1:
-                raise UserError(what, got=value, expected="0 or more and below 1", fix="use 0.2 for example")
+            check_share(what, value)
         if not 0 <= fragments <= 1:
             raise UserError("fragments", got=fragments, expected="0 to 1", fix="use 0.3 for example")
         if not SCALES[0] <= scale <= SCALES[1]:
@@ -119,8 +119,7 @@ class Aligned(Model):
         self.register_buffer("word_mean", table.float().mean(0), persistent=False)  # (d,)
         self.register_buffer("word_std", table.float().std(0).clamp(min=1e-6), persistent=False)
         # tells whose embeddings the text encoder was trained on
-        digest = bytes.fromhex(lm.digests["embeddings"])
-        self.register_buffer("table_digest", torch.tensor(list(digest), dtype=torch.uint8))
+        self.register_buffer("table_digest", digest(lm.digests["embeddings"]))
         self.processors["text"] = TextProcessor(tokenizer, eos=False)
         if modality == "image":
             self.encoder = ImageEncoder(encoder, weights, frozen=not trained_encoder)
@@ -137,11 +136,11 @@ class Aligned(Model):
         self.words = WordsEncoder(table.shape[1], text_width, text_depth, text_heads, dropout)
         self.text = nn.Sequential(nn.LayerNorm(text_width), nn.Dropout(dropout), nn.Linear(text_width, text_width), nn.GELU(),
                                   nn.Dropout(dropout), nn.Linear(text_width, dim))  # fmt: skip
+        self.embedder = None
         if sentences:
             embedder, self.reader = load_text_encoder(sentences)
             self.embedder, wide = freeze(embedder), embedder.config.hidden_size
-            digest = torch.tensor(list(bytes.fromhex(fingerprint(embedder))), dtype=torch.uint8)
-            self.register_buffer("embedder_digest", digest)
+            self.register_buffer("embedder_digest", digest(fingerprint(embedder)))
             self.sentence = nn.Sequential(nn.Dropout(dropout), nn.Linear(wide, width), nn.LayerNorm(width), nn.GELU(),
                                           nn.Dropout(dropout), nn.Linear(width, dim))  # fmt: skip
         self.log_scale = nn.Parameter(torch.tensor(scale).log())
@@ -155,7 +154,7 @@ class Aligned(Model):
     @property
     def towers(self) -> tuple[str, ...]:
         """What has points in the space: the two modalities and, with a sentence embedder, ``sentence``."""
-        return (*self.inputs, *(["sentence"] if hasattr(self, "embedder") else []))
+        return (*self.inputs, *([] if self.embedder is None else ["sentence"]))
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -163,8 +162,8 @@ class Aligned(Model):
         return (self.modality, "text")
 
     def tokens(self, text: str) -> Tensor:
-        """Text -> token ids (t,), as they are inside a longer text: after a space."""
-        return self.processors["text"](f" {text.strip()}" if text.strip() else text)
+        """Text -> token ids (t,), see `inner_tokens`."""
+        return inner_tokens(self.processors["text"], text)
 
     def read(self, values: Tensor) -> Tensor:
         """Pictures or sounds (b, ...) -> features (b, c)."""
@@ -201,13 +200,10 @@ class Aligned(Model):
         """Half of ``-log p(a text of x | x)`` and half of ``-log p(an x of text | text)``, mean over the items with both.
 
         With a sentence embedder the batch holds ``sentence`` (b, e) besides, what `embed` makes of each text.
-
-        Raises:
-            UserError: no item has both.
         """
-        there = self._there(batch) & batch.present.get("text", torch.zeros((), dtype=torch.bool))  # (b,)
+        there = self._there(batch) & batch.having(*self.towers[1:])  # (b,)
         if not there.any():
-            raise self._missing(f"{self.modality} and text", batch)
+            return self.zero_losses(*(f"to_{name}" for name in self.towers))
         batch = batch.items(there)
         texts = self._text(batch)  # (b, s)
         if self.training and self.distractors:
@@ -219,13 +215,11 @@ class Aligned(Model):
         wrong = F.pad(~right, (0, logits.shape[1] - len(right)), value=True)  # (b, b + m)
         towards = {"text": (logits, wrong), self.modality: (own.T, ~right.T)}
         if "sentence" in self.towers:
-            if "sentence" not in batch:
-                raise self._missing("sentence", batch)
             whole = (self.scale * self._x(batch).float() @ self._sentence(batch["sentence"]).float().T).float()  # (b, b)
             towards |= {"sentence": (whole, ~right), f"{self.modality}_by_sentence": (whole.T, ~right.T)}
         return Losses({f"to_{name}": 0.5 * _any_of(*scores) for name, scores in towards.items()})
 
-    def encode(self, batch: Batch) -> dict[str, Tensor]:
+    def encode(self, batch: Batch) -> Joint:
         """Points of the space, of length 1, by the name of what is there: (b, s) each, without meaning where it is missing.
 
         Raises:
@@ -234,13 +228,13 @@ class Aligned(Model):
         found = {}
         if self._there(batch).any():
             found[self.modality] = self._x(batch)
-        if "text" in batch and batch.present["text"].any():
+        if batch.having("text").any():
             found["text"] = self._text(batch)
         if "sentence" in self.towers and "sentence" in batch:
             found["sentence"] = self._sentence(batch["sentence"])
         if not found:
-            raise self._missing(f"{self.modality} or text", batch)
-        return found
+            raise batch.lacks(f"{self.modality} or text")
+        return Joint({name: Delta(point) for name, point in found.items()})
 
     @torch.no_grad()
     def points(self, values: Sequence[Any], modality: str) -> Tensor:
@@ -259,7 +253,7 @@ class Aligned(Model):
         parts = []
         for start in range(0, len(values), AT_ONCE):
             rows = [{modality: read(value)} for value in values[start : start + AT_ONCE]]
-            parts.append(self.encode(collate(rows, ["text"]).to(self.step.device))[modality])
+            parts.append(self.encode(collate(rows, ["text"]).to(self.step.device))[modality].mean)
         return torch.cat(parts)
 
     def embed(self, texts: Sequence[str]) -> Tensor:
@@ -297,16 +291,12 @@ class Aligned(Model):
 
     def load_own_state(self, state: dict[str, Tensor], source: str = "weights") -> None:
         """As the base class, after checking that the embeddings are those that the text encoder was trained on."""
-        expected = state.get("table_digest")
-        if expected is not None and not same_weights(expected, self.table_digest, self.table):
-            got, wanted = (bytes(digest.tolist()).hex()[:12] for digest in (self.table_digest, expected))
-            fix = "load it with language_model=NAME_OR_FOLDER of the model it was trained with"
-            raise UserError(f"language model of {source}", got=f"embeddings {got}", expected=f"embeddings {wanted}", fix=fix)
-        trained_by = state.get("embedder_digest")
-        if trained_by is not None and not torch.equal(trained_by.cpu(), self.embedder_digest.cpu()):
-            got, wanted = (bytes(digest.tolist()).hex()[:12] for digest in (self.embedder_digest, trained_by))
+        fix = "load it with language_model=NAME_OR_FOLDER of the model it was trained with"
+        what = f"language model of {source}"
+        check_digest(what, state.get("table_digest"), self.table_digest, "embeddings", fix, self.table)
+        if self.embedder is not None:
             fix = "load it with sentences=NAME_OR_FOLDER of the embedder it was trained with"
-            raise UserError(f"sentence embedder of {source}", got=got, expected=wanted, fix=fix)
+            check_digest(f"sentence embedder of {source}", state.get("embedder_digest"), self.embedder_digest, "", fix)
         if "references" in state:  # of any number
             self.references = torch.zeros_like(state["references"], device=self.references.device)
         super().load_own_state(state, source)
@@ -322,7 +312,7 @@ class Aligned(Model):
         if self.training:
             beside = torch.rand(len(mask), self.noise, device=mask.device) < 0.5  # (b, noise)
             words = torch.cat([words, self._any_words(beside.shape)], 1)
-            mask = torch.cat([self._part(mask), beside], 1)
+            mask = torch.cat([self.words_read(mask), beside], 1)
         return self.encode_embeddings(words, mask)
 
     def _sentence(self, embedded: Tensor) -> Tensor:
@@ -332,8 +322,8 @@ class Aligned(Model):
         """The embeddings of tokens drawn from the whole table, (*shape, d)."""
         return self.table(torch.randint(len(self.table.weight), shape, device=self.table.weight.device))
 
-    def _part(self, mask: Tensor) -> Tensor:
-        """Which words (b, t) are read in training: at least one of each text."""
+    def words_read(self, mask: Tensor) -> Tensor:
+        """Mask (b, t) of the words that are read in training: at least one of each text."""
         n = mask.sum(1, keepdim=True)  # (b, 1)
         chance, first, last = torch.rand(3, len(mask), 1, device=mask.device)  # (b, 1) each
         first = (first * n).floor()
@@ -351,15 +341,7 @@ class Aligned(Model):
         return (groups[0][:, None] == groups[0]) | (groups[1][:, None] == groups[1])
 
     def _there(self, batch: Batch) -> Tensor:
-        for name in ("features", self.modality):
-            if name in batch:
-                return batch.present[name]
-        return torch.zeros((), dtype=torch.bool)
-
-    def _missing(self, what: str, batch: Batch) -> UserError:
-        found = [name for name in batch.values if batch.present[name].any()]
-        got = f"no item that has it (the batch holds {', '.join(found) or 'nothing'})"
-        return UserError(what, got=got, expected="at least one item", fix="check the names of the columns")
+        return batch.having("features" if "features" in batch else self.modality)
 
 
 class WordsEncoder(nn.Module):
@@ -399,3 +381,8 @@ class WordsEncoder(nn.Module):
 def _any_of(logits: Tensor, wrong: Tensor) -> Tensor:
     """``-log sum_{j not wrong} softmax(logits)_j``, mean over rows (b, m)."""
     return (logits.logsumexp(1) - logits.masked_fill(wrong, -torch.inf).logsumexp(1)).mean()
+
+
+def inner_tokens(process: TextProcessor, text: str) -> Tensor:
+    """Text -> token ids (t,), as they are inside a longer text: after a space."""
+    return process(f" {text.strip()}" if text.strip() else text)

@@ -14,7 +14,7 @@ from mmgen.conditioning.language_model import CACHE, check_room
 from mmgen.conditioning.prefix import positions, token_log_prob
 from mmgen.data.batch import Batch
 from mmgen.errors import UserError, check_at_least
-from mmgen.models.base import Losses
+from mmgen.models.base import Losses, check_generate
 from mmgen.models.captioner import Captioner
 
 
@@ -75,7 +75,7 @@ class Answerer(Captioner):
             UserError: more tokens than the language model reads.
         """
         lm, format = self.language_model, self.format
-        *_, query = format.query(Example(question, image=self._table[:1]))  # from the picture's end to the answer
+        *_, query = format.query(Example(question, image=self.table[:1]))  # from the picture's end to the answer
         asked, told = lm.tokens(query), answer_tokens(lm, format, answer)
         before = self.keys[0].shape[2] + self.words.n + len(lm.tokens(self._before))
         check_room(lm.model, before + len(asked) + len(told), f"prompt and question {question[:40]!r}", "shorten the question")
@@ -86,21 +86,26 @@ class Answerer(Captioner):
         return self.language_model.embed(self.targets(ids, mask))
 
     def losses(self, batch: Batch, phase: str = "train") -> Losses:
-        """``answer`` and ``words``: summed over tokens, mean over the batch, ``words`` over its items with a caption.
+        """``answer`` and ``words``: summed over tokens, mean over the items that have what the phase needs.
 
         ``answer = -log p(a | x, q)``, in the phase ``prompt`` alone and with the caption in place of x; ``words`` is that of
-        `Captioner`, in the phase ``words`` alone.
+        `Captioner`, a mean over the items with a caption, in the phase ``words`` alone.
         """
+        needed = {"words": ["caption"], "prompt": ["caption", "question", "text"]}.get(phase, ["question", "text"])
+        there = batch.having(*needed)
+        if not there.any():
+            return self.zero_losses("words" if phase == "words" else "answer")
+        batch = batch.items(there)
         captions = (batch["caption"], batch.masks["caption"]) if "caption" in batch else None
         if phase == "prompt":
-            return Losses(answer=-self._log_prob(self.named(*captions), batch).mean())
-        logits = self.words.logits(self.features(batch), self._table)  # (b, n, v)
+            return Losses(answer=-self.text_log_prob(self.named(*captions), batch).mean())
+        logits = self.words.logits(self.features(batch), self.table)  # (b, n, v)
         terms = Losses()
         if captions:
             present, weight = batch.present["caption"], 1.0 if phase == "words" else self.words_weight
             terms["words"] = weight * (self._named(logits, *captions) * present).sum() / present.sum().clamp(min=1)
         if phase != "words":
-            terms["answer"] = -self._log_prob(self.words.mix(logits, self._table), batch).mean()
+            terms["answer"] = -self.text_log_prob(self.words.mix(logits, self.table), batch).mean()
         return terms
 
     def generate(
@@ -123,20 +128,18 @@ class Answerer(Captioner):
         Raises:
             UserError: another ``to``, no question, or a number out of its range.
         """
-        if to != "text":
-            raise UserError("--to", got=to, expected="text", fix="an answerer makes text only")
+        check_generate(to, n, ["text"])
         if "question" not in given:
             raise UserError("question", got="none", expected="one for each item", fix="add the rows that Answerer.row makes")
-        check_at_least("n", n, 1)
         asked = [ids[mask] for ids, mask in zip(given["question"], given.masks["question"])]
-        return [said for said in self.answer(self.encode(given), asked, max_tokens) for _ in range(n)]
+        return [said for said in self.answer(self.encode(given).mean, asked, max_tokens) for _ in range(n)]
 
     @torch.no_grad()
     def answer(self, words: Tensor, asked: Sequence[Tensor], max_tokens: int = 8, batch_size: int = 64) -> list[str]:
         """Answer questions about pictures that are read as these words; what is asked twice is answered once.
 
         Args:
-            words: (b, n, d), as `encode` makes them.
+            words: (b, n, d), the points of `encode`.
             asked: the ``question`` of each, (q,) token ids.
             max_tokens: longest answer.
             batch_size: questions answered together.
@@ -180,7 +183,8 @@ class Answerer(Captioner):
             cache.update(keys.to(dtype).expand(b, -1, -1, -1), values.to(dtype).expand(b, -1, -1, -1), i)
         return cache
 
-    def _log_prob(self, words: Tensor, batch: Batch) -> Tensor:
+    def text_log_prob(self, words: Tensor, batch: Batch) -> Tensor:
+        """log p(answer | words, question) of soft words (b, n, d), exact, (b,)."""
         lm, ids, mask = self.language_model, batch["text"], batch.masks["text"]  # (b, t)
         asked = [lm.embed(q[m]) for q, m in zip(batch["question"], batch.masks["question"])]  # each (q_i, d)
         before = [self._before] if self._before else []

@@ -4,6 +4,7 @@ import importlib
 import inspect
 import json
 import re
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,11 +14,14 @@ from huggingface_hub.errors import LocalEntryNotFoundError, RevisionNotFoundErro
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributions import Categorical, Distribution
 
 from mmgen.data.batch import Batch
-from mmgen.data.processors import Processor, load_processors, save_processors
-from mmgen.errors import UserError, check_one_of, counted, first_line
+from mmgen.data.processors import Processor, Source, load_processors, save_processors
+from mmgen.distributions import draw
+from mmgen.errors import UserError, check_at_least, check_one_of, counted, first_line
 from mmgen.modalities.frozen import frozen_prefixes
+from mmgen.modalities.kinds import PROCESSORS
 from mmgen.models import MODELS
 
 
@@ -44,6 +48,8 @@ class Model(nn.Module, ModelHubMixin):
 
     name: ClassVar[str]
     phases: ClassVar[tuple[str, ...]] = ("train",)
+    #: the part that the phase of the same name trains, while the other phases train all the rest
+    adversary: ClassVar[str | None] = None
     #: names of the batch entries of varying length, for `mmgen.data.batch.collate`
     sequences: ClassVar[tuple[str, ...]] = ()
     #: whether `generate` can start from nothing: an item without any modality then comes from the prior
@@ -65,11 +71,17 @@ class Model(nn.Module, ModelHubMixin):
         """Named terms whose sum is minimised in ``phase``: summed over event dimensions, mean over the batch."""
         raise self._undefined("losses")
 
-    def encode(self, batch: Batch) -> Any:
-        """The posterior over the latents given whatever ``batch`` holds."""
+    def zero_losses(self, *terms: str) -> Losses:
+        """Terms of zero with a gradient of zero for every trained parameter: the loss of a batch without usable items."""
+        parts = [p.flatten()[:0].sum() for p in self.parameters() if p.requires_grad]  # 0, whatever p holds
+        zero = sum(parts, start=torch.zeros((), device=self.step.device))
+        return Losses(dict.fromkeys(terms, zero))
+
+    def encode(self, batch: Batch) -> Distribution:
+        """The posterior over the latents given whatever ``batch`` holds; a `Delta` where it is a point."""
         raise self._undefined("encode")
 
-    def decode(self, z: Tensor, to: str) -> torch.distributions.Distribution:
+    def decode(self, z: Any, to: str) -> Distribution:
         """The distribution p(to | z)."""
         raise self._undefined("decode")
 
@@ -80,6 +92,19 @@ class Model(nn.Module, ModelHubMixin):
     def log_likelihood(self, batch: Batch, samples: int = 1) -> Tensor:
         """log p(batch), one a item (b,): exact, or a bound where the model's documentation says so."""
         raise self._undefined("log_likelihood")
+
+    def restyle(self, texts: Sequence[str], target: str) -> list[str]:
+        """The texts in the style ``target``."""
+        raise self._undefined("restyle")
+
+    def upper_part(self, source: Source) -> Tensor:
+        """The upper part of a picture, which `generate` completes: (c, h0, w)."""
+        raise self._undefined("upper_part")
+
+    @classmethod
+    def defines(cls, verb: str) -> bool:
+        """Whether this model has a verb that others lack, such as "restyle"."""
+        return getattr(cls, verb) is not getattr(Model, verb)
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -101,7 +126,8 @@ class Model(nn.Module, ModelHubMixin):
         A group holds ``params`` and, where they differ from the config's, ``weight_decay`` and ``scale``, a factor on the
         learning rate.
         """
-        return decayed([p for p in self.parameters() if p.requires_grad])
+        named = [(name.partition(".")[0], p) for name, p in self.named_parameters() if p.requires_grad]
+        return decayed([p for part, p in named if (part == self.adversary) == (phase == self.adversary)])
 
     def own_state(self) -> dict[str, Tensor]:
         """The state dict without the frozen parts, which are named in the config and never change; tied weights once.
@@ -134,7 +160,7 @@ class Model(nn.Module, ModelHubMixin):
         return {key: value for key, value in self.state_dict().items() if key not in tied and not key.startswith(skipped)}
 
     def _undefined(self, verb: str) -> UserError:
-        defined = [v for v in _VERBS if getattr(type(self), v) is not getattr(Model, v)]
+        defined = [verb for verb in VERBS if self.defines(verb)]
         return UserError(
             f"{self.name}.{verb}",
             got="a call",
@@ -213,11 +239,66 @@ class Model(nn.Module, ModelHubMixin):
                 what, fix = f"override of {cls.name}: {given}", "correct it, or leave it out"
             raise UserError(what, got=str(error), expected=f"values of a {cls.name}", fix=fix) from error
         model.load_own_state(read_weights(folder / "model.safetensors"), str(folder / "model.safetensors"))
-        model.processors = {**model.processors, **load_processors(folder / "processors")}
+        model.processors = {**model.processors, **load_processors(folder / "processors", PROCESSORS)}
         return model.eval()
 
 
-_VERBS = ("losses", "encode", "decode", "generate", "log_likelihood")
+class LabelModel(Model):
+    """A model of p(label | batch): subclasses define `predict`."""
+
+    def predict(self, batch: Batch) -> Categorical:
+        """p(label | batch), one distribution an item."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def generate(self, given: Batch, to: str = "label", n: int = 1, generator: torch.Generator | None = None) -> Tensor:
+        """``n`` labels drawn from `predict` for each item in order: (b * n,). The likeliest is ``predict(given).mode``.
+
+        Raises:
+            UserError: ``to`` is not "label", or ``n`` is below 1.
+        """
+        check_generate(to, n, ["label"])
+        return draw(self.predict(given).probs, n, generator).flatten()
+
+
+VERBS = ("losses", "encode", "decode", "generate", "log_likelihood", "restyle", "upper_part")
+
+
+def check_generate(to: str, n: int, known: Collection[str]) -> None:
+    """Check what every ``generate`` is given.
+
+    Raises:
+        UserError: ``to`` is none of ``known``, or ``n`` is below 1.
+    """
+    check_one_of("to", to, known)
+    check_at_least("n", n, 1)
+
+
+def check_class_names(names: list[str] | None, classes: int | None) -> list[str] | None:
+    """Return ``names`` if there is one for each class, or None.
+
+    Raises:
+        UserError: there are more or fewer.
+    """
+    if names is not None and len(names) != classes:
+        expected = counted(classes or 0, "name")
+        raise UserError("class_names", got=names, expected=expected, fix=f"set classes={len(names)}")
+    return names
+
+
+def check_labels(labels: Tensor, classes: int) -> Tensor:
+    """Return ``labels`` if they are numbers of classes, 0 to ``classes`` - 1.
+
+    Raises:
+        UserError: one is not.
+    """
+    if labels.is_floating_point():
+        raise UserError("label", got=str(labels.dtype), expected="torch.int64", fix="convert it with .long()")
+    wrong = labels[(labels < 0) | (labels >= classes)]
+    if len(wrong):
+        expected, fix = f"0 to {classes - 1}", "check the number of classes"
+        raise UserError("label", got=wrong[0].item(), expected=expected, fix=fix)
+    return labels
 
 
 def model_class(name: str) -> type[Model]:

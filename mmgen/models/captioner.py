@@ -10,18 +10,19 @@ from torch import Tensor, nn
 
 from mmgen import processes
 from mmgen.conditioning.consensus import consensus
-from mmgen.conditioning.language_model import check_room, context_length, same_weights
+from mmgen.conditioning.language_model import check_room, context_length
 from mmgen.conditioning.prefix import PrefixLanguageModel, Prompt, SoftWords
 from mmgen.data.audio import AudioProcessor
 from mmgen.data.batch import Batch
 from mmgen.data.image import ImageProcessor
 from mmgen.data.text import TextProcessor
-from mmgen.errors import UserError, check_at_least, check_one_of
+from mmgen.distributions import Delta
+from mmgen.errors import UserError, check_at_least, check_one_of, check_share
 from mmgen.modalities.audio import AudioEncoder
 from mmgen.modalities.features import cached_features
 from mmgen.modalities.image import ImageEncoder, colour_histogram
-from mmgen.models.base import Losses, Model, decayed
-from mmgen.storage import fingerprint
+from mmgen.models.base import Losses, Model, check_generate, decayed
+from mmgen.storage import check_digest, digest, fingerprint
 
 MEMORY = ("memory_words", "memory_texts")
 PROMPT_SCALE = 6.0  # the learning rate of the embeddings around the soft words, over theirs
@@ -98,8 +99,7 @@ class Captioner(Model):
         for what, value in (("size", size), ("grid", grid), ("words", words), ("width", width)):
             check_at_least(what, value, 1)
         check_at_least("colours", colours, 0)
-        if not 0 <= dropout < 1:
-            raise UserError("dropout", got=dropout, expected="0 or more and below 1", fix="use 0.2 for example")
+        check_share("dropout", dropout)
         self.modality, self.stages, self.grid = check_one_of("modality", modality, ("image", "audio")), list(stages), grid
         self.trained_encoder, self.colours = trained_encoder or modality == "audio", colours
         self.words_weight, self.language_model_weights = words_weight, language_model_weights
@@ -131,10 +131,10 @@ class Captioner(Model):
         check_room(lm.model, prompt + 2, "words, before, between, after and a caption", "set fewer words or shorter texts")
         self.processors["text"] = TextProcessor(lm.tokenizer, room=None if limit is None else limit - prompt)
         # tells which language model a prefix was trained for; one that is trained itself is saved
-        digest = bytes.fromhex(lm.model.digests["model"]) if language_model_weights == "frozen" else b""
+        own = lm.model.digests["model"] if language_model_weights == "frozen" else ""
         for name in MEMORY:  # filled by `remember`
             self.register_buffer(name, torch.zeros((0, words), dtype=torch.long))
-        self.register_buffer("language_model_digest", torch.tensor(list(digest), dtype=torch.uint8))
+        self.register_buffer("language_model_digest", digest(own))
 
     def features(self, batch: Batch) -> Tensor:
         """(b, c): the encoder's features, or those that ``batch["features"]`` holds; their mean where they are missing."""
@@ -185,14 +185,14 @@ class Captioner(Model):
             self.to(device)
             return cached_features(lambda v: self.read(v.to(device)), values, process, key)
 
-    def encode(self, batch: Batch) -> Tensor:
-        """The soft words (b, n, d): deterministic, so no posterior but a point."""
-        return self.words(self.features(batch), self._table)
+    def encode(self, batch: Batch) -> Delta:
+        """The soft words, a point (b, n, d)."""
+        return Delta(self.words(self.features(batch), self.table), 2)
 
     @torch.no_grad()
     def likeliest(self, batch: Batch) -> Tensor:
         """The tokens (b, n) that the soft words are most likely to be: with ``hard``, those that the language model reads."""
-        return self.vocabulary[self.words.logits(self.features(batch), self._table).argmax(-1)]
+        return self.vocabulary[self.words.logits(self.features(batch), self.table).argmax(-1)]
 
     @torch.no_grad()
     def names(self, batch: Batch) -> list[Tensor]:
@@ -205,15 +205,20 @@ class Captioner(Model):
         return (self.modality,)
 
     def losses(self, batch: Batch, phase: str = "train") -> Losses:
-        """``caption`` and ``words``, or in the phase ``words`` the second alone: summed over tokens, mean over the batch.
+        """``caption`` and ``words``, or in the phase ``words`` the second alone: summed over tokens, mean over the items.
 
         ``caption = -log p(text | x)``; ``words = -sum_i log p_i(target_i | x)`` over the n soft words and their `targets`.
+        Items without a text count nowhere.
         """
-        logits = self.words.logits(self.features(batch), self._table)  # (b, n, v)
+        there = batch.having("text")
+        if not there.any():
+            return self.zero_losses(*(["words"] if phase == "words" else ["caption", "words"]))
+        batch = batch.items(there)
+        logits = self.words.logits(self.features(batch), self.table)  # (b, n, v)
         named = self._named(logits, batch["text"], batch.masks["text"]).mean()
         if phase == "words":
             return Losses(words=named)
-        caption = self._log_prob(self.words.mix(logits, self._table), batch)
+        caption = self.text_log_prob(self.words.mix(logits, self.table), batch)
         return Losses(caption=-caption.mean(), words=self.words_weight * named)
 
     def targets(self, ids: Tensor, mask: Tensor) -> Tensor:
@@ -256,14 +261,14 @@ class Captioner(Model):
             b lists of captions.
         """
         keys = F.normalize(self.language_model.embed(self.memory_words).flatten(1).float(), dim=1)  # (p, n * d)
-        queries = F.normalize(self.encode(given).flatten(1), dim=1)  # (b, n * d)
+        queries = F.normalize(self.encode(given).mean.flatten(1), dim=1)  # (b, n * d)
         nearest = (queries @ keys.T).topk(min(m, len(keys))).indices  # (b, m)
         decode = self.language_model.tokenizer.batch_decode
         return [decode(ids, skip_special_tokens=True) for ids in self.memory_texts[nearest]]
 
     def log_likelihood(self, batch: Batch, samples: int = 1) -> Tensor:
         """log p(text | x), exact, (b,)."""
-        return self._log_prob(self.encode(batch), batch)
+        return self.text_log_prob(self.encode(batch).mean, batch)
 
     def generate(
         self,
@@ -305,9 +310,8 @@ class Captioner(Model):
         Source: of prefixes under dropout as draws from a posterior, Gal and Ghahramani 2016, arXiv 1506.02142; of captions
             that neighbours agree on, Devlin et al. 2015, Exploring Nearest Neighbor Approaches for Image Captioning.
         """
-        if to != "text":
-            raise UserError("--to", got=to, expected="text", fix="a captioner makes text only")
-        for what, value in (("n", n), ("beams", beams), ("max_tokens", max_tokens), ("candidates", candidates)):
+        check_generate(to, n, ["text"])
+        for what, value in (("beams", beams), ("max_tokens", max_tokens), ("candidates", candidates)):
             check_at_least(what, value, 1)
         check_at_least("temperature", temperature, 0)
         check_at_least("neighbours", neighbours, 0)
@@ -328,8 +332,8 @@ class Captioner(Model):
             given = Batch({"features": self.features(given)})  # read once, for the candidates and the neighbours
             torch.manual_seed(seed)  # transformers samples from the global generator
             if alone:
-                return self._say(self.encode(given), **options)
-            draws = self._draws(given, candidates) if candidates > 1 else self.encode(given)  # (b * m, n, d)
+                return self._say(self.encode(given).mean, **options)
+            draws = self.drawn_words(given, candidates) if candidates > 1 else self.encode(given).mean  # (b * m, n, d)
             different, which = draws.unique(dim=0, return_inverse=True)  # hard words are often the same
             said = self._say(different, **options)
             items = which.unflatten(0, (-1, candidates)).tolist()
@@ -337,11 +341,11 @@ class Captioner(Model):
             best = [consensus([*(said[i] for i in item), *other], n) for item, other in zip(items, others)]
             return [text for texts in best for text in texts + texts[-1:] * (n - len(texts))]
 
-    def _draws(self, given: Batch, m: int) -> Tensor:
+    def drawn_words(self, given: Batch, m: int) -> Tensor:
         """``m`` prefixes of each item in order, under dropout: (b * m, n, d)."""
         features, training = self.features(given).repeat(m, 1), self.words.training  # (m * b, c)
         try:
-            draws = self.words.train()(features, self._table)  # (m * b, n, d), each member of the words its share of the m
+            draws = self.words.train()(features, self.table)  # (m * b, n, d), each member of the words its share of the m
         finally:
             self.words.train(training)
         return draws.unflatten(0, (m, -1)).transpose(0, 1).flatten(0, 1)
@@ -362,15 +366,11 @@ class Captioner(Model):
 
     def load_own_state(self, state: dict[str, Tensor], source: str = "weights") -> None:
         """As the base class, after checking that the language model is the one this prefix was trained for."""
-        expected = state.get("language_model_digest")
-        if expected is not None and not same_weights(expected, self.language_model_digest, self.language_model.model):
-            got, wanted = (
-                bytes(digest.tolist()).hex()[:12] or "of its own" for digest in (self.language_model_digest, expected)
-            )
-            fix = "load it with language_model=NAME_OR_FOLDER of the model it was trained with"
-            if "of its own" in (got, wanted):
-                fix = "load it with the language_model_weights that it was built with"
-            raise UserError(f"language model of {source}", got=f"weights {got}", expected=f"weights {wanted}", fix=fix)
+        saved, own = state.get("language_model_digest"), self.language_model_digest
+        fix = "load it with language_model=NAME_OR_FOLDER of the model it was trained with"
+        if saved is not None and len(saved) != len(own):
+            fix = "load it with the language_model_weights that it was built with"
+        check_digest(f"language model of {source}", saved, own, "weights", fix, self.language_model.model)
         for name in MEMORY:
             if name in state:  # of any size
                 setattr(self, name, torch.zeros_like(state[name], device=self.memory_words.device))
@@ -381,7 +381,8 @@ class Captioner(Model):
         return self.language_model.tokenizer.eos_token_id
 
     @property
-    def _table(self) -> Tensor:
+    def table(self) -> Tensor:
+        """Embeddings (v, d) of the tokens that soft words mix."""
         return self.language_model.embed(self.vocabulary).detach().to(self.words.mean.dtype)  # (v, d)
 
     def _named(self, logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
@@ -390,7 +391,8 @@ class Captioner(Model):
         place = place.clamp(max=len(self.vocabulary) - 1)
         return F.cross_entropy(logits.flatten(0, 1), place.flatten(), reduction="none").view_as(place).sum(1)
 
-    def _log_prob(self, words: Tensor, batch: Batch) -> Tensor:
+    def text_log_prob(self, words: Tensor, batch: Batch) -> Tensor:
+        """log p(text | words) of soft words (b, n, d), exact, (b,)."""
         return self.language_model.log_prob(self._prompt(words), batch["text"], batch.masks["text"]).sum(1)  # (b,)
 
     def _say(self, words: Tensor, **options: Any) -> list[str]:

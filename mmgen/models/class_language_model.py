@@ -9,15 +9,14 @@ from torch.distributions import Categorical
 
 from mmgen.conditioning.language_model import check_room, load_language_model
 from mmgen.conditioning.prefix import positions, token_log_prob
-from mmgen.data.batch import Batch
+from mmgen.data.batch import Batch, placed
 from mmgen.data.label import LabelProcessor
 from mmgen.data.text import TextProcessor
-from mmgen.distributions import draw
-from mmgen.errors import UserError, check_at_least, check_one_of
-from mmgen.models.base import Losses, Model
+from mmgen.errors import check_at_least
+from mmgen.models.base import LabelModel, Losses, check_labels
 
 
-class ClassLanguageModel(Model):
+class ClassLanguageModel(LabelModel):
     """p(text | class), by a frozen language model with one small network a class behind its last layer.
 
     ``p(x_t | x_<t, c) = softmax(E (h_t + B_c gelu(A_c h_t)))``, h_t the language model's last hidden state and E its output
@@ -82,32 +81,27 @@ class ClassLanguageModel(Model):
 
     def losses(self, batch: Batch, phase: str = "train") -> Losses:
         """``-log p(x | c)`` summed over tokens, and ``-log p(c | x)``, mean over the items that have both."""
-        batch = self._observed(batch)
-        each, labels = self.text_log_prob(batch), batch["label"]  # (b, classes), (b,)
+        rows = batch.having("text", "label")
+        if not rows.any():
+            return self.zero_losses("generative", "discriminative")
+        batch = batch.items(rows)
+        labels = check_labels(batch["label"], len(self.class_names))  # (b,)
+        each = self.text_log_prob(batch)  # (b, classes)
         return Losses(
             generative=-each.gather(1, labels[:, None]).mean(),
             discriminative=self.discriminative * F.cross_entropy(each, labels),
         )
 
     def log_likelihood(self, batch: Batch, samples: int = 1) -> Tensor:
-        """log p(text | class) of items that have both, exact, (b,)."""
-        batch = self._observed(batch)
-        return self.text_log_prob(batch).gather(1, batch["label"][:, None])[:, 0]
+        """log p(text | class), exact, (b,); 0 for items that lack either."""
+        rows = batch.observed("text", "label")
+        batch = batch.items(rows)
+        labels = check_labels(batch["label"], len(self.class_names))
+        return placed(self.text_log_prob(batch).gather(1, labels[:, None])[:, 0], rows)
 
     def predict(self, batch: Batch) -> Categorical:
         """p(class | text), one distribution an item."""
         return Categorical(logits=self.text_log_prob(batch))
-
-    def generate(self, given: Batch, to: str = "label", n: int = 1, generator: torch.Generator | None = None) -> Tensor:
-        """``n`` classes drawn from p(class | text) for each item in order: (b * n,). The likeliest is ``predict(given).mode``.
-
-        Raises:
-            UserError: ``to`` is not "label", or ``n`` below 1.
-        """
-        check_one_of("to", to, ["label"])
-        check_at_least("n", n, 1)
-        with torch.no_grad():
-            return draw(self.predict(given).probs, n, generator).flatten()
 
     def text_log_prob(self, batch: Batch) -> Tensor:
         """log p(text | class) of every class, (b, classes).
@@ -115,9 +109,7 @@ class ClassLanguageModel(Model):
         Raises:
             UserError: there is no text.
         """
-        if "text" not in batch or not batch.present["text"].any():
-            fix = "check the names of the columns"
-            raise UserError("text", got="no item that has it", expected="at least one", fix=fix)
+        batch.observed("text")  # there is something to read
         ids, mask = batch["text"], batch.masks["text"]  # (b, t)
         tokenizer = self.processors["text"].tokenizer
         begin = torch.full_like(
@@ -139,18 +131,3 @@ class ClassLanguageModel(Model):
         moved = [hidden + up(F.gelu(down(hidden))) for down, up in zip(self.down, self.up)]  # each (n, d)
         head = self.language_model.get_output_embeddings()
         return torch.stack([head(h.to(head.weight.dtype)) for h in moved], 1)
-
-    def _observed(self, batch: Batch) -> Batch:
-        """The items that have a text and a label."""
-        both = [name for name in ("text", "label") if name in batch]
-        observed = torch.stack([batch.present[name] for name in both]).all(0) if len(both) == 2 else torch.tensor([False])
-        if not observed.any():
-            found = [name for name in batch.values if batch.present[name].any()]
-            got = f"no item that has both (the batch holds {', '.join(found) or 'nothing'})"
-            raise UserError("text and label", got=got, expected="at least one item", fix="check the names of the columns")
-        batch = batch.items(observed)
-        labels, last = batch["label"], len(self.class_names) - 1
-        wrong = labels[(labels < 0) | (labels > last)]
-        if len(wrong):
-            raise UserError("label", got=wrong[0].item(), expected=f"0 to {last}", fix="check the names of the classes")
-        return batch

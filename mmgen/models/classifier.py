@@ -10,22 +10,21 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical
 
-from mmgen.data.batch import Batch
-from mmgen.distributions import draw
-from mmgen.errors import UserError, check_at_least, check_one_of, counted
-from mmgen.modalities.kinds import build_encoder
-from mmgen.models.base import Losses, Model
+from mmgen.data.batch import Batch, placed
+from mmgen.errors import UserError, check_at_least
+from mmgen.modalities.kinds import KINDS, build_encoder
+from mmgen.models.base import LabelModel, Losses, check_class_names, check_labels
 
 
-class Classifier(Model):
+class Classifier(LabelModel):
     """p(label | x) for one modality x.
 
     Items without x or without a label count nowhere: the loss is the mean over the others.
 
     Args:
         modality: name of x in a batch; the labels are ``batch["label"]``, (b,) int64.
-        kind: what x is: "image", "text", "audio" or "vector".
-        shape: of one x: image (c, h, w), audio (mels, frames), vector (d,), text (number of tokens in the vocabulary,).
+        kind: key of `KINDS`.
+        shape: of one x, such as image (c, h, w), audio (mels, frames), vector (d,), text (tokens in the vocabulary,).
         classes: number of labels.
         encoder: settings of the kind's encoder, such as ``{"dim": 64}``; for an image, a ``"backbone"`` takes that of timm.
         class_names: what the labels are called, in order.
@@ -58,13 +57,10 @@ class Classifier(Model):
         if not 0 <= distort < 1 or (distort and kind != "image"):
             expected = "0 or more and below 1, and 0 of what is no image"
             raise UserError("distort", got=f"{distort} of {kind}", expected=expected, fix="set distort=0")
-        if class_names is not None and len(class_names) != classes:
-            raise UserError(
-                "class_names", got=class_names, expected=counted(classes, "name"), fix=f"set classes={len(class_names)}"
-            )
-        self.modality, self.classes, self.class_names, self.distort = modality, classes, class_names, distort
-        self.sequences = (modality,) if kind == "text" else ()
+        self.modality, self.classes, self.distort = modality, classes, distort
+        self.class_names = check_class_names(class_names, classes)
         self.encoder = build_encoder(kind, shape, encoder or {})
+        self.sequences = (modality,) if KINDS[kind].tokens else ()
         self.head = nn.Linear(self.encoder.dim, classes)
 
     @property
@@ -74,13 +70,15 @@ class Classifier(Model):
 
     def losses(self, batch: Batch, phase: str = "train") -> Losses:
         """The cross-entropy, -log p(label | x), mean over the items that have both."""
-        return Losses(cross_entropy=-self._log_likelihood(batch.items(self._observed(batch))).mean())
+        observed = batch.having(self.modality, "label")
+        if not observed.any():
+            return self.zero_losses("cross_entropy")
+        return Losses(cross_entropy=-self._log_likelihood(batch.items(observed)).mean())
 
     def log_likelihood(self, batch: Batch, samples: int = 1) -> Tensor:
         """log p(label | x), exact, (b,); 0 for items that lack either."""
-        observed = self._observed(batch)
-        found = self._log_likelihood(batch.items(observed))  # (items that have both,)
-        return found.new_zeros(batch.size).masked_scatter(observed, found)
+        observed = batch.observed(self.modality, "label")
+        return placed(self._log_likelihood(batch.items(observed)), observed)
 
     def predict(self, batch: Batch) -> Categorical:
         """p(label | x), one distribution an item; without meaning where x is missing."""
@@ -88,44 +86,14 @@ class Classifier(Model):
 
     def features(self, batch: Batch) -> Tensor:
         """f(x), (b, d): what the last layer reads; without meaning where x is missing."""
-        if self.modality not in batch or not batch.present[self.modality].any():
-            raise self._missing(self.modality, batch)
+        batch.observed(self.modality)  # there is something to read
         mask = (batch.masks[self.modality],) if self.modality in batch.masks else ()
         x = batch[self.modality]
         return self.encoder(distorted(x, self.distort) if self.training and self.distort else x, *mask)
 
-    def generate(self, given: Batch, to: str = "label", n: int = 1, generator: torch.Generator | None = None) -> Tensor:
-        """``n`` labels drawn from p(label | x) for each item in order: (b * n,). The likeliest is ``predict(given).mode``.
-
-        Raises:
-            UserError: ``to`` is not "label", or ``n`` below 1.
-        """
-        check_one_of("to", to, ["label"])
-        check_at_least("n", n, 1)
-        with torch.no_grad():
-            return draw(self.predict(given).probs, n, generator).flatten()
-
     def _log_likelihood(self, batch: Batch) -> Tensor:
-        labels = batch["label"]
-        wrong = labels[(labels < 0) | (labels >= self.classes)]
-        if len(wrong):
-            fix = "check the number of classes"
-            raise UserError("label", got=wrong[0].item(), expected=f"0 to {self.classes - 1}", fix=fix)
+        labels = check_labels(batch["label"], self.classes)
         return self.predict(batch).log_prob(labels)
-
-    def _observed(self, batch: Batch) -> Tensor:
-        both = f"{self.modality} and label"
-        if "label" not in batch or self.modality not in batch:
-            raise self._missing(both, batch)
-        observed = batch.present["label"] & batch.present[self.modality]  # (b,)
-        if not observed.any():
-            raise self._missing(both, batch)
-        return observed
-
-    def _missing(self, what: str, batch: Batch) -> UserError:
-        found = [name for name in batch.values if batch.present[name].any()]
-        got = f"no item that has it (the batch holds {', '.join(found) or 'nothing'})"
-        return UserError(what, got=got, expected="at least one item", fix="check the names of the columns")
 
 
 def distorted(x: Tensor, most: float) -> Tensor:

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, Independent
 
-from mmgen.data.batch import Batch
+from mmgen.data.batch import Batch, placed
 from mmgen.distributions import Likelihood, draw
 from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.latents.discrete import VectorQuantizer, annealed, gumbel_softmax, kl_to_uniform
 from mmgen.modalities.kinds import check_values
 from mmgen.modalities.layers.convolution import GridDecoder, GridEncoder
-from mmgen.models.base import Losses, Model
+from mmgen.models.base import Losses, Model, check_generate
 
 
 class DiscreteVAE(Model):
@@ -101,6 +101,8 @@ class DiscreteVAE(Model):
 
     def losses(self, batch: Batch, phase: str = "train") -> Losses:
         """The reconstruction, and the weighted KL or the commitment, over the items that have a picture."""
+        if not batch.having("image").any():
+            return self.zero_losses("reconstruction", "kl" if self.quantizer is None else "commitment")
         x, _ = self._observed(batch)  # (b', c, h, w)
         features = self.encoder(x).movedim(1, -1)  # (b', h', w', K) logits, or (b', h', w', d)
         if self.quantizer is not None:
@@ -118,9 +120,7 @@ class DiscreteVAE(Model):
 
     def encode(self, batch: Batch) -> Independent:
         """q(z | x), batch shape (b,), event (h', w'): of "vq", all on the nearest code. Without meaning where x is missing."""
-        found, observed = self._observed(batch)
-        x = found.new_zeros(batch.size, *self.shape).masked_scatter(observed[:, None, None, None], found)
-        return self.posterior(x)
+        return self.posterior(placed(*self._observed(batch)))
 
     def posterior(self, x: Tensor) -> Independent:
         """q(z | x): x (b, c, h, w) -> batch shape (b,), event (h', w')."""
@@ -161,14 +161,13 @@ class DiscreteVAE(Model):
         Returns:
             (b * n, c, h, w), those of one item together.
         """
-        check_one_of("to", to, ["image"])
-        check_at_least("n", n, 1)
+        check_generate(to, n, ["image"])
         device = self.step.device
         uniform = torch.full((given.size * math.prod(self.grid), self.k), 1 / self.k, device=device)
         z = draw(uniform, n, generator).reshape(given.size, *self.grid, n).movedim(3, 1)  # (b, n, h', w')
-        if "image" in given and given.present["image"].any():
+        if (there := given.having("image")).any():
             own = self._draws(self.encode(given), n, generator)
-            z = torch.where(given.present["image"][:, None, None, None], own, z)
+            z = torch.where(there[:, None, None, None], own, z)
         return self.decode(z.flatten(0, 1)).mean
 
     @torch.no_grad()
@@ -185,7 +184,7 @@ class DiscreteVAE(Model):
         for _ in range(samples):
             z = self._draws(q)[:, 0]  # (b', h', w')
             total = torch.logaddexp(total, self.decode(z).log_prob(x) + uniform - q.log_prob(z))
-        return x.new_zeros(batch.size).masked_scatter(observed, total - math.log(samples))
+        return placed(total - math.log(samples), observed)
 
     def _draws(self, q: Independent, n: int = 1, generator: torch.Generator | None = None) -> Tensor:
         """(b, n, h', w')."""
@@ -199,14 +198,10 @@ class DiscreteVAE(Model):
         return self.likelihood(location.unflatten(0, z.shape[:-3]))
 
     def _observed(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """x of the items that have it, (b', c, h, w), and who they are, (b,)."""
-        if "image" not in batch or not batch.present["image"].any():
-            found = ", ".join(n for n in batch.values if batch.present[n].any()) or "nothing"
-            got, fix = f"no item that has it (the batch holds {found})", "check the names of the columns"
-            raise UserError("image", got=got, expected="at least one item", fix=fix)
-        observed = batch.present["image"]
+        """x of the items that have it, (b', c, h, w), and their mask (b,)."""
+        observed = batch.observed("image")
         x = batch["image"][observed]
-        check_values("image", x, "image", self.shape, self.likelihood.family)
+        check_values("image", x, "image", self.shape, self.likelihood)
         return x, observed
 
 

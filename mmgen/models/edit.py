@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmgen.data.batch import Batch
+from mmgen.data.batch import Batch, placed
 from mmgen.data.label import LabelProcessor
 from mmgen.data.text import tokens_of, train_word_tokenizer
 from mmgen.errors import UserError, check_at_least, check_one_of, check_texts
@@ -164,17 +164,19 @@ class Edit(Model):
 
     def losses(self, batch: Batch, phase: str = "train") -> Losses:
         """The cross-entropy -log p(style | text), mean over the items that have both, and the penalty of large weights."""
+        rows = batch.having("text", "label")
+        if not rows.any():
+            return self.zero_losses("cross_entropy", "penalty")
         weights = (self.word_weights, self.pair_weights, self.triple_weights)
         return Losses(
-            cross_entropy=-self._log_likelihood(batch.items(labelled(batch))).mean(),
+            cross_entropy=-self._log_likelihood(batch.items(rows)).mean(),
             penalty=self.l2 / 2 * torch.stack([w.square().sum() for w in weights]).sum(),
         )
 
     def log_likelihood(self, batch: Batch, samples: int = 1) -> Tensor:
         """log p(style | text), exact, (b,); 0 for items that lack either."""
-        observed = labelled(batch)
-        found = self._log_likelihood(batch.items(observed))
-        return found.new_zeros(batch.size).masked_scatter(observed, found)
+        rows = batch.observed("text", "label")
+        return placed(self._log_likelihood(batch.items(rows)), rows)
 
     def log_odds(self, ids: Tensor) -> Tensor:
         """The log-odds of style 1 of `framed` sentences, (b, t) -> (b,)."""
@@ -214,28 +216,28 @@ class Edit(Model):
         What stands at the places in ``kept`` stays.
         """
         best, states = list(pieces), list(pieces)
-        ids = self._framed(states)
-        source = self._fluency(ids, 1 - style)  # (n,)
+        ids = self.framed(states)
+        source = self.fluency_of(ids, 1 - style)  # (n,)
         paid = torch.zeros_like(source)
         odds = self.log_odds(ids)
-        scores = self._score(odds, self._fluency(ids, style) - source, paid, style)
+        scores = self._score(odds, self.fluency_of(ids, style) - source, paid, style)
         known = torch.tensor([sum(word != UNKNOWN for word, _, _ in piece) * 2 >= len(piece) for piece in pieces])
         active = torch.nonzero(((2 * style - 1) * odds < self.margin) & known.to(odds.device)).squeeze(1)
         for _ in range(self.rounds):
             if not len(active):
                 break
-            ids = self._framed([states[i] for i in active.tolist()])
+            ids = self.framed([states[i] for i in active.tolist()])
             locked = torch.zeros_like(ids, dtype=torch.bool)
             for row, i in enumerate(active.tolist()):
                 locked[row, [2 + n for n, (_, at, new) in enumerate(states[i]) if new or at in kept[i]]] = True
-            odds, lost = self.log_odds(ids), self._fluency(ids, style) - source[active]
-            moves = self._moves(ids, locked, style)
+            odds, lost = self.log_odds(ids), self.fluency_of(ids, style) - source[active]
+            moves = self.moves(ids, locked, style)
             fluent = torch.zeros_like(moves.cost)  # at best nothing is lost: what is no gain even then is left out
             bound = self._score(odds[moves.row] + moves.gain, fluent, paid[active][moves.row] + moves.cost, style)
             gain = torch.nonzero(bound > scores[active][moves.row]).squeeze(1)
             moves = moves.take(gain[_highest(moves.row[gain], bound[gain], self.rivals)])
             spent = paid[active][moves.row] + moves.cost
-            fluency = lost[moves.row] + self._fluency(moves.after, style) - self._fluency(moves.before, style)
+            fluency = lost[moves.row] + self.fluency_of(moves.after, style) - self.fluency_of(moves.before, style)
             found = self._score(odds[moves.row] + moves.gain, fluency, spent, style)
             first = _highest(moves.row, found, 1)
             moves, found, spent = moves.take(first), found[first], spent[first]
@@ -247,7 +249,7 @@ class Edit(Model):
                     best[i], scores[i] = states[i], found[n]
         return best
 
-    def _moves(self, ids: Tensor, locked: Tensor, style: int) -> "Moves":
+    def moves(self, ids: Tensor, locked: Tensor, style: int) -> "Moves":
         """Every change of the sentences (b, t) that puts a word in, or a word or nothing in the place of one or two."""
         word = (ids > END) & ~locked  # (b, t)
         against = (1 - 2 * style) * self._shares(ids)  # what each word says for the other style
@@ -290,7 +292,7 @@ class Edit(Model):
     def _score(self, odds: Tensor, fluency: Tensor, paid: Tensor, style: int) -> Tensor:
         return -(self.margin - (2 * style - 1) * odds).clamp(min=0) + self.fluency * fluency.clamp(max=0) - paid
 
-    def _fluency(self, ids: Tensor, style: int) -> Tensor:
+    def fluency_of(self, ids: Tensor, style: int) -> Tensor:
         """log p in a style and `CREDIT` for each word, (b,), of framed sentences or of pieces of them (b, t)."""
         a, b, word = ids[:, :-2], ids[:, 1:-1], ids[:, 2:]
         found = self.ngrams.log_prob(a, b, word, torch.tensor(style, device=ids.device))
@@ -320,7 +322,7 @@ class Edit(Model):
         place = torch.searchsorted(self.gaps, key).clamp(max=len(self.gaps) - 1)
         return self.between[place].long().where((self.gaps[place] == key)[:, None], -1)
 
-    def _framed(self, items: Sequence[list[Item]]) -> Tensor:
+    def framed(self, items: Sequence[list[Item]]) -> Tensor:
         return framed([[word for word, _, _ in piece] for piece in items]).to(self.bias.device)
 
     def _log_likelihood(self, batch: Batch) -> Tensor:
@@ -332,21 +334,6 @@ class Edit(Model):
         ids = F.pad(ids.where(mask, END), (0, 2), value=END)
         odds = self.log_odds(F.pad(ids, (2, 0), value=BEGIN))
         return F.logsigmoid(torch.where(labels == 1, odds, -odds))
-
-
-def labelled(batch: Batch) -> Tensor:
-    """Which items have a text and a label, (b,).
-
-    Raises:
-        UserError: none has both.
-    """
-    both = [batch.present[name] for name in ("text", "label") if name in batch]
-    observed = torch.stack(both).all(0) if len(both) == 2 else torch.tensor([False])
-    if not observed.any():
-        had = ", ".join(name for name in batch.values if batch.present[name].any()) or "nothing"
-        got = f"no item that has both (the batch holds {had})"
-        raise UserError("text and label", got=got, expected="at least one item", fix="check the names of the columns")
-    return observed
 
 
 class Moves(NamedTuple):

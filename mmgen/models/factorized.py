@@ -5,40 +5,32 @@ from its encoder; where some are missing, a surrogate infers it from the feature
 """
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Categorical, Distribution, Laplace
+from torch.distributions import Categorical, Distribution, Laplace, constraints
 from torch.nn import functional as F
 
-from mmgen.data.batch import Batch
-from mmgen.distributions import AutoregressiveCategorical, draw, until_stop
-from mmgen.errors import UserError, check_at_least, check_one_of, counted
+from mmgen.data.batch import Batch, masked_mean
+from mmgen.distributions import AutoregressiveCategorical, Delta, Joint, draw, until_stop
+from mmgen.errors import UserError, check_at_least, check_one_of, check_share
 from mmgen.latents.divergences import dependence, mmd
-from mmgen.latents.fusion import subsets
+from mmgen.latents.fusion import known, lacking, subsets
 from mmgen.modalities.kinds import check_values, decoder_class
 from mmgen.modalities.layers.memory_fusion import MemoryFusion
 from mmgen.modalities.modality import Modality, check_modality, encoder_of, spread
 from mmgen.modalities.sequence import SequenceDecoder
 from mmgen.modalities.vector import VectorDecoder, multilayer_perceptron
-from mmgen.models.base import Losses, Model
-from mmgen.models.missing import known, lacking, masked_mean
+from mmgen.models.base import Losses, Model, check_class_names, check_generate
 
 PARTS = ("", "generative", "factorization")
 
 
 @dataclass(frozen=True)
-class Factors:
-    """The factors of some items: ``label`` f_y (..., k), and ``private`` modality -> f_m (..., k_m)."""
-
-    label: Tensor
-    private: dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class _Seen:
+class Seen:
     """A batch as the encoders see it; ``label`` and ``private`` hold features (..., d), zero where a modality is missing."""
 
     values: dict[str, Tensor]  # as they are read, with noise in training
@@ -138,8 +130,7 @@ class Factorized(Model):
             check_at_least(what, value, 1)
         for what, value in (("mmd_weight", mmd_weight), ("surrogate_weight", surrogate_weight)):
             check_at_least(what, value, 0)
-        if not 0 <= dropout < 1:
-            raise UserError("dropout", got=dropout, expected="0 or more and below 1", fix="use 0.2 for example")
+        check_share("dropout", dropout)
         check_one_of("fusion", fusion, ["concatenation", "memory"])
         check_one_of("without", without, PARTS)
         kinds = {m.kind for m in self.modalities.values()}
@@ -149,11 +140,8 @@ class Factorized(Model):
             raise UserError(f"{what} of kinds", got=sorted(kinds), expected="sequences only", fix=fix)
         if classes is not None:
             check_at_least("classes", classes, 2)
-        if class_names is not None and len(class_names) != classes:
-            raise UserError(
-                "class_names", got=class_names, expected=counted(classes, "name"), fix=f"set classes={len(class_names)}"
-            )
-        self.classes, self.class_names, self.per_position = classes, class_names, per_position
+        self.classes, self.class_names = classes, check_class_names(class_names, classes)
+        self.per_position = per_position
         self.mmd_weight, self.bandwidth, self.surrogate_weight = mmd_weight, bandwidth, surrogate_weight
         self.independence_weight = check_at_least("independence_weight", independence_weight, 0)
         self.sequences = tuple(name for name, m in self.modalities.items() if m.kind in ("text", "sequence"))
@@ -193,8 +181,10 @@ class Factorized(Model):
 
     def losses(self, batch: Batch, phase: str = "train") -> Losses:
         """The label's term, a reconstruction a modality, the prior's, and those of the surrogates."""
-        seen = self._read(batch)
-        codes = self._codes(seen)
+        if not batch.having_any(*self.modalities).any():
+            return self.zero_losses(*(f"reconstruction_{name}" for name in self.decoders), "label")
+        seen = self.read(batch)
+        codes = self.codes(seen)
         factors, labels, losses = self._factors(codes), self._labels(batch, seen), Losses()
         if labels is not None:
             losses["label"] = -masked_mean(self.decode(factors, "label").log_prob(labels[0]), labels[1])
@@ -213,22 +203,30 @@ class Factorized(Model):
             losses |= {f"surrogate_{name}": self.surrogate_weight * value for name, value in terms.items()}
         return losses
 
-    def encode(self, batch: Batch) -> Factors:
-        """The factors, each from its encoder or, with modalities missing, its surrogate; f_m of missing modalities too."""
-        return self._factors(self._codes(self._read(batch)))
+    def encode(self, batch: Batch) -> Joint:
+        """The factors as points, "label" f_y (..., k) and, by modality, f_m (..., k_m), those of missing modalities too.
 
-    def decode(self, factors: Factors, to: str) -> Distribution:
-        """p(to | f_y, f_to), or p(label | f_y): batch shape (...) of the factors; with noise s, of to / sqrt(1 + s^2)."""
+        Each is from its encoder or, with modalities missing, from its surrogate.
+        """
+        return Joint({name: Delta(factor) for name, factor in self._factors(self.codes(self.read(batch))).items()})
+
+    def decode(self, factors: Mapping[str, Tensor], to: str) -> Distribution:
+        """p(to | f_y, f_to), or p(label | f_y): batch shape (...) of the factors; with noise s, of to / sqrt(1 + s^2).
+
+        Args:
+            factors: the points of `encode`, ``encode(batch).mean``: "label" and, unless it is what is made, ``to``.
+            to: a modality, or "label".
+        """
         if to == "label":
-            scores = self.label_head(factors.label)  # (..., classes or 1)
+            scores = self.label_head(factors["label"])  # (..., classes or 1)
             scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
             return Categorical(logits=scores) if self.classes else Laplace(scores.squeeze(-1), 1.0)
         check_one_of("to", to, ["label", *self.decoders])
-        return self.decoders[to](torch.cat([factors.label, *([factors.private[to]] if self.private else [])], -1))
+        return self.decoders[to](torch.cat([factors["label"], *([factors[to]] if self.private else [])], -1))
 
     def predict(self, batch: Batch) -> Distribution:
         """p(label | f_y) from whatever is present: batch shape (b,), or (b, t) where each position has a label."""
-        return self.decode(self.encode(batch), "label")
+        return self.decode(self.encode(batch).mean, "label")
 
     @torch.no_grad()
     def generate(
@@ -251,16 +249,15 @@ class Factorized(Model):
         Raises:
             UserError: an unknown ``to`` or option.
         """
-        check_one_of("to", to, ["label", *self.decoders])
+        check_generate(to, n, ["label", *self.decoders])
         check_one_of("swap", swap, ["none", "label", "private"])
         check_one_of("private", private, ["inferred", "prior"])
-        check_at_least("n", n, 1)
         if not self.private and "private" in (swap, "private" if private == "prior" else ""):
             fix = "use a model that is built without an ablation"
             raise UserError("private factors", got="none in this model", expected="some to change", fix=fix)
         if swap != "none" and given.size < 2:
             raise UserError(f"swap={swap}", got="one item", expected="two or more", fix="give another item to swap with")
-        codes = self._codes(self._read(given.without("label")))
+        codes = self.codes(self.read(given.without("label")))
         if swap != "none":
             codes = {k: z.roll(-1, 0) if (k == "label") == (swap == "label") else z for k, z in codes.items()}
         codes = {k: z.repeat_interleave(n, 0) for k, z in codes.items()}  # (b n, ..., k)
@@ -288,12 +285,12 @@ class Factorized(Model):
             got, fix = sorted(modality.decoder), f"add modalities.{name}.decoder.{absent}"
             raise UserError(f"modalities.{name}.decoder", got=got, expected=f"its {absent}", fix=fix)
         built = decoder(*values, **modality.decoder)
-        if modality.noise and "bernoulli" in built.likelihood.family:
-            expected, fix = f"0 for {built.likelihood.family}", "take the likelihood normal or laplace, or no noise"
+        if modality.noise and built.likelihood.family.support is not constraints.real:
+            expected, fix = f"0 for {built.likelihood.family.name}", "take the likelihood normal or laplace, or no noise"
             raise UserError(f"modalities.{name}.noise", got=modality.noise, expected=expected, fix=fix)
         return built
 
-    def _read(self, batch: Batch) -> _Seen:
+    def read(self, batch: Batch) -> Seen:
         """Encode each modality once for each kind of factor; what an item lacks is zero before and after."""
         for name in batch.values:
             check_one_of("modality", name, ["label", *self.modalities])
@@ -317,8 +314,7 @@ class Factorized(Model):
             values[name] = x = torch.where(there.reshape(*there.shape, *[1] * (x.ndim - there.ndim)), x, 0)
             present[name] = there
             kind, shape = self.modalities[name].kind, self.modalities[name].shape
-            family = "" if kind == "text" or name not in self.decoders else self.decoders[name].likelihood.family
-            check_values(name, x, kind, shape, family)
+            check_values(name, x, kind, shape, self.decoders[name].likelihood if name in self.decoders else None)
         aligned = present if self.fusion is None else masks
         lengths = {name: tuple(where.shape) for name, where in aligned.items()}
         if len(set(lengths.values())) > 1:
@@ -344,7 +340,7 @@ class Factorized(Model):
         private = {n: self._features(self.private_encoders[n], n, x, masks) for n, x in values.items() if self.private}
         label = [self.dropout(self._known(steps, name, there)) for name, there in present.items()]  # (..., d) each
         private = [self._known(private, name, present[name]) for name in self.private]
-        return _Seen(values, masks, present, label, private, memory)
+        return Seen(values, masks, present, label, private, memory)
 
     def _noisy(self, name: str, x: Tensor) -> Tensor:
         modality = self.modalities[name]
@@ -367,7 +363,7 @@ class Factorized(Model):
             return encoder.steps(x, masks[name])
         return encoder(x, masks[name])
 
-    def _codes(self, seen: _Seen) -> dict[str, Tensor]:
+    def codes(self, seen: Seen) -> dict[str, Tensor]:
         """z_y, under "label", and z_m of every modality, (..., k): by the encoders or, for what they lack, by surrogates."""
         everyone, codes = seen.all, {}  # (m, ...)
         complete = everyone.all(0)  # (...)
@@ -384,17 +380,17 @@ class Factorized(Model):
             codes[name] = z
         return codes
 
-    def _factors(self, codes: dict[str, Tensor]) -> Factors:
+    def _factors(self, codes: dict[str, Tensor]) -> dict[str, Tensor]:
         private = {name: self.private_factors[name](codes[name]) for name in self.private}
-        return Factors(self.label_factor(codes["label"]), private)
+        return {"label": self.label_factor(codes["label"]), **private}
 
-    def _reconstruction(self, factors: Factors, name: str, seen: _Seen, rows: Tensor) -> Tensor:
+    def _reconstruction(self, factors: dict[str, Tensor], name: str, seen: Seen, rows: Tensor) -> Tensor:
         """-w_m log p(x_m | f_y, f_m), summed over ``rows`` (...), over all that has any modality."""
         mask = (seen.masks[name],) if name in seen.masks and not self.per_position else ()
         log_prob = self.decode(factors, name).log_prob(seen.values[name], *mask)  # (...)
         return -self.modalities[name].weight * masked_mean(log_prob, rows, seen.real)
 
-    def _dependence(self, codes: dict[str, Tensor], seen: _Seen, labels: tuple[Tensor, Tensor]) -> Tensor:
+    def _dependence(self, codes: dict[str, Tensor], seen: Seen, labels: tuple[Tensor, Tensor]) -> Tensor:
         """sum_m D(z_m, y), over what has modality m and a label."""
         y = F.one_hot(labels[0], self.classes) if self.classes else labels[0][..., None]  # (..., classes or 1)
         total = y.new_zeros((), dtype=torch.float32)
@@ -405,7 +401,7 @@ class Factorized(Model):
         return total
 
     def _surrogate_losses(
-        self, seen: _Seen, codes: dict[str, Tensor], labels: tuple[Tensor, Tensor] | None
+        self, seen: Seen, codes: dict[str, Tensor], labels: tuple[Tensor, Tensor] | None
     ) -> dict[str, Tensor]:
         """What the codes that surrogates infer miss of those of everything present, and how well they decode."""
         m, everyone = len(self.modalities), seen.all  # (m, ...)
@@ -422,7 +418,7 @@ class Factorized(Model):
             error = error + torch.where(everyone[i] & ~kept[i], miss, 0.0)
         terms = {"codes": masked_mean(error, valid)}
         if labels is not None:
-            log_prob = self.decode(Factors(self.label_factor(inferred["label"]), {}), "label").log_prob(labels[0])
+            log_prob = self.decode({"label": self.label_factor(inferred["label"])}, "label").log_prob(labels[0])
             terms["label"] = -masked_mean(log_prob, valid & labels[1])
         for i, name in enumerate(self.modalities):
             if name in self.decoders and name in seen.values:
@@ -431,11 +427,12 @@ class Factorized(Model):
                 terms[f"reconstruction_{name}"] = self._reconstruction(factors, name, seen, everyone[i] & kept[:, row].any(0))
         return terms
 
-    def _labels(self, batch: Batch, seen: _Seen) -> tuple[Tensor, Tensor] | None:
+    def _labels(self, batch: Batch, seen: Seen) -> tuple[Tensor, Tensor] | None:
         """The labels with 0 where there is none, and who has one, both (...); None if nobody has."""
-        if "label" not in batch or not batch.present["label"].any():
+        there = batch.having("label")
+        if not there.any():
             return None
-        labels, there = batch["label"], batch.present["label"]
+        labels = batch["label"]
         if labels.shape != seen.real.shape:
             got, expected = tuple(labels.shape), f"{tuple(seen.real.shape)}, as the modalities have"
             raise UserError("label", got=got, expected=expected, fix="give each item, or each position, one label")

@@ -10,17 +10,17 @@ from torch.distributions import Categorical
 from mmgen.conditioning.adaptation_gate import AdaptationGate, layers_of
 from mmgen.conditioning.language_model import context_length
 from mmgen.conditioning.text_encoder import load_text_encoder
-from mmgen.data.batch import Batch
+from mmgen.data.batch import Batch, placed
 from mmgen.data.text import TextProcessor, tokens_of
-from mmgen.distributions import draw
-from mmgen.errors import UserError, check_at_least, check_one_of, counted
+from mmgen.distributions import Delta
+from mmgen.errors import UserError, check_at_least, check_one_of, check_share
 from mmgen.modalities.frozen import freeze
 from mmgen.modalities.kinds import check_name, check_values
-from mmgen.models.base import Losses, Model, decayed
-from mmgen.storage import fingerprint
+from mmgen.models.base import LabelModel, Losses, check_class_names, check_labels, decayed
+from mmgen.storage import check_digest, digest, fingerprint
 
 
-class AdaptedTransformer(Model):
+class AdaptedTransformer(LabelModel):
     """p(label | text, other modalities): a pretrained transformer reads the text, its hidden states shifted by the others.
 
     ``h_i = layer_i(h_{i-1})`` but ``h_l = gate(layer_l(h_{l-1}), x)``, see `AdaptationGate`, and
@@ -82,13 +82,8 @@ class AdaptedTransformer(Model):
     ) -> None:
         super().__init__()
         check_at_least("classes", classes, 2)
-        if class_names is not None and len(class_names) != classes:
-            raise UserError(
-                "class_names", got=class_names, expected=counted(classes, "name"), fix=f"set classes={len(class_names)}"
-            )
         for what, value in (("dropout", dropout), ("gate_dropout", gate_dropout)):
-            if not 0 <= value < 1:
-                raise UserError(what, got=value, expected="0 or more and below 1", fix="use 0.1 for example")
+            check_share(what, value)
         if not encoder_rate > 0:
             raise UserError("encoder_rate", got=encoder_rate, expected="a number > 0", fix="use 0.05")
         self.features, self.noise = dict(features or {}), dict(noise or {})
@@ -97,7 +92,8 @@ class AdaptedTransformer(Model):
                 raise UserError("features", got=name, expected="another name than text or label", fix="rename it")
         for name, value in self.noise.items():
             check_at_least(f"noise.{check_one_of('noise', name, self.features)}", value, 0)
-        self.classes, self.class_names, self.encoder_rate = classes, class_names, encoder_rate
+        self.classes, self.class_names = classes, check_class_names(class_names, classes)
+        self.encoder_rate = encoder_rate
         self.pooling = check_one_of("pooling", pooling, ("mean", "first"))
         self.encoder, tokenizer = load_text_encoder(encoder)
         self.vocabulary, self.longest = len(tokenizer), context_length(self.encoder)
@@ -113,8 +109,8 @@ class AdaptedTransformer(Model):
         if trained_layers is not None:
             _freeze_but(self.encoder, set(layers[len(layers) - trained_layers :]))
         self.frozen = trained_layers is not None
-        digest = bytes.fromhex(fingerprint(self.encoder)) if self.frozen else b""  # before any training
-        self.register_buffer("encoder_digest", torch.tensor(list(digest), dtype=torch.uint8))
+        # before any training
+        self.register_buffer("encoder_digest", digest(fingerprint(self.encoder) if self.frozen else ""))
         empty = tokens_of(tokenizer, "").input_ids or [0]
         self.register_buffer("empty", torch.tensor(empty), persistent=False)  # (tokens of start and end,)
 
@@ -133,16 +129,20 @@ class AdaptedTransformer(Model):
 
     def losses(self, batch: Batch, phase: str = "train") -> Losses:
         """The cross-entropy, -log p(label | text, x), mean over the items that count."""
-        return Losses(cross_entropy=-self._log_likelihood(batch.items(self._counted(batch))).mean())
+        rows = batch.having("label") & batch.having_any(*self.inputs)
+        if not rows.any():
+            return self.zero_losses("cross_entropy")
+        return Losses(cross_entropy=-self._log_likelihood(batch.items(rows)).mean())
 
     def log_likelihood(self, batch: Batch, samples: int = 1) -> Tensor:
         """log p(label | text, x), exact, (b,); 0 for items that do not count."""
-        counted = self._counted(batch)
-        found = self._log_likelihood(batch.items(counted))  # (items that count,)
-        return found.new_zeros(batch.size).masked_scatter(counted, found)
+        rows = batch.having("label") & batch.having_any(*self.inputs)
+        if not rows.any():
+            raise batch.lacks(f"label and one of {', '.join(self.inputs)}", "both")
+        return placed(self._log_likelihood(batch.items(rows)), rows)
 
-    def encode(self, batch: Batch) -> Tensor:
-        """pool(h_L), (b, d): what the head reads."""
+    def encode(self, batch: Batch) -> Delta:
+        """pool(h_L), the point (b, d) that the head reads."""
         for name in batch.values:
             check_one_of("modality", name, ["label", *self.inputs])
         ids, mask = self._text(batch)  # (b, t) each
@@ -154,45 +154,31 @@ class AdaptedTransformer(Model):
             with self.gate.inside(self.encoder, features, present, self.layer):
                 states = self.encoder(**reads).last_hidden_state  # (b, t, d)
         if self.pooling == "first":
-            return states[:, 0]
-        return (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+            return Delta(states[:, 0])
+        return Delta((states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
 
     def decode(self, z: Tensor, to: str = "label") -> Categorical:
-        """p(label | z), batch shape (b,), z as `encode` gives it."""
+        """p(label | z), batch shape (b,), z (b, d) the point that `encode` gives."""
         check_one_of("to", to, ["label"])
         scores = self.head(self.dropout(z))  # (b, classes)
         return Categorical(logits=scores.to(torch.promote_types(scores.dtype, torch.float32)))
 
     def predict(self, batch: Batch) -> Categorical:
         """p(label | text, x), one distribution an item, from whatever is present."""
-        return self.decode(self.encode(batch))
-
-    def generate(self, given: Batch, to: str = "label", n: int = 1, generator: torch.Generator | None = None) -> Tensor:
-        """``n`` labels drawn from p(label | text, x) for each item in order: (b * n,); the likeliest is ``predict(...).mode``.
-
-        Raises:
-            UserError: ``to`` is not "label", or ``n`` below 1.
-        """
-        check_one_of("to", to, ["label"])
-        check_at_least("n", n, 1)
-        with torch.no_grad():
-            return draw(self.predict(given).probs, n, generator).flatten()
+        return self.decode(self.encode(batch).mean)
 
     def load_own_state(self, state: dict[str, Tensor], source: str = "weights") -> None:
         """As the base class, after checking that what is frozen of the encoder is what the rest was trained on."""
-        expected = state.get("encoder_digest")
-        if expected is not None and not torch.equal(expected.cpu(), self.encoder_digest.cpu()):
-            got, wanted = (bytes(d.tolist()).hex()[:12] or "of its own" for d in (self.encoder_digest, expected))
-            fix = "load it with encoder=NAME_OR_FOLDER of the model it was trained from"
-            raise UserError(f"encoder of {source}", got=f"weights {got}", expected=f"weights {wanted}", fix=fix)
+        fix = "load it with encoder=NAME_OR_FOLDER of the model it was trained from"
+        check_digest(f"encoder of {source}", state.get("encoder_digest"), self.encoder_digest, "weights", fix)
         super().load_own_state(state, source)
 
     def _text(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Token ids (b, t) and which are real; a missing text is an empty one."""
         k, b = len(self.empty), batch.size
-        if "text" not in batch or not batch.present["text"].any():
+        there = batch.having("text")  # (b,)
+        if not there.any():
             return self.empty.expand(b, -1), torch.ones(b, k, dtype=torch.bool, device=self.empty.device)
-        there = batch.present["text"]  # (b,)
         ids = torch.where(there[:, None], batch["text"], 0)  # (b, t)
         check_values("text", ids, "text", [self.vocabulary])
         if self.longest is not None and ids.shape[1] > self.longest:
@@ -210,9 +196,9 @@ class AdaptedTransformer(Model):
         """Features (b, t, f) of the modalities that anyone has, and at which items or tokens; (b, f) go to all tokens."""
         features, present = {}, {}
         for name, size in self.features.items():
-            if name not in batch or not batch.present[name].any():
+            if not (there := batch.having(name)).any():  # (b,)
                 continue
-            x, there = batch[name], batch.present[name]  # (b, f) or (b, t, f), (b,)
+            x = batch[name]  # (b, f) or (b, t, f)
             if name in batch.masks:
                 there = there[:, None] & batch.masks[name]  # (b, t)
             x = torch.where(there.reshape(*there.shape, *[1] * (x.ndim - there.ndim)), x, 0)
@@ -224,25 +210,8 @@ class AdaptedTransformer(Model):
         return features, present
 
     def _log_likelihood(self, batch: Batch) -> Tensor:
-        labels = batch["label"]
-        if labels.is_floating_point():
-            raise UserError("label", got=str(labels.dtype), expected="torch.int64", fix="convert it with .long()")
-        wrong = labels[(labels < 0) | (labels >= self.classes)]
-        if len(wrong):
-            fix = "check the number of classes"
-            raise UserError("label", got=wrong[0].item(), expected=f"0 to {self.classes - 1}", fix=fix)
+        labels = check_labels(batch["label"], self.classes)
         return self.predict(batch).log_prob(labels)
-
-    def _counted(self, batch: Batch) -> Tensor:
-        """The items with a label and something to tell it from, (b,)."""
-        read = [batch.present[name] for name in self.inputs if name in batch]
-        counted = batch.present["label"] & torch.stack(read).any(0) if read and "label" in batch else torch.zeros(0)
-        if not counted.any():
-            found = [name for name in batch.values if batch.present[name].any()]
-            got = f"no item that has both (the batch holds {', '.join(found) or 'nothing'})"
-            expected, fix = "at least one item", "check the names of the columns"
-            raise UserError(f"label and one of {', '.join(self.inputs)}", got=got, expected=expected, fix=fix)
-        return counted
 
 
 def _freeze_but(module: nn.Module, trained: Collection[nn.Module]) -> None:

@@ -16,7 +16,7 @@ from mmgen.latents.spaces import GaussianHead, StandardPrior, rsample
 from mmgen.modalities.frozen import freeze
 from mmgen.modalities.layers.convolution import Residual, channels, halvings
 from mmgen.modalities.text import TextEncoder
-from mmgen.models.base import Losses, Model, decayed
+from mmgen.models.base import Losses, Model, check_generate
 from mmgen.models.redescriber import Redescriber, observed, read_texts, shifted
 
 
@@ -73,6 +73,7 @@ class MirrorGAN(Model):
 
     name = "mirror_gan"
     phases = ("discriminator", "generator")
+    adversary = "discriminator"
     sequences = ("text",)
 
     def __init__(
@@ -152,6 +153,8 @@ class MirrorGAN(Model):
         The terms of a phase give no gradient to the other's parameters.
         """
         check_one_of("phase", phase, ("train", *self.phases))
+        if not batch.having("image", "text").any():
+            return self.zero_losses("unconditional", "conditional")
         x, ids, mask, _ = observed(batch, self.shape, self.vocabulary, self.length)
         terms = {"discriminator": self.discriminator_terms, "generator": self.generator_terms}
         if phase != "train":
@@ -220,18 +223,11 @@ class MirrorGAN(Model):
         Raises:
             UserError: another ``to``, ``n`` below 1, an item without a text, or one that is empty or too long.
         """
-        check_one_of("to", to, ["image"])
-        check_at_least("n", n, 1)
-        if "text" not in given or not given.present["text"].all():
+        check_generate(to, n, ["image"])
+        if not given.having("text").all():
             raise UserError("text", got="an item without it", expected="a prompt for each", fix="add --text PROMPT")
         ids, mask = read_texts(given, given.present["text"], self.vocabulary, self.length)
         return self.draw(ids.repeat_interleave(n, 0), mask.repeat_interleave(n, 0), generator)[0][-1]
-
-    def phase_parameters(self, phase: str) -> list[dict[str, Any]]:
-        """The discriminators' parameters, or all others."""
-        own = phase == "discriminator"
-        named = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
-        return decayed([p for name, p in named if name.startswith("discriminator.") == own])
 
     def _seen(self, images: Tensor) -> Tensor:
         return shifted(images, self.shift) if self.training else images

@@ -26,10 +26,9 @@ from mmgen.latents.fusion import (
 )
 from mmgen.latents.importance import importance_bound
 from mmgen.latents.spaces import GaussianHead, fit_prior, make_prior, rsample
-from mmgen.modalities.kinds import DECODERS, build_decoder, build_encoder, check_name, check_values
-from mmgen.models.base import Losses, Model
+from mmgen.modalities.kinds import KINDS, build_decoder, build_encoder, check_name, check_values
+from mmgen.models.base import Losses, Model, check_generate
 
-LENGTHS = {"image": 3, "text": 2, "audio": 2, "vector": 1}
 KEYS = ("kind", "shape", "encoder", "decoder", "weight")
 OBJECTIVES = ("mvae", "mmvae", "mopoe", "mvtcae")
 
@@ -52,10 +51,9 @@ class MultimodalVAE(Model):
     nothing of add 0 to its loss; the loss is the mean over all items.
 
     Args:
-        modalities: name in a batch -> ``kind`` ("image", "text", "audio", "vector"), ``shape`` of one value (image (c, h, w),
-            audio (mels, frames), vector (d,), text (number of tokens in the vocabulary, longest text in tokens)), settings of
-            the kind's ``encoder`` and ``decoder`` (text needs ``stop`` there, the others take ``likelihood``), and ``weight``,
-            its w_i.
+        modalities: name in a batch -> ``kind`` (a key of `KINDS`), ``shape`` of one value (such as image (c, h, w), text
+            (tokens in the vocabulary, tokens of the longest text)), settings of the kind's ``encoder`` and ``decoder`` (text
+            needs ``stop`` there, most others take ``likelihood``), and ``weight``, its w_i.
         latent_dim: size k of z.
         objective: "mvae", "mmvae", "mopoe" or "mvtcae".
         beta: weight of the KL terms, 0 or above.
@@ -114,12 +112,12 @@ class MultimodalVAE(Model):
         if not 0 <= alpha <= 1:
             raise UserError("alpha", got=alpha, expected="a number from 0 to 1", fix="set alpha=0.9")
         self.random_subsets, self.alpha = random_subsets, alpha
-        self.sequences = tuple(name for name, values in self.modalities.items() if values["kind"] == "text")
+        self.sequences = tuple(name for name, values in self.modalities.items() if KINDS[values["kind"]].tokens)
         self.weights = likelihood_weights(self.modalities, rescale)
         self.encoders, self.heads, self.decoders = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
         for name, values in self.modalities.items():
             kind, shape = values["kind"], values["shape"]
-            self.encoders[name] = build_encoder(kind, shape[:1] if kind == "text" else shape, values.get("encoder") or {})
+            self.encoders[name] = build_encoder(kind, shape, values.get("encoder") or {})
             self.heads[name] = GaussianHead(self.encoders[name].dim, latent_dim)
             self.decoders[name] = build_decoder(kind, latent_dim, shape, values.get("decoder") or {})
         if objective == "mvae" and prior not in ("standard", "aggregate"):
@@ -137,6 +135,9 @@ class MultimodalVAE(Model):
 
         MMVAE has one term, minus its bound.
         """
+        if not batch.having_any(*self.modalities).any():
+            mmvae = self.objective == "mmvae"
+            return self.zero_losses(*(["bound"] if mmvae else [*(f"reconstruction_{name}" for name in self.modalities), "kl"]))
         batch = self._checked(batch)
         objective = {"mvae": self._mvae, "mmvae": self._mmvae, "mopoe": self._mopoe, "mvtcae": self._mvtcae}[self.objective]
         return objective(batch, *self._experts(batch))
@@ -174,10 +175,11 @@ class MultimodalVAE(Model):
         Raises:
             UserError: a name the model has not, or ``n`` below 1.
         """
-        names = [check_one_of("to", name.strip(), self.modalities) for name in to.split(",")]
-        check_at_least("n", n, 1)
+        names = [name.strip() for name in to.split(",")]
+        for name in names:
+            check_generate(name, n, self.modalities)
         z = rsample(self.prior(), (given.size, n), generator)  # (b, n, k)
-        known = torch.stack([given.present[name] for name in given.values]).any(0)  # (b,)
+        known = given.having_any(*given.values)  # (b,)
         if known.any():
             q = self.encode(given.items(known))
             z[known] = rsample(q, (n,), generator).transpose(0, 1).to(z.dtype)  # (b', n, k)
@@ -218,7 +220,7 @@ class MultimodalVAE(Model):
         fit_prior(self.prior, draws())
 
     def _mvae(self, batch: Batch, experts: Independent, present: Tensor) -> Losses:
-        members = torch.tensor([[name in subset for name in batch.values] for subset in self._subsets()])  # (s, m)
+        members = torch.tensor([[name in subset for name in batch.values] for subset in self.step_subsets()])  # (s, m)
         rows = {name: members[:, i].nonzero().squeeze(1).to(present.device) for i, name in enumerate(batch.values)}
         q = product_of_experts(experts, members[:, :, None].to(present.device) & present)  # batch shape (s, b)
         z = rsample(q)  # (s, b, k)
@@ -252,8 +254,8 @@ class MultimodalVAE(Model):
         terms = {f"reconstruction_{n}": -w * log_probs.get(n, zero).mean() for n, w in self.weights.items()}
         return Losses(**terms, kl=self.beta * divergence.mean())
 
-    def _subsets(self) -> list[tuple[str, ...]]:
-        """The subsets of a step of MVAE: all, each alone, and those drawn."""
+    def step_subsets(self) -> list[tuple[str, ...]]:
+        """The subsets of a step of MVAE: all modalities, each alone, and those drawn."""
         names = list(self.modalities)
         chosen = [tuple(names), *((name,) for name in names)] if len(names) > 1 else [tuple(names)]
         if self.random_subsets:
@@ -295,7 +297,7 @@ class MultimodalVAE(Model):
             check_one_of("modality", name, self.modalities)
         names = [name for name in self.modalities if name in batch and batch.present[name].any()]
         present = {name: batch.present[name] for name in names}
-        something = torch.stack(list(present.values())).any(0) if names else torch.zeros(batch.size, dtype=torch.bool)  # (b,)
+        something = batch.having_any(*names)  # (b,)
         if not something.all():
             item = (~something).nonzero()[0].item()
             fix = "leave the item out; generate draws from the prior for it"
@@ -308,9 +310,8 @@ class MultimodalVAE(Model):
                 masks[name] = real & here[:, None]  # (b, t)
                 x = torch.where(masks[name], x, 0)
             values[name] = torch.where(here.reshape(-1, *[1] * (x.dim() - 1)), x, torch.zeros_like(x))
-            kind, shape = self.modalities[name]["kind"], self.modalities[name]["shape"]
-            family = "" if kind == "text" else self.decoders[name].likelihood.family
-            check_values(name, values[name], kind, shape, family)
+            own = self.modalities[name]
+            check_values(name, values[name], own["kind"], own["shape"], self.decoders[name].likelihood)
         return Batch(values, masks, present)
 
 
@@ -323,16 +324,15 @@ def check_modality(name: str, values: dict[str, Any]) -> dict[str, Any]:
     check_name(name)
     for key in values:
         check_one_of(f"modalities.{name}: key", key, KEYS)
-    kind, shape = check_one_of(f"modalities.{name}.kind", str(values.get("kind")), DECODERS), values.get("shape")
-    if shape is None or len(shape) != LENGTHS[kind]:
-        fix = "see the documentation of MultimodalVAE"
-        raise UserError(
-            f"modalities.{name}.shape", got=shape, expected=f"{counted(LENGTHS[kind], 'number')} for {kind}", fix=fix
-        )
+    kind = KINDS[check_one_of(f"modalities.{name}.kind", str(values.get("kind")), KINDS)]
+    shape = values.get("shape")
+    if shape is None or len(shape) != len(kind.axes):
+        expected, fix = f"{counted(len(kind.axes), 'number')} for {kind.name}", f"give {', '.join(kind.axes)}"
+        raise UserError(f"modalities.{name}.shape", got=shape, expected=expected, fix=fix)
     if values.get("weight") is not None:
         check_at_least(f"modalities.{name}.weight", values["weight"], 0)
     settings = values.get("decoder") or {}
-    if kind == "text" and "stop" not in settings:
+    if kind.tokens and "stop" not in settings:
         fix = "give the tokenizer's EOS"
         raise UserError(f"modalities.{name}.decoder", got=settings, expected="the token that ends a text as stop", fix=fix)
     return values
@@ -344,7 +344,7 @@ def likelihood_weights(modalities: dict[str, dict[str, Any]], rescale: bool) -> 
     >>> likelihood_weights({"a": {"kind": "vector", "shape": [8]}, "b": {"kind": "vector", "shape": [2]}}, rescale=True)
     {'a': 1.0, 'b': 4.0}
     """
-    dims = {name: math.prod(v["shape"][1:] if v["kind"] == "text" else v["shape"]) for name, v in modalities.items()}
+    dims = {name: math.prod(v["shape"][KINDS[v["kind"]].tokens :]) for name, v in modalities.items()}
     weights = {}
     for name, values in modalities.items():
         own = values.get("weight")

@@ -65,7 +65,7 @@ class PseudoSelfAttentionCaptioner(Captioner):
                 lm.model(inputs_embeds=seen, use_cache=True, **{CACHE: cache}, logits_to_keep=1)
                 made = [(layer.keys, layer.values) for layer in cache.layers]  # each (b, heads, p, d')
                 flat = [tuple(part[:, :, at].transpose(1, 2).flatten(2).flatten(0, 1) for part in pair) for pair in made]
-                yield self._condition(words).flatten(0, 1), flat
+                yield self.condition(words).flatten(0, 1), flat
 
         self.attention.imitate(pairs())
 
@@ -74,13 +74,14 @@ class PseudoSelfAttentionCaptioner(Captioner):
         new = [*self.attention.parameters(), self.place]
         return self._groups(phase, (list(self.text.values()), PROMPT_SCALE), (new, self.scale))
 
-    def _condition(self, words: Tensor) -> Tensor:
+    def condition(self, words: Tensor) -> Tensor:
         """Soft words (b, n, d) -> X (b, n, d)."""
         return F.layer_norm(words.float(), words.shape[-1:]) + self.place
 
-    def _log_prob(self, words: Tensor, batch: Batch) -> Tensor:
-        read = (self.language_model, self._condition(words), self._prompt(words[:, :0]))
+    def text_log_prob(self, words: Tensor, batch: Batch) -> Tensor:
+        """log p(text | words) of soft words (b, n, d), exact, (b,)."""
+        read = (self.language_model, self.condition(words), self._prompt(words[:, :0]))
         return self.attention.log_prob(*read, batch["text"], batch.masks["text"]).sum(1)  # (b,)
 
     def _say(self, words: Tensor, **options: Any) -> list[str]:
-        return self.attention.generate(self.language_model, self._condition(words), self._prompt(words[:, :0]), **options)
+        return self.attention.generate(self.language_model, self.condition(words), self._prompt(words[:, :0]), **options)

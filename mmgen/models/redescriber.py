@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmgen.data.batch import Batch
+from mmgen.data.batch import Batch, placed
 from mmgen.distributions import AutoregressiveCategorical
 from mmgen.errors import UserError, check_at_least, check_one_of, check_share
 from mmgen.modalities.kinds import OWN, check_values
 from mmgen.modalities.layers.convolution import ConvEncoder
 from mmgen.modalities.text import TextDecoder
-from mmgen.models.base import Losses, Model
+from mmgen.models.base import Losses, Model, check_generate
 
 
 class Redescriber(Model):
@@ -83,6 +83,8 @@ class Redescriber(Model):
     def losses(self, batch: Batch, phase: str = "train") -> Losses:
         """``-log p(text | x)``: summed over tokens, mean over the items that have both."""
         check_one_of("phase", phase, self.phases)
+        if not batch.having("image", "text").any():
+            return self.zero_losses("caption")
         x, ids, mask, _ = observed(batch, self.shape, self.vocabulary, self.length)
         x = self.disturbed(x) if self.training else x
         return Losses(caption=-self.describe(x).log_prob(ids, mask).mean())
@@ -98,8 +100,7 @@ class Redescriber(Model):
     def log_likelihood(self, batch: Batch, samples: int = 1) -> Tensor:
         """log p(text | x), exact, (b,); 0 for items that lack either."""
         x, ids, mask, there = observed(batch, self.shape, self.vocabulary, self.length)
-        found = self.describe(x).log_prob(ids, mask)  # (b',)
-        return found.new_zeros(batch.size).masked_scatter(there, found)
+        return placed(self.describe(x).log_prob(ids, mask), there)
 
     @torch.no_grad()
     def generate(
@@ -116,9 +117,8 @@ class Redescriber(Model):
         Raises:
             UserError: another ``to``, a number out of its range, or an item without a picture.
         """
-        check_one_of("to", to, ["text"])
-        check_at_least("n", n, 1)
-        if "image" not in given or not given.present["image"].all():
+        check_generate(to, n, ["text"])
+        if not given.having("image").all():
             raise UserError("image", got="an item without it", expected="one an item", fix="give a picture for each")
         check_values("image", given["image"], "image", self.shape)
         p = self.describe(given["image"].repeat_interleave(n, 0))
@@ -126,17 +126,12 @@ class Redescriber(Model):
 
 
 def observed(batch: Batch, shape: Sequence[int], vocabulary: int, length: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Pictures (b', c, h, w), ids and mask (b', t) of the items that have both, and who they are (b,); others are never read.
+    """Pictures (b', c, h, w), ids and mask (b', t) of the items that have both, and their mask (b,); others are never read.
 
     Raises:
         UserError: there is none; a text that is empty or longer than ``length``; values that are no pictures or tokens.
     """
-    nobody = torch.zeros((), dtype=torch.bool)
-    there = batch.present.get("image", nobody) & batch.present.get("text", nobody)  # (b,)
-    if not there.any():
-        found = ", ".join(name for name in batch.values if batch.present[name].any()) or "nothing"
-        got, fix = f"no item that has both (the batch holds {found})", "check the names of the columns"
-        raise UserError("image and text", got=got, expected="at least one item", fix=fix)
+    there = batch.observed("image", "text")  # (b,)
     x = batch["image"][there]
     check_values("image", x, "image", shape)
     return x, *read_texts(batch, there, vocabulary, length), there

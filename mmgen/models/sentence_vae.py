@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent, Normal, kl_divergence
 
-from mmgen.data.batch import Batch
+from mmgen.data.batch import Batch, placed
 from mmgen.distributions import AutoregressiveCategorical, until_stop
 from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.latents.divergences import kl
@@ -15,7 +15,7 @@ from mmgen.latents.spaces import GaussianHead, StandardPrior, rsample
 from mmgen.modalities.kinds import check_values
 from mmgen.modalities.layers.autoregressive import check_sampling
 from mmgen.modalities.text import TextDecoder, TextEncoder
-from mmgen.models.base import Losses, Model
+from mmgen.models.base import Losses, Model, check_generate
 
 
 class SentenceVAE(Model):
@@ -104,6 +104,8 @@ class SentenceVAE(Model):
 
     def losses(self, batch: Batch, phase: str = "train") -> Losses:
         """The reconstruction and the weighted KL above its floor, over the items that have text."""
+        if not batch.having("text").any():
+            return self.zero_losses("reconstruction", "kl")
         ids, mask, _ = self._observed(batch)  # (b', t) each
         q = self.posterior(ids, mask)
         p = self.decoder(rsample(q))
@@ -132,9 +134,7 @@ class SentenceVAE(Model):
     def encode(self, batch: Batch) -> Independent:
         """q(z | text), batch shape (b,); without meaning where the text is missing."""
         ids, mask, observed = self._observed(batch)
-        rows = observed.nonzero()[:, 0]
-        blank = ids.new_zeros(batch.size, ids.shape[1])  # (b, t): padding where there is no text
-        return self.posterior(blank.index_copy(0, rows, ids), blank.bool().index_copy(0, rows, mask))
+        return self.posterior(placed(ids, observed), placed(mask, observed))  # padding where there is no text
 
     def decode(self, z: Tensor, to: str = "text") -> AutoregressiveCategorical:
         """p(text | z), z (b, k)."""
@@ -166,14 +166,13 @@ class SentenceVAE(Model):
         Raises:
             UserError: another ``to``, or a number out of range.
         """
-        check_one_of("to", to, ["text"])
-        check_at_least("n", n, 1)
+        check_generate(to, n, ["text"])
         check_sampling(temperature, None, top_p)
         with torch.no_grad():
             z = rsample(self.prior(), (given.size * n,), generator)  # (b n, k)
-            if "text" in given and given.present["text"].any():
+            if (there := given.having("text")).any():
                 own = rsample(self.encode(given), (n,), generator).transpose(0, 1).flatten(0, 1)  # (b n, k)
-                z = torch.where(given.present["text"].repeat_interleave(n)[:, None], own, z)
+                z = torch.where(there.repeat_interleave(n)[:, None], own, z)
             return self.decoder(z).sample(generator=generator, temperature=temperature, top_p=top_p)
 
     @torch.no_grad()
@@ -199,7 +198,7 @@ class SentenceVAE(Model):
         if a.size != b.size:
             raise UserError("interpolate", got=f"{a.size} and {b.size} items", expected="as many of each", fix="pair them")
         for batch in (a, b):
-            if not self._observed(batch)[2].all():
+            if not batch.having("text").all():
                 raise UserError("interpolate", got="an item without text", expected="text everywhere", fix="leave it out")
         ends = [self.encode(batch).mean[:, None] for batch in (a, b)]  # (items, 1, k) each
         t = torch.linspace(0, 1, n, device=ends[0].device)[:, None]  # (n, 1)
@@ -217,8 +216,7 @@ class SentenceVAE(Model):
         ids, mask, observed = self._observed(batch)
         q = self.posterior(ids, mask)
         total = sum(self.decoder(rsample(q)).log_prob(ids, mask) for _ in range(samples)) / samples  # (b',)
-        found = total - kl(q, self.prior())
-        return found.new_zeros(batch.size).masked_scatter(observed, found)
+        return placed(total - kl(q, self.prior()), observed)
 
     def log_likelihood(self, batch: Batch, samples: int = 1) -> Tensor:
         """A lower bound on log p(text): the importance-weighted one of ``samples`` draws, see `importance_bound`.
@@ -234,20 +232,15 @@ class SentenceVAE(Model):
             text = self.decoder(z.flatten(0, 1)).log_prob(*many)  # (n b,)
             return text.unflatten(0, z.shape[:2]) + prior.log_prob(z)
 
-        found = importance_bound(self.posterior(ids, mask), log_joint, samples, chunk=256)
-        return found.new_zeros(batch.size).masked_scatter(observed, found)
+        return placed(importance_bound(self.posterior(ids, mask), log_joint, samples, chunk=256), observed)
 
     def _observed(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """The ids and the mask (b', t) of the items with text, and who they are, (b,); without a mask text ends at ``stop``.
+        """The ids and the mask (b', t) of the items with text, and their mask (b,); without a mask text ends at ``stop``.
 
         Raises:
             UserError: there is none, or a number that is no token.
         """
-        if "text" not in batch or not batch.present["text"].any():
-            found = ", ".join(name for name in batch.values if batch.present[name].any()) or "nothing"
-            got, fix = f"no item that has it (the batch holds {found})", "check the names of the columns"
-            raise UserError("text", got=got, expected="at least one item", fix=fix)
-        observed = batch.present["text"]
+        observed = batch.observed("text")
         ids = batch["text"][observed]
         mask = batch.masks["text"][observed] if "text" in batch.masks else until_stop(ids, self.stop)
         check_values("text", ids, "text", [self.vocabulary])

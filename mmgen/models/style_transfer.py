@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from mmgen.data.batch import Batch
+from mmgen.data.batch import Batch, placed
 from mmgen.data.label import LabelProcessor
 from mmgen.data.text import tokens_of, train_word_tokenizer
 from mmgen.errors import UserError, check_at_least, check_one_of, check_share, check_texts
@@ -22,8 +22,8 @@ from mmgen.latents.discrete import reinforce, straight_through
 from mmgen.modalities.layers.autoregressive import CausalTransformer, sample
 from mmgen.modalities.layers.transformer import Cache
 from mmgen.modalities.text import TextEncoder
-from mmgen.models.base import Losses, Model, decayed
-from mmgen.models.edit import AT_ONCE, PLAIN, RARE, labelled
+from mmgen.models.base import Losses, Model
+from mmgen.models.edit import AT_ONCE, PLAIN, RARE
 from mmgen.models.style.ngrams import style_counts
 from mmgen.models.style.spelling import LONGEST, pieces_of, spell_anew
 
@@ -102,6 +102,7 @@ class StyleTransfer(Model):
     name = "style_transfer"
     sequences = ("text",)
     phases = ("critic", "generator")
+    adversary = "critic"
 
     def __init__(
         self,
@@ -176,7 +177,9 @@ class StyleTransfer(Model):
         The terms of a phase give no gradient to the other's parameters.
         """
         check_one_of("phase", phase, ("train", *self.phases))
-        ids, mask, style = self._observed(batch, LONGEST)
+        if not batch.having("text", "label").any():
+            return self.zero_losses("reconstruction")
+        ids, mask, style = self.observed(batch, LONGEST)
         terms = {"critic": self.critic_terms, "generator": self.generator_terms}
         if phase != "train":
             return terms[phase](ids, mask, style)
@@ -276,10 +279,8 @@ class StyleTransfer(Model):
 
     def log_likelihood(self, batch: Batch, samples: int = 1) -> Tensor:
         """log p(x | c(x), s) in its own style, exact, (b,); 0 for items that lack text or label."""
-        there = labelled(batch)
-        ids, mask, style = self._observed(batch)
-        found = self.log_prob(self.read(ids, mask, style), style, ids, mask)
-        return found.new_zeros(batch.size).masked_scatter(there, found)
+        ids, mask, style = self.observed(batch)
+        return placed(self.log_prob(self.read(ids, mask, style), style, ids, mask), batch.having("text", "label"))
 
     @torch.no_grad()
     def restyle(self, texts: Sequence[str], target: str) -> list[str]:
@@ -330,15 +331,9 @@ class StyleTransfer(Model):
                 found[i] = [word for word in row if word not in (PAD, STOP)][: len(pieces[i]) + LONGER]
         return found
 
-    def phase_parameters(self, phase: str) -> list[dict[str, Any]]:
-        """Those of the critic, or all others."""
-        own = phase == "critic"
-        named = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
-        return decayed([p for name, p in named if name.startswith("critic.") == own])
-
-    def _observed(self, batch: Batch, longest: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def observed(self, batch: Batch, longest: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Texts, or their first words, with their ends and mask (b', t + 1), and styles (b',), of items that have both."""
-        batch = batch.items(labelled(batch))
+        batch = batch.items(batch.observed("text", "label"))
         ids, style = batch["text"], batch["label"]
         if len(wrong := style[(style < 0) | (style > 1)]):
             raise UserError("label", got=wrong[0].item(), expected="0 or 1", fix="give texts of exactly two styles")

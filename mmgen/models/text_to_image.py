@@ -1,5 +1,7 @@
 """Text to image: one causal transformer writes a text's tokens and then the codes of a picture, or the other way round."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -7,17 +9,17 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmgen.data.batch import Batch
+from mmgen.data.batch import Batch, placed
 from mmgen.data.image import read_image
 from mmgen.data.processors import Source
-from mmgen.errors import UserError, check_at_least, check_one_of, check_share
+from mmgen.errors import UserError, check_at_least, check_share
 from mmgen.modalities.frozen import freeze
 from mmgen.modalities.kinds import check_values
 from mmgen.modalities.layers.autoregressive import CausalTransformer, sample
 from mmgen.modalities.layers.transformer import Cache
-from mmgen.models.base import Losses, Model, load
+from mmgen.models.base import Losses, Model, check_generate
 from mmgen.models.discrete_vae import DiscreteVAE
-from mmgen.storage import fingerprint
+from mmgen.storage import check_digest, digest, fingerprint
 
 PARTS = ("text", "image")
 
@@ -57,20 +59,35 @@ class TextThenImage(CausalTransformer):
         self.start, self.padding = words + codes, words + codes + 1
         self.text_length, self.cells = length, grid[0] * grid[1]
         self.rows, self.columns = (nn.Parameter(0.02 * torch.randn(side, dim)) for side in grid)
-        self.first = "text"  # which part of the sequence comes first
 
     def features(
-        self, inputs: Tensor, prefix: Tensor | None = None, mask: Tensor | None = None, cache: Cache | None = None
+        self,
+        inputs: Tensor,
+        prefix: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: Cache | None = None,
+        first: str = "text",
     ) -> Tensor:
-        """As in `CausalTransformer`, with the vectors of places added: inputs (b, t) or (b, t, d) -> (b, t, d)."""
+        """`CausalTransformer.features` with the vectors of places added: inputs (b, t) or (b, t, d) -> (b, t, d).
+
+        ``first`` names the part that comes first in the sequence, "text" or "image".
+        """
         x = inputs if inputs.is_floating_point() else self.embed(inputs)  # (b, t, d)
-        before = 1 + (self.text_length if self.first == "text" else 0)
+        before = 1 + (self.text_length if first == "text" else 0)
         past = 0 if cache is None else cache.length
         low, high = max(past, before), min(past + x.shape[1], before + self.cells)  # what of x is of the picture
         if low < high:
             places = (self.rows[:, None] + self.columns).flatten(0, 1)[low - before : high - before]  # (m, d)
             x = x + F.pad(places, (0, 0, low - past, past + x.shape[1] - high)).to(x.dtype)
         return super().features(x, prefix, mask, cache)
+
+
+class PictureFirst:
+    """A `TextThenImage` that reads pictures before their texts, in the place of a transformer in `sample`."""
+
+    def __init__(self, transformer: TextThenImage) -> None:
+        self.embed, self.logits = transformer.embed, transformer.logits
+        self.features = partial(transformer.features, first="image")
 
 
 class TextToImage(Model):
@@ -170,13 +187,13 @@ class TextToImage(Model):
             fix = "give text_to_image the arguments of that VAE"
             raise UserError("discrete VAE", got=got, expected=expected, fix=fix)
         self.discrete_vae.load_state_dict(vae.state_dict())
-        self.codes_taken.copy_(self._digest())
+        self.codes_taken.copy_(digest(fingerprint(self.discrete_vae)))
 
     def losses(self, batch: Batch, phase: str = "train") -> Losses:
         """``text`` and ``image``, each weighted, over the items that have both."""
-        there = torch.stack([batch.present[n] for n in PARTS if n in batch]).all(0) if all(n in batch for n in PARTS) else None
-        if there is None or not there.any():
-            raise self._missing("text and image", batch)
+        there = batch.having(*PARTS)
+        if not there.any():
+            return self.zero_losses(*PARTS)
         text, codes = self._text(batch.items(there)), self._codes(batch["image"][there])  # (b', t), (b', n)
         first = "image" if self.training and torch.rand(()) < self.image_first else "text"
         kept = None
@@ -196,10 +213,9 @@ class TextToImage(Model):
         Returns:
             (b,); 0 for items that lack a picture.
         """
-        if "image" not in batch or not (there := batch.present["image"]).any():
-            raise self._missing("image", batch)
+        there = batch.observed("image")
         found = self._log_probs(self._prompts(batch)[there], self._codes(batch["image"][there]), "text")["image"]
-        return found.new_zeros(batch.size).masked_scatter(there, found)
+        return placed(found, there)
 
     @torch.no_grad()
     def generate(
@@ -212,7 +228,7 @@ class TextToImage(Model):
         top_k: int = 0,
         top_p: float = 1.0,
         guidance: float = 1.0,
-        rerank: str = "",
+        rerank: Callable[[Tensor, Batch], Tensor] | None = None,
         candidates: int = 0,
         cached: bool = True,
     ) -> Tensor | list[str]:
@@ -229,15 +245,15 @@ class TextToImage(Model):
             top_k: keep the k likeliest; 0 all.
             top_p: keep the likeliest tokens of this probability.
             guidance: scale of classifier-free guidance of pictures by their text; 1 is none.
-            rerank: a run of the recipe `aligned`, by which the n pictures nearest to the text are kept, nearest first.
+            rerank: (pictures (b m, c, h, w), ``given``) -> scores (b m,), such as `similarity` in a shared space; of each item
+                the n pictures of the highest scores are kept, the highest first.
             candidates: pictures that are then drawn for each that is kept; 0: 4.
             cached: keep keys and values; slower without, with the same result.
 
         Returns:
             (b n, c, h, w) in [0, 1], those of one item together; or b n texts.
         """
-        check_one_of("to", to, PARTS)
-        check_at_least("n", n, 1)
+        check_generate(to, n, PARTS)
         check_at_least("top_k", top_k, 0)
         self._check_codes()
         options = {
@@ -248,21 +264,20 @@ class TextToImage(Model):
             "cached": cached,
         }
         if to == "text":
-            for what, value, off in (("guidance", guidance, 1.0), ("rerank", rerank, "")):
-                if value != off:
-                    raise UserError(what, got=f"{value} with a text to make", expected="a picture to make", fix="leave it out")
+            if guidance != 1.0 or rerank is not None:
+                what, got = ("guidance", guidance) if guidance != 1.0 else ("rerank", "a scorer")
+                raise UserError(what, got=f"{got} with a text to make", expected="a picture to make", fix="leave it out")
             return self._captions(given, n, options)
-        if not rerank:
+        if rerank is None:
             if candidates:
                 raise UserError("candidates", got=f"{candidates} and no rerank", expected="both", fix="add --rerank RUN")
             return self._pictures(given, n, guidance, options)
         candidates = candidates or 4
         check_at_least("candidates", candidates, 1)
-        if "text" not in given or not given.present["text"].all():
+        if not given.having("text").all():
             raise UserError("rerank", got="an item without text", expected="a text to compare with", fix="add --text")
-        space = _space(rerank)  # before anything is drawn
         drawn = self._pictures(given, n * candidates, guidance, options)  # (b n m, c, h, w)
-        scores = self.similarity(space, drawn, given).reshape(given.size, -1)  # (b, n m)
+        scores = rerank(drawn, given).reshape(given.size, -1)  # (b, n m)
         best = scores.topk(n, 1).indices + n * candidates * torch.arange(given.size, device=scores.device)[:, None]
         return drawn[best.flatten()]
 
@@ -300,13 +315,13 @@ class TextToImage(Model):
         return self.processors["image"](whole)[:, : picture.height]
 
     def _pictures(self, given: Batch, n: int, guidance: float, options: dict[str, Any]) -> Tensor:
-        if guidance != 1.0 and ("text" not in given or not given.present["text"].any()):
+        if guidance != 1.0 and not given.having("text").any():
             raise UserError("guidance", got=f"{guidance:g} without a text", expected="a text to be held to", fix="add --text")
-        model, prompt = self._sequence("text"), self._prompts(given).repeat_interleave(n, 0)  # (b n, t)
+        model, prompt = self.transformer, self._prompts(given).repeat_interleave(n, 0)  # (b n, t)
         start = prompt.new_full((len(prompt), 1), model.start)
         known = prompt.new_zeros(len(prompt), 0)  # codes of the upper part, (b n, m)
-        if "image" in given and given.present["image"].any():
-            if not given.present["image"].all():
+        if (there := given.having("image")).any():
+            if not there.all():
                 got, fix = "some items with an upper part and some without", "complete them apart"
                 raise UserError("image", got=got, expected="one for all items", fix=fix)
             known = self._known(given["image"]).repeat_interleave(n, 0)
@@ -319,22 +334,23 @@ class TextToImage(Model):
         return self.discrete_vae.decode(codes).mean.clamp(0, 1)
 
     def _captions(self, given: Batch, n: int, options: dict[str, Any]) -> list[str]:
-        if "image" not in given or not given.present["image"].all():
+        if not given.having("image").all():
             raise UserError("image", got="an item without it", expected="a picture for each text", fix="add --image FILE")
-        if "text" in given:
+        if given.having("text").any():
             raise UserError("text", got="one beside a picture that is described", expected="none", fix="leave it out")
-        model, codes = self._sequence("image"), self._codes(given["image"]).repeat_interleave(n, 0)  # (b n, n')
+        model, codes = self.transformer, self._codes(given["image"]).repeat_interleave(n, 0)  # (b n, n')
         prompt = torch.cat([codes.new_full((len(codes), 1), model.start), codes + model.codes.start], 1)
         pad = {"stop": self.end, "pad": self.end}
-        ids = sample(model, prompt, self.text_length, tokens=model.text, **pad, **options)  # (b n, t)
+        ids = sample(PictureFirst(model), prompt, self.text_length, tokens=model.text, **pad, **options)  # (b n, t)
         return [self.processors["text"].decode(text) for text in ids]
 
     def _log_probs(self, text: Tensor, codes: Tensor, first: str) -> dict[str, Tensor]:
         """log p of the texts (b, t) and of the codes (b, n), each given what comes before it: (b,) both."""
-        model, start = self._sequence(first), text.new_full((len(text), 1), self.transformer.start)
+        model, start = self.transformer, text.new_full((len(text), 1), self.transformer.start)
         parts = {"text": text, "image": codes + model.codes.start}
         order = [first, *(name for name in PARTS if name != first)]
-        features = model.features(torch.cat([start, *(parts[name] for name in order)], 1)[:, :-1])  # (b, t + n, d)
+        sequence = torch.cat([start, *(parts[name] for name in order)], 1)
+        features = model.features(sequence[:, :-1], first=first)  # (b, t + n, d)
         found, at = {}, 0
         for name in order:
             of = model.text if name == "text" else model.codes
@@ -345,15 +361,11 @@ class TextToImage(Model):
             found[name] = -F.cross_entropy(logits.transpose(1, 2), wanted, reduction="none").sum(1)
         return found
 
-    def _sequence(self, first: str) -> TextThenImage:
-        """The transformer, told which part of the sequence comes first."""
-        self.transformer.first = first
-        return self.transformer
-
     def _prompts(self, batch: Batch) -> Tensor:
         """The texts, and nothing for those that are missing, (b, t)."""
         nothing = self._no_text(batch.size)
-        if "text" not in batch or not (there := batch.present["text"]).any():
+        there = batch.having("text")
+        if not there.any():
             return nothing
         return nothing.masked_scatter(there[:, None], self._text(batch.items(there)))
 
@@ -379,7 +391,7 @@ class TextToImage(Model):
     def _codes(self, x: Tensor) -> Tensor:
         """The codes of pictures: x (b, c, h, w) -> (b, n)."""
         self._check_codes()
-        check_values("image", x, "image", self.discrete_vae.shape, self.discrete_vae.likelihood.family)
+        check_values("image", x, "image", self.discrete_vae.shape, self.discrete_vae.likelihood)
         return self.discrete_vae.codes(x).flatten(1)
 
     def _known(self, part: Tensor) -> Tensor:
@@ -393,10 +405,6 @@ class TextToImage(Model):
         whole = F.pad(part, (0, 0, 0, height - h0), mode="replicate")
         return self._codes(whole)[:, : h0 // cell * columns]
 
-    def _digest(self) -> Tensor:
-        digest = bytes.fromhex(fingerprint(self.discrete_vae))
-        return torch.tensor(list(digest), dtype=torch.uint8)
-
     def _check_codes(self) -> None:
         if not self.codes_taken.any():
             fix = "call take_codes(a trained DiscreteVAE)"
@@ -409,19 +417,6 @@ class TextToImage(Model):
             UserError: it is another.
         """
         super().load_own_state(state, source)
-        if self.codes_taken.any() and not torch.equal(self.codes_taken.cpu(), self._digest()):
-            got, expected = (bytes(d.tolist()).hex()[:12] for d in (self._digest(), self.codes_taken.cpu()))
-            fix = "take both from one run"
-            raise UserError(f"discrete VAE of {source}", got=got, expected=f"{expected}, that of the prior", fix=fix)
-
-    def _missing(self, what: str, batch: Batch) -> UserError:
-        found = [name for name in batch.values if batch.present[name].any()]
-        got = f"no item that has it (the batch holds {', '.join(found) or 'nothing'})"
-        return UserError(what, got=got, expected="at least one item", fix="check the names of the columns")
-
-
-def _space(run: str) -> Model:
-    aligned = load(run)
-    if aligned.name != "aligned" or aligned.modality != "image":
-        raise UserError("rerank", got=aligned.name, expected="a run of the recipe aligned", fix="train one")
-    return aligned
+        if self.codes_taken.any():
+            own = digest(fingerprint(self.discrete_vae))
+            check_digest(f"discrete VAE of {source}", self.codes_taken, own, "", "take both from one run")

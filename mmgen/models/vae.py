@@ -12,16 +12,14 @@ from torch.distributions import Distribution, Independent
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from mmgen.data.batch import Batch
+from mmgen.data.batch import Batch, placed
 from mmgen.errors import UserError, check_at_least, check_one_of, check_sizes, counted
 from mmgen.latents.divergences import covariance_penalty, decompose_kl, density_ratio_tc, kl, mmd, permute_dims
 from mmgen.latents.importance import importance_bound
 from mmgen.latents.spaces import GaussianHead, fit_prior, make_prior, rsample
-from mmgen.modalities.kinds import build_decoder, build_encoder, check_values
+from mmgen.modalities.kinds import KINDS, build_decoder, build_encoder, check_values
 from mmgen.modalities.vector import multilayer_perceptron
-from mmgen.models.base import Losses, Model, decayed
-
-KINDS = ("image", "audio", "vector")
+from mmgen.models.base import Losses, Model, check_generate
 
 
 @dataclass(frozen=True)
@@ -131,8 +129,8 @@ class VAE(Model):
 
     Args:
         modality: name of x in a batch.
-        kind: what x is: "image", "audio" or "vector".
-        shape: of one x: image (c, h, w), audio (mels, frames), vector (d,).
+        kind: key of `KINDS`, but no text.
+        shape: of one x, such as image (c, h, w), audio (mels, frames), vector (d,).
         latent_dim: size k of z.
         objective: key of `OBJECTIVES`.
         settings: the keyword arguments of the objective's function, such as ``{"beta": 4.0}``.
@@ -154,6 +152,7 @@ class VAE(Model):
 
     name = "vae"
     from_prior = True
+    adversary = "discriminator"
 
     def __init__(
         self,
@@ -170,7 +169,7 @@ class VAE(Model):
         discriminator: Sequence[int] = (1000,) * 6,
     ) -> None:
         super().__init__()
-        check_one_of("kind", kind, KINDS)
+        check_one_of("kind", kind, [name for name in KINDS if not KINDS[name].tokens])
         self.modality, self.kind, self.shape = modality, kind, tuple(shape)
         self.objective, self.settings = objective, check_settings(objective, settings or {})
         self.encoder = build_encoder(kind, list(shape), encoder or {})
@@ -189,6 +188,8 @@ class VAE(Model):
     def losses(self, batch: Batch, phase: str = "train") -> Losses:
         """The objective's terms over the items that have x; in the phase "discriminator", its cross-entropy."""
         check_one_of("phase", phase, self.phases)
+        if not batch.having(self.modality).any():
+            return self.zero_losses("cross_entropy" if phase == "discriminator" else "reconstruction")
         x, _ = self._observed(batch)  # (b', *shape)
         if phase == "discriminator":
             return Losses(cross_entropy=self.discriminator_loss(x))
@@ -223,22 +224,13 @@ class VAE(Model):
         classes = (torch.arange(2 * half, device=x.device) >= half).long()  # 0: q(z), 1: prod_j q(z_j)
         return F.cross_entropy(logits.float(), classes)
 
-    def phase_parameters(self, phase: str) -> list[dict[str, Any]]:
-        """The discriminator's parameters, or all others."""
-        own = phase == "discriminator"
-        named = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
-        return decayed([p for name, p in named if name.startswith("discriminator.") == own])
-
     def posterior(self, x: Tensor) -> Independent:
         """q(z | x): x (b, *shape) -> batch shape (b,), event (k,)."""
         return self.head(self.encoder(x))
 
     def encode(self, batch: Batch) -> Independent:
         """q(z | x), batch shape (b,); without meaning where x is missing."""
-        found, observed = self._observed(batch)
-        x = found.new_zeros(batch.size, *self.shape)  # (b, *shape)
-        x[observed] = found
-        return self.posterior(x)
+        return self.posterior(placed(*self._observed(batch)))
 
     def decode(self, z: Tensor, to: str) -> Distribution:
         """p(x | z), z (..., k)."""
@@ -255,12 +247,11 @@ class VAE(Model):
         Raises:
             UserError: ``to`` is not the model's modality, or ``n`` below 1.
         """
-        check_one_of("to", to, [self.modality])
-        check_at_least("n", n, 1)
+        check_generate(to, n, [self.modality])
         z = rsample(self.prior(), (given.size * n,), generator)  # (b n, k)
-        if self.modality in given and given.present[self.modality].any():
+        if (there := given.having(self.modality)).any():
             own = rsample(self.encode(given), (n,), generator).transpose(0, 1).flatten(0, 1)  # (b n, k)
-            z = torch.where(given.present[self.modality].repeat_interleave(n)[:, None], own, z)
+            z = torch.where(there.repeat_interleave(n)[:, None], own, z)
         return self.decoder(z).mean
 
     @torch.no_grad()
@@ -299,7 +290,7 @@ class VAE(Model):
         for start in range(0, samples, size):
             n = min(size, samples - start)
             total += self.decoder(rsample(q, (n,))).log_prob(x).sum(0) - n * kl(q, prior, n)  # (b',)
-        return _placed(total / samples, observed)
+        return placed(total / samples, observed)
 
     def log_likelihood(self, batch: Batch, samples: int = 1) -> Tensor:
         """A lower bound on log p(x): the importance-weighted one of ``samples`` draws, see `importance_bound`.
@@ -309,7 +300,7 @@ class VAE(Model):
         """
         (x, observed), prior = self._observed(batch), self.prior()  # (b', *shape)
         bound = importance_bound(self.posterior(x), lambda z: self.decoder(z).log_prob(x) + prior.log_prob(z), samples)
-        return _placed(bound, observed)
+        return placed(bound, observed)
 
     @torch.no_grad()
     def fit_prior(self, batches: Iterable[Batch], generator: torch.Generator | None = None) -> None:
@@ -325,19 +316,14 @@ class VAE(Model):
         return functional_call(self.discriminator, constant, z)
 
     def _observed(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """x of the items that have it, (b', *shape), and who they are, (b,); what others hold in its place is never read.
+        """x of the items that have it, (b', *shape), and their mask (b,); what others hold in its place is never read.
 
         Raises:
             UserError: there is none, or an x of another shape, not finite, or without probability under the likelihood.
         """
-        name = self.modality
-        if name not in batch or not batch.present[name].any():
-            found = ", ".join(n for n in batch.values if batch.present[n].any()) or "nothing"
-            got, fix = f"no item that has it (the batch holds {found})", "check the names of the columns"
-            raise UserError(name, got=got, expected="at least one item", fix=fix)
-        observed = batch.present[name]
-        x = batch[name][observed]
-        check_values(name, x, self.kind, self.shape, self.decoder.likelihood.family)
+        observed = batch.observed(self.modality)
+        x = batch[self.modality][observed]
+        check_values(self.modality, x, self.kind, self.shape, self.decoder.likelihood)
         return x, observed
 
 
@@ -365,8 +351,3 @@ def check_settings(objective: str, settings: dict[str, Any]) -> dict[str, Any]:
     if "sampling" in settings:
         check_one_of("settings.sampling", settings["sampling"], ["stratified", "weighted"])
     return settings
-
-
-def _placed(values: Tensor, observed: Tensor) -> Tensor:
-    """``values`` (b',) at the places where ``observed`` (b,), 0 elsewhere."""
-    return values.new_zeros(len(observed)).masked_scatter(observed, values)

@@ -7,17 +7,16 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Independent
 
-from mmgen.data.batch import Batch
-from mmgen.errors import UserError, check_at_least, check_one_of
+from mmgen.data.batch import Batch, masked_mean
+from mmgen.errors import UserError, check_at_least, check_one_of, check_share
 from mmgen.latents.divergences import kl
-from mmgen.latents.fusion import product_of_experts, stack_experts
+from mmgen.latents.fusion import known, product_of_experts, stack_experts
 from mmgen.latents.spaces import GaussianHead, StandardPrior, diagonal_normal, rsample
 from mmgen.modalities.flow import Flow, FlowDecoder
 from mmgen.modalities.image import ImageDecoder, PyramidEncoder
 from mmgen.modalities.kinds import check_values
 from mmgen.modalities.touch import SLOPE, ForceEncoder, StateEncoder
 from mmgen.models.base import Losses, Model
-from mmgen.models.missing import known, masked_mean
 
 VISION, TOUCH = ("image", "depth"), ("force", "proprioception")
 SENSES = (*VISION, *TOUCH)
@@ -75,8 +74,8 @@ class VisionTouch(Model):
         weights: of the terms, over `WEIGHTS`.
 
     Raises:
-        UserError: an unknown sense or term, a size out of range; in use, no sense that the model reads, values that are not
-            finite or of another shape, a prediction without an action.
+        UserError: an unknown sense or term, a size out of range; in use, values that are not finite or of another shape, a
+            prediction without an action.
 
     Source: Lee et al. 2019, Making Sense of Vision and Touch, arXiv 1810.10191, and its code. What differs: near negatives
         (there only far ones, whose place alone betrays them), a perceptron and not a line tells pairs, the displacement and
@@ -107,11 +106,9 @@ class VisionTouch(Model):
         self.senses = tuple(sense for sense in SENSES if sense in senses)
         if not self.senses:
             raise UserError("senses", got="none", expected=f"one or more of {', '.join(SENSES)}", fix="leave it out for all")
-        if not 0 <= drop < 1:
-            raise UserError("drop", got=drop, expected="0 or more and below 1", fix="use 0.1")
         for term, weight in (weights or {}).items():
             check_at_least(f"weights.{check_one_of('weights', term, WEIGHTS)}", weight, 0)
-        self.drop, self.variational, self.weights = drop, variational, {**WEIGHTS, **(weights or {})}
+        self.drop, self.variational, self.weights = check_share("drop", drop), variational, {**WEIGHTS, **(weights or {})}
         self.shapes = {
             "image": (3, size, size), "depth": (1, size, size), "force": (6, readings), "proprioception": (8,),
             "action": (4,), "flow": (2, size, size), "contact": (), "displacement": (4,),
@@ -159,13 +156,13 @@ class VisionTouch(Model):
         terms = {}
         for name in ("contact", "displacement"):
             target = self._target(batch, name)
-            terms[name] = masked_mean(-self._after(h, name).log_prob(target), acts & _present(batch, name))
+            terms[name] = masked_mean(-self._after(h, name).log_prob(target), acts & batch.having(name))
         if "image" in self.senses:
-            rows = acts & _present(batch, "flow") & present["image"]
+            rows = acts & batch.having("flow") & present["image"]
             flow = self._flow(h, features["image"], present["image"])
             terms["flow"], terms["mask"] = _flow_losses(flow, self._target(batch, "flow"), rows)
         if "depth" in self.senses:
-            rows = _present(batch, "depth") & torch.stack([present[s] for s in self.senses if s in VISION]).any(0)
+            rows = batch.having("depth") & torch.stack([present[s] for s in self.senses if s in VISION]).any(0)
             true = relief(_near(self._target(batch, "depth")))  # (b, 1, h, w)
             terms["relief"] = masked_mean(-self.relief(z).log_prob(true), rows)
         if self._feels:
@@ -200,7 +197,7 @@ class VisionTouch(Model):
         Raises:
             UserError: the batch has no action.
         """
-        if "action" not in batch or not batch.present["action"].all():
+        if not batch.having("action").all():
             raise UserError(
                 "action", got="none", expected="one for every item", fix="give the move whose outcome is asked for"
             )
@@ -219,12 +216,9 @@ class VisionTouch(Model):
         """Features of each sense, of an image its maps, and who has it; with ``other`` those of touch named so."""
         senses = [sense for sense in self.senses if sense in TOUCH] if other else self.senses
         names = {sense: f"{other}_{sense}" if other else sense for sense in senses}
-        if not other and not any(sense in batch for sense in senses):
-            got = f"a batch with {', '.join(batch.values)}"
-            raise UserError("senses", got=got, expected=f"one or more of {', '.join(senses)}", fix="check the names")
         features, present = {}, {}
         for sense, name in names.items():
-            x, there = self._target(batch, name, sense), _present(batch, name)
+            x, there = self._target(batch, name, sense), batch.having(name)
             x = _near(x) if sense == "depth" else x
             features[sense] = self.encoders[sense].maps(x) if sense == "image" else self.encoders[sense](x)
             present[sense] = there
@@ -252,7 +246,7 @@ class VisionTouch(Model):
     def _given_action(self, batch: Batch, z: Tensor) -> tuple[Tensor, Tensor]:
         """h (b, k), and which items have an action."""
         of_action = self.of_action(self._target(batch, "action"))  # (b, 32)
-        return self.given_action(torch.cat([of_action, z.to(of_action.dtype)], 1)), _present(batch, "action")
+        return self.given_action(torch.cat([of_action, z.to(of_action.dtype)], 1)), batch.having("action")
 
     def _after(self, h: Tensor, name: str) -> Bernoulli | Independent:
         if name == "contact":
@@ -317,12 +311,6 @@ def _flow_losses(flow: Flow, true: Tensor, rows: Tensor) -> tuple[Tensor, Tensor
 def _near(depth: Tensor) -> Tensor:
     """Depth, 0 where it is beyond what belongs to the task, 2 m."""
     return torch.where((depth > 1e-7) & (depth < 2), depth, 0.0)
-
-
-def _present(batch: Batch, name: str) -> Tensor:
-    if name in batch:
-        return batch.present[name]
-    return torch.zeros_like(next(iter(batch.present.values())))
 
 
 def _wide(x: Tensor) -> Tensor:

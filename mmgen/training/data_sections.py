@@ -5,14 +5,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mmgen.data.cards import check_column, read_card
-from mmgen.data.columns import SETTINGS, Columns, fit_processor
 from mmgen.data.image import ImageProcessor
-from mmgen.data.pairs import Pairs, texts_of
 from mmgen.data.processors import Processor
-from mmgen.data.rows import Rows, open_rows
+from mmgen.data.rows import DataSet, Rows, open_rows, texts_of
 from mmgen.data.text import TextProcessor, train_tokenizer
 from mmgen.errors import UserError, check_at_least, check_one_of
-from mmgen.modalities.kinds import DECODERS
+from mmgen.modalities.kinds import COLUMNS, KINDS, fit_processor, processor_settings
 
 
 @dataclass
@@ -56,10 +54,13 @@ class PicturesWithTexts:
         for name, low in (("limit", 0), ("text_length", 2), ("vocab_size", 259)):
             check_at_least(f"data.{name}", getattr(self, name), low)
 
-    def pairs(self, split: str, image: ImageProcessor, text: Processor | None = None, limit: int = 0) -> Pairs:
+    def pairs(self, split: str, image: ImageProcessor, text: Processor | None = None, limit: int = 0) -> DataSet:
         """The pictures of a split and, with a text processor, their texts, of at most ``limit`` rows."""
-        limits = [n for n in (limit, self.limit) if n]
-        return Pairs(self.card, split, (self.image, self.text), image, text, self.text_length, min(limits, default=0))
+        limits, columns = [n for n in (limit, self.limit) if n], {"image": self.image} | ({"text": self.text} if text else {})
+        rows = open_rows(self.card, split, list(columns.values()), limit=min(limits, default=0))
+        if text is None:
+            return DataSet(rows, columns, {"image": image})
+        return DataSet(rows, columns, {"image": image, "text": text}, "text", self.text_length)
 
     def words(self) -> TextProcessor:
         """The tokenizer of that name, or one trained on the texts of the training split."""
@@ -74,7 +75,7 @@ class Modalities:
 
     Args:
         card: name or path.
-        modalities: modality -> its ``column`` and the settings of its processor.
+        modalities: modality -> its ``column``, its ``kind`` (by default that of the column) and the settings of its processor.
         label: the column of classes.
         limit: training rows; 0 takes all.
     """
@@ -102,22 +103,34 @@ class Modalities:
                 check_one_of(section, name, self.modalities)
 
     def check_modality(
-        self, name: str, settings: dict[str, Any], kinds: Any = DECODERS, more: Mapping[str, Sequence[str]] | None = None
+        self,
+        name: str,
+        settings: dict[str, Any],
+        columns: Sequence[str] = COLUMNS,
+        more: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         """Check the column and the settings of one modality.
 
         Args:
             name, settings: of the modality.
-            kinds: of columns that can be read.
+            columns: types of columns that can be read.
             more: kind of column -> settings beside those of its processor.
         """
         card, key = read_card(self.card), f"data.modalities.{name}"
-        if name in kinds and settings.get("column") not in card.columns:  # another column of the same kind will do
-            kinds = [name]
-        settings["column"] = check_column(card, f"{key}.column", str(settings.get("column")), *kinds, one_text=True)
-        kind = card.columns[settings["column"]]["kind"]
+        if "kind" in settings:
+            columns = [KINDS[check_one_of(f"{key}.kind", str(settings["kind"]), KINDS)].column]
+        elif name in columns and settings.get("column") not in card.columns:  # another column of the same kind will do
+            columns = [name]
+        settings["column"] = check_column(card, f"{key}.column", str(settings.get("column")), *columns, one_text=True)
+        kind = self.kind_of(name)
+        known = ["column", "kind", *processor_settings(kind), *(more or {}).get(kind, ())]
         for setting in settings:
-            check_one_of(f"{key}.{setting}", setting, ["column", *SETTINGS[kind], *(more or {}).get(kind, ())])
+            check_one_of(f"{key}.{setting}", setting, known)
+
+    def kind_of(self, name: str) -> str:
+        """The kind of a modality: its own, or that of its column."""
+        settings = self.modalities[name]
+        return settings.get("kind") or read_card(self.card).columns[settings["column"]]["kind"]
 
     def columns_of(self) -> list[str]:
         """The columns of the modalities."""
@@ -131,15 +144,15 @@ class Modalities:
         """
         return open_rows(self.card, split, [], self.columns_of(), limit).with_any(*self.columns_of())
 
-    def items(self, processors: dict[str, Processor], split: str, limit: int = 0) -> Columns:
+    def items(self, processors: dict[str, Processor], split: str, limit: int = 0) -> DataSet:
         """The modalities of a split as tensors."""
         rows = self.rows(split, limit)
-        return Columns({name: rows[settings["column"]] for name, settings in self.modalities.items()}, processors)
+        return DataSet(rows, {name: settings["column"] for name, settings in self.modalities.items()}, processors)
 
     def processors(self) -> dict[str, Processor]:
         """The processor of each modality, fitted to the training split where it has something to fit."""
-        columns, rows, processors = read_card(self.card).columns, self.rows("train", self.limit), {}
+        rows, processors = self.rows("train", self.limit), {}
         for name, settings in self.modalities.items():
-            own = {key: value for key, value in settings.items() if key != "column"}
-            processors[name] = fit_processor(columns[settings["column"]]["kind"], rows[settings["column"]], **own)
+            own = {key: value for key, value in settings.items() if key not in ("column", "kind")}
+            processors[name] = fit_processor(self.kind_of(name), rows[settings["column"]], **own)
         return processors

@@ -55,9 +55,12 @@ def write_reports(folder: Path, config: Any, prose: Path, runs: Sequence[Path] =
         **texts,
         "config": (folder / "config.yaml").read_text(encoding="utf-8"),
     }
-    card = read_card(config.data.card)
+    name = getattr(getattr(config, "data", None), "card", None)
+    card = read_card(name) if name else None
     front, summary, body = _prose(prose, {"config": config, "data": card, **words})
     write_report(folder / "report.html", front["title"], table, samples, details, summary)
+    if card is None:  # a recipe without a data card has no model card
+        return
     base = front.get("base_model")
     write_model_card(folder / "README.md", ModelCard(
         name=front["name"],
@@ -97,7 +100,7 @@ def averaged(systems: Sequence[Mapping[str, Mapping[str, float]]]) -> Mapping[st
 def _prose(file: Path, values: Mapping[str, Any]) -> tuple[dict[str, Any], str, str]:
     """The front matter, the summary and the sections of ``card.md``, placeholders filled in."""
     name = file.parent.name
-    text = file.read_text(encoding="utf-8") if file.is_file() else f"---\ntitle: {name} on {{data.name}}\n---\n"
+    text = file.read_text(encoding="utf-8") if file.is_file() else f"---\ntitle: {name}\nname: {name}\n---\n"
     match = re.match(r"---\n(.*?)^---\n(.*)", text, re.DOTALL | re.MULTILINE)
     if match is None:
         fix = "begin the file with --- YAML ---"
@@ -108,7 +111,7 @@ def _prose(file: Path, values: Mapping[str, Any]) -> tuple[dict[str, Any], str, 
     except (KeyError, AttributeError, IndexError, ValueError) as error:
         fix = "use {config.KEY}, {data.name} or a word of the Result"
         raise UserError(str(file), got=str(error), expected="placeholders that have a value", fix=fix) from error
-    front = {"name": f"{name}-{{data.name}}".format(**values), "task": values["task"], **front}
+    front = {"name": f"{name}-{getattr(values['data'], 'name', '')}", "task": values["task"], **front}
     front.setdefault("description", f"{front['title']}.")
     summary, _, body = filled.partition("\n## ")
     return front, " ".join(summary.split()), f"## {body}" if body else ""

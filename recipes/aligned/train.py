@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmgen.cli import main
-from mmgen.judging.shared_space import SPACE, Pairs, SpaceConfig
+from mmgen.data.rows import DataSet
+from mmgen.judging.shared_space import AT_ONCE, SPACE, SpaceConfig, pairs
 from mmgen.metrics.retrieval import chance_at, recall_at
 from mmgen.models.aligned import Aligned
 from mmgen.training.result import Result
@@ -24,28 +25,28 @@ PENALTIES = (10.0, 100.0, 1000.0, 10000.0)  # of the ridge regression, one of wh
 
 
 @torch.no_grad()
-def points(model: Aligned, data: Pairs) -> dict[str, Tensor]:
+def points(model: Aligned, data: DataSet) -> dict[str, Tensor]:
     """The points of all items (n, s), and those of all texts (p, s) by each other tower of the model."""
-    device, found = model.feature_mean.device, {tower: [] for tower in model.towers}
-    for batches in (data.batches(range(len(data.inputs))), data.texts()):
-        for batch in batches:
-            for tower, some in model.encode(batch.to(device)).items():
+    found: dict[str, list[Tensor]] = {tower: [] for tower in model.towers}
+    for part in (data.without("text"), data.keep("text", "sentence")):
+        for batch in part.batches(size=AT_ONCE, device=model.feature_mean.device):
+            for tower, some in model.encode(batch).mean.items():
                 found[tower].append(some.cpu())
     return {tower: torch.cat(parts) for tower, parts in found.items()}
 
 
 @torch.no_grad()
-def mean_words(model: Aligned, data: Pairs) -> Tensor:
+def mean_words(model: Aligned, data: DataSet) -> Tensor:
     """The mean token embedding of each text, less that of the whole table, (p, d): the target of the baseline."""
     table = model.table.weight.cpu().float() - model.word_mean.cpu()
-    return F.normalize(torch.stack([table[ids].mean(0) for _, ids in data.pairs]), dim=1)
+    return F.normalize(torch.stack([table[item["text"]].mean(0) for item in data.keep("text")]), dim=1)
 
 
-def plain_features(data: Pairs) -> Tensor:
+def plain_features(model: Aligned, data: DataSet) -> Tensor:
     """The input of the baseline: the frozen features, or mean and deviation of each row of a spectrogram, (n, c)."""
-    if data.features is not None:
-        return data.features.float()
-    values = [data.given(i)[data.modality].float() for i in range(len(data.inputs))]
+    if not model.trained_encoder:
+        return data.values["features"].float()
+    values = [row[model.modality].float() for row in data.keep(model.modality)]
     return torch.stack([torch.cat([x.mean(-1).flatten(), x.std(-1).flatten()]) for x in values])
 
 
@@ -92,20 +93,19 @@ def evaluate(run: Run, config: SpaceConfig, split: str) -> Result:
     ``sentence`` is of texts as the sentence embedder reads them, where the model has one.
     """
     model = run.load(dtype=config.model.dtype)
-    data, train_data = Pairs(model, config.data, split), Pairs(model, config.data, "train")
+    data, train_data = pairs(model, config.data, split), pairs(model, config.data, "train")
     found = points(model, data)
     x = found[model.modality]
-    items = torch.tensor([i for i, _ in data.pairs])  # (p,)
-    right = torch.arange(len(x))[:, None] == items  # (n, p)
+    right = torch.arange(len(x))[:, None] == torch.tensor(data.row_of)  # (n, p)
     result = Result("aligned", labels={"sentence": "aligned, by the sentence embedder"})
     result["aligned"] = recalls(x @ found["text"].T, right)
     if "sentence" in found:
         result["sentence"] = recalls(x @ found["sentence"].T, right)
-    of = torch.tensor([i for i, _ in train_data.pairs])[:, None]
+    of = torch.tensor(train_data.row_of)[:, None]
     words = mean_words(model, train_data)  # (p, d)
-    each = torch.zeros(len(train_data.inputs), words.shape[1]).scatter_add_(0, of.expand_as(words), words)
-    ridge = Ridge(plain_features(train_data), each)
-    result["ridge"] = recalls(ridge(plain_features(data)) @ mean_words(model, data).T, right)
+    each = torch.zeros(len(train_data.rows), words.shape[1]).scatter_add_(0, of.expand_as(words), words)
+    ridge = Ridge(plain_features(model, train_data), each)
+    result["ridge"] = recalls(ridge(plain_features(model, data)) @ mean_words(model, data).T, right)
     for what, true in {"item": right.T, "text": right}.items():
         result["chance"] |= {f"{what}_r{k}": value for k, value in chance_at(true).items()}
     result.about["scale"] = model.scale.item()

@@ -12,15 +12,13 @@ from collections import Counter
 from dataclasses import replace
 
 import torch
-from tqdm.auto import tqdm
 
 from mmgen import processes
 from mmgen.cli import main
-from mmgen.data.batch import collate
 from mmgen.training.recipe import Recipe
 from mmgen.training.result import Result
 from mmgen.training.run import Run
-from mmgen.training.stages.attribute import AttributeConfig, attribute, experts, hidden_states, labelled, sentences
+from mmgen.training.stages.attribute import AttributeConfig, attribute, experts, hidden_states, sentences, states
 
 AT_ONCE = 16  # texts that the experts read together
 
@@ -29,20 +27,17 @@ AT_ONCE = 16  # texts that the experts read together
 def evaluate(run: Run, config: AttributeConfig, split: str) -> Result:
     """Accuracy of the classifier, of the experts, and of the most frequent label of training."""
     device, rows = processes.device(), config.data.rows(split)
-    labels: list[int] = rows[config.data.label][:]
     result = Result("attribute", labels={"attribute": "classifier", "majority": "most frequent label"})
     model = run.load()
-    states = labelled("hidden", map(model.processors["hidden"], hidden_states(config, rows)), labels)
-    batch = collate(states).to(device)
+    batch = states(config, rows, hidden_states(config, rows), model.processors["hidden"]).batch(range(len(rows))).to(device)
     result["attribute"] = {"accuracy": (model.predict(batch).mode == batch["label"]).float().mean().item()}
     model, right = run.load("experts", dtype=config.dtype), 0
     items = sentences(config.data, split, model.processors["text"])
-    for at in tqdm(range(0, len(items), AT_ONCE), desc=f"experts on {split}", unit="batch", dynamic_ncols=True):
-        batch = collate(items[at : at + AT_ONCE], model.sequences).to(device)
+    for batch in items.batches(f"experts on {split}", AT_ONCE, device=device):
         right += (model.predict(batch).mode == batch["label"]).sum().item()
     result["experts"] = {"accuracy": right / len(items)}
     majority, _ = Counter(replace(config.data, limit=0).rows("train")[config.data.label]).most_common(1)[0]
-    result["majority"] = {"accuracy": labels.count(majority) / len(labels)}
+    result["majority"] = {"accuracy": rows[config.data.label][:].count(majority) / len(rows)}
     return result
 
 

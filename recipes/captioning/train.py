@@ -7,24 +7,21 @@ accelerate launch recipes/captioning/train.py --config recipes/captioning/gpu.ya
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from tqdm.auto import tqdm
 
 from mmgen import processes
 from mmgen.cli import main
 from mmgen.conditioning.language_model import load_language_model
-from mmgen.data.batch import Batch, collate
+from mmgen.data.batch import Batch
 from mmgen.data.cards import check_column, read_card
-from mmgen.data.pairs import texts_of
 from mmgen.data.processors import read_bytes
-from mmgen.data.rows import open_rows
+from mmgen.data.rows import DataSet, Rows, open_rows, texts_of
 from mmgen.data.text import tokens_of
 from mmgen.errors import UserError
 from mmgen.metrics.captioning import caption_scores, cider, tokenize
@@ -78,62 +75,25 @@ class Config:
     seeds: int = 1
 
 
-class Captions(Sequence):
-    """Pairs of features and one caption: item i of the card with its j-th caption.
+def captions(model: Captioner, data: Data, split: str) -> DataSet:
+    """Inputs, or their features by a frozen encoder, with one caption each: item i of the card with its j-th caption."""
+    rows = open_rows(data.card, split, [data.input, data.text], limit=data.limit)
+    given = {model.modality: data.input}
+    if not model.trained_encoder:
+        given = model.all_features(rows[data.input], [rows.fingerprint, data.input])
+    return DataSet(rows, {**given, "text": data.text}, model.processors, each="text").without("pooled")
 
-    Args:
-        model: whose processors and frozen encoder are used.
-        data: the card and its columns.
-        split: of the card.
-        blind: leave the input out.
+
+def check_references(rows: Rows, column: str) -> None:
+    """Fail unless every item has captions that can be scored.
 
     Raises:
-        UserError: a value that is missing or cannot be read; the message names the card, the split, the row from 0, and the
-            column.
+        UserError: one has none, or one without a word.
     """
-
-    def __init__(self, model: Captioner, data: Data, split: str, blind: bool = False) -> None:
-        self.rows, self.text = open_rows(data.card, split, [data.input, data.text], limit=data.limit), data.text
-        self.inputs, self.process, self.blind = self.rows[data.input], model.processors[model.modality], blind
-        self.references = self.rows[data.text].texts()
-        text = model.processors["text"]
-        self.pairs: list[tuple[int, Tensor]] = []
-        for i, captions in enumerate(self.references):
-            with self.rows.at(i, data.text):
-                self.pairs += [(i, text(caption)) for caption in captions]
-        self.features: dict[str, Tensor] = {}
-        self.modality = model.modality
-        if not model.trained_encoder:
-            self.features = model.all_features(self.inputs, [self.rows.fingerprint, data.input])
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        item, ids = self.pairs[index]
-        return {"text": ids} if self.blind else {**self.given(item), "text": ids}
-
-    def given(self, item: int) -> dict[str, Tensor]:
-        """What the captioner sees of one item."""
-        if self.features:
-            return {"features": self.features["features"][item]}
-        return {self.modality: self.inputs.read(item, self.process)}
-
-    def check_references(self) -> None:
-        """Every item has captions that can be scored.
-
-        Raises:
-            UserError: one has none, or one without a word.
-        """
-        for i, captions in enumerate(self.references):
-            if not captions or not all(tokenize(caption) for caption in captions):
-                what, expected = self.rows.place(i, self.text), "captions of at least one word each"
-                raise UserError(what, got=captions, expected=expected, fix="drop the row, or fill it in")
-
-    def batches(self, size: int = PREFIXES) -> list[Batch]:
-        """All items in order, without their captions."""
-        items = range(len(self.references))
-        return [collate([self.given(i) for i in items[start : start + size]]) for start in items[::size]]
+    for i, texts in enumerate(rows[column].texts()):
+        if not texts or not all(tokenize(text) for text in texts):
+            expected, fix = "captions of at least one word each", "drop the row, or fill it in"
+            raise UserError(rows.place(i, column), got=texts, expected=expected, fix=fix)
 
 
 def check(config: Config) -> None:
@@ -164,11 +124,18 @@ def train_words(config: Config, run: Path, resume: bool, blind: bool = False) ->
     model = Captioner(**{**values, "vocabulary": values["vocabulary"] or caption_vocabulary(config)})
     if blind:  # what nothing reads has no gradient
         model.encoder.requires_grad_(False)
-    data = Captions(model, config.data, "train", blind)
-    if data.features:
-        model.words.standardise(data.features["features"])
+    data = captions(model, config.data, "train")
+    if not model.trained_encoder:
+        model.words.standardise(data.values["features"])
     folder = stage_folder(RECIPE, run, "blind_words" if blind else "words")
-    fit(model, data, replace(config.words, seed=config.seed), folder, resume=resume, phases=("words",))
+    fit(
+        model,
+        data.keep("text") if blind else data,
+        replace(config.words, seed=config.seed),
+        folder,
+        resume=resume,
+        phases=("words",),
+    )
 
 
 def train(
@@ -185,35 +152,33 @@ def train(
     model = reader(config, load(stage_folder(RECIPE, run, "blind_words" if blind else "words"), dtype=config.model.dtype))
     if blind:
         model.encoder.requires_grad_(False)
-    data = Captions(model, config.data, "train", blind)
-    shown = Captions(model, replace(config.data, limit=16), "validation") if shows_samples(config) and not blind else None
+    data = captions(model, config.data, "train")
+    shown = captions(model, replace(config.data, limit=16), "validation") if shows_samples(config) and not blind else None
 
     options = {**asdict(config.decoding), "neighbours": 0}  # that are remembered at the end only
 
     def samples(model: Captioner, place: Path) -> None:
         device = model.words.mean.device
-        captions = [c for batch in shown.batches() for c in model.generate(batch.to(device), **options)]
+        batches = shown.without("text").batches(size=PREFIXES, device=device)
+        made = [caption for batch in batches for caption in model.generate(batch, **options)]
         place.parent.mkdir(parents=True, exist_ok=True)
-        write_samples(place.with_suffix(".png"), shown, captions)
+        write_samples(place.with_suffix(".png"), config, shown.rows, made)
 
     def remember(model: Captioner) -> None:
-        device = model.words.mean.device
-        rows = range(len(data))
-        model.remember(
-            collate([data[i] for i in rows[at : at + PREFIXES]], model.sequences).to(device) for at in rows[::PREFIXES]
-        )
+        model.remember(data.batches(size=PREFIXES, device=model.words.mean.device))
 
     folder = stage_folder(RECIPE, run, "blind" if blind else "captioner")
     more = {} if blind else {"finish": remember}  # what sees no picture has no neighbours
     if shown:
         more["samples"] = samples
-    fit(model, data, replace(config.fit, seed=config.seed), folder, resume=resume, **more)
+    seen = data.keep("text") if blind else data
+    fit(model, seen, replace(config.fit, seed=config.seed), folder, resume=resume, **more)
 
 
-def write_samples(file: Path, data: Captions, captions: list[str]) -> None:
+def write_samples(file: Path, config: Config, rows: Rows, captions: list[str]) -> None:
     """Draw pictures with their captions; sounds are listed as text."""
-    if data.modality == "image":
-        pictures = [read_bytes(data.inputs[i], "image")[1] for i in range(len(captions))]
+    if config.model.modality == "image":
+        pictures = [read_bytes(rows[config.data.input][i], "image")[1] for i in range(len(captions))]
         contact_sheet([Sample(p, {"captioner": c}) for p, c in zip(pictures, captions)]).save(file)
     else:
         file.with_suffix(".txt").write_text("\n".join(captions) + "\n", encoding="utf-8")
@@ -224,30 +189,32 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     """CIDEr, BLEU-4, ROUGE-L and exact match of the captioner and of its two baselines on ``split``."""
     device = processes.device()
     model, blind = (load(f, dtype=config.model.dtype).to(device) for f in (run, run / "stages" / "blind"))
-    train_data, data = Captions(model, config.data, "train"), Captions(model, config.data, split)
-    data.check_references()
+    train_data, data = captions(model, config.data, "train"), captions(model, config.data, split)
+    check_references(data.rows, config.data.text)
+    train_references, references = (d.rows[config.data.text].texts() for d in (train_data, data))
     options = {**asdict(config.decoding), "generator": torch.Generator().manual_seed(config.seed)}
     at_once = max(1, PREFIXES // config.decoding.candidates)
-    batches = tqdm(data.batches(at_once), desc=f"captions of {split}", dynamic_ncols=True)
-    captions = [caption for batch in batches for caption in model.generate(batch.to(device), **options)]
+    batches = data.without("text").batches(f"captions of {split}", at_once, device=device)
+    made = [caption for batch in batches for caption in model.generate(batch, **options)]
     nothing = model.words.mean[None]
     unseen = blind.generate(
         Batch({"features": nothing}, present={"features": torch.tensor([False], device=device)}),
         **{**options, "neighbours": 0},
     )
-    without = unseen * len(captions)  # every blind item is the same prompt, so one caption serves all
+    without = unseen * len(made)  # every blind item is the same prompt, so one caption serves all
 
-    figures = caption_scores(captions, data.references)
-    figures |= {f"{key}_blind": value for key, value in caption_scores(without, data.references).items()}
-    features = {"encoder": (train_data.features["pooled"], data.features["pooled"])} if data.features else {}
+    figures = caption_scores(made, references)
+    figures |= {f"{key}_blind": value for key, value in caption_scores(without, references).items()}
+    features = {} if model.trained_encoder else {"encoder": (train_data.values["pooled"], data.values["pooled"])}
     features["own"] = tuple(
-        torch.cat([model.encode(b.to(device)).flatten(1).cpu() for b in d.batches()]) for d in (train_data, data)
+        torch.cat([model.encode(batch).flatten(1).cpu() for batch in d.without("text").batches("", PREFIXES, device=device)])
+        for d in (train_data, data)
     )
     best: dict[str, float] = {}
     for name, (keys, queries) in features.items():
-        neighbours = [train_data.references[i] for i in nearest(queries.float(), keys.float())]
+        neighbours = [train_references[i] for i in nearest(queries.float(), keys.float())]
         # every caption of the neighbour stands for the item once; the mean is the baseline's score
-        scores = [caption_scores(list(said), data.references) for said in zip(*neighbours)]
+        scores = [caption_scores(list(said), references) for said in zip(*neighbours)]
         means = {f"{key}_nearest": sum(score[key] for score in scores) / len(scores) for key in scores[0]}
         figures[f"cider_nearest_{name}"] = means["cider_nearest"]
         if means["cider_nearest"] > best.get("cider_nearest", -1.0):
@@ -256,8 +223,8 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
 
     file = run / "predictions" / f"{split}.json"
     file.parent.mkdir(exist_ok=True)
-    predictions = {"captioner": captions, "blind": without, "nearest": said, "references": data.references,
-                   "cider": cider(captions, data.references)[1].tolist()}  # fmt: skip
+    predictions = {"captioner": made, "blind": without, "nearest": said, "references": references,
+                   "cider": cider(made, references)[1].tolist()}  # fmt: skip
     file.write_text(json.dumps(predictions), encoding="utf-8")
     return figures
 

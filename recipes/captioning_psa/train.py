@@ -14,7 +14,6 @@ import torch
 
 from mmgen import processes
 from mmgen.cli import main
-from mmgen.data.batch import collate
 from mmgen.errors import check_at_least
 from mmgen.models.captioner import Captioner
 from mmgen.models.psa_captioner import PseudoSelfAttentionCaptioner
@@ -54,10 +53,10 @@ def attending(config: Config, model: Captioner) -> PseudoSelfAttentionCaptioner:
     attending = PseudoSelfAttentionCaptioner(values, config.scale)
     attending.load_state_dict(model.own_state(), strict=False)
     if config.imitated:
-        data = captioning().Captions(model, config.data, "train", blind=True)
+        data = captioning().captions(model, config.data, "train").keep("text")
         some = torch.randperm(len(data))[: config.imitated].split(AT_ONCE)
         device = attending.to(processes.device()).place.device
-        attending.imitate(collate([data[i] for i in rows.tolist()], model.sequences).to(device) for rows in some)
+        attending.imitate(data.batch(rows.tolist()).to(device) for rows in some)
     return attending
 
 

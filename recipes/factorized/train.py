@@ -8,7 +8,7 @@ accelerate launch recipes/factorized/train.py --config recipes/factorized/gpu.ya
 import inspect
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
@@ -17,21 +17,20 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmgen import processes
 from mmgen.cli import main
 from mmgen.conditioning.language_model import load_language_model
 from mmgen.conditioning.representations import representation
-from mmgen.data.batch import Batch, collate
+from mmgen.data.batch import Batch
 from mmgen.data.cards import check_column, class_names, read_card
-from mmgen.data.columns import SETTINGS, Columns, fit_processor
 from mmgen.data.label import LabelProcessor
 from mmgen.data.processors import Processor
-from mmgen.data.rows import Rows, check_several_classes, open_rows
+from mmgen.data.rows import DataSet, Rows, check_several_classes, open_rows
 from mmgen.errors import UserError
 from mmgen.judging.classifier import Judge, JudgeConfig, trained_judge
 from mmgen.metrics.robustness import missing_loss_ratio
 from mmgen.modalities.features import cached_features
-from mmgen.models.factorized import Factorized, Factors
+from mmgen.modalities.kinds import COLUMNS, fit_processor
+from mmgen.models.factorized import Factorized
 from mmgen.storage import fingerprint
 from mmgen.training.config import FitConfig, section_of
 from mmgen.training.data_sections import Modalities
@@ -70,8 +69,8 @@ class Data(Modalities):
     def check_modality(self, name: str, settings: dict[str, Any]) -> None:
         """Check one modality: of a sequence only vectors and texts that become vectors."""
         read = "language_model" in settings
-        kinds = ["vector", *(["text"] if read else [])] if self.sequence else SETTINGS
-        super().check_modality(name, settings, kinds, {"text": READER})
+        columns = ["vector", *(["text"] if read else [])] if self.sequence else COLUMNS
+        super().check_modality(name, settings, columns, {"text": READER})
 
     def rows(self, split: str, limit: int = 0) -> Rows:
         """The rows of a split that have a label.
@@ -84,6 +83,13 @@ class Data(Modalities):
         lacking = [column for column in self.columns_of() if column not in needs]
         (needs if self.sequence else lacking).append(self.label)
         return open_rows(self.card, split, needs, lacking, limit).with_any(*self.columns_of()).having(self.label)
+
+    def items(self, processors: Mapping[str, Processor], split: str, limit: int = 0) -> DataSet:
+        """The items of a split that have a label: a row each, which may lack modalities, or the rows of a sequence."""
+        rows = self.rows(split, limit)
+        columns = {name: self.column(name, rows) for name in self.modalities}
+        found = DataSet(rows, {**columns, "label": self.label}, {name: processors[name] for name in columns})
+        return found.grouped(self.sequence) if self.sequence else found
 
     def column(self, name: str, rows: Rows) -> Sequence:
         """The values of a modality; of a text with a language model its representations, computed once and cached."""
@@ -102,10 +108,10 @@ class Data(Modalities):
 
     def processors(self) -> dict[str, Processor]:
         """The processor of each modality, fitted to the training split where it has something to fit."""
-        columns, rows, processors = read_card(self.card).columns, self.rows("train", self.limit), {}
+        rows, processors = self.rows("train", self.limit), {}
         for name, settings in self.modalities.items():
-            kind = "vector" if "language_model" in settings else columns[settings["column"]]["kind"]
-            own = {key: value for key, value in settings.items() if key not in ("column", *READER)}
+            kind = "vector" if "language_model" in settings else self.kind_of(name)
+            own = {key: value for key, value in settings.items() if key not in ("column", "kind", *READER)}
             processors[name] = fit_processor(kind, self.column(name, rows), **own)
         return processors
 
@@ -143,34 +149,6 @@ class Config(RecipeConfig):
         return {"judge": nested_config("judge", JudgeConfig, self.judge)} if self.judge else {}
 
 
-class Items(Sequence):
-    """The items of a card's split that have a label: a row each, which may lack modalities, or the rows of a sequence."""
-
-    def __init__(self, model: Factorized, data: Data, split: str, limit: int = 0) -> None:
-        rows, self.model = data.rows(split, limit), model
-        self.columns = Columns({name: data.column(name, rows) for name in data.modalities}, model.processors)
-        self.labels, self.sequence = rows[data.label][:], data.sequence
-        groups: dict[Any, list[int]] = {}
-        for i, name in enumerate(rows[data.sequence] if data.sequence else range(len(rows))):
-            groups.setdefault(name, []).append(i)
-        self.groups = list(groups.values())
-
-    def __len__(self) -> int:
-        return len(self.groups)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        rows = self.groups[index]
-        item = {name: [self.columns.read(name, row) for row in rows] for name in self.columns.values}
-        item["label"] = [torch.tensor(self.labels[row]) for row in rows]
-        return {name: torch.stack(values) if self.sequence else values[0] for name, values in item.items()}
-
-    def batches(self) -> Iterator[Batch]:
-        """All items in order."""
-        for start in range(0, len(self), AT_ONCE):
-            rows = [self[i] for i in range(start, min(start + AT_ONCE, len(self)))]
-            yield collate(rows, self.model.sequences).to(processes.device())
-
-
 def build(config: Config, without: str) -> Factorized:
     """The model, or an ablation of it, for the config's data."""
     processors, modalities, data = config.data.processors(), {}, config.data
@@ -192,13 +170,13 @@ def build(config: Config, without: str) -> Factorized:
 def factorized(run: Run, config: Config, without: str = "") -> None:
     """Train the model, or an ablation of it, on the card's training split."""
     model = build(config, without)
-    run.fit(model, Items(model, config.data, "train", config.data.limit), config.fit)
+    run.fit(model, config.data.items(model.processors, "train", config.data.limit), config.fit)
 
 
-def accuracy(model: Factorized, data: Items, edit: Callable[[Batch], Batch] = lambda batch: batch) -> float:
+def accuracy(model: Factorized, data: DataSet, edit: Callable[[Batch], Batch] = lambda batch: batch) -> float:
     """The share of labels that are the likeliest by what ``edit`` leaves of the modalities; where nothing is left, none is."""
     right = counted = 0
-    for batch in data.batches():
+    for batch in data.batches("", AT_ONCE, device=model.step.device):
         there = batch.masks.get("label", batch.present["label"])  # (b,) or (b, t)
         counted += there.sum().item()
         left = edit(batch.without("label"))
@@ -217,14 +195,14 @@ def zero_filled(batch: Batch, name: str, text: bool) -> Batch:
     return Batch({**batch.values, name: torch.zeros_like(batch[name])}, masks, batch.present)
 
 
-def swaps(model: Factorized, data: Items, name: str, judge: Judge) -> dict[str, float]:
+def swaps(model: Factorized, data: DataSet, name: str, judge: Judge) -> dict[str, float]:
     """Labels that a judge reads in pictures made with one factor of the next item, in the split's order.
 
     With the private factor of the next item: the share that keeps its own label. With its label factor, where that is another
     one's: the share that takes it.
     """
     kept, taken = [], []
-    for batch in data.batches():
+    for batch in data.batches("", AT_ONCE, device=model.step.device):
         if name not in batch:
             continue
         batch = batch.items(batch.present[name])
@@ -243,13 +221,13 @@ def labels_read(judge: Judge, model: Factorized, name: str, pictures: Tensor) ->
     return numbers[judge.reads(model.processors[name], pictures)].to(pictures.device)
 
 
-def swap_grid(model: Factorized, data: Items, name: str, items: int = 8) -> Image.Image:
+def swap_grid(model: Factorized, data: DataSet, name: str, items: int = 8) -> Image.Image:
     """A grid of pictures, each with the label factor of the item above and the private factor of the item at the left."""
-    batch = next(batch for batch in data.batches() if name in batch)
+    batch = next(batch for batch in data.batches("", AT_ONCE, device=model.step.device) if name in batch)
     batch = batch.items(batch.present[name]).items(slice(0, items))
-    factors, n = model.encode(batch.without("label")), batch.size
-    label, private = factors.label.repeat(n, 1), factors.private[name].repeat_interleave(n, 0)  # (n n, k)
-    made = model.decode(Factors(label, {name: private}), name).mean
+    factors, n = model.encode(batch.without("label")).mean, batch.size
+    factors = {"label": factors["label"].repeat(n, 1), name: factors[name].repeat_interleave(n, 0)}  # (n n, k)
+    made = model.decode(factors, name).mean
     decode, side = model.processors[name].decode, 48
     sheet = Image.new("RGB", (side * (n + 1), side * (n + 1)), "#5c6773")
     cells = [((i + 1, 0), batch[name][i]) for i in range(n)] + [((0, i + 1), batch[name][i]) for i in range(n)]
@@ -264,7 +242,7 @@ def swap_grid(model: Factorized, data: Items, name: str, items: int = 8) -> Imag
 def evaluate(run: Run, config: Config, split: str) -> Result:
     """Accuracy of the model and its ablations, and of the model with each modality missing, inferred or zero."""
     model, result = run.load(), Result("factorized")
-    data, figures = Items(model, config.data, split), result["factorized"]
+    data, figures = config.data.items(model.processors, split), result["factorized"]
     figures["accuracy"] = accuracy(model, data)
     for system in ("without_generative", "without_factorization"):
         result[system]["accuracy"] = accuracy(run.load(system), data)

@@ -7,7 +7,7 @@ accelerate launch recipes/mag_sentiment/train.py --config recipes/mag_sentiment/
 import inspect
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -15,16 +15,14 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from torch import Tensor
 
 from mmgen import processes
 from mmgen.cli import main
-from mmgen.data.batch import Batch, collate
 from mmgen.data.cards import check_column, class_names, read_card
-from mmgen.data.columns import Columns, fit_processor
 from mmgen.data.label import LabelProcessor
-from mmgen.data.rows import check_several_classes, open_rows
+from mmgen.data.rows import DataSet, check_several_classes, open_rows
 from mmgen.errors import UserError, check_at_least, check_one_of
+from mmgen.modalities.kinds import fit_processor
 from mmgen.models.mag import AdaptedTransformer
 from mmgen.training.config import FitConfig, section_of
 from mmgen.training.recipe import Recipe, RecipeConfig, stage
@@ -86,27 +84,12 @@ class Config(RecipeConfig):
                 raise UserError(f"model.{name}", got=value, expected="what the data card decides", fix="leave it out")
 
 
-class Items(Sequence):
+def items(model: AdaptedTransformer, data: Data, split: str, limit: int = 0) -> DataSet:
     """The items of a card's split that have a label, as a model's processors read them; modalities may be missing."""
-
-    def __init__(self, model: AdaptedTransformer, data: Data, split: str, limit: int = 0) -> None:
-        columns = {"text": data.text, **data.features}
-        rows = open_rows(data.card, split, [], [*columns.values(), data.label], limit)
-        rows = rows.with_any(*(columns[name] for name in model.inputs)).having(data.label)
-        self.columns = Columns({name: rows[columns[name]] for name in model.inputs}, model.processors)
-        self.labels, self.sequences = rows[data.label][:], model.sequences
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {**self.columns[index], "label": torch.tensor(self.labels[index])}
-
-    def batches(self) -> Iterator[Batch]:
-        """All items, those with texts of one length together: little padding is read."""
-        rows = sorted((self[i] for i in range(len(self))), key=lambda row: 0 if row["text"] is None else len(row["text"]))
-        for start in range(0, len(rows), AT_ONCE):
-            yield collate(rows[start : start + AT_ONCE], self.sequences).to(processes.device())
+    columns = {name: {"text": data.text, **data.features}[name] for name in model.inputs}
+    rows = open_rows(data.card, split, [], [data.text, *data.features.values(), data.label], limit)
+    rows = rows.with_any(*columns.values()).having(data.label)
+    return DataSet(rows, {**columns, "label": data.label}, {name: model.processors[name] for name in columns})
 
 
 def build(config: Config, gate: bool) -> AdaptedTransformer:
@@ -124,12 +107,15 @@ def build(config: Config, gate: bool) -> AdaptedTransformer:
 def mag(run: Run, config: Config, gate: bool = True) -> None:
     """Tune the transformer, with the gate inside or alone, on the card's training split."""
     model = build(config, gate)
-    run.fit(model, Items(model, config.data, "train", config.data.limit), config.fit)
+    run.fit(model, items(model, config.data, "train", config.data.limit), config.fit)
 
 
-def scores(model: AdaptedTransformer, data: Items, without: Sequence[str] = ()) -> Figures:
+def scores(model: AdaptedTransformer, data: DataSet, without: Sequence[str] = ()) -> Figures:
     """Accuracy, and the F1 of each label weighted by how frequent it is, with some modalities missing."""
-    read = [(model.predict(batch.without("label", *without)).mode, batch["label"]) for batch in data.batches()]
+    texts = [data.read("text", i) for i in range(len(data))]
+    order = sorted(range(len(data)), key=lambda i: 0 if texts[i] is None else len(texts[i]))  # little padding is read
+    batches = data.batches("", AT_ONCE, order, processes.device())
+    read = [(model.predict(batch.without("label", *without)).mode, batch["label"]) for batch in batches]
     predicted, labels = (torch.cat(part).tolist() for part in zip(*read))
     f1 = f1_score(labels, predicted, average="weighted")
     return {"accuracy": float(accuracy_score(labels, predicted)), "f1": float(f1)}
@@ -148,12 +134,12 @@ def regression(data: Data, split: str) -> float:
 def evaluate(run: Run, config: Config, split: str) -> Result:
     """Accuracy and F1 of the model and of the transformer alone; that of the model without each modality, and of baselines."""
     model, text = run.load("mag"), run.load("text")
-    data = Items(model, config.data, split)
+    data = items(model, config.data, split)
     labels = {"mag": "with the gate", "text": "transformer alone", "majority": "most frequent label"}
     result = Result("mag", labels={**labels, "text_features": "logistic regression on text features"})
     result["mag"] = scores(model, data)
-    result["text"] = scores(text, Items(text, config.data, split))
-    accuracy = {"majority": max(Counter(data.labels).values()) / len(data)}  # the best that one answer can do
+    result["text"] = scores(text, items(text, config.data, split))
+    accuracy = {"majority": max(Counter(data.raw(config.data.label)).values()) / len(data)}  # the best that one answer can do
     if config.data.text_features:
         accuracy["text_features"] = regression(config.data, split)
     accuracy |= {f"no_{name}": scores(model, data, [name])["accuracy"] for name in model.inputs}

@@ -12,13 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from mmgen.cli import main
-from mmgen.data.batch import Batch, collate
+from mmgen.data.batch import Batch
 from mmgen.data.cards import check_column, read_card
-from mmgen.data.columns import Columns
-from mmgen.data.rows import open_rows
+from mmgen.data.rows import DataSet, open_rows
 from mmgen.errors import check_at_least, check_one_of
 from mmgen.judging.classifier import JudgeConfig, trained_judge
 from mmgen.judging.coherence import coherence_of, pairwise_coherence
@@ -121,8 +119,7 @@ def item(values: dict[str, Tensor], i: int) -> dict[str, Tensor]:
 
 def from_prior(model: MultimodalVAE, n: int, generator: torch.Generator) -> dict[str, Tensor]:
     """``n`` items made from nothing, every modality of one from the same z."""
-    name, device = model.inputs[0], model.step.device
-    nothing = Batch({name: torch.zeros(1, device=device)}, present={name: torch.zeros(1, dtype=torch.bool, device=device)})
+    nothing = Batch.nothing(1, model.step.device)
     parts = [
         model.generate(nothing, ",".join(model.inputs), min(AT_ONCE, n - start), generator) for start in range(0, n, AT_ONCE)
     ]
@@ -148,20 +145,19 @@ def evaluate(run: Run, config: Config, split: str) -> Result:
         result.texts["coherence"] = "\n".join(f"{pair} {100 * share:.1f} %" for pair, share in pairs.items())
     image = next((name for name in model.inputs if model.processors[name].kind == "image"), None)
     if settings.features and image:
-        sets = ([data.read(image, i) for i in range(len(data)) if data.has(image, i)], list(made[image]))
+        sets = (list(data.all(image)), list(made[image]))
         real, ours = (picture_features(settings.features, model.processors[image], values) for values in sets)
         figures[f"fid_{settings.features}"] = frechet(real, ours)
     torch.manual_seed(config.seed)  # the bound's draws are the same whether judges were trained just now or before
     bounds, items = [], range(min(settings.likelihood_items, len(data)))
-    for start in tqdm(items[::10], desc="log-likelihood", dynamic_ncols=True):
-        batch = collate([data[i] for i in items[start : start + 10]], model.sequences).to(model.step.device)
+    for batch in data.batches("log-likelihood", 10, items, model.step.device):
         bounds.append(model.log_likelihood(batch, settings.likelihood_samples).cpu())
     figures["log_likelihood"] = torch.cat(bounds).mean().item()
     show(result, model, data, made)
     return result
 
 
-def show(result: Result, model: MultimodalVAE, data: Columns, made: dict[str, Tensor]) -> None:
+def show(result: Result, model: MultimodalVAE, data: DataSet, made: dict[str, Tensor]) -> None:
     """Show items from the prior, four of their sounds, and six items made from each modality alone."""
     for i in range(min(12, len(data))):
         result.show(*preview(model.processors, {}, item(made, i)), group="from the prior")
@@ -169,7 +165,7 @@ def show(result: Result, model: MultimodalVAE, data: Columns, made: dict[str, Te
         items = [i for i in range(len(data)) if data.has(source, i)][:6]
         if not items:
             continue
-        given = collate([{source: data.read(source, i)} for i in items], model.sequences).to(model.step.device)
+        given = data.keep(source).batch(items).to(model.step.device)
         found = model.generate(given, ",".join(model.inputs), generator=torch.Generator().manual_seed(0))
         found.pop(source)
         for i in range(given.size):

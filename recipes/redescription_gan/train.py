@@ -19,7 +19,7 @@ from mmgen.cli import main
 from mmgen.data.batch import Batch
 from mmgen.data.cards import held_out, read_card
 from mmgen.data.image import ImageProcessor
-from mmgen.data.pairs import Pairs
+from mmgen.data.rows import DataSet, spread
 from mmgen.errors import UserError
 from mmgen.judging.features import nearest_pictures
 from mmgen.judging.pictures import PictureConfig, PictureEvaluation, PictureJudges
@@ -86,7 +86,7 @@ def build(config: Config, vocabulary: int) -> tuple[MirrorGAN, Redescriber]:
     return gan, captioner
 
 
-def shown_pairs(config: Config, processors: dict[str, Any]) -> Pairs:
+def shown_pairs(config: Config, processors: dict[str, Any]) -> DataSet:
     """The held-out pictures and texts that are shown while the GAN trains."""
     return config.data.pairs(held_out(read_card(config.data.card)), **processors, limit=SHOWN // 2)
 
@@ -123,12 +123,7 @@ def gan(run: Run, config: Config) -> None:
     run.fit(model, data, config.fit, samples)
 
 
-def spread(n: int, k: int) -> list[int]:
-    """At most ``k`` of ``n`` items, from first to last."""
-    return torch.linspace(0, n - 1, min(n, k)).long().tolist()
-
-
-def tiles(model: MirrorGAN, data: Pairs, items: Sequence[int], seen: Tensor | None = None) -> list[tuple[Image.Image, str]]:
+def tiles(model: MirrorGAN, data: DataSet, items: Sequence[int], seen: Tensor | None = None) -> list[tuple[Image.Image, str]]:
     """For each item its true picture, two or three drawn from its text, of ``seen`` the nearest to the first; and the text."""
     batch = data.batch(items).to(model.step.device)
     drawn = model.generate(batch, "image", DRAWS, torch.Generator().manual_seed(0)).unflatten(0, (-1, DRAWS))
@@ -146,16 +141,14 @@ def tiles(model: MirrorGAN, data: Pairs, items: Sequence[int], seen: Tensor | No
 
 
 @torch.no_grad()
-def draw_all(model: MirrorGAN, data: Pairs, seed: int) -> Tensor:
+def draw_all(model: MirrorGAN, data: DataSet, seed: int) -> Tensor:
     """A picture of every text, (n, c, h, w)."""
-    generator, batches = torch.Generator().manual_seed(seed), data.batches("drawing")
-    return torch.cat(
-        [model.generate(b.keep(["text"]).to(model.step.device), "image", generator=generator).cpu() for b in batches]
-    )
+    generator, texts = torch.Generator().manual_seed(seed), data.keep("text").batches("drawing", device=model.step.device)
+    return torch.cat([model.generate(given, "image", generator=generator).cpu() for given in texts])
 
 
 @torch.no_grad()
-def redescription(captioner: Redescriber, data: Pairs, pictures: Tensor) -> float:
+def redescription(captioner: Redescriber, data: DataSet, pictures: Tensor) -> float:
     """The mean of -log p(text | picture) by the captioner, nats."""
     total, start = 0.0, 0
     for batch in data.batches("captioning"):
@@ -174,10 +167,10 @@ def evaluate(run: Run, config: Config, split: str) -> Result:
     model = run.load()
     captioner, image = run.load("captioner"), model.processors["image"]
     data = config.data.pairs(split, **model.processors, limit=config.evaluation.items)
-    seen = config.data.pairs("train", image).all()
+    seen = config.data.pairs("train", image).all("image")
     judges = PictureJudges(config, data, image)
     result = Result("drawn", {"real": "true pictures"}, judges.about)
-    for system, pictures in {"drawn": draw_all(model, data, config.seed), "real": data.all()}.items():
+    for system, pictures in {"drawn": draw_all(model, data, config.seed), "real": data.all("image")}.items():
         result[system] = {"redescription": redescription(captioner, data, pictures)} | judges.of_texts(pictures)
         result[system] |= judges.fidelity(pictures) if system == "drawn" else {}
         result[system]["nearest_rmse"] = nearest_pictures(pictures, seen)[0].mean().item() / 2  # of values from -1 to 1

@@ -7,6 +7,7 @@ accelerate launch recipes/text_to_image/train.py --config recipes/text_to_image/
 
 import sys
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -14,10 +15,10 @@ from PIL import Image
 from torch import Tensor
 
 from mmgen.cli import main
-from mmgen.data.batch import Batch, collate
+from mmgen.data.batch import Batch
 from mmgen.data.cards import held_out, read_card
 from mmgen.data.image import ImageProcessor
-from mmgen.data.pairs import Pairs
+from mmgen.data.rows import DataSet
 from mmgen.errors import check_at_least
 from mmgen.judging.features import nearest_pictures
 from mmgen.judging.pictures import PictureConfig, PictureEvaluation, PictureJudges
@@ -134,7 +135,7 @@ def discrete_vae(run: Run, config: Config) -> None:
     shown = data.pairs(held, processor, limit=SHOWN)
 
     def samples(model: DiscreteVAE) -> Image.Image:
-        x = shown.all().to(model.step.device)
+        x = shown.all("image").to(model.step.device)
         return tensor_grid([x, reconstructed(model, x)])
 
     run.fit(model, data.pairs("train", processor), config.fit_codes, samples)
@@ -163,9 +164,9 @@ def prior(run: Run, config: Config) -> None:
     shown = data.pairs(held_out(read_card(data.card)), data.processor, text, SHOWN)
 
     def samples(model: TextToImage) -> Image.Image:
-        given = collate([{"text": ids} for ids in shown.ids], ["text"]).to(model.step.device)
+        given = shown.keep("text").batch(range(len(shown))).to(model.step.device)
         made = model.generate(given, "image", n=4, generator=torch.Generator().manual_seed(0))
-        return tensor_grid([shown.all(), *made.unflatten(0, (-1, 4)).unbind(1)])
+        return tensor_grid([shown.all("image"), *made.unflatten(0, (-1, 4)).unbind(1)])
 
     run.fit(model, data.pairs("train", data.processor, text), config.fit, samples)
 
@@ -177,23 +178,10 @@ def reconstructed(model: DiscreteVAE, x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def drawn(model: TextToImage, data: Pairs, seed: int, what: str, options: dict[str, Any]) -> Tensor:
+def drawn(model: TextToImage, data: DataSet, seed: int, what: str, options: dict[str, Any]) -> Tensor:
     """A picture of each text, (n, c, h, w)."""
-    generator, texts = torch.Generator().manual_seed(seed), data.batches(f"pictures {what}")
-    made = [model.generate(b.keep(["text"]).to(model.step.device), "image", 1, generator, **options).cpu() for b in texts]
-    return torch.cat(made)
-
-
-@torch.no_grad()
-def reranked(model: TextToImage, space: Any, data: Pairs, config: Config, options: dict[str, Any]) -> Tensor:
-    """Of several pictures of each text the one nearest to it in ``space``, (n, c, h, w)."""
-    generator, kept, m = torch.Generator().manual_seed(config.seed), [], config.evaluation.candidates
-    for batch in data.batches("pictures to rerank"):
-        given = batch.keep(["text"]).to(model.step.device)
-        made = model.generate(given, "image", m, generator, **options)  # (b m, c, h, w)
-        best = model.similarity(space, made, given).reshape(-1, m).argmax(1)  # (b,)
-        kept.append(made.unflatten(0, (-1, m))[torch.arange(len(best)), best].cpu())
-    return torch.cat(kept)
+    generator, texts = torch.Generator().manual_seed(seed), data.keep("text").batches(what, device=model.step.device)
+    return torch.cat([model.generate(given, "image", 1, generator, **options).cpu() for given in texts])
 
 
 def evaluate(run: Run, config: Config, split: str) -> Result:
@@ -208,24 +196,24 @@ def evaluate(run: Run, config: Config, split: str) -> Result:
     data, train = config.data.pairs(split, **model.processors, limit=settings.items), config.data.pairs("train", image)
     judges = PictureJudges(config, data, image, "digit_accuracy")
     sampling = {"temperature": settings.temperature, "top_k": settings.top_k}
-    guided, real = {**sampling, "guidance": settings.guidance}, data.all()
-    made = {"text_to_image": drawn(model, data, config.seed, "with guidance", guided)}
+    guided, real = {**sampling, "guidance": settings.guidance}, data.all("image")
+    made = {"text_to_image": drawn(model, data, config.seed, "guided pictures", guided)}
     if settings.guidance != 1:
-        made["unguided"] = drawn(model, data, config.seed, "without guidance", sampling)
+        made["unguided"] = drawn(model, data, config.seed, "unguided pictures", sampling)
     if config.aligned:
         reranker = trained_space(config.nested()["aligned"], image.size, seed=1)
-        made["reranked"] = reranked(model, reranker, data, config, guided)
+        best = {"candidates": settings.candidates, "rerank": partial(model.similarity, reranker)}
+        made["reranked"] = drawn(model, data, config.seed, "pictures to rerank", guided | best)
     shown = [*made.values()]
     made["codes"] = torch.cat([reconstructed(codes, x.to(device)).cpu() for x in real.split(AT_ONCE)])
     made["real"] = real
-    nothing = Batch({"image": torch.zeros(1, device=device)}, present={"image": torch.tensor([False], device=device)})
     generator = torch.Generator().manual_seed(config.seed)
-    made["baseline"] = run.load("baseline").generate(nothing, "image", len(data), generator).cpu()
+    made["baseline"] = run.load("baseline").generate(Batch.nothing(1, device), "image", len(data), generator).cpu()
     result = Result("text_to_image", {"text_to_image": f"guidance {settings.guidance:g}"}, judges.about)
     for system, pictures in made.items():
         result[system] = judges.of_texts(pictures) if system != "baseline" else {}
         result[system] |= judges.fidelity(pictures) if system != "real" else {}
-    figures, seen = result["text_to_image"], train.all()
+    figures, seen = result["text_to_image"], train.all("image")
     counted = [codes.codes(x.to(device)).cpu() for x in seen[: settings.codes_items].split(AT_ONCE)]
     figures |= {name: value.item() for name, value in code_use(torch.cat(counted), codes.k).items()}
     figures["reconstruction_rmse"] = (made["codes"] - real).square().mean().sqrt().item()

@@ -6,22 +6,21 @@ accelerate launch recipes/vae/train.py --config recipes/vae/gpu.yaml
 """
 
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from mmgen.cli import main
-from mmgen.data.batch import Batch, collate
+from mmgen.data.batch import Batch
 from mmgen.data.cards import check_column, held_out, read_card
 from mmgen.data.image import ImageProcessor
 from mmgen.data.processors import Processor
-from mmgen.data.rows import open_rows
+from mmgen.data.rows import DataSet, open_rows
 from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.metrics.disentanglement import disentanglement_scores
 from mmgen.models.vae import VAE, check_settings
@@ -113,27 +112,15 @@ class Config(RecipeConfig):
             check_settings(objective, settings_of(self, objective, 1))
 
 
-class Pictures(Sequence):
+def pictures(data: Data, split: str, process: Processor) -> DataSet:
     """The pictures of a split, as the model reads them."""
+    rows = open_rows(data.card, split, [data.input], limit=data.limit)
+    return DataSet(rows, {data.input: data.input}, {data.input: partial(black_and_white, process) if data.binary else process})
 
-    def __init__(self, data: Data, split: str, process: Processor) -> None:
-        self.values = open_rows(data.card, split, [data.input], limit=data.limit)[data.input]
-        self.name, self.binary, self.process = data.input, data.binary, process
-        self.kept: dict[int, Tensor] = {}  # black and white, a byte a pixel: decoding takes as long as a small network
 
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        if not self.binary:
-            return {self.name: self.values.read(index, self.process)}  # (c, h, w)
-        if index not in self.kept:
-            self.kept[index] = self.values.read(index, self.process) > 0.5
-        return {self.name: self.kept[index].float()}
-
-    def batch(self, items: Sequence[int]) -> Batch:
-        """The pictures at ``items``, together."""
-        return collate([self[i] for i in items])
+def black_and_white(process: Processor, value: Any) -> Tensor:
+    """A picture whose values above 0.5 become 1, all others 0: (c, h, w)."""
+    return (process(value) > 0.5).float()
 
 
 def settings_of(config: Config, objective: str, items: int) -> dict[str, Any]:
@@ -145,11 +132,11 @@ def settings_of(config: Config, objective: str, items: int) -> dict[str, Any]:
 def vae(run: Run, config: Config) -> None:
     """Train the model on ``config.data.split``."""
     processor = ImageProcessor(size=config.data.size, channels=config.data.channels)
-    data = Pictures(config.data, config.data.split, processor)
+    data = pictures(config.data, config.data.split, processor)
     values = {**asdict(config.model), "settings": settings_of(config, config.model.objective, len(data))}
     model = VAE(config.data.input, "image", list(processor.shape), **values)
     model.processors[config.data.input] = processor
-    held = Pictures(config.data, held_out(read_card(config.data.card)), processor)
+    held = pictures(config.data, held_out(read_card(config.data.card)), processor)
     shown = held.batch(range(min(10, len(held))))
     run.fit(
         model, data, config.fit, samples=lambda model: reconstructions(model, shown.to(model.step.device)),
@@ -166,8 +153,7 @@ def as_pictures(model: VAE, x: Tensor) -> list[Image.Image]:
 def reconstructions(model: VAE, batch: Batch) -> Image.Image:
     """Three rows: the pictures, the mean of p(x | z) at the mean of their posterior, and as many made from the prior."""
     name = model.modality
-    nothing = Batch(batch.values, present={name: torch.zeros_like(batch.present[name])})
-    drawn = model.generate(nothing, name, generator=torch.Generator().manual_seed(0))
+    drawn = model.generate(Batch.nothing(batch.size, batch.rows.device), name, generator=torch.Generator().manual_seed(0))
     rows = (batch[name], model.decode(model.encode(batch).mean, name).mean, drawn)
     return picture_grid([as_pictures(model, x) for x in rows])
 
@@ -182,11 +168,10 @@ def traversals(model: VAE, batch: Batch) -> Image.Image:
 def evaluate(run: Run, config: Config, split: str) -> Result:
     """ELBO and importance-weighted bound on ``split``, in nats an item, and the disentanglement of the codes of the grid."""
     model = run.load()
-    data = Pictures(config.data, split, model.processors[model.modality])
+    data = pictures(config.data, split, model.processors[model.modality])
     count = min(len(data), config.evaluation.limit or len(data))
     elbo, bound = 0.0, 0.0
-    for start in tqdm(range(0, count, 64), desc=f"likelihood of {split}", dynamic_ncols=True):
-        batch = data.batch(range(start, min(start + 64, count))).to(model.step.device)
+    for batch in data.batches(f"likelihood of {split}", 64, range(count), model.step.device):
         elbo += model.elbo(batch).double().sum().item()
         bound += model.log_likelihood(batch, config.evaluation.samples).double().sum().item()
     result = Result(config.model.objective)
@@ -205,11 +190,9 @@ def evaluate(run: Run, config: Config, split: str) -> Result:
 @torch.no_grad()
 def codes_and_factors(model: VAE, data: Data) -> tuple[np.ndarray, np.ndarray]:
     """The posterior means (n, k) of the grid, all of it, and the numbers of the factors' values (n, f)."""
-    pictures = Pictures(replace(data, limit=0), data.grid, model.processors[model.modality])
-    codes = []
-    for start in tqdm(range(0, len(pictures), 256), desc=f"codes of {data.grid}", dynamic_ncols=True):
-        batch = pictures.batch(range(start, min(start + 256, len(pictures)))).to(model.step.device)
-        codes.append(model.encode(batch).mean.cpu())
+    grid = pictures(replace(data, limit=0), data.grid, model.processors[model.modality])
+    batches = grid.batches(f"codes of {data.grid}", 256, device=model.step.device)
+    codes = [model.encode(batch).mean.cpu() for batch in batches]
     rows = open_rows(data.card, data.grid, data.factors)
     columns = [np.unique(rows[factor][:], return_inverse=True)[1] for factor in data.factors]
     return torch.cat(codes).numpy(), np.stack(columns, 1)

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from mmgen import processes
 from mmgen.cli import main
@@ -23,7 +22,7 @@ from mmgen.conditioning.language_model import load_language_model
 from mmgen.data.batch import Batch, collate
 from mmgen.data.cards import check_column, read_card
 from mmgen.data.processors import read_bytes
-from mmgen.data.rows import open_rows
+from mmgen.data.rows import DataSet, open_rows
 from mmgen.data.text import tokens_of
 from mmgen.errors import UserError, check_at_least
 from mmgen.metrics.vqa import exact_match
@@ -131,41 +130,39 @@ def captions(
     return {picture: "".join(f" {words[g]}" for g in range(len(names))) for picture, words in whole.items()}
 
 
-class Rows(Sequence):
+def pictures(model: Answerer, data: Data, questions: Questions) -> DataSet:
+    """The pictures of a split by their numbers, or their features by a frozen encoder."""
+    rows = questions.rows.select(questions.first)
+    if model.trained_encoder:
+        return DataSet(rows, {"image": data.image}, model.processors)
+    key = [questions.rows.fingerprint, data.image, data.picture]
+    return DataSet(rows, {"features": model.all_features(rows[data.image], key)["features"]})
+
+
+class Asked(Sequence):
     """Questions as an `Answerer` learns them.
 
     Args:
-        model: whose processors and encoder are used.
-        data: the card and its columns.
+        model: writes them.
         questions: of one split.
+        pictures: of the same split; None leaves pictures and captions out.
         known: leave out the questions about a picture without a caption.
-        blind: leave the pictures and their captions out.
     """
 
-    def __init__(self, model: Answerer, data: Data, questions: Questions, known: bool = False, blind: bool = False) -> None:
-        self.model, self.data, self.questions, self.blind = model, data, questions, blind
+    def __init__(self, model: Answerer, questions: Questions, pictures: DataSet | None, known: bool = False) -> None:
+        self.model, self.questions, self.pictures = model, questions, pictures
         self.items = [i for i, p in enumerate(questions.pictures) if p in questions.captions or not known]
-        self.images = questions.rows[data.image]
-        self.features: Tensor | None = None
-        if not (blind or model.trained_encoder):
-            images = questions.rows.select(questions.first)[data.image]
-            self.features = model.all_features(images, [questions.rows.fingerprint, data.image, data.picture])["features"]
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, index: int) -> dict[str, Tensor | None]:
         i, known = self.items[index], self.questions
+        if self.pictures is None:
+            return self.model.row(known.questions[i], known.answers[i], None)
         picture = known.pictures[i]
-        caption = None if self.blind else known.captions.get(picture)
-        row = self.model.row(known.questions[i], known.answers[i], caption)
-        return row if self.blind else {**self.given(picture), **row}
-
-    def given(self, picture: int) -> dict[str, Tensor]:
-        """What the model sees of one picture."""
-        if self.features is not None:
-            return {"features": self.features[picture]}
-        return {"image": self.images.read(self.questions.first[picture], self.model.processors["image"])}
+        row = self.model.row(known.questions[i], known.answers[i], known.captions.get(picture))
+        return {**self.pictures[picture], **row}
 
 
 def check(config: Config) -> None:
@@ -189,9 +186,10 @@ def train_words(config: Config, run: Path, resume: bool) -> None:
     torch.manual_seed(config.seed)
     questions = Questions(config.data, "train")
     model = new_answerer(config, questions)
-    data = Rows(model, config.data, questions, known=True)
-    if data.features is not None:
-        model.words.standardise(data.features)
+    seen = pictures(model, config.data, questions)
+    if not model.trained_encoder:
+        model.words.standardise(seen.values["features"])
+    data = Asked(model, questions, seen, known=True)
     folder = stage_folder(RECIPE, run, "words")
     fit(model, data, replace(config.words, seed=config.seed), folder, resume=resume, phases=("words",))
 
@@ -199,7 +197,8 @@ def train_words(config: Config, run: Path, resume: bool) -> None:
 def train_prompt(config: Config, run: Path, resume: bool) -> None:
     """Train the prompt on questions about captions: with them it is the text oracle."""
     model = load(stage_folder(RECIPE, run, "words"), dtype=config.model.dtype)
-    data = Rows(model, config.data, Questions(config.data, "train"), known=True)
+    questions = Questions(config.data, "train")
+    data = Asked(model, questions, pictures(model, config.data, questions), known=True)
     folder = stage_folder(RECIPE, run, "prompt")
     fit(model, data, replace(config.prompt, seed=config.seed), folder, resume=resume, phases=("prompt",))
 
@@ -207,7 +206,8 @@ def train_prompt(config: Config, run: Path, resume: bool) -> None:
 def train(config: Config, run: Path, resume: bool) -> None:
     """Train soft words and prompt together through the frozen language model."""
     model = load(stage_folder(RECIPE, run, "prompt"), dtype=config.model.dtype)
-    data = Rows(model, config.data, Questions(config.data, "train"))
+    questions = Questions(config.data, "train")
+    data = Asked(model, questions, pictures(model, config.data, questions))
     fit(model, data, replace(config.fit, seed=config.seed), run, resume=resume)
 
 
@@ -217,7 +217,7 @@ def train_blind(config: Config, run: Path, resume: bool) -> None:
     questions = Questions(config.data, "train")
     model = new_answerer(config, questions)
     model.encoder.requires_grad_(False)  # what nothing reads has no gradient
-    data = Rows(model, config.data, questions, blind=True)
+    data = Asked(model, questions, None)
     folder = stage_folder(RECIPE, run, "blind")
     fit(model, data, replace(config.blind, seed=config.seed), folder, resume=resume)
 
@@ -247,11 +247,9 @@ def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
     folders = (stage_folder(RECIPE, run, name) for name in ("answerer", "prompt", "blind"))
     model, oracle, blind = (load(folder, dtype=config.model.dtype).to(device) for folder in folders)
     known, training = Questions(config.data, split), Questions(config.data, "train")
-    data = Rows(model, config.data, known)
     asked = [model.row(question, "?")["question"].to(device) for question in known.questions]
-    pictures = tqdm(range(0, len(known.first), AT_ONCE), desc=f"pictures of {split}", dynamic_ncols=True)
-    places = [range(start, min(start + AT_ONCE, len(known.first))) for start in pictures]
-    words = torch.cat([model.encode(collate([data.given(i) for i in place]).to(device)) for place in places])  # (p, n, d)
+    batches = pictures(model, config.data, known).batches(f"pictures of {split}", AT_ONCE, device=device)
+    words = torch.cat([model.encode(batch) for batch in batches])  # (p, n, d)
     said = model.answer(words[torch.tensor(known.pictures)], asked)
 
     described = [i for i, picture in enumerate(known.pictures) if picture in known.captions]

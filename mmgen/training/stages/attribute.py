@@ -1,6 +1,6 @@
 """Stages of the recipes ``attribute`` and ``steering``: a classifier of hidden states, and a language model of each class."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -13,7 +13,7 @@ from mmgen.conditioning.prefix import positions
 from mmgen.conditioning.representations import mean_state
 from mmgen.data.cards import check_column, class_names, read_card
 from mmgen.data.label import LabelProcessor
-from mmgen.data.rows import Rows, check_several_classes, open_rows
+from mmgen.data.rows import DataSet, Rows, check_several_classes, open_rows
 from mmgen.data.text import TextProcessor, tokens_of
 from mmgen.data.vector import VectorProcessor
 from mmgen.errors import check_at_least
@@ -120,16 +120,14 @@ def hidden_states(config: AttributeConfig, rows: Rows) -> Tensor:
         return cached_features(read, rows[data.text], process, key)["hidden"]
 
 
-def labelled(name: str, values: Iterable[Tensor], labels: Sequence[int]) -> list[dict[str, Tensor]]:
-    """Items of the models: a text as it is read, under ``name``, and its label."""
-    return [{name: value, "label": torch.tensor(label)} for value, label in zip(values, labels)]
+def states(config: AttributeConfig, rows: Rows, hidden: Tensor, process: VectorProcessor) -> DataSet:
+    """Items of the classifier: the standardised hidden state ``hidden`` (d,) and the ``label`` of each text."""
+    return DataSet(rows, {"hidden": hidden, "label": config.data.label}, {"hidden": process})
 
 
-def sentences(data: LabelledTexts, split: str, process: TextProcessor) -> list[dict[str, Tensor]]:
+def sentences(data: LabelledTexts, split: str, process: TextProcessor) -> DataSet:
     """Items of the experts: the tokens ``text`` (t,) and the ``label`` of each text of a split."""
-    rows = data.rows(split)
-    texts = rows[data.text]
-    return labelled("text", (texts.read(i, process) for i in range(len(texts))), rows[data.label][:])
+    return DataSet(data.rows(split), {"text": data.text, "label": data.label}, {"text": process})
 
 
 @stage()
@@ -140,7 +138,7 @@ def attribute(run: Run, config: AttributeConfig) -> None:
     process = VectorProcessor.fit(hidden)
     model = Classifier("hidden", "vector", list(process.shape), len(names), config.encoder, names)
     model.processors |= {"hidden": process, "label": LabelProcessor(names)}
-    run.fit(model, labelled("hidden", map(process, hidden), rows[config.data.label][:]), config.fit)
+    run.fit(model, states(config, rows, hidden, process), config.fit)
 
 
 @stage()

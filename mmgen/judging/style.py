@@ -1,0 +1,119 @@
+"""Judges of rewritten sentences: a classifier of the style trained apart, a language model, and human rewrites."""
+
+import copy
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from mmgen.data.batch import collate
+from mmgen.data.cards import class_names, read_card
+from mmgen.data.rows import open_rows
+from mmgen.errors import UserError, counted
+from mmgen.judging.perplexity import Reader
+from mmgen.metrics.style import style_lexicon, style_scores, tokenize
+from mmgen.models.classifier import Classifier
+from mmgen.models.mag import AdaptedTransformer
+
+AT_ONCE = 64  # sentences that are read together
+shared_reader = functools.cache(Reader)  # one for all seeds of a study, most of whose texts are the same
+
+
+@dataclass
+class Sentences:
+    """Sentences, the style of each as a class index, the names of both styles, and human rewrites where there are any."""
+
+    texts: list[str]
+    labels: list[int]
+    names: list[str]
+    references: list[list[str]] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, card: str, split: str, text: str, label: str, references: str = "", limit: int = 0) -> "Sentences":
+        """The sentences of a split; rows without a text or a style are left out.
+
+        Args:
+            card, split: of the data.
+            text, label, references: columns; without ``references`` no human rewrites.
+            limit: sentences, spread over the split; 0 takes all.
+
+        Raises:
+            UserError: one of the styles is missing.
+        """
+        names = class_names(read_card(card), label)
+        rows = open_rows(card, split, [], [text, label]).having(text, label)
+        rows = rows.select(strided(len(rows), limit))
+        human = rows[references].texts() if references else []
+        found = cls(rows[text][:], rows[label][:], names, human if any(human) else [])
+        if missing := [name for i, name in enumerate(names) if i not in found.labels]:
+            got, fix = f"{counted(len(found.texts), 'text')}, none {missing[0]}", "give more texts, or choose another split"
+            raise UserError(f"{card}: {split}", got=got, expected="texts of both styles", fix=fix)
+        return found
+
+    def part(self, limit: int) -> "Sentences":
+        """``limit`` of the sentences, spread over all."""
+        kept = strided(len(self.texts), limit)
+        parts = ([values[i] for i in kept] if values else [] for values in (self.texts, self.labels))
+        return Sentences(*parts, self.names, [self.references[i] for i in kept] if self.references else [])
+
+
+def strided(n: int, limit: int) -> list[int]:
+    """``limit`` of n indices, spread over all of them; 0: all.
+
+    >>> strided(5, 3)
+    [0, 1, 3]
+    """
+    return [i * n // limit for i in range(limit)] if 0 < limit < n else list(range(n))
+
+
+@torch.no_grad()
+def style_probs(judge: Classifier | AdaptedTransformer, texts: Sequence[str]) -> np.ndarray:
+    """p(style | text) by a classifier, (n, 2); 0.5 for an empty text."""
+    found = np.full((len(texts), 2), 0.5)
+    ids = {i: judge.processors["text"](" ".join(words)) for i, text in enumerate(texts) if (words := tokenize(text))}
+    order = sorted(ids, key=lambda i: len(ids[i]))
+    for start in range(0, len(order), AT_ONCE):
+        some = order[start : start + AT_ONCE]
+        batch = collate([{"text": ids[i]} for i in some], ["text"]).to(judge.step.device)
+        found[some] = judge.predict(batch).probs.cpu().numpy()
+    return found
+
+
+class StyleScorer:
+    """Scores of rewrites of the same sentences, for all systems by the same judges.
+
+    Args:
+        judge: the classifier of the style.
+        held: the sentences that it was trained on, whose words tell which words mark a style.
+        data: the sentences that were rewritten.
+        fluency: the language model of the perplexity; empty: none.
+    """
+
+    def __init__(self, judge: Classifier | AdaptedTransformer, held: Sentences, data: Sentences, fluency: str = "") -> None:
+        self.judge, self.data = judge, data
+        self.reader = shared_reader(fluency) if fluency else None
+        self.style_words = style_lexicon(held.texts, held.labels)
+
+    @property
+    def targets(self) -> np.ndarray:
+        """The style that each sentence is to have, (n,)."""
+        return 1 - np.array(self.data.labels)
+
+    def of(self, data: Sentences) -> "StyleScorer":
+        """The same judges for other sentences."""
+        other = copy.copy(self)
+        other.data = data
+        return other
+
+    def __call__(self, outputs: Sequence[str]) -> dict[str, float]:
+        """The figures of `style_scores`, without those that need what is not there: human rewrites, a language model."""
+        data, log_p = self.data, [0.0] * len(outputs)
+        if self.reader:
+            written = [" ".join(tokenize(text)) for text in outputs]
+            log_p = [min(mean * count, 0.0) for mean, count in self.reader.log_probs(written, end=True)]
+        references, probs = data.references or [[text] for text in data.texts], style_probs(self.judge, outputs)
+        scores = style_scores(outputs, data.texts, references, probs, self.targets, log_p, self.style_words)
+        dropped = ([] if data.references else ["ref_bleu", "geometric_mean"]) + ([] if self.reader else ["perplexity"])
+        return {name: value for name, value in scores.items() if name not in dropped}
