@@ -20,7 +20,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 
 from mmgen.data.simulate.episodes import simulate
-from mmgen.data.simulate.peg_insertion import PegInsertion, random_policy
+from mmgen.data.simulate.peg_insertion import PegInsertion
+from mmgen.data.simulate.policies import random_policy
 from mmgen.data.simulate.scene import SHAPES
 
 SIZE, STEPS, EPISODES, WORKERS, ROUNDS = 128, 100, 36, 2, 3

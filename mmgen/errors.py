@@ -2,7 +2,9 @@
 
 import difflib
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
+
+Number = TypeVar("Number", int, float)
 
 
 class UserError(ValueError):
@@ -43,6 +45,36 @@ class UserErrors(UserError):
         ValueError.__init__(self, "\n".join(str(error) for error in self.errors))
 
 
+class Mistakes(list[UserError]):
+    """Mistakes to be reported together: ``with mistakes:`` keeps a UserError raised inside, and goes on behind it.
+
+    >>> mistakes = Mistakes()
+    >>> with mistakes:
+    ...     check_at_least("steps", 0, 1)
+    >>> mistakes.fail()
+    Traceback (most recent call last):
+    mmgen.errors.UserError: steps: got 0, expected a number >= 1; use 1 or more
+    """
+
+    def __enter__(self) -> "Mistakes":
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if isinstance(error, UserError):
+            self.extend(error.errors if isinstance(error, UserErrors) else [error])
+        return isinstance(error, UserError)
+
+    def fail(self) -> None:
+        """Raise the mistakes, if there are any.
+
+        Raises:
+            UserError: the only one.
+            UserErrors: several.
+        """
+        if self:
+            raise self[0] if len(self) == 1 else UserErrors(self)
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """A hint naming the most similar of ``names``, or all of them when none is similar.
 
@@ -66,7 +98,7 @@ def check_one_of(what: str, value: str, names: Iterable[str]) -> str:
     return value
 
 
-def check_at_least(what: str, value: float, low: float) -> float:
+def check_at_least(what: str, value: Number, low: float) -> Number:
     """Return ``value`` if it is at least ``low``.
 
     Raises:
@@ -94,8 +126,7 @@ def check_sizes(what: str, sizes: object) -> list[int]:
     Raises:
         UserError: they are not, or there is none.
     """
-    good = isinstance(sizes, list | tuple) and sizes and all(type(size) is int and size >= 1 for size in sizes)
-    if not good:
+    if not (isinstance(sizes, list | tuple) and sizes and all(type(size) is int and size >= 1 for size in sizes)):
         raise UserError(what, got=repr(sizes), expected="whole numbers of 1 or more", fix=f"write {what}=[32] for example")
     return list(sizes)
 
@@ -117,8 +148,8 @@ def check_texts(texts: object) -> list[str]:
     Raises:
         UserError: they are not.
     """
-    several = list(texts) if isinstance(texts, Iterable) and not isinstance(texts, str) else [None]
-    if not all(isinstance(text, str) for text in several):
+    several = list(texts) if isinstance(texts, Iterable) and not isinstance(texts, str) else None
+    if several is None or not all(isinstance(text, str) for text in several):
         raise UserError("texts", got=repr(texts), expected="a list of strings", fix='write ["..."]')
     return several
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -25,6 +26,12 @@ REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, 
 def cache_folder() -> Path:
     """The folder for everything that can be computed again: ``$MMGEN_CACHE``, or ``~/.cache/mmgen``; it need not exist."""
     return Path(os.environ.get("MMGEN_CACHE") or "~/.cache/mmgen").expanduser()
+
+
+def package_folder(name: str) -> Path | None:
+    """The folder of an installed package, found without importing it; None if there is no such package."""
+    spec = importlib.util.find_spec(name)
+    return next((Path(place) for place in (spec.submodule_search_locations or ())), None) if spec else None
 
 
 @contextlib.contextmanager

@@ -228,7 +228,7 @@ def test_an_answerer_is_asked_after_its_own_prompt(here, capsys, monkeypatch):
         ([*ASKED, "--shot", "none.png", "b", "c"], "none.png: got no such file"),
         ([*ASKED, "--shot", "", "b", "c"], "images of 'b': got 0, expected 1"),
         ([*ASKED, "--shot", "red.png", "b", ""], "answer of the shot 'b': got ''"),
-        ([*ASKED, "--shot", "red.png", "b", "c\nd"], r"answer of a shot: got 'c\nd', expected none that holds '\n'"),
+        ([*ASKED, "--shot", "red.png", "b", "c\nd"], r"answer of a shot: got 'c\nd', expected a text without '\n'"),
         ([*PICTURE, "--question", "\udcff"], r"text: got 'Question: \udcff Answer:', expected text in UTF-8"),
         ([*ASKED, "--shot", "red.png", "b", "c", "--induction", "a" * 300], "shorten the question, or the sentence before"),
         (["model", "--chat", "--answers", "a,a"], "answers: got 'a' twice"),

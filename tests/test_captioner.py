@@ -290,10 +290,10 @@ def test_generation_options_have_types(tmp_path):
     Image.new("RGB", (20, 30), "red").save(tmp_path / "red.png")
     given = {"image": [str(tmp_path / "red.png")]}
     with pytest.raises(UserError, match="option beams: got 'x', expected int"):
-        generate(model, given, "text", options=["beams=x"])
+        generate(model, given, "text", beams="x")
     with pytest.raises(UserError, match="input modality: got text"):
         generate(model, {"text": ["hello"]}, "text")
-    assert len(generate(model, given, "text", n=2, options=["max_tokens=3"])[0]) == 2
+    assert len(generate(model, given, "text", n=2, max_tokens=3)[0]) == 2
 
 
 @pytest.mark.parametrize(
@@ -335,7 +335,7 @@ def test_many_items_are_read_a_few_at_a_time(tmp_path, monkeypatch):
         Image.new("RGB", (20, 30), colour).save(tmp_path / f"{i}.png")
     files, sizes, own = [str(tmp_path / f"{i}.png") for i in range(18)], [], model.generate
     monkeypatch.setattr(model, "generate", lambda given, *a, **k: sizes.append(given.size) or own(given, *a, **k))
-    options = ["beams=2", "max_tokens=3"]
-    captions = generate(model, {"image": files}, "text", n=2, options=options)
+    options = {"beams": 2, "max_tokens": 3}
+    captions = generate(model, {"image": files}, "text", n=2, **options)
     assert sizes == [16, 2]
-    assert captions == generate(model, {"image": files[:3]}, "text", n=2, options=options) * 6
+    assert captions == generate(model, {"image": files[:3]}, "text", n=2, **options) * 6

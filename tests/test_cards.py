@@ -171,7 +171,7 @@ def test_broken_front_matter(tmp_path, text, words):
         ({"sources": [{"inline": ["a"], "reader": "words"}]}, ["['a']", "split: a list of words"]),
         ({"sources": [{"inline": {"train": "a"}, "reader": "words"}]}, ["inline.train", "got a,", "a list of words"]),
         ({"sources": [{"inline": {"train": []}, "reader": "words"}]}, ["inline.train", "none", "a list of words"]),
-        ({"sources": [{"inline": {"train": ["a", False]}, "reader": "words"}]}, ["got False", "quotes round no and yes"]),
+        ({"sources": [{"inline": {"train": ["a", False]}, "reader": "words"}]}, ["got False", "quotes around no and yes"]),
         ({"columns": {"x": {"kind": "imag"}}}, ["imag", "'image'"]),
         ({"columns": {"x": {"kind": "audio", "unit": "u", "range": [-1, 1]}}}, ["columns.x.rate"]),
         ({"columns": {"x": {"kind": "label", "classes": "ten"}}}, ["ten", "classes"]),

@@ -4,8 +4,10 @@ import io
 import json
 import math
 import os
+import re
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
 import torch
@@ -13,12 +15,13 @@ from PIL import Image
 
 import mmgen
 from mmgen import cli
-from mmgen.cli import commands, main
-from mmgen.cli.commands import write_json
+from mmgen.cli import main
+from mmgen.cli.console import lines, write_json
 from mmgen.data.image import ImageProcessor
 from mmgen.data.label import LabelProcessor
 from mmgen.data.vector import VectorProcessor
 from mmgen.models.classifier import Classifier
+from mmgen.training.recipe import recipe_names
 from tests.commands import ENVIRONMENT, command
 from tests.tiny import tiny_multimodal_vae
 
@@ -91,6 +94,36 @@ def test_two_mistakes_are_two_lines(capsys):
     assert main(["train", "judge", "fit.stps=3", "seeds=many"]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 2 and all(line.startswith("mmgen: config key") for line in lines)
+
+
+def test_all_mistakes_of_a_config_are_told_at_once_each_with_its_fix(capsys):
+    wrong = ["fit.steps=0", "data.size=-1", "model.heads=x", "nonsense=1"]
+    assert main(["train", "text_to_image", *wrong]) == 2
+    assert sorted(capsys.readouterr().err.splitlines()) == [
+        "mmgen: config key model.heads: got x, expected a whole number >= 1; write for example model.heads=8",
+        "mmgen: config key nonsense: got an unknown key, expected a known one; choose one of aligned, baseline, data, "
+        "discrete_vae, evaluation, fit, fit_baseline, fit_codes, judge, model, seed, seeds",
+        "mmgen: data.size: got -1, expected a number >= 1; use 1 or more",
+        "mmgen: fit.steps: got 0, expected a number >= 1; use 1 or more",
+    ]
+
+
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_help_explains_every_key_of_a_recipe(capsys, recipe):
+    with pytest.raises(SystemExit, match="0"):
+        main(["train", recipe, "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    keys = {line.split("=")[0]: after for line, after in pairwise(lines) if re.match(r"  [a-z][\w.]*=.*: (a|one|true) ", line)}
+    assert "  seed" in keys and any(key.endswith(".steps") for key in keys)
+    assert not [key for key, after in keys.items() if not after.startswith("      ") and key not in ("  seed", "  seeds")]
+
+
+def test_help_tells_value_range_and_meaning(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["train", "text_to_image", "--help"])
+    told = capsys.readouterr().out
+    assert "\n  fit_codes.warmup=50: a whole number >= 0\n      steps over which the learning rate rises linearly" in told
+    assert "\n  model.dim=256: a whole number" in told and "\n      width of the transformer." in told
 
 
 def test_a_run_folder_below_a_file(capsys, tmp_path):
@@ -204,7 +237,7 @@ def test_pipes_are_utf8_and_terminals_keep_their_own(monkeypatch, terminal, expe
     stream = io.TextIOWrapper(written, encoding="ascii")
     stream.isatty = lambda: terminal
     monkeypatch.setattr("sys.stdout", stream)
-    cli._write_utf8()
+    cli.write_utf8()
     print("Schönes", file=stream, flush=True)
     assert written.getvalue() == expected
 
@@ -213,8 +246,8 @@ def test_a_text_of_the_c_locale_is_read_as_utf8(monkeypatch):
     stdin = io.TextIOWrapper(io.BytesIO("Schönes\n".encode()), encoding="ascii", errors="surrogateescape")
     monkeypatch.setattr("sys.stdin", stdin)
     monkeypatch.delenv("PYTHONIOENCODING", raising=False)
-    cli._write_utf8()
-    assert [*commands.lines()] == ["Schönes"]
+    cli.write_utf8()
+    assert [*lines()] == ["Schönes"]
 
 
 def test_generate_from_a_vector(capsys, tmp_path):

@@ -98,7 +98,7 @@ def test_no_forward_pass_reads_beyond_the_context(folder):
         "positions": lambda: model(input_ids=torch.full((1, 49), 7), position_ids=torch.arange(49)[None]),
     }
     for call in beyond.values():
-        with pytest.raises(UserError, match="text for the language model: got 49 tokens, expected at most 48, what this"):
+        with pytest.raises(UserError, match="text for the language model: got 49 tokens, expected at most 48, the context"):
             call()
 
 
@@ -154,7 +154,7 @@ def test_other_uses(folder):
         ),
     }
     for call in uses.values():
-        with pytest.raises(UserError, match=r"got \d+ tokens, expected at most 48, what this language model reads"):
+        with pytest.raises(UserError, match=r"got \d+ tokens, expected at most 48, the context of this language model"):
             call()
 
 

@@ -465,8 +465,8 @@ def test_a_swap_reaches_the_last_item_of_many():
     model, x = vectors(names="ab").float(), torch.randn(20, 3)  # more than the command reads at once
     model.processors |= {name: VectorProcessor([0.0] * size, [1.0] * size) for name, size in zip("ab", SIZES)}
     whole = model.generate(Batch({"a": x}), "a", swap="private")
-    made = generate(model, {"a": x.tolist()}, "a", options=["swap=private"])
-    assert made == [[str(model.processors["a"].decode(one))] for one in whole]
+    made = generate(model, {"a": x.tolist()}, "a", swap="private")
+    assert made == [[model.processors["a"].decode(one)] for one in whole]
 
 
 def test_a_text_without_a_mask_ends_at_its_stop():

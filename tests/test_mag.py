@@ -15,7 +15,7 @@ from mmgen.data.batch import Batch
 from mmgen.errors import UserError
 from mmgen.models.base import load
 from mmgen.models.mag import AdaptedTransformer
-from mmgen.training.recipe import load_recipe, recipe_config
+from mmgen.training.recipe import checked, load_recipe, recipe_config
 
 FEATURES = {"audio": 5, "video": 3}
 
@@ -323,7 +323,7 @@ def test_a_modality_beside_the_text_is_needed():
     config = recipe_config(recipe, "smoke", [])
     config.data.features = {}
     with pytest.raises(UserError, match=r"data\.features: got none, expected a modality beside the text"):
-        config.check()
+        checked(config)
 
 
 def test_the_arms_are_the_same_but_for_the_gate():

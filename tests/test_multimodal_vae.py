@@ -15,7 +15,7 @@ from mmgen.data.image import ImageProcessor
 from mmgen.data.text import train_tokenizer
 from mmgen.distributions import draw
 from mmgen.errors import UserError
-from mmgen.inference.generate import generate
+from mmgen.inference.files import generate_files
 from mmgen.latents.fusion import subsets
 from mmgen.latents.spaces import LOG_SCALE_BOUND, make_prior
 from mmgen.models.multimodal_vae import OBJECTIVES, MultimodalVAE
@@ -388,7 +388,7 @@ def test_generation_from_nothing_writes_files(tmp_path):
     words = train_tokenizer(["one", "two"], 262, max_length=5)
     audio = AudioProcessor(rate=8000, n_fft=64, hop=32, mels=8, frames=6)
     model.processors = {"image": ImageProcessor(8, channels=1), "text": words, "audio": audio}
-    made = generate(model, {}, "image,text,audio", n=2, out=tmp_path)
+    made = generate_files(model, {}, "image,text,audio", n=2, out=tmp_path)
     assert len(made) == 1 and len(made[0]) == 2
     for i, together in enumerate(made[0]):
         assert together["image"] == str(tmp_path / f"{i:04d}_image.png")
@@ -396,7 +396,7 @@ def test_generation_from_nothing_writes_files(tmp_path):
         assert audio(together["audio"]).shape == (8, 6)
         assert isinstance(together["text"], str)
     sound = made[0][0]["audio"]
-    assert generate(model, {"audio": [sound, sound]}, "image", out=tmp_path) == [
+    assert generate_files(model, {"audio": [sound, sound]}, "image", out=tmp_path) == [
         [str(tmp_path / "0000.png")],
         [str(tmp_path / "0001.png")],
     ]

@@ -33,7 +33,7 @@ CAPTIONS = [f"a photograph of {thing}, seen from afar" for thing in THINGS]
 def _own_folders(monkeypatch, tmp_path_factory):
     monkeypatch.setenv("MMGEN_CACHE", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.delenv("MMGEN_DATA", raising=False)
-    for cached in (inferred._find, inferred.find_hub, card_files.tell):
+    for cached in (inferred.find_unchanged, inferred.find_hub, card_files.log_once):
         cached.cache_clear()
 
 
@@ -257,7 +257,7 @@ def test_splits_are_the_same_again_and_small_data_fill_them(tmp_path):
         path = write(tmp_path / f"n{n}.csv", "text\n" + "".join(f"sentence {i}\n" for i in range(n)))
         assert tuple(read_card(path).splits.get(s, 0) for s in ("train", "validation", "test")) == counts
     before = open_card(path, "test")["text"][:]
-    inferred._find.cache_clear()
+    inferred.find_unchanged.cache_clear()
     assert open_card(path, "test")["text"][:] == before
 
 

@@ -18,7 +18,8 @@ from mmgen.data.simulate import camera, disturbances
 from mmgen.data.simulate import peg_insertion as peg
 from mmgen.data.simulate.disturbances import add_noise, occlude
 from mmgen.data.simulate.episodes import SETTINGS_FILE, simulate
-from mmgen.data.simulate.peg_insertion import BONUS, INSERTED, PegInsertion, heuristic_policy, random_policy
+from mmgen.data.simulate.peg_insertion import BONUS, INSERTED, PegInsertion
+from mmgen.data.simulate.policies import heuristic_policy, random_policy
 from mmgen.data.simulate.scene import DEPTH, SHAPES, STIFFNESS
 from mmgen.data.sources import peg_insertion as source
 from mmgen.errors import UserError

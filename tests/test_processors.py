@@ -305,7 +305,7 @@ def test_a_vector_is_read_from_a_file(tmp_path, name, content):
         ("a.csv", b"\xff", "a.csv: got 'utf-8' codec"),
         ("a.csv", b"", r"vector .*a\.csv: got 0 numbers, expected 2; give 2 numbers, as the training data have"),
         ("a.json", b"[1]", r"vector .*a\.json: got 1 number, expected 2"),
-        ("a.json", b'["x", 1]', r"vector .*a\.json: got \['x', 1\], expected a list of numbers; write it anew"),
+        ("a.json", b'["x", 1]', r"vector .*a\.json: got \['x', 1\], expected a list of numbers; write it again"),
         ("a.json", b"{", "a.json: got Expecting"),
         ("a.json", b'{"a": 1}', r"vector .*a\.json: got {'a': 1}, expected a list of numbers"),
         ("a.npy", b"PK\x03\x04", "a.npy: got .*expected one vector"),
@@ -332,7 +332,7 @@ def test_a_vector_of_any_real_type_and_byte_order(tmp_path, kind):
 @pytest.mark.parametrize("kind", ["complex64", "U3", "M8[s]"])
 def test_a_vector_of_no_real_numbers(tmp_path, kind):
     np.save(tmp_path / "a.npy", np.array([1, 2]).astype(kind))
-    with pytest.raises(UserError, match=r"vector .*a\.npy: got .*, expected a list of numbers; write it anew"):
+    with pytest.raises(UserError, match=r"vector .*a\.npy: got .*, expected a list of numbers; write it again"):
         VectorProcessor([0.0] * 2, [1.0] * 2)(tmp_path / "a.npy")
     with pytest.raises(UserError, match=r"vector: got torch\.complex64 numbers"):
         VectorProcessor([0.0] * 2, [1.0] * 2)(torch.ones(2, dtype=torch.complex64))

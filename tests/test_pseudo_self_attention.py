@@ -303,7 +303,7 @@ def test_a_model_that_would_drop_its_past():
     [
         (torch.zeros(1, 3, 4), None, r"condition: got shape \(1, 3, 4\), expected \(b, s, 5\)"),
         (torch.zeros(1, C), None, r"condition: got shape \(1, 5\), expected \(b, s, 5\)"),
-        (torch.zeros(2, 3, C), None, "condition: got 2 items, expected 1, one a text"),
+        (torch.zeros(2, 3, C), None, "condition: got 2 items, expected 1, one for each text"),
         (torch.zeros(1, 0, C), None, r"positions of the condition: got none in shape \(1, 0, 5\)"),
         (torch.zeros(2, 2, C), torch.tensor([[True] * 2, [False] * 2]), "positions of the condition: got none in item 1"),
         (torch.zeros(1, 3, C), torch.ones(1, 2).bool(), r"mask of the condition: got .*\(1, 2\), expected .*\(1, 3\)"),

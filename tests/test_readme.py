@@ -11,6 +11,7 @@ from mmgen import cli
 from mmgen.cli.parser import build_parser
 from mmgen.data.cards import read_card
 from mmgen.inference.steer import settings
+from mmgen.training.config import parse_overrides
 from mmgen.training.recipe import load_recipe, recipe_config
 
 ROOT = Path(__file__).parent.parent
@@ -55,7 +56,7 @@ def test_command_is_one_that_runs(words, tmp_path, monkeypatch):
     if options.command == "data" and options.action == "show":
         assert read_card(options.card)
     if options.command == "steer":
-        settings(rest, options.method)
+        settings(parse_overrides(rest), options.method)
     if options.command == "generate":
         for picture in options.image or []:
             assert (ROOT / picture).is_file() or (tmp_path / picture).is_file()

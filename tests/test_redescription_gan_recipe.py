@@ -11,7 +11,7 @@ from PIL import Image
 
 from mmgen.data import rows
 from mmgen.errors import UserError
-from mmgen.inference.generate import generate
+from mmgen.inference.files import generate_files
 from mmgen.judging.features import nearest_pictures
 from mmgen.models.base import load
 from mmgen.training.recipe import load_recipe, recipe_config
@@ -130,7 +130,7 @@ def test_what_is_drawn_depends_on_the_seed_and_not_on_the_batches(run, data, mon
 
 def test_prompts_become_files(run, tmp_path):
     model = load(run[0])
-    made = generate(model, {"text": ["a handwritten seven", "two"]}, "image", n=2, out=tmp_path)
+    made = generate_files(model, {"text": ["a handwritten seven", "two"]}, "image", n=2, out=tmp_path)
     files = [file for of_prompt in made for file in of_prompt]
     assert len(files) == len(set(files)) == 4 and all(Image.open(file).size == (8, 8) for file in files)
     for prompt, message in (
@@ -138,9 +138,9 @@ def test_prompts_become_files(run, tmp_path):
         ("nine " * 40, r"text of item 0: got \d+ tok"),
     ):
         with pytest.raises(UserError, match=message):
-            generate(model, {"text": [prompt]}, "image", out=tmp_path)
+            generate_files(model, {"text": [prompt]}, "image", out=tmp_path)
     with pytest.raises(UserError, match="--n: got 0"):
-        generate(model, {"text": ["two"]}, "image", n=0, out=tmp_path)
+        generate_files(model, {"text": ["two"]}, "image", n=0, out=tmp_path)
 
 
 def test_a_report_shows_the_prompts(run):

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from mmgen.cli import commands as commands_of_cli
+from mmgen.cli.console import lines
 from mmgen.data.batch import collate
 from mmgen.data.cards import check_card, open_card, read_card
 from mmgen.data.rows import DataSet, open_rows
@@ -486,4 +486,4 @@ def test_cards_configs_and_questions_may_begin_with_a_byte_order_mark(card, tmp_
     (tmp_path / "own.yaml").write_bytes(BOM + b"seed: 3\n")
     assert read_yaml(tmp_path / "own.yaml") == {"seed": 3}
     monkeypatch.setattr("sys.stdin", io.StringIO("\ufeffwho is it?\nwhy?\n"))
-    assert list(commands_of_cli.lines()) == ["who is it?", "why?"]
+    assert list(lines()) == ["who is it?", "why?"]

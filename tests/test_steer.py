@@ -18,7 +18,8 @@ from mmgen.conditioning.reweighting import Fudge
 from mmgen.data.batch import Batch
 from mmgen.data.vector import VectorProcessor
 from mmgen.errors import UserError
-from mmgen.inference.steer import GIVEN, METHODS, SAMPLING, _words, attribute, bag, best, experts, steer, write
+from mmgen.inference.steer import GIVEN, METHODS, SAMPLING, best, steer, words_raised, write
+from mmgen.inference.targets import attribute, bag, experts
 from mmgen.metrics.diversity import distinct
 from mmgen.models.base import load
 from mmgen.models.class_language_model import ClassLanguageModel
@@ -66,7 +67,7 @@ def test_each_of_several_attributes_is_told_by_its_own_rule():
 def test_characters_of_several_tokens_stay_whole():
     text = " caf\N{LATIN SMALL LETTER E WITH ACUTE} \N{EM DASH} it\N{RIGHT SINGLE QUOTATION MARK}s"
     tokens = TOKENIZER(text).input_ids  # a token is a byte
-    words = _words(TOKENIZER, tokens, [1.0] * len(tokens))
+    words = words_raised(TOKENIZER, tokens, [1.0] * len(tokens))
     assert "".join(word for word, _ in words) == text and sum(raised for _, raised in words) == len(tokens)
 
 
@@ -191,8 +192,8 @@ def test_bags_by_name_and_by_file(tmp_path):
         (["--prompt", "a", "--bag", "./no.txt"], "bag ./no.txt: got no such file, expected a topic, or a file with a word"),
         (["--prompt", "a", "--bag", "space", "top_p=2.0"], "top_p: got 2.0, expected above 0 and at most 1"),
         (["--prompt", "a", "--bag", "space", "--n", "0"], "n: got 0"),
-        (["--prompt", "hi", "--bag", "space", "--length", "256"], "what this language model reads; lower --length to 25"),
-        (["--prompt", "hi " * 300, "--bag", "space", "--length", "1"], "what this language model reads; shorten the prompt"),
+        (["--prompt", "hi", "--bag", "space", "--length", "256"], "the context of this language model; lower --length to 25"),
+        (["--prompt", "hi " * 300, "--bag", "space", "--length", "1"], "this language model; shorten the prompt"),
         (["--prompt", "a", "--bag", "space", "--dtype", "int8"], "dtype: got int8"),
     ],
 )
@@ -253,7 +254,7 @@ def test_a_cut_to_the_likeliest_tokens_raises_nothing(strength):
 
 def test_words_are_their_tokens_together():
     tokens = TOKENIZER(" the moon rose").input_ids  # a token is a byte
-    words = _words(TOKENIZER, tokens, [1.0] * len(tokens))
+    words = words_raised(TOKENIZER, tokens, [1.0] * len(tokens))
     assert words == [(" the", 4.0), (" moon", 5.0), (" rose", 5.0)]
 
 

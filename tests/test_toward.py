@@ -19,7 +19,8 @@ from mmgen.conditioning.reweighting import Fudge
 from mmgen.data.batch import Batch
 from mmgen.data.vector import VectorProcessor
 from mmgen.errors import UserError
-from mmgen.inference.steer import bag, steer, toward
+from mmgen.inference.steer import steer
+from mmgen.inference.targets import bag, toward
 from mmgen.models.base import load
 from mmgen.models.classifier import Classifier
 

@@ -126,7 +126,7 @@ def test_no_motion_has_a_pose_error_ratio_of_one(config, data):
         (POLICY, "policy.environments=3", ["policy.environments", "3 for 2 shapes", "a multiple of 2"]),
         (POLICY, "policy.log_std=.nan", ["policy.log_std", "nan", "-10 to 2"]),
         (POLICY, "policy.reward_scale=-1.0", ["policy.reward_scale", "-1.0", "above 0"]),
-        (POLICY, "policy.told_error=-0.1", ["policy.told_error", "-0.1", "0 to 0.1 m"]),
+        (POLICY, "policy.told_error=-0.1", ["policy.told_error", "-0.1", "0 to 0.1"]),
         (POLICY, "seed=401", ["seed: got 401, expected at most 400"]),
         (POLICY, "seeds=402", ["seed: got 401, expected at most 400"]),
     ],

@@ -1,4 +1,4 @@
-"""The Multimodal Adaptation Gate: what is heard and seen with a word shifts its hidden state inside a transformer."""
+"""Multimodal Adaptation Gate (MAG): shifts a transformer's hidden states by features of other, token-aligned modalities."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,26 +12,26 @@ from mmgen.errors import UserError, check_at_least, check_one_of
 
 
 class AdaptationGate(nn.Module):
-    """Shifts hidden states z (b, t, d) by features of any number of other modalities m, aligned with the tokens.
+    """Shift of hidden states z (b, t, d) by features of other modalities m, aligned with the tokens.
 
     ``g_m = ReLU(W_hm [x_m; z] + b_hm)``, ``h = sum_m g_m * (W_m x_m + b_m)``, ``alpha = min(beta ||z|| / ||h||, 1)``,
-    ``out = Dropout(LayerNorm(z + alpha h))``: a shift is never longer than beta times the hidden state. What is missing, as an
-    absent name or a False in a mask, adds exactly zero to h and has a gradient of exactly zero.
+    ``out = Dropout(LayerNorm(z + alpha h))``: a shift is at most beta times as long as the hidden state. A missing modality,
+    an absent name or a False in a mask, adds exactly zero to h and gets a gradient of exactly zero.
 
-    The LayerNorm is there even where everything is missing. Hidden states of BERT come from one already; those inside Llama or
-    GPT-2 do not, and what comes after the gate must learn to read them.
+    The LayerNorm applies even when everything is missing. BERT's hidden states are normalised already; those inside Llama or
+    GPT-2 are not, so the layers after the gate must adapt to it.
 
     Args:
-        width: d.
-        features: for each modality by name the width of its features.
-        beta: longest shift over the length of the hidden state, above 0.
-        dropout: share of the output that is dropped in training.
+        width: width d of the hidden states.
+        features: modality name -> width of its features.
+        beta: largest ratio of the lengths of shift and hidden state, above 0.
+        dropout: dropout rate of the output.
 
     Raises:
-        UserError: no modality, or a number out of its range.
+        UserError: there is no modality, or a number is out of its range.
 
-    Source: Rahman et al. 2020, Integrating Multimodal Information in Large Pretrained Transformers, ACL, with
-        vision and audio; as in their code every W has a bias, and 1e-6 is added to ||h||.
+    Source: Rahman et al. 2020, Integrating Multimodal Information in Large Pretrained Transformers, ACL, for vision and audio;
+        as in their code, every W has a bias, and 1e-6 is added to ||h||.
 
     >>> gate = AdaptationGate(width=8, features={"audio": 5, "vision": 3})
     >>> gate(torch.randn(2, 4, 8), {"audio": torch.randn(2, 4, 5)}).shape
@@ -55,14 +55,14 @@ class AdaptationGate(nn.Module):
 
         Args:
             z: (b, t, d).
-            features: by modality, (b, t, f); those not given are missing.
-            masks: by modality, bool, False where an item (b,) or a token (b, t) is without it.
+            features: modality -> (b, t, f); absent modalities are missing.
+            masks: modality -> bool (b,) or (b, t), False where an item or a token lacks the modality.
 
         Returns:
             (b, t, d), in the dtype of z.
 
         Raises:
-            UserError: a modality that the gate does not have, or features or a mask of another shape.
+            UserError: the gate does not have a modality, or features or a mask have another shape.
         """
         masks = masks or {}
         self._check(z, features, masks)
@@ -85,18 +85,18 @@ class AdaptationGate(nn.Module):
         masks: Mapping[str, Tensor] | None = None,
         layer: int = 0,
     ) -> Iterator[None]:
-        """Let ``model`` read these features: while the block runs, its hidden states pass through the gate.
+        """Pass the hidden states of ``model`` through the gate for the duration of a ``with`` block.
 
-        The model has to read as many tokens at a time as there are features, so not one by one from a cache. Its weights and
-        its modules stay as they are.
+        Every forward pass must read as many tokens as there are features, so decoding token by token from a cache is not
+        possible. The model's weights and modules are not changed.
 
         Args:
-            model: an encoder or a causal language model of transformers, with layers that hand on hidden states (b, t, d).
+            model: an encoder or causal language model of transformers, whose layers return hidden states (b, t, d).
             features, masks: see `forward`.
-            layer: 0 for after the embeddings, i for after the i-th layer.
+            layer: 0 for the embeddings, i for the output of the i-th layer.
 
         Raises:
-            UserError: a layer that the model does not have; see `forward`, when the model runs.
+            UserError: the model does not have the layer; when the model runs, see `forward`.
 
         >>> from mmgen.conditioning.language_model import load_language_model
         >>> model, _ = load_language_model("tiny", "fp32")
@@ -108,7 +108,7 @@ class AdaptationGate(nn.Module):
         layers = layers_of(model)
         if layer not in range(len(layers) + 1):
             expected = f"0 to {len(layers)}, the layers of this {model.config.model_type} model"
-            raise UserError("layer", got=layer, expected=expected, fix="use 0 for after the embeddings")
+            raise UserError("layer", got=layer, expected=expected, fix="use 0 for the embeddings")
 
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
             if args:
@@ -137,7 +137,7 @@ class AdaptationGate(nn.Module):
         for name, x in features.items():
             expected = (b, t, self.features[check_one_of("modality", name, self.features)])
             if x.shape != expected:
-                fix = "give one vector a token that the model reads"
+                fix = "give one vector for each token that the model reads"
                 raise UserError(f"features of {name}", got=f"shape {tuple(x.shape)}", expected=f"{expected}", fix=fix)
         for name, mask in masks.items():
             check_one_of("modality of a mask", name, self.features)
@@ -148,7 +148,7 @@ class AdaptationGate(nn.Module):
 
 
 def layers_of(model: PreTrainedModel) -> nn.ModuleList:
-    """The model's layers: the outermost list of as many modules as its config has layers.
+    """The model's layers: the outermost `ModuleList` with as many modules as its config has layers.
 
     Raises:
         UserError: it has no such list.

@@ -1,8 +1,9 @@
-"""Attributes that texts are steered toward: each gives the log-probability of the attribute in a text being written."""
+"""Attributes to steer texts toward: each returns the log-probability that a partial text has the attribute."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -14,35 +15,37 @@ from mmgen.conditioning.language_model import check_text
 from mmgen.data.text import tokens_of
 from mmgen.errors import UserError, check_at_least
 
-WORDS = 32  # whose tokens are read at once
-LONGEST = 32  # tokens of a word
+WORDS = 32  # words in a forward pass
+LONGEST = 32  # largest number of tokens of a word
 
 
 class State(NamedTuple):
-    """Texts that are being written.
+    """State of a batch of partial texts.
 
     Args:
-        ids: (b, t) their tokens so far; what is padded is on the left.
-        log_p: (b, v) log-probabilities of the next token; None where only the text so far is asked about.
-        hidden: (b, d) mean of the language model's last hidden states, over the text so far and, where an attribute looks
-            ahead, the tokens that are expected next; None where nothing asked for it.
+        ids: (b, t) tokens so far, padded on the left.
+        log_p: (b, v) log-probabilities of the next token; None to score the text so far only.
+        hidden: (b, d) mean of the language model's last hidden states over the text so far and, for an attribute that looks
+            ahead, over the expected next tokens; None where no attribute reads it.
     """
 
     ids: Tensor
-    log_p: Tensor | None
-    hidden: Tensor | None = None
+    log_p: Any  # Tensor or None: an attribute reads only what it asks for
+    hidden: Any = None
 
 
 class Attribute(Protocol):
-    """Something to steer toward.
+    """Attribute to steer toward.
 
-    One that can tell from the tokens alone, `State.log_p` being None, has besides ``from_text = True``: `Fudge` then asks it
-    about each next token without a pass through the language model. One that tells of whole texts alone has ``whole = True``
-    too: where texts are ranked it is asked once, about all of each.
+    An attribute that needs the tokens only, with `State.log_p` None, also has ``from_text = True``: `Fudge` then scores each
+    candidate token without a pass through the language model. An attribute that is defined for whole texts only also has
+    ``whole = True``: a ranking scores each text once, as a whole.
     """
 
-    #: how many expected tokens it looks ahead; None: it does not read hidden states at all
-    horizon: int | None
+    @property
+    def horizon(self) -> int | None:
+        """Number of expected tokens that it looks ahead; None: it does not read hidden states."""
+        ...
 
     def log_prob(self, state: State) -> Tensor:
         """log p(attribute | texts), (b,), up to a constant."""
@@ -52,18 +55,19 @@ class Attribute(Protocol):
 class BagOfWords:
     """Attribute: the next word is one of a bag, ``log p(a | x) = log sum_v p(v | x) max_w weight_w p(the rest of w | v)``.
 
-    The sum is over next tokens v of the bag's words w. The next token of a word is its first, or the one after as many of its
-    tokens as the text ends with. What comes after that is as likely as the language model has it after the word's own tokens
-    alone: a first token that begins many words, such as " re", counts little. A word is looked for as it stands after a space.
+    The sum is over the next tokens v of the bag's words w: the first token of a word, or, where the text ends with the
+    beginning of a word, the token after it. The probability of the rest of the word is the language model's, given only the
+    word's own tokens, so a first token shared by many words, such as " re", counts little. Words are tokenised as after a
+    space.
 
     Args:
         model, tokenizer: see `mmgen.conditioning.language_model.load_language_model`.
-        words: one or more, or word -> weight above 0.
+        words: one or more words, or a map word -> weight above 0.
 
     Raises:
-        UserError: no words, a weight that is not above 0, or a word that the tokenizer cannot hold.
+        UserError: there are no words, a weight is not above 0, or the tokenizer cannot represent a word.
 
-    Source: Dathathri et al. 2020, section 4.2. There a word of more than one token is dropped.
+    Source: Dathathri et al. 2020, section 4.2, who drop words of more than one token.
 
     >>> from mmgen.conditioning.language_model import load_language_model
     >>> bag = BagOfWords(*load_language_model("tiny", "fp32"), ["a", "be"])  # its tokens are bytes
@@ -95,40 +99,41 @@ class BagOfWords:
             if not ids or tokenizer.unk_token_id in ids or len(ids) > LONGEST:
                 fix = "leave it out, or take a language model with another vocabulary"
                 raise UserError("bag", got=repr(word), expected="words that the tokenizer can hold", fix=fix)
-        #: how many tokens each word has
+        #: word -> number of its tokens
         self.tokens = {word: len(ids) for word, ids in pieces.items()}
-        after: dict[tuple[int, ...], dict[int, float]] = {}  # what a text ends with -> next token -> log weight
+        after: dict[tuple[int, ...], dict[int, float]] = {}  # end of a text -> next token -> log weight
         begin = tokens_of(tokenizer, "").input_ids  # such as a beginning-of-text token
         for (word, ids), rest in zip(pieces.items(), _rests(model, [*pieces.values()], begin)):
             for n, token in enumerate(ids):
                 known = after.setdefault(tuple(ids[:n]), {})
                 known[token] = max(known.get(token, -math.inf), math.log(weights[word]) + rest[n])
         rows = [(begin, token, weight) for begin, known in after.items() for token, weight in known.items()]
-        self._index: dict[int, int] = {}  # next token -> its place among all of them
-        self._after = []  # for each length n: beginnings (m, n), places of next tokens (m,), log weights (m,)
+        self._index: dict[int, int] = {}  # next token -> its index among all of them
+        # for each length n: beginnings (m, n), indices of next tokens (m,), log weights (m,)
+        self._after: list[tuple[Tensor, ...]] = []
         for n in sorted({len(begin) for begin, *_ in rows}):
-            begins, tokens, known = zip(*(row for row in rows if len(row[0]) == n))
-            places = [self._index.setdefault(token, len(self._index)) for token in tokens]
-            kept = torch.tensor(begins, dtype=torch.long).reshape(len(begins), n), torch.tensor(places), torch.tensor(known)
+            begins, tokens, weighed = zip(*(row for row in rows if len(row[0]) == n))
+            indices = [self._index.setdefault(token, len(self._index)) for token in tokens]
+            kept = torch.tensor(begins, dtype=torch.long).reshape(len(begins), n), torch.tensor(indices), torch.tensor(weighed)
             self._after.append(tuple(x.to(model.device) for x in kept))
         self._tokens = torch.tensor([*self._index], device=model.device)  # (k,)
 
     def log_prob(self, state: State) -> Tensor:
-        """(b,), at most the log of the largest weight."""
+        """Return log p(a | texts), (b,), at most the log of the largest weight."""
         ids, log_p = state.ids, state.log_p[:, self._tokens]  # (b, t), (b, k)
         best = torch.full_like(log_p, -torch.inf)
-        for begins, places, weights in self._after:
+        for begins, indices, weights in self._after:
             n = begins.shape[1]
             if n <= ids.shape[1]:
                 begun = (ids[:, None, ids.shape[1] - n :] == begins).all(-1)  # (b, m)
                 some = torch.where(begun, weights, -torch.inf)  # (b, m)
-                best = best.scatter_reduce(1, places.expand(len(ids), -1), some, "amax")
+                best = best.scatter_reduce(1, indices.expand(len(ids), -1), some, "amax")
         return (log_p + best).logsumexp(1)
 
 
 @torch.no_grad()
 def _rests(model: PreTrainedModel, words: Sequence[Sequence[int]], begin: Sequence[int]) -> list[list[float]]:
-    """Log-probability of the rest of each word after each of its tokens, the word at the start of a text."""
+    """Log-probability of the rest of each word after each of its tokens, with the word at the start of a text."""
     longest = max(map(len, words))
     ids = torch.tensor([[*begin, *word, *[0] * (longest - len(word))] for word in words], device=model.device)  # (w, t)
     log_p = torch.cat([model(input_ids=some).logits.float().log_softmax(-1)[:, :-1].gather(2, some[:, 1:, None])[..., 0]
@@ -142,11 +147,12 @@ class Discriminator:
 
     Args:
         head: (b, d) -> (b, classes), logits.
-        target: the class.
-        horizon: expected tokens that are read too.
+        target: the class to steer toward.
+        horizon: number of expected next tokens to read besides the text.
 
     Raises:
-        UserError: a negative horizon or class; in use, a class that the head has not, or a `torch.nn.Linear` of another width.
+        UserError: the horizon or class is negative; in use, the head does not have the class, or is a `torch.nn.Linear` of
+            another width.
 
     Source: Dathathri et al. 2020, section 4.3.
 
@@ -160,7 +166,7 @@ class Discriminator:
         self.horizon: int | None = check_at_least("horizon", horizon, 0)
 
     def log_prob(self, state: State) -> Tensor:
-        """(b,), at most 0."""
+        """Return log p(a | texts), (b,), at most 0."""
         width, given = getattr(self.head, "in_features", None), state.hidden.shape[1]
         if width not in (None, given):
             got, expected = f"one for {width} numbers", f"{given}, as this language model has"
@@ -174,27 +180,27 @@ class Discriminator:
 class Toward:
     """Attribute: the next word names a picture or a sound, ``p(a | x) = sum_w p(w | x) p(a | x, w)``.
 
-    ``p(a | x, w) = softmax_j(scale v(x, w) . u_j)`` at the target, j = 0: v is what a text encoder makes of the newest tokens
-    and of w, and u_j are points of the same space, the target and others that the text should not name. The likeliest w are
-    read one by one, all others at once as the embedding that is expected of them, ``sum_w p(w | x) E_w / sum_w p(w | x)``. All
-    is passed in, so any encoder of token embeddings serves, such as that of `mmgen.models.aligned.Aligned`.
+    ``p(a | x, w) = softmax_j(scale v(x, w) . u_j)`` at the target, j = 0: v is a text encoder's embedding of the newest tokens
+    followed by w, and u_j are points of the same space, the target and others that the text should not name. The likeliest w
+    are encoded one by one, all others together as their expected embedding, ``sum_w p(w | x) E_w / sum_w p(w | x)``. Any
+    encoder of token embeddings can be passed in, such as that of `mmgen.models.aligned.Aligned`.
 
     Args:
-        embed: embeddings (b, t, d) and mask (b, t), True at real positions -> points (b, s) of length 1.
-        table: (v, d), E: the language model's own, or what the text encoder makes of each of its rows alone.
-        target: (s,), of length 1.
-        others: (m, s), of length 1, m at least 1.
-        scale: the inverse of the temperature.
-        window: how many of the newest tokens are read.
-        likeliest: next tokens that are read one by one; 0: none, the expected embedding stands for all.
-        unread: tokens that are left out, such as padding.
-        start: tokens from the left that are left out. A prompt counts, as long as it is among the newest, unless its length,
-            padding included, is given here.
+        embed: embeddings (b, t, d) and mask (b, t), True at real positions -> unit vectors (b, s).
+        table: (v, d), E: the language model's token embeddings, or the text encoder's for the same tokens.
+        target: (s,), unit vector.
+        others: (m, s), unit vectors, m at least 1.
+        scale: inverse temperature.
+        window: number of newest tokens to encode.
+        likeliest: number of next tokens to encode one by one; with 0, all are represented by the expected embedding.
+        unread: tokens to ignore, such as padding.
+        start: number of tokens to ignore on the left, such as the length of the prompt, padding included; with 0, prompt
+            tokens within the window are encoded too.
 
     Raises:
-        UserError: shapes that do not fit, nothing to compare with, or a number out of its range.
+        UserError: the shapes do not fit, there is nothing to compare with, or a number is out of its range.
 
-    Source: the softmax over pictures is that of Radford et al. 2021, CLIP, section 2.3.
+    Source: Radford et al. 2021, CLIP, section 2.3, for the softmax over pictures.
 
     >>> mean = lambda embeddings, mask: F.normalize((embeddings * mask[..., None]).sum(1), dim=-1)
     >>> toward = Toward(mean, torch.eye(3), target=torch.eye(3)[0], others=torch.eye(3)[1:], scale=5.0)
@@ -225,7 +231,7 @@ class Toward:
         self._unread = torch.tensor([*unread], dtype=torch.long, device=table.device)
 
     def log_prob(self, state: State) -> Tensor:
-        """(b,), at most 0; of the text as it is, its newest token in place of w, where no next one is expected."""
+        """Return log p(a | texts), (b,), at most 0; without `State.log_p`, of the text itself, its newest token being w."""
         ids = state.ids[:, self.start :]
         ids = ids[:, max(0, ids.shape[1] - self.window - (state.log_p is None)) :]  # (b, t)
         read = ~torch.isin(ids, self._unread)  # (b, t)
@@ -246,24 +252,24 @@ class Toward:
         return (weights.clamp(min=1e-30).log() + named).logsumexp(1)
 
     def _named(self, embeddings: Tensor, read: Tensor) -> Tensor:
-        """log p(a | embeddings (b, t, d)), (b,)."""
+        """Return log p(a | embeddings (b, t, d)), (b,)."""
         return F.log_softmax(self.scale * self.embed(embeddings, read) @ self.points.T, -1)[:, 0]
 
 
 class TowardByText:
     """Attribute: a whole text names a picture or a sound, ``p(a | x) = softmax_j(scale v(x) . u_j)`` at the target, j = 0.
 
-    v reads the text itself, as a sentence embedder with a tokenizer of its own does. No gradient goes through it: it serves
-    `mmgen.conditioning.reweighting.Fudge`, and the ranking of texts.
+    v embeds the text itself, like a sentence embedder with its own tokenizer. It passes no gradient, so it can be used with
+    `mmgen.conditioning.reweighting.Fudge` and for ranking texts, but not with PPLM.
 
     Args:
-        embed: n texts -> points (n, s) of length 1.
+        embed: n texts -> unit vectors (n, s).
         decode: token ids (b, t) -> b texts without padding, as ``batch_decode`` of a tokenizer with
             ``skip_special_tokens=True``.
-        target, others, scale: as `Toward` has them.
+        target, others, scale: as in `Toward`.
 
     Raises:
-        UserError: as `Toward`; in use, a method that asks about what is not written yet.
+        UserError: as `Toward`; in use, the method scores next tokens instead of whole texts.
 
     >>> embed = lambda texts: torch.eye(2)[[len(text) % 2 for text in texts]]
     >>> toward = TowardByText(embed, lambda ids: ["a"] * len(ids), torch.eye(2)[1], torch.eye(2)[:1], scale=5.0)
@@ -287,7 +293,7 @@ class TowardByText:
         self.points, self.scale = _points(target, others, scale), scale
 
     def log_prob(self, state: State) -> Tensor:
-        """(b,), at most 0."""
+        """Return log p(a | texts), (b,), at most 0."""
         if state.log_p is not None:
             fix = "steer by Fudge without other attributes, or rank texts by it"
             raise UserError("attribute", got="one of whole texts", expected="one of the next token", fix=fix)
@@ -296,24 +302,24 @@ class TowardByText:
 
 
 def _points(target: Tensor, others: Tensor, scale: float) -> Tensor:
-    """(1 + m, s), the target (s,) first."""
+    """Check and stack the points, (1 + m, s), the target (s,) first."""
     if target.ndim != 1 or others.ndim != 2 or others.shape[1:] != target.shape or not len(others):
         got, fix = f"{tuple(target.shape)} and {tuple(others.shape)}", "embed one picture, and some to compare it with"
         raise UserError("target and others", got=got, expected="(s,) and (m, s), m at least 1", fix=fix)
     if not 0 < scale < float("inf"):
-        raise UserError("scale", got=scale, expected="a finite number above 0", fix="take that of the encoder")
+        raise UserError("scale", got=scale, expected="a finite number above 0", fix="use the encoder's scale")
     return torch.cat([target[None], others]).detach()
 
 
 @dataclass(frozen=True)
 class Together:
-    """Several attributes at once: ``log p(a | x) = sum_i weight_i log p(a_i | x)``.
+    """Weighted combination of attributes: ``log p(a | x) = sum_i weight_i log p(a_i | x)``.
 
     Args:
         parts: one or more attributes, each with its weight.
 
     Raises:
-        UserError: no attribute, one that is none, or a weight that is not finite.
+        UserError: there is no attribute, a part is not an attribute, or a weight is not finite.
 
     >>> head = torch.nn.Linear(4, 2)
     >>> both = Together([(Discriminator(head, 0, horizon=2), 1.0), (Discriminator(head, 1), 0.5)])
@@ -332,19 +338,19 @@ class Together:
 
     @property
     def horizon(self) -> int | None:
-        """The farthest that any of them looks ahead."""
+        """The largest horizon of the parts."""
         return max((part.horizon for part, _ in self.parts if part.horizon is not None), default=None)
 
     def log_prob(self, state: State) -> Tensor:
-        """(b,)."""
-        return sum(weight * part.log_prob(state) for part, weight in self.parts)
+        """Return log p(a | texts), (b,)."""
+        return reduce(torch.add, (weight * part.log_prob(state) for part, weight in self.parts))
 
 
 def check_attribute(attribute: Any) -> None:
-    """Fail unless it can be asked as an `Attribute` is.
+    """Check that an object has the methods of an `Attribute`.
 
     Raises:
-        UserError: it cannot.
+        UserError: it does not.
     """
     if isinstance(attribute, type) or not all(hasattr(attribute, name) for name in ("log_prob", "horizon")):
         fix = "give a BagOfWords or a Discriminator"
@@ -352,7 +358,7 @@ def check_attribute(attribute: Any) -> None:
 
 
 def parts_of(attribute: Attribute) -> list[tuple[Attribute, float]]:
-    """The attributes that are in one, each with its weight: those of a `Together`, and of a `Together` inside; else itself.
+    """The single attributes of a possibly nested `Together` with their weights; of any other attribute, itself.
 
     >>> head = Discriminator(torch.nn.Linear(4, 2), 0)
     >>> [weight for _, weight in parts_of(Together([(head, 2.0), (Together([(head, 1.0), (head, 0.5)]), 3.0)]))]

@@ -1,4 +1,4 @@
-"""The noisy channel: of the answers that a picture might have, how likely each makes the words that the picture is read as."""
+"""Noisy-channel classification: scores an answer by the likelihood of a picture's words given the answer."""
 
 from collections.abc import Sequence
 
@@ -28,25 +28,26 @@ def channel(
 ) -> Tensor:
     """Log-likelihood of a picture's words after each answer, ``log p(words, stop | induction, support, answer)``.
 
-    By Bayes' rule that is log p(answer | words) plus a constant, if all answers are as likely before. A small language model
-    continues a line that it has seen the like of far better than it names what is new: the words of a picture come after
-    its answer here, so that it can.
+    With equal prior probabilities of the answers, this is log p(answer | words) up to a constant, by Bayes' rule. A small
+    language model is much better at continuing a familiar line than at producing a new name, so the answer comes first and the
+    model predicts the words of the picture.
 
     Args:
         reader: the frozen language model.
-        supports: of each of b queries its shots, in order.
-        queries: b pictures' words, token ids (n,); none, (0,), is a picture that is not seen.
+        supports: for each of b queries its shots, in order.
+        queries: words of b pictures, token ids (n,); (0,) for a picture that is not shown.
         answers: a different texts.
         induction: a sentence before the shots.
-        between: what stands between an answer and the words of its picture.
-        stop: what ends a shot.
-        batch_size: queries read together.
+        between: text between an answer and the words of its picture.
+        stop: text that ends a shot.
+        batch_size: number of queries in a forward pass.
 
     Returns:
         (b, a) float32.
 
     Raises:
-        UserError: no queries, or another number of supports; no answers, an empty one or two alike; a support too long.
+        UserError: there are no queries, or another number of supports; there are no answers, an empty one or two equal ones;
+            a support is too long.
 
     Source: Min et al. 2022, Noisy Channel Language Model Prompting for Few-Shot Text Classification, arXiv 2108.04106.
 

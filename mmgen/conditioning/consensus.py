@@ -9,35 +9,36 @@ WORD = re.compile(r"\w[\w'-]*")
 
 
 def consensus(candidates: Sequence[str], n: int = 1, cut: int = 3) -> list[str]:
-    """The ``n`` texts that agree best with all candidates: ``argmax_h sum_i similarity(h, candidate_i)``.
+    """Minimum Bayes risk texts, which agree best with all candidates: ``argmax_h sum_i similarity(h, candidate_i)``.
 
-    Candidates are draws from what the model believes. The likeliest text may be right nowhere; this one keeps what most of
-    them say and, as texts with a few words left out are considered too, leaves out what they do not agree on.
+    The candidates are samples of a model. While the single likeliest text may be wrong everywhere, the consensus keeps what
+    most candidates agree on; candidates with a few words removed are considered too, so that it can drop what they disagree
+    on.
 
     Args:
-        candidates: texts, at least one; what is said twice counts twice.
-        n: texts to return, best first; fewer where there are not so many.
-        cut: the longest run of words that may be left out of a candidate; 0 leaves all in.
+        candidates: texts, at least one; duplicates count as often as they occur.
+        n: number of texts to return, best first; all where there are fewer.
+        cut: longest run of words that may be removed from a candidate; 0 removes none.
 
-    Source: Kumar and Byrne 2004, Minimum Bayes-risk decoding; Tromble et al. 2008 for more hypotheses than candidates.
+    Source: Kumar and Byrne 2004, Minimum Bayes-risk decoding; Tromble et al. 2008 for hypotheses beyond the candidates.
 
     >>> consensus([f"flag: {country}" for country in "Chad Cuba Fiji Iran Iraq Laos Mali Oman Peru".split()])
     ['flag']
     """
-    said = Counter(candidates)
-    counts = {text: ngrams(text) for text in said}
-    hypotheses = dict.fromkeys(shorter for text in said for shorter in [text, *cuts(text, cut)])
+    times = Counter(candidates)
+    counts = {text: ngrams(text) for text in times}
+    hypotheses = dict.fromkeys(shorter for text in times for shorter in [text, *cuts(text, cut)])
     agreement = {}
     for text in hypotheses:
         own = ngrams(text)
-        agreement[text] = sum(times * similarity(own, counts[other]) for other, times in said.items())
-    return sorted(agreement, key=agreement.get, reverse=True)[:n]
+        agreement[text] = sum(n * similarity(own, counts[other]) for other, n in times.items())
+    return sorted(agreement, key=agreement.__getitem__, reverse=True)[:n]
 
 
 def similarity(a: list[Counter], b: list[Counter]) -> float:
-    """The overlap of two texts' `ngrams`, ``1/4 sum_k |a_k and b_k| / sqrt(|a_k| |b_k|)``, from 0 to 1.
+    """Overlap of two texts' `ngrams`, ``1/4 sum_k |a_k and b_k| / sqrt(|a_k| |b_k|)``, from 0 to 1.
 
-    A text of fewer than four words has no longer n-grams and reaches less.
+    A text of m < 4 words has no longer n-grams and reaches at most m / 4.
 
     >>> similarity(ngrams("a red cat sits"), ngrams("a red cat sits"))
     1.0
@@ -50,21 +51,21 @@ def similarity(a: list[Counter], b: list[Counter]) -> float:
 
 
 def ngrams(text: str) -> list[Counter]:
-    """How often each run of 1, 2, 3 and 4 words stands in ``text``, case and punctuation aside."""
+    """Counts of the 1-, 2-, 3- and 4-grams of words in ``text``, ignoring case and punctuation."""
     words = WORD.findall(text.lower())
     return [Counter(zip(*(words[i:] for i in range(k)))) for k in range(1, 5)]
 
 
 def cuts(text: str, longest: int) -> list[str]:
-    """``text`` without each run of up to ``longest`` of its words, never without all.
+    """Versions of ``text`` with one run of up to ``longest`` words removed, but never all words.
 
     >>> cuts("woman rowing boat: dark", 2)[3:5]
     ['woman rowing boat', 'boat: dark']
     """
-    places = [match.span() for match in WORD.finditer(text)]
+    spans = [match.span() for match in WORD.finditer(text)]
     shorter = []
-    for length in range(1, min(longest, len(places) - 1) + 1):
-        for first in range(len(places) - length + 1):
-            start, end = places[first][0], places[first + length - 1][1]
+    for length in range(1, min(longest, len(spans) - 1) + 1):
+        for first in range(len(spans) - length + 1):
+            start, end = spans[first][0], spans[first + length - 1][1]
             shorter.append((text[:start].rstrip() + text[end:]).strip(" ,:;"))
     return shorter

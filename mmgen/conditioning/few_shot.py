@@ -1,4 +1,4 @@
-"""Few-shot prompts of a frozen language model: examples are read once, any number of queries is answered after them."""
+"""Few-shot prompting of a frozen language model: the examples are read once and shared by any number of queries."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -15,19 +15,18 @@ from mmgen.errors import UserError, check_at_least, counted, nearest
 
 Part = Tensor | str
 PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
-PREFIXES = ("image", "audio")  # a prefix is a prefix: the two placeholders mean the same
-ROWS = 64  # answers that are scored in one forward pass, each with its own copy of the keys and values before it
+PREFIXES = ("image", "audio")  # both placeholders take prefix embeddings
+ROWS = 64  # answers scored in one forward pass, each with its own copy of the preceding keys and values
 
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """What fills the placeholders of a `Format`.
+    """Values of the placeholders of a `Format`.
 
     Args:
-        question: for ``{question}``; "" where the format has none.
-        answer: for ``{answer}``; a query's own is not read.
-        image: for ``{image}`` or ``{audio}``: prefix embeddings (n, d), of a picture or of a sound; None where the format has
-            neither.
+        question: ``{question}``; "" where the format has none.
+        answer: ``{answer}``; ignored in a query.
+        image: ``{image}`` or ``{audio}``: prefix embeddings (n, d) of a picture or a sound; None where the format has neither.
     """
 
     question: str = ""
@@ -37,14 +36,14 @@ class Example:
 
 @dataclass(frozen=True, eq=False)
 class Episode:
-    """The examples that come before a query.
+    """Examples that come before a query.
 
     Args:
         support: the shots, in order.
-        repeats: how many more times the support is shown, all of it in its order; 0 shows it once.
-        induction: whether the format's sentence comes first; or another sentence in its place.
+        repeats: number of times that the whole support is repeated; 0 shows it once.
+        induction: begin with the format's induction sentence; or another sentence to use instead.
 
-    Source: Tsimpoukelli et al. 2021, section 4, of induction, shots and repeats.
+    Source: Tsimpoukelli et al. 2021, section 4, for induction, shots and repeats.
     """
 
     support: Sequence[Example] = ()
@@ -56,24 +55,24 @@ class Episode:
 
     @property
     def shots(self) -> list[Example]:
-        """The examples in the order they are read, repeats among them."""
+        """The examples in the order they are read, including repeats."""
         return [*self.support] * (1 + self.repeats)
 
 
 @dataclass(frozen=True)
 class Format:
-    """How an example is written; a query is written the same, up to its answer.
+    """Template of an example; a query uses the same template up to the answer.
 
-    A shot is tokenised in two parts, the query and the answer, so that what is scored is what was shown. Spaces before
-    ``{answer}`` belong to the answer, as in most vocabularies.
+    A shot is tokenised in two parts, query and answer, so that answers have the same tokens in shots and in scoring. Spaces
+    before ``{answer}`` belong to the answer, as in most vocabularies.
 
     Args:
-        shot: text with ``{answer}`` once, after at most one ``{question}`` and one ``{image}`` or ``{audio}``. What follows
-            ``{answer}`` ends an answer.
-        induction: a sentence before the shots that says what the task is, or "".
+        shot: text with one ``{answer}``, preceded by at most one ``{question}`` and one ``{image}`` or ``{audio}``. The text
+            after ``{answer}`` ends an answer.
+        induction: a sentence before the shots that states the task, or "".
 
     Raises:
-        UserError: a placeholder is unknown, missing, repeated, or after ``{answer}``; or nothing is before that.
+        UserError: a placeholder is unknown, missing, repeated, or after ``{answer}``; or nothing precedes ``{answer}``.
 
     >>> format = Format("Q: {question} A: {answer}.")
     >>> format.query(Example("2 + 2?")), format.answer_text("4"), format.stop
@@ -102,7 +101,7 @@ class Format:
 
     @property
     def stop(self) -> str:
-        """The text that ends an answer; "": only the end-of-text token does."""
+        """The text that ends an answer; "" if only the end-of-text token does."""
         return self._texts[-1]
 
     @property
@@ -112,41 +111,44 @@ class Format:
         return before[len(before.rstrip(" ")) :]
 
     def blind(self) -> "Format":
-        """The same format without pictures or sounds."""
+        """Return the same format without pictures and sounds."""
         return replace(self, shot=self.shot.replace("{image}", "").replace("{audio}", ""))
 
     def answer_text(self, answer: str) -> str:
-        """An answer as it stands after a query."""
+        """Format an answer as it follows a query."""
         return self.lead + answer.strip()
 
     def query(self, example: Example) -> list[Part]:
-        """What stands before the answer: text, with the prefix embeddings where their placeholder is.
+        """The parts before the answer: texts, and prefix embeddings at their placeholder.
 
         Raises:
-            UserError: the example has not what the placeholders want.
+            UserError: the example does not match the placeholders.
         """
         self._check(example)
-        parts: list[Part] = [""]
+        parts: list[Part] = []
+        before = ""
         for text, name in zip(self._texts, self._names):
-            parts[-1] += text + (example.question if name == "question" else "")
-            parts += [example.image, ""] if name in PREFIXES else []
-        parts[-1] = parts[-1].rstrip(" ")
+            before += text + (example.question if name == "question" else "")
+            if name in PREFIXES and example.image is not None:
+                parts += [before, example.image]
+                before = ""
+        parts.append(before.rstrip(" "))
         return [part for part in parts if not isinstance(part, str) or part]
 
     def shots(self, episode: Episode) -> list[list[Part]]:
-        """The parts of the induction sentence, none where there is no such sentence, then those of each shot.
+        """The parts of the induction sentence, an empty list where there is none, then those of each shot.
 
         Raises:
-            UserError: an example has not what the placeholders want, or no answer.
+            UserError: an example does not match the placeholders, or has no answer.
         """
         induction = self.induction if episode.induction is True else episode.induction or ""
-        written = [[induction] if induction else []]
+        written: list[list[Part]] = [[induction] if induction else []]
         for example in episode.shots:
             if not example.answer.strip():
                 fix = "give every shot its answer"
                 raise UserError(f"answer of the shot {example.question!r}", got=repr(example.answer), expected="one", fix=fix)
             if self.stop and self.stop in example.answer.strip():
-                expected = f"none that holds {self.stop!r}, which ends an answer"
+                expected = f"a text without {self.stop!r}, which ends an answer"
                 raise UserError("answer of a shot", got=repr(example.answer), expected=expected, fix="shorten it")
             written.append([*self.query(example), self.answer_text(example.answer) + self.stop])
         return written
@@ -157,7 +159,7 @@ class Format:
 
     @property
     def _names(self) -> list[str]:
-        """The placeholders: each follows the text of its place in `_texts`."""
+        """The placeholders; each follows the text of the same index in `_texts`."""
         return PLACEHOLDER.split(self.shot)[1::2]
 
     def _check(self, example: Example) -> None:
@@ -173,12 +175,12 @@ class Format:
 
 @dataclass(frozen=True, eq=False)
 class SharedPrompt:
-    """An episode that the language model has read: its keys and values, which no use changes.
+    """Keys and values of an episode that the language model has read; using it does not change it.
 
     Args:
-        format: how it was written, and how queries after it are.
+        format: the format of the episode and of queries after it.
         cache: the keys and values of one row.
-        lengths: tokens of the induction sentence, then of each shot.
+        lengths: number of tokens of the induction sentence, then of each shot.
     """
 
     format: Format
@@ -187,21 +189,21 @@ class SharedPrompt:
 
     @property
     def length(self) -> int:
-        """Tokens in all."""
+        """The total number of tokens."""
         return sum(self.lengths)
 
 
 @torch.no_grad()
 def read(reader: PrefixLanguageModel, format: Format, episode: Episode | None = None) -> SharedPrompt:
-    """Read an episode once, for all queries that come after it.
+    """Read an episode once, for all queries after it.
 
     Args:
         reader: the frozen language model.
-        format: how the examples are written.
-        episode: None, or one without support: no shots.
+        format: the format of the examples.
+        episode: the shots; None for none.
 
     Raises:
-        UserError: an example does not suit the format, or the language model cannot read as much.
+        UserError: an example does not match the format, or the episode is longer than the model's context.
 
     >>> reader = PrefixLanguageModel("tiny", "fp32")
     >>> shared = read(reader, Format("{question}={answer}\\n"), Episode([Example("1+1", "2"), Example("1+2", "3")]))
@@ -230,29 +232,30 @@ def score(
     prior: Tensor | None = None,
     batch_size: int = 16,
 ) -> Tensor:
-    """How likely each answer of a closed set is: ``log p(answer | shared, query)``, over its tokens if ``normalise``.
+    """Log-probability of each answer of a closed set, ``log p(answer | shared, query)``, per token if ``normalise``.
 
-    A query is read once for all answers, and one-token answers need nothing more.
+    A query is read once for all answers; answers of one token need no further pass.
 
     Args:
         reader: the frozen language model that read ``shared``.
-        shared: what `read` returned.
-        queries: b examples, whose answers are not read.
+        shared: the result of `read`.
+        queries: b examples; their answers are ignored.
         answers: a different texts.
-        normalise: the mean over an answer's tokens rather than their sum: long answers are not put at a disadvantage.
-        ended: an answer includes the format's stop text (or the end-of-text token where it has none). Without, no answer is
-            likelier in sum than one that it begins with.
-        prior: (a,), the answers' scores (under the same ``normalise`` and ``ended``) after a query without content, such as
-            "N/A", which are subtracted.
-        batch_size: queries read together.
+        normalise: take the mean over an answer's tokens instead of the sum, so that long answers are not penalised.
+        ended: include the format's stop text, or the end-of-text token where it has none, in an answer. Without it, an answer
+            never has a higher sum than an answer that is its beginning.
+        prior: (a,) scores of the answers (with the same ``normalise`` and ``ended``) after a query without content, such as
+            "N/A"; they are subtracted.
+        batch_size: number of queries in a forward pass.
 
     Returns:
         (b, a) float32.
 
     Raises:
-        UserError: no queries; no answers, an empty one or two alike; a prior of another length; a prompt too long.
+        UserError: there are no queries; there are no answers, an empty one or two equal ones; the prior has another length; a
+            prompt is too long.
 
-    Source: of the prior, Zhao et al. 2021, Calibrate Before Use, arXiv 2102.09690, with W = diag(p_prior)^-1 and b = 0.
+    Source: Zhao et al. 2021, Calibrate Before Use, arXiv 2102.09690, for the prior, with W = diag(p_prior)^-1 and b = 0.
     """
     ids = _answer_ids(reader, shared.format, answers, ended)
     if prior is not None and prior.shape != (len(ids),):
@@ -282,22 +285,22 @@ def answer(
     max_tokens: int = 16,
     batch_size: int = 16,
 ) -> list[str]:
-    """Answer each query by the likeliest next token, again and again, up to the format's stop text or the end of text.
+    """Answer each query by greedy decoding up to the format's stop text or the end of text.
 
-    Spaces and line ends before an answer are none of it: a stop text ends an answer only after something was said.
+    Leading spaces and line breaks are not part of an answer: a stop text ends only an answer that is not empty.
 
     Args:
         reader: the frozen language model that read ``shared``.
-        shared: what `read` returned.
-        queries: b examples, whose answers are not read.
-        max_tokens: longest answer.
-        batch_size: queries answered together.
+        shared: the result of `read`.
+        queries: b examples; their answers are ignored.
+        max_tokens: largest number of tokens of an answer.
+        batch_size: number of queries answered together.
 
     Returns:
-        b answers, without spaces around them or the stop text.
+        b answers, without surrounding spaces and without the stop text.
 
     Raises:
-        UserError: no queries, or a prompt too long.
+        UserError: there are no queries, or a prompt is too long.
 
     >>> reader = PrefixLanguageModel("tiny", "fp32")
     >>> len(answer(reader, read(reader, Format()), [Example("who?", image=torch.zeros(2, reader.width))], max_tokens=3))
@@ -309,31 +312,31 @@ def answer(
 
     def text(ids: list[int]) -> str:
         ids = ids[: ids.index(tokenizer.eos_token_id)] if tokenizer.eos_token_id in ids else ids
-        return tokenizer.decode(ids, clean_up_tokenization_spaces=False).lstrip()
+        return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False)).lstrip()
 
     def ended(ids: Tensor, scores: Tensor) -> Tensor:
-        """(b,): the rows whose answer is whole."""
+        """Return (b,) bool, True for rows whose answer is complete."""
         return torch.tensor([bool(format.stop) and format.stop in text(row) for row in ids.tolist()], device=ids.device)
 
     for place, prompt, cache in _batches(reader, shared, queries, max_tokens, batch_size):
-        ids = reader.model.generate(
+        ids = reader.model.generate(  # type: ignore[operator]  # transformers leaves it out of this type
             inputs_embeds=prompt.embeddings, attention_mask=prompt.mask.long(), do_sample=False, **{CACHE: cache},
             max_new_tokens=max_tokens, stopping_criteria=[ended], pad_token_id=tokenizer.pad_token_id,
             eos_token_id=tokenizer.eos_token_id,
         )  # fmt: skip
         for i, row in zip(place.tolist(), ids.tolist()):
-            said = text(row)
-            answers[i] = (said.partition(format.stop)[0] if format.stop else said).strip()
+            written = text(row)
+            answers[i] = (written.partition(format.stop)[0] if format.stop else written).strip()
     return answers
 
 
 def _batches(
     reader: PrefixLanguageModel, shared: SharedPrompt, queries: Sequence[Example], more: int, batch_size: int
 ) -> Iterator[tuple[Tensor, Prompt, Cache]]:
-    """The places of some queries, their whole prompts and the keys and values of the shared part, for each batch.
+    """Yield for each batch the indices of its queries, their whole prompts, and the keys and values of the shared part.
 
-    The embeddings of the shared part are left zero: its keys and values are there. Queries of one length come together, so
-    that there is little padding.
+    The embeddings of the shared part are zero, as its keys and values are cached. Queries are sorted by length to keep padding
+    short.
     """
     if not queries:
         raise UserError("queries", got="none", expected="at least one", fix="ask something")
@@ -349,10 +352,10 @@ def _batches(
 
 
 def _tails(reader: PrefixLanguageModel, mask: Tensor, cache: Cache, ids: Tensor, lengths: Tensor) -> Tensor:
-    """log p of each answer's tokens after its first, which follow those of ``mask`` (b, p): ids (c, t) -> (b, c)."""
+    """Log-probability of each answer's tokens after the first, given prompts of ``mask`` (b, p): ids (c, t) -> (b, c)."""
     b, (c, t) = len(mask), ids.shape
     counted = torch.arange(1, t, device=ids.device) < lengths[:, None]  # (c, t - 1)
-    # padding on the right is after everything that counts: only that before the query needs a mask
+    # padding on the right follows all tokens that count, so only padding before the query needs a mask
     seen = F.pad(mask.repeat_interleave(c, 0), (0, t - 1), value=True)  # (b * c, p + t - 1)
     embeddings = reader.embed(ids[:, :-1]).repeat(b, 1, 1)  # (b * c, t - 1, d)
     logits = reader.model(inputs_embeds=embeddings, use_cache=True, **{CACHE: repeated(cache, c)},
@@ -362,10 +365,10 @@ def _tails(reader: PrefixLanguageModel, mask: Tensor, cache: Cache, ids: Tensor,
 
 
 def check_answers(answers: Sequence[str]) -> list[str]:
-    """The texts of a closed set, without spaces around them.
+    """Return the texts of a closed set, without surrounding spaces.
 
     Raises:
-        UserError: there is none, one is empty, or two are alike.
+        UserError: there are none, one is empty, or two are equal.
     """
     fix = "give different texts, as in yes,no"
     if isinstance(answers, str) or not answers:
@@ -378,28 +381,26 @@ def check_answers(answers: Sequence[str]) -> list[str]:
 
 
 def _answer_ids(reader: PrefixLanguageModel, format: Format, answers: Sequence[str], ended: bool) -> list[Tensor]:
-    """The tokens of each answer as it stands after a query."""
+    """The tokens of each answer as it follows a query."""
     tokens = answer_tokens if ended else (lambda reader, format, text: reader.tokens(format.answer_text(text)))
     return [tokens(reader, format, text) for text in check_answers(answers)]
 
 
 def answer_tokens(reader: PrefixLanguageModel, format: Format, answer: str) -> Tensor:
-    """The tokens (t,) of an answer with what ends it: the format's stop text, or where it has none the end-of-text token."""
+    """The tokens (t,) of an answer followed by the format's stop text, or by the end-of-text token where it has none."""
     ids = reader.tokens(format.answer_text(answer) + format.stop)
     return ids if format.stop else torch.cat([ids, ids.new_tensor([reader.tokenizer.eos_token_id])])
 
 
 def _check_room(reader: PrefixLanguageModel, lengths: Sequence[int], more: int) -> None:
-    """Fail if induction and shots of these lengths and ``more`` tokens are longer than the model's context."""
+    """Check that induction and shots of these lengths, and ``more`` tokens, fit in the model's context."""
     limit = context_length(reader.model)
     total, shots = sum(lengths) + more, len(lengths) - 1
     if limit is None or total <= limit:
         return
     fit = sum(sum(lengths[: i + 2]) + more <= limit for i in range(shots))
-    got, expected = (
-        f"{counted(total, 'token')} with {counted(shots, 'shot')}",
-        f"at most {limit}, what this language model reads",
-    )
+    got = f"{counted(total, 'token')} with {counted(shots, 'shot')}"
+    expected = f"at most {limit}, the context of this language model"
     bare = lengths[0] + more > limit  # without any shot
     fix = "shorten the question, or the sentence before the shots" if bare else f"{counted(fit, 'shot')} fit, repeats counted"
     raise UserError("prompt", got=got, expected=expected, fix=fix)

@@ -1,4 +1,4 @@
-"""A language model that reads embeddings in place of words: any interleaving of prefixes and text."""
+"""Language model driven by embeddings: prompts that interleave prefix embeddings and text in any order."""
 
 import copy
 from collections.abc import Sequence
@@ -14,14 +14,14 @@ from mmgen.data.text import tokens_of
 from mmgen.errors import UserError, check_at_least
 from mmgen.modalities.features import mean_and_std
 
-SHORT = 8  # tokens within which most captions and answers end
+SHORT = 8  # length in tokens that most captions and answers do not exceed
 
 
 class Prompt(NamedTuple):
-    """What a language model reads before it speaks, padded on the left.
+    """Prompt of a language model, padded on the left.
 
     Args:
-        embeddings: (b, t, d), in the units of the model's token embeddings.
+        embeddings: (b, t, d), on the scale of the model's token embeddings.
         mask: (b, t) bool, True at real positions.
     """
 
@@ -30,24 +30,24 @@ class Prompt(NamedTuple):
 
 
 class SoftWords(nn.Module):
-    """Turns features into ``n`` soft words: mixtures of word embeddings that a language model reads as if they were words.
+    """Map from features to ``n`` soft words: mixtures of word embeddings that a language model reads like words.
 
     ``p_i(w) = softmax_w(20 cos(h_i, E_w))`` and ``prefix_i = sum_w p_i(w) E_w``, with h = f(features) a network of one hidden
-    layer and E_w the language model's own embedding of token w. A language model cannot read an arbitrary vector until it is
-    trained to, and this one never is; its own words it reads from the first step.
+    layer and E_w the language model's embedding of token w. The frozen language model is not trained to read arbitrary
+    vectors, but it reads mixtures of its own words from the first step.
 
     Args:
-        features: c, the width of an item's features.
-        n: soft words.
-        embedding: d, width of the language model's embeddings.
-        width: of the hidden layer.
-        dropout: on the features and on the hidden layer.
-        hard: let the language model read the likeliest word, while the gradient is that of the mixture (straight-through).
-        members: networks f that are trained apart: in training each reads its share of a batch, in order; in eval mode h_i is
-            the mean of theirs, each of length 1.
+        features: width c of an item's features.
+        n: number of soft words.
+        embedding: width d of the language model's embeddings.
+        width: width of the hidden layer.
+        dropout: dropout rate of the features and of the hidden layer.
+        hard: use the embedding of the likeliest word, with the gradient of the mixture (straight-through).
+        members: number of networks f in an ensemble. In training, each gets its own share of a batch; in eval mode, h_i is the
+            mean of the members' unit vectors.
 
-    Source: Tsimpoukelli et al. 2021, section 3, has f linear and ``prefix_i = h_i``. Of members, Lakshminarayanan et al.
-        2017, arXiv 1612.01474.
+    Source: Tsimpoukelli et al. 2021, section 3, with f linear and ``prefix_i = h_i``; Lakshminarayanan et al. 2017, arXiv
+        1612.01474, for the ensemble.
 
     >>> words = SoftWords(features=5, n=2, embedding=16)
     >>> words(torch.zeros(3, 5), table=torch.randn(9, 16)).shape
@@ -55,6 +55,8 @@ class SoftWords(nn.Module):
     """
 
     temperature = 20.0
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self,
@@ -85,13 +87,13 @@ class SoftWords(nn.Module):
 
     @torch.no_grad()
     def standardise(self, features: Tensor) -> None:
-        """Take the mean and standard deviation of every feature from training features (m, c)."""
-        for kept, value in zip((self.mean, self.std), mean_and_std(features)):
-            kept.copy_(value)
+        """Set the mean and standard deviation of every feature from training features (m, c)."""
+        for buffer, value in zip((self.mean, self.std), mean_and_std(features)):
+            buffer.copy_(value)
 
     def logits(self, features: Tensor, table: Tensor) -> Tensor:
-        """Features (b, c) and word embeddings (v, d) -> the logits of p_i(w), (b, n, v)."""
-        # a feature that is constant in training, such as a colour no picture has, must not drown the others when it is not
+        """Compute the logits of p_i(w), (b, n, v), from features (b, c) and word embeddings (v, d)."""
+        # clamped: a feature that was constant in training, such as an unused colour, must not outweigh all others later
         standard = ((features - self.mean) / self.std).clamp(-10, 10)  # (b, c)
         if self.training:
             shares = standard.tensor_split(len(self.members))
@@ -101,21 +103,21 @@ class SoftWords(nn.Module):
         return self.temperature * h @ F.normalize(table, dim=-1).T
 
     def _h(self, outputs: Tensor) -> Tensor:
-        """(b, n * d) -> (b, n, d), each of length 1."""
+        """Reshape (b, n * d) to unit vectors (b, n, d)."""
         return F.normalize(outputs.unflatten(1, (self.n, -1)), dim=-1)
 
     def mix(self, logits: Tensor, table: Tensor) -> Tensor:
-        """The logits of p_i(w), (b, n, v), and word embeddings (v, d) -> soft words (b, n, d)."""
+        """Compute soft words (b, n, d) from the logits of p_i(w), (b, n, v), and word embeddings (v, d)."""
         words = logits.softmax(-1) @ table  # (b, n, d)
         return table[logits.argmax(-1)] + (words - words.detach()) if self.hard else words
 
     def forward(self, features: Tensor, table: Tensor) -> Tensor:
-        """Features (b, c) and word embeddings (v, d) -> soft words (b, n, d)."""
+        """Compute soft words (b, n, d) from features (b, c) and word embeddings (v, d)."""
         return self.mix(self.logits(features, table), table)
 
 
 class PrefixLanguageModel(nn.Module):
-    """A causal language model driven by embeddings, frozen unless it is to be trained.
+    """Causal language model that reads prompts of embeddings, frozen or to be trained.
 
     Args:
         language_model, dtype, weights: see `mmgen.conditioning.language_model.load_language_model`.
@@ -132,31 +134,31 @@ class PrefixLanguageModel(nn.Module):
 
     @property
     def embedding_table(self) -> Tensor:
-        """(v, d), the embedding of every token."""
-        return self.model.get_input_embeddings().weight
+        """Embeddings of all tokens, (v, d)."""
+        return self.model.get_input_embeddings().get_parameter("weight")
 
     @property
     def width(self) -> int:
-        """d, the width of an embedding."""
+        """Width d of an embedding."""
         return self.embedding_table.shape[1]
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Token ids (...) -> their embeddings (..., d)."""
+        """Embeddings (..., d) of token ids (...)."""
         return self.model.get_input_embeddings()(ids)
 
     def tokens(self, text: str) -> Tensor:
-        """Text -> token ids (t,), with nothing before or after; names of special tokens in it are plain text."""
+        """Tokenise a text to ids (t,), without adding special tokens and with their names in the text read as plain text."""
         return self._ids(text, split_special_tokens=True)
 
     def template(self, text: str) -> Tensor:
-        """The embeddings (t, d) of a text in which names such as ``<|im_start|>`` are the special tokens that they name."""
+        """Embeddings (t, d) of a text in which names such as ``<|im_start|>`` denote special tokens."""
         return self.embed(self._ids(text, split_special_tokens=False))
 
     def prompt(self, items: Sequence[Sequence[Tensor | str]]) -> Prompt:
-        """Lay the parts of each item one after another and pad the items on the left.
+        """Concatenate the parts of each item and pad the items on the left.
 
         Args:
-            items: for each item its parts in order: prefix embeddings (n, d), or text.
+            items: the parts of each item in order: prefix embeddings (n, d), or text.
         """
         rows = [torch.cat([self._part(part) for part in parts]) for parts in items]  # each (t_i, d)
         longest = max(len(row) for row in rows)
@@ -166,10 +168,10 @@ class PrefixLanguageModel(nn.Module):
         return Prompt(embeddings, mask)
 
     def log_prob(self, prompt: Prompt, ids: Tensor, mask: Tensor) -> Tensor:
-        """log p(ids | prompt) of each token: log softmax(LM([prompt; embed(ids)]))[id].
+        """Log-probability of each token given a prompt, ``log softmax(LM([prompt; embed(ids)]))[id]``.
 
         Args:
-            prompt: what comes before, b items.
+            prompt: b prompts.
             ids: (b, t) tokens, padded on the right.
             mask: (b, t) True at real tokens.
 
@@ -177,29 +179,29 @@ class PrefixLanguageModel(nn.Module):
             (b, t) float32; 0 where ``mask`` is False.
         """
         seen = torch.cat([prompt.embeddings.to(self.model.dtype), self.embed(ids[:, :-1])], 1)  # (b, p + t - 1, d)
-        # padding on the right is after everything that counts: only padding on the left needs a mask
+        # padding on the right follows all tokens that count, so only padding on the left needs a mask
         padded = {} if prompt.mask.all() else positions(torch.cat([prompt.mask, torch.ones_like(mask[:, :-1])], 1))
         logits = self.model(inputs_embeds=seen, use_cache=False, logits_to_keep=ids.shape[1], **padded).logits  # (b, t, v)
         return token_log_prob(logits, ids, mask)
 
     def generate(self, prompt: Prompt, **options: Any) -> list[str]:
-        """Continue each prompt by transformers' own ``generate``, whose options all apply.
+        """Continue each prompt with transformers' ``generate``, all of whose options apply.
 
         Returns:
             The new text of each item, b x ``num_return_sequences`` of them.
 
         Raises:
-            UserError: prompt and ``max_new_tokens`` are more than the language model reads.
+            UserError: prompt and ``max_new_tokens`` exceed the model's context.
         """
         if "max_new_tokens" in options:
             tokens, fix = prompt.embeddings.shape[1] + options["max_new_tokens"], "set a smaller max_tokens"
             check_room(self.model, tokens, "prompt and max_tokens", fix)
         longest = options.get("max_new_tokens", 0)
-        # said, not merely left out: a model's own generation config may sample
+        # an explicit do_sample=False is required, as the model's generation config may sample by default
         greedy = options.get("do_sample") is False and options.get("num_beams") in (None, 1)
         if not greedy or options.get("num_return_sequences", 1) > 1 or longest < 2 * SHORT:
             return self._texts(self._continued(prompt, **options))
-        # transformers reads every item until the last has ended: the few long texts are written apart from the many short ones
+        # transformers continues all items until the last one ends: long texts are generated apart from the many short ones
         ids = self._continued(prompt, **{**options, "max_new_tokens": SHORT})
         texts, ended = self._texts(ids), (ids == self.tokenizer.eos_token_id).any(1)
         if not ended.all():
@@ -210,14 +212,14 @@ class PrefixLanguageModel(nn.Module):
 
     def _continued(self, prompt: Prompt, **options: Any) -> Tensor:
         """The new tokens (b, t) of each item."""
-        # transformers makes the position of every token from the mask
-        return self.model.generate(
+        # transformers computes the position of every token from the mask
+        return self.model.generate(  # type: ignore[operator]  # transformers leaves it out of this type
             inputs_embeds=prompt.embeddings.to(self.model.dtype), attention_mask=prompt.mask.long(),
             pad_token_id=self.tokenizer.pad_token_id, eos_token_id=self.tokenizer.eos_token_id, **options,
         )  # fmt: skip
 
     def _texts(self, ids: Tensor) -> list[str]:
-        """Token ids (b, t) as text, without what ends or pads it."""
+        """Decode token ids (b, t) to text without end and padding tokens."""
         return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
     def _ids(self, text: str, split_special_tokens: bool) -> Tensor:
@@ -235,7 +237,7 @@ class PrefixLanguageModel(nn.Module):
 
 
 def positions(mask: Tensor, past: int = 0) -> dict[str, Tensor]:
-    """What a language model must be told of padding: which tokens are real, and the place of each after the first ``past``.
+    """Attention mask of all tokens, and position ids of those after the first ``past``, from a padding mask (b, t).
 
     >>> positions(torch.tensor([[True, True, False, True]]), past=2)["position_ids"]
     tensor([[1, 2]])
@@ -244,10 +246,10 @@ def positions(mask: Tensor, past: int = 0) -> dict[str, Tensor]:
 
 
 def token_log_prob(logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-    """log softmax(logits)[id] of each token, and 0 where there is none.
+    """Log-probability of each token, ``log softmax(logits)[id]``, and 0 at padding.
 
     Args:
-        logits: (b, t, v), of each position's own token.
+        logits: (b, t, v), logits of the token at each position.
         ids: (b, t) tokens.
         mask: (b, t) True at real tokens.
 
@@ -262,10 +264,10 @@ def token_log_prob(logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
 
 
 def repeated(cache: Cache, rows: int) -> Cache:
-    """Each row of a cache ``rows`` times in a row; the cache itself stays as it is.
+    """Copy a cache with each row repeated ``rows`` times; the cache itself is not changed.
 
-    A forward pass lets a layer of the cache hold longer tensors rather than writes to those it holds, so copies of the layers
-    can share them.
+    A forward pass replaces the tensors of a cache layer by longer ones instead of writing to them, so shallow copies of the
+    layers can share them.
     """
     other = copy.copy(cache)
     other.layers = [copy.copy(layer) for layer in cache.layers]

@@ -1,4 +1,4 @@
-"""What a frozen language model makes of a text, as a vector for others to read."""
+"""Text representations: mean hidden states of a frozen language model."""
 
 from collections.abc import Sequence
 
@@ -12,18 +12,18 @@ from mmgen.errors import UserError
 
 @torch.no_grad()
 def representation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, layers: Sequence[int]) -> Tensor:
-    """The mean over its tokens of the hidden states of ``text`` after each of ``layers``, one after another.
+    """Mean over the tokens of ``text`` of the hidden states after each of ``layers``, concatenated.
 
     Args:
         model, tokenizer: see `mmgen.conditioning.language_model.load_language_model`.
-        text: not empty.
-        layers: 0, the embeddings, to the number of layers; the middle ones tell most of the meaning, the last the next token.
+        text: a text of at least one token.
+        layers: 0, the embeddings, up to the number of layers; middle layers encode the meaning best, the last the next token.
 
     Returns:
         (len(layers) * d,) float32.
 
     Raises:
-        UserError: a layer that the model has not, or a text without a token.
+        UserError: the model does not have a layer, or the text has no token.
 
     >>> from mmgen.conditioning.language_model import load_language_model
     >>> representation(*load_language_model("tiny", "fp32"), "hello", layers=[1, 2]).shape
@@ -41,7 +41,7 @@ def representation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, t
 
 
 def mean_state(states: Tensor, mask: Tensor) -> Tensor:
-    """The mean over the real tokens of a batch of texts.
+    """Mean hidden state over the real tokens of each text.
 
     Args:
         states: (b, t, d), of any dtype.

@@ -1,10 +1,11 @@
-"""Steering without gradients: the likeliest tokens are weighed by what an attribute makes of the text with each of them.
+"""Steering without gradients: the likeliest next tokens are reweighted by an attribute of the text continued by each.
 
-By a look ahead, `Fudge`, or by language models of the classes that say it of all tokens at once, `GeDi`.
+`Fudge` scores each continued text; `GeDi` scores all tokens at once by class-conditional language models.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -21,25 +22,26 @@ from mmgen.errors import UserError, check_at_least
 
 @dataclass(frozen=True)
 class Fudge:
-    """Weigh the likeliest tokens by a look ahead: ``model.generate(..., custom_generate=Fudge(attribute))``.
+    """Steering by looking one token ahead (FUDGE): ``model.generate(..., custom_generate=Fudge(attribute))``.
 
-    ``log p'(w | x) = log p(w | x) + strength log p(a | x, w)``, normalised, for the ``top`` likeliest w; no other is written.
-    The language model reads the text with each of them in one forward pass, and its hidden states and next-token distribution
-    then tell the attribute. One that looks at the next token alone, such as a bag of words, may be there with w or after it:
-    ``p(a | x, w) = p(a; w is next) + p(a | x w)``. One that reads the text alone, such as `Toward`, needs no such pass.
+    ``log p'(w | x) = log p(w | x) + strength log p(a | x, w)``, normalised over the ``top`` likeliest w; others get
+    probability 0. The language model reads the text continued by each of them in one forward pass; the attribute is scored on
+    its hidden states and next-token distribution. An attribute of the next token, such as a bag of words, may occur at w or
+    after it: ``p(a | x, w) = p(a; w is next) + p(a | x w)``. An attribute of the text alone, such as `Toward`, needs no such
+    pass.
 
     Args:
-        attribute: what to steer toward.
-        strength: lambda; 0 leaves the likeliest tokens as they are.
-        top: tokens that are weighed.
+        attribute: attribute to steer toward.
+        strength: weight of the attribute's log-probability; 0 only truncates to the ``top`` tokens.
+        top: number of likeliest tokens to reweight.
         streamer: receives the prompt and each token as it is drawn.
 
     Raises:
-        UserError: a setting out of its range, or an attribute that is none; in use, what
-            `mmgen.conditioning.steering.sample` refuses, or logits that are not numbers.
+        UserError: a setting is out of its range, or the attribute is not one; in use, as
+            `mmgen.conditioning.steering.sample`, or a logit is NaN.
 
-    Source: Yang and Klein 2021, FUDGE, arXiv 2104.05218. There a classifier of its own reads the text; here the language
-        model does, and the classifier reads its hidden states.
+    Source: Yang and Klein 2021, FUDGE, arXiv 2104.05218. Their classifier reads the text itself; here, it reads the language
+        model's hidden states.
 
     >>> from mmgen.conditioning.attributes import BagOfWords
     >>> from mmgen.conditioning.language_model import load_language_model
@@ -60,7 +62,7 @@ class Fudge:
         check_at_least("top", self.top, 1)
 
     def __call__(self, model: PreTrainedModel, input_ids: Tensor, logits_processor: LogitsProcessorList, **kwargs: Any) -> Any:
-        """What `generate` calls in place of its own sampling, which does all but the steering."""
+        """Sample steered texts; called by `generate` instead of its own sampling."""
         return sample(_Weighed, self, model, input_ids, logits_processor, **kwargs)
 
 
@@ -76,12 +78,12 @@ class _Weighed(Steered):
         parts = parts_of(self.attribute)
         read = all(getattr(part, "from_text", False) for part, _ in parts)
         ahead = State(texts, None) if read else self._ahead(texts, tokens.shape[1], mask)
-        likely = sum(weight * self._told(part, ahead) for part, weight in parts)  # (b k,)
+        likely = reduce(torch.add, (weight * self._log_prob(part, ahead) for part, weight in parts))  # (b k,)
         weighed = log_p + self.settings.strength * likely.unflatten(0, tokens.shape)  # (b, k)
         return torch.full_like(own, -torch.inf).scatter(1, tokens, weighed).log_softmax(-1)
 
     def _ahead(self, texts: Tensor, k: int, mask: Tensor) -> State:
-        """What the language model makes of texts (b k, t + 1), the k candidates of each text in a row."""
+        """Read texts (b k, t + 1), the k candidates of each text one after another, with the language model."""
         seen = torch.cat([mask, torch.ones_like(mask[:, :1])], 1).repeat_interleave(k, 0)  # (b k, t + 1)
         output = self.model(
             input_ids=texts[:, -1:], use_cache=True, **{CACHE: repeated(self.cache, k)}, output_hidden_states=True,
@@ -93,41 +95,43 @@ class _Weighed(Steered):
             hidden = total / seen.sum(1, keepdim=True)  # (b k, d)
         return State(texts, output.logits[:, -1].float().log_softmax(-1), hidden)
 
-    def _told(self, part: Attribute, ahead: State) -> Tensor:
-        """log p(part | texts), (b k,), by the part's own rule."""
+    def _log_prob(self, part: Attribute, ahead: State) -> Tensor:
+        """Compute log p(part | texts), (b k,), by the rule for the kind of attribute."""
         if getattr(part, "from_text", False):
             return self.likelihood(State(ahead.ids, None), part)
         likely = self.likelihood(ahead, part)
         if part.horizon is None:
-            sure = torch.full_like(ahead.log_p, -torch.inf).scatter(1, ahead.ids[:, -1:], 0.0)  # all on the token
+            sure = torch.full_like(ahead.log_p, -torch.inf).scatter(
+                1, ahead.ids[:, -1:], 0.0
+            )  # all probability on the candidate
             likely = torch.logaddexp(likely, part.log_prob(State(ahead.ids[:, :-1], sure)))
         return likely
 
 
 @dataclass(frozen=True)
 class GeDi:
-    """Weigh the likeliest tokens by language models of the classes: ``model.generate(..., custom_generate=GeDi(...))``.
+    """Steering by class-conditional language models (GeDi): ``model.generate(..., custom_generate=GeDi(...))``.
 
-    ``log p'(w | x) = log p(w | x) + strength log p(c | w; x)``, normalised, for the ``top`` likeliest w; no other is written.
-    By Bayes' rule, with the classes equally likely before w, ``p(c | w; x) = p_c(w | x) / sum_c' p_c'(w | x)``: of two classes
-    one is the expert and the other the one that it is held against.
+    ``log p'(w | x) = log p(w | x) + strength log p(c | w; x)``, normalised over the ``top`` likeliest w; others get
+    probability 0. By Bayes' rule, with equal class probabilities before w, ``p(c | w; x) = p_c(w | x) / sum_c' p_c'(w | x)``:
+    with two classes, one language model is the expert and the other the anti-expert.
 
     Args:
-        attribute: what texts are ranked by.
-        experts: last hidden states of the steered language model (b, d) -> logits of the next token by every class,
+        attribute: attribute for ranking texts.
+        experts: last hidden states of the steered language model (b, d) -> logits of the next token for every class,
             (b, classes, v); such as `mmgen.models.class_language_model.ClassLanguageModel.logits`.
         target: the class c.
-        strength: 0 leaves the likeliest tokens as they are.
-        top: tokens that are weighed.
+        strength: weight of the class log-probability; 0 only truncates to the ``top`` tokens.
+        top: number of likeliest tokens to reweight.
         streamer: receives the prompt and each token as it is drawn.
 
     Raises:
-        UserError: a negative strength, top or target, or an attribute that is none; in use, a class that the experts have not,
-            what `mmgen.conditioning.steering.sample` refuses, or logits that are not numbers.
+        UserError: strength, top or target is negative, or the attribute is not one; in use, the experts do not have the class,
+            as `mmgen.conditioning.steering.sample`, or a logit is NaN.
 
-    Source: Krause et al. 2021, GeDi, arXiv 2009.06367, section 3; there p(c | x, w) keeps what the text so far tells of the
-        class. Without it, as here, the contrast is the same at every token, as in Liu et al. 2021, DExperts, arXiv 2105.03023,
-        and ``strength (log p_c - log p_c')`` where the other class is much likelier.
+    Source: Krause et al. 2021, GeDi, arXiv 2009.06367, section 3, whose p(c | x, w) accumulates evidence over the text so far.
+        Without it, as here, the contrast is the same at every token, as in Liu et al. 2021, DExperts, arXiv 2105.03023, and
+        becomes ``strength (log p_c - log p_c')`` where the other class is much likelier.
 
     >>> from mmgen.conditioning.attributes import BagOfWords
     >>> from mmgen.conditioning.language_model import load_language_model
@@ -152,7 +156,7 @@ class GeDi:
         check_at_least("top", self.top, 1)
 
     def __call__(self, model: PreTrainedModel, input_ids: Tensor, logits_processor: LogitsProcessorList, **kwargs: Any) -> Any:
-        """What `generate` calls in place of its own sampling, which does all but the steering."""
+        """Sample steered texts; called by `generate` instead of its own sampling."""
         return sample(_Contrasted, self, model, input_ids, logits_processor, **kwargs)
 
 

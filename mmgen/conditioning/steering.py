@@ -1,11 +1,13 @@
-"""What all ways of steering share: a logits processor that comes first, and sees what the language model has read."""
+"""Shared parts of all steering methods: a first logits processor that observes the language model, and sampling with it."""
 
 import typing
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers.cache_utils import DynamicSlidingWindowLayer
 from transformers.generation.configuration_utils import GenerationMode
 
 from mmgen.conditioning.attributes import Attribute, State, check_attribute
@@ -14,38 +16,45 @@ from mmgen.conditioning.prefix import positions
 from mmgen.errors import UserError
 from mmgen.modalities.layers.packed import packed
 
+Past = list[tuple[Tensor, Tensor]]  # keys and values of each layer, (b, heads, t, d) each
+
+
+def past_of(cache: DynamicCache) -> Past:
+    """The keys and values of a cache."""
+    return [(layer.keys, layer.values) for layer in cache.layers]  # type: ignore[union-attr, misc]  # all layers attend
+
 
 class Steered(LogitsProcessor):
-    """Turns the logits of a language model into other ones; subclasses define `steer`.
+    """Logits processor that steers a language model; subclasses define `steer`.
 
     Args:
         model: the language model.
-        attribute: that it is steered toward.
-        cache: that `generate` fills.
-        attention_mask, position_ids, inputs_embeds: of the prompt, where `generate` was given them.
+        attribute: attribute to steer toward.
+        cache: the cache that `generate` fills.
+        attention_mask, position_ids, inputs_embeds: those of the prompt, where passed to `generate`.
     """
 
     def __init__(self, model: PreTrainedModel, attribute: Attribute, cache: DynamicCache, **kwargs: Any) -> None:
         self.model, self.attribute, self.cache = model, attribute, cache
         self.mask: Tensor | None = kwargs.get("attention_mask")
-        self.places: Tensor | None = kwargs.get("position_ids")
+        self.position_ids: Tensor | None = kwargs.get("position_ids")
         self.prompt: Tensor | None = kwargs.get("inputs_embeds")
-        self.start: int | None = None  # positions that were read before the first token was written
-        self.sum: Tensor | None = None  # of the hidden states of the text so far (b, d)
-        self.last: Tensor | None = None  # that of the newest token (b, d)
+        self.start: int | None = None  # number of positions before the first new token
+        self.sum: Any = None  # sum of the hidden states of the text so far (b, d)
+        self.last: Any = None  # hidden state of the newest token (b, d)
 
     def steer(self, input_ids: Tensor, own: Tensor, mask: Tensor) -> Tensor | None:
-        """The logarithm of the steered distribution (b, v) of the next token; None where nothing is to be done.
+        """Return the log-probabilities (b, v) of the steered next-token distribution, or None to leave it unsteered.
 
         Args:
-            input_ids: (b, t) the text so far; without the prompt if that was given as embeddings.
-            own: (b, v) log p of the unsteered language model.
+            input_ids: (b, t) the text so far, without a prompt given as embeddings.
+            own: (b, v) log-probabilities of the unsteered language model.
             mask: (b, t') 1 at all real positions so far.
         """
         raise NotImplementedError
 
     def listen(self, module: torch.nn.Module, inputs: Any, kwargs: dict[str, Any], output: Any) -> None:
-        """Add up the hidden states of what `generate` itself reads into its cache."""
+        """Sum the hidden states of the tokens that `generate` itself reads into its cache; a forward hook."""
         if all(value is not self.cache for value in kwargs.values()):
             return
         hidden = output[0].float()  # (b, t, d), of the prompt or of one token
@@ -55,6 +64,7 @@ class Steered(LogitsProcessor):
         self.sum, self.last = hidden.sum(1) if self.sum is None else self.sum + hidden.sum(1), hidden[:, -1]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Replace the scores (b, v) by those of the steered model."""
         own = scores.float().log_softmax(-1)  # (b, v)
         if own.isnan().any():
             fix = "use bf16 or fp32 instead of fp16, or check the weights"
@@ -73,21 +83,21 @@ class Steered(LogitsProcessor):
         if steered.isnan().any():
             fix = "take a smaller step_size or strength, or check the attribute"
             raise UserError("steered logits", got="NaN", expected="numbers", fix=fix)
-        return steered + scores.float().logsumexp(-1, keepdim=True)  # on the scale of the logits, as penalties want them
+        return steered + scores.float().logsumexp(-1, keepdim=True)  # on the scale of the logits, as later processors expect
 
     def newest(self, mask: Tensor) -> dict[str, Tensor]:
-        """What the language model must be told of the last position of ``mask`` (b, t): who is real, and its place."""
-        told = positions(mask, mask.shape[1] - 1)
-        if self.places is not None:  # the caller counts in a way of its own
-            last = self.places[:, -1:].expand(len(self.cache.layers[0].keys), 1)  # (b, 1)
-            told["position_ids"] = last.repeat_interleave(len(mask) // len(last), 0) + mask.shape[1] - self.start
-        return told
+        """Attention mask and position id for the last position of ``mask`` (b, t)."""
+        newest = positions(mask, mask.shape[1] - 1)
+        if self.position_ids is not None:  # continue the caller's own numbering
+            last = self.position_ids[:, -1:].expand(len(past_of(self.cache)[0][0]), 1)  # (b, 1)
+            newest["position_ids"] = last.repeat_interleave(len(mask) // len(last), 0) + mask.shape[1] - (self.start or 0)
+        return newest
 
     def likelihood(self, state: State, attribute: Attribute | None = None) -> Tensor:
-        """log p(a | x), (b,); of one attribute of several where it is given.
+        """Compute log p(a | x), (b,), of ``attribute``, by default of the one steered toward.
 
         Raises:
-            UserError: the attribute gives something else.
+            UserError: the attribute returns another shape.
         """
         found = (attribute or self.attribute).log_prob(state)
         if found.shape != state.ids.shape[:1]:
@@ -97,23 +107,23 @@ class Steered(LogitsProcessor):
 
 
 def sample(
-    first: type[Steered], settings: Any, model: PreTrainedModel, input_ids: Tensor, processors: LogitsProcessorList,
+    first: Callable[..., Steered], settings: Any, model: PreTrainedModel, input_ids: Tensor, processors: LogitsProcessorList,
     generation_config: GenerationConfig, **kwargs: Any,
 ) -> Any:  # fmt: skip
-    """`generate`'s own sampling of what ``first`` makes of the logits, before all other ``processors``.
+    """Run the sampling loop of `generate` with a steering method as the first logits processor.
 
     Args:
-        first: the class of the way of steering, built as ``first(settings, model, cache=..., ...)``.
-        settings: of that way; its ``attribute`` and ``streamer`` are read here.
-        model, input_ids, processors, generation_config, kwargs: what `generate` hands to a ``custom_generate``.
+        first: the class of the steering method, built as ``first(settings, model, cache=..., ...)``.
+        settings: settings of the method, with ``attribute`` and ``streamer``.
+        model, input_ids, processors, generation_config, kwargs: the arguments of a ``custom_generate``.
 
     Returns:
-        What `generate` returns: (b, t) token ids, or a dict of outputs.
+        The result of `generate`: (b, t) token ids, or a dict of outputs.
 
     Raises:
-        UserError: the prompt has no token, or `generate` was asked for what cannot be steered: another mode than sampling or
-            the likeliest token, another cache than one that grows, layers that are no self-attention, a text beyond a sliding
-            window.
+        UserError: the prompt has no token, or `generate` was called in a way that cannot be steered: with beams or another
+            mode than sampling and greedy decoding, another cache than a `DynamicCache`, layers other than self-attention, or a
+            text longer than a sliding window.
     """
     prompt = kwargs.get("inputs_embeds")
     cache = kwargs.get(CACHE)
@@ -122,7 +132,7 @@ def sample(
     mode = generation_config.get_generation_mode()
     if mode not in (GenerationMode.SAMPLE, GenerationMode.GREEDY_SEARCH):
         raise UserError(
-            "generate", got=mode.value, expected="sampling, or the likeliest token", fix="leave beams and the like out"
+            "generate", got=mode.value, expected="sampling or greedy decoding", fix="leave out beams and similar options"
         )
     if model.config.is_encoder_decoder or type(cache) is not DynamicCache:
         got = "an encoder and a decoder" if model.config.is_encoder_decoder else f"the cache {type(cache).__name__}"
@@ -131,7 +141,7 @@ def sample(
     if cache.get_seq_length() and settings.attribute.horizon is not None:
         fix = "give the whole prompt, or steer by a bag of words"
         raise UserError("cache", got=f"{cache.get_seq_length()} positions", expected="none", fix=fix)
-    windows = [layer.sliding_window for layer in cache.layers if getattr(layer, "is_sliding", False)]
+    windows = [layer.sliding_window for layer in cache.layers if isinstance(layer, DynamicSlidingWindowLayer)]
     if windows and generation_config.max_length > min(windows):
         got, expected = f"{generation_config.max_length} tokens", f"at most {min(windows)}, the sliding window"
         raise UserError("length", got=got, expected=expected, fix="lower the length, or shorten the prompt")
@@ -142,7 +152,7 @@ def sample(
     try:
         processors = LogitsProcessorList([steered, *processors])
         with packed(model):
-            return model._sample(
+            return model._sample(  # type: ignore[operator]  # transformers leaves it out of this type
                 input_ids, processors, generation_config=generation_config, streamer=settings.streamer, **kwargs
             )
     finally:
@@ -150,10 +160,10 @@ def sample(
 
 
 def check_method(settings: Any) -> None:
-    """Fail unless a method's attribute can be asked, and its settings are of their types and finite.
+    """Check that a method's attribute is one, and that its settings have their types and are finite.
 
     Raises:
-        UserError: they are not.
+        UserError: they do not.
     """
     check_attribute(settings.attribute)
     for name, kind in typing.get_type_hints(type(settings)).items():

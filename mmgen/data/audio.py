@@ -1,4 +1,4 @@
-"""Sound: WAV, FLAC, OGG, MP3 and their kin become a mono waveform, then a log-mel spectrogram, and back."""
+"""Sound: decodes WAV, FLAC, OGG, MP3 and similar files to a mono waveform, and converts it to log-mel and back."""
 
 import re
 from dataclasses import dataclass
@@ -16,18 +16,18 @@ from torch import Tensor
 from mmgen.data.processors import Source, read_bytes
 from mmgen.errors import UserError, check_at_least, counted
 
-FLOOR_DB = -80.0  # quieter than this counts as silence
-LOUDEST = 4.0  # 12 dB above full scale: beyond, samples are not in its unit
+FLOOR_DB = -80.0  # lower levels count as silence
+LOUDEST = 4.0  # 12 dB above full scale; larger samples must be in another unit
 LOSSY = ("MP3", "OGG")  # formats of libsndfile
-# containers that tell where they are cut; of the others, such as MAT5 or NIST, half a file reads as a shorter sound
+# containers in which a truncated file can be detected; half a file of others, such as MAT5 or NIST, reads as a shorter sound
 CONTAINERS = ("WAV", "WAVEX", "AIFF", "AU", "CAF", "FLAC", "HTK", "MP3", "OGG", "RF64", "W64")
-RATES = (1_000, 384_000)  # Hz; a damaged header states anything
+RATES = (1_000, 384_000)  # Hz; the header of a damaged file may state any rate
 LARGEST_FILTER = 1 << 22  # product of the two reduced rates: coefficients of the resampling filter
-STREAM = 0x7FFF0000  # bytes; what a header that was written before its data states is this or more
+STREAM = 0x7FFF0000  # bytes; a header written before its data states this length or more
 
 
 class Sound(NamedTuple):
-    """A decoded sound: samples (t, channels) float32 as they are in the file, samples a second, and the file's format."""
+    """A decoded sound: samples (t, channels) float32 as stored, sample rate in Hz, and file format."""
 
     samples: np.ndarray
     rate: int
@@ -35,23 +35,23 @@ class Sound(NamedTuple):
 
 
 def decode_audio(name: str, content: bytes) -> Sound:
-    """Decode a sound file whole.
+    """Decode a whole sound file.
 
     Args:
-        name: what errors call it.
+        name: name of the file in errors.
         content: the file's bytes.
 
     Returns:
         The sound, of at least one sample.
 
     Raises:
-        UserError: it is no sound, damaged, cut short or without samples, in a rare container or of an implausible rate, or has
-            NaN or infinite samples.
+        UserError: it is not a sound, is damaged, cut short or without samples, in a container other than `CONTAINERS`, of a
+            rate outside `RATES`, or has NaN or infinite samples.
     """
     form = ""
     try:
         with soundfile.SoundFile(_Content(content)) as file:
-            rate, form, told, log = file.samplerate, file.format, file.frames, file.extra_info
+            rate, form, stated, log = file.samplerate, file.format, file.frames, file.extra_info
             _check_header(name, form, rate)
             samples = file.read(dtype="float32", always_2d=True)  # (t, channels)
     except UserError:
@@ -62,8 +62,8 @@ def decode_audio(name: str, content: bytes) -> Sound:
         raise UserError(name, got=got, expected=expected, fix=fix) from error
     if len(samples) == 0:
         raise UserError(name, got="no samples", expected="at least one", fix="check the recording")
-    frame = (1152 if rate > 24000 else 576) if form == "MP3" else 0  # by one, encoders count differently
-    if missing := _cut(content, form, log, told, len(samples), frame):
+    frame = (1152 if rate > 24000 else 576) if form == "MP3" else 0  # encoders differ by one frame
+    if missing := _cut(content, form, log, stated, len(samples), frame):
         raise UserError(name, got=f"a sound cut short ({missing})", expected="a whole one", fix="copy or download it again")
     if bad := int((~np.isfinite(samples)).sum()):
         got = counted(bad, "NaN or infinite sample")
@@ -72,7 +72,7 @@ def decode_audio(name: str, content: bytes) -> Sound:
 
 
 def _check_header(name: str, form: str, rate: int) -> None:
-    """Raise a UserError for a container or a rate that is not read."""
+    """Check that a container and a sample rate are supported."""
     if form not in CONTAINERS:
         got, expected = f"a {form} file", f"one of {', '.join(CONTAINERS)}"
         raise UserError(name, got=got, expected=expected, fix="convert it to WAV or FLAC")
@@ -82,20 +82,20 @@ def _check_header(name: str, form: str, rate: int) -> None:
 
 
 class _Content(BytesIO):
-    """A file's bytes; libsndfile looks for chunks of a damaged file before its start, and finds its start."""
+    """A file's bytes that clips seeks to before the start, which libsndfile tries in damaged files."""
 
     def seek(self, offset: int, whence: int = 0) -> int:
         return super().seek(max(offset, 0) if whence == 0 else offset, whence)
 
 
-def _cut(content: bytes, form: str, log: str, told: int, read: int, slack: int) -> str:
-    """The sign that a file ends early, or "" where it does not; ``slack`` samples less than told are no sign.
+def _cut(content: bytes, form: str, log: str, frames: int, read: int, slack: int) -> str:
+    """Describe how a file is truncated, "" if it is not; up to ``slack`` samples may be missing.
 
-    Formats that state their length in bytes are read as far as they go, with a note in libsndfile's log; a stream, whose
-    length was unknown when its header was written, states the largest number.
+    Of formats that state their length in bytes, libsndfile reads the bytes there are and notes the difference in its log. The
+    header of a stream, whose length was unknown, states the largest number.
     """
-    if told - read > slack:
-        return f"{read} of {counted(told, 'sample')}"
+    if frames - read > slack:
+        return f"{read} of {counted(frames, 'sample')}"
     for stated, there in re.findall(r"^\W*(?:data|SSND|Data Size|riff)\s*: (\d+) \(should be (\d+)\)", log, re.MULTILINE):
         if int(there) < int(stated) < STREAM:
             return f"{there} of {stated} bytes"
@@ -111,18 +111,17 @@ def _cut(content: bytes, form: str, log: str, told: int, read: int, slack: int) 
 
 
 def read_audio(source: Source, rate: int) -> Tensor:
-    """Read a sound file as one channel, resampled.
+    """Read a sound file as one channel at a given sample rate.
 
     Args:
         source: bytes, a path, or a `datasets` struct {"bytes", "path"}.
-        rate: samples a second of the result, in Hz.
+        rate: sample rate of the result, Hz.
 
     Returns:
         (samples,) float32, full scale [-1, 1].
 
     Raises:
-        UserError: missing, unreadable, empty, not a sound, damaged or cut short, without samples, with NaN or infinite ones,
-            or with samples far beyond full scale; a rare container, or a rate outside `RATES`.
+        UserError: the file is missing, unreadable or empty, as `decode_audio`, or has samples far beyond full scale.
     """
     name, content = read_bytes(source, "audio")
     sound = decode_audio(name, content)
@@ -134,7 +133,7 @@ def read_audio(source: Source, rate: int) -> Tensor:
 
 
 def _near_rates(old: int, new: int) -> tuple[int, int]:
-    """Two rates whose ratio is ``old / new``, to within 0.05 % where the exact one would need too large a filter.
+    """Reduced rates with the ratio ``old / new``, to within 0.05 % where the exact ratio would need too large a filter.
 
     >>> _near_rates(44100, 16000), _near_rates(44101, 16000)
     ((441, 160), (1855, 673))
@@ -147,7 +146,7 @@ def _near_rates(old: int, new: int) -> tuple[int, int]:
 
 
 def check_waveform(name: str, waveform: Tensor) -> None:
-    """Raise a UserError for a waveform without samples, of several channels, or with samples that are not finite."""
+    """Check that a waveform has one channel and at least one sample, and that all samples are finite."""
     if waveform.dim() != 1 or len(waveform) == 0:
         got = f"samples of shape {tuple(waveform.shape)}"
         raise UserError(name, got=got, expected="one channel of at least one sample", fix="check the recording")
@@ -159,20 +158,20 @@ def check_waveform(name: str, waveform: Tensor) -> None:
 
 @dataclass(frozen=True)
 class AudioProcessor:
-    """Sound -> log-mel spectrogram (mels, frames) in [0, 1]: 0 is -80 dB or less, 1 is 0 dB, a full-scale sine.
+    """Log-mel spectrogram (mels, frames) of a sound, scaled to [0, 1]: 0 is -80 dB or less, 1 is 0 dB, a full-scale sine.
 
-    x = 1 + 10 log10(mel power / power of a full-scale sine) / 80, cut to [0, 1]. Shorter sounds are followed by silence,
-    longer ones cut.
+    x = 1 + 10 log10(mel power / power of a full-scale sine) / 80, clipped to [0, 1]. Shorter sounds are padded with silence,
+    longer ones truncated.
 
     Args:
-        rate: samples a second, Hz.
-        n_fft: length of a window in samples.
-        hop: samples from one frame to the next.
-        mels: frequency bands.
-        frames: length in frames; (frames - 1) hop / rate is the length in seconds.
+        rate: sample rate, Hz.
+        n_fft: window length in samples.
+        hop: hop length in samples.
+        mels: number of mel bands.
+        frames: number of frames; (frames - 1) hop / rate is the length in seconds.
 
     Raises:
-        UserError: a setting out of range, or a sound that `read_audio` cannot read.
+        UserError: a setting is out of range, or `read_audio` cannot read the sound.
 
     >>> AudioProcessor(rate=8000, frames=20)(torch.zeros(4000)).shape
     torch.Size([64, 20])
@@ -194,7 +193,7 @@ class AudioProcessor:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(mels, frames) of the tensors."""
+        """Shape (mels, frames) of the tensors."""
         return self.mels, self.frames
 
     @property
@@ -208,7 +207,7 @@ class AudioProcessor:
         return self.samples / self.rate
 
     def __call__(self, value: Source | Tensor) -> Tensor:
-        """A file, or a waveform (samples,) at ``rate``, -> (mels, frames)."""
+        """Convert a file, or a waveform (samples,) at ``rate``, to (mels, frames)."""
         if isinstance(value, Tensor):
             check_waveform("audio", value)
         waveform = value.float() if isinstance(value, Tensor) else read_audio(value, self.rate)
@@ -220,7 +219,7 @@ class AudioProcessor:
         return (1 - decibels / FLOOR_DB).clamp(0, 1)
 
     def decode(self, tensor: Tensor) -> Tensor:
-        """(mels, frames) -> waveform (samples,) at ``rate``, its lost phases found by Griffin and Lim's iteration."""
+        """Convert (mels, frames) to a waveform (samples,) at ``rate``, with phases estimated by the Griffin-Lim algorithm."""
         tensor = tensor.detach().float().cpu().clamp(0, 1)
         mel = 10 ** ((1 - tensor) * FLOOR_DB / 10) * self._full_scale * (tensor > 0)  # (mels, frames)
         bins = self.n_fft // 2 + 1

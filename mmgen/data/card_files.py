@@ -1,4 +1,4 @@
-"""Cards by name or path: shipped ones, files, and cards inferred from a folder, a table or a Hub data set."""
+"""Finding data cards by name or path: cards of mmgen, files, and cards inferred from a folder, table or Hub data set."""
 
 import functools
 import importlib.util
@@ -16,7 +16,7 @@ from mmgen.errors import UserError, nearest
 
 
 def cards_folder() -> Path:
-    """The folder of the cards that come with mmgen: the installed ``mmgen.data_cards``, or ``data_cards`` of a checkout."""
+    """Folder of the cards that come with mmgen: the installed ``mmgen.data_cards``, or ``data_cards`` of a checkout."""
     spec = importlib.util.find_spec("mmgen.data_cards")
     if spec is not None and spec.submodule_search_locations:
         return Path(next(iter(spec.submodule_search_locations)))
@@ -24,27 +24,27 @@ def cards_folder() -> Path:
 
 
 def card_names() -> list[str]:
-    """The names of the cards that come with mmgen, sorted."""
+    """Names of the cards that come with mmgen, sorted."""
     return sorted(path.stem for path in cards_folder().glob("*.md"))
 
 
 def card_text(name_or_path: str | Path) -> str:
-    """The text of a card, as `read_card` reads it: a start for one of your own."""
+    """Text of a card, as read by `read_card`; a template for one of your own."""
     return find_card(name_or_path)[1]
 
 
 def write_card(name_or_path: str | Path, file: Path | None = None) -> Path:
-    """Write the card of data that have none.
+    """Write a card for data without one.
 
     Args:
         name_or_path: a folder, a table or a data set of the Hub, as in `read_card`.
-        file: the card; None: a file of the same name beside the data, or here for the Hub's.
+        file: path of the card; None: a file of the same name beside the data, or in the current folder for Hub data.
 
     Returns:
-        The file.
+        The path.
 
     Raises:
-        UserError: the file exists, cannot be written, or lies outside the folders above the data.
+        UserError: the file exists, cannot be written, or is not in a folder above the data.
     """
     path = Path(name_or_path).resolve()
     if path.suffix == ".md" or not (_there(path) or _is_hub_name(str(name_or_path))):
@@ -72,11 +72,11 @@ def write_card(name_or_path: str | Path, file: Path | None = None) -> Path:
 
 
 def absolute_card(name_or_path: str, beside: Path | None = None) -> str:
-    """The same card for a reader in another folder: paths absolute, names of cards and of the Hub as they are.
+    """Make the path of a card absolute; names of cards and of the Hub are returned unchanged.
 
     Args:
         name_or_path: as in `read_card`.
-        beside: a folder in which a path that leads nowhere is tried too.
+        beside: a second folder in which to look for a relative path.
 
     >>> absolute_card("digits"), absolute_card("user/flowers")
     ('digits', 'user/flowers')
@@ -91,7 +91,7 @@ def absolute_card(name_or_path: str, beside: Path | None = None) -> str:
 
 
 def find_card(name_or_path: str | Path) -> tuple[str, str, Path | None]:
-    """The name of a card, its text, and the folder where its paths begin."""
+    """Find a card; return its name, its text, and the root of its paths."""
     given = str(name_or_path)
     if given in card_names():
         return given, (cards_folder() / f"{given}.md").read_text(encoding="utf-8"), None
@@ -105,12 +105,12 @@ def find_card(name_or_path: str | Path) -> tuple[str, str, Path | None]:
     found, source = _find_data(given)
     if "hash" in found.how:
         counts = ", ".join(f"{split} {n}" for split, n in found.counts.items())
-        tell(f"{found.name}: no split is named, so the rows are split {found.how}: {counts}")
+        log_once(f"{found.name}: no split is named, so the rows are split {found.how}: {counts}")
     return found.name, written.card_text(found, source), path.resolve().parent if _there(path) else None
 
 
 def _find_data(given: str) -> tuple[Inferred, dict[str, str]]:
-    """Infer what a folder, a table or a data set of the Hub holds; returns it with its place as a card beside it names it."""
+    """Infer the contents of a folder, a table or a Hub data set; return them with the entry of a card's ``sources``."""
     path = Path(given).expanduser()
     if _there(path):
         path = path.resolve()
@@ -128,20 +128,20 @@ def _find_data(given: str) -> tuple[Inferred, dict[str, str]]:
 
 
 def _there(path: Path) -> bool:
-    """True if the path exists.
+    """Test whether a path exists.
 
     Raises:
-        UserError: a folder on the way to it must not be searched, or its name is too long.
+        UserError: a folder in the path cannot be searched, or its name is too long.
     """
     try:
         return path.exists()
     except OSError as error:
-        fix = "check the path, and the permissions of the folders on the way"
+        fix = "check the path, and the permissions of its folders"
         raise UserError(str(path), got=str(error), expected="a path that can be read", fix=fix) from error
 
 
 def _is_hub_name(given: str) -> bool:
-    """``user/data`` that is no path here: no folder of its first part, no ending of a table or a card."""
+    """Test for a Hub name ``user/data``: there is no such folder ``user``, and no ending of a table or a card."""
     path = Path(given)
     return (
         re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", given) is not None
@@ -151,7 +151,7 @@ def _is_hub_name(given: str) -> bool:
 
 
 @functools.cache
-def tell(message: str) -> None:
-    """Log a decision made for the user, once, by the first of several processes."""
+def log_once(message: str) -> None:
+    """Log a decision made for the user, once and by the first of several processes."""
     if int(os.environ.get("RANK", 0)) == 0:
         logging.getLogger("mmgen").warning(message)

@@ -1,4 +1,4 @@
-"""Data cards: read them, check them, and open one split as a memory-mapped `datasets.Dataset`."""
+"""Data cards: reading, checking, and opening a split as a memory-mapped `datasets.Dataset`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tqdm import tqdm
 import mmgen
 from mmgen.data.card_files import card_names as card_names
 from mmgen.data.card_files import cards_folder as cards_folder
-from mmgen.data.card_files import find_card, tell
+from mmgen.data.card_files import find_card, log_once
 from mmgen.data.sources import places
 from mmgen.data.sources.columns import (
     check_value,
@@ -37,29 +37,29 @@ from mmgen.errors import UserError, UserErrors, check_at_least, check_one_of, co
 from mmgen.storage import cache_folder, cache_written
 
 if TYPE_CHECKING:
-    import datasets  # slow to import, as the others: `mmgen list` reads cards without them
+    import datasets  # slow to import, like the others; `mmgen list` reads cards without them
     import numpy as np
     import pyarrow as pa
     from datasets.arrow_writer import ArrowWriter
 
 
-CHECKED_ROWS = 64  # of each split, spread over it, whose values `check_card` decodes
-WRITTEN_ROWS = 100  # that are written together
-REFUSED = (TypeError, ValueError, AttributeError, KeyError, OverflowError, NotImplementedError)  # what Arrow's errors are of
+CHECKED_ROWS = 64  # evenly spaced rows of each split whose values `check_card` decodes
+WRITTEN_ROWS = 100  # rows written together
+REFUSED = (TypeError, ValueError, AttributeError, KeyError, OverflowError, NotImplementedError)  # bases of Arrow's errors
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a data card says.
+    """Contents of a data card.
 
     Args:
         name: the file's name without its ending.
         front: the Hugging Face fields of the front matter (``pretty_name``, ``license``, ``language``, ...).
-        sources: where the data can be, best first; each names one place and its reader.
+        sources: sources of the data in order of preference, each with its location and reader.
         columns: column -> kind, shape, unit, range and rate, as they apply.
         splits: split -> number of rows.
         prose: the text below the front matter.
-        folder: where the paths of its sources begin, before ``$MMGEN_DATA``; None for the cards that come with mmgen.
+        folder: first root of its sources' paths, before ``$MMGEN_DATA``; None for the cards that come with mmgen.
     """
 
     name: str
@@ -72,22 +72,22 @@ class Card:
 
     @property
     def pretty_name(self) -> str:
-        """The data set's name as people write it."""
+        """Name of the data set for display."""
         return self.front["pretty_name"]
 
     @property
     def license(self) -> str:
-        """Its licences, separated by commas."""
-        found = self.front["license"]
-        return found if isinstance(found, str) else ", ".join(found)
+        """Licences, separated by commas."""
+        licences = self.front["license"]
+        return licences if isinstance(licences, str) else ", ".join(licences)
 
 
 class NoSource(UserError):
-    """None of a card's sources can be had here."""
+    """None of a card's sources is available."""
 
 
 def read_card(name_or_path: str | Path) -> Card:
-    """Read a data card, or describe data that have none.
+    """Read a data card, or infer one for data without a card.
 
     Args:
         name_or_path: one of `card_names`; the path of a ``.md`` file, of a folder or of a table (CSV, TSV, JSON lines or
@@ -97,8 +97,8 @@ def read_card(name_or_path: str | Path) -> Card:
         The card.
 
     Raises:
-        UserError: there is no such card, folder, table or data set, or its front matter is no YAML mapping.
-        UserErrors: it has mistakes; all of them at once.
+        UserError: there is no such card, folder, table or data set, or its front matter is not a YAML mapping.
+        UserErrors: the card has mistakes; all of them are listed.
 
     >>> read_card("digits").columns["label"]
     {'kind': 'label', 'classes': 10}
@@ -129,21 +129,21 @@ def open_card(
     data_folder: str | Path | None = None,
     **options: Any,
 ) -> datasets.Dataset:
-    """Open one split of a data card from the first of its sources that can be had, decoded once and cached as Arrow.
+    """Open one split of a data card from its first available source; it is read once and cached as Arrow.
 
     Args:
         name_or_path: as in `read_card`.
         split: one of the card's splits.
-        limit: at most so many rows, the first; 0 or None: all.
-        data_folder: where the card's relative paths are; None: ``$MMGEN_DATA``.
-        options: what the card's reader takes, such as ``size`` or ``seed``.
+        limit: largest number of rows; 0 or None: all.
+        data_folder: root of the card's relative paths; None: ``$MMGEN_DATA``.
+        options: options of the card's reader, such as ``size`` or ``seed``.
 
     Returns:
         The rows, memory-mapped; pictures and sounds as ``{"bytes", "path"}``. ``.info.description`` names the source.
 
     Raises:
-        UserError: the card, split or an option is unknown, the data lack a column or are damaged.
-        NoSource: no source can be had; the message names each with its reason.
+        UserError: the card, split or an option is unknown, or the data lack a column or are damaged.
+        NoSource: no source is available; the message gives the reason for each.
 
     >>> open_card("digits", "train", limit=2)["word"][:]  # doctest: +SKIP
     ['zero', 'one']
@@ -152,23 +152,23 @@ def open_card(
 
 
 def data_version(name_or_path: str | Path, split: str) -> list[str]:
-    """What changes when the rows of a user's own data do, for caches of what is made from them; empty for mmgen's cards."""
+    """Version of a user's own data, which changes with its rows, as a cache key; empty for mmgen's cards."""
     if str(name_or_path) in card_names():
         return []
     return [Path(file["filename"]).stem for file in open_card(name_or_path, split).cache_files]
 
 
 def check_card(name_or_path: str | Path, *, data: bool = True, data_folder: str | Path | None = None) -> list[UserError]:
-    """Every problem of a card: its structure, and whether the data keep to it.
+    """List all problems of a card, in its structure and by comparison with its data.
 
     Args:
         name_or_path: as in `read_card`.
-        data: open every split too; compare columns, row counts, missing values and labels of all rows, and what
-            `CHECKED_ROWS` rows hold, spread over the split.
+        data: also open every split; check columns, row counts, missing values and labels of all rows, and decode the values
+            of `CHECKED_ROWS` evenly spaced rows.
         data_folder: as in `open_card`.
 
     Returns:
-        The problems; empty when there are none. Data that cannot be had here are one, of type `NoSource`.
+        The problems; empty when there are none. Unavailable data are a problem of type `NoSource`.
 
     >>> check_card("digits", data=False)
     []
@@ -179,7 +179,7 @@ def check_card(name_or_path: str | Path, *, data: bool = True, data_folder: str 
         return error.errors
     except UserError as error:
         return [error]
-    problems: dict[str, UserError] = {}  # by message: one mistake shows in every split
+    problems: dict[str, UserError] = {}  # by message, as one mistake can show in every split
     for split in card.splits if data else ():
         try:
             dataset, source = _open(card, split, None, data_folder, {})
@@ -192,21 +192,21 @@ def check_card(name_or_path: str | Path, *, data: bool = True, data_folder: str 
     return list(problems.values())
 
 
-USUAL = ("image", "audio", "caption", "text", "word", "label")  # the columns that configs name if nobody says otherwise
+USUAL = ("image", "audio", "caption", "text", "word", "label")  # default column names of configs
 
 
 def check_column(card: Card, key: str, column: str, *kinds: str, one_text: bool = False) -> str:
-    """A column of a card that is of one of ``kinds``; in place of a usual name that the card lacks, its only column of them.
+    """Check that a card has a column of one of ``kinds``; a default name is replaced by the only column of these kinds.
 
     Args:
-        card: whose columns are meant.
+        card: the card.
         key: the config key that names the column, for the message.
-        column: its name.
-        kinds: kinds that will do; none: any.
-        one_text: a column of several texts a row will not do.
+        column: name of the column.
+        kinds: accepted kinds; none: any.
+        one_text: reject a column of several texts a row.
 
     Returns:
-        ``column``, or the one that is taken in its place, which is logged.
+        ``column``, or its replacement, which is logged.
 
     Raises:
         UserError: there is no such column, it is of another kind, or it holds several texts a row.
@@ -217,7 +217,8 @@ def check_column(card: Card, key: str, column: str, *kinds: str, one_text: bool 
     if column not in card.columns:
         if column in USUAL and len(fitting) == 1:
             (taken,) = fitting
-            tell(f"{key}={taken}: {card.name} has no column {column}, and {taken} is its only one of {' or '.join(wanted)}")
+            kind = " or ".join(wanted)
+            log_once(f"{key}={taken}: {card.name} has no column {column}, and {taken} is its only one of {kind}")
             return check_column(card, key, taken, *kinds, one_text=one_text)
         fix = f"write {choice}" if fitting else f"its columns are {', '.join(card.columns)}"
         if column not in USUAL:
@@ -227,9 +228,9 @@ def check_column(card: Card, key: str, column: str, *kinds: str, one_text: bool 
         raise UserError(f"{key} (a column of {card.name})", got=column, expected=expected, fix=fix)
     kind = card.columns[column]["kind"]
     if kinds and kind not in kinds:
-        fix = f"write {choice}" if choice else f"choose other data: of {', '.join(kinds)} it has no column"
+        fix = f"write {choice}" if choice else f"choose other data: it has no column of {' or '.join(kinds)}"
         raise UserError(f"{key}={column}", got=f"a column of {kind}", expected=" or ".join(kinds), fix=fix)
-    if kind == "id" and not kinds and column == "label":  # the name that configs give: nobody chose this column
+    if kind == "id" and not kinds and column == "label":  # a default name, not the user's choice
         fix = f"write {choice}" if choice else "write a card that says its kind (mmgen data init), or name another column"
         raise UserError(f"{key}={column}", got="a column of id", expected="label", fix=fix)
     if one_text and kind == "text" and "shape" in card.columns[column]:
@@ -239,12 +240,12 @@ def check_column(card: Card, key: str, column: str, *kinds: str, one_text: bool 
 
 
 def held_out(card: Card) -> str:
-    """The split whose items are shown while a model trains: ``validation``, or ``train`` of a card that has none."""
+    """Split for samples during training: ``validation``, or ``train`` if the card has no such split."""
     return "validation" if "validation" in card.splits else "train"
 
 
 def class_names(card: Card, column: str) -> list[str]:
-    """What the labels of ``column`` are called, in order; their numbers where the card has no names for them.
+    """Class names of a label column, in order; numbers where the card has no names.
 
     >>> class_names(read_card("sst2"), "label"), class_names(read_card("mnist"), "label")[:2]
     (['negative', 'positive'], ['0', '1'])
@@ -254,7 +255,7 @@ def class_names(card: Card, column: str) -> list[str]:
 
 
 def describe(card: Card) -> str:
-    """What `mmgen data show` prints: the card's fields, sources, columns and splits, then its prose.
+    """Describe a card for `mmgen data show`: its fields, sources, columns and splits, then its prose.
 
     >>> describe(read_card("digits")).splitlines()[0]
     "scikit-learn's handwritten digits"
@@ -273,10 +274,10 @@ def _words(value: Any) -> str:
 
 
 def _compare(card: Card, split: str, dataset: datasets.Dataset, source: dict[str, Any]) -> Iterator[UserError]:
-    """How the data of one split differ from the card."""
+    """Yield the differences between the data of one split and the card."""
     want = source.get("splits", card.splits)[split]
     if len(dataset) != want:
-        fix = f"write {split}: {len(dataset)}, or use the versions of the data that the card counted"
+        fix = f"write {split}: {len(dataset)}, or use the version of the data that the card describes"
         yield UserError(
             f"data card {card.name}: splits.{split}", got=counted(len(dataset), "row"), expected=f"{want}", fix=fix
         )
@@ -287,7 +288,7 @@ def _compare(card: Card, split: str, dataset: datasets.Dataset, source: dict[str
             got += f", and in {count - 1} more of {counted(len(dataset), 'row')}" if count > 1 else ""
             yield UserError(f"{card.name}: {split}: row {row}: column {name}", got=got, expected=expected, fix=fix)
     step = max(1, (len(dataset) - 1) / max(1, CHECKED_ROWS - 1))
-    chosen = dict.fromkeys(round(i * step) for i in range(min(len(dataset), CHECKED_ROWS)))  # first and last among them
+    chosen = dict.fromkeys(round(i * step) for i in range(min(len(dataset), CHECKED_ROWS)))  # includes the first and the last
     for name, spec in card.columns.items():
         values, lacks = dataset.select_columns([name]), missing_values(dataset.data.column(name))
         for row in (row for row in chosen if not lacks[row]):
@@ -303,9 +304,9 @@ def _compare(card: Card, split: str, dataset: datasets.Dataset, source: dict[str
 
 
 def _mistakes(spec: dict[str, Any], column: pa.ChunkedArray) -> Iterator[tuple[np.ndarray, str, str]]:
-    """What is wrong with some of all values, that can be seen without decoding: where, what is expected, how to fix it."""
+    """Yield mistakes found without decoding: which values (n,) bool, what is expected, how to fix it."""
     if spec["kind"] not in ("group", "id") and (bad := missing_values(column)).any():
-        fix = "fill it in, drop the row, or train a model that may lack it, such as multimodal_vae"
+        fix = "fill it in, drop the row, or train a model that accepts missing modalities, such as multimodal_vae"
         yield bad, "a text" if spec["kind"] == "text" else "a value", fix
     if spec["kind"] == "label" and (bad := outside_classes(spec, column)).any():
         yield bad, expected_classes(spec), "correct the card's classes, or the data"
@@ -365,16 +366,16 @@ def _open_source(card, source, reader, split, limit, data_folder, options) -> da
 
 
 def _write(card: Card, split: str, rows: Iterator[dict[str, Any]], file: Path, rename: dict[str, str]) -> None:
-    """Write the rows to a partial file and rename it: a reader sees all or nothing, and one process writes at a time."""
+    """Write the rows to a partial file and rename it, under a lock: readers never see an incomplete file."""
     from datasets.arrow_writer import ArrowWriter
 
     partial = file.with_suffix(".partial")
     with cache_written(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(file.with_suffix(".lock")):
-            if file.exists():  # another process wrote it while this one waited
+            if file.exists():  # written by another process in the meantime
                 return
-            waiting: list[tuple[str, dict[str, Any]]] = []  # rows with their places, that are written together
+            waiting: list[tuple[str, dict[str, Any]]] = []  # rows with their places, to be written together
             with contextlib.closing(
                 ArrowWriter(path=str(partial), features=_features(card), writer_batch_size=None)
             ) as writer:
@@ -389,10 +390,10 @@ def _write(card: Card, split: str, rows: Iterator[dict[str, Any]], file: Path, r
 
 
 def _write_rows(card: Card, writer: ArrowWriter, waiting: list[tuple[str, dict[str, Any]]]) -> None:
-    """Write rows and forget them; the first value that does not fit its column is named.
+    """Write rows and clear the list.
 
     Raises:
-        UserError: there is such a value.
+        UserError: a value does not fit its column; the message names the first.
     """
     try:
         for _, row in waiting:
@@ -409,7 +410,7 @@ def _write_rows(card: Card, writer: ArrowWriter, waiting: list[tuple[str, dict[s
 
 
 def _unfitting(card: Card, rows: list[tuple[str, dict[str, Any]]]) -> Iterator[tuple[str, str, Any]]:
-    """Place, column and value of each that cannot be stored."""
+    """Yield place, column and value of all values that cannot be stored."""
     import pyarrow as pa
     from datasets.arrow_writer import TypedSequence
 
@@ -423,12 +424,12 @@ def _unfitting(card: Card, rows: list[tuple[str, dict[str, Any]]]) -> Iterator[t
 
 
 def _columns(card: Card, place: str, row: dict[str, Any], rename: dict[str, str], first: bool) -> dict[str, Any]:
-    """The card's columns of one row, as they are stored."""
+    """Convert one row to the card's columns in their stored form."""
     names = {name: rename.get(name, name) for name in card.columns}
     missing = [name for name, of in names.items() if of not in row]
-    if missing and first:  # later rows of a table may leave out what they lack
+    if missing and first:  # later rows of a table may omit columns
         had = f"columns {', '.join(map(str, row))} in {place}"
-        fix = "take it out of the card, or name it under rename"
+        fix = "remove it from the card, or name it under rename"
         raise UserErrors(UserError(f"data card {card.name}: column {m}", got=had, expected=m, fix=fix) for m in missing)
     values = {}
     for name, of in names.items():
@@ -443,6 +444,6 @@ def _features(card: Card) -> datasets.Features:
 
 
 def _code() -> str:
-    """A hash of the readers' own code and tables: a reader that is changed does not meet its old cache."""
+    """Hash the readers' code and tables, so that a changed reader does not use an old cache."""
     files = sorted(file for file in Path(places.__file__).parent.iterdir() if file.suffix in (".py", ".yaml"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

@@ -1,4 +1,4 @@
-"""Episodes of manipulation as HDF5 files, one a file, in the layout of the published peg insertion data."""
+"""Episodes of manipulation as HDF5 files, one episode a file, in the layout of the published peg insertion data."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ from mmgen.errors import UserError, check_one_of
 if TYPE_CHECKING:
     import h5py
 
-# field -> its shape: T moments, s the pictures' side, R readings a moment
+# field -> shape: T moments, pictures of side s, R readings at each moment
 FIELDS: dict[str, tuple[int | str, ...]] = {
     "action": ("T", 4),
     "contact": ("T", "R"),
@@ -28,22 +28,23 @@ FIELDS: dict[str, tuple[int | str, ...]] = {
     "proprio": ("T", 8),
 }
 REQUIRED = ("action", "contact", "depth_data", "ee_forces_continuous", "image", "optical_flow", "proprio")
-FINITE = ("action", "ee_forces_continuous", "optical_flow", "proprio")  # looked through when they are read
-SMALL = ("depth_data", "optical_flow")  # kept as float16: 0.1 mm at 0.3 m, and 0.01 of a pixel at 16
+FINITE = ("action", "ee_forces_continuous", "optical_flow", "proprio")  # fields checked for finite values
+SMALL = ("depth_data", "optical_flow")  # stored as float16: precision 0.1 mm at 0.3 m, and 0.01 pixel at 16 pixels
 TYPES = {"image": np.uint8, "contact": np.bool_} | dict.fromkeys(SMALL, np.float16)
-LEAST = 2  # moments: anything said of the next one needs it
+LEAST = 2  # smallest number of moments, as targets come from the next one
 
 
 def write_episode(path: str | Path, fields: Mapping[str, np.ndarray], **attributes: str | float) -> None:
-    """Write one episode, whole or not at all.
+    """Write one episode atomically.
 
-    Observation t is in row t of every field; ``action[t + 1]``, ``contact[t + 1]`` and ``ee_forces_continuous[t + 1]`` lead
-    from observation t to t + 1, and ``optical_flow[t]`` is the flow from picture t to t + 1. A moment is a chunk of the file.
+    Row t of every field belongs to observation t; ``action[t + 1]``, ``contact[t + 1]`` and ``ee_forces_continuous[t + 1]``
+    lead from observation t to t + 1, and ``optical_flow[t]`` is the flow from picture t to t + 1. Each moment is a chunk of
+    the file.
 
     Args:
-        path: the file; one that is there is replaced.
-        fields: `REQUIRED` and any others of `FIELDS`, in the shapes there; units m, rad, N, N m, s and pixels.
-        attributes: what to say of the episode, such as ``shape="round"``, ``seed=3``.
+        path: the file; an existing one is replaced.
+        fields: all of `REQUIRED`, and any others of `FIELDS`, with the shapes given there; units m, rad, N, N m, s and pixels.
+        attributes: attributes of the episode, such as ``shape="round"``, ``seed=3``.
 
     Raises:
         UserError: h5py is missing, a field is unknown, missing or of another shape, an action, force, joint reading or flow is
@@ -60,7 +61,7 @@ def write_episode(path: str | Path, fields: Mapping[str, np.ndarray], **attribut
         with h5py.File(partial, "w", libver=("v110", "v110")) as file:
             for name, value in fields.items():
                 value = np.asarray(value, TYPES.get(name, np.float32))
-                # what is small is one chunk: each costs a seek
+                # small fields are a single chunk, as each chunk costs a seek
                 chunk = (1, *value.shape[1:]) if value[0].nbytes > 4096 else value.shape
                 file.create_dataset(name, data=value, chunks=chunk, compression="lzf", fletcher32=True)
             file.attrs.update(attributes)
@@ -73,19 +74,18 @@ def write_episode(path: str | Path, fields: Mapping[str, np.ndarray], **attribut
 
 
 def read_episode(path: str | Path, fields: Collection[str] | None = None) -> dict[str, np.ndarray]:
-    """Read one episode, ours or a published one.
+    """Read one episode, simulated or published.
 
     Args:
         path: the file.
-        fields: which of `FIELDS` are wanted; None: all of them that it has.
+        fields: names from `FIELDS` to read; None: all that the file has.
 
     Returns:
-        Field -> array as in `write_episode`: image uint8, contact bool, the others as they are stored.
+        Field -> array as in `write_episode`: image uint8, contact bool, the others in their stored type.
 
     Raises:
-        UserError: h5py is missing, there is no such file, it is damaged, lacks a field, has one of a wrong shape, is shorter
-            than `LEAST` moments, or has an action, force, joint reading or flow that is not finite, or a picture beyond 255;
-            one line that names the file.
+        UserError: h5py is missing, or the file does not exist, is damaged, lacks a field, has one of a wrong shape, has fewer
+            than `LEAST` moments, an action, force, joint reading or flow that is not finite, or pixel values outside 0..255.
     """
     path = Path(path)
     for name in fields or ():
@@ -99,10 +99,10 @@ def read_episode(path: str | Path, fields: Collection[str] | None = None) -> dic
 
 
 def read_moment(path: str | Path, t: int, fields: Collection[str]) -> dict[str, np.ndarray]:
-    """Row ``t`` of some fields of a checked episode; nothing else of the file is read.
+    """Read row ``t`` of some fields of a checked episode.
 
     Raises:
-        UserError: there is no such file, it is damaged, it lacks a field or that moment, or values as in `read_episode`.
+        UserError: the file does not exist, is damaged, lacks a field or that moment, or has invalid values (`read_episode`).
     """
     path = Path(path)
     with _opened(path) as file:
@@ -114,16 +114,16 @@ def read_moment(path: str | Path, t: int, fields: Collection[str]) -> dict[str, 
 
 
 def check_episode(path: str | Path) -> dict[str, Any]:
-    """Check that a file has the fields in their shapes, from its header alone.
+    """Check the fields of a file and their shapes by its header.
 
     Args:
         path: the file.
 
     Returns:
-        Its attributes, with ``moments``, ``size`` (pixels) and ``readings`` (of the sensors, a moment).
+        Its attributes, with ``moments``, ``size`` (pixels) and ``readings`` (sensor readings at each moment).
 
     Raises:
-        UserError: as `read_episode`, but for what only the values tell.
+        UserError: as `read_episode`, except for invalid values.
     """
     path = Path(path)
     with _opened(path) as file:
@@ -153,7 +153,7 @@ def _opened(path: Path) -> Iterator["h5py.File"]:
     except FileNotFoundError as error:
         fix = "check the path, or delete the cached rows that name it"
         raise UserError(str(path), got="no such file", expected="an HDF5 file of an episode", fix=fix) from error
-    except (OSError, RuntimeError, KeyError) as error:  # it is none, or some of it is cut short or changed
+    except (OSError, RuntimeError, KeyError) as error:  # not HDF5, truncated or corrupted
         raise _damaged(path, error) from error
 
 
@@ -172,7 +172,7 @@ def _check_shapes(path: Path, shapes: Mapping[str, tuple[int, ...]], names: Coll
         fix = "write the missing ones, or leave the file out"
         raise UserError(str(path), got=f"no field {', '.join(missing)}", expected=f"fields {', '.join(REQUIRED)}", fix=fix)
     sizes: dict[str, int] = {}
-    for name in ("image", *shapes):  # the picture says how many moments there are
+    for name in ("image", *shapes):  # the pictures come first: they define the number of moments
         shape, pattern = shapes[name], FIELDS[name]
         good = len(shape) == len(pattern)
         for letter, length in zip(pattern, shape):
@@ -190,12 +190,12 @@ def _check_types(path: Path, file: "h5py.File", names: Collection[str]) -> None:
     for name in names:
         kinds, expected = ("ui", "whole numbers from 0 to 255") if name == "image" else ("fuib", "numbers")
         if file[name].dtype.kind not in kinds:
-            fix = "write the field anew"
+            fix = "write the field again"
             raise UserError(f"{path}: {name}", got=str(file[name].dtype), expected=expected, fix=fix)
 
 
 def _checked(path: Path, arrays: dict[str, np.ndarray], first: int = 0) -> dict[str, np.ndarray]:
-    """What a file holds from moment ``first`` on, as `read_episode` gives it."""
+    """Check arrays read from moment ``first`` on, and convert them to the types of `read_episode`."""
     _check_finite(path, arrays, first)
     if "contact" in arrays:
         arrays["contact"] = arrays["contact"] != 0
@@ -203,7 +203,7 @@ def _checked(path: Path, arrays: dict[str, np.ndarray], first: int = 0) -> dict[
         image = arrays["image"]
         low, high = (0, 255) if image.dtype == np.uint8 else (int(image.min(initial=0)), int(image.max(initial=0)))
         if low < 0 or high > 255:
-            fix = "write the field anew"
+            fix = "write the field again"
             raise UserError(f"{path}: image", got=low if low < 0 else high, expected="whole numbers from 0 to 255", fix=fix)
         arrays["image"] = image.astype(np.uint8, copy=False)
     return arrays
@@ -212,7 +212,7 @@ def _checked(path: Path, arrays: dict[str, np.ndarray], first: int = 0) -> dict[
 def _check_finite(path: Path, arrays: Mapping[str, np.ndarray], first: int = 0) -> None:
     for name in FINITE:
         if name in arrays and not np.isfinite(arrays[name]).all():
-            place = tuple(np.argwhere(~np.isfinite(arrays[name]))[0].tolist())
-            at = [first + place[0], *place[1:]]
-            got, fix = f"{arrays[name][place]} at {at}", "leave the file out, or mend the sensor's readings"
+            index = tuple(np.argwhere(~np.isfinite(arrays[name]))[0].tolist())
+            at = [first + index[0], *index[1:]]
+            got, fix = f"{arrays[name][index]} at {at}", "leave the file out, or repair the sensor's readings"
             raise UserError(f"{path}: {name}", got=got, expected="finite numbers", fix=fix)

@@ -1,4 +1,4 @@
-"""Open-ended few-shot episodes: invented words bound to the classes of any card with labels, and a query to name."""
+"""Open-ended few-shot episodes: invented words for the classes of labelled data, and a query to name."""
 
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ NONSENSE = ("dax", "blicket", "wug", "toma", "zav", "gorp", "fep", "koba", "nef"
 
 @dataclass(frozen=True)
 class FewShotEpisode:
-    """Which rows are shown with which word, and which row is to be named.
+    """Rows shown with their words, and a row to name.
 
     Args:
         support: (ways * inner_shots,) row numbers, in the order of the prompt.
-        support_words: (ways * inner_shots,) the word of each of them.
+        support_words: (ways * inner_shots,) the word of each row.
         query: the row number to name; not in `support`.
-        word: its word.
-        words: (ways,) the episode's words, in an order that tells nothing: the closed set of answers.
+        word: the right word for the query.
+        words: (ways,) the episode's words in random order: the closed set of answers.
     """
 
     support: tuple[int, ...]
@@ -38,21 +38,21 @@ def episodes(
     words: Sequence[str] = NONSENSE,
     at_least: int | None = None,
 ) -> list[FewShotEpisode]:
-    """Draw few-shot classification episodes by index arithmetic on a column of labels; nothing else of the rows is read.
+    """Draw few-shot classification episodes from a column of labels, without reading the rows.
 
-    Each episode draws its classes, words and query anew and evenly. The support comes in rounds that show each class once, in
-    an order of its own: no class is always the last one before the query. The same seed and `at_least` give the same classes,
-    words and query whatever `inner_shots` is, and a longer support begins with the shorter one: accuracies by inner shots
-    are paired.
+    Each episode draws its classes, words and query uniformly. The support consists of rounds that show each class once, in
+    random order, so that no class is always last before the query. With the same seed and `at_least`, the classes, words and
+    query do not depend on `inner_shots`, and a longer support begins with the shorter one: accuracies at different numbers of
+    inner shots are paired.
 
     Args:
-        labels: the class of each row, as ``rows["label"]`` or ``rows["base"]``; a row whose label is ``""`` or None has none.
-        ways: classes an episode, from 2 to the number of words.
-        inner_shots: distinct examples a class, >= 1.
+        labels: the class of each row, as ``rows["label"]`` or ``rows["base"]``; rows with ``""`` or None are ignored.
+        ways: number of classes of an episode, from 2 to the number of words.
+        inner_shots: number of different examples of a class, >= 1.
         n: number of episodes, >= 1.
-        seed: >= 0.
-        words: the invented words, distinct.
-        at_least: classes of fewer rows are left out; None: ``inner_shots + 1``, the fewest possible.
+        seed: seed of all draws, >= 0.
+        words: the invented words, all different.
+        at_least: smallest number of rows of a class to be used; None: ``inner_shots + 1``, the smallest possible.
 
     Returns:
         The n episodes.
@@ -61,7 +61,7 @@ def episodes(
         UserError: a number is out of its range, words repeat or are fewer than `ways`, or too few classes have enough rows.
 
     Source: Tsimpoukelli et al. 2021, Multimodal Few-Shot Learning with Frozen Language Models, arXiv 2106.13884, on fast
-    concept binding (open-ended miniImageNet). There is no public code; the order of the support is ours.
+    concept binding (open-ended miniImageNet). There is no public code; the order of the support is our choice.
 
     >>> episode = episodes(["cat", "dog", "cat", "dog", "dog"], ways=2, inner_shots=1, n=1, seed=0)[0]
     >>> len(episode.support), episode.query in episode.support, episode.word in episode.words
@@ -84,10 +84,8 @@ def episodes(
             rows.setdefault(label, []).append(i)
     classes = [np.array(of) for of in rows.values() if len(of) >= least]
     if ways > len(classes):
-        got, fix = (
-            f"{counted(len(classes), 'class')} of {least} or more rows",
-            "take fewer ways or inner shots, or another split",
-        )
+        got = f"{counted(len(classes), 'class')} of {least} or more rows"
+        fix = "take fewer ways or inner shots, or another split"
         raise UserError("labels", got=got, expected=f"at least {ways}, the number of ways", fix=fix)
     return [_episode(classes, ways, inner_shots, words, np.random.default_rng([seed, i])) for i in range(n)]
 
@@ -95,7 +93,7 @@ def episodes(
 def _episode(
     classes: list[np.ndarray], ways: int, inner_shots: int, words: Sequence[str], rng: np.random.Generator
 ) -> FewShotEpisode:
-    # all that does not depend on inner_shots is drawn first, then the support round by round
+    # draws that do not depend on inner_shots come first, then the support round by round
     shuffled = [rng.permutation(classes[i]) for i in rng.choice(len(classes), ways, replace=False)]
     bound = [words[i] for i in rng.choice(len(words), ways, replace=False)]
     asked = int(rng.integers(ways))

@@ -1,4 +1,4 @@
-"""Optical flow: pixels right and down from one picture to the next."""
+"""Optical flow: the motion from one picture to the next, in pixels right and down."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,13 +12,13 @@ from mmgen.errors import UserError, check_at_least
 
 @dataclass(frozen=True)
 class FlowProcessor:
-    """A flow (s, s, 2) -> (2, size, size), in pixels of a picture of ``size``: the mean over what a pixel then covers.
+    """Optical flow (2, size, size), averaged over the area of a pixel and in pixels of the resized picture.
 
     Args:
         size: side in pixels.
 
     Raises:
-        UserError: a size below 1; a flow of another shape, or not finite.
+        UserError: the size is below 1, or a flow has another shape or is not finite.
 
     >>> FlowProcessor(size=2)(np.ones((4, 4, 2)))[:, 0, 0].tolist()
     [0.5, 0.5]
@@ -32,11 +32,11 @@ class FlowProcessor:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(2, h, w) of the tensors."""
+        """Shape (2, h, w) of the tensors."""
         return 2, self.size, self.size
 
     def __call__(self, value: np.ndarray) -> Tensor:
-        """(s, s, 2) -> (2, size, size)."""
+        """Convert a flow (s, s, 2) to (2, size, size)."""
         flow = np.asarray(value, np.float32)
         if flow.ndim != 3 or flow.shape[2] != 2 or flow.shape[0] != flow.shape[1]:
             raise UserError("flow", got=f"shape {flow.shape}", expected="(s, s, 2)", fix="check the field's name")
@@ -49,5 +49,5 @@ class FlowProcessor:
         return torch.nn.functional.adaptive_avg_pool2d(flow, self.size) * (self.size / flow.shape[1])
 
     def decode(self, tensor: Tensor) -> np.ndarray:
-        """(2, size, size) -> (size, size, 2)."""
+        """Convert (2, size, size) to a flow (size, size, 2)."""
         return tensor.detach().float().cpu().permute(1, 2, 0).numpy()

@@ -1,4 +1,4 @@
-"""Pictures: any file that PIL reads becomes RGB, then a square normalised tensor, and back."""
+"""Pictures: reads any file that PIL supports as RGB, and converts it to a square normalised tensor and back."""
 
 import warnings
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ from torch import Tensor
 from mmgen.data.processors import Source, read_bytes
 from mmgen.errors import UserError, check_at_least, check_one_of
 
-# Larger pictures are refused by their header, before a pixel is decoded: about 0.27 GB as RGB.
+# larger pictures are rejected by their header, before decoding; about 0.27 GB as RGB
 MAX_PIXELS = 89_478_485
 EIGHT_BIT_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "YCbCr")
 
 
 def read_image(source: Source | Image.Image) -> Image.Image:
-    """Read a picture as 8-bit RGB, upright, transparent parts on white, grey and palette converted.
+    """Read a picture as 8-bit RGB: rotated upright, on white where transparent, grey and palette converted.
 
     Args:
         source: bytes, a path, a `datasets` struct {"bytes", "path"}, or an open picture.
@@ -29,8 +29,8 @@ def read_image(source: Source | Image.Image) -> Image.Image:
         The picture in mode RGB.
 
     Raises:
-        UserError: missing, unreadable, empty, not a picture, cut short, above `MAX_PIXELS`, of several frames, CMYK, or
-            of more than 8 bits a channel.
+        UserError: the picture is missing, unreadable, empty, not a picture, cut short, above `MAX_PIXELS`, of several frames,
+            CMYK, or of more than 8 bits a channel.
 
     >>> read_image(Image.new("RGBA", (2, 2), (0, 0, 0, 0))).getpixel((0, 0))
     (255, 255, 255)
@@ -48,15 +48,15 @@ def read_image(source: Source | Image.Image) -> Image.Image:
             picture = picture.convert("RGBA")
             picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
         return picture.convert("RGB")
-    except Exception as error:  # PIL's decoders each raise kinds of their own for damaged files
+    except Exception as error:  # PIL's decoders raise many kinds of exceptions for damaged files
         raise damaged(name, error) from error
 
 
 def open_image(name: str, content: bytes) -> Image.Image:
-    """Open a picture, its header read and its pixels not yet.
+    """Open a picture by reading its header only.
 
     Raises:
-        UserError: it is no picture, or too large.
+        UserError: it is not a picture, or too large.
     """
     expected = "an image file such as PNG, JPEG, WebP or GIF"
     try:
@@ -64,7 +64,7 @@ def open_image(name: str, content: bytes) -> Image.Image:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             return Image.open(BytesIO(content))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        got, fix = str(error).split(" exceeds")[0], "make it smaller"  # what follows is PIL's own limit
+        got, fix = str(error).split(" exceeds")[0], "make it smaller"  # without PIL's own limit
         raise UserError(name, got=got, expected=f"at most {MAX_PIXELS} pixels", fix=fix) from error
     except UnidentifiedImageError as error:
         got = f"a file that begins with {content[:12]!r}"
@@ -74,7 +74,7 @@ def open_image(name: str, content: bytes) -> Image.Image:
 
 
 def check_header(name: str, picture: Image.Image) -> None:
-    """Refuse by its header a picture that cannot be used.
+    """Check by its header that a picture can be used.
 
     Raises:
         UserError: see `read_image`.
@@ -88,7 +88,7 @@ def check_header(name: str, picture: Image.Image) -> None:
         frames = getattr(picture, "n_frames", 1)
     except Exception as error:  # see `read_image`
         raise damaged(name, error) from error
-    if frames > 1 and picture.format != "MPO":  # MPO: what phones write, one photograph with previews of itself
+    if frames > 1 and picture.format != "MPO":  # MPO: a phone's photograph with previews of itself
         fix = "save one frame as PNG"
         raise UserError(name, got=f"an animation of {frames} frames", expected="a single picture", fix=fix)
     if picture.mode == "CMYK":
@@ -103,24 +103,24 @@ def check_header(name: str, picture: Image.Image) -> None:
 
 
 def damaged(name: str, error: Exception) -> UserError:
-    """What a user is told of a picture that ends early or holds nonsense."""
+    """Make the error for a damaged or truncated picture."""
     got = f"a damaged or truncated image ({error})"
     return UserError(name, got=got, expected="a whole one", fix="copy or download it again")
 
 
 @dataclass(frozen=True)
 class ImageProcessor:
-    """Picture -> (channels, size, size): the longer side scaled to ``size``, the rest padded, then (x / 255 - mean) / std.
+    """Square picture tensor (channels, size, size): longer side scaled to ``size``, rest padded, then (x / 255 - mean) / std.
 
     Args:
         size: side in pixels.
         channels: 3 (RGB) or 1 (grey).
-        mean: subtracted from values in [0, 1]: one number, or one a channel.
-        std: divided by, likewise.
-        padding: colour beside a picture that is not square, "white" or "black".
+        mean: mean of the values in [0, 1]: one number, or one for each channel.
+        std: standard deviation: one number, or one for each channel.
+        padding: colour of the padding, "white" or "black".
 
     Raises:
-        UserError: a setting out of range; or as `read_image`.
+        UserError: a setting is out of range; or as `read_image`.
 
     >>> ImageProcessor(size=8)(Image.new("RGB", (4, 2), "black"))[0, :, 0].tolist()
     [1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0]
@@ -141,19 +141,19 @@ class ImageProcessor:
         for what, value in (("mean", self.mean), ("std", self.std)):
             if not isinstance(value, int | float) and len(value) != self.channels:
                 expected = f"one number or {self.channels}"
-                raise UserError(what, got=list(value), expected=expected, fix=f"give one {what} a channel")
+                raise UserError(what, got=list(value), expected=expected, fix=f"give one {what} for each channel")
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(c, h, w) of the tensors."""
+        """Shape (c, h, w) of the tensors."""
         return self.channels, self.size, self.size
 
     def __call__(self, value: Source | Image.Image) -> Tensor:
-        """A picture -> (c, h, w)."""
+        """Convert a picture to (c, h, w)."""
         return self.standardise(self.pixels(value))
 
     def pixels(self, value: Source | Image.Image) -> Tensor:
-        """A picture -> (c, h, w) uint8: what `standardise` makes values for a model of."""
+        """Convert a picture to (c, h, w) uint8, which `standardise` takes."""
         picture = read_image(value)
         scale = self.size / max(picture.size)
         size = [max(1, round(side * scale)) for side in picture.size]
@@ -164,11 +164,11 @@ class ImageProcessor:
         return pixels.permute(2, 0, 1)
 
     def standardise(self, pixels: Tensor) -> Tensor:
-        """Values from 0 to 255 (c, h, w) -> what a model reads."""
+        """Normalise pixel values from 0 to 255 (c, h, w)."""
         return (pixels / 255 - self._each(self.mean)) / self._each(self.std)
 
     def decode(self, tensor: Tensor) -> Image.Image:
-        """(c, h, w) -> a picture, values beyond black and white cut off."""
+        """Convert (c, h, w) to a picture, clipping to black and white."""
         pixels = tensor.detach().float().cpu() * self._each(self.std) + self._each(self.mean)  # (c, h, w)
         pixels = (pixels.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0)  # (h, w, c)
         return Image.fromarray(pixels.squeeze(-1).numpy() if self.channels == 1 else pixels.numpy())
@@ -184,13 +184,13 @@ class ImageProcessor:
 
 @dataclass(frozen=True)
 class DepthProcessor:
-    """Depth (s, s) in metres -> (1, size, size): the nearest pixel's, and 0 where it is unknown, not finite or below 0.
+    """Depth map (1, size, size) in metres, resampled to the nearest pixel; 0 where it is unknown, not finite or negative.
 
     Args:
         size: side in pixels.
 
     Raises:
-        UserError: a size below 1, or a depth of another shape.
+        UserError: the size is below 1, or a depth map is not square.
 
     >>> DepthProcessor(size=2)(np.array([[0.5, np.inf], [-1.0, 2.0]])).tolist()
     [[[0.5, 0.0], [0.0, 2.0]]]
@@ -204,11 +204,11 @@ class DepthProcessor:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(1, h, w) of the tensors."""
+        """Shape (1, h, w) of the tensors."""
         return 1, self.size, self.size
 
     def __call__(self, value: np.ndarray) -> Tensor:
-        """(s, s) m -> (1, size, size) m."""
+        """Convert a depth map (s, s), m, to (1, size, size), m."""
         depth = np.asarray(value, np.float32)
         if depth.ndim != 2 or depth.shape[0] != depth.shape[1]:
             raise UserError("depth", got=f"shape {depth.shape}", expected="(s, s)", fix="take its only channel, [..., 0]")
@@ -217,5 +217,5 @@ class DepthProcessor:
         return torch.from_numpy(np.where(np.isfinite(depth) & (depth > 0), depth, np.float32(0)))[None]
 
     def decode(self, tensor: Tensor) -> np.ndarray:
-        """(1, size, size) -> (size, size) m."""
+        """Convert (1, size, size) to a depth map (size, size), m."""
         return tensor.detach().float().cpu().squeeze(0).numpy()

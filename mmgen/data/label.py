@@ -1,4 +1,4 @@
-"""Labels: a name <-> its number."""
+"""Labels: conversion between class names and numbers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ UNKNOWN, UNLABELLED = -2, -3  # in place of a class; -1 is what judges say of an
 
 @dataclass(frozen=True)
 class LabelProcessor:
-    """The name of a class -> its number, and back.
+    """Number of a class from its name, and back.
 
     Args:
-        names: what the classes are called, in order.
+        names: names of the classes, in order.
 
     Raises:
-        UserError: a name that is none of them.
+        UserError: a name is unknown.
 
     >>> LabelProcessor(["cat", "dog"]).decode(LabelProcessor(["cat", "dog"])("dog"))
     'dog'
@@ -30,11 +30,11 @@ class LabelProcessor:
     kind: ClassVar[str] = "label"
 
     def __call__(self, value: str | int) -> Tensor:
-        """A name, or a number that names itself -> int64 scalar."""
+        """Convert a class name, possibly given as a number, to an int64 scalar."""
         return torch.tensor(self.names.index(check_one_of("label", str(value), self.names)))
 
     def decode(self, tensor: Tensor) -> str:
-        """int64 scalar -> name."""
+        """Convert an int64 scalar to the class name."""
         return self.names[int(tensor)]
 
 

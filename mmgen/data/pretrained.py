@@ -1,4 +1,4 @@
-"""Reading what transformers reads: its errors in one line, and never the code of a repository."""
+"""Loading with transformers: errors in one line, and no code from repositories."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 
 from mmgen.errors import UserError, first_line
 
-if TYPE_CHECKING:  # transformers' models are slow to import, and most models here are none of them
+if TYPE_CHECKING:  # transformers is slow to import, and most models do not need it
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:  # transformers' models are slow to import, and most models he
 def pretrained(what: str, name: str, *, expected: str, fix: str) -> Iterator[None]:
     """Turn the errors of transformers' ``from_pretrained`` into one line about ``name``.
 
-    Every call of ``from_pretrained`` and ``from_config`` inside says ``trust_remote_code=False``: without it transformers asks
-    on standard input whether it may run a repository's own code.
+    Calls of ``from_pretrained`` and ``from_config`` inside must pass ``trust_remote_code=False``: by default, transformers
+    asks on standard input whether to run a repository's code.
 
     Args:
-        what: kind of thing that is loaded, such as "language model".
+        what: kind of object to load, such as "language model".
         name: a folder or a Hub name.
-        expected: what would have been accepted.
+        expected: description of an accepted input.
         fix: advice for a name that is not found.
 
     Raises:
-        UserError: it cannot be found, is damaged, or needs code of its own.
+        UserError: the object cannot be found, is damaged, or needs code of its own.
     """
     try:
         yield
@@ -39,28 +39,28 @@ def pretrained(what: str, name: str, *, expected: str, fix: str) -> Iterator[Non
         raise UserError(f"weights of {name}", got=str(error), expected="a whole safetensors file", fix=again) from error
     except (OSError, ValueError) as error:  # transformers reports a bad name, a missing file and no network as these
         if "trust_remote_code" in str(error):
-            got, wanted = "one that needs code of its own (auto_map)", f"{expected} that transformers has the code of"
-            other = "choose a model whose architecture is part of transformers: mmgen runs no code of a repository"
+            got, wanted = "one that needs code of its own (auto_map)", f"{expected} that is part of transformers"
+            other = "choose a model of another architecture: mmgen runs no code of a repository"
             raise UserError(f"{what} {name}", got=got, expected=wanted, fix=other) from error
-        got = "no such folder" if "Repo id must" in str(error) else first_line(error)  # of a path that can be no Hub name
+        got = "no such folder" if "Repo id must" in str(error) else first_line(error)  # a path that cannot be a Hub name
         raise UserError(f"{what} {name}", got=got, expected=expected, fix=fix) from error
-    except Exception as error:  # of damaged or foreign files: KeyError, TypeError, a plain Exception of the Rust code, ...
+    except Exception as error:  # damaged or foreign files: KeyError, TypeError, a plain Exception of the Rust code, ...
         got, again = f"{type(error).__name__}: {first_line(error)}", "copy or download it again"
         raise UserError(f"files of {name}", got=got, expected=f"those of {expected}", fix=again) from error
 
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, what: str) -> None:
-    """Fail if the tokenizer can write a token that the model has no embedding of.
+    """Check that the model has an embedding for every token that the tokenizer can produce.
 
-    Special tokens that no text is turned into, such as that of pictures in Gemma 3, may lie beyond the embeddings.
+    Special tokens that no text is converted to, such as the picture token of Gemma 3, may lie beyond the embeddings.
 
     Args:
-        model: with input embeddings.
-        tokenizer: that came with it.
+        model: a model with input embeddings.
+        tokenizer: its tokenizer.
         what: name of the model in the message.
 
     Raises:
-        UserError: it can.
+        UserError: an embedding is missing.
     """
     rows = model.get_input_embeddings().num_embeddings
     used = {getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "pad", "unk", "cls", "sep")}

@@ -29,9 +29,13 @@ class Processor(Protocol):
 
     kind: str
 
-    def __call__(self, value: Any) -> Tensor: ...
+    def __call__(self, value: Any) -> Tensor:
+        """Encode a raw value."""
+        ...
 
-    def decode(self, tensor: Tensor) -> Any: ...
+    def decode(self, tensor: Tensor) -> Any:
+        """Decode a tensor."""
+        ...
 
 
 def save_processors(processors: dict[str, Processor], folder: Path) -> None:

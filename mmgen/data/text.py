@@ -1,4 +1,4 @@
-"""Text: a transformers tokenizer that travels with the model, or a small one trained from the data."""
+"""Text: processors around a transformers tokenizer, and training of small byte-level and word tokenizers."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -16,25 +16,24 @@ from mmgen.errors import UserError, check_at_least
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>")
 BYTES = 256
 UNKNOWN = "<unk>"
-# a word, its clitic (is|n't, it|'s, can|not), or a mark: as the Penn Treebank splits them, in one regular expression
+# a word, a clitic (is|n't, it|'s, can|not) or a punctuation mark, split as in the Penn Treebank
 WORD = r"[^\W\d_]+(?=n't\b)|n't\b|can(?=not\b)|'(?:s|m|d|re|ve|ll)\b|\w+(?:[-&]\w+|(?<=\d)[.,:/](?=\d)\w+)*|\.{2,}|``|''|\S"
 
 
 @dataclass(frozen=True)
 class TextProcessor:
-    """Text -> token ids (t,), and back.
+    """Token ids (t,) of a text, and back.
 
     Args:
-        tokenizer: of transformers; its files are saved beside the model.
-        eos: end every text with the tokenizer's EOS.
-        max_length: most tokens, EOS included; a longer text is cut. None for no limit.
-        special: instead of ``eos``: frame every text by the tokens that the tokenizer adds for its own model, such as [CLS]
-            and [SEP], which count among the most.
-        room: most tokens that the model has room for, EOS included; a longer text is an error. None for no limit.
+        tokenizer: a tokenizer of transformers; its files are saved with the model.
+        eos: end every text with the tokenizer's EOS token.
+        max_length: largest number of tokens, EOS included; longer texts are truncated. None for no limit.
+        special: instead of ``eos``, add the tokenizer's special tokens, such as [CLS] and [SEP]; they count in ``max_length``.
+        room: largest number of tokens that the model can read, EOS included; longer texts are an error. None for no limit.
 
     Raises:
-        UserError: ``eos`` with a tokenizer that has none, or with ``special``; a value that is no text, an empty one, or one
-            longer than ``room``.
+        UserError: ``eos`` with a tokenizer without EOS, or with ``special``; or a value is not a text, is empty, or has more
+            than ``room`` tokens.
 
     >>> processor = train_tokenizer(["a cat", "a dog"], vocab_size=260)
     >>> processor.decode(processor("a cat"))
@@ -59,7 +58,7 @@ class TextProcessor:
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **settings: Any) -> "TextProcessor":
-        """With the tokenizer of a folder or of a Hub name.
+        """Make a processor with the tokenizer of a folder or of a Hub name.
 
         Raises:
             UserError: there is no tokenizer.
@@ -80,7 +79,7 @@ class TextProcessor:
         return len(self.tokenizer)
 
     def __call__(self, value: str) -> Tensor:
-        """Text -> ids (t,), int64. The names of special tokens in it are read as plain text."""
+        """Tokenise a text to ids (t,), int64; names of special tokens in it are read as plain text."""
         if not isinstance(value, str):
             raise UserError("text", got=value, expected="a string", fix="check the column's name")
         if not value.strip():
@@ -92,12 +91,12 @@ class TextProcessor:
         ids = ids if self.max_length is None else ids[: self.max_length - self.eos]
         ids = [*ids, self.tokenizer.eos_token_id] if self.eos else ids
         if self.room is not None and len(ids) > self.room:
-            expected, fix = f"at most {self.room}, beside the prompt all that the model reads", "shorten it"
+            expected, fix = f"at most {self.room}, the model's context without the prompt", "shorten it"
             raise UserError(f"text {value[:40]!r}", got=f"{len(ids)} tokens", expected=expected, fix=fix)
         return torch.tensor(ids)
 
     def decode(self, tensor: Tensor) -> str:
-        """ids (t,) -> text, up to the first EOS, special tokens left out."""
+        """Convert ids (t,) to text, up to the first EOS and without special tokens."""
         ids = tensor.tolist()
         if self.tokenizer.eos_token_id in ids:
             ids = ids[: ids.index(self.tokenizer.eos_token_id)]
@@ -109,23 +108,23 @@ class TextProcessor:
 
     @classmethod
     def load_files(cls, folder: Path, settings: dict[str, Any]) -> "TextProcessor":
-        """What `save_files` wrote, with the settings saved beside it."""
+        """Load the processor from the files of `save_files` and its saved settings."""
         return cls.from_pretrained(folder, **settings)
 
 
 def tokens_of(
     tokenizer: PreTrainedTokenizerBase, texts: str | Sequence[str], split_special_tokens: bool = True, **options: Any
 ) -> BatchEncoding:
-    """Tokenise what people wrote: the name of a special token in it, such as ``<pad>``, is read as plain text.
+    """Tokenise user texts, in which the name of a special token, such as ``<pad>``, is plain text.
 
-    Half a surrogate pair, which no tokenizer takes, is read as "?". The tokens that frame a text of the tokenizer's own model,
-    such as one of its beginning, are added as ever.
+    An unpaired surrogate, which no tokenizer accepts, becomes "?". Special tokens that the tokenizer adds around a text, such
+    as a beginning-of-text token, are added as usual.
 
     Args:
-        tokenizer: of transformers.
-        texts: one or several.
-        split_special_tokens: False for a template of a developer, where such a name means the token.
-        options: others of the tokenizer's call.
+        tokenizer: a tokenizer of transformers.
+        texts: one text or several.
+        split_special_tokens: False for a template written by a developer, in which the name means the token.
+        options: other arguments of the tokenizer's call.
 
     >>> tokenizer = train_tokenizer(["a cat"], vocab_size=260).tokenizer
     >>> tokens_of(tokenizer, "<eos>").tokens(), tokens_of(tokenizer, "<eos>", split_special_tokens=False).tokens()
@@ -137,15 +136,15 @@ def tokens_of(
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, eos: bool = True, max_length: int | None = None) -> TextProcessor:
-    """Train a byte-level BPE tokenizer with the special tokens <pad> (0), <bos> (1), <eos> (2): any text can be written.
+    """Train a byte-level BPE tokenizer, which can encode any text, with special tokens <pad> (0), <bos> (1), <eos> (2).
 
     Args:
         texts: the training texts.
-        vocab_size: most tokens: the special ones, 256 bytes, and merges.
+        vocab_size: largest number of tokens: special tokens, 256 bytes, and merges.
         eos, max_length: as in `TextProcessor`.
 
     Raises:
-        UserError: no texts, or ``vocab_size`` below 259.
+        UserError: there are no texts, or ``vocab_size`` is below 259.
     """
     check_at_least("vocab_size", vocab_size, len(SPECIAL_TOKENS) + BYTES)
     texts = iter(texts)
@@ -166,17 +165,17 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, eos: bool = True, max
 
 
 def train_word_tokenizer(texts: Iterable[str], vocab_size: int = 32768, least: int = 2) -> TextProcessor:
-    """A tokenizer of whole words, lower-cased, with <pad> (0), <bos> (1), <eos> (2) and <unk> (3).
+    """Train a tokenizer of lower-cased words, with special tokens <pad> (0), <bos> (1), <eos> (2) and <unk> (3).
 
-    It knows where in the text each word stood, so that a change can leave the rest as it was written.
+    It returns the character offsets of each word, so that an edit can leave the rest of a text unchanged.
 
     Args:
         texts: the training texts.
-        vocab_size: most words, the commonest; with the special ones.
-        least: occurrences below which a word is <unk>.
+        vocab_size: largest number of tokens, the most frequent words, special tokens included.
+        least: number of occurrences below which a word becomes <unk>.
 
     Raises:
-        UserError: no text has a word that occurs so often.
+        UserError: no word occurs ``least`` times.
 
     >>> processor = train_word_tokenizer(["It isn't good, it isn't bad."])
     >>> processor.tokenizer.convert_ids_to_tokens(processor("ISN'T it good?"))

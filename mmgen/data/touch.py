@@ -1,4 +1,4 @@
-"""Touch beside vision: readings of a force sensor, and the moments of manipulation episodes with what comes after each."""
+"""Touch and vision: force-sensor readings, and transitions of manipulation episodes as training items."""
 
 import bisect
 from collections.abc import Mapping, Sequence
@@ -21,24 +21,24 @@ from mmgen.data.simulate.disturbances import add_noise, occlude
 from mmgen.data.vector import VectorProcessor
 from mmgen.errors import UserError, check_at_least, check_one_of
 
-LIGHT = ("action", "contact", "ee_forces_continuous", "proprio")  # kept in memory; a picture is read when it is asked for
-HEAVY = ("image", "depth_data", "optical_flow")
-FAR, NEAR = 0.06, 0.01  # m between the hands of touch that does not belong to what is seen
-TRIES = 32  # episodes that are looked through for a far moment
-CAMERA = ("occlusion", "noise")  # disturbances of senses alone, which stored episodes can be given
+LIGHT = ("action", "contact", "ee_forces_continuous", "proprio")  # fields kept in memory
+HEAVY = ("image", "depth_data", "optical_flow")  # fields read on access
+FAR, NEAR = 0.06, 0.01  # m, smallest distances between the hand positions of mismatched vision and touch
+TRIES = 32  # episodes searched for a far moment
+CAMERA = ("occlusion", "noise")  # disturbances of the sensors only, which can be applied to stored episodes
 
 
 @dataclass(frozen=True)
 class ForceProcessor:
-    """Readings (t, 6) of a force-torque sensor -> the newest as (6, readings), each channel standardised.
+    """Newest readings (6, readings) of a force-torque sensor, with each channel standardised.
 
     Args:
         mean: 6 numbers, N and N m.
-        std: 6 numbers above 0.
-        readings: how many.
+        std: 6 numbers above 0, N and N m.
+        readings: number of newest readings to keep.
 
     Raises:
-        UserError: fewer readings than that, another shape, or one that is not finite; a std that is not above 0.
+        UserError: there are fewer readings, they have another shape or are not finite, or a std is not above 0.
 
     >>> force = ForceProcessor([0.0] * 6, [2.0] * 6, readings=2)
     >>> force(np.arange(18.0).reshape(3, 6))[0].tolist()
@@ -58,18 +58,18 @@ class ForceProcessor:
 
     @classmethod
     def fit(cls, readings: np.ndarray, newest: int = 32) -> "ForceProcessor":
-        """With the mean and standard deviation of readings (..., 6)."""
+        """Make a processor with the mean and standard deviation of readings (..., 6)."""
         flat = np.asarray(readings, np.float64).reshape(-1, 6)
         std = flat.std(0)
         return cls(flat.mean(0).tolist(), np.where(std > 1e-9, std, 1.0).tolist(), newest)
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(6, readings) of the tensors."""
+        """Shape (6, readings) of the tensors."""
         return 6, self.readings
 
     def __call__(self, value: np.ndarray) -> Tensor:
-        """(t, 6) -> (6, readings)."""
+        """Convert readings (t, 6), N and N m, to (6, readings)."""
         force = np.asarray(value, np.float64)
         if force.ndim != 2 or force.shape[1] != 6 or len(force) < self.readings:
             expected, fix = f"(t, 6) with t at least {self.readings}", "set readings to a smaller power of two"
@@ -81,15 +81,15 @@ class ForceProcessor:
         return torch.from_numpy(((force - self.mean) / self.std).T.astype(np.float32))  # (6, readings)
 
     def decode(self, tensor: Tensor) -> np.ndarray:
-        """(6, readings) -> (readings, 6) in N and N m."""
+        """Convert (6, readings) to readings (readings, 6), N and N m."""
         return tensor.detach().double().cpu().numpy().T * self.std + self.mean
 
 
 def fit_processors(files: Sequence[str | Path], size: int, readings: int = 32) -> dict[str, Processor]:
-    """The processors of what a model of vision and touch reads and foretells, by name, fitted to the episodes in ``files``.
+    """Fit the processors of the inputs and targets of a model of vision and touch to the episodes in ``files``.
 
     Raises:
-        UserError: no file, or one that cannot be used.
+        UserError: there is no file, or one that cannot be used.
     """
     if not files:
         raise UserError("episodes", got="none", expected="at least one file", fix="check the data card's split")
@@ -108,7 +108,7 @@ def fit_processors(files: Sequence[str | Path], size: int, readings: int = 32) -
 
 
 def displacement(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """From one proprioception (..., 8) to another, (..., 4): x, y and z in m, and yaw in rad, the shorter way round.
+    """Displacement (..., 4) between two proprioceptions (..., 8): x, y and z in m, and yaw in rad, wrapped to [-pi, pi].
 
     >>> displacement(np.array([0, 0, 0, 3.0]), np.array([1, 0, 0, -3.0])).round(2).tolist()
     [1.0, 0.0, 0.0, 0.28]
@@ -119,34 +119,38 @@ def displacement(before: np.ndarray, after: np.ndarray) -> np.ndarray:
 
 
 def sensed(observation: Mapping[str, np.ndarray], processors: Mapping[str, Processor]) -> dict[str, Tensor]:
-    """The senses of one moment as tensors: of an environment's observation, or the same fields of an episode.
+    """Convert an environment's observation, or the same fields of an episode, to tensors.
 
     Args:
         observation: ``image`` (s, s, 3) uint8, ``depth`` (s, s) m, ``force`` (r, 6) N and N m, ``proprioception`` (8,).
-        processors: by the same names; what has none is left out.
+        processors: processors by the same names; fields without one are dropped.
     """
     values = {**observation, "image": Image.fromarray(observation["image"])} if "image" in observation else observation
     return {name: processors[name](values[name]) for name in values if name in processors}
 
 
 class Transitions(Sequence):
-    """The moments of episodes but the last of each: what is sensed, the move that is made then, and what comes of it.
+    """Data set of the transitions of episodes: an observation, the action taken, and its outcome.
 
-    Item i has ``image``, ``depth``, ``force``, ``proprioception`` and ``action`` as tensors; ``flow``, ``contact`` (1.0 if any
-    reading of the next step is one; ``touching`` of this) and ``displacement`` of the next moment; and touch that does not
-    belong to it, of a moment of another episode at least 6 cm off, ``far_force`` and ``far_proprioception``, and of this
-    episode at least 1 cm off, ``near_...``; without such a moment, of the farthest. Of every second near one, ``force_alone``,
-    the force alone is of another moment, one of the other kind of contact, which place cannot tell. Which it is depends on i
-    alone.
+    Item i has as tensors:
+
+    - ``image``, ``depth``, ``force``, ``proprioception`` and ``action`` of the moment, and ``touching``, 1.0 in contact;
+    - of the next moment ``flow``, ``displacement`` and ``contact``, 1.0 if any reading of the step is in contact;
+    - mismatched touch: ``far_force`` and ``far_proprioception`` of a moment of another episode at least 6 cm away, and
+      ``near_force`` and ``near_proprioception`` of a moment of this episode at least 1 cm away, or of the farthest one. In
+      half of the items, those with ``force_alone`` 1.0, the near touch keeps the proprioception and replaces only the force
+      by that of a moment with the other state of contact, so that the position does not give the mismatch away.
+
+    All random choices depend on i only.
 
     Args:
-        files: of the episodes.
-        processors: as `fit_processors` gives them.
-        disturbance: "occlusion" or "noise" of the senses, drawn anew for each episode; None: as they are.
-        in_memory: keep pictures in memory too, 9 bytes a pixel and moment; otherwise each is read when it is asked for.
+        files: files of the episodes.
+        processors: processors from `fit_processors`.
+        disturbance: "occlusion" or "noise" of the sensors, different for each episode; None for none.
+        in_memory: keep pictures in memory too, 9 bytes for each pixel and moment, instead of reading them on access.
 
     Raises:
-        UserError: a file cannot be used, or an unknown disturbance.
+        UserError: a file cannot be used, or the disturbance is unknown.
     """
 
     def __init__(
@@ -167,7 +171,7 @@ class Transitions(Sequence):
         return self.ends[-1] if self.ends else 0
 
     def place(self, index: int) -> tuple[int, int]:
-        """The number of the episode and the moment in it."""
+        """Return the number of the episode and the moment in it."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         episode = bisect.bisect_right(self.ends, index)
@@ -178,7 +182,7 @@ class Transitions(Sequence):
         episode, rng, noise = self.episodes[number], np.random.default_rng(index), np.random.default_rng((index, 1))
         seen = {n: episode[n][t] for n in HEAVY if n in episode} or read_moment(self.files[number], t, HEAVY)
         now = {"image": seen["image"], "depth": seen["depth_data"][..., 0].astype(np.float32), **self._touch(number, t)}
-        if self.disturbance == "occlusion":  # one panel an episode
+        if self.disturbance == "occlusion":  # one panel for each episode
             now["image"], now["depth"] = occlude(now["image"], now["depth"], np.random.default_rng(number))
         elif self.disturbance == "noise":
             now = dict(zip(now, add_noise(*now.values(), noise)))
@@ -190,8 +194,8 @@ class Transitions(Sequence):
         proprio = episode["proprio"][t : t + 2].astype(np.float64)
         item["displacement"] = self.processors["displacement"](torch.from_numpy(displacement(*proprio)))
         others = [other for other in rng.permutation(len(self.episodes)) if other != number] or [number]
-        for name, (places, off) in {"far": (others[:TRIES], FAR), "near": ([number], NEAR)}.items():
-            touch = self._touch(*self._away(places, episode["proprio"][t, :3], off, rng))
+        for name, (numbers, off) in {"far": (others[:TRIES], FAR), "near": ([number], NEAR)}.items():
+            touch = self._touch(*self._away(numbers, episode["proprio"][t, :3], off, rng))
             if name == "near":
                 alone = self._felt_otherwise(number, t, rng) if rng.random() < 0.5 else None
                 item["force_alone"], touch = torch.tensor(float(alone is not None)), alone or touch
@@ -205,17 +209,17 @@ class Transitions(Sequence):
         return {"force": episode["ee_forces_continuous"][t], "proprioception": episode["proprio"][t]}
 
     def _felt_otherwise(self, number: int, t: int, rng: np.random.Generator) -> dict[str, np.ndarray] | None:
-        """The touch of a moment with the force of another one of its episode, in contact if it is not; None without such."""
+        """Touch of a moment with the force of another moment in the other state of contact; None if there is none."""
         touching = self.episodes[number]["contact"].any(1)  # (t,)
         if not len(others := np.flatnonzero(touching != touching[t])):
             return None
         return self._touch(number, t) | {"force": self._touch(number, rng.choice(others))["force"]}
 
-    def _away(self, numbers: Sequence[int], from_place: np.ndarray, off: float, rng: np.random.Generator) -> tuple[int, int]:
-        """An episode and a moment when the hand was at least ``off`` metres from a place; without such, the farthest."""
+    def _away(self, numbers: Sequence[int], position: np.ndarray, off: float, rng: np.random.Generator) -> tuple[int, int]:
+        """Draw an episode and a moment with the hand at least ``off`` metres from a position, or take the farthest."""
         farthest = (-1.0, (0, 0))
         for number in numbers:
-            distance = np.linalg.norm(self.episodes[number]["proprio"][:, :3] - from_place, axis=1)
+            distance = np.linalg.norm(self.episodes[number]["proprio"][:, :3] - position, axis=1)
             if len(fitting := np.flatnonzero(distance >= off)):
                 return int(number), int(rng.choice(fitting))
             farthest = max(farthest, (float(distance.max()), (int(number), int(distance.argmax()))))

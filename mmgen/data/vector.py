@@ -1,4 +1,4 @@
-"""Vectors of measurements, each entry standardised by the training data's mean and standard deviation."""
+"""Vectors of measurements, standardised entry by entry with the training data's mean and standard deviation."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -15,14 +15,14 @@ from mmgen.errors import UserError, counted
 
 @dataclass(frozen=True)
 class VectorProcessor:
-    """d numbers -> (x - mean) / std, (d,), and back.
+    """Standardised vector, (x - mean) / std, (d,), and back.
 
     Args:
         mean: d numbers, in the data's own units.
-        std: d numbers above 0.
+        std: d numbers above 0, in the data's own units.
 
     Raises:
-        UserError: lists that differ in length, a std that is not above 0; a value of another length or not finite.
+        UserError: the lists differ in length, a std is not above 0, or a value has another length or is not finite.
 
     >>> VectorProcessor(mean=[1.0, 0.0], std=[2.0, 1.0])([3.0, 5.0]).tolist()
     [1.0, 5.0]
@@ -46,10 +46,10 @@ class VectorProcessor:
 
     @classmethod
     def fit(cls, rows: Iterable[Sequence[float] | Tensor]) -> "VectorProcessor":
-        """With the mean and standard deviation of ``rows``, each (d,); entries that never change keep their scale.
+        """Make a processor with the mean and standard deviation of ``rows``, each (d,); constant entries get a std of 1.
 
         Raises:
-            UserError: no rows, rows of several lengths, or numbers that are not finite.
+            UserError: there are no rows, their lengths differ, or numbers are not finite.
         """
         values = stacked(as_vector(row) for row in rows)  # (n, d)
         mean, std = values.mean(0), values.std(0, correction=0)
@@ -58,11 +58,11 @@ class VectorProcessor:
 
     @property
     def shape(self) -> tuple[int]:
-        """(d,) of the tensors."""
+        """Shape (d,) of the tensors."""
         return (len(self.mean),)
 
     def __call__(self, value: Sequence[float] | Tensor | str | Path) -> Tensor:
-        """d numbers, or what `read_numbers` reads them from, -> (d,) float32."""
+        """Convert d numbers, or a source for `read_numbers`, to (d,) float32."""
         vector = as_vector(value)
         if len(vector) != len(self.mean):
             fix = f"give {counted(len(self.mean), 'number')}, as the training data have"
@@ -71,7 +71,7 @@ class VectorProcessor:
         return ((vector - mean) / std).float()
 
     def decode(self, tensor: Tensor) -> list[float]:
-        """(d,) -> d numbers in the data's own units."""
+        """Convert (d,) to d numbers in the data's own units."""
         return (tensor.detach().double().cpu() * torch.tensor(self.std).double() + torch.tensor(self.mean).double()).tolist()
 
 
@@ -91,12 +91,12 @@ def stacked(rows: Iterable[Tensor]) -> Tensor:
 
 
 def read_numbers(source: str | Path) -> Any:
-    """The numbers that a text holds, or a file.
+    """Read numbers from a text or a file.
 
     Args:
         source: numbers joined by commas, as in ``0.5,-1,2e3``, with or without brackets; or the path of a .npy, .csv or .json
-            file that holds one vector. A .csv file has one row or one column and no header; between semicolons a comma is a
-            decimal point.
+            file with one vector. A .csv file has one row or one column and no header; where semicolons separate numbers, a
+            comma is a decimal point.
 
     Raises:
         UserError: it is neither, or the file cannot be read.
@@ -124,7 +124,7 @@ def read_numbers(source: str | Path) -> Any:
     except FileNotFoundError as error:
         raise UserError(f"vector {file}", got="no such file", expected=expected, fix="check the path") from error
     except (OSError, ValueError) as error:  # a damaged file is a ValueError of each reader
-        raise UserError(f"vector {file}", got=str(error), expected="one vector of numbers", fix="write it anew") from error
+        raise UserError(f"vector {file}", got=str(error), expected="one vector of numbers", fix="write it again") from error
 
 
 def _row(line: str) -> list[float]:
@@ -133,19 +133,19 @@ def _row(line: str) -> list[float]:
 
 
 def _name(value: Any) -> str:
-    """The name of a vector in errors: with its file, if it comes from one."""
+    """Name of a vector in errors, with the file that it comes from."""
     named = isinstance(value, Path) or (isinstance(value, str) and Path(value).suffix.lower() in (".npy", ".csv", ".json"))
     return f"vector {value}" if named else "vector"
 
 
 def as_vector(value: Sequence[float] | numpy.ndarray | Tensor | str | Path) -> Tensor:
-    """A flat float64 vector of finite real numbers.
+    """Convert a value to a flat float64 vector of finite real numbers.
 
     Raises:
         UserError: it is anything else.
     """
     name = _name(value)
-    fix = "check the column's name" if name == "vector" else "write it anew"
+    fix = "check the column's name" if name == "vector" else "write it again"
     if isinstance(value, str | Path):
         value = read_numbers(value)
     try:

@@ -1,4 +1,4 @@
-"""What ``mmgen ask`` does: questions about pictures or sounds in, answers out, after examples or without any."""
+"""Answers of a captioner to questions about pictures or sounds, after examples or without (``mmgen ask``)."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -17,16 +17,15 @@ from mmgen.models.captioner import Captioner
 
 
 class Conversation:
-    """A captioner whose language model is asked: a picture's soft words stand where its format has ``{image}``.
+    """Questions to the language model of a captioner; a picture's soft words replace ``{image}`` in the format.
 
-    What it was shown is read once and serves all questions after it. An answerer has learned its prompt and format: it is
-    asked after them, and shown nothing.
+    Examples are read once and serve all later questions. An answerer has learned its prompt and format, and takes no examples.
 
     Args:
         model: a captioner, or an answerer, with its processors.
-        format: how examples are written; None: as `Format` has it.
-        answers: the closed set of answers to choose from, by their likelihood a token; none: whatever the model says.
-        max_tokens: longest answer, where it is not chosen.
+        format: template of the examples; None: the default of `Format`.
+        answers: a closed set of answers, ranked by mean log p a token; empty: the model writes its answer.
+        max_tokens: longest answer that the model writes.
 
     Raises:
         UserError: another model, or a format for an answerer.
@@ -41,13 +40,14 @@ class Conversation:
             fix = "leave --format and --induction out"
             raise UserError("format", got=repr(format.shot), expected="the one that this answerer has learned", fix=fix)
         self.model = model.to(processes.device()).eval()
-        self.format = model.format if self.learned else format or Format()
+        self.format: Format = model.format if self.learned else format or Format()
+        self.support: list[Example] = []
         self.answers, self.max_tokens = check_answers(answers) if answers else [], max_tokens
         self.forget()
 
     @torch.no_grad()
     def encode(self, files: Sequence[str]) -> list[Tensor | None]:
-        """The words (n, d) that name each picture or sound, each file read once; None for "".
+        """Embed each picture or sound as soft words (n, d), each file read once; None for "".
 
         Raises:
             UserError: a file that cannot be read.
@@ -68,7 +68,7 @@ class Conversation:
         """Add examples after those shown before.
 
         Args:
-            shots: (file, question, answer); a file or a question is "" where the format has no place for it.
+            shots: (file, question, answer) each; "" for a file or a question that the format lacks.
 
         Raises:
             UserError: shots for an answerer, or what `mmgen.conditioning.few_shot.read` refuses.
@@ -89,17 +89,17 @@ class Conversation:
 
     def forget(self) -> None:
         """Drop the examples."""
-        self.support: list[Example] = []
+        self.support = []
         self.shared = self.model.shared if self.learned else read(self.model.language_model, self.format)
 
     def ask(self, queries: Sequence[Example]) -> list[dict[str, Any]]:
-        """For each question a dict of its ``answer`` and, of a closed set, the ``scores`` of all: log p a token."""
+        """Answer: for each question a dict of ``answer`` and, with a closed set, the ``scores`` of all, log p a token."""
         reader = self.model.language_model
         if not self.answers:
             return [{"answer": said} for said in answer(reader, self.shared, queries, self.max_tokens)]
         scores = score(reader, self.shared, queries, self.answers).tolist()  # (b, a)
         named = [dict(zip(self.answers, row)) for row in scores]
-        return [{"answer": max(row, key=row.get), "scores": row} for row in named]
+        return [{"answer": max(row, key=row.__getitem__), "scores": row} for row in named]
 
 
 def ask(
@@ -116,12 +116,12 @@ def ask(
     Args:
         model: a captioner or an answerer.
         questions: one for each file, or one for all.
-        files: pictures or sounds, what the captioner reads; one for each question, or one for all; none with a format that
-            has no place for them.
+        files: pictures or sounds, as the captioner reads; one for each question, or one for all; none if the format has no
+            place for them.
         shots, format, answers, max_tokens: see `Conversation`.
 
     Returns:
-        For each question a dict of ``question``, ``file``, ``answer`` and, of a closed set, ``scores``.
+        For each question a dict of ``question``, ``file``, ``answer`` and, with a closed set, ``scores``.
 
     Raises:
         UserError: numbers of questions and files that do not fit, a file that cannot be read, or what
@@ -143,15 +143,15 @@ def ask(
 
 
 def chat(conversation: Conversation, lines: Iterable[str], file: str = "") -> Iterator[str | UserError]:
-    """Follow lines, each a question or a command, and give the answer to every question or what is wrong with a line.
+    """Yield the answer to each line that is a question, or the mistake in it; other lines are commands.
 
-    ``image PATH`` (or ``audio PATH``) sets what the questions are about, without a path nothing; ``shot PATH | question |
-    answer`` adds an example, ``forget`` drops all examples, ``quit`` ends. What ends in "?" is a question.
+    ``image PATH`` (or ``audio PATH``) sets the file that questions are about, no path for none; ``shot PATH | question |
+    answer`` adds an example, ``forget`` drops all examples, ``quit`` ends. A line that ends in "?" is a question.
 
     Args:
-        conversation: with what it was shown before.
-        lines: read one after another, as their answers are taken.
-        file: what the first questions are about; "" is nothing.
+        conversation: with the examples shown before.
+        lines: read one by one, as the answers are taken.
+        file: the first file that questions are about; "" for none.
 
     Raises:
         UserError: ``file`` cannot be read.
@@ -165,8 +165,7 @@ def chat(conversation: Conversation, lines: Iterable[str], file: str = "") -> It
             if command == "forget" and not rest:
                 conversation.forget()
             elif command in ("image", "audio") and not rest.endswith("?"):
-                check_modality(conversation.model, command, rest)
-                (image,) = conversation.encode([rest.strip()])
+                (image,) = conversation.encode(files_of(conversation.model, [(command, rest.strip())]))
             elif command == "shot" and not rest.endswith("?"):
                 shot = [part.strip() for part in rest.split("|")]
                 if len(shot) != 3:
@@ -179,8 +178,16 @@ def chat(conversation: Conversation, lines: Iterable[str], file: str = "") -> It
             yield error
 
 
-def check_modality(model: Model, name: str, file: str) -> None:
-    """Fail unless the model reads files of this kind."""
-    known = getattr(model, "modality", name)  # another model is refused for what it is
-    if name != known:
-        raise UserError(name, got=file, expected=f"{known}, which this {model.name} reads", fix=f"give it as {known}")
+def files_of(model: Model, given: Iterable[tuple[str, str]]) -> list[str]:
+    """The files of pairs (modality, file), if the model reads them.
+
+    Raises:
+        UserError: the model reads another modality.
+    """
+    files = []
+    for name, file in given:
+        known = getattr(model, "modality", name)  # `Conversation` refuses a model that has none
+        if name != known:
+            raise UserError(name, got=file, expected=f"{known}, which this {model.name} reads", fix=f"give it as {known}")
+        files.append(file)
+    return files

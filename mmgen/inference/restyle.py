@@ -1,4 +1,4 @@
-"""What ``mmgen restyle`` does: lines in, the same lines in another style out."""
+"""Lines of text in another style (``mmgen restyle``)."""
 
 from collections.abc import Iterable, Iterator
 
@@ -6,27 +6,24 @@ from mmgen import processes
 from mmgen.errors import UserError
 from mmgen.models.base import Model
 
-AT_ONCE = 256  # lines that the model reads together
 
-
-def restyle(model: Model, lines: Iterable[bytes], target: str, at_once: int = AT_ONCE) -> Iterator[str]:
-    """Each line in the style ``target``, in order, with its own ending; a blank one as it was.
+def restyle(model: Model, lines: Iterable[bytes], target: str, at_once: int = 256) -> Iterator[str]:
+    """Yield each line in the style ``target``, in order, with its own line ending; blank lines are kept.
 
     Args:
         model: one with a ``restyle``, such as `mmgen.models.edit.Edit`.
-        lines: UTF-8, read ``at_once`` at a time.
+        lines: in UTF-8.
         target: one of the model's styles.
-        at_once: how many.
+        at_once: number of lines that the model reads together.
 
     Raises:
-        UserError: a model that does not restyle, a style that there is none of, or bytes that are not UTF-8; the lines before
-            have been given.
+        UserError: a model that does not restyle, an unknown style, or bytes that are not UTF-8, after the lines before them.
     """
     if not model.defines("restyle"):
         fix = "give a run of the recipe style_transfer"
         raise UserError("RUN", got=model.name, expected="a model that changes styles", fix=fix)
     model.to(processes.device())
-    model.restyle([], target)  # an unknown style is told before anything is read
+    model.restyle([], target)  # refuses an unknown style before anything is read
     waiting: list[str] = []
     for number, line in enumerate(lines, 1):
         try:

@@ -9,6 +9,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from mmgen.data.batch import Batch, collate
+from mmgen.data.rows import spread
 from mmgen.data.simulate.oracle import Oracle
 from mmgen.data.simulate.peg_insertion import PegInsertion
 from mmgen.data.touch import Transitions, sensed
@@ -81,9 +82,8 @@ def view(
 @torch.no_grad()
 def code_moments(model: VisionTouch, data: Transitions) -> tuple[Tensor, Tensor]:
     """The mean and the standard deviation of a code over moments of episodes, (k,) each."""
-    codes = []
-    chosen = torch.linspace(0, len(data) - 1, min(len(data), MOMENTS)).long()
-    for some in tqdm(chosen.split(100), "codes of the training data", dynamic_ncols=True):
-        batch = collate([data[i] for i in some.tolist()]).keep(list(model.senses))
+    codes, chosen = [], spread(len(data), MOMENTS)
+    for start in tqdm(range(0, len(chosen), 100), "codes of the training data", dynamic_ncols=True):
+        batch = collate([data[i] for i in chosen[start : start + 100]]).keep(list(model.senses))
         codes.append(model.encode(batch.to(model.step.device)).mean.float().cpu())
     return mean_and_std(torch.cat(codes))

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,8 +17,9 @@ from mmgen.errors import UserError, check_one_of, counted
 from mmgen.modalities.kinds import COLUMNS, KINDS, fit_processor, processor_settings
 from mmgen.models.base import load
 from mmgen.models.classifier import Classifier
+from mmgen.ranges import AtLeast, Share
 from mmgen.storage import read_json
-from mmgen.training.config import FitConfig
+from mmgen.training.config import FitConfig, section
 from mmgen.training.recipe import Recipe, RecipeConfig, stage
 from mmgen.training.result import Result
 from mmgen.training.run import Run
@@ -46,9 +47,9 @@ class JudgeData:
     input: str = "image"
     label: str = "label"
     split: str = "validation"
-    size: int = 8
+    size: Annotated[int, AtLeast(1)] = 8
     channels: Literal[1, 3] = 1
-    frames: int = 100
+    frames: Annotated[int, AtLeast(1)] = 100
 
     @property
     def kind(self) -> str:
@@ -65,10 +66,10 @@ class JudgeConfig(RecipeConfig):
         distort: strength of the random distortions of training pictures, see `mmgen.models.classifier.Classifier`.
     """
 
-    data: JudgeData = field(default_factory=JudgeData)
+    data: JudgeData = section()
     encoder: dict[str, Any] = field(default_factory=dict)
-    distort: float = 0.0
-    fit: FitConfig = field(default_factory=FitConfig)
+    distort: Annotated[float, Share()] = 0.0
+    fit: FitConfig = section()
 
     def check(self) -> None:
         """Check that the columns are there, and that classifiers read the judged one."""

@@ -1,18 +1,20 @@
 """Judges of pictures drawn from texts: a classifier, a shared space, features of a network, and the training pictures."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor
 
+from mmgen.data.cards import check_column, read_card
 from mmgen.data.image import ImageProcessor
 from mmgen.data.rows import DataSet
-from mmgen.errors import UserError, check_at_least, check_one_of
+from mmgen.errors import UserError, check_one_of
 from mmgen.judging.classifier import Judge, JudgeConfig, agreement, trained_judge
 from mmgen.judging.features import frechet, picture_features
 from mmgen.judging.shared_space import precision, space_config, trained_space
 from mmgen.modalities.image import PACKAGES
 from mmgen.models.aligned import Aligned
+from mmgen.ranges import AtLeast
 from mmgen.training.nested import nested_config
 from mmgen.training.recipe import RecipeConfig
 
@@ -27,18 +29,16 @@ class PictureEvaluation:
         features: the packaged network of the Fréchet distance; empty: it is left out.
     """
 
-    items: int = 0
-    among: int = 100
+    items: Annotated[int, AtLeast(0)] = 0
+    among: Annotated[int, AtLeast(2)] = 100
     features: str = "efficientnet_lite0"
 
-    def check(self) -> None:
-        """Check that all are in range."""
-        check_at_least("evaluation.items", self.items, 0)
+    def check(self, path: str) -> None:
+        """Check that there are enough items, and that the network is known."""
         if self.items == 1:
-            raise UserError("evaluation.items", got=1, expected="two or more, or 0 for all", fix="set evaluation.items=200")
-        check_at_least("evaluation.among", self.among, 2)
+            raise UserError(f"{path}.items", got=1, expected="two or more, or 0 for all", fix=f"set {path}.items=200")
         if self.features:
-            check_one_of("evaluation.features", self.features, PACKAGES)
+            check_one_of(f"{path}.features", self.features, PACKAGES)
 
 
 @dataclass
@@ -54,9 +54,12 @@ class PictureConfig(RecipeConfig):
     aligned: dict[str, Any] = field(default_factory=dict)
 
     def check(self) -> None:
-        """Check the data, the evaluation and the configs of the judges."""
-        self.data.check(judged=bool(self.judge))
-        self.evaluation.check()
+        """Check the configs of the judges, and that a classifier has labels."""
+        if self.judge and not self.data.label:
+            fix = "set data.label=label"
+            raise UserError("judge", got="no data.label", expected="the column that it looks for", fix=fix)
+        if self.judge:
+            self.data.label = check_column(read_card(self.data.card), "data.label", self.data.label)
         self.nested()
 
     def nested(self) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """The shared space of pictures (or sounds) and texts: trained by the recipe ``aligned``, and a judge of generated pictures."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from PIL import Image
@@ -12,11 +12,12 @@ from mmgen import processes
 from mmgen.data.cards import check_column, read_card
 from mmgen.data.image import ImageProcessor
 from mmgen.data.rows import Column, DataSet, open_rows
-from mmgen.errors import UserError, check_at_least
+from mmgen.errors import UserError
 from mmgen.metrics.retrieval import r_precision
 from mmgen.models.aligned import Aligned, inner_tokens
 from mmgen.models.base import load
-from mmgen.training.config import FitConfig, section_of
+from mmgen.ranges import AtLeast
+from mmgen.training.config import FitConfig, section, section_of
 from mmgen.training.nested import nested_config
 from mmgen.training.recipe import Recipe, RecipeConfig, stage
 from mmgen.training.run import Run
@@ -40,8 +41,8 @@ class SpaceData:
     card: str = "openmoji"
     input: str = "image"
     text: str = "caption"
-    size: int = 0
-    limit: int = 0
+    size: Annotated[int, AtLeast(0)] = 0
+    limit: Annotated[int, AtLeast(0)] = 0
 
 
 @dataclass
@@ -54,21 +55,18 @@ class SpaceConfig(RecipeConfig):
 
     renamed: ClassVar = {"data.side": "data.size"}
 
-    data: SpaceData = field(default_factory=SpaceData)
-    model: section_of(Aligned) = field(default_factory=section_of(Aligned))
-    fit: FitConfig = field(default_factory=FitConfig)
-    references: int = 256
+    data: SpaceData = section()
+    model: section_of(Aligned) = section()
+    fit: FitConfig = section()
+    references: Annotated[int, AtLeast(1)] = 256
 
     def check(self) -> None:
         """Check that the columns are there, and of the kinds that the model reads."""
         card = read_card(self.data.card)
         self.data.input = check_column(card, "data.input", self.data.input, self.model.modality)
         self.data.text = check_column(card, "data.text", self.data.text, "text")
-        check_at_least("data.limit", self.data.limit, 0)
-        check_at_least("data.size", self.data.size, 0)
         if self.data.size and self.model.modality != "image":
             raise UserError("data.size", got=f"{self.data.size} of sounds", expected="0", fix="leave data.size out")
-        check_at_least("references", self.references, 1)
 
 
 class Reduced(Column):

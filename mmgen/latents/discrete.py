@@ -1,4 +1,4 @@
-"""Discrete latents: relaxed draws, gradients through draws, the KL to uniform, and vector quantisation."""
+"""Discrete latents: Gumbel-softmax, straight-through and REINFORCE gradients, the KL to uniform, and vector quantisation."""
 
 import math
 from typing import NamedTuple
@@ -11,21 +11,22 @@ from mmgen.errors import UserError, check_at_least, check_one_of, check_share
 
 
 def gumbel_softmax(logits: Tensor, temperature: float, hard: bool = False, generator: torch.Generator | None = None) -> Tensor:
-    """A draw from a categorical, relaxed so that gradients flow: softmax((logits + g) / temperature), g Gumbel noise.
+    """Relaxed draw from a categorical distribution: softmax((logits + g) / temperature), g Gumbel noise.
 
-    It is torch's ``gumbel_softmax`` with a generator: without one, the same seed gives the same draw.
+    Like torch's ``gumbel_softmax``, but with a generator; without one, the draw equals torch's for the same seed.
 
     Args:
         logits: (..., v).
-        temperature: above 0; the lower, the nearer to one-hot.
-        hard: straight-through: the value is exactly the one-hot of the largest entry, the gradient that of the relaxed draw.
+        temperature: above 0; a lower temperature gives draws nearer to one-hot.
+        hard: use the straight-through estimator: the value is the one-hot of the largest entry, the gradient that of the
+            relaxed draw.
         generator: makes the draw reproducible.
 
     Returns:
         (..., v), rows summing to 1, in float32 or wider.
 
     Raises:
-        UserError: a temperature that is not above 0.
+        UserError: the temperature is not above 0.
 
     Source: Jang et al. 2017, arXiv 1611.01144; Maddison et al. 2017, arXiv 1611.00712.
 
@@ -45,11 +46,11 @@ def gumbel_softmax(logits: Tensor, temperature: float, hard: bool = False, gener
 
 
 def straight_through(logits: Tensor, ids: Tensor) -> Tensor:
-    """One-hot of what was drawn, whose gradient is that of the probabilities it was drawn by, ``ids + p - sg(p)``.
+    """Straight-through one-hot of drawn ids, ``one_hot(ids) + p - sg(p)``: its gradient is that of the probabilities p.
 
     Args:
         logits: (..., v).
-        ids: (...) drawn from them, by whatever sampler.
+        ids: (...) drawn from them, by any sampler.
 
     Returns:
         (..., v), exactly 0 and 1.
@@ -68,29 +69,29 @@ def _one_hot_of(p: Tensor, ids: Tensor) -> Tensor:
 
 
 def reinforce(log_prob: Tensor, reward: Tensor, baseline: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """What to minimise for the gradient of an expected reward, ``-E_q[(R(z) - b) grad log q(z)]``, of draws z from q.
+    """REINFORCE loss of draws z from q, whose gradient estimates that of the expected reward.
 
-    It is unbiased whatever R is, differentiable or not, and for any b that does not depend on z; the nearer b is to
-    ``E_q[R]``, the less the gradient varies.
+    The estimate ``-E_q[(R(z) - b) grad log q(z)]`` is unbiased for any reward, differentiable or not, and any baseline b that
+    does not depend on z; its variance is lower the closer b is to ``E_q[R]``.
 
     Args:
         log_prob: log q(z) of draws, (b,), with gradients.
         reward: R(z), (b,).
-        baseline: b, (b,), from what q is conditioned on; None is 0.
+        baseline: b, (b,), a function of the condition of q; None is 0.
 
     Returns:
-        ``-mean (R - b) log q``, whose value means nothing, and ``mean (R - b)^2``, which trains the baseline and gives q no
-        gradient as long as ``baseline`` does not depend on q's parameters; both scalars.
+        Two scalars: ``-mean (R - b) log q``, of which only the gradient is meaningful, and ``mean (R - b)^2``, the loss of the
+        baseline, which gives q no gradient as long as ``baseline`` does not depend on q's parameters.
 
     Raises:
-        UserError: shapes that differ.
+        UserError: the shapes differ.
 
     Source: Williams 1992, REINFORCE; the baseline learned as in Mnih and Gregor 2014, arXiv 1402.0030.
 
     >>> logits = torch.zeros(2, requires_grad=True)
     >>> z = torch.tensor([0, 1])
     >>> policy, error = reinforce(logits.log_softmax(0)[z], reward=torch.tensor([1.0, 0.0]))
-    >>> torch.autograd.grad(policy, logits)[0].tolist()  # down the loss, the first becomes likelier
+    >>> torch.autograd.grad(policy, logits)[0].tolist()  # descent makes the rewarded first value likelier
     [-0.25, 0.25]
     """
     baseline = torch.zeros_like(reward) if baseline is None else baseline
@@ -103,16 +104,16 @@ def reinforce(log_prob: Tensor, reward: Tensor, baseline: Tensor | None = None) 
 
 
 def annealed(step: int, steps: int, start: float = 1.0, end: float = 1 / 16, shape: str = "cosine") -> float:
-    """A temperature that falls from ``start`` to ``end`` over ``steps`` optimiser steps and then stays.
+    """Temperature schedule from ``start`` to ``end`` over ``steps`` optimiser steps, constant afterwards.
 
-    It depends on ``step`` alone, never on the value before: calling it more or less often, or resuming, changes nothing.
+    The temperature depends on ``step`` only, so it is the same after a resume.
 
     - "cosine": ``end + (start - end) (1 + cos(pi step / steps)) / 2``
     - "exponential": ``start (end / start)^(step / steps)``
 
     Args:
         step: optimiser steps done, 0 or more.
-        steps: when ``end`` is reached, 1 or more.
+        steps: number of steps after which ``end`` is reached, 1 or more.
         start: above 0.
         end: above 0.
         shape: "cosine" or "exponential".
@@ -120,7 +121,7 @@ def annealed(step: int, steps: int, start: float = 1.0, end: float = 1 / 16, sha
     Raises:
         UserError: a value out of range, or an unknown shape.
 
-    Source: the defaults are those of Ramesh et al. 2021, DALL-E, there over 150,000 steps.
+    Source: Ramesh et al. 2021, DALL-E, for the defaults; they anneal over 150,000 steps.
 
     >>> [round(annealed(step, steps=100), 3) for step in (0, 50, 100, 200)]
     [1.0, 0.531, 0.062, 0.062]
@@ -137,10 +138,12 @@ def annealed(step: int, steps: int, start: float = 1.0, end: float = 1 / 16, sha
 
 
 def kl_to_uniform(logits: Tensor) -> Tensor:
-    """KL(q || u) = log v + sum_i q_i log q_i for u uniform over v values, summed over positions, mean over the batch.
+    """KL divergence to the uniform distribution over v values, ``log v + sum_i q_i log q_i``.
+
+    It is summed over positions and averaged over the batch.
 
     Args:
-        logits: (b, ..., v), one categorical q a position.
+        logits: (b, ..., v), a categorical q for each position.
 
     Returns:
         A scalar in nats, from 0 to positions x log v.
@@ -154,41 +157,41 @@ def kl_to_uniform(logits: Tensor) -> Tensor:
 
 
 class Quantized(NamedTuple):
-    """What `VectorQuantizer` gives."""
+    """Output of `VectorQuantizer`."""
 
     z: Tensor
     """(b, ..., d) the nearest codes; its gradient passes to the encoder unchanged."""
     ids: Tensor
-    """(b, ...) which codes those are."""
+    """(b, ...) indices of the nearest codes."""
     commitment: Tensor
-    """The loss that holds the encoder near the codes, summed over positions and dimensions, mean over the batch."""
+    """Commitment loss, which keeps the encoder near the codes; summed over positions and dimensions, mean over the batch."""
     perplexity: Tensor
-    """exp of the entropy of the codes' use: from 1, one code for all, to the number of codes, all alike."""
+    """exp of the entropy of code usage, from 1 (a single code) to the number of codes (all used equally)."""
     usage: Tensor
     """The share of codes used at least once, from 0 to 1."""
 
 
 class VectorQuantizer(nn.Module):
-    """z -> the nearest of K codes, which follow the encoder by exponential moving averages and take no gradient.
+    """Vector quantiser: maps z to the nearest of K codes, which are exponential moving averages of the encoder's outputs.
 
     ``N_i <- g N_i + (1 - g) n_i``, ``m_i <- g m_i + (1 - g) sum_{z in i} z``, ``e_i = m_i / N_i``, with ``N_i`` smoothed as
-    ``(N_i + eps) / (N + K eps) N``; the loss is ``commitment |z - sg(e)|^2``. In training, the first batch gives the first
-    codes, and a dead code moves to a vector of the batch. In eval mode nothing changes. With several processes, all see the
-    counts of all and keep the same codes; call it in training on every one of them.
+    ``(N_i + eps) / (N + K eps) N``; the loss is ``commitment |z - sg(e)|^2``. In training mode, the codes are initialised from
+    the first batch, and a dead code is replaced by a random vector of the batch; in eval mode the codes are fixed. Several
+    processes share their counts and keep identical codes, so every process must call the module in training.
 
     Args:
-        codes: K, their number.
-        dim: their size d.
-        commitment: weight of the loss.
+        codes: number of codes K.
+        dim: size d of a code.
+        commitment: weight of the commitment loss.
         decay: g, from 0 (the codes are the means of the last batch) to below 1.
         smoothing: eps, in vectors, above 0.
-        revive: a code whose average use is below this share of the mean use is dead; 0 leaves all as they are.
+        revive: a code is dead when its average use is below this share of the mean; 0 replaces no code.
 
     Raises:
-        UserError: a value out of range; in use, vectors of another size.
+        UserError: a value is out of range or, in use, the vectors have another size.
 
-    Source: van den Oord et al. 2017, VQ-VAE, arXiv 1711.00937, appendix A.1; dead codes moved as in Dhariwal et al. 2020,
-        Jukebox, where the threshold is a count and here a share of the mean.
+    Source: van den Oord et al. 2017, VQ-VAE, arXiv 1711.00937, appendix A.1; dead codes are replaced as in Dhariwal et al.
+        2020, Jukebox, with a threshold relative to the mean instead of an absolute count.
 
     >>> quantizer = VectorQuantizer(codes=4, dim=2)
     >>> quantizer(torch.randn(3, 5, 2)).ids.shape
@@ -218,7 +221,7 @@ class VectorQuantizer(nn.Module):
             check_share(name, value)
         self.commitment, self.decay, self.smoothing, self.revive = commitment, decay, smoothing, revive
         self.register_buffer("codebook", torch.randn(codes, dim))  # (K, d)
-        self.register_buffer("counts", torch.zeros(codes))  # (K,) average vectors a batch; 0 for all before the first
+        self.register_buffer("counts", torch.zeros(codes))  # (K,) moving average of vectors per batch; all 0 before the first
         self.register_buffer("sums", torch.zeros(codes, dim))  # (K, d)
 
     def forward(self, z: Tensor) -> Quantized:
@@ -233,7 +236,7 @@ class VectorQuantizer(nn.Module):
             self._revive(flat)
         ids = self._nearest(flat)  # (n,)
         counts = torch.bincount(ids, minlength=len(self.codebook)).to(flat.dtype)  # (K,)
-        codes = self.codebook[ids].reshape(z.shape)  # before the update: what these vectors were compared with
+        codes = self.codebook[ids].reshape(z.shape)  # before the update: the codes used for the comparison
         if self.training:
             counts = self._update(flat, ids, counts)
         entropy = torch.special.entr(counts / counts.sum()).sum()
@@ -250,20 +253,20 @@ class VectorQuantizer(nn.Module):
         return self.codebook[ids]
 
     def nearest(self, z: Tensor) -> Tensor:
-        """Which code is nearest to each vector: z (..., d) -> (...)."""
+        """Indices of the codes nearest to vectors: z (..., d) -> (...)."""
         return self._nearest(z.to(self.codebook.dtype).reshape(-1, z.shape[-1])).reshape(z.shape[:-1])
 
     def _nearest(self, flat: Tensor) -> Tensor:
-        with torch.autocast(flat.device.type, enabled=False):  # in half precision near codes cannot be told apart
+        with torch.autocast(flat.device.type, enabled=False):  # half precision cannot separate close codes
             scores = flat @ self.codebook.T - self.codebook.square().sum(1) / 2  # (n, K): highest where |z - e|^2 is lowest
         return scores.argmax(1)
 
     @torch.no_grad()
     def _update(self, flat: Tensor, ids: Tensor, counts: Tensor) -> Tensor:
-        """Move the codes; the counts of all processes come back."""
+        """Update the codes and return the counts over all processes."""
         sums = torch.zeros_like(self.sums).index_add_(0, ids, flat)  # (K, d)
         if _distributed():
-            both = torch.cat([sums, counts[:, None]], 1)  # (K, d + 1): one message for the two
+            both = torch.cat([sums, counts[:, None]], 1)  # (K, d + 1): a single message for both
             dist.all_reduce(both)
             sums, counts = both[:, :-1], both[:, -1]
         self.counts.lerp_(counts, 1 - self.decay)
@@ -276,15 +279,15 @@ class VectorQuantizer(nn.Module):
     @torch.no_grad()
     def _revive(self, flat: Tensor) -> None:
         first = self.counts.sum() == 0
-        dead = (self.counts < self.revive * self.counts.mean()) | first  # (K,) the same on all processes
+        dead = (self.counts < self.revive * self.counts.mean()) | first  # (K,), identical on all processes
         if not dead.any():
             return
         repeats = -(-len(self.codebook) // len(flat))
-        chosen = torch.randperm(len(flat), device=flat.device).repeat(repeats)[: len(self.codebook)]  # distinct if they can be
+        chosen = torch.randperm(len(flat), device=flat.device).repeat(repeats)[: len(self.codebook)]  # distinct if possible
         vectors = flat[chosen]  # (K, d)
         if _distributed():
             dist.broadcast(vectors, src=0)
-        counts = torch.where(first, 1.0, self.counts.mean())  # an average code, so that it has time to be used
+        counts = torch.where(first, 1.0, self.counts.mean())  # the average count, so that a revived code has time to be used
         self.codebook.copy_(torch.where(dead[:, None], vectors, self.codebook))
         self.counts.copy_(torch.where(dead, counts, self.counts))
         self.sums.copy_(torch.where(dead[:, None], vectors * counts, self.sums))

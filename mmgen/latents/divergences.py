@@ -1,4 +1,4 @@
-"""How far distributions are apart: KL, MMD, total correlation, and the covariance penalties of DIP-VAE."""
+"""Divergences and dependence measures: KL and its decomposition, MMD, HSIC, total correlation, DIP-VAE penalties."""
 
 import math
 from collections.abc import Sequence
@@ -13,23 +13,23 @@ from mmgen.latents.spaces import rsample
 
 
 def kl(q: Distribution, p: Distribution, samples: int = 1, generator: torch.Generator | None = None) -> Tensor:
-    """KL(q || p) = E_q[log q(z) - log p(z)], in closed form where torch has one, else the mean over reparameterised samples.
+    """KL(q || p) = E_q[log q(z) - log p(z)], in closed form where torch has one, else estimated by reparameterised samples.
 
-    Of a mixture q, each component gives ``samples`` and counts by its weight: all components get a gradient, the weights too.
-    The bound ``KL(q || p) <= sum_c w_c KL(q_c || p)`` is ``kl`` of ``q.component_distribution``, weighted. For each dimension
-    of a diagonal Gaussian, give ``q.base_dist`` and a Normal.
+    For a mixture q, ``samples`` are drawn from each component and weighted by its probability, so that all components and the
+    weights get a gradient. The upper bound ``sum_c w_c KL(q_c || p)`` is the weighted ``kl`` of ``q.component_distribution``.
+    For the KL of each dimension of a diagonal Gaussian, pass ``q.base_dist`` and a Normal.
 
     Args:
-        q: batch shape (b,) or any.
-        p: a batch shape that broadcasts with it.
-        samples: how many, where there is no closed form.
-        generator: makes them reproducible.
+        q: batch shape (b,), or any other.
+        p: batch shape that broadcasts with that of q.
+        samples: number of samples where there is no closed form, 1 or more.
+        generator: makes the samples reproducible.
 
     Returns:
-        (b,) in nats; estimates can be below 0.
+        (b,) in nats; estimates can be negative.
 
     Raises:
-        UserError: less than one sample.
+        UserError: ``samples`` is below 1.
 
     >>> from mmgen.latents.spaces import diagonal_normal
     >>> q = diagonal_normal(torch.ones(3, 2), torch.ones(3, 2))
@@ -39,7 +39,7 @@ def kl(q: Distribution, p: Distribution, samples: int = 1, generator: torch.Gene
     check_at_least("samples", samples, 1)
     try:
         return kl_divergence(q, p)
-    except NotImplementedError:  # what torch raises for a pair without closed form
+    except NotImplementedError:  # torch has no closed form for this pair
         pass
     if isinstance(q, MixtureSameFamily):
         z = rsample(q.component_distribution, (samples,), generator).movedim(-2, 1)  # (n, c, b, k)
@@ -50,24 +50,24 @@ def kl(q: Distribution, p: Distribution, samples: int = 1, generator: torch.Gene
 
 
 def mmd(x: Tensor, y: Tensor, bandwidth: float | Sequence[float] | None = None, unbiased: bool = True) -> Tensor:
-    """The squared maximum mean discrepancy of two samples, by the kernel k of `gaussian_kernel`.
+    """Squared maximum mean discrepancy of two samples under the kernel k of `gaussian_kernel`.
 
     ``MMD^2 = mean_{i,j} k(x_i, x_j) + mean_{i,j} k(y_i, y_j) - 2 mean_{i,j} k(x_i, y_j)``
 
-    Unbiased, the first two means leave out i = j, and the estimate can be below 0. |x - y|^2 is a sum over dimensions: when
-    their number grows, so must h, as it does by the median rule and not with a fixed one.
+    The unbiased estimate excludes i = j from the first two means and can be negative. |x - y|^2 is a sum over dimensions, so h
+    should grow with their number; the median rule does so, a fixed bandwidth does not.
 
     Args:
         x: (n, k).
         y: (m, k), such as draws from the prior.
-        bandwidth: h, in the unit of x, as in `gaussian_kernel` of x and y pooled.
-        unbiased: which of the two estimates.
+        bandwidth: h, in the unit of x, as in `gaussian_kernel` of the pooled points.
+        unbiased: compute the unbiased estimate.
 
     Returns:
         A scalar.
 
     Raises:
-        UserError: other shapes, too few points, or a bandwidth that is not above 0.
+        UserError: the shapes do not match, there are too few points, or a bandwidth is not above 0.
 
     Source: Gretton et al. 2012, A kernel two-sample test: lemma 6, and the median rule of its experiments.
 
@@ -89,22 +89,22 @@ def mmd(x: Tensor, y: Tensor, bandwidth: float | Sequence[float] | None = None, 
 
 
 def dependence(x: Tensor, y: Tensor, bandwidth: float | Sequence[float] | None = None) -> Tensor:
-    """How much x and y have to do with each other, by the normalised Hilbert-Schmidt independence criterion.
+    """Statistical dependence of x and y: the normalised Hilbert-Schmidt independence criterion (HSIC).
 
-    ``HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L))`` with ``HSIC(K, L) = sum_ij (H K H)_ij (H L H)_ij``, K and L the kernels of
-    `gaussian_kernel` of x and y, H = 1 - 1/n. Of infinitely many points it is 0 where they are independent and only there; of
-    n it is above 0, the more so the fewer they are.
+    ``HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L))`` with ``HSIC(K, L) = sum_ij (H K H)_ij (H L H)_ij``, K and L the
+    `gaussian_kernel` matrices of x and y, H = 1 - 1/n. In the limit of many points it is 0 if and only if x and y are
+    independent; with few points it is biased upwards.
 
     Args:
         x: (n, k).
-        y: (n, d), of the same items; of labels their one-hot vectors.
-        bandwidth: of both kernels, as in `gaussian_kernel`.
+        y: (n, d), of the same items; one-hot vectors for labels.
+        bandwidth: bandwidth of both kernels, as in `gaussian_kernel`.
 
     Returns:
         A scalar from 0 to 1; 0 where all x or all y are the same.
 
     Raises:
-        UserError: other shapes, less than two items, or a bandwidth that is not above 0.
+        UserError: the shapes do not match, there are fewer than two items, or a bandwidth is not above 0.
 
     Source: Gretton et al. 2005, Measuring statistical dependence with Hilbert-Schmidt norms, the biased estimate; normalised
         as in Cortes et al. 2012. As a constraint on latents, Lopez et al. 2018, arXiv 1805.08672.
@@ -123,31 +123,30 @@ def dependence(x: Tensor, y: Tensor, bandwidth: float | Sequence[float] | None =
 
 
 def gaussian_kernel(points: Tensor, bandwidth: float | Sequence[float] | None = None) -> Tensor:
-    """k(x, y) = exp(-|x - y|^2 / (2 h^2)) of every two points.
+    """Gaussian kernel matrix, k(x, y) = exp(-|x - y|^2 / (2 h^2)) for every pair of points.
 
     Args:
         points: (n, k).
-        bandwidth: h, in the unit of the points; several give the mean of their kernels; None the median rule, where h is the
-            median of the distances between distinct members (the lower of the middle two; 1 where it is 0), a constant to the
-            gradient.
+        bandwidth: h, in the unit of the points; the kernels of several bandwidths are averaged. None: the median rule, h the
+            median distance between different points (the lower one of the middle two; 1 where it is 0), without gradient.
 
     Returns:
         (n, n), in float32 or wider.
 
     Raises:
-        UserError: a bandwidth that is not above 0.
+        UserError: a bandwidth is not above 0.
 
     >>> gaussian_kernel(torch.tensor([[0.0], [1.0]]), bandwidth=1.0)[0, 1].log().item()
     -0.5
     """
     points = points.to(torch.promote_types(points.dtype, torch.float32))
-    points = points - points.detach().mean(0)  # the same distances, in smaller numbers
+    points = points - points.detach().mean(0)  # keeps the distances, but makes the numbers smaller
     with torch.autocast(points.device.type, enabled=False):
         norms = points.square().sum(1)  # (n,)
         distances = (norms[:, None] + norms - 2 * points @ points.T).clamp(min=0)  # (n, n) squared
     if bandwidth is None:
         distinct = torch.triu_indices(len(points), len(points), 1, device=points.device)
-        median = distances.detach()[distinct[0], distinct[1]].median()  # of squares: the square of the median
+        median = distances.detach()[distinct[0], distinct[1]].median()  # the median of squares is the square of the median
         squares = torch.where(median > 0, median, 1.0)[None]
     else:
         widths = [bandwidth] if isinstance(bandwidth, int | float) else list(bandwidth)
@@ -158,7 +157,7 @@ def gaussian_kernel(points: Tensor, bandwidth: float | Sequence[float] | None = 
 
 
 class KLTerms(NamedTuple):
-    """E_x KL(q(z | x) || p(z)) in three terms, each a scalar in nats."""
+    """The three terms of E_x KL(q(z | x) || p(z)), each a scalar in nats."""
 
     mutual_information: Tensor
     """I(x; z) = E[log q(z | x) - log q(z)]"""
@@ -169,23 +168,23 @@ class KLTerms(NamedTuple):
 
 
 def decompose_kl(z: Tensor, q: Independent, prior: Distribution, dataset_size: int, sampling: str = "stratified") -> KLTerms:
-    """The KL of a batch as mutual information, total correlation and dimension-wise KL.
+    """Decompose the KL of a batch into mutual information, total correlation and dimension-wise KL.
 
-    The aggregate q(z) over all N items is estimated from the b of the batch: ``q(z_i) ≈ sum_j w_ij q(z_i | x_j)``, with the
-    weights of `batch_weights`; the marginals q(z_j) alike.
+    The aggregate posterior q(z) over all N items is estimated from the b items of the batch,
+    ``q(z_i) ≈ sum_j w_ij q(z_i | x_j)`` with the weights of `batch_weights`, and so are its marginals q(z_j).
 
     Args:
-        z: (b, k), one draw from each of q.
+        z: (b, k), one draw from each q(z | x).
         q: q(z | x) of the batch, batch shape (b,), event (k,).
         prior: p(z), event (k,).
-        dataset_size: N.
+        dataset_size: number of items N of the data set.
         sampling: "stratified" or "weighted".
 
     Returns:
         The three terms; they sum to the mean of log q(z | x) - log p(z).
 
     Raises:
-        UserError: as `batch_weights`, or z of another shape.
+        UserError: as `batch_weights`, or z has another shape.
 
     Source: Chen et al. 2018, beta-TCVAE, arXiv 1802.04942.
 
@@ -196,9 +195,9 @@ def decompose_kl(z: Tensor, q: Independent, prior: Distribution, dataset_size: i
     3
     """
     log_weights = batch_weights(len(check_batch(z)), dataset_size, sampling).log().to(z)  # (b, b)
-    densities = q.base_dist.log_prob(z[:, None])  # (b, b, k): log q(z_i in each dimension | x_j)
+    densities = q.base_dist.log_prob(z[:, None])  # (b, b, k): log q(z_i | x_j) in each dimension
     joint = torch.logsumexp(log_weights + densities.sum(-1), 1)  # (b,) log q(z)
-    marginals = torch.logsumexp(log_weights[..., None] + densities, 1).sum(-1)  # (b,) sum over dimensions of their log q
+    marginals = torch.logsumexp(log_weights[..., None] + densities, 1).sum(-1)  # (b,) sum_j log q(z_j)
     return KLTerms(
         (q.log_prob(z) - joint).mean(),
         (joint - marginals).mean(),
@@ -207,23 +206,23 @@ def decompose_kl(z: Tensor, q: Independent, prior: Distribution, dataset_size: i
 
 
 def batch_weights(b: int, dataset_size: int, sampling: str = "stratified") -> Tensor:
-    """How much each item j of a batch counts in the average of q(z_i | x_j) over the data set: w_ij, (b, b) in float64.
+    """Weights w_ij, (b, b) in float64, that estimate the average of q(z_i | x_j) over a data set from a batch.
 
-    - "stratified": ``w_ii = 1 / N`` and ``w_ij = (N - 1) / (N (b - 1))``, so that over all batches that hold i, drawn without
-      replacement, the mean of the estimate is q(z_i).
-    - "weighted": ``w_ij = 1 / (N b)``. The estimate is too small by about N, a constant to the gradient: the mutual
-      information comes out too large by about log N, the total correlation by about (k - 1) log N.
+    - "stratified": ``w_ii = 1 / N`` and ``w_ij = (N - 1) / (N (b - 1))``, so that the estimate, averaged over all batches that
+      contain i, drawn without replacement, is q(z_i).
+    - "weighted": ``w_ij = 1 / (N b)``. The estimate is too small by a factor of about N, which does not affect the gradient;
+      the mutual information is too large by about log N, the total correlation by about (k - 1) log N.
 
     Args:
-        b: items in the batch, 2 or more.
-        dataset_size: N, at least b.
+        b: number of items in the batch, 2 or more.
+        dataset_size: number of items N of the data set, at least b.
         sampling: "stratified" or "weighted".
 
     Raises:
-        UserError: a value out of range, or an unknown name.
+        UserError: a value is out of range, or the name is unknown.
 
     Source: Chen et al. 2018, beta-TCVAE, arXiv 1802.04942. Their stratified weights give one neighbour of each item a smaller
-        weight than the others; here all neighbours weigh alike, the mean of theirs over the choice of that one.
+        weight than the others; here all neighbours have the same weight, the average of theirs over the choice of neighbour.
 
     >>> batch_weights(2, dataset_size=4).tolist()
     [[0.25, 0.75], [0.75, 0.25]]
@@ -237,11 +236,11 @@ def batch_weights(b: int, dataset_size: int, sampling: str = "stratified") -> Te
 
 
 def density_ratio_tc(logits: Tensor) -> Tensor:
-    """Total correlation by a discriminator of q(z) (class 0) from prod_j q(z_j) (class 1): mean(logit_0 - logit_1).
+    """Total correlation estimated by a discriminator of q(z) (class 0) and prod_j q(z_j) (class 1): mean(logit_0 - logit_1).
 
     Args:
-        logits: (b, 2) of draws from q(z). A discriminator trained on as many of both classes approaches logits that differ
-            by log q(z) - sum_j log q(z_j).
+        logits: (b, 2) of draws from q(z). With balanced classes, the difference of the optimal discriminator's logits is
+            log q(z) - sum_j log q(z_j).
 
     Returns:
         A scalar in nats.
@@ -255,11 +254,11 @@ def density_ratio_tc(logits: Tensor) -> Tensor:
 
 
 def permute_dims(z: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Draws from prod_j q(z_j): each column of z (b, k) in its own random order, without gradient.
+    """Draws from prod_j q(z_j): permutes each column of z (b, k) independently, without gradient.
 
     Args:
-        z: draws from q(z), other ones than the discriminator sees as class 0.
-        generator: makes the orders reproducible.
+        z: draws from q(z), different from those that the discriminator gets as class 0.
+        generator: makes the permutations reproducible.
 
     Source: Kim and Mnih 2018, FactorVAE, arXiv 1802.05983, algorithm 1.
 
@@ -272,22 +271,23 @@ def permute_dims(z: Tensor, generator: torch.Generator | None = None) -> Tensor:
 
 
 def covariance_penalty(q: Independent, version: str, off_diagonal: float, diagonal: float) -> Tensor:
-    """What DIP-VAE adds to the loss: the distance of the covariance of q(z) from the identity.
+    """DIP-VAE's penalty: the squared distance of the covariance of q(z) from the identity.
 
     ``off_diagonal sum_{i != j} C_ij^2 + diagonal sum_i (C_ii - 1)^2`` with C = Cov_x[mu(x)] ("i") or
-    C = Cov_x[mu(x)] + E_x[diag sigma^2(x)] ("ii"), the covariance of z itself; Cov is the mean over the batch, not over b - 1.
+    C = Cov_x[mu(x)] + E_x[diag sigma^2(x)] ("ii"), the covariance of z itself; Cov divides by b, not b - 1.
 
     Args:
         q: q(z | x) of a batch, batch shape (b,), event (k,).
         version: "i" or "ii".
-        off_diagonal: weight, 0 or above.
-        diagonal: weight, 0 or above; Locatello et al. 2019 take 10 x ``off_diagonal`` for "i" and the same for "ii".
+        off_diagonal: weight of the off-diagonal terms, 0 or above.
+        diagonal: weight of the diagonal terms, 0 or above; Locatello et al. 2019 use 10 x ``off_diagonal`` for "i" and
+            ``off_diagonal`` for "ii".
 
     Returns:
         A scalar.
 
     Raises:
-        UserError: another version, or a batch of one.
+        UserError: the version is unknown, or the batch has a single item.
 
     Source: Kumar et al. 2018, DIP-VAE, arXiv 1711.00848.
 
@@ -303,8 +303,8 @@ def covariance_penalty(q: Independent, version: str, off_diagonal: float, diagon
     if version == "ii":
         covariance = covariance + q.variance.mean(0).diag()
     variances = covariance.diagonal()  # (k,)
-    beside = covariance.square().sum() - variances.square().sum()
-    return off_diagonal * beside + diagonal * (variances - 1).square().sum()
+    covariances = covariance.square().sum() - variances.square().sum()
+    return off_diagonal * covariances + diagonal * (variances - 1).square().sum()
 
 
 def check_batch(z: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""log p(x) by importance sampling: the bound that a posterior's draws give, in bounded memory."""
+"""Importance-weighted bound on log p(x), computed in bounded memory."""
 
 import math
 from collections.abc import Callable
@@ -19,23 +19,23 @@ def importance_bound(
     chunk: int = 1024,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """The importance-weighted bound on log p(x), whose expectation rises with K to log p(x).
+    """Importance-weighted bound on log p(x), whose expectation increases with K towards log p(x).
 
     ``log 1/K sum_k p(x, z_k) / q(z_k | x)``, z_k ~ q(z | x); K = 1 is a one-sample ELBO, and q = p(z | x) gives log p(x)
     itself at any K.
 
     Args:
-        q: q(z | x), any that `rsample` draws from, batch shape (b,), event (k,).
+        q: q(z | x), any distribution that `rsample` accepts, batch shape (b,), event (k,).
         log_joint: z (n, b, k) -> log p(x, z), (n, b).
-        samples: K.
-        chunk: most draws (n b) that ``log_joint`` sees at once, or b where that is more.
+        samples: K, 1 or more.
+        chunk: largest number of draws (n b) passed to ``log_joint`` at once; b where that is more.
         generator: makes the draws reproducible.
 
     Returns:
         (b,) in nats, without gradient.
 
     Raises:
-        UserError: less than one sample.
+        UserError: ``samples`` is below 1.
 
     Source: Burda et al. 2016, Importance Weighted Autoencoders, arXiv 1509.00519, equation 8.
 

@@ -1,9 +1,9 @@
-"""Latent spaces: the Gaussian posterior an encoder ends in, the priors by name, and draws that a generator can repeat."""
+"""Latent spaces: the Gaussian posterior head of encoders, named priors, and reparameterised draws with a generator."""
 
 import inspect
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import zuko
@@ -15,15 +15,15 @@ from zuko.distributions import NormalizingFlow
 from mmgen.distributions import draw
 from mmgen.errors import UserError, check_at_least, check_one_of
 
-#: |log sigma| stays below this: sigma from 0.0025 to 403, precisions up to 1.6e5, which float32 adds without loss that matters
+#: bound of |log sigma|: sigma from 0.0025 to 403, and precisions up to 1.6e5, which float32 can add accurately enough
 LOG_SCALE_BOUND = 6.0
 
 
 class GaussianHead(nn.Module):
-    """The last layer of an encoder: q(z | x) = N(mu, sigma^2), independent over dimensions.
+    """Last layer of an encoder: q(z | x) = N(mu, sigma^2), independent over dimensions.
 
-    ``mu, s = W features + b`` and ``log sigma = B tanh(s / B)`` with B = `LOG_SCALE_BOUND`: near ``s`` for small s, bounded
-    for any, so no feature, however large, makes a variance 0 or infinite.
+    ``mu, s = W features + b`` and ``log sigma = B tanh(s / B)`` with B = `LOG_SCALE_BOUND`: close to ``s`` for small s and
+    bounded, so that even very large features give no variance of 0 or infinity.
 
     Args:
         dim: size d of the features.
@@ -38,7 +38,7 @@ class GaussianHead(nn.Module):
         self.linear = nn.Linear(dim, 2 * check_at_least("latent_dim", latent_dim, 1))
 
     def forward(self, features: Tensor) -> Independent:
-        """features (..., d) -> q(z | x), batch shape (...), one event of k numbers in float32 or wider."""
+        """Map features (..., d) to q(z | x), batch shape (...), event (k,), in float32 or wider."""
         parameters = self.linear(features)  # (..., 2k)
         parameters = parameters.to(torch.promote_types(parameters.dtype, torch.float32))  # bf16 is too coarse for KL
         mean, log_scale = parameters.chunk(2, -1)  # (..., k) each
@@ -46,7 +46,7 @@ class GaussianHead(nn.Module):
 
 
 class StandardPrior(nn.Module):
-    """p(z) = N(0, 1) in every dimension; nothing is learned.
+    """Standard Gaussian prior, p(z) = N(0, 1) in every dimension, without parameters.
 
     Args:
         latent_dim: size k of z.
@@ -67,15 +67,15 @@ class StandardPrior(nn.Module):
 
 
 class MixturePrior(nn.Module):
-    """p(z) = sum_c w_c N(mu_c, sigma_c^2), all three learned, diagonal in z.
+    """Learned mixture of diagonal Gaussians, p(z) = sum_c w_c N(mu_c, sigma_c^2).
 
     Args:
         latent_dim: size k of z.
         components: number of Gaussians.
-        spread: standard deviation of their means at the start; each begins with unit variance and equal weight.
+        spread: standard deviation of the initial means; the initial variances are 1 and the weights equal.
 
     Raises:
-        UserError: less than one component, or a negative spread.
+        UserError: there is less than one component, or the spread is negative.
 
     >>> MixturePrior(2, components=5)().component_distribution.batch_shape
     torch.Size([5])
@@ -95,18 +95,18 @@ class MixturePrior(nn.Module):
 
 
 class AggregatePrior(nn.Module):
-    """p(z) = N(0, 1) while the model trains; then sum_c w_c N(mu_c, sigma_c^2), a mixture fitted to its posteriors.
+    """Aggregate prior: N(0, 1) in training, then a mixture sum_c w_c N(mu_c, sigma_c^2) fitted to the posteriors.
 
-    What fits the posteriors of the training data best is their mean, the aggregate posterior 1/N sum_n q(z | x_n): N(0, 1) has
-    mass between its clusters, where decoders have learned nothing. `fit` takes draws of it; from then on p(z) is the mixture
-    in eval mode, losses included, and N(0, 1) in training.
+    The best prior for given posteriors is their average over the training data, the aggregate posterior 1/N sum_n q(z | x_n);
+    N(0, 1) also has mass between its clusters, where the decoder has not been trained. After `fit`, which takes draws of the
+    aggregate posterior, p(z) is the mixture in eval mode, losses included, and still N(0, 1) in training mode.
 
     Args:
         latent_dim: size k of z.
         components: number of Gaussians.
 
     Source: Ghosh et al. 2020, From Variational to Deterministic Autoencoders, arXiv 1903.12436, section 4 (ex-post density
-        estimation), there with 10 Gaussians of full covariance.
+        estimation); they use 10 Gaussians of full covariance.
 
     >>> prior = AggregatePrior(2, components=3)
     >>> prior.fit(torch.randn(50, 2))
@@ -138,7 +138,7 @@ class AggregatePrior(nn.Module):
             z: (n, k) draws of the aggregate posterior, n at least the number of components, and at least 2.
 
         Raises:
-            UserError: fewer draws, or another shape.
+            UserError: there are fewer draws, or they have another shape.
         """
         components, k = self.mean.shape
         if z.ndim != 2 or z.shape[1] != k or len(z) < max(components, 2):
@@ -146,21 +146,21 @@ class AggregatePrior(nn.Module):
             raise UserError("draws", got=f"shape {tuple(z.shape)}", expected=expected, fix=fix)
         mixture = GaussianMixture(components, covariance_type="diag", reg_covar=1e-4, random_state=0)
         mixture.fit(z.detach().double().cpu().numpy())
-        found = {"weight": mixture.weights_, "mean": mixture.means_, "scale": mixture.covariances_**0.5}
-        for name, value in found.items():
+        fitted = {"weight": mixture.weights_, "mean": mixture.means_, "scale": mixture.covariances_**0.5}
+        for name, value in fitted.items():
             getattr(self, name).copy_(torch.from_numpy(value))
 
 
 class FlowPrior(nn.Module):
-    """p(z) = N(f(z); 0, 1) |det df/dz|: a neural spline flow of coupling layers, one pass each way.
+    """Normalising flow prior, p(z) = N(f(z); 0, 1) |det df/dz|, with f a neural spline flow of coupling layers.
 
-    A spline bends z inside [-5, 5] and leaves it as it is beyond, so posteriors belong near the unit Gaussian.
+    The splines transform z inside [-5, 5] and are the identity outside, so the posteriors should stay near the unit Gaussian.
 
     Args:
         latent_dim: size k of z.
-        transforms: number of coupling layers, at least 3 for every dimension to see all others.
-        hidden: width of the two hidden layers of each one's network.
-        bins: pieces of each spline.
+        transforms: number of coupling layers; with 3 or more, every dimension depends on all others.
+        hidden: width of the two hidden layers of each coupling network.
+        bins: number of bins of each spline.
 
     Source: Durkan et al. 2019, Neural Spline Flows, arXiv 1906.04032; computed by zuko.
 
@@ -183,7 +183,7 @@ def fit_prior(prior: nn.Module, draws: Iterable[Tensor]) -> None:
     """Fit the prior "aggregate" to draws of the posteriors, (n_i, k) each.
 
     Raises:
-        UserError: another prior, or fewer draws than it has components.
+        UserError: it is another prior, or there are fewer draws than components.
 
     >>> fit_prior(AggregatePrior(2, components=3), [torch.randn(25, 2), torch.randn(25, 2)])
     """
@@ -202,7 +202,7 @@ PRIORS: dict[str, Callable[..., nn.Module]] = {
 
 
 def make_prior(name: str, latent_dim: int, **options: Any) -> nn.Module:
-    """The prior of this name: a module whose call returns p(z).
+    """Make the prior of a name: a module whose call returns p(z).
 
     Args:
         name: a key of `PRIORS`.
@@ -210,7 +210,7 @@ def make_prior(name: str, latent_dim: int, **options: Any) -> nn.Module:
         options: the other arguments of its class.
 
     Raises:
-        UserError: an unknown name or option.
+        UserError: the name or an option is unknown.
 
     >>> make_prior("mixture", 2, components=3)().event_shape
     torch.Size([2])
@@ -223,21 +223,21 @@ def make_prior(name: str, latent_dim: int, **options: Any) -> nn.Module:
 
 
 def rsample(distribution: Distribution, shape: tuple[int, ...] = (), generator: torch.Generator | None = None) -> Tensor:
-    """Draws through which gradients flow, from a diagonal Gaussian, a mixture of them, or a flow.
+    """Reparameterised draws from a diagonal Gaussian, a mixture of them, or a flow.
 
-    It is torch's ``rsample`` with what that lacks: a generator, and mixtures. Of a mixture the component is drawn, then
-    its Gaussian reparameterised, so the gradient reaches means and scales but not the mixture's weights.
+    Unlike torch's ``rsample``, it accepts a generator and mixtures. For a mixture, a component is drawn and its Gaussian
+    reparameterised, so the gradient reaches the means and scales but not the mixture's weights.
 
     Args:
         distribution: batch shape (...), event (k,).
-        shape: how many of each.
-        generator: makes the draw reproducible.
+        shape: sample shape.
+        generator: makes the draws reproducible.
 
     Returns:
         (*shape, ..., k).
 
     Raises:
-        UserError: a distribution of another kind.
+        UserError: the distribution is of another kind.
 
     >>> rsample(StandardPrior(2)(), (5,), torch.Generator().manual_seed(0)).shape
     torch.Size([5, 2])
@@ -245,7 +245,7 @@ def rsample(distribution: Distribution, shape: tuple[int, ...] = (), generator: 
     if isinstance(distribution, NormalizingFlow):
         return distribution.transform.inv(rsample(distribution.base, shape, generator))
     if isinstance(distribution, MixtureSameFamily):
-        weights, component = distribution.mixture_distribution.probs, distribution.component_distribution
+        weights, component = distribution.mixture_distribution.probs, cast(Independent, distribution.component_distribution)
         chosen = draw(weights.reshape(-1, weights.shape[-1]), math.prod(shape), generator)  # (batch, n)
         chosen = chosen.T.reshape(*shape, *distribution.batch_shape, 1, 1)  # (*shape, ..., 1, 1)
         chosen = chosen.expand(*chosen.shape[:-1], *distribution.event_shape)  # (*shape, ..., 1, k)
@@ -265,13 +265,13 @@ def rsample(distribution: Distribution, shape: tuple[int, ...] = (), generator: 
 
 
 def bounded_scale(log_scale: Tensor) -> Tensor:
-    """exp(B tanh(s / B)) with B = `LOG_SCALE_BOUND`: any number -> a standard deviation that is neither 0 nor infinite."""
+    """Map any number to a positive, finite standard deviation, exp(B tanh(s / B)) with B = `LOG_SCALE_BOUND`."""
     return (LOG_SCALE_BOUND * torch.tanh(log_scale / LOG_SCALE_BOUND)).exp()
 
 
 def diagonal_normal(mean: Tensor, scale: Tensor) -> Independent:
     """N(mean, scale^2), independent over the last dimension: (..., k) each -> batch shape (...), event (k,)."""
-    # unchecked: the rows of missing modalities may hold anything, and each check would wait for the device
+    # not validated: rows of missing modalities may hold anything, and each check would synchronise with the device
     return Independent(Normal(mean, scale, validate_args=False), 1, validate_args=False)
 
 

@@ -1,23 +1,25 @@
-"""Whether what is generated shows the same thing in every modality, by the labels that a judge gives it."""
+"""Coherence of generated modalities: the agreement of the labels that judges give them."""
 
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from mmgen.errors import UserError
+
 
 def conditional_coherence(judged: Tensor, labels: Tensor) -> float:
-    """The share of generated items in which the judge sees the label of what they were generated from.
+    """The share of generated items whose label, according to the judge, is that of the item they were generated from.
 
     Args:
         judged: (n,) whole numbers, the judge's label of each generated item.
-        labels: (n,) the labels of the items given, in the same order.
+        labels: (n,) whole numbers, the labels of the conditioning items, in the same order.
 
     Returns:
-        The share, from 0 to 1. A judge that errs lowers it: print its own accuracy beside it.
+        The share, from 0 to 1. Errors of the judge lower it: print the judge's accuracy beside it.
 
     Raises:
-        ValueError: there is no item, the shapes differ, or they are not whole numbers.
+        UserError: there is no item, the shapes differ, or they are not whole numbers.
 
     Source: Shi et al. 2019, arXiv 1911.03393 (cross coherence).
 
@@ -28,16 +30,16 @@ def conditional_coherence(judged: Tensor, labels: Tensor) -> float:
 
 
 def joint_coherence(judged: Mapping[str, Tensor]) -> float:
-    """The share of samples whose modalities are all judged to show the same label.
+    """The share of samples whose modalities all get the same label from their judges.
 
     Args:
         judged: modality -> (n,) whole numbers, its judge's label of each sample; two modalities or more.
 
     Returns:
-        The share, from 0 to 1. Samples that are all alike reach 1: look at them too.
+        The share, from 0 to 1. Samples that are all alike reach 1, so look at them too.
 
     Raises:
-        ValueError: there is no sample or one modality only, the shapes differ, or they are not whole numbers.
+        UserError: there is no sample or one modality only, the shapes differ, or they are not whole numbers.
 
     Source: Shi et al. 2019, arXiv 1911.03393 (joint coherence).
 
@@ -46,11 +48,12 @@ def joint_coherence(judged: Mapping[str, Tensor]) -> float:
     """
     shapes = {name: tuple(labels.shape) for name, labels in judged.items()}
     if len(shapes) < 2:
-        raise ValueError(f"judged: got {', '.join(shapes) or 'nothing'}, expected two modalities or more; judge another")
+        got = ", ".join(shapes) or "nothing"
+        raise UserError("judged", got=got, expected="two modalities or more", fix="judge another")
     if len(set(shapes.values())) > 1 or len(next(iter(shapes.values()))) != 1 or 0 in next(iter(shapes.values())):
-        raise ValueError(f"labels: got shapes {shapes}, expected (n >= 1,) for all; give one label an item")
+        raise UserError("labels", got=f"shapes {shapes}", expected="(n >= 1,) for all", fix="give one label an item")
     for name, labels in judged.items():
         if labels.is_floating_point() or labels.is_complex():
-            raise ValueError(f"{name}: got {labels.dtype}, expected whole numbers; take the argmax of the judge's logits")
+            raise UserError(name, got=labels.dtype, expected="whole numbers", fix="take the argmax of the judge's logits")
     first, *others = (labels.detach().cpu() for labels in judged.values())
     return float(torch.stack([first == other for other in others]).all(dim=0).double().mean())

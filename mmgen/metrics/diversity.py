@@ -1,8 +1,10 @@
-"""Diversity of generated texts, and the share of texts of them that hold given words."""
+"""Words of texts: the share of distinct n-grams, and the share of texts that hold given words."""
 
 import re
 from collections.abc import Sequence
 from statistics import fmean
+
+from mmgen.errors import UserError
 
 
 def distinct(texts: Sequence[str], n: int) -> float:
@@ -10,13 +12,13 @@ def distinct(texts: Sequence[str], n: int) -> float:
 
     Args:
         texts: one or more.
-        n: words of a piece, 1 or more.
+        n: length of the n-grams in words, 1 or more.
 
     Returns:
         0 to 1; 0 where no text has n words.
 
     Raises:
-        ValueError: no texts, or n below 1.
+        UserError: no texts, or n below 1.
 
     Source: Li et al. 2016, A Diversity-Promoting Objective Function for Neural Conversation Models, arXiv 1510.03055.
 
@@ -24,7 +26,8 @@ def distinct(texts: Sequence[str], n: int) -> float:
     (0.5, 0.6666666666666666)
     """
     if isinstance(texts, str) or not texts or n < 1:
-        raise ValueError(f"texts and n: got {texts!r} and {n}, expected a list of texts and 1 or more; correct them")
+        expected = "a list of texts and 1 or more"
+        raise UserError("texts and n", got=f"{texts!r} and {n}", expected=expected, fix="correct them")
     grams = [tuple(words[i : i + n]) for words in map(str.split, texts) for i in range(len(words) - n + 1)]
     return len(set(grams)) / len(grams) if grams else 0.0
 

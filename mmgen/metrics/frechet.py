@@ -1,7 +1,9 @@
-"""How far generated features are from real ones, as two Gaussians."""
+"""Fréchet distance between the features of real and generated items."""
 
 import torch
 from torch import Tensor
+
+from mmgen.errors import UserError
 
 
 def frechet_distance(real: Tensor, generated: Tensor) -> float:
@@ -9,18 +11,18 @@ def frechet_distance(real: Tensor, generated: Tensor) -> float:
 
     ``d^2 = |m_r - m_g|^2 + tr(S_r) + tr(S_g) - 2 tr((S_r S_g)^(1/2))``, the covariances with n - 1
 
-    The figure belongs to its features: name it after them, as ``fid_efficientnet_lite0``; "FID" is that of one Inception
-    network. Small sets bias it upwards, so compare figures of equally many items.
+    The distance depends on the features: name it after them, as ``fid_efficientnet_lite0``; "FID" alone means the features of
+    one Inception network. Small sets bias it upwards, so compare distances over equally many items.
 
     Args:
         real: (n, d) finite features of real items, n at least 2.
-        generated: (m, d) of generated items, m at least 2; fewer than d do as well.
+        generated: (m, d) finite features of generated items, m at least 2; n and m may be smaller than d.
 
     Returns:
         The distance, 0 or above, in the features' unit squared; computed in float64 on the CPU.
 
     Raises:
-        ValueError: the shapes do not fit, a set has fewer than two items, or a value is not finite.
+        UserError: the shapes do not fit, a set has fewer than two items, or a value is not finite.
 
     Source: Dowson and Landau 1982; Heusel et al. 2017, arXiv 1706.08500. With ``S = A^T A``, the trace of the square root is
     the sum of the singular values of ``A_r A_g^T``: no matrix square root, which is unstable for singular covariances.
@@ -31,19 +33,21 @@ def frechet_distance(real: Tensor, generated: Tensor) -> float:
     """
     if real.ndim != 2 or generated.ndim != 2 or real.shape[1] != generated.shape[1] or min(len(real), len(generated)) < 2:
         got = f"{tuple(real.shape)} and {tuple(generated.shape)}"
-        raise ValueError(f"real and generated: got shapes {got}, expected (n >= 2, d) and (m >= 2, d); flatten the features")
+        expected = "(n >= 2, d) and (m >= 2, d)"
+        raise UserError("real and generated", got=f"shapes {got}", expected=expected, fix="flatten the features")
     for name, features in {"real": real, "generated": generated}.items():
         if not features.isfinite().all():
             bad = int((~features.isfinite()).any(dim=1).nonzero()[0])
-            raise ValueError(f"{name}[{bad}]: got a value that is not finite, expected real numbers; check the encoder")
+            got = "a value that is not finite"
+            raise UserError(f"{name}[{bad}]", got=got, expected="real numbers", fix="check the encoder")
     (mean_r, root_r), (mean_g, root_g) = _moments(real), _moments(generated)
     trace = torch.linalg.svdvals(root_r @ root_g.T).sum()
     distance = (mean_r - mean_g).square().sum() + root_r.square().sum() + root_g.square().sum() - 2 * trace
-    return max(float(distance), 0.0)  # rounding may leave it just below
+    return max(float(distance), 0.0)  # rounding may make it slightly negative
 
 
 def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean (d,) and a root R (min(n, d), d) of the covariance, ``S = R^T R``."""
+    """Return the mean (d,) and a root R (min(n, d), d) of the covariance, ``S = R^T R``."""
     features = features.detach().cpu().double()
     mean = features.mean(dim=0)
     root = torch.linalg.qr((features - mean) / (len(features) - 1) ** 0.5, mode="r").R

@@ -1,45 +1,47 @@
-"""Figures over seeds: mean, standard deviation, and whether one system is above another."""
+"""Statistics over seeds: mean, standard deviation, and a test that one system is above another."""
 
 from collections.abc import Sequence
 
 import numpy as np
+
+from mmgen.errors import UserError
 
 
 def mean_sd(values: Sequence[float]) -> tuple[float, float]:
     """The mean and the sample standard deviation, ``sd^2 = sum (x - mean)^2 / (n - 1)``.
 
     Args:
-        values: one figure a seed.
+        values: one score a seed.
 
     Returns:
-        Mean and standard deviation; of one value the latter is not defined and nan.
+        Mean and standard deviation; the latter is nan for a single value.
 
     Raises:
-        ValueError: there is no value.
+        UserError: there is no value.
 
     >>> mean_sd([4.0, 5.0, 6.0])
     (5.0, 1.0)
     """
     if not len(values):
-        raise ValueError("values: got none, expected at least one; give one figure a seed")
+        raise UserError("values", got="none", expected="at least one", fix="give one score a seed")
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
 
 
 def paired_low(a: Sequence[float], b: Sequence[float], level: float = 0.95) -> float:
-    """The lower end of the t-interval of the mean of ``a - b``, paired by seed: above 0, "a above b" holds.
+    """The lower end of the t-interval of the mean of ``a - b``, paired by seed; above 0, a is significantly above b.
 
     ``low = mean(d) - t_{n-1}((1 + level) / 2) sd(d) / sqrt(n)`` with ``d = a - b``.
 
     Args:
-        a: one figure a seed, at least two.
-        b: the figures of the other system for the same seeds, in the same order.
+        a: one score a seed, at least two.
+        b: the scores of the other system for the same seeds, in the same order.
         level: the probability of the two-sided interval, between 0 and 1.
 
     Returns:
-        The lower end, in the unit of the figures.
+        The lower end, in the unit of the scores.
 
     Raises:
-        ValueError: the lengths differ, there are fewer than two pairs, or the level is out of range.
+        UserError: the lengths differ, there are fewer than two pairs, or the level is out of range.
 
     Source: Student 1908, The probable error of a mean.
 
@@ -47,10 +49,11 @@ def paired_low(a: Sequence[float], b: Sequence[float], level: float = 0.95) -> f
     -0.484
     """
     if len(a) != len(b) or len(a) < 2:
-        raise ValueError(f"a and b: got {len(a)} and {len(b)} values, expected as many, two or more; train more seeds")
+        got, expected = f"{len(a)} and {len(b)} values", "equally many, two or more"
+        raise UserError("a and b", got=got, expected=expected, fix="train more seeds")
     if not 0 < level < 1:
-        raise ValueError(f"level: got {level}, expected a number between 0 and 1; use 0.95")
-    from scipy.special import stdtrit  # here: it is slow to import, and `mmgen list` reads no figures
+        raise UserError("level", got=level, expected="a number between 0 and 1", fix="use 0.95")
+    from scipy.special import stdtrit  # imported late: scipy is slow to import, and `mmgen list` does not need it
 
-    mean, sd = mean_sd(np.subtract(a, b))
+    mean, sd = mean_sd([x - y for x, y in zip(a, b)])
     return mean - float(stdtrit(len(a) - 1, (1 + level) / 2)) * sd / len(a) ** 0.5

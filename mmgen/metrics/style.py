@@ -1,7 +1,7 @@
-"""How well texts were rewritten in another style: whether the style changed, what stayed, how people would have written it.
+"""Style-transfer metrics: accuracy of the new style, preservation of content, similarity to human rewrites, perplexity.
 
-No figure here says much alone. The input copied has the best self-BLEU there is and a better reference-BLEU than most systems,
-any sentence of the other style the best accuracy: so `style_scores` gives all of them. They see the words of `tokenize`.
+No score is meaningful alone: copying the input maximises self-BLEU and beats most systems in reference-BLEU, and any sentence
+of the other style maximises accuracy. `style_scores` therefore returns all of them. All use the tokens of `tokenize`.
 """
 
 import math
@@ -9,17 +9,20 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import numpy as np
 from sacrebleu import BLEU
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
-#: what stands beside every BLEU and perplexity made here
+from mmgen.errors import UserError
+
+#: tokenisation to report beside every BLEU and perplexity of this module
 TOKENISATION = (
     "mmgen style 1: lower-cased, punctuation and English clitics split (sacrebleu corpus BLEU-4, tok:none, smooth:exp)"
 )
 
-#: what has no content of its own beside scikit-learn's English stop words
+# function words missing from scikit-learn's English stop words are added
 _EMPTY = ENGLISH_STOP_WORDS | {"ca", "wo", "n't", "did", "does", "got", "just", "really"}
 _QUOTES = {"\N{RIGHT SINGLE QUOTATION MARK}": "'", "``": '"', "''": '"', "\N{LEFT DOUBLE QUOTATION MARK}": '"',
            "\N{RIGHT DOUBLE QUOTATION MARK}": '"', "\N{HORIZONTAL ELLIPSIS}": "..."}  # fmt: skip
@@ -30,16 +33,16 @@ _TOKEN = re.compile(
 
 
 def tokenize(text: str) -> list[str]:
-    """The words and marks of a text: lower case, punctuation split off, and the clitics n't, 's, 'm, 'd, 're, 've, 'll too.
+    """Lower-case words and punctuation marks of a text, with the clitics n't, 's, 'm, 'd, 're, 've, 'll split off.
 
-    Made to leave a text alone that is tokenised as the Penn Treebank is, but for its quotation marks, which become ``"``.
-    Hyphens inside a word, marks inside a number and runs of full stops stay in one piece.
+    A text already tokenised like the Penn Treebank is left unchanged, except that its quotation marks become ``"``. Hyphenated
+    words, numbers with marks inside and runs of full stops are one token each.
 
     Args:
-        text: in a language that writes spaces between words.
+        text: a text in a language that writes spaces between words.
 
     Returns:
-        The tokens; joined by spaces and tokenised again they stay the same.
+        The tokens; tokenising them again, joined by spaces, gives the same tokens.
 
     >>> tokenize("I can't say it's “well-made”: $1,000!")
     ['i', 'ca', "n't", 'say', 'it', "'s", '"', 'well-made', '"', ':', '$', '1,000', '!']
@@ -51,17 +54,17 @@ def tokenize(text: str) -> list[str]:
 
 
 def transfer_accuracy(predictions: Sequence[int] | np.ndarray, targets: Sequence[int] | np.ndarray | int) -> float:
-    """The share of texts that a judge takes to be in the style they were rewritten for.
+    """The share of rewritten texts that a classifier assigns to the target style.
 
     Args:
-        predictions: the judge's label of each text (n,), or its probabilities of the labels (n, classes).
-        targets: the label each text was rewritten for (n,), or one for all.
+        predictions: the classifier's label of each text (n,), or its probabilities of the labels (n, classes).
+        targets: the target label of each text (n,), or one for all.
 
     Returns:
-        0 to 1. Read it beside the judge's accuracy and beside that of human rewrites, which can be far below 1.
+        0 to 1. Compare it with the classifier's own accuracy and with the score of human rewrites, which can be far below 1.
 
     Raises:
-        ValueError: there is no text, or the shapes do not fit.
+        UserError: there is no text, or the shapes do not fit.
 
     >>> transfer_accuracy([[0.9, 0.1], [0.2, 0.8]], 1)
     0.5
@@ -70,16 +73,16 @@ def transfer_accuracy(predictions: Sequence[int] | np.ndarray, targets: Sequence
     labels = labels.argmax(1) if labels.ndim == 2 and labels.shape[1] else labels
     wanted = np.broadcast_to(targets, labels.shape) if np.ndim(targets) == 0 else np.asarray(targets)
     if not labels.size or labels.ndim != 1 or wanted.shape != labels.shape:
-        got = f"{np.shape(predictions)} and {np.shape(targets)}"
-        raise ValueError(f"predictions and targets: got shapes {got}, expected as many, one or more; give one of each a text")
+        got, fix = f"shapes {np.shape(predictions)} and {np.shape(targets)}", "give one of each a text"
+        raise UserError("predictions and targets", got=got, expected="equally many, one or more", fix=fix)
     return float((labels == wanted).mean())
 
 
 def self_bleu(outputs: Sequence[str], sources: Sequence[str]) -> float:
-    """Corpus BLEU-4 of the outputs against their own inputs: how much was kept, 0 to 100.
+    """Corpus BLEU-4 of the outputs against their own inputs, 0 to 100; measures how much of the input was kept.
 
     Raises:
-        ValueError: as `reference_bleu`.
+        UserError: as `reference_bleu`.
 
     >>> round(self_bleu(["the soup was not good"], ["The soup was not good"]))
     100
@@ -95,13 +98,13 @@ def reference_bleu(outputs: Sequence[str], references: Sequence[Sequence[str]]) 
 
     Args:
         outputs: n texts; an empty one matches nothing.
-        references: for each of them one or more rewrites.
+        references: one or more human rewrites of each text.
 
     Returns:
-        One figure for the corpus. A mean of the sentences' own BLEU is another figure, some 8 points away.
+        The score of the corpus, which differs from the mean of sentence BLEU scores by some 8 points.
 
     Raises:
-        ValueError: there is no text, the lengths differ, or a text has no reference.
+        UserError: there is no text, the lengths differ, or a text has no reference.
 
     Source: Papineni et al. 2002, BLEU; computed by sacrebleu, Post 2018, arXiv 1804.08771.
 
@@ -111,36 +114,40 @@ def reference_bleu(outputs: Sequence[str], references: Sequence[Sequence[str]]) 
     _check(references=(references, outputs))
     for i, rewrites in enumerate(references):
         if isinstance(rewrites, str) or not rewrites:
-            raise ValueError(f"references[{i}]: got {rewrites!r}, expected a list of one or more texts; write ['...']")
-    said = [_joined(text) for text in outputs]
+            expected = "a list of one or more texts"
+            raise UserError(f"references[{i}]", got=repr(rewrites), expected=expected, fix="write ['...']")
+    tokenized = [_joined(text) for text in outputs]
     truth = [[_joined(text) for text in rewrites] for rewrites in references]
     streams = [[item[i] if i < len(item) else None for item in truth] for i in range(max(map(len, truth)))]
-    return BLEU(tokenize="none", force=True).corpus_score(said, streams).score  # force: no warning that texts are tokenised
+    # force: no warning that the texts are already tokenised
+    return BLEU(tokenize="none", force=True).corpus_score(tokenized, streams).score  # type: ignore[arg-type]
 
 
 def style_lexicon(texts: Sequence[str], labels: Sequence[int], ratio: float = 3.0, prior: float = 10.0) -> frozenset[str]:
-    """The words that tell one style from the others: in it ``ratio`` times as frequent, or more, as in the others together.
+    """Words characteristic of a style: at least ``ratio`` times as frequent in it as in all other styles together.
 
-    ``(n + prior) >= ratio (n' N / N' + prior)``, n and n' counting a word in the style and in the others, N and N' all words.
+    ``(n + prior) >= ratio (n' N / N' + prior)``, n and n' the counts of a word in the style and in the others, N and N' the
+    counts of all words.
 
     Args:
-        texts: of every style; not those that a system to be scored was made from.
-        labels: the style of each.
-        ratio: above 1.
-        prior: above 0; the larger, the more often a word must be seen: a name met five times is not a word of style.
+        texts: texts of every style, not those used to build a system that is to be scored.
+        labels: the style of each text.
+        ratio: smallest ratio of frequencies, above 1.
+        prior: pseudo-count, above 0; it keeps rare words, such as a name that occurs five times, out of the lexicon.
 
     Returns:
-        The words, of all styles together.
+        The words of all styles together.
 
     Raises:
-        ValueError: the lengths differ, the ratio is 1 or below, or the prior 0 or below.
+        UserError: the lengths differ, the ratio is 1 or below, or the prior 0 or below.
 
     >>> sorted(style_lexicon(["good soup"] * 20 + ["bad soup"] * 20, [1] * 20 + [0] * 20))
     ['bad', 'good']
     """
     _check(labels=(labels, texts))
     if not (ratio > 1 and prior > 0):
-        raise ValueError(f"ratio and prior: got {ratio} and {prior}, expected above 1 and above 0; use 3 and 10")
+        got = f"{ratio} and {prior}"
+        raise UserError("ratio and prior", got=got, expected="above 1 and above 0", fix="use 3 and 10")
     counts: dict[int, Counter[str]] = {}
     for text, label in zip(texts, labels):
         counts.setdefault(label, Counter()).update(tokenize(text))
@@ -154,10 +161,10 @@ def style_lexicon(texts: Sequence[str], labels: Sequence[int], ratio: float = 3.
 
 
 def content_words(text: str, style_words: Collection[str] = ()) -> list[str]:
-    """The words that a change of style should leave: names, numbers, and what the text is about.
+    """Content words, which a change of style should preserve: names, numbers and topic words.
 
-    Tokens with a letter or a digit that are neither clitics, nor scikit-learn's English stop words, nor did, does, got, just,
-    really, nor among ``style_words``.
+    They are the tokens with a letter or digit, except clitics, scikit-learn's English stop words, did, does, got, just,
+    really, and ``style_words``.
 
     >>> content_words("The 2 waiters of Ann's were rude.", {"rude"})
     ['2', 'waiters', 'ann']
@@ -170,43 +177,43 @@ def content_words(text: str, style_words: Collection[str] = ()) -> list[str]:
 
 
 def content_recall(outputs: Sequence[str], sources: Sequence[str], style_words: Collection[str] = ()) -> float:
-    """The share of the inputs' `content_words` that their outputs still have, each occurrence counted once.
+    """The share of the inputs' `content_words` that the outputs keep, each occurrence counted once.
 
     Args:
         outputs: n texts.
         sources: their inputs.
-        style_words: as `style_lexicon` gives them; without, words such as "delicious" count as content.
+        style_words: words of style, from `style_lexicon`; without them, words such as "delicious" count as content.
 
     Returns:
         0 to 1, over all words of the corpus; nan where the inputs have no content word.
 
     Raises:
-        ValueError: there is no text, or the lengths differ.
+        UserError: there is no text, or the lengths differ.
 
     >>> content_recall(["ann served the soup"], ["Ann burnt the pea soup"], {"burnt"})
     0.6666666666666666
     """
     _check(sources=(sources, outputs))
     kept = wanted = 0
-    for said, source in zip(outputs, sources):
+    for output, source in zip(outputs, sources):
         words = Counter(content_words(source, style_words))
         wanted += words.total()
-        kept += (words & Counter(tokenize(said))).total()
+        kept += (words & Counter(tokenize(output))).total()
     return kept / wanted if wanted else float("nan")
 
 
 def perplexity(log_probs: Sequence[float], texts: Sequence[str]) -> float:
-    """A language model's perplexity a token of `tokenize`, the end of each text counted as one more.
+    """Perplexity of a language model per token of `tokenize`, the end of each text counted as one more token.
 
-    ``exp(- sum log p(text) / sum (tokens(text) + 1))``: the same unit whatever pieces the language model itself reads.
+    ``exp(- sum log p(text) / sum (tokens(text) + 1))``, which does not depend on the language model's own tokenizer.
 
     Args:
-        log_probs: natural logarithm of the probability of each whole text, its end included, by a model trained apart; let it
-            read ``" ".join(tokenize(text))``, so that capitals decide nothing between two systems.
+        log_probs: natural logarithm of the probability of each whole text, its end included, under a model trained on other
+            data; feed it ``" ".join(tokenize(text))``, so that capitalisation does not affect the comparison of systems.
         texts: the texts.
 
     Raises:
-        ValueError: there is no text, the lengths differ, or a log-probability is above 0 or not a number.
+        UserError: there is no text, the lengths differ, or a log-probability is above 0 or not a number.
 
     >>> round(perplexity([2 * math.log(0.5)], ["good"]), 6)
     2.0
@@ -214,21 +221,22 @@ def perplexity(log_probs: Sequence[float], texts: Sequence[str]) -> float:
     _check(texts=(texts, log_probs))
     for value in log_probs:
         if not value <= 0:
-            raise ValueError(f"log_probs: got {value}, expected natural logarithms of probabilities; check the language model")
+            expected = "natural logarithms of probabilities"
+            raise UserError("log_probs", got=value, expected=expected, fix="check the language model")
     return math.exp(-math.fsum(log_probs) / sum(len(tokenize(text)) + 1 for text in texts))
 
 
 def geometric_mean(values: Sequence[float]) -> float:
-    """``(x_1 ... x_n)^(1/n)``: 0 as soon as one of them is.
+    """Geometric mean ``(x_1 ... x_n)^(1/n)``; 0 if any value is 0.
 
     Raises:
-        ValueError: there is no value, or one is negative.
+        UserError: there is no value, or one is negative.
 
     >>> round(geometric_mean([2.0, 4.0, 8.0]), 6)
     4.0
     """
     if not len(values) or not all(value >= 0 for value in values):
-        raise ValueError(f"values: got {list(values)}, expected one or more of 0 and above; check the figures")
+        raise UserError("values", got=list(values), expected="one or more of 0 and above", fix="check the scores")
     return math.exp(math.fsum(map(math.log, values)) / len(values)) if all(values) else 0.0
 
 
@@ -241,24 +249,24 @@ def style_scores(
     log_probs: Sequence[float],
     style_words: Collection[str] = (),
 ) -> dict[str, float]:
-    """The figures of a set of rewritten texts, all together.
+    """All scores of a set of rewritten texts.
 
     Args:
         outputs: n texts.
         sources: their inputs.
-        references: for each of them one or more human rewrites.
-        predictions: what a judge trained apart says of each output, as in `transfer_accuracy`.
-        targets: the style each was rewritten for.
-        log_probs: of each output by a language model trained apart, as in `perplexity`.
-        style_words: what `content_recall` does not ask for, as `style_lexicon` gives it.
+        references: one or more human rewrites of each input.
+        predictions: labels or probabilities of the outputs from a classifier trained on other data, as in `transfer_accuracy`.
+        targets: the target style of each text, or one for all.
+        log_probs: log-probability of each output under a language model trained on other data, as in `perplexity`.
+        style_words: words that `content_recall` ignores, from `style_lexicon`.
 
     Returns:
         ``accuracy`` (0 to 1), ``self_bleu`` and ``ref_bleu`` (0 to 100), ``perplexity``, ``content_recall`` (0 to 1), and the
-        ``geometric_mean`` of 100 accuracy, self_bleu and ref_bleu (0 to 100). Perplexity has no best value, is least for the
-        emptiest sentences, and is not in the mean: set a bound to it.
+        ``geometric_mean`` of 100 accuracy, self_bleu and ref_bleu (0 to 100). The mean excludes perplexity, which has no best
+        value and is lowest for the blandest sentences: use it as an upper bound instead.
 
     Raises:
-        ValueError: as the functions of the figures.
+        UserError: as the functions of the single scores.
 
     >>> sources, references = ["the soup was really good"], [["the soup was really bad"]]
     >>> scores = style_scores(["the soup was really cold"], sources, references, [0], 0, [-12.0], {"good"})
@@ -283,11 +291,11 @@ def _joined(text: str) -> str:
     return " ".join(tokenize(text))
 
 
-def _check(**pairs: tuple[Sequence, Sequence]) -> None:
-    """One name with its values and what they belong to: as many, at least one, and no text in place of a list."""
+def _check(**pairs: tuple[Any, Any]) -> None:
+    """Check that each name's values and texts are lists, not strings, of the same length of at least one."""
     for name, (values, texts) in pairs.items():
         if isinstance(values, str) or isinstance(texts, str):
-            raise ValueError(f"{name}: got {values!r} for {texts!r}, expected lists; write ['...']")
+            raise UserError(name, got=f"{values!r} for {texts!r}", expected="lists", fix="write ['...']")
         if len(values) != len(texts) or not len(texts):
-            got = f"{len(values)} for {len(texts)}"
-            raise ValueError(f"{name}: got {got} texts, expected one of each text, at least one; give them in the same order")
+            got, expected = f"{len(values)} for {len(texts)} texts", "one for each text, at least one"
+            raise UserError(name, got=got, expected=expected, fix="give them in the same order")

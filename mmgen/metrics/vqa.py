@@ -1,13 +1,15 @@
-"""Whether answers to questions about pictures are right: exact match after the VQA normalisation."""
+"""Accuracy of visual question answering: exact match after the VQA normalisation."""
 
 import re
 from collections.abc import Sequence
+
+from mmgen.errors import UserError
 
 ARTICLES = {"a", "an", "the"}
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 DIGITS = {"none": "0", **{word: str(i) for i, word in enumerate(NUMBERS)}}
 MARKS = ';/[]"{}()=+\\_-><@`,?!'
-# in one spelling each; an answer may leave out any of their apostrophes
+# one spelling of each; an answer may leave out any of the apostrophes
 CONTRACTIONS = """
     ain't aren't can't couldn't could've didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll
     how's i'm i've isn't it'd it'll let's ma'am mightn't might've mustn't must've needn't not've oughtn't
@@ -23,13 +25,13 @@ SPELLING = {c.replace("'", ""): c for c in CONTRACTIONS.split()}
 def normalise(answer: str) -> str:
     """An answer as the VQA evaluation compares it: lower case, without articles, punctuation and line ends, numbers as digits.
 
-    A mark that stands beside a space is dropped, any other becomes a space; all are dropped from an answer with a comma
-    between digits. A point stays before a digit only. The words none and zero to ten become digits, and contractions get
-    their apostrophes.
+    A punctuation mark next to a space is dropped, any other becomes a space; in an answer with a comma between digits all are
+    dropped. A full stop is kept only before a digit. The words none and zero to ten become digits, and contractions get their
+    apostrophes.
 
-    Source: the evaluation of Antol et al. 2015, VQA, and Goyal et al. 2017, VQA v2. It differs in that an answer of nothing
-        but articles stays as it is, that curly apostrophes count as straight ones, and that a contraction may lack any of its
-        apostrophes; there the spellings are listed.
+    Source: the evaluation of Antol et al. 2015, VQA, and Goyal et al. 2017, VQA v2, with three differences: an answer of
+        articles alone is left unchanged, curly apostrophes count as straight ones, and a contraction may lack any of its
+        apostrophes, not only those of the listed misspellings.
 
     >>> normalise("The Two red-ish dogs, dont they?"), normalise("1,000 (or 2.50)."), normalise("A")
     ("2 red ish dogs don't they", '1000 or 2.50', 'a')
@@ -45,7 +47,7 @@ def normalise(answer: str) -> str:
 
 
 def exact_match(made: Sequence[str], true: Sequence[str]) -> float:
-    """The share of answers that are the true ones after `normalise`.
+    """The share of answers that equal the true answer after `normalise`.
 
     Args:
         made: n answers of a model; an empty one is wrong.
@@ -55,16 +57,18 @@ def exact_match(made: Sequence[str], true: Sequence[str]) -> float:
         The mean over items, from 0 to 1.
 
     Raises:
-        ValueError: there are none, their numbers differ, or nothing is left of a true answer.
+        UserError: there are none, their numbers differ, or a true answer has no word.
 
     >>> exact_match(["Yes.", "two", "red"], ["yes", "2", "blue"])
     0.6666666666666666
     """
     if not made:
-        raise ValueError("made: got none, expected at least one answer; give the answers to judge")
+        raise UserError("made", got="none", expected="at least one answer", fix="give the answers to judge")
     if len(made) != len(true):
-        raise ValueError(f"true: got {len(true)}, expected {len(made)}, one for each answer made; give them in the same order")
+        expected = f"{len(made)}, one for each answer made"
+        raise UserError("true", got=len(true), expected=expected, fix="give them in the same order")
     for i, answer in enumerate(true):
         if not normalise(answer):
-            raise ValueError(f"true[{i}]: got {answer!r}, expected an answer with a word; leave the item out")
+            expected = "an answer with a word"
+            raise UserError(f"true[{i}]", got=repr(answer), expected=expected, fix="leave the item out")
     return sum(normalise(m) == normalise(t) for m, t in zip(made, true)) / len(made)

@@ -1,4 +1,4 @@
-"""Sound as a log-mel spectrogram: convolutions over frequency and time, both ways."""
+"""Sound as a log-mel spectrogram: convolutional encoder and decoder over frequency and time."""
 
 from torch import Tensor, nn
 from torch.distributions import Independent
@@ -8,7 +8,7 @@ from mmgen.modalities.layers.convolution import ConvEncoder, Deconvolution
 
 
 class AudioEncoder(nn.Module):
-    """A log-mel spectrogram read as a picture of one channel.
+    """Convolutional encoder of a log-mel spectrogram, treated as a picture of one channel.
 
     Args:
         shape: (mels, frames).
@@ -26,18 +26,18 @@ class AudioEncoder(nn.Module):
         self.convolutions = ConvEncoder((1, *shape), dim, width)
 
     def forward(self, spectrogram: Tensor) -> Tensor:
-        """spectrogram (b, mels, frames) -> (b, d)."""
+        """Compute features (b, d) of a spectrogram (b, mels, frames)."""
         return self.convolutions(spectrogram[:, None])
 
 
 class AudioDecoder(nn.Module):
-    """z (..., latent_dim) -> p(spectrogram | z), one event of (mels, frames).
+    """Deconvolution decoder p(spectrogram | z), event (mels, frames).
 
     Args:
         latent_dim: size of z.
         shape: (mels, frames).
-        likelihood: name of a family, see `mmgen.distributions.Likelihood`.
-        scale: its scale; None learns one.
+        likelihood: family of `mmgen.distributions.Likelihood`.
+        scale: scale of the likelihood; None: learned.
         width: channels before the last convolution.
 
     >>> import torch
@@ -58,5 +58,5 @@ class AudioDecoder(nn.Module):
         self.likelihood = Likelihood(likelihood, event_dims=2, scale=scale)
 
     def forward(self, z: Tensor) -> Independent:
-        """z (..., latent_dim) -> p(spectrogram | z)."""
+        """Compute p(spectrogram | z) of z (..., latent_dim)."""
         return self.likelihood(self.deconvolution(z).squeeze(-3))  # (..., mels, frames)

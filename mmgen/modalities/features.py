@@ -1,4 +1,4 @@
-"""Features of a frozen encoder, computed once and kept on disk."""
+"""Features of a frozen encoder, computed once and cached on disk."""
 
 import hashlib
 import json
@@ -17,14 +17,14 @@ from mmgen.storage import cache_folder, cache_written, filled_whole
 
 def cached_features(read: Callable[[Tensor], Mapping[str, Tensor]], values: Sequence[Any], process: Callable[[Any], Tensor],
                     key: Mapping[str, Any], batch_size: int = 64) -> dict[str, Tensor]:  # fmt: skip
-    """Run ``read`` over all ``values`` once; later calls with the same ``key`` map the result from disk.
+    """Run ``read`` over all ``values`` once; later calls with the same ``key`` memory-map the result.
 
     Args:
-        read: a batch (b, ...) -> name -> features (b, ...), such as a frozen encoder.
-        values: raw values; of a `Column`, errors of ``process`` name the row.
-        process: one raw value -> tensor.
-        key: all that the features depend on: weights, transform, data. JSON values.
-        batch_size: values read at once.
+        read: function of a batch (b, ...) that returns name -> features (b, ...), such as a frozen encoder.
+        values: raw values; for a `Column`, errors of ``process`` name the row.
+        process: function from a raw value to a tensor.
+        key: JSON values of everything that the features depend on: weights, transform, data.
+        batch_size: number of values in a batch.
 
     Returns:
         Name -> (n, ...) float16, memory-mapped.
@@ -39,10 +39,10 @@ def cached_features(read: Callable[[Tensor], Mapping[str, Tensor]], values: Sequ
 
 
 def mean_and_std(features: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean and the standard deviation of every feature, at least 0.001, by which features are standardised.
+    """Mean and standard deviation, at least 0.001, of every feature, for standardisation.
 
     Args:
-        features: (n, c); a memory map is read piece by piece.
+        features: (n, c); a memory map is read in pieces.
 
     Returns:
         (c,) and (c,), float64.

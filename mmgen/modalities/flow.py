@@ -1,4 +1,4 @@
-"""Optical flow: where each pixel of a picture goes, predicted from a code and the picture's feature maps."""
+"""Optical flow: a decoder that predicts each pixel's motion from a code and the picture's feature maps."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,11 +10,11 @@ from mmgen.modalities.touch import SLOPE
 
 
 class Flow(NamedTuple):
-    """A predicted flow at rising resolution, in pixels of the picture that was read, and where it is believed to be any.
+    """Predicted flow at increasing resolutions, in pixels of the input picture, and logits that there is motion.
 
     Args:
-        scales: (b, 2, h_i, w_i) each, coarse to fine, each twice as fine as the one before: right and down.
-        mask_logits: (b, 1, h, w) of the finest.
+        scales: (b, 2, h_i, w_i) each, right and down, coarse to fine, each with twice the resolution of the one before.
+        mask_logits: (b, 1, h, w) at the finest resolution.
     """
 
     scales: list[Tensor]
@@ -22,22 +22,22 @@ class Flow(NamedTuple):
 
     @property
     def finest(self) -> Tensor:
-        """The finest flow, where the mask holds it probable that there is any: (b, 2, h, w)."""
+        """Finest flow times the probability of motion, (b, 2, h, w)."""
         return self.scales[-1] * self.mask_logits.sigmoid()
 
 
 class FlowDecoder(nn.Module):
-    """A code z and the feature maps of a picture -> the flow to the next picture, at as many scales as there are maps.
+    """Decoder from a code z and a picture's feature maps to the flow to the next picture, at the scale of each map.
 
-    At the coarsest, z stands at every place beside the map. Each next scale reads the one before, twice enlarged, with its
-    flow, and the map of its own size.
+    The coarsest scale reads the map with z at every position. Each next scale reads the features and flow of the one before,
+    upsampled by two, and the map of its own size.
 
     Args:
         latent_dim: size k of z.
-        map_channels: of the feature maps, coarse to fine.
-        widths: channels of each scale but the first, for as many.
+        map_channels: channels of the feature maps, coarse to fine.
+        widths: channels of each scale except the first; surplus entries are ignored.
 
-    Source: Lee et al. 2019, arXiv 1810.10191, section III-B, whose decoder is FlowNet's (Fischer et al. 2015).
+    Source: Lee et al. 2019, arXiv 1810.10191, section III-B, who use the decoder of FlowNet (Fischer et al. 2015).
 
     >>> maps = [torch.zeros(3, c, side, side) for c, side in ((16, 2), (8, 4))]
     >>> flow = FlowDecoder(5, [16, 8])(torch.zeros(3, 5), maps)
@@ -56,10 +56,10 @@ class FlowDecoder(nn.Module):
             channels.append(width + of_map + 2)
         self.flows = nn.ModuleList(nn.Conv2d(c, 2, 3, padding=1) for c in channels)
         self.mask = nn.Conv2d(channels[-1], 1, 3, padding=1)
-        self.to(memory_format=torch.channels_last)  # as the maps are
+        self.to(memory_format=torch.channels_last)  # the memory format of the maps
 
     def forward(self, z: Tensor, maps: Sequence[Tensor]) -> Flow:
-        """z (b, k), maps (b, c_i, h_i, w_i), coarse to fine, each of twice the side -> the flow at each of their sizes."""
+        """Compute the flow at each map's size from z (b, k) and maps (b, c_i, h_i, w_i), coarse to fine, sides doubling."""
         x = torch.cat([z[:, :, None, None].expand(-1, -1, *maps[0].shape[2:]), maps[0]], 1)  # (b, k + c_0, h_0, w_0)
         scales = [self.flows[0](x)]  # (b, 2, h_0, w_0)
         for enlarge, enlarge_flow, predict, of_picture in zip(self.enlarge, self.enlarge_flow, self.flows[1:], maps[1:]):

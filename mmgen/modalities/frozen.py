@@ -1,16 +1,20 @@
-"""Frozen means frozen: no gradient for the weights, eval mode for ever."""
+"""Freezing of modules: no gradient for the weights, and permanent eval mode."""
+
+from typing import TypeVar
 
 from torch import nn
 
+Network = TypeVar("Network", bound=nn.Module)
 
-def freeze(module: nn.Module, stored: bool = False) -> nn.Module:
-    """Freeze ``module`` in place: its weights take no gradient and it stays in eval mode through any ``.train()``.
+
+def freeze(module: Network, stored: bool = False) -> Network:
+    """Freeze ``module`` in place: its weights get no gradient, and ``.train()`` leaves it in eval mode.
 
     Gradients still flow through it to its inputs.
 
     Args:
-        module: what is frozen.
-        stored: save its weights with the model it is part of; otherwise that names where they come from.
+        module: the module.
+        stored: save its weights with the model that contains it; otherwise the model stores only their origin.
 
     Returns:
         The same module.
@@ -27,5 +31,5 @@ def freeze(module: nn.Module, stored: bool = False) -> nn.Module:
 
 
 def frozen_prefixes(module: nn.Module) -> tuple[str, ...]:
-    """The state-dict prefixes of the frozen parts in ``module`` that are not stored with it, as ``("language_model.",)``."""
+    """State-dict prefixes of the frozen parts of ``module`` that are not stored with it, as ``("language_model.",)``."""
     return tuple(f"{name}." for name, part in module.named_modules() if getattr(part, "is_frozen", False) and name)

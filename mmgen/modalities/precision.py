@@ -1,4 +1,4 @@
-"""Number formats that fit the machine: bfloat16 where it is computed natively, float32 elsewhere."""
+"""Choice of the floating-point format: bfloat16 where the machine computes it natively, float32 elsewhere."""
 
 import functools
 import logging
@@ -12,16 +12,15 @@ from mmgen.errors import check_one_of
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 NAMES = ("auto", *DTYPES)
-# flags of `torch.cpu.get_capabilities`: the first two of x86, the others of Arm
+# flags of `torch.cpu.get_capabilities`: the first two for x86, the others for Arm
 NATIVE_FLAGS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
 
 
 @functools.cache
 def native_bfloat16(device: str | None = None) -> bool:
-    """Return whether a device multiplies bfloat16 matrices natively.
+    """Test whether a device multiplies bfloat16 matrices natively.
 
-    A processor without such instructions emulates them, 5 to 30 times slower than float32. ``ONEDNN_MAX_CPU_ISA`` is
-    respected.
+    Processors without such instructions emulate them, 5 to 30 times slower than float32. ``ONEDNN_MAX_CPU_ISA`` is respected.
 
     Args:
         device: ``cuda`` or ``cpu``; None: a GPU where there is one and ``ACCELERATE_USE_CPU`` is not set, else the processor.
@@ -32,20 +31,20 @@ def native_bfloat16(device: str | None = None) -> bool:
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     flags = torch.cpu.get_capabilities()
-    # the flags name what the processor has; oneDNN says whether it may use it
+    # the flags describe the processor; oneDNN reports whether it may use the instructions
     return torch.backends.mkldnn.is_available() and any(flags.get(f) for f in NATIVE_FLAGS) and _onednn_has_bfloat16()
 
 
 def resolve_dtype(name: str) -> torch.dtype:
-    """The torch dtype of a name; ``auto`` is bfloat16 where `native_bfloat16` holds and float32 elsewhere.
+    """Torch dtype of a name; ``auto`` is bfloat16 where `native_bfloat16` holds and float32 elsewhere.
 
-    An explicit ``bf16`` that this machine emulates is logged once, as a warning with the measured factor.
+    If this machine emulates an explicit ``bf16``, a warning with the measured slowdown is logged once.
 
     Args:
         name: ``auto``, ``bf16``, ``fp16`` or ``fp32``.
 
     Raises:
-        UserError: another name.
+        UserError: the name is unknown.
 
     >>> resolve_dtype("fp32"), resolve_dtype("auto") == (torch.bfloat16 if native_bfloat16() else torch.float32)
     (torch.float32, True)
@@ -59,7 +58,7 @@ def resolve_dtype(name: str) -> torch.dtype:
 
 @functools.cache  # once
 def warn_of_emulated_bfloat16(fix: str) -> None:
-    """Log, once, that this machine emulates bfloat16, and by which factor float32 is faster.
+    """Log once that this machine emulates bfloat16, and by which factor float32 is faster.
 
     Args:
         fix: the setting that avoids it.
@@ -75,7 +74,7 @@ def _onednn_has_bfloat16() -> bool:
 
 
 def _slowdown_of_bfloat16() -> float:
-    """Time of one matrix product in bfloat16 divided by its time in float32, each the shortest of three."""
+    """Measure the time of a matrix product in bfloat16 divided by that in float32, each the shortest of three."""
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
         x, weight = torch.ones(128, 576, dtype=dtype), torch.ones(1536, 576, dtype=dtype)

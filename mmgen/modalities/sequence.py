@@ -1,4 +1,4 @@
-"""Sequences of feature vectors, such as embedded words or frames of a face: recurrent or transformer layers, both ways."""
+"""Sequences of feature vectors, such as word embeddings or video frames: recurrent or transformer encoder and decoder."""
 
 import torch
 from torch import Tensor, nn
@@ -14,19 +14,19 @@ NETWORKS = ("gru", "lstm", "transformer")
 
 
 class SequenceEncoder(nn.Module):
-    """The mean of the features of the real positions, each in the light of the others.
+    """Encoder of sequences to the mean of contextual features over the real positions.
 
     Args:
-        size: numbers a position.
+        size: size of the vector at a position.
         dim: width d of the features.
         network: "gru", "lstm" or "transformer".
         depth: number of layers.
-        bidirectional: whether a position sees those after it.
-        heads: attention heads of the transformer; d is a multiple of twice their number.
-        dropout: share of activations dropped in training.
+        bidirectional: let positions depend on later ones too.
+        heads: number of attention heads of the transformer; d is a multiple of twice this number.
+        dropout: dropout rate.
 
     Raises:
-        UserError: an unknown network, or a dim that does not divide.
+        UserError: the network is unknown, or ``dim`` is not divisible.
 
     >>> encoder = SequenceEncoder(size=5, dim=16)
     >>> encoder(torch.zeros(2, 7, 5), torch.ones(2, 7, dtype=torch.bool)).shape
@@ -49,37 +49,37 @@ class SequenceEncoder(nn.Module):
         self.layers = build_layers(network, dim, depth, bidirectional, heads, dropout)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x (b, t, size), mask (b, t) True at real positions -> (b, d); zeros where there are none."""
+        """Compute features (b, d) of x (b, t, size), mask (b, t) True at real positions; zeros where there are none."""
         steps = self.steps(x, mask)  # (b, t, d)
         if mask is None:
             return steps.mean(1)
         return steps.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)  # (b, d)
 
     def steps(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The features of every position: x (b, t, size), mask (b, t) -> (b, t, d), zeros at padding."""
+        """Compute features of every position: x (b, t, size), mask (b, t) -> (b, t, d), zeros at padding."""
         if mask is None:
             return self.layers(self.embed(x), None)
-        x = torch.where(mask[..., None], x, 0.0)  # whatever the padding holds, NaN included
+        x = torch.where(mask[..., None], x, 0.0)  # padding may hold anything, even NaN
         return torch.where(mask[..., None], self.layers(self.embed(x), mask), 0.0)
 
 
 class SequenceDecoder(nn.Module):
-    """p(x | z) = prod_i p(x_i | z): every position reads z and where it is, none reads x.
+    """Non-autoregressive decoder p(x | z) = prod_i p(x_i | z) that reads z and a learned vector for each position.
 
     Args:
         latent_dim: size of z.
-        size: numbers a position.
-        length: longest sequence.
-        network: "gru" or "lstm" (a position depends on those before it through the hidden state), or "transformer".
+        size: size of the vector at a position.
+        length: largest number of positions.
+        network: "gru" or "lstm" (a position depends on earlier ones through the hidden state), or "transformer".
         dim: width of the layers.
         depth: number of layers.
-        heads: attention heads of the transformer; ``dim`` is a multiple of twice their number.
-        dropout: share of activations dropped in training.
-        likelihood: name of a family, see `mmgen.distributions.Likelihood`.
-        scale: its scale; None learns one.
+        heads: number of attention heads of the transformer; ``dim`` is a multiple of twice this number.
+        dropout: dropout rate.
+        likelihood: family of `mmgen.distributions.Likelihood`.
+        scale: scale of the likelihood; None: learned.
 
     Raises:
-        UserError: an unknown network, or a dim that does not divide.
+        UserError: the network is unknown, or ``dim`` is not divisible.
 
     >>> decoder = SequenceDecoder(4, size=5, length=7, dim=16)
     >>> decoder(torch.zeros(2, 4)).log_prob(torch.zeros(2, 3, 5)).shape
@@ -107,7 +107,7 @@ class SequenceDecoder(nn.Module):
         self.likelihood = Likelihood(likelihood, event_dims=2, scale=scale)
 
     def forward(self, z: Tensor) -> "PaddedSequence":
-        """z (..., latent_dim) -> p(x | z), batch shape (...), event (length, size)."""
+        """Compute p(x | z) of z (..., latent_dim), batch shape (...), event (length, size)."""
         x = self.expand(z.reshape(-1, 1, z.shape[-1])) + self.place  # (n, length, d)
         x = self.project(self.layers(x, None))  # (n, length, size)
         likelihood = self.likelihood(x.reshape(*z.shape[:-1], *x.shape[1:]))
@@ -115,11 +115,10 @@ class SequenceDecoder(nn.Module):
 
 
 class PaddedSequence(Independent):
-    """Independent positions, of which a sequence may fill some: log p(x | z) = sum over its real positions.
+    """Distribution of sequences with independent positions: log p(x | z) is a sum over the real positions.
 
-    How many they are is given, not modelled: no probability is spent on the length.
-
-    Like torch's `Independent` of 2 dimensions: batch shape (...), event (length, size).
+    The length of a sequence is given, not modelled. Otherwise it is like torch's `Independent` of 2 dimensions: batch shape
+    (...), event (length, size).
 
     >>> from torch.distributions import Normal
     >>> steps = PaddedSequence(Normal(torch.zeros(1, 4, 2), 1.0), 2)
@@ -129,11 +128,11 @@ class PaddedSequence(Independent):
     """
 
     def log_prob(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The sum over real positions.
+        """Sum the log-probabilities of the real positions.
 
         Args:
             x: (..., t, size), t at most ``length``.
-            mask: (..., t) bool, True at real positions; None where all t are.
+            mask: (..., t) bool, True at real positions; None: all are real.
 
         Returns:
             (...) in nats.
@@ -154,10 +153,10 @@ class PaddedSequence(Independent):
 def build_layers(
     network: str, dim: int, depth: int, bidirectional: bool, heads: int, dropout: float
 ) -> "RecurrentLayers | TransformerLayers":
-    """The layers of this name: (b, t, d) and mask (b, t) or None -> (b, t, d), padding read by no real position.
+    """Make layers that map (b, t, d) and a mask (b, t) or None to (b, t, d), real positions independent of padding.
 
     Raises:
-        UserError: an unknown network, less than one layer, or a dim that does not divide.
+        UserError: the network is unknown, there is less than one layer, or ``dim`` is not divisible.
     """
     check_at_least("depth", depth, 1)
     if check_one_of("network", network, NETWORKS) == "transformer":
@@ -166,21 +165,21 @@ def build_layers(
 
 
 class RecurrentLayers(nn.Module):
-    """A GRU or LSTM over the real positions; with two directions, half of the width for each."""
+    """GRU or LSTM over the real positions; each of two directions has half of the width."""
 
     def __init__(self, network: str, dim: int, depth: int, bidirectional: bool, dropout: float) -> None:
         super().__init__()
         if bidirectional and dim % 2:
             raise UserError("dim", got=dim, expected="an even number for two directions", fix=f"set dim={dim + 1}")
         self.dropout = nn.Dropout(dropout)
-        between = dropout if depth > 1 else 0.0  # torch warns of a dropout between layers where there is one
+        between = dropout if depth > 1 else 0.0  # torch warns about dropout with a single layer
         cells = {"gru": nn.GRU, "lstm": nn.LSTM}[network]
         hidden = dim // 2 if bidirectional else dim
         self.cells = cells(dim, hidden, depth, batch_first=True, dropout=between, bidirectional=bidirectional)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """x (b, t, d), mask (b, t) -> (b, t, d), without meaning at padding."""
-        if x.device.type == "cpu" and not native_bfloat16("cpu"):  # oneDNN has no bfloat16 LSTM for such a processor
+        """Compute features (b, t, d) of x (b, t, d), mask (b, t); undefined at padding."""
+        if x.device.type == "cpu" and not native_bfloat16("cpu"):  # oneDNN lacks a bfloat16 LSTM for such processors
             with torch.autocast("cpu", enabled=False):
                 return self._read(x.to(self.cells.weight_ih_l0.dtype), mask)
         return self._read(x, mask)
@@ -188,17 +187,17 @@ class RecurrentLayers(nn.Module):
     def _read(self, x: Tensor, mask: Tensor | None) -> Tensor:
         if mask is None:
             return self.dropout(self.cells(x)[0])
-        order = (~mask).argsort(stable=True, dim=1)  # (b, t) real positions first, wherever the padding is
+        order = (~mask).argsort(stable=True, dim=1)  # (b, t), moves real positions to the front
         x = x.gather(1, order[..., None].expand_as(x))
-        lengths = mask.sum(1).clamp(min=1).cpu()  # torch takes no empty sequence
+        lengths = mask.sum(1).clamp(min=1).cpu()  # torch does not accept empty sequences
         packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
         x, _ = pad_packed_sequence(self.cells(packed)[0], batch_first=True, total_length=mask.shape[1])
-        x = x.gather(1, order.argsort(1)[..., None].expand_as(x))  # back to where they were
+        x = x.gather(1, order.argsort(1)[..., None].expand_as(x))  # restore the order
         return self.dropout(x)
 
 
 class TransformerLayers(nn.Module):
-    """Transformer layers with rotary positions counted over the real ones."""
+    """Transformer layers with rotary positions, which count real positions only."""
 
     def __init__(self, dim: int, depth: int, bidirectional: bool, heads: int, dropout: float) -> None:
         super().__init__()
@@ -209,7 +208,7 @@ class TransformerLayers(nn.Module):
         initialise(self, depth)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """x (b, t, d), mask (b, t) -> (b, t, d), without meaning at padding."""
+        """Compute features (b, t, d) of x (b, t, d), mask (b, t); undefined at padding."""
         t = x.shape[1]
         positions = torch.arange(t, device=x.device)[None]  # (1, t)
         if mask is not None:
@@ -218,7 +217,9 @@ class TransformerLayers(nn.Module):
         if not self.bidirectional:
             attend = causal_mask(mask, 0, t, x.device)
         elif mask is not None:
-            itself = torch.eye(t, dtype=torch.bool, device=x.device)  # padding sees itself: no softmax over nothing
+            itself = torch.eye(
+                t, dtype=torch.bool, device=x.device
+            )  # padding attends to itself, as a softmax over no keys is NaN
             attend = mask[:, None, None, :] | itself  # (b, 1, t, t)
         angles = rotary_angles(positions, self.head_dim, x.dtype)
         for block in self.blocks:

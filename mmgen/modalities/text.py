@@ -1,4 +1,4 @@
-"""Text: token ids -> features by a transformer encoder; a latent -> p(text | z) by the causal transformer."""
+"""Text: a transformer encoder of token ids, and an autoregressive transformer decoder p(text | z)."""
 
 from typing import Any
 
@@ -11,14 +11,14 @@ from mmgen.modalities.layers.transformer import Block, check_heads, initialise, 
 
 
 class TextEncoder(nn.Module):
-    """A bidirectional transformer over token ids.
+    """Bidirectional transformer over token ids.
 
     Args:
         vocabulary: number of tokens.
         dim: width d of the features.
         depth: number of layers.
-        heads: attention heads; d is a multiple of twice their number.
-        dropout: share of activations dropped in training.
+        heads: number of attention heads; d is a multiple of twice this number.
+        dropout: dropout rate.
 
     >>> encoder = TextEncoder(vocabulary=10, dim=16, depth=1, heads=2)
     >>> encoder(torch.tensor([[1, 2, 0]]), torch.tensor([[True, True, False]])).shape
@@ -35,7 +35,7 @@ class TextEncoder(nn.Module):
         initialise(self, depth)
 
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Mean of the features of the real tokens: ids (b, t), mask (b, t) -> (b, d); zeros where there are none."""
+        """Compute the mean feature (b, d) of the real tokens of ids (b, t), mask (b, t); zeros where there are none."""
         tokens = self.tokens(ids, mask)  # (b, t, d)
         if mask is None:
             return tokens.mean(1)
@@ -43,13 +43,15 @@ class TextEncoder(nn.Module):
         return (tokens * real).sum(1) / real.sum(1).clamp(min=1)  # (b, d)
 
     def tokens(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Features of every token, in the light of all real ones: ids (b, t), or embeddings (b, t, d), and mask (b, t)."""
+        """Compute contextual features (b, t, d) of ids (b, t), or embeddings (b, t, d), with a mask (b, t) of real tokens."""
         x = ids if ids.is_floating_point() else self.embed(ids)  # (b, t, d)
         t, attend = ids.shape[1], None
         positions = torch.arange(t, device=ids.device)[None]  # (1, t)
         if mask is not None:
             positions = (mask.cumsum(1) - 1).clamp(min=0)  # (b, t)
-            itself = torch.eye(t, dtype=torch.bool, device=ids.device)  # padding sees itself: no softmax over nothing
+            itself = torch.eye(
+                t, dtype=torch.bool, device=ids.device
+            )  # padding attends to itself, as a softmax over no keys is NaN
             attend = mask[:, None, None, :] | itself  # (b, 1, t, t)
         angles = rotary_angles(positions, self.head_dim, x.dtype)
         for block in self.blocks:
@@ -58,17 +60,17 @@ class TextEncoder(nn.Module):
 
 
 class TextDecoder(nn.Module):
-    """p(text | z) = prod_i p(x_i | x_1, ..., x_{i-1}, z): the latent is the first embedding that the transformer reads.
+    """Autoregressive decoder p(text | z) = prod_i p(x_i | x_1, ..., x_{i-1}, z); z is projected to the first embedding.
 
     Args:
         latent_dim: size of z.
         vocabulary: number of tokens.
-        length: longest text in tokens, ``stop`` included.
+        length: largest number of tokens of a text, ``stop`` included.
         stop: token that ends a text, the tokenizer's EOS.
         dim: width of the transformer.
-        depth: its layers.
-        heads: its attention heads.
-        dropout: share of activations dropped in training.
+        depth: number of layers.
+        heads: number of attention heads.
+        dropout: dropout rate.
 
     Attributes:
         likelihood: None, as a sequence of tokens has no likelihood of single numbers.
@@ -102,7 +104,7 @@ class TextDecoder(nn.Module):
 
     def _logits(self, z: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         prefix = self.prefix(z)[:, None]  # (b, 1, d)
-        return self.transformer(ids, prefix, mask)[:, :-1]  # (b, t, v): the last predicts what comes after the text
+        return self.transformer(ids, prefix, mask)[:, :-1]  # (b, t, v); the last position predicts beyond the text
 
     def _sample(self, z: Tensor, generator: torch.Generator | None, **options: Any) -> Tensor:
         prompt = self.prefix(z)[:, None]  # (b, 1, d)

@@ -1,4 +1,4 @@
-"""Touch: forces at the wrist by causal convolutions over time; where the hand is, and how it is to move, by perceptrons."""
+"""Touch: causal convolutions over wrist forces, and perceptrons of the hand's state and action."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -7,21 +7,21 @@ from torch import Tensor, nn
 
 from mmgen.errors import UserError
 
-SLOPE = 0.1  # of every LeakyReLU here
+SLOPE = 0.1  # negative slope of every LeakyReLU
 
 
 class ForceEncoder(nn.Module):
-    """The newest readings of a force-torque sensor: causal convolutions of two readings, two apart, down to one.
+    """Encoder of force-torque readings: causal convolutions of kernel and stride 2 down to one position.
 
-    A feature of time t depends on readings up to t alone, so a sensor's stream can be read as it comes.
+    Features at time t depend only on readings up to t, so that a sensor can be read as a stream.
 
     Args:
         dim: size d of the features.
-        readings: how many are read, a power of two.
-        channels: of one reading: force and torque along three axes each.
+        readings: number of readings, a power of two.
+        channels: channels of a reading: force and torque along three axes.
 
     Raises:
-        UserError: ``readings`` is no power of two from 2 on.
+        UserError: ``readings`` is not a power of two, or below 2.
 
     Source: Lee et al. 2019, Making Sense of Vision and Touch, arXiv 1810.10191, section III-A.
 
@@ -43,15 +43,15 @@ class ForceEncoder(nn.Module):
         self.convolutions = nn.Sequential(*layers)
 
     def forward(self, force: Tensor) -> Tensor:
-        """force (b, c, readings), standardised, the newest last -> (b, d)."""
-        return self.convolutions(force.tanh()).squeeze(-1)  # a blow counts as a strong push
+        """Compute features (b, d) of standardised readings (b, c, readings), the newest last."""
+        return self.convolutions(force.tanh()).squeeze(-1)  # tanh limits the effect of impacts
 
 
 class StateEncoder(nn.Module):
-    """A few numbers by a perceptron: the pose and velocity of the hand, or the move that it is to make.
+    """Perceptron of a few numbers: the pose and velocity of the hand, or its action.
 
     Args:
-        sizes: of the numbers, the hidden layers and the features.
+        sizes: sizes of the input, the hidden layers and the features.
 
     Source: Lee et al. 2019, section III-A.
 
@@ -69,5 +69,5 @@ class StateEncoder(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, state: Tensor) -> Tensor:
-        """state (b, n) -> (b, d)."""
+        """Compute features (b, d) of a state (b, n)."""
         return self.layers(state)

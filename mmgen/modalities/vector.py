@@ -1,4 +1,4 @@
-"""Vectors of measurements: a small multilayer perceptron each way."""
+"""Vectors of measurements: multilayer perceptrons as encoder and decoder."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -10,7 +10,7 @@ from mmgen.distributions import Likelihood
 
 
 def multilayer_perceptron(sizes: Sequence[int]) -> nn.Sequential:
-    """Linear layers from each size to the next, a SiLU between them.
+    """Make linear layers from each size to the next, with SiLU in between.
 
     >>> len(multilayer_perceptron([4, 8, 2]))
     3
@@ -22,12 +22,12 @@ def multilayer_perceptron(sizes: Sequence[int]) -> nn.Sequential:
 
 
 class VectorEncoder(nn.Module):
-    """x (b, size) -> features (b, dim).
+    """Multilayer perceptron from a vector to features.
 
     Args:
         size: length of the vector.
         dim: size of the features.
-        hidden: sizes of the layers between.
+        hidden: sizes of the hidden layers.
 
     >>> import torch
     >>> VectorEncoder(6, dim=16)(torch.zeros(2, 6)).shape
@@ -40,19 +40,19 @@ class VectorEncoder(nn.Module):
         self.layers = multilayer_perceptron([size, *hidden, dim])
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (b, size) -> (b, dim)."""
+        """Compute features (b, dim) of x (b, size)."""
         return self.layers(x)
 
 
 class VectorDecoder(nn.Module):
-    """z (..., latent_dim) -> p(x | z), one event of ``size`` numbers.
+    """Perceptron decoder p(x | z), event (size,).
 
     Args:
         latent_dim: size of z.
         size: length of the vector.
-        likelihood: name of a family, see `mmgen.distributions.Likelihood`.
-        scale: its scale; None learns one.
-        hidden: sizes of the layers between.
+        likelihood: family of `mmgen.distributions.Likelihood`.
+        scale: scale of the likelihood; None: learned.
+        hidden: sizes of the hidden layers.
 
     >>> import torch
     >>> VectorDecoder(2, size=6)(torch.zeros(3, 2)).log_prob(torch.zeros(3, 6)).shape
@@ -72,5 +72,5 @@ class VectorDecoder(nn.Module):
         self.likelihood = Likelihood(likelihood, event_dims=1, scale=scale)
 
     def forward(self, z: Tensor) -> Independent:
-        """z (..., latent_dim) -> p(x | z)."""
+        """Compute p(x | z) of z (..., latent_dim)."""
         return self.likelihood(self.layers(z))

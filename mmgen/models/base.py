@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from huggingface_hub import ModelHubMixin, snapshot_download
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution
 
 from mmgen.data.batch import Batch
-from mmgen.data.processors import Processor, Source, load_processors, save_processors
+from mmgen.data.processors import Source, load_processors, save_processors
 from mmgen.distributions import draw
 from mmgen.errors import UserError, check_at_least, check_one_of, counted, first_line
 from mmgen.modalities.frozen import frozen_prefixes
@@ -59,9 +59,13 @@ class Model(nn.Module, ModelHubMixin):
     #: the constructor value that holds those of a model inside this one, which `load` may override too
     inside: ClassVar[str | None] = None
 
+    if TYPE_CHECKING:  # buffers and submodules: torch's own `Tensor | Module` fits neither
+
+        def __getattr__(self, name: str) -> Any: ...
+
     def __init__(self) -> None:
         super().__init__()
-        self.processors: dict[str, Processor] = {}
+        self.processors: dict[str, Any] = {}  # a `Processor` each, with settings of its own
         #: figures of the last `losses`, without gradient, that the training loop logs beside its terms
         self.monitored: dict[str, Tensor] = {}
         #: optimiser steps done, written by the training loop: what schedules read; a tensor, so compiled code stays valid

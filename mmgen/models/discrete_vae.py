@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from mmgen.latents.discrete import VectorQuantizer, annealed, gumbel_softmax, kl
 from mmgen.modalities.kinds import check_values
 from mmgen.modalities.layers.convolution import GridDecoder, GridEncoder
 from mmgen.models.base import Losses, Model, check_generate
+from mmgen.ranges import AtLeast, Share, checked
 
 
 class DiscreteVAE(Model):
@@ -61,28 +62,27 @@ class DiscreteVAE(Model):
     name = "discrete_vae"
     from_prior = True
 
+    @checked
     def __init__(
         self,
         shape: Sequence[int] = (3, 32, 32),
-        codes: int = 512,
-        dim: int = 32,
+        codes: Annotated[int, AtLeast(2)] = 512,
+        dim: Annotated[int, AtLeast(1)] = 32,
         quantizer: Literal["gumbel", "vq"] = "vq",
-        width: int = 128,
-        halvings: int = 2,
-        depth: int = 2,
+        width: Annotated[int, AtLeast(1)] = 128,
+        halvings: Annotated[int, AtLeast(1)] = 2,
+        depth: Annotated[int, AtLeast(0)] = 2,
         likelihood: str = "normal",
         scale: float | None = None,
         temperature: tuple[float, float] = (1.0, 1 / 16),
-        temperature_steps: int = 1000,
-        kl: float = 0.1,
-        kl_steps: int = 1000,
-        commitment: float = 0.25,
-        decay: float = 0.99,
+        temperature_steps: Annotated[int, AtLeast(1)] = 1000,
+        kl: Annotated[float, AtLeast(0)] = 0.1,
+        kl_steps: Annotated[int, AtLeast(0)] = 1000,
+        commitment: Annotated[float, AtLeast(0)] = 0.25,
+        decay: Annotated[float, Share(0.99)] = 0.99,
     ) -> None:
         super().__init__()
         check_one_of("quantizer", quantizer, ("gumbel", "vq"))
-        for what, value, low in (("codes", codes, 2), ("kl", kl, 0), ("kl_steps", kl_steps, 0)):
-            check_at_least(what, value, low)
         annealed(0, temperature_steps, *temperature)  # fails now for a value out of range
         self.shape, self.k = tuple(shape), codes
         self.temperature, self.temperature_steps, self.kl, self.kl_steps = tuple(temperature), temperature_steps, kl, kl_steps

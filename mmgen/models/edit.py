@@ -12,7 +12,7 @@ A sentence that no change improves comes back as it was, letter by letter; so do
 
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from mmgen.data.batch import Batch, placed
 from mmgen.data.label import LabelProcessor
 from mmgen.data.text import tokens_of, train_word_tokenizer
-from mmgen.errors import UserError, check_at_least, check_one_of, check_texts
+from mmgen.errors import UserError, check_one_of, check_texts
 from mmgen.models.base import Losses, Model
 from mmgen.models.style.ngrams import BEGIN, END, UNKNOWN, NgramTable, framed, style_counts, word_vectors, words_between
 from mmgen.models.style.spelling import Item, pieces_of, spell_changed
+from mmgen.ranges import AtLeast, checked
 
 CREDIT = 4.0  # nats a word: about what one costs in either language model
 AT_ONCE = 256  # sentences changed together
@@ -73,6 +74,7 @@ class Edit(Model):
     name = "edit"
     sequences = ("text",)
 
+    @checked
     def __init__(
         self,
         class_names: list[str],
@@ -80,25 +82,19 @@ class Edit(Model):
         pairs: int,
         triples: int,
         gaps: int,
-        choices: int = 12,
+        choices: Annotated[int, AtLeast(1)] = 12,
         margin: float = 2.5,
-        fluency: float = 0.3,
-        change: float = 1.6,
-        deletion: float = 1.6,
-        insertion: float = 1.2,
-        rounds: int = 4,
-        rivals: int = 16,
-        l2: float = 2e-5,
+        fluency: Annotated[float, AtLeast(0)] = 0.3,
+        change: Annotated[float, AtLeast(1)] = 1.6,
+        deletion: Annotated[float, AtLeast(0)] = 1.6,
+        insertion: Annotated[float, AtLeast(0)] = 1.2,
+        rounds: Annotated[int, AtLeast(1)] = 4,
+        rivals: Annotated[int, AtLeast(1)] = 16,
+        l2: Annotated[float, AtLeast(0)] = 2e-5,
     ) -> None:
         super().__init__()
         if len(class_names) != 2:
             raise UserError("class_names", got=class_names, expected="two styles", fix="give texts of exactly two styles")
-        for name, value in {"choices": choices, "rounds": rounds, "rivals": rivals}.items():
-            check_at_least(name, value, 1)
-        check_at_least("change", change, 1)
-        weights = {"fluency": fluency, "deletion": deletion, "insertion": insertion, "l2": l2}
-        for name, value in weights.items():
-            check_at_least(name, value, 0)
         self.class_names, self.choices, self.margin, self.fluency = list(class_names), choices, margin, fluency
         self.change, self.deletion, self.insertion, self.rounds = change, deletion, insertion, rounds
         self.rivals, self.l2 = rivals, l2
@@ -323,6 +319,7 @@ class Edit(Model):
         return self.between[place].long().where((self.gaps[place] == key)[:, None], -1)
 
     def framed(self, items: Sequence[list[Item]]) -> Tensor:
+        """Token ids of the items' words, each between its start and end, (b, t)."""
         return framed([[word for word, _, _ in piece] for piece in items]).to(self.bias.device)
 
     def _log_likelihood(self, batch: Batch) -> Tensor:

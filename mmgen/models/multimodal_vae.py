@@ -6,7 +6,7 @@ present become one, and in which bounds are summed. Each modality is encoded onc
 
 import math
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from mmgen.latents.importance import importance_bound
 from mmgen.latents.spaces import GaussianHead, fit_prior, make_prior, rsample
 from mmgen.modalities.kinds import KINDS, build_decoder, build_encoder, check_name, check_values
 from mmgen.models.base import Losses, Model, check_generate
+from mmgen.ranges import AtLeast, Between, checked
 
 KEYS = ("kind", "shape", "encoder", "decoder", "weight")
 OBJECTIVES = ("mvae", "mmvae", "mopoe", "mvtcae")
@@ -84,15 +85,16 @@ class MultimodalVAE(Model):
     name = "multimodal_vae"
     from_prior = True
 
+    @checked
     def __init__(
         self,
         modalities: dict[str, dict[str, Any]] | None = None,
-        latent_dim: int = 16,
+        latent_dim: Annotated[int, AtLeast(1)] = 16,
         objective: str = "mopoe",
-        beta: float = 1.0,
-        random_subsets: int = 0,
-        samples: int = 1,
-        alpha: float = 0.9,
+        beta: Annotated[float, AtLeast(0)] = 1.0,
+        random_subsets: Annotated[int, AtLeast(0)] = 0,
+        samples: Annotated[int, AtLeast(1)] = 1,
+        alpha: Annotated[float, Between(0, 1)] = 0.9,
         rescale: bool = False,
         prior: str = "standard",
         prior_settings: dict[str, Any] | None = None,
@@ -104,13 +106,11 @@ class MultimodalVAE(Model):
             fix = 'give {"image": {"kind": "image", "shape": [1, 28, 28]}}'
             raise UserError("modalities", got="none", expected="at least one", fix=fix)
         self.objective = check_one_of("objective", objective, OBJECTIVES)
-        self.beta, self.samples = check_at_least("beta", beta, 0), check_at_least("samples", samples, 1)
+        self.beta, self.samples = beta, samples
         most = max(0, 2**m - m - 2)
-        if not 0 <= random_subsets <= most:
+        if random_subsets > most:
             fix = f"use {most} or fewer"
             raise UserError("random_subsets", got=random_subsets, expected=f"0 to {most} with {m} modalities", fix=fix)
-        if not 0 <= alpha <= 1:
-            raise UserError("alpha", got=alpha, expected="a number from 0 to 1", fix="set alpha=0.9")
         self.random_subsets, self.alpha = random_subsets, alpha
         self.sequences = tuple(name for name, values in self.modalities.items() if KINDS[values["kind"]].tokens)
         self.weights = likelihood_weights(self.modalities, rescale)

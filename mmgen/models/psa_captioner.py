@@ -1,7 +1,7 @@
 """A captioner whose soft words reach the frozen language model as keys and values of every layer, not as a prefix."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +11,8 @@ from transformers import DynamicCache
 from mmgen.conditioning.language_model import CACHE
 from mmgen.conditioning.pseudo_self_attention import PseudoSelfAttention
 from mmgen.data.batch import Batch
-from mmgen.errors import UserError
 from mmgen.models.captioner import PROMPT_SCALE, Captioner
+from mmgen.ranges import Above, checked
 
 
 class PseudoSelfAttentionCaptioner(Captioner):
@@ -37,10 +37,9 @@ class PseudoSelfAttentionCaptioner(Captioner):
     name = "psa_captioner"
     inside = "captioner"
 
-    def __init__(self, captioner: Mapping[str, Any], scale: float = 1.0) -> None:
+    @checked
+    def __init__(self, captioner: Mapping[str, Any], scale: Annotated[float, Above(0)] = 1.0) -> None:
         super().__init__(**captioner)
-        if not scale > 0:
-            raise UserError("scale", got=scale, expected="a number above 0", fix="use 1 for example")
         self.scale, lm = scale, self.language_model
         self.attention = PseudoSelfAttention(lm.model.config, lm.width)
         self.place = nn.Parameter(torch.randn(self.words.n, lm.width))

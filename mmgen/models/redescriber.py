@@ -2,18 +2,19 @@
 
 import inspect
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from mmgen.data.batch import Batch, placed
 from mmgen.distributions import AutoregressiveCategorical
-from mmgen.errors import UserError, check_at_least, check_one_of, check_share
+from mmgen.errors import UserError, check_one_of
 from mmgen.modalities.kinds import OWN, check_values
 from mmgen.modalities.layers.convolution import ConvEncoder
 from mmgen.modalities.text import TextDecoder
 from mmgen.models.base import Losses, Model, check_generate
+from mmgen.ranges import AtLeast, Share, checked
 
 
 class Redescriber(Model):
@@ -48,14 +49,15 @@ class Redescriber(Model):
     name = "redescriber"
     sequences = ("text",)
 
+    @checked
     def __init__(
         self,
         shape: Sequence[int] = (3, 32, 32),
-        vocabulary: int = 1024,
-        length: int = 24,
+        vocabulary: Annotated[int, AtLeast(1)] = 1024,
+        length: Annotated[int, AtLeast(1)] = 24,
         stop: int = 2,
-        noise: float = 0.4,
-        shift: float = 0.0625,
+        noise: Annotated[float, AtLeast(0)] = 0.4,
+        shift: Annotated[float, Share()] = 0.0625,
         encoder: dict[str, Any] | None = None,
         decoder: dict[str, Any] | None = None,
     ) -> None:
@@ -66,8 +68,8 @@ class Redescriber(Model):
             known = [name for name in inspect.signature(network).parameters if name not in (*OWN, "stop")]
             for key in settings or {}:
                 check_one_of(f"{what}.{key}", key, known)
-        self.shape, self.vocabulary, self.length = tuple(shape), vocabulary, check_at_least("length", length, 1)
-        self.noise, self.shift = check_at_least("noise", noise, 0), check_share("shift", shift)
+        self.shape, self.vocabulary, self.length = tuple(shape), vocabulary, length
+        self.noise, self.shift = noise, shift
         self.encoder = ConvEncoder(self.shape, **(encoder or {}))
         self.decoder = TextDecoder(self.encoder.dim, vocabulary, length, stop, **(decoder or {}))
 

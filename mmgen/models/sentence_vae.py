@@ -1,6 +1,6 @@
 """A sentence VAE: one latent for a whole sentence, an autoregressive decoder, and two guards against posterior collapse."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from mmgen.modalities.kinds import check_values
 from mmgen.modalities.layers.autoregressive import check_sampling
 from mmgen.modalities.text import TextDecoder, TextEncoder
 from mmgen.models.base import Losses, Model, check_generate
+from mmgen.ranges import AtLeast, Between, checked
 
 
 class SentenceVAE(Model):
@@ -58,16 +59,17 @@ class SentenceVAE(Model):
     from_prior = True
     sequences = ("text",)
 
+    @checked
     def __init__(
         self,
         vocabulary: int = 1024,
-        length: int = 32,
-        latent_dim: int = 32,
+        length: Annotated[int, AtLeast(1)] = 32,
+        latent_dim: Annotated[int, AtLeast(1)] = 32,
         stop: int = 2,
         dropped: int = 0,
-        word_dropout: float = 0.0,
-        free_bits: float = 0.0,
-        anneal_steps: int = 0,
+        word_dropout: Annotated[float, Between(0, 1)] = 0.0,
+        free_bits: Annotated[float, AtLeast(0)] = 0.0,
+        anneal_steps: Annotated[int, AtLeast(0)] = 0,
         encoder: dict[str, Any] | None = None,
         decoder: dict[str, Any] | None = None,
     ) -> None:
@@ -77,19 +79,14 @@ class SentenceVAE(Model):
                 raise UserError(what, got=value, expected=f"a token, 0 to {vocabulary - 1}", fix="see the tokenizer")
         if dropped == stop:
             raise UserError("dropped", got=dropped, expected="another token than stop", fix="take the padding token")
-        if not 0 <= word_dropout <= 1:
-            raise UserError("word_dropout", got=word_dropout, expected="a probability, 0 to 1", fix="set word_dropout=0.3")
         for what, settings, known in (("encoder", encoder, _ENCODER), ("decoder", decoder, _DECODER)):
             for key in settings or {}:
                 check_one_of(f"{what}.{key}", key, known)
         self.vocabulary, self.stop, self.dropped, self.word_dropout = vocabulary, stop, dropped, word_dropout
-        self.free_bits, self.anneal_steps = (
-            check_at_least("free_bits", free_bits, 0),
-            check_at_least("anneal_steps", anneal_steps, 0),
-        )
+        self.free_bits, self.anneal_steps = free_bits, anneal_steps
         self.encoder = TextEncoder(vocabulary, **(encoder or {}))
         self.head = GaussianHead(self.encoder.dim, latent_dim)
-        self.decoder = TextDecoder(latent_dim, vocabulary, check_at_least("length", length, 1), stop, **(decoder or {}))
+        self.decoder = TextDecoder(latent_dim, vocabulary, length, stop, **(decoder or {}))
         self.prior = StandardPrior(latent_dim)
 
     @property

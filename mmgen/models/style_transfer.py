@@ -7,7 +7,7 @@ it is written, a translation back, or rewards.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from torch.func import functional_call
 from mmgen.data.batch import Batch, placed
 from mmgen.data.label import LabelProcessor
 from mmgen.data.text import tokens_of, train_word_tokenizer
-from mmgen.errors import UserError, check_at_least, check_one_of, check_share, check_texts
+from mmgen.errors import UserError, check_one_of, check_texts
 from mmgen.latents.discrete import reinforce, straight_through
 from mmgen.modalities.layers.autoregressive import CausalTransformer, sample
 from mmgen.modalities.layers.transformer import Cache
@@ -26,6 +26,7 @@ from mmgen.models.base import Losses, Model
 from mmgen.models.edit import AT_ONCE, PLAIN, RARE
 from mmgen.models.style.ngrams import style_counts
 from mmgen.models.style.spelling import LONGEST, pieces_of, spell_anew
+from mmgen.ranges import AtLeast, Share, checked
 
 Objective = Literal["controlled", "cross_aligned", "back_translation", "reinforced"]
 PAD, HIDDEN, STOP, UNKNOWN = range(4)  # as `train_word_tokenizer` numbers them; what is hidden is read as <bos>
@@ -104,29 +105,25 @@ class StyleTransfer(Model):
     phases = ("critic", "generator")
     adversary = "critic"
 
+    @checked
     def __init__(
         self,
         class_names: list[str],
-        vocabulary: int,
+        vocabulary: Annotated[int, AtLeast(UNKNOWN + 1)],
         objective: Objective = "back_translation",
-        dim: int = 128,
-        depth: int = 2,
-        heads: int = 4,
-        dropout: float = 0.1,
-        noise: float = 0.1,
-        markers: float = 4.0,
-        weight: float = 0.1,
+        dim: Annotated[int, AtLeast(1)] = 128,
+        depth: Annotated[int, AtLeast(1)] = 2,
+        heads: Annotated[int, AtLeast(1)] = 4,
+        dropout: Annotated[float, Share()] = 0.1,
+        noise: Annotated[float, Share()] = 0.1,
+        markers: Annotated[float, AtLeast(1)] = 4.0,
+        weight: Annotated[float, AtLeast(0)] = 0.1,
         words: int = 8192,
     ) -> None:
         super().__init__()
         if len(class_names) != 2:
             raise UserError("class_names", got=class_names, expected="two styles", fix="give texts of exactly two styles")
         check_one_of("objective", objective, get_args(Objective))
-        check_share("noise", noise)
-        check_share("dropout", dropout)
-        least = {"markers": (markers, 1), "weight": (weight, 0), "vocabulary": (vocabulary, UNKNOWN + 1)}
-        for what, (value, low) in {**least, "dim": (dim, 1), "depth": (depth, 1), "heads": (heads, 1)}.items():
-            check_at_least(what, value, low)
         self.class_names, self.objective, self.noise, self.weight = list(class_names), objective, noise, weight
         sizes = {"dim": dim, "depth": depth, "heads": heads, "dropout": dropout}
         self.encoder = TextEncoder(vocabulary, **sizes)

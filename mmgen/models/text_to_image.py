@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from PIL import Image
@@ -12,13 +12,14 @@ from torch.nn import functional as F
 from mmgen.data.batch import Batch, placed
 from mmgen.data.image import read_image
 from mmgen.data.processors import Source
-from mmgen.errors import UserError, check_at_least, check_share
+from mmgen.errors import UserError, check_at_least
 from mmgen.modalities.frozen import freeze
 from mmgen.modalities.kinds import check_values
 from mmgen.modalities.layers.autoregressive import CausalTransformer, sample
 from mmgen.modalities.layers.transformer import Cache
 from mmgen.models.base import Losses, Model, check_generate
 from mmgen.models.discrete_vae import DiscreteVAE
+from mmgen.ranges import AtLeast, Share, checked
 from mmgen.storage import check_digest, digest, fingerprint
 
 PARTS = ("text", "image")
@@ -132,27 +133,23 @@ class TextToImage(Model):
     sequences = ("text",)
     from_prior = True
 
+    @checked
     def __init__(
         self,
         discrete_vae: dict[str, Any],
         vocabulary: int,
-        text_length: int,
+        text_length: Annotated[int, AtLeast(2)],
         end: int,
-        dim: int = 256,
-        depth: int = 6,
-        heads: int = 8,
-        dropout: float = 0.1,
-        drop_text: float = 0.1,
-        image_first: float = 0.1,
-        text_weight: float = 0.1,
-        image_weight: float = 1.0,
+        dim: Annotated[int, AtLeast(1)] = 256,
+        depth: Annotated[int, AtLeast(1)] = 6,
+        heads: Annotated[int, AtLeast(1)] = 8,
+        dropout: Annotated[float, Share()] = 0.1,
+        drop_text: Annotated[float, Share()] = 0.1,
+        image_first: Annotated[float, Share()] = 0.1,
+        text_weight: Annotated[float, AtLeast(0)] = 0.1,
+        image_weight: Annotated[float, AtLeast(0)] = 1.0,
     ) -> None:
         super().__init__()
-        check_at_least("text_length", text_length, 2)
-        for what, value in (("drop_text", drop_text), ("image_first", image_first)):
-            check_share(what, value)
-        for what, value in (("text_weight", text_weight), ("image_weight", image_weight)):
-            check_at_least(what, value, 0)
         if not 0 <= end < vocabulary:
             fix = "give the tokenizer's EOS"
             raise UserError("end", got=end, expected=f"a token, 0 to {vocabulary - 1}", fix=fix)

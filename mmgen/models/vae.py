@@ -4,7 +4,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from mmgen.latents.spaces import GaussianHead, fit_prior, make_prior, rsample
 from mmgen.modalities.kinds import KINDS, build_decoder, build_encoder, check_values
 from mmgen.modalities.vector import multilayer_perceptron
 from mmgen.models.base import Losses, Model, check_generate
+from mmgen.ranges import AtLeast, checked
 
 
 @dataclass(frozen=True)
@@ -154,12 +155,13 @@ class VAE(Model):
     from_prior = True
     adversary = "discriminator"
 
+    @checked
     def __init__(
         self,
         modality: str = "image",
         kind: str = "image",
         shape: Sequence[int] = (1, 28, 28),
-        latent_dim: int = 10,
+        latent_dim: Annotated[int, AtLeast(1)] = 10,
         objective: str = "vae",
         settings: dict[str, Any] | None = None,
         prior: str = "standard",

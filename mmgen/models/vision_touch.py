@@ -1,14 +1,14 @@
 """Vision and touch in one code, learned from what a robot's own moves bring about: flow, contact, motion, and pairs."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Independent
 
 from mmgen.data.batch import Batch, masked_mean
-from mmgen.errors import UserError, check_at_least, check_one_of, check_share
+from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.latents.divergences import kl
 from mmgen.latents.fusion import known, product_of_experts, stack_experts
 from mmgen.latents.spaces import GaussianHead, StandardPrior, diagonal_normal, rsample
@@ -17,6 +17,7 @@ from mmgen.modalities.image import ImageDecoder, PyramidEncoder
 from mmgen.modalities.kinds import check_values
 from mmgen.modalities.touch import SLOPE, ForceEncoder, StateEncoder
 from mmgen.models.base import Losses, Model
+from mmgen.ranges import AtLeast, Share, checked
 
 VISION, TOUCH = ("image", "depth"), ("force", "proprioception")
 SENSES = (*VISION, *TOUCH)
@@ -90,14 +91,15 @@ class VisionTouch(Model):
 
     name = "vision_touch"
 
+    @checked
     def __init__(
         self,
         senses: Sequence[str] = SENSES,
-        size: int = 64,
-        latent_dim: int = 128,
+        size: Annotated[int, AtLeast(1)] = 64,
+        latent_dim: Annotated[int, AtLeast(1)] = 128,
         variational: bool = True,
-        drop: float = 0.1,
-        readings: int = 32,
+        drop: Annotated[float, Share()] = 0.1,
+        readings: Annotated[int, AtLeast(1)] = 32,
         weights: dict[str, float] | None = None,
     ) -> None:
         super().__init__()
@@ -108,12 +110,12 @@ class VisionTouch(Model):
             raise UserError("senses", got="none", expected=f"one or more of {', '.join(SENSES)}", fix="leave it out for all")
         for term, weight in (weights or {}).items():
             check_at_least(f"weights.{check_one_of('weights', term, WEIGHTS)}", weight, 0)
-        self.drop, self.variational, self.weights = check_share("drop", drop), variational, {**WEIGHTS, **(weights or {})}
+        self.drop, self.variational, self.weights = drop, variational, {**WEIGHTS, **(weights or {})}
         self.shapes = {
             "image": (3, size, size), "depth": (1, size, size), "force": (6, readings), "proprioception": (8,),
             "action": (4,), "flow": (2, size, size), "contact": (), "displacement": (4,),
         }  # fmt: skip
-        k = check_at_least("latent_dim", latent_dim, 1)
+        k = latent_dim
         of_sense = {
             "image": lambda: PyramidEncoder(3, size, last=k),
             "depth": lambda: PyramidEncoder(1, size, (32, 64, 64, 64, 128), (3, 3, 4, 3, 3, 3), last=k),

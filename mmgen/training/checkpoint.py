@@ -1,9 +1,9 @@
-"""Checkpoints: written whole or not at all, read without executing anything.
+"""Checkpoints: written atomically, and read without executing code.
 
-A checkpoint is a folder ``step_00000500`` of ``model.safetensors`` (the weights that are not frozen),
-``optimizer_PHASE.safetensors``, ``ema.safetensors`` where an average is kept, ``state.json`` (step and counters) and
-``random_RANK.json`` (the state of every random generator of that process). It is written to a temporary folder and renamed, so
-a kill leaves the one before.
+A checkpoint is a folder ``step_00000500`` with ``model.safetensors`` (the weights that are not frozen),
+``optimizer_PHASE.safetensors``, ``ema.safetensors`` if there is a moving average, ``state.json`` (step and counters) and
+``random_RANK.json`` (the state of all random generators of that process). It is written to a temporary folder and renamed, so
+that a killed process leaves the previous checkpoint intact.
 """
 
 import json
@@ -28,7 +28,7 @@ PREFIX = "step_"
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in ``folder``, oldest first; what a kill left half-written has another name and is not among them."""
+    """List the checkpoints in ``folder``, oldest first; incomplete ones have other names and are not listed."""
     return sorted(folder.glob(f"{PREFIX}*"))
 
 
@@ -41,16 +41,16 @@ def write(
     rank: int = 0,
     barrier=lambda: None,
 ) -> Path:
-    """Write one checkpoint and remove the oldest beyond ``keep``; every process calls it.
+    """Write one checkpoint and remove the oldest beyond ``keep``; called by every process.
 
     Args:
-        folder: where checkpoints live.
+        folder: folder of the checkpoints.
         step: optimiser steps done.
         tensors: file name -> name -> whole (unsharded) tensor.
         state: JSON values.
-        keep: newest checkpoints that stay.
-        rank: of this process; rank 0 writes the tensors, each its random state.
-        barrier: waits for the other processes.
+        keep: number of newest checkpoints to keep.
+        rank: rank of this process; rank 0 writes the tensors, every rank its random state.
+        barrier: function that waits for the other processes.
 
     Returns:
         The checkpoint's folder.
@@ -89,14 +89,14 @@ def whole_or_nothing(what: str, partial: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, SafetensorError) as error:  # a full disk is either, by who writes
+    except (OSError, SafetensorError) as error:  # a full disk raises either
         shutil.rmtree(partial, ignore_errors=True)
         fix = "free space or set --out, then add --resume; earlier checkpoints are whole"
         raise UserError(what, got=str(error), expected="a folder with room to write", fix=fix) from error
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """The JSON values of a checkpoint.
+    """Read the JSON values of a checkpoint.
 
     Raises:
         UserError: they are missing or incomplete.
@@ -110,7 +110,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def read_tensors(checkpoint: Path, name: str) -> dict[str, Tensor]:
-    """The tensors of one file of a checkpoint.
+    """Read the tensors of one file of a checkpoint.
 
     Raises:
         UserError: it is missing or cut short.
@@ -119,7 +119,7 @@ def read_tensors(checkpoint: Path, name: str) -> dict[str, Tensor]:
 
 
 def random_state() -> dict[str, Any]:
-    """The state of Python's, NumPy's and torch's generators as JSON values."""
+    """State of Python's, NumPy's and torch's generators as JSON values."""
     kind, internal, gauss = random.getstate()
     legacy = numpy.random.get_state(legacy=False)
     return {
@@ -131,7 +131,7 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(checkpoint: Path, rank: int = 0) -> None:
-    """Put every generator of this process back to where it was when ``checkpoint`` was written.
+    """Restore the state of every generator of this process from ``checkpoint``.
 
     Raises:
         UserError: the checkpoint was written by fewer processes.
@@ -152,7 +152,7 @@ def restore_random_state(checkpoint: Path, rank: int = 0) -> None:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[nn.Parameter, str]) -> dict[str, Tensor]:
-    """The optimiser's state under the names of the parameters, as ``{"head.weight/exp_avg": ...}``."""
+    """Optimiser state by parameter name, as ``{"head.weight/exp_avg": ...}``."""
     return {
         f"{names[parameter]}/{key}": whole(value)
         for parameter, values in optimizer.state.items()
@@ -164,7 +164,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[nn.Parameter
 def load_optimizer_tensors(
     optimizer: torch.optim.Optimizer, names: dict[nn.Parameter, str], state: dict[str, Tensor], source: str
 ) -> None:
-    """Restore what `optimizer_tensors` returned.
+    """Restore the result of `optimizer_tensors`.
 
     Raises:
         UserError: a tensor belongs to no parameter of this optimiser.
@@ -176,12 +176,12 @@ def load_optimizer_tensors(
             fix = "resume with the config that wrote it"
             raise UserError(source, got=key, expected="the optimiser of this model", fix=fix)
         parameter = parameters[name]
-        # the step counter is a scalar that stays where the optimiser made it
+        # the step counter is a scalar, which stays on the device chosen by the optimiser
         optimizer.state[parameter][kind] = value if value.ndim == 0 else like(value, parameter)
 
 
 def _damaged(checkpoint: Path) -> tuple[str, str]:
-    """The end of the error of a checkpoint that cannot be read."""
+    """Expectation and fix in errors about unreadable checkpoints."""
     return "a whole checkpoint", f"remove {checkpoint.name} to resume from the checkpoint before it"
 
 

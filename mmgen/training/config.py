@@ -1,31 +1,34 @@
 """Configs are values: a dataclass a recipe, a YAML file over it, ``key.sub=value`` over that."""
 
+import copy
 import dataclasses
 import functools
 import inspect
-import math
 import re
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from mmgen import processes
-from mmgen.errors import UserError, UserErrors, nearest
+from mmgen.errors import Mistakes, UserError, nearest
+from mmgen.ranges import AtLeast, Each, Seed, Share, check_ranges, checked, ranges_of
 
 Config = TypeVar("Config")
 UNIONS = (typing.Union, types.UnionType)
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
+NOTHING: Mapping[str, str] = types.MappingProxyType({})
 EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 
+@checked
 @dataclasses.dataclass
 class FitConfig:
-    """How `mmgen.training.loop.fit` trains; everything is counted in optimiser steps.
+    """Settings of `mmgen.training.loop.fit`; everything is counted in optimiser steps.
 
     Args:
         steps: optimiser steps in all.
@@ -50,49 +53,26 @@ class FitConfig:
         tracker: where accelerate sends figures beside ``metrics.jsonl``.
     """
 
-    steps: int = 1000
-    batch_size: int = 32
-    accumulation: int = 1
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.95)
-    warmup: int = 20
+    steps: Annotated[int, AtLeast(1)] = 1000
+    batch_size: Annotated[int, AtLeast(1)] = 32
+    accumulation: Annotated[int, AtLeast(1)] = 1
+    learning_rate: Annotated[float, AtLeast(0)] = 1e-3
+    weight_decay: Annotated[float, AtLeast(0)] = 0.01
+    betas: Annotated[tuple[float, float], Each(Share(0.9))] = (0.9, 0.95)
+    warmup: Annotated[int, AtLeast(0)] = 20
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    clip: float = 1.0
-    ema: float = 0.0
+    clip: Annotated[float, AtLeast(0)] = 1.0
+    ema: Annotated[float, Share(0.999)] = 0.0
     precision: Literal["no", "bf16", "fp16"] = "no"
     compile: bool = False
-    seed: int = 0
-    workers: int = 0
-    processes: int = 0
-    log_every: int = 10
-    sample_every: int = 0
-    checkpoint_every: int = 200
-    keep: int = 2
+    seed: Seed = 0
+    workers: Annotated[int, AtLeast(0)] = 0
+    processes: Annotated[int, AtLeast(0)] = 0
+    log_every: Annotated[int, AtLeast(1)] = 10
+    sample_every: Annotated[int, AtLeast(0)] = 0
+    checkpoint_every: Annotated[int, AtLeast(1)] = 200
+    keep: Annotated[int, AtLeast(1)] = 2
     tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
-
-    def __post_init__(self) -> None:
-        errors = [error for name, low in _LEAST.items() if (error := _out_of_range(name, getattr(self, name), low))]
-        if 1 <= self.ema < math.inf:
-            errors.append(UserError("ema", got=self.ema, expected="a decay below 1", fix="use 0.999 for example"))
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):  # a NaN fails too
-            expected, fix = "two decay rates, each at least 0 and below 1", "use [0.9, 0.95] for example"
-            errors.append(UserError("betas", got=repr(list(self.betas)), expected=expected, fix=fix))
-        if not 0 <= self.seed < 2**31:
-            errors.append(UserError("seed", got=self.seed, expected="0 to 2147483647", fix="use 0 for example"))
-        if errors:
-            raise errors[0] if len(errors) == 1 else UserErrors(errors)
-
-
-_LEAST = {"steps": 1, "batch_size": 1, "accumulation": 1, "learning_rate": 0, "weight_decay": 0, "warmup": 0, "clip": 0,
-          "ema": 0, "workers": 0, "processes": 0, "log_every": 1, "sample_every": 0, "checkpoint_every": 1,
-          "keep": 1}  # fmt: skip
-
-
-def _out_of_range(name: str, value: float, low: float) -> UserError | None:
-    if not low <= value < math.inf:  # a NaN fails too
-        return UserError(name, got=value, expected=f"a finite number >= {low}", fix=f"use {low} or more")
-    return None
 
 
 def check_machine(config: Any, key: str = "") -> None:
@@ -113,8 +93,10 @@ def check_machine(config: Any, key: str = "") -> None:
     kind, running = processes.device().type, processes.join().num_processes
     precisions = {"no": True, "fp16": kind not in ("cpu", "mps"), "bf16": kind == "cpu" or is_bf16_available()}
     trackers = {"none": True, "tensorboard": is_tensorboard_available(), "wandb": is_wandb_available()}
-    errors = []
-    for path, fit in _fits(config, f"{key}." if key else ""):
+    errors = Mistakes()
+    for path, fit in _sections(config, f"{key}." if key else ""):
+        if not isinstance(fit, FitConfig):
+            continue
         if not precisions[fit.precision]:
             got, other = f"{fit.precision} on a {kind}", next(name for name in ("bf16", "no") if precisions[name])
             expected, fix = "a precision that the device computes in", f"set {path}.precision={other}"
@@ -124,22 +106,76 @@ def check_machine(config: Any, key: str = "") -> None:
         if not trackers[fit.tracker]:
             fix = f"pip install {fit.tracker}, or set {path}.tracker=none"
             errors.append(UserError(f"{path}.tracker", got=fit.tracker, expected="an installed package", fix=fix))
-        try:
+        with errors:
             processes.check_processes(f"{path}.processes", fit.processes, running)
-        except UserError as error:
-            errors.append(error)
-    if errors:
-        raise errors[0] if len(errors) == 1 else UserErrors(errors)
+    errors.fail()
 
 
-def _fits(config: Any, path: str = "") -> Iterator[tuple[str, FitConfig]]:
-    """The sections of a config that are a `FitConfig`, each with its path."""
+def check_sections(config: Any) -> None:
+    """Call ``check(path)`` of every section of a config that has such a method, ``path`` being its dotted key.
+
+    Raises:
+        UserErrors: what they raise, all at once.
+    """
+    errors = Mistakes()
+    for path, section in _sections(config):
+        if hasattr(section, "check"):
+            with errors:
+                section.check(path)
+    errors.fail()
+
+
+def _sections(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """The sections of a config, those inside others too, each with its dotted key."""
     for field in dataclasses.fields(config):
         value, name = getattr(config, field.name), f"{path}{field.name}"
-        if isinstance(value, FitConfig):
+        if dataclasses.is_dataclass(value):
             yield name, value
-        elif dataclasses.is_dataclass(value):
-            yield from _fits(value, f"{name}.")
+            yield from _sections(value, f"{name}.")
+
+
+def section(**values: Any) -> Any:
+    """The default of a field that is a section: its type, made with ``values``.
+
+    >>> from dataclasses import dataclass
+    >>> @dataclass
+    ... class Config:
+    ...     fit: FitConfig = section(steps=5)
+    >>> Config().fit.steps
+    5
+    """
+    return dataclasses.field(default=_OfItsType(values))
+
+
+class _OfItsType:
+    """A default that becomes a factory as soon as the class of its field, and so its type, is known."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self.values = values
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        field = vars(owner)[name]
+        field.default = dataclasses.MISSING
+        field.default_factory = lambda: typing.get_type_hints(owner)[name](**self.values)
+
+
+def check_decided(key: str, section: Any, names: Sequence[str], by: str, fix: str = "leave it out") -> None:
+    """Fail unless a section leaves arguments of its model that something else decides at their defaults.
+
+    Args:
+        key: of the section.
+        section: made by `section_of`.
+        names: of the arguments.
+        by: who decides them, with the verb, for the message.
+        fix: for the message.
+
+    Raises:
+        UserError: one has another value.
+    """
+    default = type(section)()
+    for name in names:
+        if (value := getattr(section, name)) != getattr(default, name):
+            raise UserError(f"{key}.{name}", got=value, expected=f"what {by}", fix=fix)
 
 
 @functools.cache
@@ -156,13 +192,20 @@ def section_of(cls: type, *without: str) -> type:
     >>> section_of(Model)()
     ModelConfig(width=8)
     """
-    hints = typing.get_type_hints(cls.__init__)
+    hints = typing.get_type_hints(cls.__init__, include_extras=True)
     fields = [
-        (name, hints[name], dataclasses.field(default=parameter.default))
+        (name, hints[name], _default(parameter.default))
         for name, parameter in inspect.signature(cls.__init__).parameters.items()
         if name != "self" and name not in without
     ]
-    return dataclasses.make_dataclass(f"{cls.__name__}Config", fields)
+    return dataclasses.make_dataclass(f"{cls.__name__}Config", fields, namespace={"__doc__": cls.__doc__})
+
+
+def _default(value: Any) -> Any:
+    """A default for a field; a tuple as a list, as it is read again from a file."""
+    if isinstance(value, tuple):
+        return dataclasses.field(default_factory=lambda: list(value))
+    return dataclasses.field(default=value)
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
@@ -241,15 +284,17 @@ def _is_text(kind: Any, keys: Sequence[str]) -> bool:
     return str in kinds and set(kinds) <= {str, type(None)} and typing.get_origin(kind) in (None, *UNIONS)
 
 
-def build_config(cls: type[Config], *layers: dict[str, Any]) -> Config:
+def build_config(cls: type[Config], *layers: dict[str, Any], renamed: Mapping[str, str] = NOTHING) -> Config:
     """Lay mappings over the defaults of a dataclass, the last on top.
 
     Args:
         cls: the recipe's dataclass; nested dataclasses are sections.
         layers: nested mappings, as from `read_yaml` and `parse_overrides`.
+        renamed: old dotted key -> new one, which the error for the old one names.
 
     Raises:
-        UserErrors: every unknown key (naming the nearest) and every value of a wrong type or out of range, all at once.
+        UserErrors: every unknown key (naming the nearest), every old key, and every value of a wrong type or out of range, all
+            at once.
 
     >>> build_config(FitConfig, {"steps": 5}, {"steps": 7}).steps
     7
@@ -257,14 +302,45 @@ def build_config(cls: type[Config], *layers: dict[str, Any]) -> Config:
     merged: dict[str, Any] = {}
     for layer in layers:
         _merge(merged, layer)
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(cls, None)
-    errors: list[UserError] = []
-    good = _check(cls, merged, "", errors)
-    made = _instantiate(cls, parser.parse_object(good).as_dict(), "", errors)
-    if errors:
-        raise errors[0] if len(errors) == 1 else UserErrors(errors)
+    errors = Mistakes()
+    for old, new in renamed.items():
+        if _take(merged, old) is not NOTHING:
+            errors.append(UserError(f"config key {old}", got="an old key", expected="its new name", fix=f"use {new}"))
+    made = _over(cls(), merged, "", errors)
+    errors.fail()
     return made
+
+
+def translate(values: dict[str, Any], renamed: Mapping[str, str]) -> dict[str, Any]:
+    """Move the values of an old run's config to their new keys.
+
+    Args:
+        values: a nested mapping, as from `read_yaml`.
+        renamed: old dotted key, of a value or of a section -> new one.
+
+    >>> translate({"captioner_fit": {"steps": 5}}, {"captioner_fit": "fit_captioner"})
+    {'fit_captioner': {'steps': 5}}
+    """
+    values = copy.deepcopy(values)
+    for old, new in renamed.items():
+        if (value := _take(values, old)) is not NOTHING:
+            for key in reversed(new.split(".")):
+                value = {key: value}
+            _merge(values, value)
+    return values
+
+
+def _take(values: dict[str, Any], key: str) -> Any:
+    """Take the value of a dotted key out of a nested mapping, sections that it leaves empty too; `NOTHING` without it."""
+    first, _, rest = key.partition(".")
+    if first not in values:
+        return NOTHING
+    if not rest:
+        return values.pop(first)
+    value = _take(values[first], rest) if isinstance(values[first], dict) else NOTHING
+    if value is not NOTHING and not values[first]:
+        del values[first]
+    return value
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -295,78 +371,69 @@ def _value_parser(kind: Any) -> ArgumentParser:
     return parser
 
 
-def _check(cls: type, values: dict[str, Any], path: str, errors: list[UserError]) -> dict[str, Any]:
-    """Collect the mistakes in ``values`` key by key, so that one does not hide the next; returns what has none."""
-    good: dict[str, Any] = {}
-    hints = typing.get_type_hints(cls)
-    fields = {f.name: hints[f.name] for f in dataclasses.fields(cls)}
+def _over(base: Config, values: dict[str, Any], path: str, errors: list[UserError]) -> Config:
+    """A copy of ``base`` with ``values`` in it, key by key, so that one mistake does not hide the next."""
+    kinds, ranged = typing.get_type_hints(type(base)), typing.get_type_hints(type(base), include_extras=True)
+    names = [field.name for field in dataclasses.fields(base)]
+    made = {}
     for key, value in values.items():
-        name = f"{path}{key}"
-        if key not in fields:
-            fix = nearest(str(key), fields)
-            errors.append(UserError(f"config key {name}", got="an unknown key", expected="a known one", fix=fix))
-        elif dataclasses.is_dataclass(fields[key]):
-            if isinstance(value, dict):
-                good[key] = _check(fields[key], value, f"{name}.", errors)
-            else:
-                fix = f"write {name}.KEY=VALUE"
-                errors.append(UserError(f"config key {name}", got=value, expected="a section of keys", fix=fix))
-        else:
-            value = "" if value is None and fields[key] is str else value  # `key=` is an empty text
+        name, what = f"{path}{key}", f"config key {path}{key}"
+        if key not in names:
+            errors.append(UserError(what, got="an unknown key", expected="a known one", fix=nearest(str(key), names)))
+        elif not dataclasses.is_dataclass(kinds[key]):
+            default = getattr(base, key)
             try:
-                if "float" in str(fields[key]) and "str" not in str(fields[key]).replace("dict[str", ""):
-                    value = _with_exponents(value)
-                if value is None and not _takes_null(cls, key, fields[key]):  # jsonargparse takes null for every type
-                    raise ArgumentError(None, "null")
-                _value_parser(fields[key]).parse_object({"value": value})
-                good[key] = value
+                made[key] = _read(kinds[key], value, default)
+                check_ranges(ranged[key], name, made[key])
             except ArgumentError:
-                expected = _described(fields[key])
-                fix = f"write for example {name}={_example(cls, key)}"
+                fix = f"write for example {name}={list(default) if isinstance(default, tuple) else default}"
                 got = "no value" if value is None else value
-                errors.append(UserError(f"config key {name}", got=got, expected=expected, fix=fix))
-    return good
+                errors.append(UserError(what, got=got, expected=described(ranged[key]), fix=fix))
+            except UserError as error:
+                errors.append(error)
+        elif isinstance(value, dict):
+            made[key] = _over(getattr(base, key), value, f"{name}.", errors)
+        else:
+            errors.append(UserError(what, got=value, expected="a section of keys", fix=f"write {name}.KEY=VALUE"))
+    return base if errors else dataclasses.replace(base, **made)
 
 
-def _described(kind: Any) -> str:
-    """A type in words."""
+def _read(kind: Any, value: Any, default: Any) -> Any:
+    """A value of a YAML file as one of a type.
+
+    Raises:
+        ArgumentError: it is none.
+    """
+    value = "" if value is None and kind is str else value  # `key=` is an empty text
+    if "float" in str(kind) and "str" not in str(kind).replace("dict[str", ""):
+        value = _with_exponents(value)
+    takes_null = kind is Any or type(None) in typing.get_args(kind) or default is None
+    if value is None and not takes_null:  # jsonargparse takes null for every type
+        raise ArgumentError(None, "null")
+    return _value_parser(kind).parse_object({"value": value}).as_dict()["value"]
+
+
+def described(kind: Any) -> str:
+    """A type in words, its range too.
+
+    >>> described(Annotated[int, AtLeast(1)]), described(list[str] | None)
+    ('a whole number >= 1', 'a list of texts or null')
+    """
+    if ranges := ranges_of(kind):
+        words = ", ".join([described(kind.__origin__), *map(str, ranges)])
+        return words.replace(", a number", "")
     origin, kinds = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
         return f"one of {', '.join(map(str, kinds))}"
     if origin in UNIONS:
-        return " or ".join(dict.fromkeys(map(_described, kinds)))
+        return " or ".join(dict.fromkeys(map(described, kinds)))
     if origin is dict:
         return "a mapping of keys to values"
     if kinds:
-        one = _described(kinds[0]).removeprefix("a ")
+        one = described(kinds[0]).removeprefix("a ")
         plural = one.replace("list of", "lists of") if one.startswith("list of") else f"{one}s"
         return f"a list of {len(kinds)} {plural}" if origin is tuple and kinds[1:] != (...,) else f"a list of {plural}"
     return WORDS.get(kind, "a value")
-
-
-def _takes_null(cls: type, key: str, kind: Any) -> bool:
-    return kind is Any or type(None) in typing.get_args(kind) or _example(cls, key) is None
-
-
-def _example(cls: type, key: str) -> Any:
-    field = next(f for f in dataclasses.fields(cls) if f.name == key)
-    value = field.default if field.default is not dataclasses.MISSING else field.default_factory()  # type: ignore[misc]
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _instantiate(cls: type[Config], values: dict[str, Any], path: str, errors: list[UserError]) -> Config | None:
-    """Build nested dataclasses, collecting what their own checks say under the path of their section."""
-    hints = typing.get_type_hints(cls)
-    made = {
-        key: _instantiate(hints[key], value, f"{path}{key}.", errors) if dataclasses.is_dataclass(hints[key]) else value
-        for key, value in values.items()
-    }
-    try:
-        return cls(**made)
-    except UserError as error:
-        for one in getattr(error, "errors", [error]):
-            errors.append(UserError.from_line(f"{path}{one}"))
-        return None
 
 
 def _plain(value: Any) -> Any:

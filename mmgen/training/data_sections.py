@@ -2,15 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 from mmgen.data.cards import check_column, read_card
 from mmgen.data.image import ImageProcessor
 from mmgen.data.processors import Processor
 from mmgen.data.rows import DataSet, Rows, open_rows, texts_of
 from mmgen.data.text import TextProcessor, train_tokenizer
-from mmgen.errors import UserError, check_at_least, check_one_of
+from mmgen.errors import UserError, check_one_of
 from mmgen.modalities.kinds import COLUMNS, KINDS, fit_processor, processor_settings
+from mmgen.ranges import AtLeast
 
 
 @dataclass
@@ -33,26 +34,15 @@ class PicturesWithTexts:
     text: str = "caption"
     label: str = ""
     tokenizer: str = ""
-    vocab_size: int = 1024
-    text_length: int = 32
-    limit: int = 0
+    vocab_size: Annotated[int, AtLeast(259)] = 1024
+    text_length: Annotated[int, AtLeast(2)] = 32
+    limit: Annotated[int, AtLeast(0)] = 0
 
-    def check(self, judged: bool) -> None:
-        """Check that columns are there and numbers in range.
-
-        Args:
-            judged: a judge reads labels, so there must be some.
-        """
+    def check(self, path: str) -> None:
+        """Check that the columns of pictures and texts are there."""
         card = read_card(self.card)
-        self.image = check_column(card, "data.image", self.image, "image")
-        self.text = check_column(card, "data.text", self.text, "text")
-        if judged and not self.label:
-            fix = "set data.label=label"
-            raise UserError("judge", got="no data.label", expected="the column that it looks for", fix=fix)
-        if judged:
-            self.label = check_column(card, "data.label", self.label)
-        for name, low in (("limit", 0), ("text_length", 2), ("vocab_size", 259)):
-            check_at_least(f"data.{name}", getattr(self, name), low)
+        self.image = check_column(card, f"{path}.image", self.image, "image")
+        self.text = check_column(card, f"{path}.text", self.text, "text")
 
     def pairs(self, split: str, image: ImageProcessor, text: Processor | None = None, limit: int = 0) -> DataSet:
         """The pictures of a split and, with a text processor, their texts, of at most ``limit`` rows."""
@@ -85,22 +75,15 @@ class Modalities:
         default_factory=lambda: {"image": {"column": "image", "size": 8, "channels": 1}, "text": {"column": "word"}}
     )
     label: str = "label"
-    limit: int = 0
+    limit: Annotated[int, AtLeast(0)] = 0
 
-    def check(self, *sections: tuple[str, Mapping[str, Any] | None]) -> None:
-        """Check that there are two modalities or more, of kinds that models read.
-
-        Args:
-            sections: key and value of the config's other mappings by modality, whose keys must be among them.
-        """
+    def check(self, path: str) -> None:
+        """Check that there are two modalities or more, of kinds that models read."""
         if len(self.modalities) < 2:
-            fix = "add one to data.modalities"
-            raise UserError("data.modalities", got=", ".join(self.modalities) or "none", expected="two or more", fix=fix)
+            fix = f"add one to {path}.modalities"
+            raise UserError(f"{path}.modalities", got=", ".join(self.modalities) or "none", expected="two or more", fix=fix)
         for name, settings in self.modalities.items():
             self.check_modality(name, settings)
-        for section, names in sections:
-            for name in names or ():
-                check_one_of(section, name, self.modalities)
 
     def check_modality(
         self,

@@ -1,4 +1,4 @@
-"""Several processes of one command on this machine, and the causes of their failure."""
+"""Launching of several processes of one command on this machine, and reports of their errors."""
 
 import os
 import signal
@@ -15,24 +15,23 @@ from typing import Literal
 from mmgen.errors import UserError, UserErrors
 from mmgen.processes import rank
 
-ERRORS = "MMGEN_ERRORS"  # environment variable: the folder where processes write the errors that `launch` tells at the end
+ERRORS = "MMGEN_ERRORS"  # environment variable with the folder where processes write their errors for `launch`
 
 
 def launch(processes: int, arguments: Sequence[str]) -> int:
-    """Run ``mmgen ARGUMENTS`` on several processes of this machine and wait for them; returns their exit code.
+    """Run ``mmgen ARGUMENTS`` in several processes on this machine, wait for them, and return their exit code.
 
-    SIGTERM and Ctrl-C are passed on, so that the processes save before they leave; when one fails, the others are stopped. On
-    CPUs the cores are shared out between them, unless ``OMP_NUM_THREADS`` is set.
+    SIGTERM and Ctrl-C are forwarded, so that the processes save before they exit; when one fails, the others are stopped. On
+    CPUs the cores are divided between them, unless ``OMP_NUM_THREADS`` is set. A process that fails without a `report` is
+    named on stderr with its exception or exit code.
 
     Args:
-        processes: how many, 2 or more.
-        arguments: of the command.
+        processes: number of processes, 2 or more.
+        arguments: arguments of the command.
 
     Raises:
-        UserErrors: what the processes report by `report`, each error once.
-        UserError: a process was killed; or there are GPUs, but fewer than processes.
-
-    A process that fails otherwise is named on stderr, with its exception or its exit code.
+        UserErrors: the errors that processes passed to `report`, without duplicates.
+        UserError: a process was killed, or there are fewer GPUs than processes, but at least one.
     """
     import torch
 
@@ -52,20 +51,20 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
         environment[ERRORS] = errors
         ended = _run(command, [{**environment, "RANK": str(n), "LOCAL_RANK": str(n)} for n in range(processes)])
         files = sorted(Path(errors).iterdir(), key=lambda file: file.stat().st_mtime_ns)
-        said = {file.name: file.read_text(encoding="utf-8").splitlines() for file in files}
-    if lines := dict.fromkeys(line for name, own in said.items() if name.endswith(".error") for line in own):
+        reports = {file.name: file.read_text(encoding="utf-8").splitlines() for file in files}
+    if lines := dict.fromkeys(line for name, own in reports.items() if name.endswith(".error") for line in own):
         raise UserErrors(UserError.from_line(line) for line in lines)
     failed = [number for number, code in ended.items() if code]
     if not failed:
         return 0
-    number = min(failed, key=lambda number: f"{number}.lost" in said)  # the first that failed by itself
+    number = min(failed, key=lambda number: f"{number}.lost" in reports)  # the first one with an error of its own
     code = ended[number]
     if code < 0 and -code not in (signal.SIGTERM, signal.SIGINT):
-        fix = "see above; SIGKILL mostly is a lack of memory: lower fit.batch_size, and go on with --resume"
+        fix = "see above; SIGKILL usually means a lack of memory: lower fit.batch_size, and continue with --resume"
         got = f"killed by {signal.Signals(-code).name}"
         raise UserError("a process", got=got, expected="all to end by themselves", fix=fix)
-    if number or code not in (128 + signal.SIGTERM, 128 + signal.SIGINT):  # of these the first process says that it stopped
-        bug, lost = (said.get(f"{number}.{kind}") for kind in ("bug", "lost"))
+    if number or code not in (128 + signal.SIGTERM, 128 + signal.SIGINT):  # the first process reports an interruption itself
+        bug, lost = (reports.get(f"{number}.{kind}") for kind in ("bug", "lost"))
         ending = f"exit code {code}" if code > 0 else f"killed by {signal.Signals(-code).name}"
         line = f"process {number}: {bug[0]}; see its traceback above" if bug else f"process {number}: {ending}"
         sys.stderr.write(f"mmgen: {lost[0] if lost else line}\n")
@@ -73,23 +72,24 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
 
 
 def launched() -> bool:
-    """Return whether this process was started by `launch`, to which it then leaves its error messages."""
+    """Test whether `launch` started this process, and therefore prints its error messages."""
     return ERRORS in os.environ
 
 
 def report(lines: Sequence[str], kind: Literal["error", "bug", "lost"] = "error") -> None:
-    """Leave messages to the `launch` that started this process.
+    """Pass messages to the `launch` that started this process.
 
     Args:
-        lines: of user errors, of an exception whose traceback is printed here, or of a lost connection to another process.
-        kind: which of the three; lost connections are told only where nothing else is.
+        lines: the messages.
+        kind: "error" for user errors, "bug" for an exception whose traceback is printed by this process, "lost" for a lost
+            connection to another process, printed only if there is nothing else.
     """
     file = Path(os.environ[ERRORS]) / f"{rank()}.{kind}"
     file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def _run(command: Sequence[str], environments: Sequence[dict[str, str]]) -> dict[int, int]:
-    """Run one process for each environment; returns rank -> exit code of those that ended by themselves, in this order."""
+    """Run a process in each environment; return rank -> exit code of those that ended on their own, in order of time."""
     running = [subprocess.Popen(command, env=environment) for environment in environments]
 
     def pass_on(number: int, frame: FrameType | None) -> None:

@@ -1,9 +1,9 @@
-"""A lock on run folders, so that no two commands write into one.
+"""Locks on run folders, so that no two commands write to the same one.
 
 The first process of a command holds an operating-system lock (by filelock) on ``RUN/.lock`` while it trains or evaluates. The
-lock ends with its process, however that dies, so nobody has to remove a stale one. ``RUN/.lock.json`` says who holds it, for
-the message to other commands. The lock binds all hosts of a network file system that passes ``flock`` on, as NFS does. Where a
-file system has no ``flock`` at all, filelock warns and falls back to a lock file that names its process.
+lock ends with its process, even a killed one, so there are no stale locks. ``RUN/.lock.json`` describes the holder for the
+error of other commands. The lock also works between hosts on network file systems with ``flock``, such as NFS. On file systems
+without ``flock``, filelock warns and falls back to a lock file that names its process.
 """
 
 import contextlib
@@ -29,18 +29,18 @@ COPY = "copy the run to a folder that you may write to"
 def locked(
     folders: Sequence[Path], command: Sequence[str] = (), wait: bool = False, fix: str = f"choose another --out, or {COPY}"
 ) -> Iterator[None]:
-    """Hold run folders while the body runs; the folders are made where they are missing.
+    """Lock run folders in a ``with`` block; missing folders are created.
 
-    Only the first process of a command locks: the others write nothing before it does.
+    Only the first process of a command takes the lock; the others write nothing before it does.
 
     Args:
         folders: the run folders, such as a study and the runs of its seeds.
-        command: the command that other commands are told of.
-        wait: wait while another command holds one of the folders, instead of failing.
-        fix: advice where a folder cannot be written.
+        command: this command, for the errors of other commands.
+        wait: wait for a folder in use instead of failing.
+        fix: advice for a folder that cannot be written.
 
     Raises:
-        UserError: another command holds one of them; the message says which. Or one cannot be written.
+        UserError: another command, named in the message, uses one of the folders; or one cannot be written.
     """
     with contextlib.ExitStack() as held:
         if rank() == 0:
@@ -50,14 +50,14 @@ def locked(
 
 
 def check_free(folder: Path, **advice: str) -> None:
-    """Fail if another command holds the run folder; it need not exist.
+    """Check that no other command uses a run folder, which need not exist.
 
     Args:
         folder: the run folder.
         advice: the ``fix`` of `locked`.
 
     Raises:
-        UserError: another command holds it; the message says which.
+        UserError: another command, named in the message, uses it.
     """
     if (folder / LOCK).is_file():
         with locked([folder], **advice):
@@ -100,8 +100,8 @@ def _write_holder(folder: Path, command: Sequence[str]) -> None:
 
 def _held(folder: Path) -> UserError:
     try:
-        said = json.loads((folder / HOLDER).read_text(encoding="utf-8"))
-        who, command = f"process {said['pid']} on {said['host']} since {said['started']}", f"`{said['command']}`"
+        holder = json.loads((folder / HOLDER).read_text(encoding="utf-8"))
+        who, command = f"process {holder['pid']} on {holder['host']} since {holder['started']}", f"`{holder['command']}`"
     except (OSError, ValueError, KeyError, TypeError):  # the holder has just begun, or just ended
         who, command = "another process", "it"
     expected, fix = "a run folder that no other command uses", f"wait until {command} has ended, or choose another folder"

@@ -1,4 +1,4 @@
-"""The one training loop: any model of `mmgen.models`, one process or many, resumable to the bit."""
+"""Training loop for any model of `mmgen.models`, in one or several processes, with bitwise exact resume."""
 
 import json
 import math
@@ -30,7 +30,7 @@ Samples = Callable[[Model, Path], None]
 
 
 class Interrupted(KeyboardInterrupt):
-    """Training was asked to stop (SIGTERM or Ctrl-C) and saved a checkpoint first."""
+    """Interruption of training by SIGTERM or Ctrl-C, after saving a checkpoint."""
 
     def __init__(self, step: int, number: int) -> None:
         self.number = number
@@ -38,16 +38,17 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Order(Sampler[list[int]]):
-    """The items of each batch of this process, from any step on, without end.
+    """Endless sampler of the items of this process's batches, from any step on.
 
-    Epochs are seeded permutations laid one after another and cut into batches, so every batch is full, no item is dropped,
-    and the items of a batch follow from its number alone.
+    Epochs are seeded permutations, concatenated and cut into batches: every batch is full, no item is dropped, and the items
+    of a batch depend on its number only.
 
     Args:
-        size: items in the data.
+        size: number of items in the data.
         config: seed, batch size and accumulation.
         start: optimiser steps already done.
-        rank, processes: which share of each batch is this process's.
+        rank: rank of this process.
+        processes: number of processes that share each batch.
     """
 
     def __init__(self, size: int, config: FitConfig, start: int, rank: int, processes: int) -> None:
@@ -61,7 +62,7 @@ class Order(Sampler[list[int]]):
             number += 1
 
     def batch(self, number: int) -> list[int]:
-        """The items of this process in batch ``number`` since the start of training."""
+        """Return this process's items of batch ``number``, counted from the start of training."""
         width = self.config.batch_size
         first = (number * self.processes + self.rank) * width
         return [self._item(position) for position in range(first, first + width)]
@@ -75,7 +76,7 @@ class Order(Sampler[list[int]]):
 
 
 def learning_rate(config: FitConfig, step: int) -> float:
-    """The learning rate of optimiser step ``step`` (from 0): linear warm-up, then the schedule.
+    """Learning rate of optimiser step ``step`` (from 0): linear warm-up, then the schedule.
 
     >>> learning_rate(FitConfig(warmup=10, learning_rate=1.0), 4)
     0.5
@@ -99,21 +100,21 @@ def fit(
     """Train ``model`` on ``data`` and save it to ``folder/model``.
 
     Args:
-        model: its `losses` are minimised, phase after phase in every step.
-        data: ``data[i]`` is item i as a row for `mmgen.data.batch.collate`; the same i always gives the same row.
+        model: model whose `losses` are minimised, phase by phase in every step.
+        data: ``data[i]`` is item i as a row for `mmgen.data.batch.collate`; it must not change between calls.
         config: see `FitConfig`.
         folder: receives ``metrics.jsonl checkpoints/ samples/ tensorboard/ model/``.
         samples: called as ``samples(model, folder / "samples" / "step_N")`` every ``config.sample_every`` steps.
-        resume: go on from the newest checkpoint in ``folder``, if there is one; the result is that of a run never stopped.
-        phases: which of the model's objectives each step goes through; None takes ``model.phases``.
-        finish: called with the trained model, in eval mode, before it is saved: what is made of the data once, at the end.
+        resume: continue from the newest checkpoint in ``folder``, if any; the result equals that of an uninterrupted run.
+        phases: objectives of the model to optimise in each step; None: ``model.phases``.
+        finish: called with the trained model in eval mode before it is saved, for example to fit its prior.
 
     Returns:
-        The trained model (its moving average where one is kept), in eval mode.
+        The trained model (its moving average if there is one), in eval mode.
 
     Raises:
-        UserError: no data; the wrong number of processes; a loss that is not finite; a checkpoint that does not fit; a full
-            disk.
+        UserError: there are no data, the number of processes is wrong, a loss is not finite, a checkpoint does not fit, or the
+            disk is full.
         Interrupted: SIGTERM or Ctrl-C, after saving.
     """
     if len(data) == 0:
@@ -137,7 +138,7 @@ class _Trainer:
         trained = sum(p.requires_grad for p in model.parameters())
         partial_phases = any(sum(len(g["params"]) for g in groups[phase]) < trained for phase in phases)
         join()
-        AcceleratorState._reset_state()  # an earlier stage may have set another precision; the processes stay connected
+        AcceleratorState._reset_state()  # an earlier stage may have set another precision
         self.accelerator = Accelerator(
             mixed_precision=config.precision,
             log_with=None if config.tracker == "none" else config.tracker,
@@ -148,7 +149,7 @@ class _Trainer:
         self.rank, self.main = self.accelerator.process_index, self.accelerator.is_main_process
         set_seed(config.seed + self.rank)
         settings = {"lr": config.learning_rate, "betas": config.betas, "weight_decay": config.weight_decay}
-        settings["fused"] = self.accelerator.device.type == "cpu"  # nine times as fast there; on a GPU torch chooses
+        settings["fused"] = self.accelerator.device.type == "cpu"  # nine times as fast on a CPU; on a GPU torch chooses
         optimizers = [torch.optim.AdamW(groups[phase], **settings) for phase in phases]
         self.plain = model
         prepared = self.accelerator.prepare(model, *optimizers)
@@ -169,12 +170,12 @@ class _Trainer:
         if self.config.tracker != "none":
             self.accelerator.init_trackers("mmgen")
         order = Order(len(self.data), self.config, self.step, self.rank, self.accelerator.num_processes)
-        # a generator of its own, so that starting the workers draws nothing from the model's
+        # a separate generator, so that starting the workers does not draw from the global one
         loader = iter(
             DataLoader(
                 _Batches(self.data, self.plain.sequences),
                 sampler=order,
-                batch_size=None,  # the order's items are whole batches
+                batch_size=None,  # the sampler yields whole batches
                 num_workers=self.config.workers,
                 collate_fn=_as_it_is,
                 generator=torch.Generator().manual_seed(self.config.seed),
@@ -197,10 +198,10 @@ class _Trainer:
                 with _workers_alive():
                     self._step(loader, order)
                 self._after_step(bar)
-        for tracker in self.accelerator.trackers:  # not end_training(): the next stage needs the process group
+        for tracker in self.accelerator.trackers:  # not end_training(), as the next stage needs the process group
             tracker.finish()
         model = self._finish()
-        if self.stopped is not None:  # the last step was done, but no next stage shall begin
+        if self.stopped is not None:  # the last step is done, but no further stage may begin
             raise Interrupted(self.step, self.stopped)
         return model
 
@@ -229,7 +230,7 @@ class _Trainer:
                 if norm is not None:
                     self._count("gradient_norm" if len(self.optimizers) == 1 else f"{phase}/gradient_norm", norm)
             optimizer.step()
-            # a phase may push gradients into parameters of another: clear them all
+            # clear all gradients, as a phase may also write to parameters of another phase
             self.model.zero_grad(set_to_none=True)
         if self.average:
             torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.trained.values()], 1 - self.config.ema)
@@ -272,13 +273,13 @@ class _Trainer:
     def _asked_to_stop(self) -> int | None:
         if self.accelerator.num_processes == 1:
             return self.signal
-        # one process may have heard the signal a step before the others: all must leave together
-        heard = torch.tensor(self.signal or 0, device=self.accelerator.device)
-        torch.distributed.all_reduce(heard, torch.distributed.ReduceOp.MAX)
-        return int(heard) or None
+        # all processes must stop at the same step, but may receive the signal at different steps
+        received = torch.tensor(self.signal or 0, device=self.accelerator.device)
+        torch.distributed.all_reduce(received, torch.distributed.ReduceOp.MAX)
+        return int(received) or None
 
     def _sample(self) -> None:
-        # drawing samples must not move the generators that training draws from
+        # sampling must not change the state of training's generators
         devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
         if self.main and self.accelerator.distributed_type != "FSDP":
             with torch.random.fork_rng(devices), self._averaged(), torch.no_grad():
@@ -289,7 +290,7 @@ class _Trainer:
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
-        """The moving average in place of the weights, where one is kept."""
+        """Replace the weights temporarily by their moving average, if there is one."""
         kept = {name: p.detach().clone() for name, p in self.trained.items()} if self.average else {}
         with torch.no_grad():
             for name, value in self.average.items():
@@ -373,7 +374,7 @@ class _Trainer:
 
 
 class _Batches(Dataset):
-    """Batches by lists of items. A UserError is returned, as only the traceback of one raised in a data worker arrives."""
+    """Batches by lists of items; a `UserError` is returned, as raising it in a data worker would lose its message."""
 
     def __init__(self, data: Sequence[Mapping[str, Tensor | None]], sequences: Sequence[str]) -> None:
         self.data, self.sequences = data, sequences
@@ -402,8 +403,8 @@ def _workers_alive() -> Iterator[None]:
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        expected = "all to live until the end"
-        fix = "see above; a lack of memory mostly: lower fit.workers or fit.batch_size, and go on with --resume"
+        expected = "all to run until the end"
+        fix = "see above; usually a lack of memory: lower fit.workers or fit.batch_size, and continue with --resume"
         raise UserError("data workers", got=str(error), expected=expected, fix=fix) from error
 
 
@@ -429,14 +430,13 @@ def _not_finite(losses: Mapping[str, Tensor], value: float, step: int, items: li
         f"loss of step {step + 1} on items {items[:8]}{' and others' if len(items) > 8 else ''}",
         got=f"{value} ({terms})",
         expected="a finite number",
-        fix="look at these items, or lower fit.learning_rate; the checkpoint before is whole",
+        fix="check these items, or lower fit.learning_rate; the previous checkpoint is intact",
     )
 
 
 def _cut_log(file: Path, step: int) -> None:
-    """Drop the lines that were logged after the checkpoint: they will be written again."""
+    """Drop lines logged after the checkpoint, which will be written again."""
     if file.is_file():
-        lines = [
-            line for line in file.read_text(encoding="utf-8").splitlines() if line.endswith("}")
-        ]  # a kill may cut the last
+        # a killed process may have left an incomplete last line
+        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
         file.write_text("".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= step), encoding="utf-8")

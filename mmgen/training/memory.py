@@ -1,4 +1,4 @@
-"""Memory of the processor that is used again rather than given back."""
+"""Reuse of freed CPU memory instead of returning it to the system."""
 
 import ctypes
 import sys
@@ -7,15 +7,16 @@ TRIM_THRESHOLD, MMAP_MAX = -1, -4  # glibc's M_TRIM_THRESHOLD and M_MMAP_MAX
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc to keep what tensors free for the next ones; elsewhere it does nothing.
+    """Make glibc keep freed memory for later tensors; no effect with other C libraries.
 
-    By default a tensor of 32 MB or more, and free memory at the end of the heap, goes back to the system, and the next step
-    gets it anew, a page fault for every 4 kB: a fifth of a small network's training step on a processor, and more.
+    By default, tensors of 32 MB or more and free memory at the end of the heap are returned to the system and requested again
+    in the next step, with a page fault for every 4 kB. On a CPU this takes at least a fifth of a small network's training
+    step.
 
     Returns:
-        Whether glibc took it.
+        True if glibc accepted the setting.
 
-    Source: mallopt(3). PyTorch keeps what is freed on a GPU by itself.
+    Source: mallopt(3). On a GPU, PyTorch keeps freed memory itself.
     """
     if sys.platform != "linux":
         return False

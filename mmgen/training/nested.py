@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from mmgen.errors import UserError, UserErrors
-from mmgen.training.config import build_config
+from mmgen.training.config import build_config, translate
 from mmgen.training.recipe import RecipeConfig, checked
 
 Config = TypeVar("Config", bound=RecipeConfig)
@@ -26,7 +26,7 @@ def nested_config(path: str, cls: type[Config], values: Mapping[str, Any]) -> Co
         UserError: an unknown key, a wrong value, or what the ``check`` of the config refuses.
     """
     with keys_below(path, cls):
-        return checked(build_config(cls, dict(values)))
+        return checked(build_config(cls, translate(dict(values), cls.renamed)))
 
 
 @contextmanager

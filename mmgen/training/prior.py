@@ -1,4 +1,4 @@
-"""After training: the prior "aggregate" fitted to the posteriors of the training data."""
+"""Fitting of the prior "aggregate" to the posteriors of the training data, after training."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -11,22 +11,22 @@ from mmgen.latents.spaces import AggregatePrior
 from mmgen.models.multimodal_vae import MultimodalVAE
 from mmgen.models.vae import VAE
 
-ITEMS = 10_000  # that it is fitted to, the first of the data
+ITEMS = 10_000  # largest number of training items to fit to
 AT_ONCE = 250
 
 
 def prior_fit(
     model: VAE | MultimodalVAE, data: Sequence[Mapping[str, Tensor | None]], seed: int
 ) -> Callable[[VAE | MultimodalVAE], None] | None:
-    """What `mmgen.training.loop.fit` has to call at the end: the fit of the prior "aggregate"; None for another prior.
+    """Make the ``finish`` function of `mmgen.training.loop.fit` that fits the prior "aggregate"; None for other priors.
 
     Args:
-        model: about to be trained.
-        data: rows of training items, as `collate` takes them; a draw from the posterior of each of the first `ITEMS` is used.
-        seed: of the draws.
+        model: the model, before training.
+        data: rows of training items for `collate`; the prior is fitted to a posterior draw of each of the first `ITEMS`.
+        seed: seed of the draws.
 
     Raises:
-        UserError: the items are fewer than the prior's components, or than two, which would be found out after training only.
+        UserError: there are fewer than two items, or fewer than components, which would otherwise fail only after training.
     """
     if not isinstance(model.prior, AggregatePrior):
         return None

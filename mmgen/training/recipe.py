@@ -7,12 +7,13 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from mmgen.data.card_files import absolute_card
-from mmgen.errors import UserError, check_at_least, check_one_of, check_seed
+from mmgen.errors import UserError, check_one_of
+from mmgen.ranges import AtLeast, Seed
 from mmgen.training import scripts
-from mmgen.training.config import build_config, parse_overrides, read_yaml
+from mmgen.training.config import build_config, check_sections, parse_overrides, read_yaml, translate
 from mmgen.training.result import Result
 from mmgen.training.run import Run
 
@@ -29,8 +30,8 @@ class RecipeConfig:
     #: key of an older version -> its key now, such as ``{"data.input": "data.image"}``
     renamed: ClassVar[Mapping[str, str]] = {}
 
-    seed: int = 0
-    seeds: int = 1
+    seed: Seed = 0
+    seeds: Annotated[int, AtLeast(1)] = 1
 
     def check(self) -> None:
         """Raise UserError for values that do not fit each other or the data."""
@@ -184,7 +185,8 @@ def recipe_config(recipe: Recipe, config: str, overrides: list[str]) -> Any:
         names = [f.stem for f in recipe.folder.glob("*.yaml")]
         file = recipe.folder / f"{check_one_of(f'config of {recipe.name}', config, names)}.yaml"
     layers = (sectioned(recipe.config, values) for values in (read_yaml(file), parse_overrides(overrides, recipe.config)))
-    return checked(build_config(recipe.config, *(_absolute_cards(values, file.parent) for values in layers)))
+    layers = (_absolute_cards(values, file.parent) for values in layers)
+    return checked(build_config(recipe.config, *layers, renamed=recipe.config.renamed))
 
 
 def checked(config: Any) -> Any:
@@ -193,8 +195,7 @@ def checked(config: Any) -> Any:
     Raises:
         UserError: they do not.
     """
-    check_at_least("seeds", config.seeds, 1)
-    check_seed("seed", config.seed)
+    check_sections(config)
     config.check()
     return config
 
@@ -207,6 +208,15 @@ def sectioned(cls: type, values: dict[str, Any]) -> dict[str, Any]:
     fields, inner = ({field.name for field in dataclasses.fields(of)} for of in (cls, section))
     moved = {key: value for key, value in values.items() if key in inner - fields}
     return {key: value for key, value in values.items() if key not in moved} | {"data": {**moved, "card": values["data"]}}
+
+
+def kept_values(cls: type[RecipeConfig], file: Path) -> dict[str, Any]:
+    """The values in the ``config.yaml`` of a run folder, by the keys of this version.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    return translate(sectioned(cls, read_yaml(file)), cls.renamed)
 
 
 def _absolute_cards(values: dict[str, Any], folder: Path) -> dict[str, Any]:

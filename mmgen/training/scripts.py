@@ -1,8 +1,8 @@
-"""Recipes of one's own as importable modules: a ``train.py`` anywhere on disk under a name that says where it is.
+"""Importing of user recipes: a module name for a ``train.py`` anywhere on disk, which encodes its path.
 
-Classes of such a module can be pickled by reference: data workers that are spawned, not forked (on macOS, Windows and from
-Python 3.14 on), import it by its name. Importing ``mmgen.training.scripts.NAME`` imports this file first, whose finder then
-reads the path from ``NAME``.
+Classes of such a module can be pickled by reference: data workers that are spawned instead of forked (on macOS, on Windows,
+and from Python 3.14 on) import it by name. Importing ``mmgen.training.scripts.NAME`` first imports this file, whose finder
+decodes the path from ``NAME``.
 """
 
 import importlib.machinery
@@ -14,11 +14,11 @@ from pathlib import Path
 from types import ModuleType
 from urllib.parse import unquote
 
-__path__: list[str] = []  # which makes it a package, so that it may have submodules
+__path__: list[str] = []  # makes this module a package, so that it can have submodules
 
 
 def module_name(file: Path) -> str:
-    """The name under which ``importlib.import_module`` imports a script.
+    """Module name under which ``importlib.import_module`` imports a script.
 
     >>> module_name(Path("/tmp/version.2/train.py"))
     'mmgen.training.scripts./tmp/version%2E2/train%2Epy'
@@ -28,12 +28,12 @@ def module_name(file: Path) -> str:
 
 
 class ScriptFinder(MetaPathFinder):
-    """Finds the scripts that `module_name` names."""
+    """Finder of the scripts named by `module_name`."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        """The spec of a script, None for any other module."""
+        """Return the spec of a script, or None for any other module."""
         parent, _, script = name.rpartition(".")
         return importlib.util.spec_from_file_location(name, unquote(script)) if parent == __name__ else None
 

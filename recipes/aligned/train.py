@@ -69,12 +69,15 @@ class Ridge:
         self.weights = self.solve(square + x[held].T @ x[held], cross + x[held].T @ y[held], kept)  # (c, d)
 
     def standard(self, x: Tensor) -> Tensor:
+        """Standardise features (n, c)."""
         return ((x - self.mean) / self.std).clamp(-10, 10)
 
     def solve(self, square: Tensor, cross: Tensor, penalty: float) -> Tensor:
+        """Solve the normal equations: weights (c, d)."""
         return torch.linalg.solve(square + penalty * torch.eye(len(square)), cross)
 
     def __call__(self, x: Tensor) -> Tensor:
+        """Predict normalised points (n, d)."""
         return F.normalize(self.standard(x) @ self.weights, dim=1)
 
 

@@ -25,14 +25,14 @@ from mmgen.data.cards import check_column, class_names, read_card
 from mmgen.data.label import LabelProcessor
 from mmgen.data.processors import Processor
 from mmgen.data.rows import DataSet, Rows, check_several_classes, open_rows
-from mmgen.errors import UserError
+from mmgen.errors import UserError, check_one_of
 from mmgen.judging.classifier import Judge, JudgeConfig, trained_judge
 from mmgen.metrics.robustness import missing_loss_ratio
 from mmgen.modalities.features import cached_features
 from mmgen.modalities.kinds import COLUMNS, fit_processor
 from mmgen.models.factorized import Factorized
 from mmgen.storage import fingerprint
-from mmgen.training.config import FitConfig, section_of
+from mmgen.training.config import FitConfig, section, section_of
 from mmgen.training.data_sections import Modalities
 from mmgen.training.nested import nested_config
 from mmgen.training.recipe import Recipe, RecipeConfig, stage
@@ -57,14 +57,14 @@ class Data(Modalities):
 
     sequence: str = ""
 
-    def check(self, *sections: Any) -> None:
+    def check(self, path: str) -> None:
         """Check the columns of the modalities, of labels and of sequences."""
         card = read_card(self.card)
-        self.label = check_column(card, "data.label", self.label, "label")
+        self.label = check_column(card, f"{path}.label", self.label, "label")
         check_several_classes(card.name, self.label, class_names(card, self.label))
         if self.sequence:
-            self.sequence = check_column(card, "data.sequence", self.sequence, "id", "group")
-        super().check(*sections)
+            self.sequence = check_column(card, f"{path}.sequence", self.sequence, "id", "group")
+        super().check(path)
 
     def check_modality(self, name: str, settings: dict[str, Any]) -> None:
         """Check one modality: of a sequence only vectors and texts that become vectors."""
@@ -120,19 +120,21 @@ class Data(Modalities):
 class Config(RecipeConfig):
     """The config of the recipe ``factorized``; the ablations train by the same values.
 
-    ``model.modalities`` holds what the data do not say: settings of encoders and decoders, sizes and weights. ``judge`` is the
-    config of the recipe ``judge`` for the picture whose factors are swapped; empty, none are.
+    Args:
+        model: ``modalities`` holds what the data do not say: settings of encoders and decoders, sizes and weights.
+        judge: config of the recipe ``judge`` for the pictures whose factors are swapped; empty: none are swapped.
     """
 
-    data: Data = field(default_factory=Data)
-    model: section_of(Factorized) = field(default_factory=section_of(Factorized))
-    fit: FitConfig = field(default_factory=FitConfig)
+    data: Data = section()
+    model: section_of(Factorized) = section()
+    fit: FitConfig = section()
     judge: dict[str, Any] = field(default_factory=dict)
 
     def check(self) -> None:
         """Check columns, that settings name modalities of the data, and that the judge reads one of them."""
         card = read_card(self.data.card)
-        self.data.check(("model.modalities", self.model.modalities))
+        for name in self.model.modalities or ():
+            check_one_of("model.modalities", name, self.data.modalities)
         for name in GIVEN:
             value, default = getattr(self.model, name), inspect.signature(Factorized).parameters[name].default
             if value != default:

@@ -4,11 +4,11 @@ mmgen train mag_sentiment                               # sentiment of utterance
 accelerate launch recipes/mag_sentiment/train.py --config recipes/mag_sentiment/gpu.yaml
 """
 
-import inspect
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Annotated
 
 import torch
 from sklearn.linear_model import LogisticRegression
@@ -21,16 +21,16 @@ from mmgen.cli import main
 from mmgen.data.cards import check_column, class_names, read_card
 from mmgen.data.label import LabelProcessor
 from mmgen.data.rows import DataSet, check_several_classes, open_rows
-from mmgen.errors import UserError, check_at_least, check_one_of
+from mmgen.errors import UserError, check_one_of
 from mmgen.modalities.kinds import fit_processor
 from mmgen.models.mag import AdaptedTransformer
-from mmgen.training.config import FitConfig, section_of
+from mmgen.ranges import AtLeast
+from mmgen.training.config import FitConfig, check_decided, section, section_of
 from mmgen.training.recipe import Recipe, RecipeConfig, stage
 from mmgen.training.result import Figures, Result
 from mmgen.training.run import Run
 
 AT_ONCE = 64  # items read together in evaluation
-GIVEN = ("features", "classes", "class_names")  # what the data decide
 
 
 @dataclass
@@ -51,37 +51,36 @@ class Data:
     features: dict[str, str] = field(default_factory=lambda: {"audio": "audio_features", "video": "video_features"})
     label: str = "label"
     text_features: str = ""
-    limit: int = 0
+    limit: Annotated[int, AtLeast(0)] = 0
+
+    def check(self, path: str) -> None:
+        """Check that the columns are there and of kinds the model reads."""
+        card = read_card(self.card)
+        self.text = check_column(card, f"{path}.text", self.text, "text", one_text=True)
+        self.label = check_column(card, f"{path}.label", self.label, "label")
+        check_several_classes(card.name, self.label, class_names(card, self.label))
+        if not self.features:
+            fix = "name a column of vectors, as in {audio: audio_features}"
+            raise UserError(f"{path}.features", got="none", expected="a modality beside the text", fix=fix)
+        for name, column in self.features.items():
+            check_column(card, f"{path}.features.{name}", column, "vector")
+        if self.text_features:
+            self.text_features = check_column(card, f"{path}.text_features", self.text_features, "vector")
 
 
 @dataclass
 class Config(RecipeConfig):
     """The config of the recipe ``mag_sentiment``; the transformer alone is tuned by the same values."""
 
-    data: Data = field(default_factory=Data)
-    model: section_of(AdaptedTransformer) = field(default_factory=section_of(AdaptedTransformer))
-    fit: FitConfig = field(default_factory=FitConfig)
+    data: Data = section()
+    model: section_of(AdaptedTransformer) = section()
+    fit: FitConfig = section()
 
     def check(self) -> None:
-        """Check that the columns are there and of kinds the model reads, and that the model leaves to the data its part."""
-        card, data = read_card(self.data.card), self.data
-        data.text = check_column(card, "data.text", data.text, "text", one_text=True)
-        data.label = check_column(card, "data.label", data.label, "label")
-        check_several_classes(card.name, data.label, class_names(card, data.label))
-        check_at_least("data.limit", data.limit, 0)
-        if not data.features:
-            fix = "name a column of vectors, as in {audio: audio_features}"
-            raise UserError("data.features", got="none", expected="a modality beside the text", fix=fix)
-        for name, column in data.features.items():
-            check_column(card, f"data.features.{name}", column, "vector")
-        if data.text_features:
-            data.text_features = check_column(card, "data.text_features", data.text_features, "vector")
+        """Check that the model leaves to the data what they decide, and that noise is of a modality."""
         for name in self.model.noise or {}:
-            check_one_of("model.noise", name, data.features)
-        for name in GIVEN:
-            value, default = getattr(self.model, name), inspect.signature(AdaptedTransformer).parameters[name].default
-            if value != default:
-                raise UserError(f"model.{name}", got=value, expected="what the data card decides", fix="leave it out")
+            check_one_of("model.noise", name, self.data.features)
+        check_decided("model", self.model, ["features", "classes", "class_names"], "the data card decides")
 
 
 def items(model: AdaptedTransformer, data: Data, split: str, limit: int = 0) -> DataSet:

@@ -8,7 +8,7 @@ accelerate launch recipes/multimodal_vae/train.py --config recipes/multimodal_va
 
 import sys
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -17,12 +17,13 @@ from mmgen.cli import main
 from mmgen.data.batch import Batch
 from mmgen.data.cards import check_column, read_card
 from mmgen.data.rows import DataSet, open_rows
-from mmgen.errors import check_at_least, check_one_of
+from mmgen.errors import check_one_of
 from mmgen.judging.classifier import JudgeConfig, trained_judge
 from mmgen.judging.coherence import coherence_of, pairwise_coherence
 from mmgen.judging.features import frechet, picture_features
 from mmgen.models.multimodal_vae import OBJECTIVES, MultimodalVAE
-from mmgen.training.config import FitConfig, section_of
+from mmgen.ranges import AtLeast
+from mmgen.training.config import FitConfig, section, section_of
 from mmgen.training.data_sections import Modalities
 from mmgen.training.model_card import contact_sheet
 from mmgen.training.nested import nested_config
@@ -38,15 +39,18 @@ AT_ONCE = 250  # items generated together
 
 @dataclass
 class Evaluation:
-    """How much is generated and judged: ``items`` of the split, and as many from the prior.
+    """Amount of generation and judging.
 
-    ``log_likelihood`` is of the first ``likelihood_items``, by ``likelihood_samples`` draws each. ``features`` names the
-    packaged network of the Fréchet distance; empty, it is left out.
+    Args:
+        items: items of the split that are generated from, and as many draws from the prior.
+        likelihood_items: items of the split whose log-likelihood is estimated, the first ones.
+        likelihood_samples: draws an item of that estimate.
+        features: the packaged network of the Fréchet distance; empty: none.
     """
 
-    items: int = 1000
-    likelihood_items: int = 100
-    likelihood_samples: int = 100
+    items: Annotated[int, AtLeast(2)] = 1000
+    likelihood_items: Annotated[int, AtLeast(1)] = 100
+    likelihood_samples: Annotated[int, AtLeast(1)] = 100
     features: str = "efficientnet_lite0"
 
 
@@ -54,25 +58,26 @@ class Evaluation:
 class Config(RecipeConfig):
     """The config of the recipe ``multimodal_vae``.
 
-    ``model.modalities`` holds what the data do not say: settings of encoders and decoders, and weights. ``judges`` holds for
-    each modality the config of its judge, see the recipe ``judge``; without one for every modality there is no coherence.
+    Args:
+        model: ``modalities`` holds what the data do not say: settings of encoders and decoders, and weights.
+        judges: modality -> the config of its judge, see the recipe ``judge``; coherence needs one for every modality.
     """
 
-    data: Modalities = field(default_factory=Modalities)
-    model: section_of(MultimodalVAE) = field(default_factory=section_of(MultimodalVAE))
-    fit: FitConfig = field(default_factory=FitConfig)
+    data: Modalities = section()
+    model: section_of(MultimodalVAE) = section()
+    fit: FitConfig = section()
     judges: dict[str, dict[str, Any]] = field(default_factory=dict)
-    evaluation: Evaluation = field(default_factory=Evaluation)
+    evaluation: Evaluation = section()
 
     def check(self) -> None:
-        """Check the columns, that settings and judges name modalities of the data, and ranges."""
-        self.data.check(("model.modalities", self.model.modalities), ("judges", self.judges))
+        """Check that settings and judges name modalities of the data."""
+        for key, names in (("model.modalities", self.model.modalities), ("judges", self.judges)):
+            for name in names or ():
+                check_one_of(key, name, self.data.modalities)
         if self.judges:
             self.data.label = check_column(read_card(self.data.card), "data.label", self.data.label)
         self.judge_configs()
         check_one_of("model.objective", self.model.objective, OBJECTIVES)
-        for key in ("items", "likelihood_items", "likelihood_samples"):
-            check_at_least(f"evaluation.{key}", getattr(self.evaluation, key), 2 if key == "items" else 1)
 
     def judge_configs(self) -> dict[str, JudgeConfig]:
         """Modality -> the config of its judge."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -21,10 +21,12 @@ from mmgen.cli import main
 from mmgen.data.simulate.peg_insertion import DISTURBANCES
 from mmgen.data.simulate.scene import SHAPES
 from mmgen.data.touch import Transitions
-from mmgen.errors import UserError, check_at_least, check_one_of, check_sizes
+from mmgen.errors import UserError, check_one_of
 from mmgen.judging.arms import ARMS, code_moments, environment, sees, view
 from mmgen.models.vision_touch import TOUCH, VISION, VisionTouch
+from mmgen.ranges import Above, AtLeast, Between, Each
 from mmgen.storage import fingerprint
+from mmgen.training.config import section
 from mmgen.training.recipe import Recipe, stage
 from mmgen.training.result import Result
 from mmgen.training.run import Run
@@ -39,41 +41,67 @@ class Policy:
     """Proximal policy optimisation, and the environments it learns in.
 
     Args:
-        steps: of the environment in all.
-        environments: side by side.
-        rollout: steps of each environment between updates.
-        batch_size, epochs, learning_rate, gamma, entropy: of PPO; ``epochs`` passes an update.
-        log_std: of the policy's noise at first.
-        hidden: sizes of the perceptron's layers.
-        reward_scale: multiplies the rewards that PPO sees.
-        shapes: of the pegs.
-        clearance: m, the gap on each side.
-        told_error: m, the error of the oracle arms, see `mmgen.data.simulate.oracle.Oracle`.
+        steps: steps of the environments in all.
+        environments: environments side by side, as many of each shape.
+        rollout: steps of each environment that make an update.
+        batch_size: steps of a batch.
+        epochs: passes over the steps of an update.
+        learning_rate: learning rate of the policy.
+        gamma: discount of a step.
+        entropy: weight of the entropy bonus.
+        log_std: log standard deviation of the actions at first.
+        hidden: widths of the policy's layers.
+        reward_scale: factor on the rewards that PPO sees.
+        shapes: shapes of peg and hole in training.
+        clearance: gap between peg and hole in m.
+        told_error: standard error of the hole's position in m for the oracle arms, see `mmgen.data.simulate.oracle.Oracle`.
     """
 
-    steps: int = 120000
-    environments: int = 8
-    rollout: int = 128
-    batch_size: int = 256
-    epochs: int = 8
-    learning_rate: float = 0.0003
-    gamma: float = 0.97
-    entropy: float = 0.0
-    log_std: float = -0.7
-    hidden: list[int] = field(default_factory=lambda: [128, 64])
-    reward_scale: float = 0.1
+    steps: Annotated[int, AtLeast(1)] = 120000
+    environments: Annotated[int, AtLeast(1)] = 8
+    rollout: Annotated[int, AtLeast(2)] = 128
+    batch_size: Annotated[int, AtLeast(2)] = 256
+    epochs: Annotated[int, AtLeast(1)] = 8
+    learning_rate: Annotated[float, Above(0), Between(0, 1)] = 0.0003
+    gamma: Annotated[float, Above(0), Between(0, 1)] = 0.97
+    entropy: Annotated[float, AtLeast(0)] = 0.0
+    log_std: Annotated[float, Between(-10, 2)] = -0.7
+    hidden: Annotated[list[int], Each(AtLeast(1))] = field(default_factory=lambda: [128, 64])
+    reward_scale: Annotated[float, Above(0), Between(0, 1000)] = 0.1
     shapes: list[str] = field(default_factory=lambda: ["round", "square"])
-    clearance: float = 0.003
-    told_error: float = 0.003
+    clearance: Annotated[float, Between(0, 0.01)] = 0.003
+    told_error: Annotated[float, Between(0, 0.1)] = 0.003
+
+    def check(self, path: str) -> None:
+        """Check that the shapes are known, and that each gets as many environments."""
+        if not self.shapes:
+            raise UserError(f"{path}.shapes", got="an empty list", expected="one or more", fix="leave it out")
+        for shape in self.shapes:
+            check_one_of(f"{path}.shapes", shape, SHAPES)
+        if self.environments % len(self.shapes):
+            got, fix = f"{self.environments} for {len(self.shapes)} shapes", "as many of each shape"
+            raise UserError(f"{path}.environments", got=got, expected=f"a multiple of {len(self.shapes)}", fix=fix)
 
 
 @dataclass
 class Evaluation:
-    """Episodes that each arm is tried on, the shape of their peg, and the disturbances beside none."""
+    """Trials of the trained arms.
 
-    episodes: int = 100
+    Args:
+        episodes: episodes of each arm and disturbance.
+        shape: shape of peg and hole.
+        disturbances: disturbances that are tried beside none.
+    """
+
+    episodes: Annotated[int, AtLeast(1)] = 100
     shape: str = "triangle"
     disturbances: list[str] = field(default_factory=lambda: list(DISTURBANCES))
+
+    def check(self, path: str) -> None:
+        """Check that shape and disturbances are known."""
+        check_one_of(f"{path}.shape", self.shape, SHAPES)
+        for disturbance in self.disturbances:
+            check_one_of(f"{path}.disturbances", disturbance, DISTURBANCES)
 
 
 @dataclass
@@ -81,42 +109,20 @@ class Config(VisionTouchConfig):
     """The config of the recipe ``peg_policy``: that of the codes, as in ``vision_touch``, and the policy's.
 
     Args:
-        arms: keys of `mmgen.judging.arms.ARMS`.
+        arms: what the policies see, keys of `mmgen.judging.arms.ARMS`.
     """
 
-    policy: Policy = field(default_factory=Policy)
+    policy: Policy = section()
     arms: list[str] = field(default_factory=lambda: ["full", "vision", "touch"])
-    evaluation: Evaluation = field(default_factory=Evaluation)
+    evaluation: Evaluation = section()
 
     def check(self) -> None:
-        """Check that arms, shapes and disturbances are known, and numbers in range."""
+        """Check that the arms are known, and that no seed needs episodes beyond the last."""
         super().check()
-        policy = self.policy
+        if not self.arms:
+            raise UserError("arms", got="an empty list", expected="one or more", fix="leave it out")
         for arm in self.arms:
             check_one_of("arms", arm, ARMS)
-        for shape in (*policy.shapes, self.evaluation.shape):
-            check_one_of("shape", shape, SHAPES)
-        for disturbance in self.evaluation.disturbances:
-            check_one_of("evaluation.disturbances", disturbance, DISTURBANCES)
-        if not self.arms or not policy.shapes:
-            raise UserError("arms and policy.shapes", got="an empty list", expected="one or more", fix="leave it out")
-        if policy.environments % len(policy.shapes):
-            got, fix = f"{policy.environments} for {len(policy.shapes)} shapes", "as many of each shape"
-            raise UserError("policy.environments", got=got, expected=f"a multiple of {len(policy.shapes)}", fix=fix)
-        for key, low in {"steps": 1, "environments": 1, "rollout": 2, "batch_size": 2, "epochs": 1, "entropy": 0}.items():
-            check_at_least(f"policy.{key}", getattr(policy, key), low)
-        check_at_least("evaluation.episodes", self.evaluation.episodes, 1)
-        check_sizes("policy.hidden", policy.hidden)
-        for key, value, fits, expected in (
-            ("policy.reward_scale", policy.reward_scale, 0 < policy.reward_scale <= 1000, "above 0 and at most 1000"),
-            ("policy.log_std", policy.log_std, -10 <= policy.log_std <= 2, "-10 to 2"),
-            ("policy.learning_rate", policy.learning_rate, 0 < policy.learning_rate <= 1, "above 0 and at most 1"),
-            ("policy.gamma", policy.gamma, 0 < policy.gamma <= 1, "above 0 and at most 1"),
-            ("policy.clearance", policy.clearance, 0 <= policy.clearance <= 0.01, "0 to 0.01 m"),
-            ("policy.told_error", policy.told_error, 0 <= policy.told_error <= 0.1, "0 to 0.1 m"),
-        ):
-            if not fits:
-                raise UserError(key, got=value, expected=expected, fix="leave it out")
         if (last := self.seed + self.seeds - 1) > LAST_SEED:
             raise UserError("seed", got=last, expected=f"at most {LAST_SEED} for the last one", fix="use 0 for example")
 

@@ -8,7 +8,7 @@ accelerate launch recipes/redescription_gan/train.py --config recipes/redescript
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -25,7 +25,7 @@ from mmgen.judging.features import nearest_pictures
 from mmgen.judging.pictures import PictureConfig, PictureEvaluation, PictureJudges
 from mmgen.models.mirror_gan import MirrorGAN
 from mmgen.models.redescriber import Redescriber
-from mmgen.training.config import FitConfig, section_of
+from mmgen.training.config import FitConfig, section, section_of
 from mmgen.training.data_sections import PicturesWithTexts
 from mmgen.training.model_card import contact_sheet
 from mmgen.training.recipe import Recipe, stage
@@ -56,15 +56,15 @@ class Config(PictureConfig):
         "captioner_fit": "fit_captioner",
     }
 
-    data: Data = field(default_factory=Data)
-    captioner: OwnCaptioner = field(default_factory=OwnCaptioner)
-    fit_captioner: FitConfig = field(default_factory=FitConfig)
-    gan: OwnGAN = field(default_factory=OwnGAN)
-    fit: FitConfig = field(default_factory=FitConfig)
-    evaluation: PictureEvaluation = field(default_factory=PictureEvaluation)
+    data: Data = section()
+    captioner: OwnCaptioner = section()
+    fit_captioner: FitConfig = section()
+    gan: OwnGAN = section()
+    fit: FitConfig = section()
+    evaluation: PictureEvaluation = section()
 
     def check(self) -> None:
-        """Check columns, ranges, and that both networks can be built."""
+        """Check the judges, and that both networks can be built."""
         super().check()
         build(self, self.data.vocab_size)
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any
+from typing import Annotated, Any
 
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -22,11 +22,13 @@ from mmgen.cli import main
 from mmgen.conditioning.language_model import load_language_model
 from mmgen.data.cards import open_card
 from mmgen.errors import check_at_least, check_one_of
-from mmgen.inference import steer
+from mmgen.inference import steer, targets
 from mmgen.judging.classifier import Judge, JudgeConfig, trained_judge
 from mmgen.judging.perplexity import Reader
 from mmgen.metrics.diversity import distinct, share_with
+from mmgen.ranges import AtLeast, Between
 from mmgen.storage import read_json, write_json
+from mmgen.training.config import section
 from mmgen.training.nested import nested_config
 from mmgen.training.recipe import Recipe
 from mmgen.training.report import scatter
@@ -55,8 +57,8 @@ class Texts:
 
     attributes: list[str] = field(default_factory=list)
     prompts: dict[str, list[str]] = field(default_factory=dict)
-    samples: int = 3
-    candidates: int = 10
+    samples: Annotated[int, AtLeast(1)] = 3
+    candidates: Annotated[int, AtLeast(1)] = 10
     methods: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
@@ -66,46 +68,43 @@ class Config(AttributeConfig):
 
     Args:
         length: tokens of a text.
-        top_k: of the sampling.
+        top_k: sample from the k likeliest tokens.
         threshold: mean dist-1, -2, -3 that the best of several candidates must have, see `mmgen.inference.steer.best`.
         judge: config of the recipe ``judge``: a classifier of other data, of classes of the same names or numbers.
         fluency: the language model that measures perplexity.
+        sentiment: texts toward classes.
+        topic: texts toward topics.
     """
 
-    length: int = 50
-    top_k: int = 10
-    threshold: float = 0.0
+    length: Annotated[int, AtLeast(1)] = 50
+    top_k: Annotated[int, AtLeast(1)] = 10
+    threshold: Annotated[float, Between(0, 1)] = 0.0
     judge: dict[str, Any] = field(default_factory=dict)
     fluency: str = "gemma3-270m"
-    sentiment: Texts = field(default_factory=Texts)
-    topic: Texts = field(default_factory=Texts)
+    sentiment: Texts = section()
+    topic: Texts = section()
 
-    def judges(self) -> dict[str, JudgeConfig]:
+    def nested(self) -> dict[str, JudgeConfig]:
         """The judge of the sentiment."""
         return {"judge": nested_config("judge", JudgeConfig, self.judge)}
 
     def check(self) -> None:
         """Check that data, judge, classes, topics and methods are there, and their settings in range."""
         super().check()
-        steer.check_threshold(self.threshold)
-        self.judges()
-        for key in ("length", "top_k"):
-            check_at_least(key, getattr(self, key), 1)
+        self.nested()
         check_texts("sentiment", self.sentiment, self.data.class_names, list(steer.METHODS))
-        check_texts("topic", self.topic, steer.topics(), [method for method in steer.METHODS if method != "gedi"])
+        check_texts("topic", self.topic, targets.topics(), [method for method in steer.METHODS if method != "gedi"])
 
 
 def check_texts(key: str, texts: Texts, known: Sequence[str], methods: Sequence[str]) -> None:
-    """Check that attributes and methods are known, and numbers and settings in range."""
+    """Check that attributes and methods are known, and settings in range."""
     for name in texts.attributes:
         check_one_of(f"{key}.attributes", name, known)
     for split in RECIPE.splits if texts.attributes else ():
         check_at_least(f"prompts of {key}.prompts.{split}", len(texts.prompts.get(split, ())), 1)
-    check_at_least(f"{key}.samples", texts.samples, 1)
-    check_at_least(f"{key}.candidates", texts.candidates, 1)
     for method, settings in texts.methods.items():
         check_one_of(f"{key}.methods", method, methods)
-        steer.settings([f"{name}={value}" for name, value in settings.items()], method)
+        steer.settings(settings, method)
 
 
 def write(run: Run, config: Config, split: str, kind: str) -> Written:
@@ -125,8 +124,8 @@ def write(run: Run, config: Config, split: str, kind: str) -> Written:
                 loaded = loaded or load_language_model(config.language_model, config.dtype)
                 model = loaded[0].to(processes.device())
                 # a class by the classifier of the run, or a topic by its bag
-                toward = steer.bag(name, *loaded) if kind == "topic" else steer.attribute(name, str(run.folder), model)
-                more = steer.experts(name, str(run.stage_folder("experts")), model) if method == "gedi" else {}
+                toward = targets.bag(name, *loaded) if kind == "topic" else targets.attribute(name, str(run.folder), model)
+                more = targets.experts(name, str(run.stage_folder("experts")), model) if method == "gedi" else {}
                 steered = None if method == UNSTEERED else steer.METHODS[method](toward, **settings, **more)
             for at in range(0, len(prompts), together):
                 some = prompts[at : at + together]
@@ -188,14 +187,14 @@ def topic_figures(by_name: Mapping[str, Rows]) -> Figures:
     """The share of texts with a word of the bag, and with another word of the topic, which no bag holds."""
     found = {}
     for metric, part in (("topic_words", "train"), ("held_out_words", "held_out")):
-        bags = {name: open_card(f"{steer.BAG}{name}", part)["word"][:] for name in by_name}
+        bags = {name: open_card(f"{targets.BAG}{name}", part)["word"][:] for name in by_name}
         found[metric] = fmean(share_with([row["text"] for row in rows], bags[name]) for name, rows in by_name.items())
     return found
 
 
 def evaluate(run: Run, config: Config, split: str) -> Result:
     """Success or topic words, perplexity and dist-3 of every arm, and the gains of the best fluent method over B and BR."""
-    judging = config.judges()["judge"]
+    judging = config.nested()["judge"]
     judge, reader = trained_judge(judging), Reader(config.fluency)
     about = {"judge_accuracy": judge.accuracy, "judge_disjoint": judging.data.card != config.data.card}
     names = {"b": "unsteered (B)", "br": "unsteered, ranked (BR)"}

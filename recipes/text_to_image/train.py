@@ -6,9 +6,9 @@ accelerate launch recipes/text_to_image/train.py --config recipes/text_to_image/
 """
 
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from PIL import Image
@@ -19,14 +19,14 @@ from mmgen.data.batch import Batch
 from mmgen.data.cards import held_out, read_card
 from mmgen.data.image import ImageProcessor
 from mmgen.data.rows import DataSet
-from mmgen.errors import check_at_least
 from mmgen.judging.features import nearest_pictures
 from mmgen.judging.pictures import PictureConfig, PictureEvaluation, PictureJudges
 from mmgen.judging.shared_space import trained_space
 from mmgen.models.discrete_vae import DiscreteVAE, code_use
 from mmgen.models.text_to_image import TextToImage
 from mmgen.models.vae import VAE
-from mmgen.training.config import FitConfig, section_of
+from mmgen.ranges import AtLeast
+from mmgen.training.config import FitConfig, section, section_of
 from mmgen.training.data_sections import PicturesWithTexts
 from mmgen.training.recipe import Recipe, stage
 from mmgen.training.report import tensor_grid
@@ -48,8 +48,8 @@ class Data(PicturesWithTexts):
         channels: 1 or 3.
     """
 
-    text_length: int = 24
-    size: int = 32
+    text_length: Annotated[int, AtLeast(2)] = 24
+    size: Annotated[int, AtLeast(1)] = 32
     channels: Literal[1, 3] = 3
 
     @property
@@ -62,8 +62,8 @@ class Data(PicturesWithTexts):
 class Baseline:
     """A convolutional VAE of the same pictures, whose draws from its prior the Fréchet distance is compared with."""
 
-    latent_dim: int = 64
-    width: int = 32
+    latent_dim: Annotated[int, AtLeast(1)] = 64
+    width: Annotated[int, AtLeast(1)] = 32
 
 
 @dataclass
@@ -79,38 +79,30 @@ class Evaluation(PictureEvaluation):
         codes_items: training pictures by which the use of codes is counted.
     """
 
-    items: int = 1000
-    guidance: float = 2.0
-    temperature: float = 1.0
-    top_k: int = 0
-    candidates: int = 8
-    codes_items: int = 2000
-
-    def check(self) -> None:
-        """Check that all are in range."""
-        super().check()
-        for key, low in {"guidance": 0, "temperature": 0, "top_k": 0, "candidates": 1, "codes_items": 1}.items():
-            check_at_least(f"evaluation.{key}", getattr(self, key), low)
+    items: Annotated[int, AtLeast(0)] = 1000
+    guidance: Annotated[float, AtLeast(0)] = 2.0
+    temperature: Annotated[float, AtLeast(0)] = 1.0
+    top_k: Annotated[int, AtLeast(0)] = 0
+    candidates: Annotated[int, AtLeast(1)] = 8
+    codes_items: Annotated[int, AtLeast(1)] = 2000
 
 
 @dataclass
 class Config(PictureConfig):
     """The config of the recipe ``text_to_image``; the space that reranks is the one of ``aligned`` with the next seed."""
 
-    data: Data = field(default_factory=Data)
-    discrete_vae: OwnCodes = field(default_factory=OwnCodes)
-    model: OwnPrior = field(default_factory=OwnPrior)
-    baseline: Baseline = field(default_factory=Baseline)
-    fit_codes: FitConfig = field(default_factory=FitConfig)
-    fit_baseline: FitConfig = field(default_factory=FitConfig)
-    fit: FitConfig = field(default_factory=FitConfig)
-    evaluation: Evaluation = field(default_factory=Evaluation)
+    data: Data = section()
+    discrete_vae: OwnCodes = section()
+    model: OwnPrior = section()
+    baseline: Baseline = section()
+    fit_codes: FitConfig = section()
+    fit_baseline: FitConfig = section()
+    fit: FitConfig = section()
+    evaluation: Evaluation = section()
 
     def check(self) -> None:
-        """Check columns, ranges, and that all models can be built."""
+        """Check the judges, and that all models can be built."""
         super().check()
-        check_at_least("baseline.width", self.baseline.width, 1)
-        check_at_least("baseline.latent_dim", self.baseline.latent_dim, 1)
         with torch.device("meta"):  # fails now for values out of range, and takes no memory
             prior_of(self, self.data.vocab_size, end=0)
 

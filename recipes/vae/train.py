@@ -8,7 +8,7 @@ accelerate launch recipes/vae/train.py --config recipes/vae/gpu.yaml
 import sys
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -21,10 +21,11 @@ from mmgen.data.cards import check_column, held_out, read_card
 from mmgen.data.image import ImageProcessor
 from mmgen.data.processors import Processor
 from mmgen.data.rows import DataSet, open_rows
-from mmgen.errors import UserError, check_at_least, check_one_of
+from mmgen.errors import UserError, check_one_of
 from mmgen.metrics.disentanglement import disentanglement_scores
 from mmgen.models.vae import VAE, check_settings
-from mmgen.training.config import FitConfig
+from mmgen.ranges import AtLeast
+from mmgen.training.config import FitConfig, section
 from mmgen.training.prior import prior_fit
 from mmgen.training.recipe import Recipe, RecipeConfig, stage
 from mmgen.training.report import picture_grid
@@ -51,12 +52,12 @@ class Data:
     card: str = "mnist"
     input: str = "image"
     split: str = "train"
-    size: int = 28
+    size: Annotated[int, AtLeast(1)] = 28
     channels: Literal[1, 3] = 1
     binary: bool = False
     factors: list[str] = field(default_factory=list)
     grid: str = "grid"
-    limit: int = 0
+    limit: Annotated[int, AtLeast(0)] = 0
 
 
 @dataclass
@@ -67,7 +68,7 @@ class Model:
     one key away. ``beta_tc`` gets its ``dataset_size`` from the data.
     """
 
-    latent_dim: int = 10
+    latent_dim: Annotated[int, AtLeast(1)] = 10
     objective: str = "vae"
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     prior: str = "standard"
@@ -81,18 +82,18 @@ class Model:
 class Evaluation:
     """Draws an item of the importance-weighted bound, and how many items of the split it is taken on; 0 takes all."""
 
-    samples: int = 64
-    limit: int = 1000
+    samples: Annotated[int, AtLeast(1)] = 64
+    limit: Annotated[int, AtLeast(0)] = 1000
 
 
 @dataclass
 class Config(RecipeConfig):
     """The config of the recipe ``vae``."""
 
-    data: Data = field(default_factory=Data)
-    model: Model = field(default_factory=Model)
-    evaluation: Evaluation = field(default_factory=Evaluation)
-    fit: FitConfig = field(default_factory=FitConfig)
+    data: Data = section()
+    model: Model = section()
+    evaluation: Evaluation = section()
+    fit: FitConfig = section()
 
     def check(self) -> None:
         """The columns are there, and the objective has its settings."""
@@ -106,8 +107,6 @@ class Config(RecipeConfig):
         if len(data.factors) == 1:
             fix = "name the other factors too"
             raise UserError("data.factors", got=data.factors, expected="two or more, or none", fix=fix)
-        check_at_least("evaluation.samples", self.evaluation.samples, 1)
-        check_at_least("evaluation.limit", self.evaluation.limit, 0)
         for objective in {self.model.objective, *self.model.settings}:
             check_settings(objective, settings_of(self, objective, 1))
 

@@ -17,6 +17,7 @@ from mmgen import processes
 from mmgen.cli import main
 from mmgen.data.batch import Batch, collate
 from mmgen.data.cards import read_card
+from mmgen.data.rows import spread
 from mmgen.data.touch import CAMERA, Transitions
 from mmgen.models.vision_touch import NEGATIVES, TOUCH, VISION, VisionTouch, end_point_error
 from mmgen.training.recipe import Recipe
@@ -129,7 +130,7 @@ def kept(accuracy: float, covered: float, low: float) -> float:
 @torch.no_grad()
 def show(result: Result, model: VisionTouch, data: Transitions) -> None:
     """Show moments with their predictions: the picture, the true flow and the predicted one."""
-    places = torch.linspace(0, len(data) - 1, min(SHOWN, len(data))).long().tolist()
+    places = spread(len(data), SHOWN)
     batch = collate([data[i] for i in places]).to(model.step.device)
     found = model.predict(batch)
     flow = torch.nn.functional.interpolate(found.flow.finest, batch["flow"].shape[2:], mode="bilinear")

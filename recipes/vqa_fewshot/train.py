@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from math import sqrt
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -28,11 +28,13 @@ from mmgen.data.batch import collate
 from mmgen.data.cards import check_column, read_card
 from mmgen.data.episodes import FewShotEpisode, episodes
 from mmgen.data.rows import Rows, open_rows
-from mmgen.errors import UserError, check_at_least, counted
+from mmgen.errors import UserError, counted
 from mmgen.metrics.vqa import exact_match
 from mmgen.models.base import load
 from mmgen.models.captioner import Captioner
+from mmgen.ranges import AtLeast, Each
 from mmgen.storage import read_json
+from mmgen.training.config import section
 from mmgen.training.model_card import ModelCard, write_model_card
 from mmgen.training.recipe import Recipe, load_recipe, run_details
 from mmgen.training.report import write_report
@@ -55,8 +57,9 @@ class Questions:
     Args:
         card: a data card.
         support: its split that examples are taken from.
-        image, answer: its columns.
-        question: another; one that ends in "?" is asked about every picture instead.
+        image: the column of pictures.
+        answer: the column of answers.
+        question: the column of questions; one that ends in "?" is asked about every picture instead.
         template: the column that tells kinds of question apart, whose examples are of the same kind; "": all are one.
         answers: the column of a question's closed set of answers; "": all answers of ``support``.
         caption: the column of a picture's true description, read in its place by the text oracle; "": there is none.
@@ -78,11 +81,11 @@ class Questions:
     template: str = ""
     answers: str = ""
     caption: str = ""
-    shots: list[int] = field(default_factory=lambda: [0, 1, 4])
-    supports: int = 8
-    queries: int = 400
+    shots: Annotated[list[int], Each(AtLeast(0))] = field(default_factory=lambda: [0, 1, 4])
+    supports: Annotated[int, AtLeast(1)] = 8
+    queries: Annotated[int, AtLeast(0)] = 400
     open: bool = True
-    max_tokens: int = 6
+    max_tokens: Annotated[int, AtLeast(1)] = 6
     prior: bool = False
 
 
@@ -91,27 +94,30 @@ class Binding:
     """Fast binding: invented words for classes that no caption named, learned from the prompt and asked of another picture.
 
     Args:
-        card, image, label: a data card, its pictures and their classes; rows without a label are left out.
+        card: a data card.
+        image: the column of pictures.
+        label: the column of their classes; rows without a label are left out.
         words: the invented words; episodes of w ways have the first w of them.
         ways: classes of an episode.
         inner_shots: examples of a class; each without the induction sentence, the last with it too.
         repeats: how many more times the examples are shown, with the first of ``inner_shots``.
-        episodes: of each cell, a query each.
-        controls: how many of them cells with repeats or the induction sentence have; and how many of every cell are also
+        episodes: episodes of each cell, of one query each.
+        controls: episodes of the cells with repeats or the induction sentence, and episodes of every cell that are also
             answered in the order of ``format``, the word after the picture, and blind.
-        format, induction: how an example is written, and a sentence before them; ``{words}`` in it are the words.
-        between: what stands between a word and its picture where the picture comes after the word.
+        format: how an example is written.
+        induction: a sentence before the examples; ``{words}`` in it are the words.
+        between: text between a word and its picture where the picture comes after the word.
     """
 
     card: str = "openmoji"
     image: str = "image"
     label: str = "base"
     words: list[str] = field(default_factory=lambda: ["dax", "blicket", "wug", "toma", "zav"])
-    ways: list[int] = field(default_factory=lambda: [2, 5])
-    inner_shots: list[int] = field(default_factory=lambda: [1, 3, 5])
-    repeats: list[int] = field(default_factory=lambda: [1, 3, 5])
-    episodes: int = 600
-    controls: int = 120
+    ways: Annotated[list[int], Each(AtLeast(2))] = field(default_factory=lambda: [2, 5])
+    inner_shots: Annotated[list[int], Each(AtLeast(1))] = field(default_factory=lambda: [1, 3, 5])
+    repeats: Annotated[list[int], Each(AtLeast(1), empty=True)] = field(default_factory=lambda: [1, 3, 5])
+    episodes: Annotated[int, AtLeast(1)] = 600
+    controls: Annotated[int, AtLeast(1)] = 120
     format: str = "{image} is a {answer}\n"
     induction: str = "Answer with {words}.\n"
     between: str = ":"
@@ -119,13 +125,17 @@ class Binding:
 
 @dataclass
 class Config(captioning().Config):
-    """The config of ``captioning``, and what the captioner is asked then: ``vqa``, ``knowledge`` and ``binding``."""
+    """The config of ``captioning``, and the questions for the captioner.
 
-    vqa: Questions = field(default_factory=lambda: Questions("easy_vqa", "train", "{image}. {question} {answer}\n"))
-    knowledge: Questions = field(
-        default_factory=lambda: Questions("openmoji_facts", "support", "{image}. {question} {answer}\n")
-    )
-    binding: Binding = field(default_factory=Binding)
+    Args:
+        vqa: questions about what a picture shows.
+        knowledge: questions that take knowledge beside the picture.
+        binding: fast binding of invented words to classes.
+    """
+
+    vqa: Questions = section(card="easy_vqa", support="train", format="{image}. {question} {answer}\n")
+    knowledge: Questions = section(card="openmoji_facts", support="support", format="{image}. {question} {answer}\n")
+    binding: Binding = section()
 
 
 def check(config: Config) -> None:
@@ -142,32 +152,16 @@ def check(config: Config) -> None:
         for key in ("question", "answer", "template", "answers", "caption"):
             if (column := getattr(part, key)) and not column.endswith("?"):
                 check_column(card, f"{name}.{key}", column)
-        for key, low in (("supports", 1), ("queries", 0), ("max_tokens", 1)):
-            check_at_least(f"{name}.{key}", getattr(part, key), low)
-        check_numbers(f"{name}.shots", part.shots, 0)
     card, part = read_card(config.binding.card), config.binding
     Format(part.format).blind()
     part.image = check_column(card, "binding.image", part.image, "image")
     part.label = check_column(card, "binding.label", part.label)
-    for key, low in (("controls", 1), ("episodes", 1)):
-        check_at_least(f"binding.{key}", getattr(part, key), low)
-    check_numbers("binding.ways", part.ways, 2)
-    check_numbers("binding.inner_shots", part.inner_shots, 1)
-    check_numbers("binding.repeats", part.repeats, 1, empty=True)
     if len(set(part.words)) < len(part.words) or not all(word.strip() for word in part.words):
         raise UserError("binding.words", got=part.words, expected="different words", fix="leave the repeated ones out")
     if max(part.ways) > len(part.words):
         expected = f"at least {max(part.ways)}, the most ways"
         fix = "add words, or take fewer ways"
         raise UserError("binding.words", got=counted(len(part.words), "word"), expected=expected, fix=fix)
-
-
-def check_numbers(what: str, numbers: list[int], low: int, empty: bool = False) -> None:
-    """Fail unless these are numbers of at least ``low``."""
-    if not (numbers or empty):
-        raise UserError(what, got="[]", expected="one or more numbers", fix=f"write {what}=[{low + 1}] for example")
-    for number in numbers:
-        check_at_least(what, number, low)
 
 
 def read_words(model: Captioner, rows: Rows, column: str) -> list[Tensor]:

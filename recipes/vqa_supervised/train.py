@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -24,13 +25,14 @@ from mmgen.data.cards import check_column, read_card
 from mmgen.data.processors import read_bytes
 from mmgen.data.rows import DataSet, open_rows
 from mmgen.data.text import tokens_of
-from mmgen.errors import UserError, check_at_least
+from mmgen.errors import UserError
 from mmgen.metrics.vqa import exact_match
 from mmgen.models.answerer import Answerer
 from mmgen.models.base import load
 from mmgen.models.captioner import Captioner
+from mmgen.ranges import AtLeast
 from mmgen.storage import read_json
-from mmgen.training.config import FitConfig, section_of
+from mmgen.training.config import FitConfig, section, section_of
 from mmgen.training.loop import fit
 from mmgen.training.model_card import ModelCard, write_model_card
 from mmgen.training.recipe import Recipe, run_details, stage_folder
@@ -45,7 +47,9 @@ class Data:
 
     Args:
         card: name or path.
-        image, question, answer: its columns; a ``question`` that ends in "?" is asked about every picture instead.
+        image: the column of pictures.
+        question: the column of questions; one that ends in "?" is asked about every picture instead.
+        answer: the column of answers.
         picture: the column that tells pictures apart where several rows share one; "": each row has its own.
         names: groups of answers, such as colours and shapes. A picture's caption is the one word of each group that its
             open questions and answers hold, in the order of the groups; it has none where one is missing.
@@ -58,7 +62,7 @@ class Data:
     answer: str = "answer"
     picture: str = "image_id"
     names: list[list[str]] = field(default_factory=list)
-    limit: int = 0
+    limit: Annotated[int, AtLeast(0)] = 0
 
 
 @dataclass
@@ -74,14 +78,14 @@ class Config:
         support: training questions that the prompt starts from.
     """
 
-    data: Data = field(default_factory=Data)
-    model: section_of(Captioner) = field(default_factory=section_of(Captioner))
-    words: FitConfig = field(default_factory=FitConfig)
-    prompt: FitConfig = field(default_factory=FitConfig)
-    fit: FitConfig = field(default_factory=FitConfig)
-    blind: FitConfig = field(default_factory=FitConfig)
+    data: Data = section()
+    model: section_of(Captioner) = section()
+    words: FitConfig = section()
+    prompt: FitConfig = section()
+    fit: FitConfig = section()
+    blind: FitConfig = section()
     format: str = "Picture:{image}. {question} Answer: {answer}\n"
-    support: int = 8
+    support: Annotated[int, AtLeast(1)] = 8
     seed: int = 0
     seeds: int = 1
 
@@ -178,7 +182,6 @@ def check(config: Config) -> None:
         fix = "list the words that tell pictures apart, as [[circle, square], [red, blue]]"
         raise UserError("data.names", got=data.names, expected="one or more groups of answers", fix=fix)
     Format(config.format)
-    check_at_least("support", config.support, 1)
 
 
 def train_words(config: Config, run: Path, resume: bool) -> None:

@@ -1,4 +1,4 @@
-"""A fixed camera in a MuJoCo scene: colour and depth in one pass, pixels to points in the world and back."""
+"""Fixed camera in a MuJoCo scene: renders colour and depth in one pass, and maps pixels to world points and back."""
 
 import ctypes.util
 import importlib.util
@@ -18,7 +18,7 @@ RENDERER = "apt install libegl1 (or apt install libosmesa6 and set MUJOCO_GL=osm
 
 
 def load_mujoco() -> ModuleType:
-    """The package mujoco, told before its import to render without a screen (EGL, else OSMesa) unless MUJOCO_GL says else.
+    """Import the package mujoco, set up to render without a screen (EGL, else OSMesa) unless MUJOCO_GL is set.
 
     Returns:
         The module.
@@ -32,7 +32,7 @@ def load_mujoco() -> ModuleType:
         if not found:
             raise UserError("renderer", got="neither libEGL nor libOSMesa", expected="one of them", fix=RENDERER)
         os.environ["MUJOCO_GL"] = found[0]
-    # Mesa draws on the processor with a thread a core; a small picture is drawn faster by one
+    # Mesa's software renderer uses a thread for each core; small pictures render faster with a single thread
     os.environ.setdefault("LP_NUM_THREADS", "1")
     try:
         import mujoco
@@ -43,10 +43,10 @@ def load_mujoco() -> ModuleType:
 
 
 def check_installed(*packages: str) -> None:
-    """Fail unless every one of ``packages`` of the extra ``robotics`` is installed.
+    """Check that all ``packages``, of the extra ``robotics``, are installed.
 
     Raises:
-        UserError: one is not; the message says what to type.
+        UserError: one is missing; the message contains the command that installs it.
 
     >>> check_installed("numpy")
     """
@@ -59,19 +59,19 @@ class Camera:
     """The first camera of a scene, with pictures of ``size`` x ``size`` pixels.
 
     Args:
-        model: a compiled scene (``mujoco.MjModel``) that has a fixed camera.
-        data: its state, after one forward pass.
+        model: a compiled scene (``mujoco.MjModel``) with a fixed camera.
+        data: the scene's state, after one forward pass.
         size: side of the pictures, pixels, >= 1.
 
     Raises:
-        UserError: nothing can render here.
+        UserError: no renderer works here.
     """
 
     def __init__(self, model: Any, data: Any, size: int) -> None:
         self._mujoco = mujoco = load_mujoco()
         self._model, self.size = model, size
         try:
-            # its own choice stands since it was imported, maybe before it was told
+            # mujoco chose its backend on import, possibly before MUJOCO_GL was set
             backend = os.environ.get("MUJOCO_GL", "")
             own = importlib.import_module(f"mujoco.{backend}") if backend in ("egl", "osmesa") else mujoco
             self._gl = own.GLContext(size, size)
@@ -80,10 +80,10 @@ class Camera:
         except Exception as error:  # each GL backend raises its own
             raise UserError("renderer", got=str(error), expected="one that works", fix=RENDERER) from error
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
-        # gives the renderer's memory back, once: when called or when the camera is collected
+        # frees the renderer's memory once: when called or when the camera is garbage collected
         self.close = weakref.finalize(self, _free, self._gl, self._context)
-        self.close.atexit = backend == "osmesa"  # with others, the display is gone by then
-        self._context.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR  # as it is kept, which loses nothing
+        self.close.atexit = backend == "osmesa"  # with the other backends, the display is gone by then
+        self._context.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR  # the buffer's own format: no loss of precision
         self._scene = mujoco.MjvScene(model, maxgeom=100)
         for flag in ("SHADOW", "REFLECTION", "SKYBOX", "FOG", "HAZE"):
             self._scene.flags[getattr(mujoco.mjtRndFlag, f"mjRND_{flag}")] = False
@@ -94,23 +94,23 @@ class Camera:
         self._depth = np.empty((size, size), np.float32)
         self._near = model.vis.map.znear * model.stat.extent
         self._far = model.vis.map.zfar * model.stat.extent
-        # of a camera its x axis looks right, its y axis up and its z axis back
+
         self.position = data.cam_xpos[0].copy()
         self._axes = data.cam_xmat[0].reshape(3, 3).copy()  # columns: right, up, back
         self._focal = size / 2 / np.tan(np.radians(model.cam_fovy[0]) / 2)  # pixels
         centres = (np.arange(size) + 0.5 - size / 2) / self._focal
         down, right = np.meshgrid(centres, centres, indexing="ij")
         rays = np.stack([right, -down, -np.ones_like(right)], -1)
-        self._rays = (rays @ self._axes.T).astype(np.float32)  # (s, s, 3), of depth 1
+        self._rays = (rays @ self._axes.T).astype(np.float32)  # (s, s, 3), at depth 1
 
     def render(self, data: Any) -> tuple[np.ndarray, np.ndarray]:
-        """What the camera sees.
+        """Render the scene.
 
         Args:
-            data: the scene's state (``mujoco.MjData``), whose poses are up to date.
+            data: the scene's state (``mujoco.MjData``) with up-to-date poses.
 
         Returns:
-            The picture (s, s, 3) uint8 and the depth (s, s) float32: m along the line of sight, not along the ray.
+            The picture (s, s, 3) uint8 and the depth (s, s) float32, m along the optical axis, not along the ray.
         """
         mujoco = self._mujoco
         self._gl.make_current()
@@ -118,16 +118,16 @@ class Camera:
         mujoco.mjv_updateScene(self._model, data, self._option, None, self._view, every, self._scene)
         mujoco.mjr_render(self._rect, self._scene, self._context)
         mujoco.mjr_readPixels(self._image, self._depth, self._rect, self._context)
-        # the buffer runs from 1 at the near plane to 0 at the far one, evenly in 1 / depth; its rows run upward
+        # the buffer runs from 1 at the near plane to 0 at the far plane, linearly in 1 / depth; its first row is the bottom
         inverse = 1 / self._far + self._depth[::-1] * (1 / self._near - 1 / self._far)
         return self._image[::-1].copy(), (1 / inverse).astype(np.float32)
 
     def points(self, depth: np.ndarray, shown: np.ndarray | None = None) -> np.ndarray:
-        """The points of the world that pixels show.
+        """World points that pixels show.
 
         Args:
             depth: (s, s), m.
-            shown: (s, s) bool, the n pixels that are wanted; None: all.
+            shown: (s, s) bool, True at n pixels to convert; None: all.
 
         Returns:
             (s, s, 3) or (n, 3), m.
@@ -136,7 +136,7 @@ class Camera:
         return rays * depth[..., None] + self.position.astype(np.float32)
 
     def heights(self, depth: np.ndarray) -> np.ndarray:
-        """How far above the ground the point is that each pixel shows.
+        """Height above the ground of the point that each pixel shows.
 
         Args:
             depth: (s, s), m.
@@ -147,29 +147,29 @@ class Camera:
         return self._rays[..., 2] * depth + np.float32(self.position[2])
 
     def project(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Where the camera sees points of the world.
+        """Project world points to pixels.
 
         Args:
-            points: (..., 3), m, before the camera.
+            points: (..., 3), m, in front of the camera.
 
         Returns:
-            Pixels (..., 2) right and down of the upper left corner, whose first pixel has its centre at 0.5, 0.5; and the
-            depth (...), m.
+            Pixel coordinates (..., 2), right and down from the upper left corner (the first pixel's centre is 0.5, 0.5), and
+            the depth (...), m.
         """
         right, up, back = np.moveaxis((points - self.position) @ self._axes, -1, 0)
-        place = np.stack([right, -up], -1) * (self._focal / -back)[..., None] + self.size / 2
-        return place, -back
+        pixels = np.stack([right, -up], -1) * (self._focal / -back)[..., None] + self.size / 2
+        return pixels, -back
 
     def box(self, foot: np.ndarray, radius: float, top: float) -> np.ndarray:
-        """The pixels that can show a part of an upright cylinder: all in the rectangle about it.
+        """Bounding rectangle, in pixels, of an upright cylinder.
 
         Args:
             foot: (3,) the middle of its lower end, m.
-            radius: m.
-            top: m, of its upper end above the ground.
+            radius: radius of the cylinder, m.
+            top: height of its upper end above the ground, m.
 
         Returns:
-            (s, s) bool.
+            (s, s) bool, True inside the rectangle.
         """
         across = [(x, y) for x in (-radius, radius) for y in (-radius, radius)]
         corners = np.array([[foot[0] + x, foot[1] + y, z] for x, y in across for z in (foot[2], top)])
@@ -180,14 +180,15 @@ class Camera:
         return shown
 
     def flow(self, depth: np.ndarray, moves: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> np.ndarray:
-        """How far each pixel's point moves in the picture when bodies slide, and turn about the vertical.
+        """Optical flow when bodies slide and turn about the vertical.
 
-        A body that was at ``a = (x, y, z, yaw)`` and is at ``b`` takes a point p of it to ``p + (R - 1) (p - a) + (b - a)``,
+        A body that moves from ``a = (x, y, z, yaw)`` to ``b`` takes a point p of it to ``p + (R - 1) (p - a) + (b - a)``,
         R the turn by ``b_yaw - a_yaw``.
 
         Args:
             depth: (s, s) of the first picture, m.
-            moves: of each body that may move: which pixels show it (s, s), bool, its pose before and after (4,), m and rad.
+            moves: for each body that may move, the pixels that show it (s, s), bool, and its pose (4,) before and after, m and
+                rad.
 
         Returns:
             (s, s, 2) float32, pixels right and down; exactly 0 where nothing moves.
@@ -206,6 +207,6 @@ class Camera:
 
 
 def _free(gl: Any, context: Any) -> None:
-    gl.make_current()  # otherwise what another camera draws with would be freed
+    gl.make_current()  # otherwise another camera's context would be freed
     context.free()
     gl.free()

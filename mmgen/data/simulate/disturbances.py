@@ -1,11 +1,11 @@
-"""What can go wrong with a robot's senses, as pure functions of stored arrays: a covered camera, noise on every sensor."""
+"""Disturbances of a robot's sensors as pure functions of stored arrays: a covered camera, noise on every sensor."""
 
 import numpy as np
 
 from mmgen.errors import UserError
 
-PANEL = 0.7  # side of the panel before the camera, as a part of the picture's side
-PANEL_DEPTH = 0.1  # m, how far the panel is from the camera
+PANEL = 0.7  # side of the panel in front of the camera, as a fraction of the picture's side
+PANEL_DEPTH = 0.1  # m, distance of the panel from the camera
 # standard deviations of the noise
 IMAGE_NOISE = 25.0  # of 255 levels
 DEPTH_NOISE = 0.01  # m
@@ -18,18 +18,18 @@ YAW_RATE_NOISE = 0.2  # rad/s
 
 
 def occlude(image: np.ndarray, depth: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Put a flat-coloured square panel before the camera, at a random place, the same in all the pictures given.
+    """Cover part of the camera's view by a square panel of one colour, at the same random position in all pictures.
 
     Args:
         image: (..., s, s, 3) uint8; the leading dimensions are the moments of one episode.
-        depth: (..., s, s), m, over the same moments.
-        rng: draws the panel's place and colour; the same state gives the same panel.
+        depth: (..., s, s), m, at the same moments.
+        rng: generator of the panel's position and colour.
 
     Returns:
-        Changed copies of both: a square of side ``round(PANEL * s)`` of one colour, its depth `PANEL_DEPTH`.
+        Copies of both with a square of side ``round(PANEL * s)`` in one colour and at depth `PANEL_DEPTH`.
 
     Raises:
-        UserError: the shapes do not belong together.
+        UserError: the shapes do not match.
 
     >>> image, depth = occlude(np.zeros((10, 10, 3), np.uint8), np.ones((10, 10)), np.random.default_rng(0))
     >>> int((depth < 1).sum()), int((image.reshape(-1, 3).max(1) > 0).sum())
@@ -49,20 +49,20 @@ def occlude(image: np.ndarray, depth: np.ndarray, rng: np.random.Generator) -> t
 def add_noise(
     image: np.ndarray, depth: np.ndarray, force: np.ndarray, proprioception: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Add independent Gaussian noise to every number of every sensor, by this module's standard deviations.
+    """Add independent Gaussian noise to every value of every sensor, with the standard deviations of this module.
 
     Args:
         image: (..., s, s, 3) uint8.
         depth: (..., s, s), m.
         force: (..., 6), N and N m.
         proprioception: (..., 8): x, y, z (m), yaw (rad) and their velocities.
-        rng: draws the noise.
+        rng: generator of the noise.
 
     Returns:
-        Noisy copies of the four, of their types; the picture stays in 0..255 and the depth at or above 0.
+        Noisy copies of the four, of the same types; pictures are clipped to 0..255, depth to 0 and above.
 
     Raises:
-        UserError: a shape is another.
+        UserError: an array has another shape.
 
     >>> zeros = np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2)), np.zeros((32, 6)), np.zeros(8)
     >>> [a.shape for a in add_noise(*zeros, np.random.default_rng(0))]

@@ -1,4 +1,4 @@
-"""Simulate episodes of peg insertion into a folder: several processes, the same files however many, resumable."""
+"""Simulation of peg insertion episodes into a folder: resumable, and the same files with any number of processes."""
 
 import json
 import multiprocessing
@@ -19,11 +19,11 @@ from mmgen.data.simulate.policies import heuristic_policy, random_policy
 from mmgen.data.simulate.scene import SHAPES, TIMESTEP
 from mmgen.errors import UserError, check_at_least, check_one_of
 
-REVISION = 1  # goes up when the same settings give other episodes
+REVISION = 1  # increased whenever the same settings give other episodes
 SETTINGS_FILE = "simulation.json"
-POLICIES = ("random", "heuristic")  # in turn
+POLICIES = ("random", "heuristic")  # alternate
 
-_environments: dict[tuple[Any, ...], PegInsertion] = {}  # of this process, by their settings
+_environments: dict[tuple[Any, ...], PegInsertion] = {}  # environments of this process, by their settings
 
 
 def simulate(
@@ -36,26 +36,26 @@ def simulate(
     disturbance: str | None = None,
     steps: int = 50,
 ) -> dict[str, float]:
-    """Write episodes ``out/episode_000000.h5``, ...; those that are there are checked and kept.
+    """Write episodes ``out/episode_000000.h5``, ...; existing files are checked and kept.
 
-    Episode i is a function of the settings, the seed and i: shapes and behaviour (`POLICIES`) take turns, everything else is
-    drawn. It goes on after a success, when the heuristic pulls the peg out and tries again. Its first moment is the reset: a
-    zero action, no force, no contact.
+    Episode i is a function of the settings, the seed and i: shapes and policies (`POLICIES`) alternate, everything else is
+    random. An episode continues after a success: the heuristic pulls the peg out and tries again. The first moment is the
+    state after reset, with a zero action, no force and no contact.
 
     Args:
-        out: the folder; made when it is missing. `SETTINGS_FILE` in it keeps the settings.
-        episodes: how many there shall be, >= 1; more than there are may be asked for later.
-        workers: processes, >= 1; 1: this one.
-        seed: >= 0.
-        shapes: of the pegs, of `SHAPES`.
+        out: the folder, created if missing; the settings are saved in it as `SETTINGS_FILE`.
+        episodes: total number of episodes, >= 1; a later call may ask for more.
+        workers: number of processes, >= 1; 1 simulates in this process.
+        seed: seed of all episodes, >= 0.
+        shapes: shapes of the pegs, from `SHAPES`.
         size: side of the pictures, pixels.
         disturbance: as in `PegInsertion`.
-        steps: moments of an episode, >= 2.
+        steps: number of moments of an episode, >= 2.
 
     Returns:
-        ``episodes``; ``observations``; ``in_contact``, the share of moments, without the first of an episode, at which the peg
-        touched something; ``successes``, the episodes in which it was inserted; ``made``, the observations of this call, and
-        ``observations_per_s`` of them (0 when all were there).
+        ``episodes``; ``observations``; ``in_contact``, the share of moments, excluding the first of each episode, at which the
+        peg touches something; ``successes``, the number of episodes in which it was inserted; ``made``, the observations
+        simulated by this call, and ``observations_per_s``, their rate (0 if all existed).
 
     Raises:
         UserError: an argument is out of its range, the folder holds episodes of other settings, a file there is damaged, a
@@ -85,13 +85,13 @@ def episode_path(out: Path, number: int) -> Path:
 
 
 def roll_out(env: PegInsertion, policy: str, rng: np.random.Generator, steps: int) -> dict[str, np.ndarray]:
-    """One episode in the layout of `episode_file`.
+    """Simulate one episode in the layout of `episode_file`.
 
     Args:
         env: the environment.
         policy: one of `POLICIES`.
-        rng: draws the episode and the behaviour.
-        steps: moments.
+        rng: generator of the episode and of the policy's moves.
+        steps: number of moments.
 
     Returns:
         Field -> array (steps, ...).
@@ -138,7 +138,7 @@ def _settings(seed: int, shapes: Sequence[str], size: int, disturbance: str | No
 
 def _fill(out: Path, episodes: int, workers: int, settings: dict[str, Any]) -> dict[str, float]:
     _check_settings(out, settings)
-    for partial in out.glob(".partial-*"):  # of a process that was killed
+    for partial in out.glob(".partial-*"):  # left by a killed process
         partial.unlink()
     there = [number for number in range(episodes) if episode_path(out, number).exists()]
     facts = {number: check_episode(episode_path(out, number)) for number in there}
@@ -184,11 +184,11 @@ def _check_settings(out: Path, settings: dict[str, Any]) -> None:
         if not isinstance(had, dict) or had.get(name) != value:
             got, fix = f"{name} {value}", "choose another folder, or the settings of this one"
             was = had.get(name) if isinstance(had, dict) else had
-            raise UserError(str(file), got=got, expected=f"{name} {was}, of the episodes that are there", fix=fix)
+            raise UserError(str(file), got=got, expected=f"{name} {was}, as in the existing episodes", fix=fix)
 
 
 def _made(out: Path, numbers: list[int], workers: int, settings: dict[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The numbers and attributes of the episodes, as they are done."""
+    """Yield the number and attributes of each episode once it is written."""
     if workers == 1 or len(numbers) < 2:
         for number in numbers:
             yield number, _make(out, number, settings)
@@ -204,13 +204,13 @@ def _made(out: Path, numbers: list[int], workers: int, settings: dict[str, Any])
             yield number, fact
     except BrokenExecutor as error:
         fix = "run the same command again, with fewer workers; a script needs `if __name__ == '__main__':`"
-        raise UserError("workers", got="a process that died", expected=f"{workers} that live", fix=fix) from error
+        raise UserError("workers", got="a process that died", expected=f"{workers} running ones", fix=fix) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def _try(out: Path, number: int, settings: dict[str, Any]) -> tuple[int, dict[str, Any] | str]:
-    """`_make` in another process, whose errors come back as their line."""
+    """Call `_make` in a worker process and return a `UserError` as its message."""
     try:
         return number, _make(out, number, settings)
     except UserError as error:

@@ -1,4 +1,4 @@
-"""Peg insertion as a Gymnasium environment in MuJoCo: camera, depth, true flow, wrist forces, contact and joints."""
+"""Peg insertion as a Gymnasium environment in MuJoCo, with camera, depth, true flow, wrist forces, contact and joints."""
 
 from typing import Any
 
@@ -6,7 +6,6 @@ import numpy as np
 
 from mmgen.data.simulate.camera import Camera, check_installed, load_mujoco
 from mmgen.data.simulate.disturbances import add_noise, occlude
-from mmgen.data.simulate.policies import heuristic_policy, random_policy
 from mmgen.data.simulate.scene import DEPTH, PEG_MASS, RANGE, SHAPES, STIFFNESS, TIMESTEP, inside_peg, mjcf
 from mmgen.errors import UserError, check_at_least, check_one_of
 
@@ -17,58 +16,56 @@ try:
 except ImportError:  # the module can be imported without the extra; an environment cannot be made
     Environment = object
 
-__all__ = ["DISTURBANCES", "PegInsertion", "heuristic_policy", "random_policy"]
-
-READINGS = 32  # of the sensors in a step, one after each physics substep
-MOVE = np.array([0.01, 0.01, 0.01, 0.1])  # m and rad, the wished move of an action of 1
-LEASH = np.array([0.025, 0.025, 0.025, 0.3])  # m and rad, how far the set point may be from where the end effector is
-INSERTED = 0.8  # of the hole's depth: success
+READINGS = 32  # sensor readings in a step, one after each physics substep
+MOVE = np.array([0.01, 0.01, 0.01, 0.1])  # m and rad, move of the set point for an action of 1
+LEASH = np.array([0.025, 0.025, 0.025, 0.3])  # m and rad, largest distance of the set point from the end effector
+INSERTED = 0.8  # fraction of the hole's depth that counts as success
 DISTURBANCES = ("occlusion", "noise", "push", "moving_hole")
-HOLE, HOLE_YAW = 0.03, 0.5  # m either way, rad either way
-START, START_HEIGHT, START_YAW = 0.04, (0.005, 0.035), 0.3  # m either way, m above the block, rad either way
+HOLE, HOLE_YAW = 0.03, 0.5  # m and rad, largest offset of the hole in either direction
+START, START_HEIGHT, START_YAW = 0.04, (0.005, 0.035), 0.3  # m in either direction, m above the block, rad in either direction
 PUSH, PUSH_STEPS = 20.0, 5  # N, steps
 SLIDE, SLIDE_STEPS = 0.03, 10  # m, steps
 NEAR = 0.03  # m, the distance from the hole at which the first part of the reward has fallen to 24 %
-BONUS = 50  # 1 / (1 - 0.98): more than it is worth to stay, for who discounts by 0.98 or less
-MARGIN = 2e-4  # m, how far off the peg's surface a pixel's point may be and still count as the peg's
+BONUS = 50  # 1 / (1 - 0.98): with a discount of 0.98 or less, finishing is worth more than hovering at the hole
+MARGIN = 2e-4  # m, largest distance of a pixel's point from the peg's surface at which it counts as part of the peg
 
 
 class PegInsertion(Environment):
-    """A peg, held by an end effector that moves in x, y, z and yaw, goes into a hole of which only camera and touch tell.
+    """Insertion of a peg, held by an end effector with x, y, z and yaw, into a hole observed only by camera and touch.
 
-    One step is 32 physics substeps of 2 ms. The reward, dense, is in [0, 1] before the bonus:
-    ``r = 0.4 (1 - tanh(|tip - mouth| / NEAR)) (0.75 + 0.25 y) + 0.6 i + bonus``,
-    where mouth is the middle of the hole at the block's top (once inside, only the distance across counts),
-    ``y = 1 - |yaw error| / largest`` modulo the shape's symmetry (1 for a round peg), ``i`` the part of the hole's depth that
-    the tip has reached, and the bonus, at success (``i >= 0.8``) only, 50: for who discounts by 0.98 or less, to end is worth
-    more than to hover on, however few steps are left (a learner that is told of truncation counts on after it).
+    One step is 32 physics substeps of 2 ms. The reward is dense, and in [0, 1] before the bonus:
+    ``r = 0.4 (1 - tanh(|tip - mouth| / NEAR)) (0.75 + 0.25 y) + 0.6 i + bonus``.
+    Mouth is the middle of the hole at the block's top (once the tip is inside, only the horizontal distance counts),
+    ``y = 1 - |yaw error| / largest`` modulo the shape's symmetry (1 for a round peg), ``i`` the fraction of the hole's depth
+    that the tip has reached, and the bonus 50 at success (``i >= 0.8``), else 0. With a discount of 0.98 or less, finishing is
+    therefore worth more than hovering, however few steps are left (for a learner that bootstraps at truncation).
 
-    Observation, a dict: ``image`` (s, s, 3) uint8; ``depth`` (s, s) float32, m; ``force`` (32, 6) float32, N and N m, what the
-    world does to the peg at the wrist and in its frame, the peg's own weight taken off, one reading a substep; ``contact``
-    (32,) bool, whether the peg touches the block or the table, to 0.3 mm; ``proprioception`` (8,) float32, the tip's x, y, z
-    (m), yaw (rad) and their velocities; and with ``flow``, ``flow`` (s, s, 2) float32: pixels right and down from the previous
-    picture to this, at the pixels of the previous, without disturbances; 0 at reset. ``info``: ``hole`` (x, y, yaw),
-    ``depth_inserted`` (m), ``success``.
+    Observation, a dict: ``image`` (s, s, 3) uint8; ``depth`` (s, s) float32, m; ``force`` (32, 6) float32, N and N m, external
+    force and torque on the peg at the wrist, in the peg's frame, without the peg's weight, one reading a substep; ``contact``
+    (32,) bool, True where the peg touches the block or the table, to 0.3 mm; ``proprioception`` (8,) float32, the tip's x, y,
+    z (m), yaw (rad) and their velocities; and with ``flow``, ``flow`` (s, s, 2) float32: motion in pixels, right and down,
+    from the previous picture to this one, at the previous picture's pixels, without disturbances; 0 at reset. ``info``:
+    ``hole`` (x, y, yaw), ``depth_inserted`` (m), ``success``.
 
-    Action, in [-1, 1] (4,): the wished move in units of 1 cm and 0.1 rad. The set point moves by it, and stays within 2.5 cm
-    and 0.3 rad of the end effector.
+    Action, in [-1, 1] (4,): the move of the set point in units of 1 cm and 0.1 rad. The set point stays within 2.5 cm and
+    0.3 rad of the end effector.
 
     Args:
         shape: ``round``, ``square`` or ``triangle``.
         size: side of the pictures, pixels, >= 8.
-        clearance: m, the gap on each side.
-        control: ``impedance`` (800 N/m, compliant) or ``position`` (5,000 N/m); either way at most 25 N.
-        disturbance: None, ``occlusion`` (a panel before the camera), ``noise`` (on all sensors), ``push`` (20 N sideways for 5
-            steps) or ``moving_hole`` (the block slides by 3 cm within 10 steps); the last two at a random time.
-        flow: whether the observation has the flow.
-        vision: whether it has image, depth and flow; without, nothing is drawn, more than twice as fast.
-        steps: of an episode, after which it is truncated, >= 1.
+        clearance: gap on each side of the peg, m.
+        control: ``impedance`` (800 N/m, compliant) or ``position`` (5,000 N/m); both are limited to 25 N.
+        disturbance: None, ``occlusion`` (a panel in front of the camera), ``noise`` (on all sensors), ``push`` (20 N sideways
+            for 5 steps) or ``moving_hole`` (the block slides by 3 cm within 10 steps); the last two at a random time.
+        flow: include the optical flow in observations.
+        vision: include image, depth and flow in observations; without, nothing is rendered, which is over twice as fast.
+        steps: number of steps after which an episode is truncated, >= 1.
 
     Raises:
         UserError: an argument is out of its range, or a package or renderer is missing.
 
-    Source: Lee et al. 2019, Making Sense of Vision and Touch, arXiv 1810.10191, section V, whose simulator was not published:
-    the scene, the sizes and the reward are ours.
+    Source: Lee et al. 2019, Making Sense of Vision and Touch, arXiv 1810.10191, section V. Their simulator was not published;
+    the scene, the sizes and the reward are our own.
 
     >>> env = PegInsertion("round", size=16)  # doctest: +SKIP
     >>> observation, info = env.reset(seed=0)  # doctest: +SKIP
@@ -105,17 +102,17 @@ class PegInsertion(Environment):
         self._model = self._mujoco.MjModel.from_xml_string(mjcf(shape, clearance, control, size))
         self._data = self._mujoco.MjData(self._model)
         self._mujoco.mj_forward(self._model, self._data)
-        self._camera = Camera(self._model, self._data, size) if vision else None  # else when a picture is asked for
+        self._camera = Camera(self._model, self._data, size) if vision else None  # without vision: made by `render`
         self._hand, self._lamp = self._model.body("hand").id, self._model.light("lamp").id
         self._geoms = {name: self._model.geom(name).id for name in ("table", "peg")}
         self._blocks = [i for i in range(self._model.ngeom) if self._model.geom(i).name.startswith("block")]
         self._tare = np.array([0, 0, PEG_MASS * -self._model.opt.gravity[2], 0, 0, 0])
         spaces = gymnasium.spaces
-        seen = {
+        pictures = {
             "image": spaces.Box(0, 255, (size, size, 3), np.uint8),
             "depth": spaces.Box(0, np.inf, (size, size), np.float32),
         }
-        parts = (seen if vision else {}) | {
+        parts = (pictures if vision else {}) | {
             "force": spaces.Box(-np.inf, np.inf, (READINGS, 6), np.float32),
             "contact": spaces.Box(0, 1, (READINGS,), np.bool_),
             "proprioception": spaces.Box(-np.inf, np.inf, (8,), np.float32),
@@ -133,13 +130,13 @@ class PegInsertion(Environment):
 
     @property
     def hole(self) -> np.ndarray:
-        """(3,) the x, y (m) and yaw (rad) of the hole; no observation has it."""
+        """(3,) the x, y (m) and yaw (rad) of the hole, which observations do not contain."""
         self._check_begun()
         return self._hole.copy()
 
     @property
     def yaw_error(self) -> float:
-        """rad, the least turn that aligns the peg with the hole, by the shape's symmetry; 0 for a round peg."""
+        """Smallest turn (rad) that aligns the peg with the hole, given the shape's symmetry; 0 for a round peg."""
         symmetry = SHAPES[self.shape].symmetry
         if not symmetry:
             return 0.0
@@ -148,16 +145,16 @@ class PegInsertion(Environment):
 
     @property
     def depth_inserted(self) -> float:
-        """m of the hole's depth that the tip has reached."""
+        """Depth (m) of the tip in the hole."""
         x, y, z, _ = self._data.qpos
         within = np.hypot(x - self._hole[0], y - self._hole[1]) < SHAPES[self.shape].outer + max(self.clearance, 0)
         return float(np.clip(DEPTH - z, 0, DEPTH)) if within else 0.0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict, dict]:
-        """Begin an episode: a new hole, new colours and light, the peg above the block somewhere else.
+        """Begin an episode with a new hole, colours, light and start of the peg above the block.
 
         Args:
-            seed: makes the episode, with the same actions, the same; None: goes on with the generator.
+            seed: seed of the episode; with the same actions it gives the same observations. None: continue the generator.
             options: unused.
 
         Returns:
@@ -187,13 +184,13 @@ class PegInsertion(Environment):
         """Move for 64 ms.
 
         Args:
-            action: (4,), in [-1, 1]; what is beyond is cut off.
+            action: (4,), clipped to [-1, 1].
 
         Returns:
             Observation, reward, terminated (success), truncated (after ``steps``), info.
 
         Raises:
-            UserError: the action has another shape or is not finite, or no episode was begun.
+            UserError: the action has another shape or is not finite, or `reset` was not called.
         """
         self._check_begun()
         expected, fix = "4 finite numbers in [-1, 1]: x, y, z, yaw", "give env.action_space.sample() for example"
@@ -227,14 +224,14 @@ class PegInsertion(Environment):
         return observation, float(reward), info["success"], self._step >= self.steps, info
 
     def render(self) -> np.ndarray:
-        """The picture (s, s, 3) uint8 of now, without disturbances of the camera."""
+        """The current picture (s, s, 3) uint8, without disturbances of the camera."""
         self._check_begun()
         if self._image is None:
             self._image, _ = self._drawn()
         return self._image.copy()
 
     def close(self) -> None:
-        """Give the renderer's memory back; the environment can not be used after."""
+        """Free the renderer; the environment cannot be used afterwards."""
         if self._camera is not None:
             self._camera.close()
 
@@ -258,7 +255,7 @@ class PegInsertion(Environment):
     def _observe(
         self, force: np.ndarray, contact: np.ndarray, hand: np.ndarray | None = None, block: np.ndarray | None = None
     ) -> dict[str, np.ndarray]:
-        """What is sensed now; ``hand`` and ``block`` are the poses when the previous picture was taken."""
+        """Make the current observation; ``hand`` and ``block`` are the poses at the previous picture."""
         proprioception = np.concatenate([self._data.qpos, self._data.qvel]).astype(np.float32)
         if not self.vision:
             self._image = None
@@ -279,7 +276,7 @@ class PegInsertion(Environment):
         return parts | ({"flow": flow} if self.flow else {})
 
     def _drawn(self) -> tuple[np.ndarray, np.ndarray]:
-        """The picture (s, s, 3) uint8 and the depth (s, s), m, of now."""
+        """Render the current picture (s, s, 3) uint8 and depth (s, s), m."""
         if self._camera is None:
             self._camera = Camera(self._model, self._data, self.size)
         self._mujoco.mj_kinematics(self._model, self._data)
@@ -287,7 +284,7 @@ class PegInsertion(Environment):
         return self._camera.render(self._data)
 
     def _flow(self, hand: np.ndarray, block: np.ndarray) -> np.ndarray:
-        """The flow from the previous picture, whose depth tells what each pixel shows: above the block only the hand is."""
+        """The flow from the previous picture, whose depth identifies each pixel: only the hand is higher than the block."""
         height = self._camera.heights(self._depth)
         held = height > DEPTH + MARGIN
         if hand[2] < DEPTH + MARGIN:  # the tip is in the hole or beside the block
@@ -305,7 +302,7 @@ class PegInsertion(Environment):
         self._data.mocap_pos[0, :2] = self._hole[:2]
 
     def _draw_slide(self, rng: np.random.Generator) -> np.ndarray:
-        """A move of the block whose end is a place where the hole could have been at reset."""
+        """Draw a move of the block that leaves the hole within the range of its positions at reset."""
         while True:
             angle = rng.uniform(0, 2 * np.pi)
             slide = SLIDE * np.array([np.cos(angle), np.sin(angle)])
@@ -313,7 +310,7 @@ class PegInsertion(Environment):
                 return slide
 
     def _paint(self, rng: np.random.Generator) -> None:
-        """Colours of peg, block and table that differ from one another, and a lamp somewhere above."""
+        """Draw different colours of peg, block and table, and the direction and brightness of the lamp."""
         hue = rng.uniform(0, 1)
         colours = [_colour((hue + turn + rng.uniform(-0.08, 0.08)) % 1, rng) for turn in (0, 1 / 3, 2 / 3)]
         self._model.geom_rgba[self._geoms["peg"], :3] = colours[0]
@@ -325,7 +322,7 @@ class PegInsertion(Environment):
 
 
 def _colour(hue: float, rng: np.random.Generator) -> np.ndarray:
-    """A colour (3,) of a hue in [0, 1), drawn saturation and brightness."""
+    """Colour (3,) of a hue in [0, 1) with random saturation and brightness."""
     saturation, value = rng.uniform(0.4, 0.9), rng.uniform(0.6, 1.0)
     distance = np.abs((hue * 6 - np.array([0, 2, 4]) + 3) % 6 - 3)  # from red, green and blue, in sixths of the circle
     return value * (1 - saturation * np.clip(distance - 1, 0, 1))

@@ -1,36 +1,32 @@
-"""Behaviour for collecting data of peg insertion: a random walk that presses and slides, and a heuristic that searches."""
-
-from __future__ import annotations
+"""Policies that collect data of peg insertion: a random walk that presses and slides, and a heuristic search."""
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from mmgen.data.simulate.peg_insertion import PegInsertion
 from mmgen.data.simulate.scene import DEPTH
 
-if TYPE_CHECKING:
-    from mmgen.data.simulate.peg_insertion import PegInsertion
-
 Policy = Callable[[Mapping[str, np.ndarray]], np.ndarray]
-MISS = 0.008  # m, standard deviation of the heuristic's error of the hole's place, either way
-TURN_MISS = 0.08  # rad, of its yaw
-HOVER = DEPTH + 0.012  # m, the height at which it moves across
-PRESS = (2.0, 20.0)  # N, how hard they press, drawn evenly
-PITCH = 0.0025  # m, between the turns of its spiral
+MISS = 0.008  # m, standard deviation of the heuristic's error in the hole's x and y
+TURN_MISS = 0.08  # rad, standard deviation of its error in the hole's yaw
+HOVER = DEPTH + 0.012  # m, height at which the heuristic moves sideways
+PRESS = (2.0, 20.0)  # N, range of the pressing force, drawn uniformly
+PITCH = 0.0025  # m, distance between the turns of the search spiral
 
 
 def random_policy(rng: np.random.Generator) -> Policy:
     """A smooth random walk near the block that often presses on it and slides.
 
-    The wished move is ``a <- 0.7 a + 0.5 n``, n normal, pulled to the middle of the table and, by turns of a few steps, down
-    until it presses with a force that is drawn for each turn, or up.
+    The action is ``a <- 0.7 a + 0.5 n``, n standard normal, plus a pull to the middle of the table and a vertical pull that
+    alternates every few steps between up and down; going down, it stops at a pressing force drawn anew each time.
 
     Args:
-        rng: draws the moves.
+        rng: generator of the moves.
 
     Returns:
-        A policy for one episode: called with the observation it gives an action (4,).
+        A policy for one episode, a function of the observation that returns an action (4,).
 
     >>> policy = random_policy(np.random.default_rng(0))
     >>> policy({"proprioception": np.zeros(8), "force": np.zeros((32, 6))}).shape
@@ -52,16 +48,16 @@ def random_policy(rng: np.random.Generator) -> Policy:
 
 
 def heuristic_policy(env: PegInsertion, rng: np.random.Generator) -> Policy:
-    """Move above where the hole is thought to be, turn, press down, and search in a spiral; once in, pull out and try again.
+    """Heuristic search: move above the estimated hole, turn, press down and spiral; once inserted, pull out and try again.
 
-    It knows the hole by the environment, with an error of `MISS` and `TURN_MISS` that is drawn anew for every try.
+    The estimate is the environment's true hole with a random error (`MISS`, `TURN_MISS`) drawn anew for every try.
 
     Args:
-        env: the environment that it acts in.
-        rng: draws the errors.
+        env: the environment to act in.
+        rng: generator of the errors.
 
     Returns:
-        A policy for one episode: called with the observation it gives an action (4,).
+        A policy for one episode, a function of the observation that returns an action (4,).
     """
     env = env.unwrapped
     state: dict[str, Any] = {}

@@ -4,19 +4,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-DEPTH = 0.03  # m, of the hole, which is the height of the block; the table is its floor
+DEPTH = 0.03  # m, depth of the hole and height of the block; the table is the floor of the hole
 PEG_LENGTH = 0.06  # m, from the tip to the wrist
 PEG_MASS, HAND_MASS = 0.1, 0.4  # kg
 BLOCK = 0.045  # m, from the middle of the hole to a side of the block
-REACH = np.array([0.075, 0.075, 0.11, 1.6])  # of the joints: x and y either way, z from the table, yaw either way
+REACH = np.array([0.075, 0.075, 0.11, 1.6])  # joint limits: +-x, +-y, z above the table (m), +-yaw (rad)
 RANGE = np.stack([REACH * [-1, -1, 0, -1], REACH])  # (2, 4) lowest and highest x, y, z (m) and yaw (rad)
 # control -> stiffness of x, y, z (N/m) and of yaw (N m/rad)
 STIFFNESS = {"impedance": (800.0, 3.0), "position": (5000.0, 20.0)}
-STRONGEST = (25.0, 1.0)  # N and N m, of the motors
+STRONGEST = (25.0, 1.0)  # N and N m, limits of the motors
 INERTIA = 1e-3  # kg m^2, of the hand about the vertical
-TOUCH = 3e-4  # m, how near counts as contact; without it the flag flickers while the peg slides. Forces begin at 0
+TOUCH = 3e-4  # m, distance that counts as contact, else the flag flickers while the peg slides; forces start at distance 0
 TIMESTEP = 0.002  # s
-ROUND_EDGES = 12  # of the hole of a round peg
+ROUND_EDGES = 12  # edges of the polygonal hole of a round peg
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,10 @@ class Shape:
     """A peg's cross-section.
 
     Args:
-        edges: of the hole's polygon; box ``i`` of the block is outside edge ``i``, whose normal has the angle 2 pi i / edges.
-        inner: m, from the middle of the peg to an edge.
-        symmetry: a turn by 2 pi / symmetry leaves the peg as it is; 0: any turn.
+        edges: edges of the hole's polygon; box ``i`` of the block is outside edge ``i``, whose normal has angle 2 pi i /
+            edges.
+        inner: distance from the middle of the peg to an edge, m.
+        symmetry: order of rotational symmetry; a turn by 2 pi / symmetry leaves the peg unchanged. 0: any turn does.
         length: half the length of a box of the block along its edge, m.
     """
 
@@ -37,12 +38,12 @@ class Shape:
 
     @property
     def outer(self) -> float:
-        """m, from the middle to a corner."""
+        """Distance (m) from the middle to a corner."""
         return self.inner / np.cos(np.pi / self.edges)
 
     @property
     def normals(self) -> np.ndarray:
-        """(edges, 2), outward."""
+        """Outward unit normals of the edges (edges, 2)."""
         angles = 2 * np.pi * np.arange(self.edges) / self.edges
         return np.stack([np.cos(angles), np.sin(angles)], -1)
 
@@ -55,14 +56,14 @@ SHAPES = {
 
 
 def mjcf(name: str, clearance: float, control: str, size: int) -> str:
-    """The scene as MuJoCo reads it.
+    """The scene in MuJoCo's MJCF format.
 
-    The end effector's origin is the peg's tip, so its joints are the tip's place (m) above the table's middle, and its yaw
-    (rad). Motors pull it to a set point with a stiffness; damping is critical; gravity is compensated.
+    The end effector's origin is the peg's tip, so its joints are the tip's position (m) relative to the table's middle, and
+    its yaw (rad). Motors act as springs towards a set point, with critical damping; gravity is compensated.
 
     Args:
         name: one of `SHAPES`.
-        clearance: m, the gap between the peg and each edge of the hole when the peg is in its middle.
+        clearance: gap between the centred peg and each edge of the hole, m.
         control: one of `STIFFNESS`.
         size: side of the pictures, pixels.
 
@@ -118,13 +119,13 @@ def mjcf(name: str, clearance: float, control: str, size: int) -> str:
 
 
 def inside_peg(name: str, points: np.ndarray, pose: np.ndarray, margin: float) -> np.ndarray:
-    """Which points are in the peg, or no farther from it than a margin.
+    """Test points for being inside the peg or within a margin of it.
 
     Args:
         name: one of `SHAPES`.
         points: (n, 3), m.
         pose: the tip's x, y, z (m) and yaw (rad).
-        margin: m.
+        margin: largest distance outside the peg, m.
 
     Returns:
         (n,) bool.
@@ -141,7 +142,7 @@ def inside_peg(name: str, points: np.ndarray, pose: np.ndarray, margin: float) -
 
 
 def _boxes(shape: Shape, clearance: float) -> str:
-    """A box outside each edge of the hole; together they are the block."""
+    """Boxes, one outside each edge of the hole, that together form the block."""
     inner = shape.inner + clearance
     middle, half = (BLOCK + inner) / 2, (BLOCK - inner) / 2
     return "".join(
@@ -161,7 +162,7 @@ def _peg(name: str, shape: Shape, half: float) -> str:
 
 
 def _prism(shape: Shape) -> str:
-    """A mesh with the peg's polygon at its bottom and top; its corners are half an edge from the normals."""
+    """Mesh of a prism with the peg's polygon as its base; the corners lie midway between the normals' angles."""
     angles = 2 * np.pi * (np.arange(shape.edges) + 0.5) / shape.edges
     corners = [
         f"{shape.outer * np.cos(angle):.8f} {shape.outer * np.sin(angle):.8f} {z}" for z in (0, PEG_LENGTH) for angle in angles

@@ -1,4 +1,4 @@
-"""The text of a data card for data that have none, for a user to complete."""
+"""Draft of a data card for data without one, for a user to complete."""
 
 import bisect
 from typing import Any
@@ -20,14 +20,14 @@ TASKS = {
 
 
 def card_text(found: Inferred, source: dict[str, Any]) -> str:
-    """A card that opens what was found.
+    """Write a card for inferred data.
 
     Args:
         found: columns, splits and rows.
-        source: where they are, as the card names it.
+        source: the card's entry for their location.
 
     Returns:
-        Front matter and prose; what only its author knows stands there as a question.
+        Front matter and prose, with questions where only the author knows the answer.
     """
     kinds = {spec["kind"] for spec in found.columns.values()}
     rows = sum(found.counts.values())
@@ -53,7 +53,7 @@ Who holds the rights, and what do they allow? Write the licence above too.
 What should nobody do with these data, or with a model trained on them?
 
 ## Who is under-represented
-Which people, places or things are missing, or seldom there?
+Which people, places or things are missing or rare?
 
 ## Splits
 {found.how[0].upper()}{found.how[1:]}: {", ".join(f"{split} {n}" for split, n in found.counts.items())}.

@@ -17,10 +17,10 @@ def read(split: str, folder: Path) -> Iterator[dict[str, Any]]:
 
     Args:
         split: ``test``, or ``train`` and ``validation``: a tenth of the training pictures, by a hash of the file's name.
-        folder: holds the two files, with columns ``image`` (bytes and path) and ``label`` (0..9).
+        folder: folder with the two files, with columns ``image`` (bytes and path) and ``label`` (0..9).
 
     Raises:
-        UserError: a file is damaged, lacks a column, or holds a label that is none.
+        UserError: a file is damaged, lacks a column, or has an invalid label.
     """
     part = "test" if split == "test" else "train"
     file = inside(folder, f"{part}.parquet")

@@ -1,4 +1,4 @@
-"""CMU-MOSI by utterance: features of what is said, heard and seen; videos held out of training for validation."""
+"""CMU-MOSI by utterance: text, audio and video features; a fifth of the training videos are the validation split."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +18,7 @@ def read(split: str, folder: Path) -> Iterator[dict[str, Any]]:
 
     Args:
         split: ``test``, or ``train`` and ``validation``: a fifth of the training videos, by a hash of the video's name.
-        folder: holds the two files.
+        folder: folder with the two files.
 
     Raises:
         UserError: a file is damaged, or a feature has another width or a number that is not finite.

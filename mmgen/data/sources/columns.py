@@ -1,4 +1,4 @@
-"""The columns of a data card: what each kind must say about itself, how it is stored, and whether a value keeps to it."""
+"""Columns of a data card: required keys of each kind, storage types, and checks of values."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ KINDS: dict[str, tuple[set[str], set[str]]] = {
     "label": ({"classes"}, set()),  # a whole number below `classes`
     "vector": ({"shape", "unit", "range"}, set()),  # (d,) float32
     "sequence": ({"shape", "unit", "range", "rate"}, set()),  # (t, d) float32, t null where it varies; rate in Hz
-    "group": (set(), {"unit"}),  # a name of a group of people or things, for audits; "" where none applies
-    "id": (set(), set()),  # a name of the row or of what it was made from
+    "group": (set(), {"unit"}),  # a group of people or things, for audits; "" where none applies
+    "id": (set(), set()),  # a name of the row or of its origin
 }
 EVERYWHERE = {"kind", "description"}
-# what pandas reads as missing in a CSV, and writes for it
+# words that pandas writes for missing values in a CSV, and reads as missing
 MISSING_WORDS = ("NaN", "nan", "null", "NULL", "None", "NA", "N/A", "n/a", "<NA>")
 
 
 def check_column(name: str, spec: Any) -> list[UserError]:
-    """Every mistake in one entry of a card's ``columns``.
+    """List all mistakes in one entry of a card's ``columns``.
 
     Args:
-        name: what the messages call it.
+        name: name of the entry in messages.
         spec: the entry, as ``{"kind": "label", "classes": 10}``.
 
     Returns:
@@ -47,7 +47,7 @@ def check_column(name: str, spec: Any) -> list[UserError]:
     required, optional = KINDS[kind]
     known = required | optional | EVERYWHERE
     problems = [
-        UserError(f"{name}.{key}", got="nothing", expected=f"what every {kind} column says", fix=f"add {key}")
+        UserError(f"{name}.{key}", got="nothing", expected=f"a value, as {key} is required for {kind}", fix=f"add {key}")
         for key in sorted(required - spec.keys())
     ]
     for key, value in spec.items():
@@ -66,7 +66,7 @@ def check_column(name: str, spec: Any) -> list[UserError]:
 
 
 def feature(spec: dict[str, Any]) -> Any:
-    """How `datasets` stores a column.
+    """The `datasets` feature that stores a column.
 
     Args:
         spec: a checked entry of ``columns``.
@@ -92,27 +92,27 @@ def feature(spec: dict[str, Any]) -> Any:
 
 
 def not_a_number(value: Any) -> bool:
-    """Whether a value is the float NaN, by which pandas and JSON write what is missing."""
+    """Test a value for the float NaN, which pandas and JSON use for missing values."""
     return isinstance(value, float) and math.isnan(value)
 
 
 def stored(spec: dict[str, Any], value: Any, what: str = "") -> Any:
-    """A value of a reader as its column stores it: a class by its name or number, an empty name of a group or row as "".
+    """Convert a reader's value to its stored form: the number of a class, and "" for a missing group or id.
 
-    NaN is missing in every column. In a column of labels the words that pandas writes and reads for it, `MISSING_WORDS`, are
-    missing too, in quotes or not, unless the card has a class of that name.
+    NaN is missing in every column. In a column of labels, `MISSING_WORDS` are missing too, quoted or not, unless the card has
+    a class of that name.
 
     Args:
         spec: a checked entry of ``columns``.
-        value: as the reader gives it; what a table leaves empty is None.
+        value: the reader's value; None for an empty cell.
         what: name of the value in errors; "": its kind.
 
     Returns:
         The value to store.
 
     Raises:
-        UserError: a label that is neither a whole number nor the name of a class; a number or a boolean where a text is meant;
-            a list where there is one text, or one text where there is a list.
+        UserError: a label is neither a whole number nor the name of a class; a text is a number or a boolean; or there is a
+            list in place of one text, or one text in place of a list.
 
     >>> stored({"kind": "label", "classes": ["cat", "dog"]}, "dog")
     1
@@ -159,14 +159,14 @@ def _whole_number(value: Any) -> int | None:
 
 
 def missing_values(column: pa.ChunkedArray) -> np.ndarray:
-    """Where values of a stored column are missing, by its validity bits and lengths; nothing is decoded.
+    """Find missing values of a stored column by its validity bits and lengths, without decoding.
 
     Args:
-        column: of an opened card.
+        column: a column of an opened card.
 
     Returns:
-        (n,) bool, True for null, for a picture or sound without bytes and path, an empty text, and a list that
-        holds an empty text; a list of no texts is none.
+        (n,) bool, True for null, a picture or sound without bytes and path, an empty text, and a list with an empty text; an
+        empty list is not missing.
 
     >>> import pyarrow as pa
     >>> missing_values(pa.chunked_array([["a", None, " "]])).tolist()
@@ -179,7 +179,7 @@ def missing_values(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def outside_classes(spec: dict[str, Any], column: pa.ChunkedArray) -> np.ndarray:
-    """Where labels are numbers of no class, (n,) bool; a missing label is not.
+    """Find labels outside the range of classes, (n,) bool; False for missing labels.
 
     >>> import pyarrow as pa
     >>> outside_classes({"kind": "label", "classes": 2}, pa.chunked_array([[1, 2, None, -1]])).tolist()
@@ -193,7 +193,7 @@ def outside_classes(spec: dict[str, Any], column: pa.ChunkedArray) -> np.ndarray
 
 
 def expected_classes(spec: dict[str, Any]) -> str:
-    """The numbers that labels of a column may have, for messages.
+    """Describe the valid labels of a column, for messages.
 
     >>> expected_classes({"kind": "label", "classes": 3})
     'a whole number 0..2'
@@ -202,7 +202,7 @@ def expected_classes(spec: dict[str, Any]) -> str:
 
 
 def shown_value(row: dict[str, Any], name: str) -> str:
-    """A missing value in an error, with what tells its row from others in a table: the name of a file, or a text.
+    """Describe a missing value in an error, with the file name or text that identifies its row in a table.
 
     >>> shown_value({"image": {"bytes": None, "path": "photos/3.jpg"}, "caption": None}, "caption")
     'nothing beside 3.jpg'
@@ -216,17 +216,17 @@ def shown_value(row: dict[str, Any], name: str) -> str:
 
 
 def check_value(spec: dict[str, Any], value: Any) -> tuple[str, str] | None:
-    """Whether a stored value keeps to what its column says, pictures and sounds decoded.
+    """Check a stored value against its column, decoding pictures and sounds.
 
     Args:
         spec: a checked entry of ``columns``.
-        value: the value, as the opened card gives it.
+        value: the value in the opened card.
 
     Returns:
-        None, or what was got and what the card says.
+        None if it conforms, else descriptions of the value and of what the card says.
 
     Raises:
-        UserError: a picture or a sound that cannot be decoded.
+        UserError: a picture or a sound cannot be decoded.
 
     >>> check_value({"kind": "vector", "shape": [2], "range": [0, 1]}, [0.5, 2.0])
     ('values 0.5..2', 'values 0..1')
@@ -244,7 +244,7 @@ def check_value(spec: dict[str, Any], value: Any) -> tuple[str, str] | None:
         import numpy as np
 
         low, high = spec["range"]
-        array = np.asarray(value, dtype=float)  # what is left empty becomes nan
+        array = np.asarray(value, dtype=float)  # None becomes nan
         if array.ndim != len(spec["shape"]) or any(want not in (None, n) for want, n in zip(spec["shape"], array.shape)):
             return f"shape {list(array.shape)}", f"shape {spec['shape']}"
         if not np.isfinite(array).all():
@@ -283,19 +283,19 @@ def _missing(chunk: pa.Array) -> np.ndarray:
 
 
 def _check_image(spec: dict[str, Any], value: dict[str, Any]) -> tuple[str, str] | None:
-    from mmgen.data.image import open_image, read_image  # it imports torch, and `mmgen list` must not
+    from mmgen.data.image import open_image, read_image  # imported late: it imports torch, which `mmgen list` must not
     from mmgen.data.processors import read_bytes
 
     picture = open_image(*read_bytes(value, "image"))
     shape = [picture.height, picture.width, len(picture.getbands())]
     if not all(want in (None, n) for want, n in zip(spec["shape"], shape)):
         return f"shape {shape}", f"shape {spec['shape']}"
-    read_image(value)  # its header is good; its pixels may be cut short
+    read_image(value)  # the header is valid, but the pixels may be cut short
     return None
 
 
 def _check_audio(spec: dict[str, Any], value: dict[str, Any]) -> tuple[str, str] | None:
-    from mmgen.data.audio import LOSSY, decode_audio  # it imports torch
+    from mmgen.data.audio import LOSSY, decode_audio  # imported late: it imports torch
     from mmgen.data.processors import read_bytes
 
     sound = decode_audio(*read_bytes(value, "audio"))
@@ -303,7 +303,7 @@ def _check_audio(spec: dict[str, Any], value: dict[str, Any]) -> tuple[str, str]
     if not all(w in (None, g) for w, g in zip(want, got)):
         return f"{got[0]} Hz, {got[1]} channel(s)", f"{want[0]} Hz, {want[1]} channel(s)"
     low, high = spec["range"]
-    slack = 2.0 if sound.format in LOSSY else 1.0  # decoded, they overshoot what was encoded
+    slack = 2.0 if sound.format in LOSSY else 1.0  # decoded samples overshoot the encoded ones
     least, most = float(sound.samples.min()), float(sound.samples.max())
     if (low is not None and least < min(low, slack * low)) or (high is not None and most > max(high, slack * high)):
         return f"samples {least:g}..{most:g}", f"samples {low}..{high}"
@@ -318,7 +318,7 @@ def _numbers(value: Any) -> bool:
     return isinstance(value, list) and all(type(v) in (int, float) or v is None for v in value)
 
 
-# key of a column -> (whether a value is accepted, what is expected, an example)
+# key of a column -> (test of a value, description of valid values, example)
 _VALUES = {
     "shape": (
         lambda v: isinstance(v, list) and bool(v) and all(n is None or _count(n) for n in v),

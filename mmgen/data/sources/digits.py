@@ -1,4 +1,4 @@
-"""scikit-learn's 8x8 handwritten digits: as a picture, as a vector, as a word and as a caption."""
+"""scikit-learn's 8x8 handwritten digits as picture, vector, word and caption."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -18,8 +18,8 @@ def read(split: str) -> Iterator[dict[str, Any]]:
 
     digits = load_digits()
     for i, (pixels, label) in enumerate(zip(digits.images, digits.target)):  # (8, 8) whole numbers 0..16
-        place = uniform(f"digits {i}")
-        if split != ("test" if place < 0.15 else "validation" if place < 0.25 else "train"):
+        u = uniform(f"digits {i}")
+        if split != ("test" if u < 0.15 else "validation" if u < 0.25 else "train"):
             continue
         yield {
             "image": png(np.round(pixels * (255 / 16)).astype(np.uint8)),

@@ -11,12 +11,12 @@ def read(split: str, parts: dict[str, Any], *, seed: int = 0) -> Iterator[dict[s
     """Yield every picture of the split with one recording of the same digit and split.
 
     Args:
-        split: the split; both parts have it, and nothing crosses.
+        split: the split, of both parts; items of different splits are never paired.
         parts: the opened cards ``mnist`` and ``free_spoken_digits``.
-        seed: which recording each picture gets.
+        seed: seed of the choice of recordings.
 
     Raises:
-        UserError: no recording says a digit that a picture shows.
+        UserError: there is no recording of a digit that a picture shows.
     """
     pictures, recordings = parts["mnist"], parts["free_spoken_digits"]
     by_digit: dict[int, list[int]] = {}
@@ -27,6 +27,6 @@ def read(split: str, parts: dict[str, Any], *, seed: int = 0) -> Iterator[dict[s
         if choices is None:
             fix = "check the recordings with `mmgen data check free_spoken_digits`"
             raise UserError(f"digit in {split}", got=row["label"], expected="a digit that is spoken there", fix=fix)
-        # by a hash, not a stream of random numbers: a pair stays the same when other rows come or go
+        # by a hash instead of a random generator: pairs do not change when other rows are added or removed
         spoken = recordings[choices[int(uniform(f"pair {seed} {row['image_id']}") * len(choices))]]
         yield {**row, "audio": spoken["audio"], "speaker": spoken["speaker"], "recording": spoken["recording"]}

@@ -8,7 +8,7 @@ from mmgen.data.sources.splits import uniform
 
 
 def read(split: str) -> Iterator[dict[str, Any]]:
-    """Yield one row a question; all questions about 10 % of the training pictures are ``validation``, by a hash."""
+    """Yield one row a question; all questions about a hashed 10 % of the training pictures are the split ``validation``."""
     import easy_vqa
 
     part = "test" if split == "test" else "train"

@@ -1,4 +1,4 @@
-"""Pixels and samples to the encoded bytes that a data set stores; processors decode them later."""
+"""Encoding of pixels and samples to the bytes that a data set stores."""
 
 import io
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def png(pixels: np.ndarray) -> dict[str, Any]:
-    """The picture as lossless PNG.
+    """Encode a picture as lossless PNG.
 
     Args:
         pixels: (h, w) grey or (h, w, 3) RGB, uint8.
@@ -26,11 +26,11 @@ def png(pixels: np.ndarray) -> dict[str, Any]:
 
 
 def wav(samples: np.ndarray, rate: int) -> dict[str, Any]:
-    """The sound as 16-bit WAV.
+    """Encode a sound as 16-bit WAV.
 
     Args:
-        samples: (t,) or (t, channels) floats in [-1, 1]; what is beyond is clipped.
-        rate: samples a second.
+        samples: (t,) or (t, channels) floats, clipped to [-1, 1].
+        rate: sample rate, Hz.
 
     Returns:
         ``{"bytes": ..., "path": None}``.

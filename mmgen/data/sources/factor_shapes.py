@@ -19,9 +19,9 @@ def read(split: str, file: Path) -> Iterator[dict[str, Any]]:
     """Yield the pictures of one split of an ``.npz`` with ``images_packed`` and ``latents``.
 
     Args:
-        split: ``grid``, all of them in the factors' order; or ``train``, ``validation`` and ``test``, the grid parted by a
-            hash of the pixels: 10 % ``test``, 5 % ``validation``; what looks the same stays together.
-        file: pictures (n, 512), the bits of 64 x 64 pixels, and the numbers of their factors' values (n, 5).
+        split: ``grid``, all pictures in the factors' order; or ``train``, ``validation`` and ``test``, the grid split by a
+            hash of the pixels: 10 % ``test``, 5 % ``validation``; identical pictures are in the same split.
+        file: pictures (n, 512), the bits of 64 x 64 pixels, and the indices of their factors' values (n, 5).
 
     Raises:
         UserError: the file is damaged or lacks an array.
@@ -34,7 +34,7 @@ def read(split: str, file: Path) -> Iterator[dict[str, Any]]:
         fix, expected = f"copy {file.name} again", "arrays images_packed (n, 512) and latents (n, 5)"
         raise UserError(str(file), got=str(error), expected=expected, fix=fix) from error
     for i, values in enumerate(factors.tolist()):
-        place = uniform(f"factor_shapes {packed[i].tobytes().hex()}")
-        if split not in ("grid", "test" if place < 0.1 else "validation" if place < 0.15 else "train"):
+        u = uniform(f"factor_shapes {packed[i].tobytes().hex()}")
+        if split not in ("grid", "test" if u < 0.1 else "validation" if u < 0.15 else "train"):
             continue
         yield {"image": png(pixels[i] * 255), **dict(zip(FACTORS, values, strict=True)), "image_id": f"factor_shapes-{i}"}

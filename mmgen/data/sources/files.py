@@ -1,4 +1,4 @@
-"""Files of a source: kept inside their folder, archives read by member name and never unpacked."""
+"""Files of a source: paths confined to their folder, and archives read by member name without unpacking."""
 
 import contextlib
 import tarfile
@@ -11,7 +11,7 @@ from mmgen.errors import UserError, nearest
 
 
 def escapes(name: str) -> bool:
-    """Whether a relative path leaves its folder by its spelling alone.
+    """Test whether a relative path as written leaves its folder.
 
     >>> escapes("mnist/mnist.npz"), escapes("../secrets"), escapes("/etc"), escapes("C:\\\\data")
     (False, True, True, True)
@@ -21,17 +21,17 @@ def escapes(name: str) -> bool:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """The path of ``name`` in ``folder``, whether or not it exists.
+    """Resolve ``name`` in ``folder``, whether or not it exists.
 
     Args:
-        folder: where to look.
+        folder: the folder.
         name: a path relative to it.
 
     Returns:
         The resolved path.
 
     Raises:
-        UserError: the path, or a link on the way, leads out of the folder.
+        UserError: the path, or a link in it, leads out of the folder.
 
     >>> inside(Path("/data"), "mnist").name
     'mnist'
@@ -44,24 +44,24 @@ def inside(folder: Path, name: str) -> Path:
 
 
 class Archive:
-    """A source archive (tar or zip) whose members are read by name; nothing is unpacked, built or run.
+    """Source archive (tar or zip) whose members are read by name; nothing is unpacked, built or run.
 
     Args:
         path: the archive.
 
     Raises:
-        UserError: it is neither, or damaged.
+        UserError: it is neither tar nor zip, or damaged.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._zipped = zipfile.is_zipfile(path)
-        self.names  # noqa: B018 - a damaged archive is told here, not in the middle of a split
+        self.names  # noqa: B018 - detects a damaged archive here instead of in the middle of a split
 
     @property
     def names(self) -> list[str]:
-        """The names of the files it holds."""
-        with _told(self.path):
+        """The names of its files."""
+        with _readable(self.path):
             if self._zipped:
                 with zipfile.ZipFile(self.path) as archive:
                     return [info.filename for info in archive.infolist() if not info.is_dir()]
@@ -69,17 +69,17 @@ class Archive:
                 return [member.name for member in archive if member.isfile()]
 
     def read(self, name: str) -> bytes:
-        """The bytes of one member.
+        """Read one member.
 
         Args:
             name: one of `names`.
 
         Raises:
-            UserError: there is no such file in it, or the archive is damaged.
+            UserError: it has no such file, or is damaged.
         """
         if name not in self.names:
             raise UserError(f"{self.path.name}: member", got=name, expected="a file it holds", fix=nearest(name, self.names))
-        with _told(self.path):
+        with _readable(self.path):
             if self._zipped:
                 with zipfile.ZipFile(self.path) as archive:
                     return archive.read(name)
@@ -88,8 +88,8 @@ class Archive:
 
 
 @contextlib.contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """Turn the errors of a damaged archive into one that a user can act on."""
+def _readable(path: Path) -> Iterator[None]:
+    """Convert the errors of a damaged archive to a `UserError`."""
     try:
         yield
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error) as error:

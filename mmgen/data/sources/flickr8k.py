@@ -1,4 +1,4 @@
-"""Flickr8k from the Hub, whose five captions a picture are five columns."""
+"""Flickr8k from the Hub, where the five captions of a picture are five columns."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -8,7 +8,7 @@ def read_hub(split: str, rows: Callable[[str], Iterator[dict[str, Any]]]) -> Ite
     """Yield one row a picture with its captions as one list.
 
     Args:
-        split: ``train``, ``validation`` or ``test``, as the Hub names them.
+        split: ``train``, ``validation`` or ``test``, as on the Hub.
         rows: the Hub's rows of a split: ``image`` and ``caption_0`` to ``caption_4``.
     """
     for i, row in enumerate(rows(split)):

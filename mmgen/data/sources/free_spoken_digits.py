@@ -37,8 +37,8 @@ def _rows(split: str, rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]
     for row in rows:
         name = Path(row["audio"]["path"] or "").name
         parts = FILE.fullmatch(name)
-        if parts is None:  # the name alone says who speaks and in which split the recording is
-            fix = "take the data set from a source that keeps file names"
+        if parts is None:  # only the name gives the speaker and the split
+            fix = "use a source of the data set that keeps file names"
             raise UserError("recording", got=name or "no name", expected="DIGIT_SPEAKER_INDEX.wav", fix=fix)
         if split != "test" and (int(parts["index"]) in VALIDATION) != (split == "validation"):
             continue

@@ -1,4 +1,4 @@
-"""What the front matter of a data card must hold: the fields of a Hugging Face dataset card, and ours under ``mmgen``."""
+"""Checks of a data card's front matter: the fields of a Hugging Face dataset card, and ours under ``mmgen``."""
 
 import re
 from typing import Any
@@ -10,7 +10,7 @@ from mmgen.data.sources.places import kind_of
 from mmgen.data.sources.readers import READERS
 from mmgen.errors import UserError, nearest
 
-# The licence ids that a Hugging Face dataset card accepts and that data sets use.
+# licence ids of Hugging Face dataset cards that apply to data
 LICENSES = {
     "afl-3.0", "agpl-3.0", "apache-2.0", "artistic-2.0", "bsd", "bsd-2-clause", "bsd-3-clause", "bsl-1.0", "c-uda",
     "cc", "cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0", "cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0",
@@ -31,10 +31,10 @@ MMGEN_FIELDS = ("sources", "columns", "splits")
 
 
 def check_front_matter(card: str, front: dict[str, Any], prose: str) -> list[UserError]:
-    """Every mistake of a card that shows without the data.
+    """List all mistakes of a card that can be found without the data.
 
     Args:
-        card: what the messages call it.
+        card: name of the card in messages.
         front: the front matter.
         prose: the text below it.
 
@@ -61,9 +61,9 @@ def check_front_matter(card: str, front: dict[str, Any], prose: str) -> list[Use
     for name in ("language", "task_categories", "size_categories", "tags"):
         values = front.get(name, [])
         if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-            wrong(name, values, "a list of words", f"write {name}: [...], with quotes round no and yes")
+            wrong(name, values, "a list of words", f"write {name}: [...], with quotes around no and yes")
         elif name == "size_categories" and set(values) - set(SIZES):
-            wrong(name, values, f"some of {', '.join(SIZES)}", "take the line that holds the number of rows")
+            wrong(name, values, f"some of {', '.join(SIZES)}", "choose the one that contains the number of rows")
     if not prose.strip():
         wrong("prose", "nothing", "where the data come from and what they must not be used for", "write it below ---")
     ours = front.get("mmgen") or {}
@@ -118,7 +118,7 @@ def _source_problems(what: str, source: Any) -> list[UserError]:
         for split, words in value.items():
             wrong = [w for w in words if not isinstance(w, str)] if isinstance(words, list) else [words]
             if wrong or not words:
-                got, fix = wrong[0] if wrong else "none", "write [word, ...], with quotes round no and yes"
+                got, fix = wrong[0] if wrong else "none", "write [word, ...], with quotes around no and yes"
                 problems.append(UserError(f"{what}.inline.{split}", got=got, expected="a list of words", fix=fix))
     known = [kind, *extra, "reader", "splits", "rename"]
     for key in source:

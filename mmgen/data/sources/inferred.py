@@ -1,6 +1,6 @@
-"""Columns, splits and rows of data that no card describes: a folder, a table, or a data set of the Hub.
+"""Inference of columns, splits and rows of data without a card: a folder, a table, or a data set of the Hub.
 
-The same files always give the same rows: a card that names the reader ``inferred`` opens what was found when it was written.
+The same files always give the same rows, so a card with the reader ``inferred`` opens the data it was written for.
 """
 
 import functools
@@ -22,7 +22,7 @@ from mmgen.data.sources.splits import uniform
 from mmgen.data.sources.user_files import FILE_NAME, Part, media_kind, split_of
 from mmgen.errors import UserError
 
-# columns whose header says only that they hold the name of a file
+# headers that mean no more than "name of a file"
 NAMES_OF_FILES = {"file_name", "filename", "file", "path", "filepath", "file_path", "image_path", "img_path", "image_file",
                   "image_name", "img", "audio_path", "audio_file"}  # fmt: skip
 TEXTS = re.compile(
@@ -43,11 +43,11 @@ class Inferred:
     """Contents of data without a card.
 
     Args:
-        name: what they are called.
-        columns: as in a card.
+        name: name of the data.
+        columns: columns as in a card.
         splits: split -> its rows: (part, number of the row in it, values by column).
-        how: how the splits came about, a sentence.
-        parts: where the rows were found.
+        how: description of how the splits were made.
+        parts: the parts that contain the rows.
     """
 
     name: str
@@ -62,16 +62,16 @@ class Inferred:
         return {split: len(rows) for split, rows in self.splits.items()}
 
     def identity(self, split: str) -> str:
-        """A digest that changes when a row of the split or one of its files does."""
+        """Compute a digest that changes with the rows of the split and their files."""
         rows = self.splits.get(split, [])
         media = [row[name]["path"] for _, _, row in rows for name in self.columns if isinstance(row.get(name), dict)]
         tables = [part.name for part in self.parts if part.embedded and Path(part.name).is_file()]
-        told = [[row for _, _, row in rows], user_files.stats(media + tables)]
-        return hashlib.sha256(json.dumps(told, default=str).encode()).hexdigest()
+        content = [[row for _, _, row in rows], user_files.stats(media + tables)]
+        return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()
 
 
 def read(split: str, found: Inferred) -> Iterator[dict[str, Any]]:
-    """Yield the rows of one split; pictures and sounds that are files of their own stay where they are, as their paths."""
+    """Yield the rows of one split; pictures and sounds in files of their own are given by their paths."""
     at: tuple[int, Iterator[tuple[int, dict[str, Any]]]] | None = None
     for part, number, row in found.splits[split]:
         place = found.parts[part].rows[number][0]
@@ -85,25 +85,26 @@ def read(split: str, found: Inferred) -> Iterator[dict[str, Any]]:
 
 
 def find(place: Path) -> Inferred:
-    """Infer what a folder or a table holds, once for as long as its files do not change.
+    """Infer the contents of a folder or a table; cached as long as its files do not change.
 
     Raises:
         UserError: nothing can be read from it.
-        UserErrors: its tables name files that are not there.
+        UserErrors: its tables name files that do not exist.
     """
     place = Path(place).absolute()
-    return _find(place, user_files.signature(place))
+    return find_unchanged(place, user_files.signature(place))
 
 
 @functools.lru_cache(maxsize=4)
-def _find(place: Path, signature: Any) -> Inferred:
+def find_unchanged(place: Path, signature: Any) -> Inferred:
+    """Infer the contents of a folder or a table whose `mmgen.data.sources.user_files.signature` is given; cached by both."""
     name = place.parent.name if place.stem.lower() == "metadata" else place.stem if place.is_file() else place.name
     return infer(name, user_files.parts_of(place))
 
 
 @functools.lru_cache(maxsize=4)
 def find_hub(name: str, config: str | None, revision: str | None) -> Inferred:
-    """Infer what a data set of the Hub holds; it is downloaded at first use.
+    """Infer the contents of a data set of the Hub, which is downloaded at first use.
 
     Raises:
         OSError, ValueError: as `datasets.load_dataset`: no network, no such repository.
@@ -130,15 +131,15 @@ def _hub_part(name: str, split: str, data: Any) -> Part:
 
 
 def infer(name: str, parts: list[Part]) -> Inferred:
-    """Columns and splits of rows.
+    """Infer columns and splits from rows.
 
     Args:
-        name: what the data are called.
-        parts: where the rows were found, one or more.
+        name: name of the data.
+        parts: one or more parts with rows.
 
     Raises:
-        UserError: a split's name that is none, or a kind of file that cannot be read.
-        UserErrors: files that are named and are not there.
+        UserError: the name of a split is invalid, or a kind of file cannot be read.
+        UserErrors: named files do not exist.
     """
     rows = [
         (p, i, {name: None if not_a_number(value) else value for name, value in row.items()})
@@ -174,7 +175,7 @@ def infer(name: str, parts: list[Part]) -> Inferred:
 
 
 def _splits_by_column(name: str, parts: list[Part], rows: list[tuple[int, int, dict[str, Any]]]) -> list[str] | None:
-    """The split that each row names in its column ``split``, taken out of it; None where there is no such column."""
+    """Remove the column ``split`` from all rows and return its values; None where there is no such column."""
     column = next((key for *_, row in rows for key in row if key.lower() == SPLIT), None)
     if column is None or any(part.split for part in parts):
         return None
@@ -191,7 +192,7 @@ def _splits_by_column(name: str, parts: list[Part], rows: list[tuple[int, int, d
 
 
 def _media_columns(parts: list[Part], rows: list[dict[str, Any]]) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Columns of pictures and sounds, described; and those of them that name files. Rows get their final names."""
+    """Describe columns of pictures and sounds, and list those with file names; renames the columns in the rows."""
     columns: dict[str, dict[str, Any]] = {}
     for part in parts:
         for column in part.embedded:
@@ -229,7 +230,7 @@ def _media_columns(parts: list[Part], rows: list[dict[str, Any]]) -> tuple[dict[
 
 
 def _resolve_files(parts, rows, splits, media) -> list[tuple[int, int, str, str, Path]]:
-    """Put the absolute path in the place of every file's name; returns the files that are not there."""
+    """Replace file names by absolute paths, and return the files that do not exist."""
     lost = []
     for part, number, row in rows:
         for column in media:
@@ -243,7 +244,7 @@ def _resolve_files(parts, rows, splits, media) -> list[tuple[int, int, str, str,
 
 
 def _join_numbered_texts(columns: dict[str, dict[str, Any]], rows: list[dict[str, Any]]) -> None:
-    """Turn columns such as caption_0 to caption_4 into one of several texts, in data that have pictures or sounds."""
+    """Merge columns such as caption_0 to caption_4 into one of several texts, in data with pictures or sounds."""
     numbered: dict[str, list[tuple[int, str]]] = {}
     for column in dict.fromkeys(key for row in rows for key in row) if columns else ():
         if match := SEVERAL_TEXTS.fullmatch(column):
@@ -255,9 +256,9 @@ def _join_numbered_texts(columns: dict[str, dict[str, Any]], rows: list[dict[str
 
 
 def _described(column: str, rows: list[tuple[int, int, dict[str, Any]]], parts: list[Part]) -> dict[str, Any] | None:
-    """The description of a column; in CSV and TSV, `MISSING_WORDS` become None in the rows of all but a column of texts.
+    """Describe a column; in CSV and TSV, `MISSING_WORDS` become None in the rows unless it is a column of texts.
 
-    pandas reads these words as missing, in quotes or not; a caption may be one of them.
+    pandas reads these words as missing, quoted or not, but a caption may be one of them.
     """
     tables = [Path(part.name).suffix.lower() in (".csv", ".tsv") for part in parts]
     lacking = [row for part, _, row in rows if tables[part] and row.get(column) in MISSING_WORDS]
@@ -272,7 +273,7 @@ def _described(column: str, rows: list[tuple[int, int, dict[str, Any]]], parts: 
 
 
 def _describe(column: str, values: list[Any], parts: list[Part]) -> dict[str, Any] | None:
-    """Infer the card's entry for a column from its name and values; None where no model can read it."""
+    """Infer the card's entry for a column from its name and values; None where no kind fits."""
     known = [value for value in values if value is not None]
     if not known:
         return None
@@ -283,7 +284,7 @@ def _describe(column: str, values: list[Any], parts: list[Part]) -> dict[str, An
     if kinds == {list}:
         items = [item for value in known for item in value]
         texts = [item for item in items if item is not None and not not_a_number(item)]
-        # a number among captions is an error that names its row
+        # keep a column of captions with a number among them: reading reports the number with its row
         if texts and (any if TEXTS.search(lower) else all)(isinstance(item, str) for item in texts):
             return {**TEXT, "shape": [None]}
         if items and all(type(item) in (int, float) for item in items) and len({len(value) for value in known}) == 1:
@@ -308,7 +309,7 @@ def _describe(column: str, values: list[Any], parts: list[Part]) -> dict[str, An
 
 
 def _as_described(row: dict[str, Any], columns: dict[str, dict[str, Any]]) -> None:
-    """Give a row's values the form of their columns: labels by name, ids as words."""
+    """Convert a row's values to the form of their columns: labels to names, ids to words."""
     for column in [key for key in row if key not in columns]:
         del row[column]
     for column, spec in columns.items():
@@ -326,7 +327,7 @@ def _as_described(row: dict[str, Any], columns: dict[str, dict[str, Any]]) -> No
 
 
 def _group_texts(columns, rows, splits, files) -> tuple[list[Any], list[Any]]:
-    """One row for each file whose rows differ in one column of text alone, which then holds them all."""
+    """Merge rows of the same file that differ in one column of text only, which then holds all their texts."""
     if len(files) != 1:
         return rows, splits
     groups: dict[str, list[int]] = {}
@@ -344,20 +345,20 @@ def _group_texts(columns, rows, splits, files) -> tuple[list[Any], list[Any]]:
     }
     texts = [column for column in differing if columns[column]["kind"] == "text" and "shape" not in columns[column]]
     if len(texts) != 1 or any(columns[column]["kind"] != "id" for column in differing - set(texts)):
-        return rows, splits  # questions and answers, say: each row stands for itself
+        return rows, splits  # such as questions and answers, which stay separate rows
     columns[texts[0]]["shape"] = [None]
     kept = []
     for members in groups.values():
         part, number, row = rows[members[0]]
-        told = dict.fromkeys(text for i in members if (text := rows[i][2][texts[0]]) is not None)
-        kept.append((part, number, {**row, texts[0]: list(told) or None}))
+        merged = dict.fromkeys(text for i in members if (text := rows[i][2][texts[0]]) is not None)
+        kept.append((part, number, {**row, texts[0]: list(merged) or None}))
     return kept, [splits[members[0]] for members in groups.values()]
 
 
 def _make_splits(columns: dict[str, dict[str, Any]], rows: list[Any], parts: list[Part]) -> list[str]:
-    """A tenth of what is independent for validation and for test, of each class where it has five or more.
+    """Hold out a tenth each for validation and test, stratified by class if every class has five items or more.
 
-    Rows that share a file, or a text where there are no files, stay together.
+    Rows that share a file, or a text where there are no files, are in the same split.
     """
     files = [column for column, spec in columns.items() if spec["kind"] in ("image", "audio")]
     keyed = files or [column for column, spec in columns.items() if spec["kind"] == "text"]
@@ -365,7 +366,9 @@ def _make_splits(columns: dict[str, dict[str, Any]], rows: list[Any], parts: lis
     def key(part: int, number: int, row: dict[str, Any]) -> str:
         values = [row.get(column) for column in keyed]
         folder = parts[part].folder or Path()
-        values = [os.path.relpath(v["path"], folder) if isinstance(v, dict) else v for v in values]  # wherever the data lie
+        values = [
+            os.path.relpath(v["path"], folder) if isinstance(v, dict) else v for v in values
+        ]  # independent of the data's location
         return json.dumps(values, default=str) if any(values) else f"{part} {number}"
 
     label = next((column for column, spec in columns.items() if spec["kind"] == "label"), None)
@@ -386,7 +389,7 @@ def _make_splits(columns: dict[str, dict[str, Any]], rows: list[Any], parts: lis
 
 
 def _embedded_kind(part: Part, column: str) -> dict[str, Any]:
-    """Infer whether the cells of a column are pictures or sounds from the first of them."""
+    """Describe a column of pictures or sounds by its first cell."""
     import soundfile
 
     for cells in part.embedded_rows():
@@ -403,14 +406,14 @@ def _embedded_kind(part: Part, column: str) -> dict[str, Any]:
 
 
 def _embedded(part: Part, cell: dict[str, Any] | None) -> dict[str, Any] | None:
-    """A cell as a model reads it; a path beside no bytes begins at the table's folder."""
+    """Resolve the path of a cell without bytes, relative to the table's folder."""
     if cell is None or cell.get("bytes") is not None or not cell.get("path"):
         return cell
     return {"bytes": None, "path": user_files.resolve(part.folder, cell["path"]) or cell["path"]}
 
 
 def _word(value: Any) -> str:
-    """A value as the name of a class: whole numbers without a point, which empty cells of a table give them."""
+    """Name of a class from a value; whole floats, which empty cells of a table cause, lose their decimal point."""
     if isinstance(value, bool):
         return str(value).lower()
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()

@@ -11,7 +11,7 @@ from mmgen.data.sources.digits import CAPTION, WORDS
 from mmgen.data.sources.encode import png
 from mmgen.errors import UserError
 
-VALIDATION = 5000  # the last of the training file
+VALIDATION = 5000  # number of digits at the end of the training file
 TRAINING = 60000
 
 

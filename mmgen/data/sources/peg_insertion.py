@@ -1,4 +1,4 @@
-"""Episodes of peg insertion: simulated here the first time, or a folder of the published files."""
+"""Episodes of peg insertion: simulated at first use, or read from a folder of the published files."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from mmgen.errors import UserError
 from mmgen.storage import cache_folder, cache_written
 
 CLASSES = ("round", "square", "triangle")
-# split -> the seed, the number of episodes, the pegs' shapes, what disturbs: no split shares an episode or a hole
+# split -> seed, number of episodes, shapes of the pegs, disturbance; the seeds give every split its own episodes and holes
 SPLITS: dict[str, tuple[int, int, tuple[str, ...], str | None]] = {
     "train": (1, 300, ("round", "square"), None),
     "validation": (2, 40, ("round", "square"), None),
@@ -24,13 +24,13 @@ PUBLISHED = "triangle"  # the shape of all the published episodes
 
 
 def read(split: str, simulate: Callable[..., Any], *, size: int = 64, episodes: int = 0) -> Iterator[dict[str, Any]]:
-    """Yield the episodes of one split, which are simulated into the cache when they are not there.
+    """Yield the episodes of one split, simulating those that are not in the cache.
 
     Args:
         split: one of `SPLITS`.
         simulate: `mmgen.data.simulate.episodes.simulate`.
         size: side of the pictures, pixels.
-        episodes: the first so many, and no more are simulated; 0: all.
+        episodes: number of episodes to read, the first ones; 0: all. No more are simulated.
 
     Raises:
         UserError: a package or renderer is missing, or an episode in the cache is damaged.
@@ -51,17 +51,17 @@ def read_folder(split: str, folder: Path) -> Iterator[dict[str, Any]]:
 
     Args:
         split: ``train``, ``validation`` or ``test``.
-        folder: HDF5 files, in it or in folders of it.
+        folder: folder with HDF5 files, searched recursively.
 
     Raises:
-        UserError: there is none, or one is damaged, lacks a field or has one of a wrong shape.
+        UserError: there is no file, or one is damaged, lacks a field or has one of a wrong shape.
     """
     files = sorted(path for path in folder.rglob("*") if path.suffix in (".h5", ".hdf5"))
     if not files:
         raise UserError(str(folder), got="no .h5 file", expected="episodes", fix="unpack triangle_real_data.zip there")
     for path in files:
-        place = uniform(f"peg_insertion {path.name}")
-        if split == ("test" if place < 0.1 else "validation" if place < 0.2 else "train"):
+        u = uniform(f"peg_insertion {path.name}")
+        if split == ("test" if u < 0.1 else "validation" if u < 0.2 else "train"):
             yield _row(path, str(check_episode(path).get("shape", PUBLISHED)))
 
 

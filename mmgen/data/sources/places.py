@@ -1,4 +1,4 @@
-"""Where a card's data can be: each kind of source is found here, or says why it cannot be."""
+"""Sources of a card's data: locates each kind of source, or explains why it is unavailable."""
 
 import importlib
 import importlib.metadata
@@ -15,26 +15,26 @@ from mmgen.data.sources.files import Archive, inside
 from mmgen.errors import UserError, check_one_of
 from mmgen.storage import cache_folder, cache_written
 
-# kind -> the type of its value and the keys that it may have beside `reader`, `splits` and `rename`
+# kind -> type of its value, and allowed keys besides `reader`, `splits` and `rename`
 KINDS: dict[str, tuple[type, tuple[str, ...]]] = {
     "package": (list, ()),  # distributions that must be installed
     "sdist": (str, ()),  # a source archive, in the data folder or downloaded into the cache's folder `sdists`
     "path": (str, ()),  # a file or folder in the data folder
     "hub": (str, ("revision", "config", "data_files")),
     "simulator": (str, ()),
-    "cards": (list, ()),  # other cards, which this one combines
-    "inline": (dict, ()),  # the card itself: split -> words
+    "cards": (list, ()),  # other cards to combine
+    "inline": (dict, ()),  # words in the card itself: split -> words
 }
 SIMULATORS = {"peg_insertion": "mmgen.data.simulate.episodes:simulate"}  # name -> module:function; the module has a REVISION
-SIMULATION = ("gymnasium", "h5py", "mujoco")  # what they need
+SIMULATION = ("gymnasium", "h5py", "mujoco")  # packages they need
 
 
 class Unavailable(Exception):
-    """A source cannot be had here, and what would change that: the next source is tried.
+    """Reason why a source is unavailable, and a fix; the next source is then tried.
 
     Args:
-        reason: why, as ``"MMGEN_DATA is not set"``.
-        fix: what the user can do.
+        reason: the reason, as ``"MMGEN_DATA is not set"``.
+        fix: action for the user.
     """
 
     def __init__(self, reason: str, fix: str) -> None:
@@ -43,7 +43,7 @@ class Unavailable(Exception):
 
 
 def kind_of(source: dict[str, Any]) -> str | None:
-    """The kind of a source of a card, or None when it names none or two.
+    """Kind of a card's source, or None if it names none or several.
 
     >>> kind_of({"path": "mnist/mnist.npz", "reader": "mnist_npz"})
     'path'
@@ -53,7 +53,7 @@ def kind_of(source: dict[str, Any]) -> str | None:
 
 
 def label_of(source: dict[str, Any]) -> str:
-    """A source in a few words.
+    """Describe a source in a few words.
 
     >>> label_of({"package": ["emoji", "resvg-py"], "reader": "openmoji"})
     'package emoji + resvg-py'
@@ -70,20 +70,20 @@ def locate(
     open_card: Callable[[str, str], Any],
     beside: Path | None = None,
 ) -> tuple[Any, Any]:
-    """Find one source.
+    """Locate one source.
 
     Args:
         source: an entry of a card's ``sources``.
-        split: the split that is wanted.
-        data_folder: where relative paths are; None: ``$MMGEN_DATA``.
-        open_card: opens a split of another card, as ``open_card("mnist", "train")``.
-        beside: the folder of a user's card, in which relative paths are tried before ``$MMGEN_DATA``.
+        split: the split to open.
+        data_folder: root of relative paths; None: ``$MMGEN_DATA``.
+        open_card: function that opens a split of another card, as ``open_card("mnist", "train")``.
+        beside: folder of a user's card, where relative paths are tried before ``$MMGEN_DATA``.
 
     Returns:
-        What the reader gets after the split (None for a package: nothing), and a JSON value that changes when the data do.
+        The reader's argument after the split (None for a package: no argument), and a JSON value that changes with the data.
 
     Raises:
-        Unavailable: the source cannot be had here.
+        Unavailable: the source is unavailable.
         UserError: a path leaves its folder, or an archive is damaged.
     """
     kind = kind_of(source)
@@ -120,7 +120,7 @@ def locate(
 
 
 def simulator(name: str) -> Callable[..., dict[str, float]]:
-    """The function that simulates into a folder: called with ``out``, ``episodes``, ``workers``, ``seed``, ``shapes``, ...
+    """Import a function that simulates into a folder, with arguments ``out``, ``episodes``, ``workers``, ``seed``, ...
 
     Args:
         name: one of `SIMULATORS`.
@@ -155,7 +155,7 @@ def _versions(distributions: list[str]) -> dict[str, str]:
 
 
 def _find(name: str, data_folder: Path | None, beside: Path | None = None) -> Path:
-    """A path in the given data folder, or else in the card's own folder or in ``$MMGEN_DATA``."""
+    """Find a path in the given data folder, or else in the card's own folder or in ``$MMGEN_DATA``."""
     folder = data_folder or os.environ.get("MMGEN_DATA")
     folders = [Path(f).expanduser() for f in ((folder,) if data_folder else (beside, folder)) if f]
     for one in folders:
@@ -169,8 +169,7 @@ def _find(name: str, data_folder: Path | None, beside: Path | None = None) -> Pa
 
 
 def _sdist(name: str, data_folder: Path | None) -> Path:
-    """The archive in the data folder, or where pip put it for us: mmgen itself never asks an index, and builds nothing."""
-
+    """Find an archive in the data folder or where pip downloaded it; mmgen itself queries no index and builds nothing."""
     try:
         return _find(name, data_folder)
     except Unavailable as error:
@@ -187,7 +186,7 @@ def _sdist(name: str, data_folder: Path | None) -> Path:
 
 
 def _hub_rows(source: dict[str, Any]) -> Callable[[str], Iterator[dict[str, Any]]]:
-    """A function split -> rows that loads at its first row: a split in the cache needs no network."""
+    """Make a function split -> rows that loads lazily, so that a cached split needs no network."""
 
     def rows(split: str) -> Iterator[dict[str, Any]]:
         import datasets

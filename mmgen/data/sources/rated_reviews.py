@@ -1,4 +1,4 @@
-"""Sentences of reviews of products and films with the mean of twenty people's ratings, as VADER was tried on."""
+"""Sentences of product and film reviews with the mean rating of twenty people, from the evaluation of VADER."""
 
 import html
 import io
@@ -12,18 +12,18 @@ from mmgen.errors import UserError, counted
 
 INNER = "additional_resources/hutto_ICWSM_2014.tar.gz"
 TABLES = {"product": "amazonReviewSnippets_GroundTruth.txt", "film": "movieReviewSnippets_GroundTruth.txt"}
-MARGIN = 0.5  # of the ratings, from -4 to 4: nearer to 0 a sentence is neither
+MARGIN = 0.5  # ratings from -4 to 4 within this distance of 0 count as neutral
 
 
 def read(split: str, archive: Archive) -> Iterator[dict[str, Any]]:
-    """Yield the sentences of one split that are rated `MARGIN` or more above 0, or below; a sentence met before is left out.
+    """Yield the sentences of one split that are rated at least `MARGIN` above or below 0, without duplicates.
 
     Args:
         split: ``train``, ``validation`` or ``test``: eight, one and one of ten reviews, by a hash of the review's number.
         archive: the source archive of vaderSentiment 0.5.
 
     Raises:
-        UserError: the archive lacks the tables, or a line is no row of one.
+        UserError: the archive lacks the tables, or a line is not a valid row.
     """
     path = archive.path.name
     member = next((name for name in archive.names if name.endswith(INNER)), None)
@@ -42,8 +42,8 @@ def read(split: str, archive: Archive) -> Iterator[dict[str, Any]]:
             if abs(row["rating"][0]) < MARGIN or row["text"] in seen:
                 continue
             seen.add(row["text"])
-            place = uniform(f"rated_reviews {group} {key.split('_')[0]}")
-            if split == ("train" if place < 0.8 else "validation" if place < 0.9 else "test"):
+            u = uniform(f"rated_reviews {group} {key.split('_')[0]}")
+            if split == ("train" if u < 0.8 else "validation" if u < 0.9 else "test"):
                 yield row | {"label": int(row["rating"][0] > 0), "group": group}
 
 

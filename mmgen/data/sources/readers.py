@@ -1,11 +1,11 @@
-"""The readers that a card can name: each yields the rows of one split of one source."""
+"""Readers that a card can name; each yields the rows of one split of one source."""
 
 import importlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-# A card names its reader by these keys only; it can not name an import path.
+# a card names its reader by one of these keys; it cannot name an import path
 READERS = {
     "archive_table": "mmgen.data.sources.tables:read_archive",
     "cifar10": "mmgen.data.sources.cifar10:read",
@@ -37,7 +37,7 @@ READERS = {
 
 
 class Line(dict[str, Any]):
-    """A row of a table that knows its place in it, such as ``train.csv: line 3``; empty fields are None."""
+    """Row of a table with its place in it, such as ``train.csv: line 3``; empty fields are None."""
 
     def __init__(self, place: str, values: Iterable[tuple[str, Any]]) -> None:
         super().__init__(values)
@@ -45,7 +45,7 @@ class Line(dict[str, Any]):
 
 
 def reader_of(source: dict[str, Any]) -> Callable[..., Iterator[dict[str, Any]]]:
-    """The function that reads a source: called with the split, what `places.locate` found, and the options.
+    """Import the function that reads a source from the split, the result of `places.locate`, and options.
 
     >>> reader_of({"package": ["scikit-learn"], "reader": "digits"}).__module__
     'mmgen.data.sources.digits'
@@ -55,7 +55,7 @@ def reader_of(source: dict[str, Any]) -> Callable[..., Iterator[dict[str, Any]]]
 
 
 def options_of(reader: Callable[..., Any]) -> set[str]:
-    """The options that a reader takes: its keyword-only parameters.
+    """Options of a reader: its keyword-only parameters.
 
     >>> options_of(reader_of({"package": ["emoji"], "reader": "openmoji"}))
     {'size'}

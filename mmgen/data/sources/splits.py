@@ -1,13 +1,13 @@
-"""Splits fixed by a hash of what is split: stable when rows are added, the same on every machine."""
+"""Splits by a hash of each item: stable when rows are added, and the same on every machine."""
 
 import hashlib
 
 
 def uniform(key: str) -> float:
-    """A number that depends only on ``key``, spread evenly over [0, 1).
+    """Hash ``key`` to a number uniform over [0, 1).
 
     Args:
-        key: what is placed, as ``"easy_vqa train-12"``: the data set's name keeps two data sets independent.
+        key: name of the item, as ``"easy_vqa train-12"``; the data set's name makes data sets independent.
 
     Returns:
         A number in [0, 1).

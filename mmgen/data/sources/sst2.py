@@ -1,4 +1,4 @@
-"""The Stanford Sentiment Treebank's sentences with two classes."""
+"""SST-2: sentences of the Stanford Sentiment Treebank with two classes."""
 
 from collections.abc import Iterator
 from pathlib import Path

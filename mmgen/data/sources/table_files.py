@@ -1,4 +1,4 @@
-"""Table files as people write them: CSV of any dialect, TSV, JSON lines and Parquet, row by row with the place of each."""
+"""Table files: CSV in any dialect, TSV, JSON lines and Parquet, read row by row with the place of each row."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ DELIMITERS = ",;\t|"
 def numbered_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the rows of a table with the place of each, such as ``"line 3"``.
 
-    Columns of Parquet that hold the bytes of files are left out, see `embedded_columns`. Empty cells of CSV and TSV are None.
+    Parquet columns with embedded files are left out, see `embedded_columns`. Empty cells of CSV and TSV are None.
 
     Args:
-        file: its ending, one of `ENDINGS`, says what it holds.
+        file: the table; its ending, one of `ENDINGS`, gives the format.
 
     Raises:
-        UserError: the file cannot be read or is no such table; the message names the line.
+        UserError: the file cannot be read or is not a valid table; the message names the line.
     """
     if file.suffix.lower() == ".parquet":
         with _parquet(file) as table:
@@ -50,11 +50,11 @@ def text_rows(file: Path, content: BinaryIO) -> Iterator[tuple[str, dict[str, An
     """Yield the rows of CSV, TSV or JSON lines with the place of each, as `numbered_rows`.
 
     Args:
-        file: what errors call it; its ending says what it holds.
-        content: its bytes, which can be read again.
+        file: name of the file in errors; its ending gives the format.
+        content: its bytes, seekable.
 
     Raises:
-        UserError: it is no such table; the message names the line.
+        UserError: it is not a valid table; the message names the line.
     """
     start = content.read(2)
     content.seek(0)
@@ -68,7 +68,7 @@ def text_rows(file: Path, content: BinaryIO) -> Iterator[tuple[str, dict[str, An
 
 
 def embedded_columns(file: Path) -> list[str]:
-    """The columns of a Parquet file whose cells are files: bytes, or ``{"bytes", "path"}``; none of other tables."""
+    """Columns of a Parquet file whose cells are files: bytes, or ``{"bytes", "path"}``; empty for other tables."""
     if file.suffix.lower() != ".parquet":
         return []
     with _parquet(file) as table:
@@ -84,7 +84,7 @@ def embedded_rows(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def class_names(file: Path) -> dict[str, list[str]]:
-    """The names of classes that a Parquet file keeps beside a column of numbers, as `datasets` writes them."""
+    """Class names of label columns that `datasets` stored in a Parquet file."""
     if file.suffix.lower() != ".parquet":
         return {}
     with _parquet(file) as table:
@@ -94,7 +94,7 @@ def class_names(file: Path) -> dict[str, list[str]]:
 
 
 def _undecodable(content: BinaryIO) -> int | None:
-    """The first line that is no UTF-8, from 1."""
+    """Number of the first line that is not UTF-8, counted from 1."""
     content.seek(0)
     for number, line in enumerate(content, 1):
         try:
@@ -111,7 +111,7 @@ def _csv_rows(file: Path, text: Any) -> Iterator[tuple[str, dict[str, Any]]]:
             fix = "write the names of its columns in the first line, such as file_name,caption"
             raise UserError(str(file), got="an empty file", expected="a table with a header", fix=fix)
     text.seek(0)
-    # a header rarely holds a delimiter that is not one, unlike captions
+    # guessed from the header, as captions often contain commas
     tab = file.suffix.lower() == ".tsv"
     delimiter = "\t" if tab else max(DELIMITERS, key=lambda d: len(next(csv.reader([first], delimiter=d))))
     reader = csv.reader(text, delimiter=delimiter, skipinitialspace=delimiter != "\t", strict=True)
@@ -119,7 +119,7 @@ def _csv_rows(file: Path, text: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     end = 0
     try:
         for cells in reader:
-            begin, end = end + 1, reader.line_num  # a cell may hold line ends
+            begin, end = end + 1, reader.line_num  # a cell may contain line breaks
             if not any(cell.strip() for cell in cells):
                 continue
             if not header:

@@ -1,4 +1,4 @@
-"""Readers for plain tables: one parquet, CSV or JSON-lines file a split, a data set of the Hub, or words in the card."""
+"""Readers of plain tables: one parquet, CSV or JSON-lines file for each split, a Hub data set, or words in the card."""
 
 import io
 from collections.abc import Callable, Iterator
@@ -50,7 +50,7 @@ def read_hub(split: str, rows: Callable[[str], Iterator[dict[str, Any]]]) -> Ite
 
 
 def read_words(split: str, words: list[str]) -> Iterator[dict[str, Any]]:
-    """Yield one row a word of a list that the card itself holds.
+    """Yield one row for each word of a list in the card itself.
 
     >>> list(read_words("train", ["star", "moon"]))
     [{'word': 'star'}, {'word': 'moon'}]
@@ -64,7 +64,7 @@ def parquet_rows(file: Path | io.BytesIO, name: str) -> Iterator[dict[str, Any]]
 
     Args:
         file: the file, or its bytes.
-        name: what an error calls it.
+        name: name of the file in errors.
 
     Raises:
         UserError: the file is damaged.

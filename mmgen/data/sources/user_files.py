@@ -1,4 +1,4 @@
-"""Files of a user that no card describes: which table or media file holds which row, by the conventions of ImageFolder."""
+"""Files of a user without a card: finds tables, media files and their rows by the conventions of ImageFolder."""
 
 import os
 import re
@@ -21,22 +21,22 @@ SPLITS = {
     "test": ("test", "testing", "eval", "evaluation"),
 }
 FILE_NAME = "file_name"  # the column that names the file of a row, as in ImageFolder and AudioFolder
-FOLDER_LABEL = "label"  # the column that class folders become
-SHOWN = 8  # missing files that are named before the others are counted
+FOLDER_LABEL = "label"  # the column made from class folders
+SHOWN = 8  # number of missing files named in an error
 
 
 @dataclass
 class Part:
-    """Rows that were found together: those of one table, or the media files below one folder.
+    """Rows of one table, or media files in one folder.
 
     Args:
         name: the file or folder, for messages.
-        split: what its name says; None: nothing.
-        rows: (place of the row, its values); cells that hold the bytes of files are left out.
-        folder: where the paths in it begin; None: it holds none.
-        embedded: the columns that were left out.
-        embedded_rows: yields their cells for every row, in order.
-        class_names: column -> the names of its numbers, where the file keeps them.
+        split: the split in its name, or None.
+        rows: (place of the row, its values), without cells that are embedded files.
+        folder: root of the paths in it; None if it has none.
+        embedded: the columns of embedded files.
+        embedded_rows: function that yields their cells for every row, in order.
+        class_names: label column -> class names, where the file has them.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Part:
 
 
 def media_kind(name: Any) -> str | None:
-    """``image`` or ``audio`` by the ending of a file's name; None for any other value.
+    """Kind of a media file, ``image`` or ``audio``, by its ending; None for any other value.
 
     >>> media_kind("dogs/1.JPG"), media_kind("a dog")
     ('image', None)
@@ -59,11 +59,11 @@ def media_kind(name: Any) -> str | None:
 
 
 def split_of(name: str, *, whole: bool = False) -> str | None:
-    """The split that a name of a file or folder says.
+    """Split named by a file or folder.
 
     Args:
-        name: without its ending.
-        whole: the name must be the split's; otherwise one of its words.
+        name: name without ending.
+        whole: compare the whole name; otherwise any of its words.
 
     >>> split_of("captions-val"), split_of("captions-val", whole=True), split_of("dev", whole=True)
     ('validation', None, 'validation')
@@ -73,7 +73,7 @@ def split_of(name: str, *, whole: bool = False) -> str | None:
 
 
 def signature(path: Path) -> tuple[Any, ...]:
-    """A value that changes when a table changes, or when a file is added to or taken from a folder."""
+    """Compute a value that changes with a table, or when a file is added to or removed from a folder."""
     if path.is_file():
         return _stat(path)
     return tuple((*_stat(Path(folder)), *(_stat(Path(folder, f)) for f in sorted(files) if _is_table(f)))
@@ -81,15 +81,15 @@ def signature(path: Path) -> tuple[Any, ...]:
 
 
 def stats(files: list[str]) -> list[tuple[Any, ...]]:
-    """Path, size and time of change of each file."""
+    """Path, size and modification time of each file."""
     return [_stat(Path(file)) for file in files]
 
 
 def parts_of(path: Path) -> list[Part]:
-    """The rows of a table, or of a folder: by its ``metadata.csv``, its tables, or its class folders.
+    """Find the rows of a table or of a folder, by its ``metadata.csv``, its tables, or its class folders.
 
     Raises:
-        UserError: there is nothing to read, tables that do not say their split, or a damaged table.
+        UserError: there is nothing to read, several tables do not name their splits, or a table is damaged.
     """
     if path.is_file():
         if not _is_table(path.name):
@@ -112,10 +112,10 @@ def parts_of(path: Path) -> list[Part]:
 
 
 def _files(path: Path) -> list[Path]:
-    """The files in a folder and in folders of it, sorted, without hidden ones.
+    """List the files in a folder, recursively and sorted, without hidden ones.
 
     Raises:
-        UserError: a folder cannot be read, which `Path.rglob` passes over.
+        UserError: a folder cannot be read, which `Path.rglob` would ignore.
     """
 
     def refuse(error: OSError) -> None:
@@ -131,11 +131,11 @@ def _files(path: Path) -> list[Path]:
 
 
 def resolve(folder: Path | None, name: str) -> str | None:
-    """The absolute path of a file named in a table, or None where there is none.
+    """Absolute path of a file named in a table, or None if it does not exist.
 
     Args:
-        folder: where relative names begin.
-        name: with / or \\, composed or decomposed letters.
+        folder: root of relative names; None: the current folder.
+        name: the name, with / or \\, and with composed or decomposed letters.
     """
     folder = folder or Path.cwd()
     for spelling in (name, name.replace("\\", "/")):
@@ -147,10 +147,10 @@ def resolve(folder: Path | None, name: str) -> str | None:
 
 
 def missing(card: str, found: list[tuple[str, int, str, str, Path]]) -> UserErrors:
-    """The errors of files that tables name and that are not there.
+    """Make the errors for files that tables name but that do not exist.
 
     Args:
-        card: what the data are called.
+        card: name of the data.
         found: (split, row, place in the table, name of the file, folder) of each.
     """
     errors = []
@@ -179,7 +179,7 @@ def _media_folders(path: Path, files: list[Path]) -> list[Part]:
     in_splits = all(len(parts) > 1 and split_of(parts[0], whole=True) for parts in relative)
     depth = 1 if in_splits else 0
     labels = [parts[-2] if len(parts) > depth + 1 else None for parts in relative]
-    labelled = None not in labels and len(set(labels)) > 1  # as ImageFolder: otherwise the folders are no classes
+    labelled = None not in labels and len(set(labels)) > 1  # as in ImageFolder; otherwise the folders are not classes
     rows: dict[str | None, list[tuple[str, dict[str, Any]]]] = {}
     for parts, label in zip(relative, labels):
         row = {FILE_NAME: "/".join(parts)} | ({FOLDER_LABEL: label} if labelled else {})
@@ -197,7 +197,7 @@ def _table(file: Path, split: str | None) -> Part:
 
 
 def _folder_split(path: Path, file: Path) -> str | None:
-    """The split that a folder between ``path`` and ``file`` is named for."""
+    """Split named by a folder between ``path`` and ``file``."""
     return next((s for part in file.relative_to(path).parts[:-1] if (s := split_of(part, whole=True))), None)
 
 

@@ -1,4 +1,4 @@
-"""Sentences of Yelp reviews with their sentiment; those of the test also as people rewrote them with the other one."""
+"""Sentences of Yelp reviews with their sentiment; those of the test split also with human rewrites in the other sentiment."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,11 +11,11 @@ FILES = {"dev": "dev_li2018.parquet", "test": "test_references.parquet"}
 
 
 def read(split: str, folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of one split with ``references``: the rewrites of the sentence, none where nobody rewrote it.
+    """Yield the rows of one split with ``references``, the human rewrites of the sentence, possibly none.
 
     Args:
         split: ``train``, ``validation``, ``dev`` or ``test``.
-        folder: holds a parquet file a split; see `FILES`.
+        folder: folder with one parquet file for each split, see `FILES`.
 
     Raises:
         UserError: there is no such file, or it is damaged.

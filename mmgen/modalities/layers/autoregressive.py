@@ -1,4 +1,4 @@
-"""The one causal transformer and the one sampler: every model that writes tokens one after another stands on them."""
+"""Causal transformer and sampler, shared by all models that generate tokens autoregressively."""
 
 import math
 
@@ -10,25 +10,25 @@ from mmgen.distributions import draw
 from mmgen.errors import UserError, check_at_least, check_one_of, check_share
 from mmgen.modalities.layers.transformer import Block, Cache, causal_mask, check_heads, initialise, rotary_angles
 
-LARGEST = 1e4  # factor of logits: far above, they overflow
+LARGEST = 1e4  # largest factor of logits, which would otherwise overflow
 
 
 class CausalTransformer(nn.Module):
-    """p(x_{i+1} | x_1, ..., x_i) for every i at once: a decoder-only transformer with tied input and output embeddings.
+    """Decoder-only transformer p(x_{i+1} | x_1, ..., x_i) with tied input and output embeddings.
 
-    Padding may stand on either side: padded positions are never looked at, and positions count real tokens only.
+    Padding may be on either side: it is never attended to, and positions count real tokens only.
 
     Args:
         vocabulary: number of tokens v.
         dim: width d.
         depth: number of layers.
-        heads: attention heads; d is a multiple of it, an even one for rotary positions.
-        length: longest sequence, prefix included; needed by learned positions only.
+        heads: number of attention heads; d is a multiple of it, an even one for rotary positions.
+        length: longest sequence, prefix included; needed for learned positions only.
         positions: "rotary" (relative, any length) or "learned" (absolute, one vector each).
-        dropout: share of activations dropped in training.
+        dropout: dropout rate.
 
     Raises:
-        UserError: sizes that do not fit together, or a number out of its range.
+        UserError: the sizes are incompatible, or a number is out of its range.
 
     >>> model = CausalTransformer(vocabulary=10, dim=16, depth=2, heads=2)
     >>> model(torch.tensor([[1, 2, 3]])).shape
@@ -63,30 +63,30 @@ class CausalTransformer(nn.Module):
     def forward(
         self, inputs: Tensor, prefix: Tensor | None = None, mask: Tensor | None = None, cache: Cache | None = None
     ) -> Tensor:
-        """Logits of the token after each position.
+        """Compute the logits of the token after each position.
 
         Args:
             inputs: token ids (b, t), or embeddings (b, t, d).
-            prefix: condition embeddings (b, p, d) put before the inputs.
-            mask: (b, t) bool, True at real inputs; None where all are. The prefix is always real.
-            cache: earlier positions to look at, extended by these.
+            prefix: embeddings (b, p, d) of a condition, placed before the inputs.
+            mask: (b, t) bool, True at real inputs; None: all are real. The prefix is always real.
+            cache: cache of earlier positions to attend to, extended by these.
 
         Returns:
-            (b, p + t, v): entry p - 1 is for the first input, given the prefix alone.
+            (b, p + t, v); entry p - 1 predicts the first input from the prefix alone.
 
         Raises:
-            UserError: learned positions and more than ``length`` of them.
+            UserError: there are more than ``length`` positions, with learned positions.
         """
         return self.logits(self.features(inputs, prefix, mask, cache))
 
     def logits(self, features: Tensor, tokens: slice = slice(None)) -> Tensor:
-        """features (..., d) -> logits (..., v) of all tokens, or of a slice of them."""
+        """Compute the logits (..., v) of all tokens, or of a slice of them, from features (..., d)."""
         return F.linear(features, self.embed.weight[tokens])
 
     def features(
         self, inputs: Tensor, prefix: Tensor | None = None, mask: Tensor | None = None, cache: Cache | None = None
     ) -> Tensor:
-        """What `forward` turns into logits: (b, p + t, d). Arguments as there."""
+        """Compute the features (b, p + t, d) behind the logits of `forward`, with the same arguments."""
         x = inputs if inputs.is_floating_point() else self.embed(inputs)  # (b, t, d)
         if prefix is not None:
             x = torch.cat([prefix.to(x.dtype), x], 1)  # (b, p + t, d)
@@ -139,31 +139,32 @@ def sample(
     generator: torch.Generator | None = None,
     cached: bool = True,
 ) -> Tensor:
-    """Continue each prompt by up to ``length`` tokens.
+    """Continue each prompt by up to ``length`` sampled tokens.
 
     With classifier-free guidance g the logits are u + g (c - u), c those given the prompt and u those given
-    ``unconditional``; g = 1 is plain sampling.
+    ``unconditional``; g = 1 disables guidance.
 
     Args:
+        model: the transformer.
         prompt: token ids (b, p), or embeddings (b, p, d); p >= 1.
-        length: most new tokens.
+        length: largest number of new tokens.
         mask: (b, p) bool, True at real positions of the prompt.
-        temperature: divides the logits; 0 takes the likeliest token.
-        top_k: keep the k likeliest tokens.
-        top_p: keep the smallest set of likeliest tokens with at least this probability, in (0, 1].
-        guidance: scale g.
-        unconditional: what ``prompt`` is without its condition, of the same shape and mask.
-        tokens: those that may be drawn, a slice without a step; of a model of several modalities, one of them.
-        stop: token after which a sequence has ended.
-        pad: written after ``stop``.
-        generator: makes the draw reproducible.
-        cached: keep keys and values; without it every step runs the whole sequence again, for the same result.
+        temperature: divisor of the logits; 0 for greedy decoding.
+        top_k: sample from the k likeliest tokens.
+        top_p: sample from the smallest set of likeliest tokens with at least this probability, in (0, 1].
+        guidance: classifier-free guidance scale g; 1 disables it.
+        unconditional: the prompt without its condition, of the same shape and mask.
+        tokens: slice, without a step, of the tokens that may be drawn, such as those of one modality.
+        stop: token that ends a sequence.
+        pad: token written after ``stop``.
+        generator: makes the draws reproducible.
+        cached: cache keys and values; without it, every step recomputes the whole sequence, for the same result.
 
     Returns:
-        (b, n) new token ids, n <= ``length``: fewer when all have ended.
+        (b, n) new token ids, n <= ``length``; fewer once all sequences have ended.
 
     Raises:
-        UserError: a setting out of range, or guidance without ``unconditional``.
+        UserError: a setting is out of range, or guidance is used without ``unconditional``.
 
     Source: Ho and Salimans 2022 (guidance); Holtzman et al. 2020 (top-p).
     """
@@ -178,7 +179,7 @@ def sample(
             got = "none" if unconditional is None else f"shape {tuple(unconditional.shape)}"
             expected = f"an unconditional prompt of shape {tuple(prompt.shape)}"
             raise UserError(f"guidance={guidance}", got=got, expected=expected, fix="give one, or set guidance=1")
-        prompt = torch.cat([prompt, unconditional])  # (2 b, p, ...): both in one pass
+        prompt = torch.cat([prompt, unconditional])  # (2 b, p, ...), both in one pass
         mask = None if mask is None else torch.cat([mask, mask])
     sequence = prompt if prompt.is_floating_point() else model.embed(prompt)  # (b', p, d), grows when uncached
     rows, inputs, cache = torch.arange(len(prompt), device=prompt.device), sequence, None
@@ -214,14 +215,14 @@ def sample(
 def choose(
     logits: Tensor, temperature: float, top_k: int | None, top_p: float | None, generator: torch.Generator | None
 ) -> Tensor:
-    """One token a row: logits (b, v) -> (b,)."""
+    """Draw one token (b,) from each row of logits (b, v)."""
     if temperature == 0:
         return logits.argmax(-1)
     return draw(keep_likeliest(logits / temperature, top_k, top_p).softmax(-1), generator=generator).squeeze(1)
 
 
 def keep_likeliest(logits: Tensor, top_k: int | None = None, top_p: float | None = None) -> Tensor:
-    """Set the logits of all but the likeliest tokens to minus infinity: (b, v) -> (b, v).
+    """Set all logits (b, v) but those of the likeliest tokens to minus infinity.
 
     >>> keep_likeliest(torch.tensor([[0.5, 0.3, 0.2]]).log(), top_p=0.7).isfinite().tolist()
     [[True, True, False]]
@@ -231,15 +232,15 @@ def keep_likeliest(logits: Tensor, top_k: int | None = None, top_p: float | None
         logits = torch.full_like(logits, -math.inf).scatter(-1, kept.indices, kept.values)
     if top_p is not None and top_p < 1:
         ordered, order = logits.sort(-1, descending=True)  # (b, v)
-        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)  # probability of the likelier ones
-        dropped = before >= top_p  # never the first
+        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)  # probability of all likelier tokens
+        dropped = before >= top_p
         dropped[..., 0] = False
         logits = logits.masked_fill(torch.zeros_like(dropped).scatter(-1, order, dropped), -math.inf)
     return logits
 
 
 def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
-    """Raise a UserError for a sampling setting out of range."""
+    """Check that the sampling settings are in range."""
     check_at_least("temperature", temperature, 0)
     if 0 < temperature < 1 / LARGEST:
         fix = "use 0 for the likeliest token"

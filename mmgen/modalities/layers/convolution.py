@@ -1,4 +1,4 @@
-"""The convolution networks that pictures and spectrograms share, each way: to one vector, or to a grid of them."""
+"""Convolutional encoders and decoders of pictures and spectrograms, to and from one vector or a grid of vectors."""
 
 from itertools import pairwise
 
@@ -8,12 +8,12 @@ from mmgen.errors import UserError, check_at_least
 
 
 class ConvEncoder(nn.Module):
-    """A plain convolution network for pictures of any size, small ones too (8x8, 28x28).
+    """Plain convolutional encoder for pictures of any size, including small ones (8x8, 28x28).
 
     Args:
         shape: (c, h, w) of a picture.
         dim: size d of the features.
-        width: channels after the first convolution; doubled at each halving of the picture, up to 8 times.
+        width: channels after the first convolution; doubled at each halving of the picture, up to 8 x ``width``.
 
     >>> import torch
     >>> ConvEncoder((1, 28, 28), dim=64)(torch.zeros(2, 1, 28, 28)).shape
@@ -31,12 +31,12 @@ class ConvEncoder(nn.Module):
         self.project = nn.Linear(widths[-1] * sizes[-1][0] * sizes[-1][1], dim)
 
     def forward(self, images: Tensor) -> Tensor:
-        """images (b, c, h, w) -> (b, d)."""
+        """Compute features (b, d) of images (b, c, h, w)."""
         return self.project(self.convolutions(images))
 
 
 class Deconvolution(nn.Module):
-    """z (..., latent_dim) -> (..., c, h, w): the mirror image of `ConvEncoder`, for any h and w."""
+    """Decoder from z (..., latent_dim) to (..., c, h, w) for any h and w, the mirror image of `ConvEncoder`."""
 
     def __init__(self, latent_dim: int, shape: tuple[int, int, int], width: int = 32) -> None:
         super().__init__()
@@ -46,20 +46,20 @@ class Deconvolution(nn.Module):
         self.expand = nn.Linear(latent_dim, widths[0] * sizes[0][0] * sizes[0][1])
         layers: list[nn.Module] = []
         for before, after, size in zip(widths, widths[1:], sizes[1:]):
-            odd = tuple(1 - side % 2 for side in size)  # what the halving rounded up
+            odd = tuple(1 - side % 2 for side in size)  # undoes the rounding up of the halving
             layers += [nn.GroupNorm(1, before), nn.SiLU(), nn.ConvTranspose2d(before, after, 3, 2, 1, output_padding=odd)]
         layers += [nn.GroupNorm(1, width), nn.SiLU(), nn.Conv2d(width, shape[0], 3, padding=1)]
         self.convolutions = nn.Sequential(*layers)
 
     def forward(self, z: Tensor) -> Tensor:
-        """z (..., latent_dim) -> (..., c, h, w)."""
+        """Decode z (..., latent_dim) to (..., c, h, w)."""
         x = self.expand(z.reshape(-1, z.shape[-1])).reshape(-1, *self.first)  # (b, c0, h0, w0)
         x = self.convolutions(x)  # (b, c, h, w)
         return x.reshape(*z.shape[:-1], *x.shape[1:])
 
 
 class Residual(nn.Module):
-    """x + f(x), f two convolutions; (b, c, h, w) both ways."""
+    """Residual layer x + f(x) on (b, c, h, w), with f two convolutions."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -68,21 +68,22 @@ class Residual(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map x (b, width, h, w) to the same shape."""
         return x + self.layers(x)
 
 
 class GridEncoder(nn.Module):
-    """A picture -> a vector for each cell of a grid: halvings by strided convolutions, then residual layers.
+    """Encoder of a picture to a grid of vectors: strided convolutions, then residual layers.
 
     Args:
         shape: (c, h, w) of a picture, h and w multiples of 2^halvings.
         dim: size d of a cell's vector.
-        width: channels of the grid; the finer maps have half of them for each halving still to come, 16 at least.
-        halvings: how often each side is halved, 1 or more.
-        depth: residual layers.
+        width: channels of the last map; each finer map has half as many, but at least 16.
+        halvings: number of halvings of each side, 1 or more.
+        depth: number of residual layers.
 
     Raises:
-        UserError: a side that cannot be halved so often, or a count out of range.
+        UserError: a side is not divisible, or a count is out of range.
 
     >>> import torch
     >>> GridEncoder((3, 32, 32), dim=8, width=32)(torch.zeros(2, 3, 32, 32)).shape
@@ -101,12 +102,12 @@ class GridEncoder(nn.Module):
         self.layers = nn.Sequential(*layers, nn.GroupNorm(1, width), nn.SiLU(), nn.Conv2d(width, dim, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """images (b, c, h, w) -> (b, d, h / 2^halvings, w / 2^halvings)."""
+        """Encode images (b, c, h, w) as (b, d, h / 2^halvings, w / 2^halvings)."""
         return self.layers(images)
 
 
 class GridDecoder(nn.Module):
-    """The mirror image of `GridEncoder`: a grid of vectors (b, d, h / 2^halvings, w / 2^halvings) -> (b, c, h, w)."""
+    """Decoder from a grid of vectors (b, d, h / 2^halvings, w / 2^halvings) to (b, c, h, w), mirroring `GridEncoder`."""
 
     def __init__(self, shape: tuple[int, int, int], dim: int, width: int = 128, halvings: int = 2, depth: int = 2) -> None:
         super().__init__()
@@ -118,15 +119,15 @@ class GridDecoder(nn.Module):
         self.layers = nn.Sequential(*layers, nn.SiLU(), nn.Conv2d(widths[-1], shape[0], 3, padding=1))
 
     def forward(self, grid: Tensor) -> Tensor:
-        """grid (b, d, h', w') -> (b, c, h, w)."""
+        """Decode a grid (b, d, h', w') to (b, c, h, w)."""
         return self.layers(grid)
 
 
 def cells(shape: tuple[int, int, int], halvings: int) -> tuple[int, int]:
-    """The grid (h', w') that is left of a picture (c, h, w).
+    """Grid size (h', w') of a picture (c, h, w) after halvings.
 
     Raises:
-        UserError: a side is no multiple of 2^halvings.
+        UserError: a side is not a multiple of 2^halvings.
 
     >>> cells((1, 28, 28), 2)
     (7, 7)
@@ -143,7 +144,7 @@ def _narrowed(width: int, halvings: int) -> list[int]:
 
 
 def halvings(size: tuple[int, int]) -> list[tuple[int, int]]:
-    """``size`` halved, rounding up, until the longer side is at most 4.
+    """Sizes after repeated halving of ``size``, rounded up, until the longer side is at most 4.
 
     >>> halvings((28, 28))
     [(28, 28), (14, 14), (7, 7), (4, 4)]
@@ -155,5 +156,5 @@ def halvings(size: tuple[int, int]) -> list[tuple[int, int]]:
 
 
 def channels(width: int, count: int) -> list[int]:
-    """``width``, doubled ``count - 1`` times but at most thrice."""
+    """Numbers of channels: ``width``, doubled at each of ``count - 1`` steps but at most three times."""
     return [width * min(2**i, 8) for i in range(count)]

@@ -1,4 +1,4 @@
-"""Memory fusion: aligned sequences of several modalities, read together by an attention over two steps and a gated memory."""
+"""Memory fusion of aligned sequences of several modalities: attention over two steps and a gated memory."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from mmgen.modalities.vector import multilayer_perceptron
 
 
 class MemoryFusion(nn.Module):
-    """What several sequences say together, up to each position.
+    """Gated memory over aligned sequences of several modalities.
 
     At step t, with ``c = [h_{t-1}; h_t]`` of all modalities: ``a = softmax(A(c)) * c``, the candidate ``u = tanh(U(a))``, the
     gates ``r, s = sigmoid(R([a; m_{t-1}])), sigmoid(S([a; m_{t-1}]))``, and the memory ``m_t = r * m_{t-1} + s * u``.
@@ -21,10 +21,10 @@ class MemoryFusion(nn.Module):
         hidden: width of the four networks.
 
     Raises:
-        UserError: a size below 1; in use, sequences that are not aligned.
+        UserError: a size is below 1; in use, the sequences are not aligned.
 
-    Source: Zadeh et al. 2018, Memory Fusion Network, arXiv 1802.00927. It attends to the cells of LSTMs; here the features may
-        come from any sequence network, and the attention reads those.
+    Source: Zadeh et al. 2018, Memory Fusion Network, arXiv 1802.00927. They attend to the cells of LSTMs; here, the attention
+        reads features of any sequence network.
 
     >>> fusion = MemoryFusion([3, 2], memory=4)
     >>> fusion([torch.zeros(2, 5, 3), torch.zeros(2, 5, 2)], torch.ones(2, 5, dtype=torch.bool)).shape
@@ -39,9 +39,10 @@ class MemoryFusion(nn.Module):
         self.gates = nn.ModuleList(multilayer_perceptron([window + memory, hidden, memory]) for _ in range(2))
 
     def forward(self, steps: Sequence[Tensor], mask: Tensor) -> Tensor:
-        """Features (b, t, d_m) of each modality and mask (b, t), True where all are there -> the memory (b, t, memory).
+        """Compute the memory (b, t, memory) from features (b, t, d_m) of each modality.
 
-        Other positions are skipped: they read nothing and hand the memory on, so the last position has the memory of all.
+        Positions where ``mask`` (b, t) is False, as not all modalities are present, leave the memory unchanged, so the last
+        position always has the final memory.
         """
         if len({x.shape[:2] for x in steps}) != 1:
             fix = "align them to the same words, or fuse by concatenation"

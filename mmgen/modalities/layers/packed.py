@@ -1,4 +1,4 @@
-"""Frozen linear layers with their weights packed for a few rows, as a language model that writes several texts needs them."""
+"""Frozen linear layers with weights packed for a few rows, for language models that generate several texts on a CPU."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,21 +11,21 @@ from torch.nn import functional as F
 
 from mmgen.modalities.precision import native_bfloat16
 
-FEW = range(3, 65)  # rows of float32; one or two wait for memory and not for MKL, and many hide what packing costs
+FEW = range(3, 65)  # float32 rows; one or two are bound by memory bandwidth, and many amortise the packing anyway
 
 
 @contextmanager
 def packed(module: nn.Module) -> Iterator[None]:
-    """Within it, frozen linear layers of ``module`` on a CPU multiply a few rows at a time up to twice as fast.
+    """Speed up frozen linear layers of ``module`` on a CPU up to two times for products of a few rows.
 
-    A matrix is laid out anew for every product, which for a few rows takes longer than the product. Here it is done once and
-    forgotten at the end. Until then the weights take twice the memory, three times if gradients go through, and must not be
-    changed. MKL packs float32 for one number of rows, 3 to 64, as soon as a layer is given it twice; oneDNN packs bfloat16 for
-    any, where the processor computes in it. Does nothing where torch was built without them.
+    By default a matrix is packed again for every product, which for a few rows takes longer than the product. Inside this
+    context it is packed once. Until the end the weights take twice the memory, three times with gradients, and must not be
+    changed. MKL packs float32 for one number of rows, 3 to 64, once a layer gets that number twice; oneDNN packs bfloat16 for
+    any number, on processors with native bfloat16. It has no effect where torch was built without these libraries.
 
     Args:
-        module: whose layers; they give the same (..., m) of (..., n), to rounding, and the same first derivatives. All others
-            are left alone.
+        module: the module with the layers; outputs and first derivatives are the same up to rounding. Layers that cannot be
+            packed are unchanged.
 
     >>> layer = nn.Linear(4, 3).requires_grad_(False)
     >>> with packed(layer):
@@ -34,7 +34,7 @@ def packed(module: nn.Module) -> Iterator[None]:
     True
     """
     linear = (part for part in module.modules() if type(part) is nn.Linear)
-    layers = [part for part in linear if "forward" not in vars(part) and _packable(part)]  # within it, no second time
+    layers = [part for part in linear if "forward" not in vars(part) and _packable(part)]  # unless packed already
     for layer in layers:
         layer.forward = KINDS[layer.weight.dtype](layer)
     try:
@@ -51,30 +51,30 @@ def _packable(layer: nn.Linear) -> bool:
 
 
 class _Packed:
-    """A layer's product; subclasses say for which rows it is packed, and how."""
+    """Product with a layer's packed weights; subclasses define for how many rows, and how, they are packed."""
 
     def __init__(self, layer: nn.Linear) -> None:
         self.weight, self.bias = layer.weight.detach(), None if layer.bias is None else layer.bias.contiguous()
-        self.matrices: dict[bool, Tensor] = {}  # packed, of the product forward (False) and of that of the gradient (True)
+        self.matrices: dict[bool, Tensor] = {}  # packed weights for the forward product (False) and the gradient (True)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x (..., n) -> (..., m)."""
+        """Compute the layer's output (..., m) of x (..., n)."""
         fits = x.dtype == self.weight.dtype and x.shape[-1] == self.weight.shape[1] and x.numel()
         if not self.asked(x.shape[:-1].numel()) or not fits or torch.is_autocast_enabled("cpu"):
             return F.linear(x, self.weight, self.bias)
         return _Product.apply(x, self) if x.requires_grad and torch.is_grad_enabled() else self.product(x, False)
 
     def asked(self, rows: int) -> bool:
-        """Whether the product of so many rows is one to pack for."""
+        """Decide whether to use packed weights for a product of this many rows."""
         raise NotImplementedError
 
     def product(self, x: Tensor, transposed: bool) -> Tensor:
-        """x by the weights, and the bias; or a gradient (..., m) by the weights the other way -> (..., n)."""
+        """Multiply x by the weights and add the bias; or, transposed, map a gradient (..., m) to (..., n)."""
         raise NotImplementedError
 
 
 class _Float(_Packed):
-    rows = 0  # that it is packed for
+    rows = 0  # number of rows that the weights are packed for
 
     @staticmethod
     def available() -> bool:
@@ -88,7 +88,7 @@ class _Float(_Packed):
 
     def product(self, x: Tensor, transposed: bool) -> Tensor:
         weight, bias = (self.weight.t(), None) if transposed else (self.weight, self.bias)
-        if x.shape[:-1].numel() != self.rows:  # a gradient, after a product of other rows: not worth packing for
+        if x.shape[:-1].numel() != self.rows:  # a gradient after a product of another number of rows: packing does not pay
             return F.linear(x, weight, bias)
         if transposed not in self.matrices:
             self.matrices[transposed] = torch.ops.mkl._mkl_reorder_linear_weight(weight.contiguous(), self.rows)

@@ -1,4 +1,4 @@
-"""The transformer layer that text encoders and the causal transformer share: attention, rotary positions, cache."""
+"""Transformer layer of text encoders and the causal transformer: attention, rotary positions, key-value cache."""
 
 import math
 
@@ -10,20 +10,20 @@ from mmgen.errors import UserError, check_at_least
 
 
 class Cache:
-    """The keys and values of the positions seen so far; no gradient flows through it.
+    """Cache of the keys and values of earlier positions; no gradient flows through it.
 
     Args:
-        capacity: most positions it will hold, prompt included.
+        capacity: largest number of positions, prompt included.
     """
 
     def __init__(self, capacity: int) -> None:
         self.capacity, self.length = capacity, 0
         self.layers: list[tuple[Tensor, Tensor]] = []
-        self.mask: Tensor | None = None  # (b, length) real positions; None while all are
+        self.mask: Tensor | None = None  # (b, length), True at real positions; None while all are real
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Add keys and values (b, h, t, d/h) of new positions to ``layer``; all of it comes back (b, h, length + t, d/h)."""
-        if layer == len(self.layers):  # allocated once, at the first write, when shape, dtype and device are known
+        """Append keys and values (b, h, t, d/h) to ``layer``, and return all of its (b, h, length + t, d/h)."""
+        if layer == len(self.layers):  # allocated at the first write, when shape, dtype and device are known
             shape = (*keys.shape[:2], self.capacity, keys.shape[3])
             self.layers.append((keys.new_empty(shape), values.new_empty(shape)))
         end = self.length + keys.shape[2]
@@ -33,12 +33,12 @@ class Cache:
 
 
 class Block(nn.Module):
-    """One pre-norm transformer layer: x + attention(norm(x)), then x + mlp(norm(x)).
+    """Pre-norm transformer layer: x + attention(norm(x)), then x + mlp(norm(x)).
 
     Args:
         dim: width d.
-        heads: attention heads h; d is a multiple of it.
-        dropout: share of activations dropped in training.
+        heads: number of attention heads h; d is a multiple of it.
+        dropout: dropout rate.
     """
 
     def __init__(self, dim: int, heads: int, dropout: float = 0.0) -> None:
@@ -57,14 +57,15 @@ class Block(nn.Module):
         cache: Cache | None = None,
         layer: int = 0,
     ) -> Tensor:
-        """One layer.
+        """Apply the layer.
 
         Args:
             x: (b, t, d).
-            attend: (b or 1, 1, t, s) bool, True where query t may look at key s; None for everywhere, or the past if causal.
-            causal: look at the past only; given without ``attend`` it takes the fast path of the attention kernel.
+            attend: (b or 1, 1, t, s) bool, True where query t may attend to key s; None: everywhere, or to the past if causal.
+            causal: attend to the past only; without ``attend`` it uses the fast path of the attention kernel.
             angles: rotary cosines and sines, each (b or 1, 1, t, d/2h).
-            cache: keys and values of earlier positions, extended by these, as ``layer``.
+            cache: cache of earlier positions, extended by these.
+            layer: index of this layer in the cache.
 
         Returns:
             (b, t, d).
@@ -77,7 +78,7 @@ class Block(nn.Module):
         if cache is not None:
             keys, values = cache.extend(layer, keys, values)  # (b, h, s, d/h)
         dropout = self.dropout if self.training else 0.0
-        past_only = causal and attend is None and t > 1  # a single query may look at everything before it
+        past_only = causal and attend is None and t > 1  # a single query attends to all earlier keys
         mixed = F.scaled_dot_product_attention(queries, keys, values, attend, dropout, past_only)
         mixed = self.project(mixed.transpose(1, 2).reshape(b, t, d))  # (b, t, d)
         x = x + F.dropout(mixed, self.dropout, self.training)
@@ -85,15 +86,18 @@ class Block(nn.Module):
 
 
 def causal_mask(mask: Tensor | None, past: int, new: int, device: torch.device) -> Tensor | None:
-    """Which of ``past + new`` keys each of ``new`` queries may look at: (b or 1, 1, new, past + new) bool.
+    """Causal attention mask (b or 1, 1, new, past + new) of ``new`` queries to ``past + new`` keys, bool.
 
-    Every position may look at itself, padding too: a softmax over nothing would be NaN.
+    Every position may attend to itself, even padding, as a softmax over no keys would be NaN.
 
     Args:
-        mask: (b, past + new) bool, True at real keys; None where all are.
+        mask: (b, past + new) bool, True at real keys; None: all are real.
+        past: number of earlier positions.
+        new: number of new positions.
+        device: device of the mask.
 
     Returns:
-        None where the kernel's own causal path gives the same: no padding, and no past or a single query.
+        The mask, or None where the kernel's causal path is equivalent: no padding, and no past or a single query.
     """
     if mask is None and (past == 0 or new == 1):
         return None
@@ -105,7 +109,7 @@ def causal_mask(mask: Tensor | None, past: int, new: int, device: torch.device) 
 
 
 def rotary_angles(positions: Tensor, head_dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of position i times frequency 10000^(-2 j / head_dim): positions (b, t) -> (b, 1, t, head_dim / 2) each.
+    """Cosine and sine of position times frequency 10000^(-2 j / head_dim): positions (b, t) -> (b, 1, t, head_dim / 2) each.
 
     Source: Su et al. 2021, RoFormer, in the half-split layout of Llama.
     """
@@ -115,14 +119,14 @@ def rotary_angles(positions: Tensor, head_dim: int, dtype: torch.dtype) -> tuple
 
 
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Turn each pair (x_j, x_{j + d/2}) of x (b, h, t, d) by the angle of its position."""
+    """Rotate each pair (x_j, x_{j + d/2}) of x (b, h, t, d) by the angle of its position."""
     first, second = x.chunk(2, -1)
     turned = torch.addcmul(first * cosine, second, sine, value=-1), torch.addcmul(second * cosine, first, sine)
     return torch.cat(turned, -1).to(x.dtype)
 
 
 def check_heads(dim: int, heads: int, rotary: bool = False) -> None:
-    """Raise a UserError where ``dim`` cannot be split over ``heads``."""
+    """Check that ``dim`` is divisible by ``heads``, for rotary positions by twice ``heads``."""
     check_at_least("heads", heads, 1)
     check_at_least("dim", dim, 1)
     multiple = 2 * heads if rotary else heads
@@ -131,7 +135,7 @@ def check_heads(dim: int, heads: int, rotary: bool = False) -> None:
 
 
 def initialise(module: nn.Module, depth: int) -> None:
-    """GPT-2's initial weights: normal of 0.02, the layers that write to the residual stream divided by sqrt(2 depth)."""
+    """Initialise like GPT-2: normal with std 0.02, divided by sqrt(2 depth) in layers that write to the residual stream."""
     for name, part in module.named_modules():
         if isinstance(part, nn.Linear | nn.Embedding):
             residual = name.endswith(("project", "mlp.2"))

