@@ -38,7 +38,7 @@ NOT_YET_REWRITTEN = ("recipes/", "mmgen/models/", "mmgen/inference/", "mmgen/jud
                      "mmgen/data/pairs.py", "mmgen/distributions.py",
                      *(f"mmgen/training/{name}.py" for name in ("recipe", "config", "report", "model_card")))  # fmt: skip
 # recipes that still look up modules of others
-REACHES = ("captioning_psa", "factorized", "multimodal_vae", "peg_policy", "steering", "vqa_fewshot")
+REACHES = ("captioning_psa", "factorized", "multimodal_vae", "vqa_fewshot")
 
 
 def modules() -> list[Path]:
