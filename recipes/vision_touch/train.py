@@ -116,8 +116,8 @@ def evaluate(run: Run, config: VisionTouchConfig, split: str) -> Result:
         baselines = {baseline: of.pop(f"contact_accuracy_{baseline}") for baseline in ("persistence", "chance")}
         result[name] = of
         if name == "full" or baselines["chance"] != chance:  # of other episodes
-            for baseline, value in baselines.items():
-                result[baseline if name == "full" else f"{baseline}_{name}"] = {"contact_accuracy": value}
+            of_name = "" if name == "full" else f"_{name}"
+            result.update({f"{baseline}{of_name}": {"contact_accuracy": value} for baseline, value in baselines.items()})
     show(result, model, data)
     return result
 
