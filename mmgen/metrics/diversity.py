@@ -26,8 +26,7 @@ def distinct(texts: Sequence[str], n: int) -> float:
     (0.5, 0.6666666666666666)
     """
     if isinstance(texts, str) or not texts or n < 1:
-        expected = "a list of texts and 1 or more"
-        raise UserError("texts and n", got=f"{texts!r} and {n}", expected=expected, fix="correct them")
+        raise UserError("texts and n", got=f"{texts!r} and {n}", expected="a list of texts and 1 or more", fix="correct them")
     grams = [tuple(words[i : i + n]) for words in map(str.split, texts) for i in range(len(words) - n + 1)]
     return len(set(grams)) / len(grams) if grams else 0.0
 

@@ -365,7 +365,7 @@ def _merge(under: dict[str, Any], over: dict[str, Any]) -> None:
 
 @functools.cache
 def _value_parser(kind: Any) -> ArgumentParser:
-    """Of one value: to ask the parser of the whole config for each key takes seconds."""
+    """Make the parser of a single value, as using that of the whole config for each key takes seconds."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--value", type=kind)
     return parser

@@ -20,11 +20,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from mmgen.cli import main
-from mmgen.data.cards import check_column, class_names, open_card, read_card
+from mmgen.data.cards import open_card, read_card
 from mmgen.data.processors import Processor
 from mmgen.data.text import train_tokenizer
 from mmgen.errors import UserError, check_one_of
-from mmgen.judging.style import Sentences, StyleScorer, style_probs
+from mmgen.judging.style import Sentences, StyleData, StyleScorer, style_probs
 from mmgen.metrics.style import TOKENISATION, content_recall, tokenize
 from mmgen.models.classifier import Classifier
 from mmgen.models.edit import Edit
@@ -77,30 +77,13 @@ class Judging:
 
 
 @dataclass
-class Data:
-    """Sentences of two styles.
-
-    Args:
-        card: a data card, or a table of one's own; its rows without a text or a style are left out.
-        text: the column of sentences.
-        label: the column of styles, exactly two.
-        references: the column of human rewrites; empty: none.
-    """
-
-    card: str = "rated_reviews"
-    text: str = "text"
-    label: str = "label"
-    references: str = ""
-
-
-@dataclass
 class Config(RecipeConfig):
     """The config of the recipe ``style_transfer``.
 
     ``objective`` "edit" trains an `Edit` by ``model``, any other a `StyleTransfer` by ``autoencoder``.
     """
 
-    data: Data = section()
+    data: StyleData = section()
     objective: Literal["edit", Objective] = "edit"
     model: OwnEdit = section()
     autoencoder: OwnAutoencoder = section()
@@ -109,19 +92,12 @@ class Config(RecipeConfig):
     fit_judge: FitConfig = section()
 
     def check(self) -> None:
-        """Check columns, that there are two styles, and ranges."""
-        data, card, judging = self.data, read_card(self.data.card), self.judging
-        data.text = check_column(card, "data.text", data.text, "text", one_text=True)
-        data.label = check_column(card, "data.label", data.label, "label")
-        if data.references:
-            data.references = check_column(card, "data.references", data.references, "text")
-        if len(names := class_names(card, data.label)) != 2:
-            got, fix = f"{len(names)} styles ({', '.join(names[:5])})", "keep two, or choose another column"
-            raise UserError(f"data.label={data.label}", got=got, expected="exactly two", fix=fix)
+        """Check that the judge learns from a split of its own, and that its systems can be run."""
+        judging = self.judging
         if judging.split in ("train", "test"):
             expected, fix = "a split that is neither trained on nor scored", "choose another split"
             raise UserError("judging.split", got=judging.split, expected=expected, fix=fix)
-        check_one_of("judging.split", judging.split, card.splits)
+        check_one_of("judging.split", judging.split, read_card(self.data.card).splits)
         for method in judging.baselines:
             check_one_of("judging.baselines", method, get_args(Method))
         if judging.steered and not judging.fluency:
@@ -130,10 +106,6 @@ class Config(RecipeConfig):
         if judging.margins and self.objective != "edit":
             fix = "set judging.margins=[]"
             raise UserError("judging.margins", got=f"some of objective={self.objective}", expected="none", fix=fix)
-
-    def sentences(self, split: str, limit: int = 0) -> Sentences:
-        """The sentences of a split, see `Sentences.read`."""
-        return Sentences.read(self.data.card, split, self.data.text, self.data.label, self.data.references, limit)
 
 
 def labelled(texts: Sequence[str], labels: Sequence[int], processor: Processor) -> list[dict[str, Tensor]]:
@@ -144,7 +116,7 @@ def labelled(texts: Sequence[str], labels: Sequence[int], processor: Processor) 
 @stage(made_by=(*READ_BY_STAGES, *(f"judging.{key}" for key in ("split", "pretrained", "encoder", "vocab_size"))))
 def judge(run: Run, config: Config) -> None:
     """Train the classifier that judges, on a split of its own."""
-    data, judging = config.sentences(config.judging.split), config.judging
+    data, judging = config.data.sentences(config.judging.split), config.judging
     written = [" ".join(tokenize(text)) for text in data.texts]
     if judging.pretrained:
         model: Any = AdaptedTransformer(judging.pretrained, classes=2, class_names=data.names, trained_layers=2)
@@ -158,7 +130,7 @@ def judge(run: Run, config: Config) -> None:
 @stage(made_by=(*READ_BY_STAGES, "objective", "model", "autoencoder"))
 def rewriter(run: Run, config: Config) -> None:
     """Count words, and train the rewriter: a classifier that says which words to change, or an autoencoder."""
-    data = config.sentences("train")
+    data = config.data.sentences("train")
     learnt = (data.texts, data.labels, data.names)
     if config.objective == "edit":
         model: Edit | StyleTransfer = Edit.learn(*learnt, **asdict(config.model))
@@ -207,8 +179,8 @@ def evaluate(run: Run, config: Config, split: str) -> Result:
     if split == judging.split:
         fix = "choose another --split"
         raise UserError("--split", got=split, expected="one the judge was not trained on", fix=fix)
-    model, data, training = run.load(), config.sentences(split, judging.items), config.sentences("train")
-    score = StyleScorer(run.load("judge"), config.sentences(judging.split), data, judging.fluency)
+    model, data, training = run.load(), config.data.sentences(split, judging.items), config.data.sentences("train")
+    score = StyleScorer(run.load("judge"), config.data.sentences(judging.split), data, judging.fluency)
     began = time.perf_counter()
     outputs = {config.objective: restyled(model, data)}
     seconds = time.perf_counter() - began
