@@ -209,8 +209,7 @@ def evaluate(run: Run, config: Config, split: str) -> Result:
     """
     from mmgen.judging.policy import curve, film, load_training, successes
 
-    unseen, labels = [config.evaluation.shape], {}
-    result = Result("policy", labels=labels)
+    unseen, result = [config.evaluation.shape], Result("policy")
     for arm in config.arms:
         tried: dict[str, tuple[Any, ...]] = {"": (unseen,), "sampled": (unseen,)}
         tried |= dict.fromkeys(("seen", "seen_sampled"), (config.policy.shapes,))
@@ -222,11 +221,11 @@ def evaluate(run: Run, config: Config, split: str) -> Result:
             load_training(ppo, policies(run) / arm / "policy.safetensors")
             what = f"{arm} {name or config.evaluation.shape}"
             found = successes(ppo, seen, config.evaluation.episodes, TRIED, what, name.endswith("sampled"))
-            system = f"{arm}_{name}" if name else arm
-            result[system], labels[system] = {"success": sum(found) / len(found)}, system.replace("_", " ")
+            result[f"{arm}_{name}" if name else arm] = {"success": sum(found) / len(found)}
             if not name and sees(arm):
                 result.show(film(ppo, seen, TRIED), {"seen by": arm}, group="one episode", name=arm)
             seen.close()
+    result.labels = {system: system.replace("_", " ") for system in result}
     grown = [
         f"{arm} after {row['step']} steps: success {row['success'] or '-'} of {row['episodes']} episodes"
         for arm in config.arms
