@@ -156,7 +156,7 @@ def test_the_judge_never_sees_what_the_model_trains_on(tmp_path, monkeypatch):
     assert set(asked) == {"validation"}
     asked.clear()
     MODULE.rewriter(RECIPE.run(tmp_path), config)
-    assert set(asked) == {"train"} and fitted == [len(read(config, split).texts) for split in ("validation", "train")]
+    assert set(asked) == {"train"} and fitted == [len(read(config.data, split).texts) for split in ("validation", "train")]
     with pytest.raises(UserError, match=r"judging\.split: got train, expected a split that is neither"):
         recipe_config(RECIPE, "smoke", ["judging.split=train"])
 

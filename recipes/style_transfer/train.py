@@ -80,7 +80,8 @@ class Judging:
 class Config(RecipeConfig):
     """The config of the recipe ``style_transfer``.
 
-    ``objective`` "edit" trains an `Edit` by ``model``, any other a `StyleTransfer` by ``autoencoder``.
+    Args:
+        objective: "edit" trains an `Edit` by ``model``, any other a `StyleTransfer` by ``autoencoder``.
     """
 
     data: StyleData = section()
