@@ -64,7 +64,7 @@ def imported_files(file: Path) -> set[Path]:
     """Files of mmgen and recipes that a file imports."""
     parts = (name.removeprefix("mmgen.recipes").split(".") for name in imported_names(file))
     places = (ROOT.joinpath("recipes", *rest) if not first else ROOT.joinpath(first, *rest) for first, *rest in parts)
-    return {found for place in places for found in (place.with_suffix(".py"), place / "__init__.py") if found.exists()}
+    return {place.with_suffix(".py") for place in places if place.with_suffix(".py").exists()}
 
 
 @pytest.mark.parametrize("file", [f for f in modules() if room(f) != "__init__"], ids=lambda f: str(f.relative_to(ROOT)))

@@ -127,7 +127,9 @@ def test_a_missing_table_is_named(tmp_path):
 
 
 def test_a_split_that_the_second_stage_lacks_is_told_before_the_first(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match=r"evaluation\.split: got validation, expected a known name; choose one of test, train"):
+    with pytest.raises(
+        UserError, match=r"evaluation\.split: got validation, expected a known name; choose one of test, train"
+    ):
         recipe_config(RECIPE, "smoke", [table(tmp_path / "my.csv", ["text 0,a", "text 6,b"])])
     rows = ["text 0,a,train", "text 6,b,train", "text 1,a,validation", "text 2,a,test"]
     config = recipe_config(RECIPE, "smoke", [table(tmp_path / "my.csv", rows, header="text,label,split")])
@@ -156,7 +158,7 @@ def test_the_judge_never_sees_what_the_model_trains_on(tmp_path, monkeypatch):
     assert set(asked) == {"validation"}
     asked.clear()
     MODULE.rewriter(RECIPE.run(tmp_path), config)
-    assert set(asked) == {"train"} and fitted == [len(read(config, split).texts) for split in ("validation", "train")]
+    assert set(asked) == {"train"} and fitted == [len(read(config.data, split).texts) for split in ("validation", "train")]
     with pytest.raises(UserError, match=r"evaluation\.split: got train, expected a split that is neither"):
         recipe_config(RECIPE, "smoke", ["evaluation.split=train"])
 
@@ -228,7 +230,13 @@ def test_scores_without_references_leave_out_what_needs_them(run):
 
 # other rewriters and judges
 
-AUTOENCODER = ["evaluation.margins=[]", "evaluation.fluency=", "autoencoder.dim=16", "autoencoder.depth=1", "autoencoder.heads=2"]
+AUTOENCODER = [
+    "evaluation.margins=[]",
+    "evaluation.fluency=",
+    "autoencoder.dim=16",
+    "autoencoder.depth=1",
+    "autoencoder.heads=2",
+]
 
 
 def test_an_autoencoder_by_the_same_commands(tmp_path, run, typed):

@@ -16,8 +16,9 @@ from mmgen.errors import UserError
 from mmgen.judging import binding, few_shot
 from mmgen.metrics.significance import wilson
 from mmgen.models.captioner import Captioner
-from mmgen.training.recipe import load_recipe, recipe_config, recipe_folder
+from mmgen.training.recipe import load_recipe, recipe_config
 from mmgen.training.run_report import write_reports
+from mmgen.training.scripts import recipe_folder
 
 NAMES = [["circle", "square"], ["red", "blue"]]
 

@@ -16,7 +16,7 @@ from mmgen.cli import main
 from mmgen.judging.captions import judge_captioner
 from mmgen.models.captioner import Captioner
 from mmgen.models.psa_captioner import PseudoSelfAttentionCaptioner
-from mmgen.ranges import AtLeast
+from mmgen.ranges import Above, AtLeast
 from mmgen.training.recipe import Recipe
 from mmgen.training.stages.captioner import CaptionerConfig, captioner_stages
 
@@ -30,7 +30,7 @@ class Config(CaptionerConfig):
         imitated: training captions that U starts from, see `PseudoSelfAttentionCaptioner.imitate`; 0: small random values.
     """
 
-    scale: float = 1.0
+    scale: Annotated[float, Above(0)] = 1.0
     imitated: Annotated[int, AtLeast(0)] = 256
 
 

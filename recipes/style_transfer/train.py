@@ -80,7 +80,8 @@ class Evaluation:
 class Config(RecipeConfig):
     """The config of the recipe ``style_transfer``.
 
-    ``objective`` "edit" trains an `Edit` by ``model``, any other a `StyleTransfer` by ``autoencoder``.
+    Args:
+        objective: "edit" trains an `Edit` by ``model``, any other a `StyleTransfer` by ``autoencoder``.
     """
 
     renamed: ClassVar = {"judging": "evaluation"}

@@ -24,7 +24,7 @@ from mmgen.data.rows import DataSet, open_rows
 from mmgen.errors import UserError, check_one_of
 from mmgen.metrics.disentanglement import disentanglement_scores
 from mmgen.models.vae import VAE, check_settings
-from mmgen.ranges import AtLeast
+from mmgen.ranges import AtLeast, Each
 from mmgen.training.config import FitConfig, section
 from mmgen.training.prior import prior_fit
 from mmgen.training.recipe import Recipe, RecipeConfig, stage
@@ -64,8 +64,16 @@ class Data:
 class Model:
     """The arguments of `VAE` that the data do not settle.
 
-    ``settings`` holds those of each objective by its name, such as ``{"beta": {"beta": 4.0}}``, so that another objective is
-    one key away. ``beta_tc`` gets its ``dataset_size`` from the data.
+    Args:
+        latent_dim: size of z.
+        objective: name of the objective, see `VAE`.
+        settings: objective -> its settings, such as ``{"beta": {"beta": 4.0}}``, so that another objective is one key away;
+            ``beta_tc`` gets its ``dataset_size`` from the data.
+        prior: name of the prior, see `VAE`.
+        prior_settings: its settings.
+        encoder: settings of the encoder.
+        decoder: settings of the decoder.
+        discriminator: widths of the discriminator of the objective ``factor``.
     """
 
     latent_dim: Annotated[int, AtLeast(1)] = 10
@@ -75,12 +83,17 @@ class Model:
     prior_settings: dict[str, Any] = field(default_factory=dict)
     encoder: dict[str, Any] = field(default_factory=dict)
     decoder: dict[str, Any] = field(default_factory=dict)
-    discriminator: list[int] = field(default_factory=lambda: [1000] * 6)
+    discriminator: Annotated[list[int], Each(AtLeast(1))] = field(default_factory=lambda: [1000] * 6)
 
 
 @dataclass
 class Evaluation:
-    """Draws an item of the importance-weighted bound, and how many items of the split it is taken on; 0 takes all."""
+    """Estimation of the importance-weighted bound.
+
+    Args:
+        samples: draws for each item.
+        limit: items of the split; 0 takes all.
+    """
 
     samples: Annotated[int, AtLeast(1)] = 64
     limit: Annotated[int, AtLeast(0)] = 1000

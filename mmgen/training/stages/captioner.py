@@ -73,13 +73,21 @@ class CaptionData:
 
 @dataclass
 class Decoding:
-    """Options of `Captioner.generate` in evaluation."""
+    """Options of `Captioner.generate` in evaluation.
 
-    beams: int = 1
+    Args:
+        beams: beams of the search; 1 is greedy.
+        length_penalty: exponent of the length that a beam's score is divided by.
+        max_tokens: most tokens of a caption.
+        candidates: captions an item from which the one that most agree on is chosen.
+        neighbours: captions of similar training items that are candidates too.
+    """
+
+    beams: Annotated[int, AtLeast(1)] = 1
     length_penalty: float = 1.0
-    max_tokens: int = 24
-    candidates: int = 1
-    neighbours: int = 0
+    max_tokens: Annotated[int, AtLeast(1)] = 24
+    candidates: Annotated[int, AtLeast(1)] = 1
+    neighbours: Annotated[int, AtLeast(0)] = 0
 
 
 @dataclass
