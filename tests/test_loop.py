@@ -100,14 +100,12 @@ class Stop(Exception):
 def test_killed_and_resumed_is_never_stopped(tmp_path, monkeypatch, options, at):
     fit(make(dropout=0.5), rows(), settings(**options), tmp_path / "whole")
 
-    step = loop._Trainer._step
-
-    def stop(self, *arguments):
-        if self.step == at:
+    def stop(config, step):
+        if step == at:
             raise Stop
-        step(self, *arguments)
+        return learning_rate(config, step)
 
-    monkeypatch.setattr(loop._Trainer, "_step", stop)
+    monkeypatch.setattr(loop, "learning_rate", stop)
     with pytest.raises(Stop):
         fit(make(dropout=0.5), rows(), settings(**options), tmp_path / "stopped")
     monkeypatch.undo()
@@ -120,13 +118,13 @@ def test_phases_train_their_own_parameters_and_resume(tmp_path, monkeypatch):
     fit(make(Adversaries), rows(), settings(weight_decay=0), tmp_path / "whole")
     now = weights(tmp_path / "whole")
     assert (now["a"] > 0).all() and (now["b"] > 1).all()
-    save = loop._Trainer.save
+    write = checkpoint.write
 
-    def save_then_stop(self):
-        save(self)
+    def write_then_stop(*arguments):
+        write(*arguments)
         raise Stop
 
-    monkeypatch.setattr(loop._Trainer, "save", save_then_stop)
+    monkeypatch.setattr(checkpoint, "write", write_then_stop)
     with pytest.raises(Stop):
         fit(make(Adversaries), rows(), settings(weight_decay=0), tmp_path / "stopped")
     monkeypatch.undo()

@@ -25,7 +25,7 @@ from mmgen.data.text import tokens_of, train_word_tokenizer
 from mmgen.errors import UserError, check_one_of, check_texts
 from mmgen.models.base import Losses, Model
 from mmgen.models.style.ngrams import BEGIN, END, UNKNOWN, NgramTable, framed, style_counts, word_vectors, words_between
-from mmgen.models.style.spelling import Item, pieces_of, spell_changed
+from mmgen.models.style.spelling import Item, pieces_of, replaced, spell_changed
 from mmgen.ranges import AtLeast, checked
 
 CREDIT = 4.0  # nats a word: about what one costs in either language model
@@ -239,7 +239,7 @@ class Edit(Model):
             moves, found, spent = moves.take(first), found[first], spent[first]
             active = active[moves.row]
             for n, i in enumerate(active.tolist()):
-                states[i] = _changed(states[i], int(moves.start[n]) - 2, int(moves.length[n]), int(moves.word[n]))
+                states[i] = replaced(states[i], int(moves.start[n]) - 2, int(moves.length[n]), int(moves.word[n]))
                 paid[i] = spent[n]
                 if found[n] > scores[i]:
                     best[i], scores[i] = states[i], found[n]
@@ -367,9 +367,3 @@ def _highest(rows: Tensor, values: Tensor, n: int) -> Tensor:
     ordered = rows[order].contiguous()
     rank = torch.arange(len(order), device=rows.device) - torch.searchsorted(ordered, ordered)
     return order[rank < n]
-
-
-def _changed(items: list[Item], start: int, length: int, word: int) -> list[Item]:
-    """The items with those from ``start`` on replaced; what replaces one takes its place in the text."""
-    new = [(word, items[start][1] if length else -1, True)] if word >= 0 else []
-    return [*items[:start], *new, *items[start + length :]]

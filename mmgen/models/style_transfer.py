@@ -303,7 +303,7 @@ class StyleTransfer(Model):
             [UNKNOWN if at in own else word for at, word in enumerate(ids)] for ids, own in zip(read["input_ids"], kept)
         ]
         written: list[list[int]] = [[] for _ in texts]
-        found = self._rewritten([[sources[i][at] for _, at, _ in piece] for i, piece in pieces], style)
+        found = self.rewrite([[sources[i][at] for _, at, _ in piece] for i, piece in pieces], style)
         for (i, _), words in zip(pieces, found):
             written[i] += words
         rewritten = []
@@ -313,8 +313,8 @@ class StyleTransfer(Model):
             rewritten.append(text if same else spell_anew(text, offsets, ids, words, tokenizer))
         return rewritten
 
-    def _rewritten(self, pieces: list[list[int]], style: int) -> list[list[int]]:
-        """The likeliest word after word of each piece in a style, without its end."""
+    def rewrite(self, pieces: list[list[int]], style: int) -> list[list[int]]:
+        """Rewrite each piece, given by its word ids, in style 0 or 1, greedily and without an end token."""
         device, found = self.step.device, [[] for _ in pieces]
         order = sorted(range(len(pieces)), key=lambda i: len(pieces[i]))
         for start in range(0, len(order), AT_ONCE):

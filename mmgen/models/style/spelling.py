@@ -64,6 +64,19 @@ def cut(ids: Sequence[int], ends: Collection[int], kept: Collection[int] = ()) -
             piece = []
 
 
+def replaced(items: list[Item], start: int, length: int, word: int) -> list[Item]:
+    """Replace ``length`` items from ``start`` on by one new word, or by nothing.
+
+    Args:
+        items: items of a sentence.
+        start: index of the first item to replace.
+        length: number of items to replace; 0 inserts the word.
+        word: id of the new word, which takes the place of the first replaced one in the text; -1: none.
+    """
+    new = [(word, items[start][1] if length else -1, True)] if word >= 0 else []
+    return [*items[:start], *new, *items[start + length :]]
+
+
 def spell_changed(text: str, offsets: Sequence[tuple[int, int]], items: list[Item], tokenizer: PreTrainedTokenizerBase) -> str:
     """The text of changed items: what is left of the old one letter by letter, new words spaced and capitalised as it is."""
     if not any(new for _, _, new in items) and len(items) == len(offsets):
