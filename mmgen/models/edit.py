@@ -239,7 +239,7 @@ class Edit(Model):
             moves, found, spent = moves.take(first), found[first], spent[first]
             active = active[moves.row]
             for n, i in enumerate(active.tolist()):
-                states[i] = _changed(states[i], int(moves.start[n]) - 2, int(moves.length[n]), int(moves.word[n]))
+                states[i] = edited(states[i], int(moves.start[n]) - 2, int(moves.length[n]), int(moves.word[n]))
                 paid[i] = spent[n]
                 if found[n] > scores[i]:
                     best[i], scores[i] = states[i], found[n]
@@ -369,7 +369,7 @@ def _highest(rows: Tensor, values: Tensor, n: int) -> Tensor:
     return order[rank < n]
 
 
-def _changed(items: list[Item], start: int, length: int, word: int) -> list[Item]:
+def edited(items: list[Item], start: int, length: int, word: int) -> list[Item]:
     """The items with those from ``start`` on replaced; what replaces one takes its place in the text."""
     new = [(word, items[start][1] if length else -1, True)] if word >= 0 else []
     return [*items[:start], *new, *items[start + length :]]

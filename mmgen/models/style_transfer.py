@@ -303,7 +303,7 @@ class StyleTransfer(Model):
             [UNKNOWN if at in own else word for at, word in enumerate(ids)] for ids, own in zip(read["input_ids"], kept)
         ]
         written: list[list[int]] = [[] for _ in texts]
-        found = self._rewritten([[sources[i][at] for _, at, _ in piece] for i, piece in pieces], style)
+        found = self.rewritten([[sources[i][at] for _, at, _ in piece] for i, piece in pieces], style)
         for (i, _), words in zip(pieces, found):
             written[i] += words
         rewritten = []
@@ -313,7 +313,7 @@ class StyleTransfer(Model):
             rewritten.append(text if same else spell_anew(text, offsets, ids, words, tokenizer))
         return rewritten
 
-    def _rewritten(self, pieces: list[list[int]], style: int) -> list[list[int]]:
+    def rewritten(self, pieces: list[list[int]], style: int) -> list[list[int]]:
         """The likeliest word after word of each piece in a style, without its end."""
         device, found = self.step.device, [[] for _ in pieces]
         order = sorted(range(len(pieces)), key=lambda i: len(pieces[i]))
