@@ -73,13 +73,21 @@ class CaptionData:
 
 @dataclass
 class Decoding:
-    """Options of `Captioner.generate` in evaluation."""
+    """Options of `Captioner.generate` in evaluation.
 
-    beams: int = 1
+    Args:
+        beams: width of the beam search; 1 is greedy.
+        length_penalty: exponent of the length that a beam's score is divided by.
+        max_tokens: longest caption.
+        candidates: captions written for each item, of which one is chosen.
+        neighbours: captions of training items that take part in the choice.
+    """
+
+    beams: Annotated[int, AtLeast(1)] = 1
     length_penalty: float = 1.0
-    max_tokens: int = 24
-    candidates: int = 1
-    neighbours: int = 0
+    max_tokens: Annotated[int, AtLeast(1)] = 24
+    candidates: Annotated[int, AtLeast(1)] = 1
+    neighbours: Annotated[int, AtLeast(0)] = 0
 
 
 @dataclass
