@@ -1,9 +1,9 @@
 """Every recipe's smoke config through the real command; killed at random moments and resumed, it lands on the same weights."""
 
+import importlib
 import json
 import random
 import signal
-import sys
 import time
 from dataclasses import asdict
 from functools import partial
@@ -20,10 +20,11 @@ from mmgen.data.cards import cards_folder, open_card
 from mmgen.errors import UserError
 from mmgen.judging.captions import judge_captioner, show_captions
 from mmgen.models.captioner import Captioner
-from mmgen.training.recipe import load_recipe, recipe_config, recipe_folder, recipe_names
+from mmgen.training.recipe import load_recipe, recipe_config
 from mmgen.training.result import Result
 from mmgen.training.run import Run
 from mmgen.training.run_report import write_reports
+from mmgen.training.scripts import recipe_folder, recipe_names
 
 
 @pytest.fixture(scope="module", params=recipe_names())
@@ -79,15 +80,14 @@ def test_settings_wait_for_the_objective_that_they_are_of():
     recipe = load_recipe("vae")
     for objective in ("beta_tc", "factor", "beta", "vae"):
         config = recipe_config(recipe, "factor_shapes", [f"model.objective={objective}"])
-        config.check()
-        settings_of = sys.modules[recipe.config.__module__].settings_of
+        settings_of = importlib.import_module("mmgen.recipes.vae.train").settings_of
         assert settings_of(config, objective, 9) == {
             "beta_tc": {"dataset_size": 9, "beta": 10}, "factor": {"gamma": 40}, "beta": {"beta": 4}, "vae": {}
         }[objective]  # fmt: skip
     with pytest.raises(UserError, match="setting of beta: got gamma"):
-        recipe.check(recipe_config(recipe, "factor_shapes", ["model.settings.beta.gamma=2"]))
+        recipe_config(recipe, "factor_shapes", ["model.settings.beta.gamma=2"])
     with pytest.raises(UserError, match="objective: got betas"):
-        recipe.check(recipe_config(recipe, "factor_shapes", ["model.settings.betas.beta=2"]))
+        recipe_config(recipe, "factor_shapes", ["model.settings.betas.beta=2"])
 
 
 def test_a_text_read_by_a_frozen_language_model(tmp_path):
@@ -97,11 +97,10 @@ def test_a_text_read_by_a_frozen_language_model(tmp_path):
         "text: {column: word, language_model: tiny, layers: [1, 2]}}}",
         encoding="utf-8",
     )
-    recipe = load_recipe("factorized")
-    script, config = sys.modules[recipe.config.__module__], recipe_config(recipe, str(file), [])
-    model = script.build(config, "")
+    config = recipe_config(load_recipe("factorized"), str(file), [])
+    model = importlib.import_module("mmgen.recipes.factorized.train").build(config, "")
     assert model.modalities["text"].kind == "vector" and model.modalities["text"].shape == [64]
-    items = script.items(model, config.data, "train", 64)
+    items = config.data.items(model.processors, "train", 64)
     read = representation(*load_language_model("tiny"), open_card("digits", "train")["word"][5], [1, 2])
     torch.testing.assert_close(items[5]["text"], model.processors["text"](read.half()))
 

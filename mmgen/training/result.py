@@ -129,7 +129,7 @@ class Result(MutableMapping[str, Figures]):
 
 @dataclass(frozen=True)
 class Kept:
-    """What `Result.save` wrote: figures by the systems' labels, figures of the evaluation, samples, texts and words."""
+    """Result of a run folder: figures by the systems' labels, figures of the evaluation, samples, texts and words."""
 
     systems: Mapping[str, Figures]
     about: Figures
