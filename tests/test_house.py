@@ -37,7 +37,7 @@ OPENINGS = ("What", "That", "Of", "How", "Whether", "Those", "Who")  # of no doc
 NOT_YET_REWRITTEN = ("recipes/", "mmgen/models/", "mmgen/judging/",
                      *(f"mmgen/training/{name}.py" for name in ("model_card", "result", "run_folder")))  # fmt: skip
 # recipes that are not yet converted
-NOT_YET = ("attribute", "mag_sentiment", "peg_policy", "steering", "vision_touch")
+NOT_YET = ()
 
 
 def modules() -> list[Path]:

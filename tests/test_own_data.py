@@ -382,7 +382,7 @@ def test_two_columns_that_will_do_are_both_named(tmp_path):
 def test_one_text_a_row_where_a_model_reads_one(tmp_path):
     text = "".join(json.dumps({"body": [f"a {i}", f"b {i}"], "label": "xy"[i % 2]}) + "\n" for i in range(20))
     path = write(tmp_path / "my.jsonl", text)
-    for name, key in {"attribute": "input", "style_transfer": "text"}.items():
+    for name, key in {"attribute": "text", "style_transfer": "text"}.items():
         with pytest.raises(
             UserError, match=rf"data\.{key}=body: got several texts a row, expected one; choose another column"
         ):

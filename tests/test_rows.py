@@ -314,7 +314,7 @@ def test_a_judge_of_one_class_names_card_split_and_column(card, tmp_path, monkey
 
 @pytest.mark.parametrize("name", ["attribute", "factorized", "mag_sentiment"])
 def test_a_card_of_one_class_is_named_before_training(card, name):
-    recipe, more = load_recipe(name), {"attribute": ["data.input=word"], "factorized": [], "mag_sentiment": ["data.text=word"]}
+    recipe, more = load_recipe(name), {"attribute": ["data.text=word"], "factorized": [], "mag_sentiment": ["data.text=word"]}
     card = card(
         [{"image": picture(i), "word": "x", "label": 0} for i in range(8)], label={"kind": "label", "classes": ["only"]}
     )
