@@ -161,7 +161,7 @@ def as_vector(value: Sequence[float] | numpy.ndarray | Tensor | str | Path) -> T
         got = f"shape {tuple(vector.shape)}"
         raise UserError(name, got=got, expected="a list of numbers", fix="flatten it")
     if not vector.isfinite().all():
-        at = (~vector.isfinite()).nonzero()[0].item()
+        at = int((~vector.isfinite()).nonzero()[0])
         got = f"{vector[at].item()} at entry {at}"
         raise UserError(name, got=got, expected="finite numbers", fix="drop or fill the row")
     return vector
