@@ -127,7 +127,9 @@ def test_a_missing_table_is_named(tmp_path):
 
 
 def test_a_split_that_the_second_stage_lacks_is_told_before_the_first(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match=r"judging\.split: got validation, expected a known name; choose one of test, train"):
+    with pytest.raises(
+        UserError, match=r"evaluation\.split: got validation, expected a known name; choose one of test, train"
+    ):
         recipe_config(RECIPE, "smoke", [table(tmp_path / "my.csv", ["text 0,a", "text 6,b"])])
     rows = ["text 0,a,train", "text 6,b,train", "text 1,a,validation", "text 2,a,test"]
     config = recipe_config(RECIPE, "smoke", [table(tmp_path / "my.csv", rows, header="text,label,split")])
@@ -157,8 +159,8 @@ def test_the_judge_never_sees_what_the_model_trains_on(tmp_path, monkeypatch):
     asked.clear()
     MODULE.rewriter(RECIPE.run(tmp_path), config)
     assert set(asked) == {"train"} and fitted == [len(read(config.data, split).texts) for split in ("validation", "train")]
-    with pytest.raises(UserError, match=r"judging\.split: got train, expected a split that is neither"):
-        recipe_config(RECIPE, "smoke", ["judging.split=train"])
+    with pytest.raises(UserError, match=r"evaluation\.split: got train, expected a split that is neither"):
+        recipe_config(RECIPE, "smoke", ["evaluation.split=train"])
 
 
 def test_no_split_is_scored_by_a_judge_that_trained_on_it(run):
@@ -228,7 +230,13 @@ def test_scores_without_references_leave_out_what_needs_them(run):
 
 # other rewriters and judges
 
-AUTOENCODER = ["judging.margins=[]", "judging.fluency=", "autoencoder.dim=16", "autoencoder.depth=1", "autoencoder.heads=2"]
+AUTOENCODER = [
+    "evaluation.margins=[]",
+    "evaluation.fluency=",
+    "autoencoder.dim=16",
+    "autoencoder.depth=1",
+    "autoencoder.heads=2",
+]
 
 
 def test_an_autoencoder_by_the_same_commands(tmp_path, run, typed):
@@ -244,7 +252,7 @@ def test_an_autoencoder_by_the_same_commands(tmp_path, run, typed):
 
 
 def test_a_pretrained_judge(tmp_path):
-    config = recipe_config(RECIPE, "smoke", ["judging.pretrained=tiny", "fit_judge.steps=2"])
+    config = recipe_config(RECIPE, "smoke", ["evaluation.pretrained=tiny", "fit_judge.steps=2"])
     MODULE.judge(RECIPE.run(tmp_path / "run"), config)
     judge = load(RECIPE.run(tmp_path / "run").stage_folder("judge"))
     assert judge.name == "mag" and judge.class_names == ["negative", "positive"]
@@ -254,20 +262,20 @@ def test_a_pretrained_judge(tmp_path):
 
 
 def test_what_only_an_edit_has_is_refused_of_others():
-    with pytest.raises(UserError, match=r"judging.margins: got some of objective=controlled, expected none; set"):
+    with pytest.raises(UserError, match=r"evaluation.margins: got some of objective=controlled, expected none; set"):
         recipe_config(RECIPE, "smoke", ["objective=controlled"])
     with pytest.raises(UserError, match="objective"):
         recipe_config(RECIPE, "smoke", ["objective=delete"])
 
 
 def test_a_judge_of_another_split_is_no_judge_of_this_run(tmp_path, run):
-    config = recipe_config(RECIPE, "smoke", ["judging.vocab_size=290", "judging.fluency="])
-    with pytest.raises(UserError, match=r"other values of judging.vocab_size \(300, now 290\)"):
+    config = recipe_config(RECIPE, "smoke", ["evaluation.vocab_size=290", "evaluation.fluency="])
+    with pytest.raises(UserError, match=r"other values of evaluation.vocab_size \(300, now 290\)"):
         train(RECIPE, config, tmp_path / "run", stages_from={"judge": run})
 
 
 def test_a_language_model_is_steered_to_write_the_sentence_again(tmp_path, run):
-    config = recipe_config(RECIPE, "smoke", ["judging.steered=2", "judging.margins=[]"])
+    config = recipe_config(RECIPE, "smoke", ["evaluation.steered=2", "evaluation.margins=[]"])
     figures = MODULE.evaluate(RECIPE.run(run), config, "test").figures()
     assert {"accuracy_steered", "self_bleu_steered", "perplexity_steered"} <= figures.keys()
     data = config.data.sentences("train")
@@ -282,5 +290,5 @@ def test_a_language_model_is_steered_to_write_the_sentence_again(tmp_path, run):
 
 
 def test_steering_needs_a_language_model():
-    with pytest.raises(UserError, match=r"judging.steered: got no judging.fluency, expected a language model to steer"):
-        recipe_config(RECIPE, "smoke", ["judging.steered=2", "judging.fluency="])
+    with pytest.raises(UserError, match=r"evaluation.steered: got no evaluation.fluency, expected a language model to steer"):
+        recipe_config(RECIPE, "smoke", ["evaluation.steered=2", "evaluation.fluency="])

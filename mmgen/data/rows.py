@@ -299,7 +299,7 @@ class DataSet(Sequence[dict[str, Tensor | None]]):
             self._check_texts(text_length)
 
     def _check_texts(self, most: int | None) -> None:
-        lengths = [len(self.read(self.each, i)) for i in range(len(self))]
+        lengths = [len(self._read(self.each, row, i)) for i, row in enumerate(self.row_of)]
         longest = max(range(len(self)), key=lengths.__getitem__, default=-1)
         if longest >= 0 and most is not None and (length := lengths[longest]) > most:
             what = self.rows.place(self.row_of[longest], self._places[self.each])
@@ -316,7 +316,7 @@ class DataSet(Sequence[dict[str, Tensor | None]]):
     def __len__(self) -> int:
         return len(self.row_of)
 
-    def __getitem__(self, index: int) -> dict[str, Tensor | None]:
+    def __getitem__(self, index: int) -> dict[str, Tensor | None]:  # type: ignore[override]  # no slices
         return {name: self.read(name, index) for name in self.names}
 
     def has(self, name: str, index: int) -> bool:
@@ -393,8 +393,8 @@ class DataSet(Sequence[dict[str, Tensor | None]]):
 
     def all(self, name: str, count: int | None = None) -> Tensor:
         """The values of one name of the first ``count`` items that have it, None for all: (n, ...)."""
-        having = (i for i in range(len(self)) if self.has(name, i))
-        return torch.stack([self.read(name, i) for i in islice(having, count)])
+        values = (value for i in range(len(self)) if (value := self.read(name, i)) is not None)
+        return torch.stack([*islice(values, count)])
 
     def batch(self, items: Sequence[int]) -> Batch:
         """The items at these indices together."""

@@ -47,17 +47,17 @@ class Model(nn.Module, ModelHubMixin):
     """
 
     name: ClassVar[str]
-    phases: ClassVar[tuple[str, ...]] = ("train",)
+    phases: tuple[str, ...] = ("train",)
     #: the part that the phase of the same name trains, while the other phases train all the rest
     adversary: ClassVar[str | None] = None
     #: names of the batch entries of varying length, for `mmgen.data.batch.collate`
-    sequences: ClassVar[tuple[str, ...]] = ()
+    sequences: tuple[str, ...] = ()
     #: whether `generate` can start from nothing: an item without any modality then comes from the prior
     from_prior: ClassVar[bool] = False
     #: options of `generate` with which an item takes something from the others: it must then see all of them at once
     across_items: ClassVar[tuple[str, ...]] = ()
     #: the constructor value that holds those of a model inside this one, which `load` may override too
-    inside: ClassVar[str | None] = None
+    inside: ClassVar[str] = ""
 
     if TYPE_CHECKING:  # buffers and submodules: torch's own `Tensor | Module` fits neither
 
@@ -89,7 +89,7 @@ class Model(nn.Module, ModelHubMixin):
         """The distribution p(to | z)."""
         raise self._undefined("decode")
 
-    def generate(self, given: Batch, to: str, n: int = 1, generator: torch.Generator | None = None, **options: Any) -> Any:
+    def generate(self, given: Batch, to: str, n: int = 1, generator: torch.Generator | None = None) -> Any:
         """``n`` samples of ``to`` for each item of ``given``, those of one item together: b * n values, or strings."""
         raise self._undefined("generate")
 
@@ -174,7 +174,7 @@ class Model(nn.Module, ModelHubMixin):
 
     def write(self, folder: Path, state: dict[str, Tensor]) -> None:
         """Write ``config.json``, ``state`` as ``model.safetensors`` and the processors to an existing folder."""
-        config = {"model": self.name, **(self._hub_mixin_config or {})}
+        config = {"model": self.name, **(self._hub_mixin_config or {})}  # type: ignore[dict-item]
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         state = {key: value.contiguous() for key, value in state.items()}
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
@@ -319,8 +319,8 @@ def model_class(name: str) -> type[Model]:
 
 def decayed(parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
     """Two groups of an optimiser: matrices, and the biases and norms that weight decay would only pull off their place."""
-    groups = [{"params": [p for p in parameters if p.ndim > 1]}, {"params": [p for p in parameters if p.ndim <= 1]}]
-    groups[1]["weight_decay"] = 0.0
+    matrices, others = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
+    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 
 
@@ -336,7 +336,7 @@ def like(tensor: Tensor, other: Tensor) -> Tensor:
         return tensor
     from torch.distributed.tensor import distribute_tensor  # here: it is slow to import, and one process has no shards
 
-    return distribute_tensor(tensor, other.device_mesh, other.placements)
+    return distribute_tensor(tensor, other.device_mesh, other.placements)  # type: ignore[attr-defined]
 
 
 def read_config(folder: Path) -> dict[str, Any]:

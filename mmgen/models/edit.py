@@ -12,7 +12,7 @@ A sentence that no change improves comes back as it was, letter by letter; so do
 
 import re
 from collections.abc import Sequence
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -111,7 +111,7 @@ class Edit(Model):
         self.register_buffer("between", torch.full((gaps, choices), -1, dtype=torch.int32))  # words seen in that gap
 
     @classmethod
-    def learn(cls, texts: Sequence[str], labels: Sequence[int], class_names: Sequence[str], **settings: float) -> "Edit":
+    def learn(cls, texts: Sequence[str], labels: Sequence[int], class_names: Sequence[str], **settings: Any) -> "Edit":
         """A model whose tables hold what these texts hold; the classifier's weights are still zero.
 
         Args:
@@ -129,7 +129,7 @@ class Edit(Model):
         sentences = tokens_of(processor.tokenizer, texts, add_special_tokens=False)["input_ids"]
         counts = style_counts(sentences, labels, processor.vocabulary)
         table = NgramTable.count(sentences, labels, processor.vocabulary)
-        written = processor.tokenizer.convert_ids_to_tokens(range(processor.vocabulary))
+        written = processor.tokenizer.convert_ids_to_tokens(list(range(processor.vocabulary)))
         usable = np.array([bool(PLAIN.fullmatch(word)) for word in written])
         choices = int(settings.get("choices", 12))
         gaps, between = words_between(sentences, labels, counts, usable, choices)

@@ -134,8 +134,9 @@ def evaluate(run: Run, config: Config, split: str) -> Result:
     """Accuracy and F1 of the model and of the transformer alone; that of the model without each modality, and of baselines."""
     model, text = run.load("mag"), run.load("text")
     data = items(model, config.data, split)
-    labels = {"mag": "with the gate", "text": "transformer alone", "majority": "most frequent label"}
-    result = Result("mag", labels={**labels, "text_features": "logistic regression on text features"})
+    labels = {"mag": "with the gate", "text": "transformer alone", "majority": "most frequent label", "only_text": "text only"}
+    labels |= {"text_features": "logistic regression", **{f"no_{name}": f"{name} missing" for name in model.inputs}}
+    result = Result("mag", labels=labels)
     result["mag"] = scores(model, data)
     result["text"] = scores(text, items(text, config.data, split))
     accuracy = {"majority": max(Counter(data.raw(config.data.label)).values()) / len(data)}  # the best that one answer can do

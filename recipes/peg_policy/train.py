@@ -225,6 +225,7 @@ def evaluate(run: Run, config: Config, split: str) -> Result:
             if not name and sees(arm):
                 result.show(film(ppo, seen, TRIED), {"seen by": arm}, group="one episode", name=arm)
             seen.close()
+    result.labels = {system: system.replace("_", " ") for system in result}
     grown = [
         f"{arm} after {row['step']} steps: success {row['success'] or '-'} of {row['episodes']} episodes"
         for arm in config.arms

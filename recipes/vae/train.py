@@ -8,7 +8,7 @@ accelerate launch recipes/vae/train.py --config recipes/vae/gpu.yaml
 import sys
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ class Data:
 
     Args:
         card: name or path.
-        input: the column of pictures.
+        image: the column of pictures.
         split: what the model trains on.
         size: side in pixels.
         channels: 1 or 3.
@@ -50,7 +50,7 @@ class Data:
     """
 
     card: str = "mnist"
-    input: str = "image"
+    image: str = "image"
     split: str = "train"
     size: Annotated[int, AtLeast(1)] = 28
     channels: Literal[1, 3] = 1
@@ -103,6 +103,8 @@ class Evaluation:
 class Config(RecipeConfig):
     """The config of the recipe ``vae``."""
 
+    renamed: ClassVar = {"data.input": "data.image"}
+
     data: Data = section()
     model: Model = section()
     evaluation: Evaluation = section()
@@ -111,7 +113,7 @@ class Config(RecipeConfig):
     def check(self) -> None:
         """The columns are there, and the objective has its settings."""
         data, card = self.data, read_card(self.data.card)
-        data.input = check_column(card, "data.input", data.input, "image")
+        data.image = check_column(card, "data.image", data.image, "image")
         check_one_of("data.split", data.split, card.splits)
         for factor in data.factors:
             check_column(card, "data.factors", factor, "label")
@@ -126,8 +128,8 @@ class Config(RecipeConfig):
 
 def pictures(data: Data, split: str, process: Processor) -> DataSet:
     """The pictures of a split, as the model reads them."""
-    rows = open_rows(data.card, split, [data.input], limit=data.limit)
-    return DataSet(rows, {data.input: data.input}, {data.input: partial(black_and_white, process) if data.binary else process})
+    rows = open_rows(data.card, split, [data.image], limit=data.limit)
+    return DataSet(rows, {data.image: data.image}, {data.image: partial(black_and_white, process) if data.binary else process})
 
 
 def black_and_white(process: Processor, value: Any) -> Tensor:
@@ -146,8 +148,8 @@ def vae(run: Run, config: Config) -> None:
     processor = ImageProcessor(size=config.data.size, channels=config.data.channels)
     data = pictures(config.data, config.data.split, processor)
     values = {**asdict(config.model), "settings": settings_of(config, config.model.objective, len(data))}
-    model = VAE(config.data.input, "image", list(processor.shape), **values)
-    model.processors[config.data.input] = processor
+    model = VAE(config.data.image, "image", list(processor.shape), **values)
+    model.processors[config.data.image] = processor
     held = pictures(config.data, held_out(read_card(config.data.card)), processor)
     shown = held.batch(range(min(10, len(held))))
     run.fit(

@@ -107,7 +107,7 @@ def evaluate(run: Run, config: VisionTouchConfig, split: str) -> Result:
         names = [name for name in PUSHED if f"test_{name}" in read_card(config.data.card).splits]
         pushed = {name: Transitions(config.data.files(f"test_{name}"), model.processors) for name in names}
         found |= {name: scores(model, one, name) for name, one in pushed.items()}
-    result = Result("full", labels={"full": "all senses", **{name: name.replace("_", " ") for name in found}})
+    result = Result("full")
     accuracy, covered = figures["contact_accuracy"], found["occlusion"]["contact_accuracy"]
     for end, baseline in (("", "chance"), ("_persistence", "persistence")):
         result.about[f"occlusion_kept{end}"] = kept(accuracy, covered, figures[f"contact_accuracy_{baseline}"])
@@ -116,8 +116,9 @@ def evaluate(run: Run, config: VisionTouchConfig, split: str) -> Result:
         baselines = {baseline: of.pop(f"contact_accuracy_{baseline}") for baseline in ("persistence", "chance")}
         result[name] = of
         if name == "full" or baselines["chance"] != chance:  # of other episodes
-            for baseline, value in baselines.items():
-                result[baseline if name == "full" else f"{baseline}_{name}"] = {"contact_accuracy": value}
+            of_name = "" if name == "full" else f"_{name}"
+            result.update({f"{baseline}{of_name}": {"contact_accuracy": value} for baseline, value in baselines.items()})
+    result.labels = {**{system: system.replace("_", " ") for system in result}, "full": "all senses"}
     show(result, model, data)
     return result
 

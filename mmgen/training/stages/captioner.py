@@ -76,11 +76,11 @@ class Decoding:
     """Options of `Captioner.generate` in evaluation.
 
     Args:
-        beams: beams of the search; 1 is greedy.
+        beams: width of the beam search; 1 is greedy.
         length_penalty: exponent of the length that a beam's score is divided by.
-        max_tokens: most tokens of a caption.
-        candidates: captions an item from which the one that most agree on is chosen.
-        neighbours: captions of similar training items that are candidates too.
+        max_tokens: longest caption.
+        candidates: captions written for each item, of which one is chosen.
+        neighbours: captions of training items that take part in the choice.
     """
 
     beams: Annotated[int, AtLeast(1)] = 1
