@@ -57,7 +57,7 @@ class CodedEnvironments(VecEnvWrapper):
 
     def reset(self) -> Any:
         """What all show at first."""
-        return self.code(self.venv.reset())
+        return self.code(self.venv.reset())  # type: ignore[arg-type]
 
     def code_one(self, observation: Mapping[str, np.ndarray]) -> Any:
         """What a policy sees of one observation, name -> (...), as a batch of one."""
@@ -70,7 +70,7 @@ class CodedEnvironments(VecEnvWrapper):
             if (last := info.get("terminal_observation")) is not None:  # of a truncated episode its value is asked for
                 seen = self.code_one(last)
                 info["terminal_observation"] = {n: v[0] for n, v in seen.items()} if isinstance(seen, dict) else seen[0]
-        return self.code(observations), rewards * self.scale, ended, infos
+        return self.code(observations), rewards * self.scale, ended, infos  # type: ignore[arg-type]
 
 
 class Told(gymnasium.ObservationWrapper):
@@ -99,7 +99,7 @@ class Told(gymnasium.ObservationWrapper):
 
     def observation(self, observation: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """With ``told``."""
-        env = self.env.unwrapped
+        env: Any = self.env.unwrapped
         way = [*env.hole[:2] - env.pose[:2], DEPTH - env.pose[2]]
         told = way + self._of_episode + self.error * self._errors.standard_normal(3)
         return observation | {"told": told.astype(np.float32)}
@@ -170,7 +170,7 @@ class Curve(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         if self.started:  # the update on the rollout before is done
-            save_training(self.model, self.folder / "checkpoint.safetensors")
+            save_training(self.model, self.folder / "checkpoint.safetensors")  # type: ignore[arg-type]
         self.started = True
 
     def _on_rollout_end(self) -> None:
@@ -212,9 +212,14 @@ def save_training(ppo: PPO, file: Path) -> None:
             f"optimizer.{i}.{name}": torch.as_tensor(value).clone(memory_format=torch.contiguous_format)
             for name, value in moments.items()
         }
-    partial = file.with_suffix(".partial")
-    save_file(state, partial, metadata={"training": f"{ppo.num_timesteps} {ppo.env.made_by}"})  # of several the order varies
+    partial, env = file.with_suffix(".partial"), _environments(ppo)
+    save_file(state, partial, metadata={"training": f"{ppo.num_timesteps} {env.made_by}"})  # of several the order varies
     partial.replace(file)
+
+
+def _environments(ppo: PPO) -> Any:
+    """The `CodedEnvironments` of a policy, which stable-baselines3 types as any environments or none."""
+    return ppo.env
 
 
 def load_training(ppo: PPO, file: Path) -> None:
@@ -230,7 +235,7 @@ def load_training(ppo: PPO, file: Path) -> None:
             steps, _, made_by = (stream.metadata() or {}).get("training", "").partition(" ")
         if not steps:
             raise RuntimeError("no number of steps")
-        if made_by != ppo.env.made_by:
+        if made_by != _environments(ppo).made_by:
             raise RuntimeError("a policy of another code")
         state = load_file(file)
         weights = {name.removeprefix("policy."): v for name, v in state.items() if name.startswith("policy.")}
