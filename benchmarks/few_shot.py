@@ -1,16 +1,15 @@
-"""Few-shot questions after a shared prompt: the examples read once, against read again before every query.
+"""Few-shot questions with a shared prompt: reading the examples once against reading them before every query.
 
 python -m benchmarks.few_shot --json F
 
-200 queries after a sentence that lists the answers and 4 shots, each with a prefix of 14 random soft words, of the packaged
-language model in float32 on one thread. Both ways work in the same batches of 20, a round is one batch of each, and nothing
-is reported unless all scores are close and all choices and open answers equal.
+200 queries after a sentence that lists the answers and 4 shots, each with a prefix of 14 random soft words; packaged language
+model in float32 on one thread. Both variants process the same batches of 20, one batch each in a round; the benchmark fails
+unless all scores are close and all choices and open answers are equal.
 
-``ratio_shared_prefix`` is the time to score the answers of all queries with every prompt read anew over that with a shared
-one, the reading of that included; ``ratio_answer`` the same of open answers, the shared prompt being read. Above 1 sharing
-is faster. ``ratio_memory`` is the peak of allocated memory of a batch with sharing over that without. Tokens a second are
-those that queries are answered in: ``tokens_per_second`` with sharing, ``tokens_per_second_plain`` by transformers' own
-generate over one query after another.
+``ratio_shared_prefix`` is the time to score the answers of all queries without sharing over the time with sharing, reading
+the shared prompt included; ``ratio_answer`` is the same for open answers, without reading the shared prompt. Above 1, sharing
+is faster. ``ratio_memory`` is the peak of allocated memory of a batch with sharing over that without. ``tokens_per_second`` is
+the speed of answering with sharing, ``tokens_per_second_plain`` that of transformers' own generate, one query at a time.
 """
 
 from collections.abc import Callable
@@ -34,14 +33,14 @@ ANEW = Format("{image} {answer}\n")  # reads nothing but what stands in for a pi
 
 
 def examples(reader: PrefixLanguageModel, n: int) -> list[Example]:
-    """Questions in turn, each with words of the vocabulary at random as its picture."""
+    """Queries with alternating questions and random words of the vocabulary as their pictures."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(1000, len(reader.embedding_table), (n, WORDS), generator=generator)
     return [Example(QUESTIONS[i % len(QUESTIONS)], ANSWERS[i % len(ANSWERS)], reader.embed(ids[i])) for i in range(n)]
 
 
 def in_turn(run: Callable[[list[Example]], object], queries: list[Example], size: int, made: list) -> Callable[[], None]:
-    """A contender that takes the next ``size`` queries each time and keeps what comes of them; the warm-up takes the first."""
+    """Make a contender that processes the next ``size`` queries in each call and stores the results."""
     batches = iter([queries[:size], *(queries[i : i + size] for i in range(0, len(queries), size))])
     return lambda: made.append(run(next(batches)))
 

@@ -1,8 +1,8 @@
-"""Writing the codes of pictures with and without a cache, beside x-transformers, and a training step beside bare attention.
+"""Sampling of picture codes with and without cache, against x-transformers; a training step against bare attention.
 
 python -m benchmarks.image_tokens --json F --csv benchmarks/results/image_tokens.csv
-Width 512, depth 8, a text of 32 tokens, 256 codes, fp32, one thread, processor time. The pictures drawn with and without the
-cache are the same, or the benchmark fails.
+Width 512, depth 8, a text of 32 tokens, 256 codes, fp32, one thread, processor time. The benchmark fails unless the codes
+drawn with and without the cache are equal.
 """
 
 import time
@@ -23,7 +23,7 @@ WORDS, CODES, ROUNDS, UNCACHED_ROUNDS = 1024, 1024, 7, 1
 
 
 class Bare(nn.Module):
-    """A causal transformer of nothing but its matrices: learned positions, pre-norm, one fused attention a layer."""
+    """Minimal causal transformer: learned positions, pre-norm, one fused attention in each layer."""
 
     def __init__(self, vocabulary: int, length: int) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Bare(nn.Module):
         initialise(self, DEPTH)  # as ours: what attention weighs decides how fast it is on a processor
 
     def forward(self, ids: Tensor) -> Tensor:
-        """ids (b, t) -> logits (b, t, v)."""
+        """Compute logits (b, t, v) of ids (b, t)."""
         b, t = ids.shape
         x = self.embed(ids) + self.places.weight[:t]
         for norm, qkv, project, mlp_norm, up, down in self.layers:

@@ -1,4 +1,4 @@
-"""A fair race: the contenders run in turn, round after round, and the medians are compared."""
+"""Interleaved timing: the contenders alternate for several rounds, and their medians are compared."""
 
 import csv
 import json
@@ -24,9 +24,9 @@ def race(
     warm: bool = True,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Seconds of each contender in each round, after one more of all to warm up; ``warm`` False: they are warm already.
+    """Measure the seconds of each contender in each round, after a warm-up round unless ``warm`` is False.
 
-    ``clock`` is `time.process_time` where a round takes minutes: what else runs on the machine meanwhile counts less.
+    Use `time.process_time` as ``clock`` where a round takes minutes, to reduce the effect of other load on the machine.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(0 if warm else 1, rounds + 1):
@@ -39,12 +39,12 @@ def race(
 
 
 def ratio(seconds: dict[str, list[float]], ours: str, theirs: str) -> float:
-    """Median time of ``ours`` over that of ``theirs``: below 1, ours is faster."""
+    """Median time of ``ours`` divided by that of ``theirs``; below 1, ours is faster."""
     return statistics.median(seconds[ours]) / statistics.median(seconds[theirs])
 
 
 def peak_bytes(run: Callable[[], object]) -> int:
-    """The most memory that is allocated at once during ``run``, beyond what was before it."""
+    """Peak of memory allocated during ``run``, beyond that allocated before."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
     with tempfile.TemporaryDirectory() as folder:
@@ -55,7 +55,7 @@ def peak_bytes(run: Callable[[], object]) -> int:
 
 
 def report(benchmark: str, figures: dict[str, float], seconds: dict[str, list[float]]) -> None:
-    """Print the figures and each contender's median and spread; ``--json F`` writes the figures, ``--csv F`` appends rows."""
+    """Print the results and each contender's median and range; ``--json F`` writes the results, ``--csv F`` appends rows."""
     parser = ArgumentParser()
     parser.add_argument("--json", type=Path)
     parser.add_argument("--csv", type=Path)

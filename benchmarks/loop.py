@@ -1,9 +1,9 @@
-"""What the training loop costs: `fit` against a bare PyTorch loop over the same model, data and optimiser.
+"""Overhead of the training loop: `fit` against a bare PyTorch loop over the same model, data and optimiser.
 
 python -m benchmarks.loop --json F
 
-`fit` makes the process keep freed memory, which makes any loop faster, so both loops run with it here;
-``ratio_memory_given_back`` is the time of a bare loop before anything has set it over that of the same loop after.
+`fit` makes the process keep freed memory, which speeds up any loop, so both loops run with this setting;
+``ratio_memory_given_back`` is the time of a bare loop without the setting over that of the same loop with it.
 """
 
 import tempfile

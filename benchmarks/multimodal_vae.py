@@ -1,16 +1,15 @@
-"""Multimodal VAEs against multivae 1.0.3 (the extra ``bench``), both on the very same networks, weights and data.
+"""Multimodal VAEs against multivae 1.0.3 (the extra ``bench``), with the same networks, weights and data.
 
 python -m benchmarks.multimodal_vae --json F
 
-A step is the forward and the backward pass of MVAE's loss of 64 items, without the optimiser, which would be the same: the
-bounds of all modalities, of each alone and, of three modalities or more, of one subset drawn at random. A likelihood is the
-importance-weighted bound on log p of all modalities, of 2 items with 1000 draws each. All modalities are pictures of one
-shape: with three of them a step's time then does not depend on which subset, a pair, is drawn. The losses and the bounds are
-shown to agree before anything is timed.
+A step is the forward and backward pass of MVAE's loss on 64 items, without the optimiser: the bounds of all modalities, of
+each alone and, with three or more modalities, of one random subset. A likelihood is the importance-weighted bound on log p of
+all modalities, for 2 items with 1000 draws each. All modalities are pictures of one shape, so that with three of them the
+time of a step does not depend on the subset drawn, a pair. Losses and bounds are checked to agree before timing.
 
-``ratio_train_step_M`` of M modalities, ``ratio_train_step`` (M = 3) and ``ratio_joint_likelihood`` are multivae's time over
-ours, ``growth`` and ``growth_multivae`` the time of a step of 5 modalities over that of 2; above 1 of the ratios we are
-faster. ``ratio_memory`` is our peak of allocated memory in a step of three modalities over multivae's; below 1 ours is less.
+``ratio_train_step_M`` for M modalities, ``ratio_train_step`` (M = 3) and ``ratio_joint_likelihood`` are multivae's time over
+ours; above 1, we are faster. ``growth`` and ``growth_multivae`` are the time of a step with 5 modalities over that with 2.
+``ratio_memory`` is our peak of allocated memory in a step with three modalities over multivae's; below 1, ours is lower.
 """
 
 from collections.abc import Callable
@@ -33,7 +32,7 @@ PICTURE = {"kind": "image", "shape": list(SHAPE), "encoder": {"width": 16, "dim"
 
 
 class Decoder(BaseDecoder):
-    """The network of our decoder, which gives logits, as multivae calls it."""
+    """Our decoder's network, which returns logits, with multivae's interface."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -44,7 +43,7 @@ class Decoder(BaseDecoder):
 
 
 def make(modalities: int, subsets: int) -> tuple[MultimodalVAE, MVAE]:
-    """Our model and multivae's on its networks, with as many random subsets."""
+    """Make our model, and multivae's with the same networks and number of random subsets."""
     torch.manual_seed(0)
     names = "abcde"[:modalities]
     ours = MultimodalVAE(dict.fromkeys(names, PICTURE), LATENT, "mvae", random_subsets=subsets)
@@ -61,14 +60,14 @@ def make(modalities: int, subsets: int) -> tuple[MultimodalVAE, MVAE]:
 
 
 def data(modalities: int, items: int) -> tuple[Batch, MultimodalBaseDataset]:
-    """The same black and white pictures, multivae takes no grey, for both."""
+    """Make the same data for both, black and white pictures, as multivae does not accept grey."""
     generator = torch.Generator().manual_seed(0)
     values = {name: torch.rand(items, *SHAPE, generator=generator).round() for name in "abcde"[:modalities]}
     return Batch(values), MultimodalBaseDataset(values)
 
 
 def losses(modalities: int, subsets: int) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
-    """Our loss of a batch, and multivae's."""
+    """Compute our loss of a batch and multivae's."""
     ours, theirs = make(modalities, subsets)
     own, peer = data(modalities, BATCH)
     return lambda: ours.losses(own).total, lambda: theirs(peer).loss
@@ -80,7 +79,7 @@ def seeded(value: Callable[[], Tensor]) -> Tensor:
 
 
 def step(loss: Callable[[], Tensor]) -> None:
-    """Forward and backward; the gradients are added up, which costs both the same."""
+    """Run forward and backward passes; gradients accumulate, at the same cost for both."""
     loss().backward()
 
 

@@ -2,10 +2,9 @@
 
 python -m benchmarks.multivae_mopoe --out runs/multivae     # then: mmgen evaluate runs/multivae
 
-Its loss and its way of drawing subsets are multivae's; its weights are saved as those of our `MultimodalVAE` under the
-standard prior, whose networks they are, so that one evaluation tells the coherence and the Fréchet distance of both. The
-decoder of a text needs the text that it scores, for which multivae's call of a decoder has no room: it hands on z, and the
-likelihood decodes.
+Loss and sampling of subsets are multivae's. As the networks are those of our `MultimodalVAE` with the standard prior, the
+weights are saved as such a model, and one evaluation gives coherence and Fréchet distance of both. A text decoder needs the
+text to score, which multivae does not pass to decoders: the decoder returns z, and the likelihood decodes it.
 """
 
 import argparse
@@ -13,7 +12,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import torch
+from mmgen.recipes.multimodal_vae.train import Config, build
 from multivae.data.datasets.base import MultimodalBaseDataset
 from multivae.models import MoPoE, MoPoEConfig
 from multivae.models.nn.base_architectures import BaseDecoder, BaseEncoder
@@ -23,12 +22,13 @@ from torch import Tensor, nn
 from mmgen.data.batch import Batch
 from mmgen.models.base import Losses
 from mmgen.models.multimodal_vae import MultimodalVAE
-from mmgen.training import recipe as recipes
-from mmgen.training.loop import fit
+from mmgen.training.recipe import load_recipe, recipe_config, stage
+from mmgen.training.run import Run
+from mmgen.training.study import train
 
 
 class Encoder(BaseEncoder):
-    """Our encoder and head as multivae calls them."""
+    """Our encoder and head with multivae's interface."""
 
     def __init__(self, encoder: nn.Module, head: nn.Module, latent_dim: int) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Encoder(BaseEncoder):
 
 
 class Decoder(BaseDecoder):
-    """Hands z on, for the likelihood to decode."""
+    """Identity decoder that returns z, for the likelihood to decode."""
 
     def __init__(self, latent_dim: int) -> None:
         super().__init__()
@@ -51,10 +51,10 @@ class Decoder(BaseDecoder):
 
 
 class PeerTrained(MultimodalVAE):
-    """Our networks under multivae's loss."""
+    """Our networks with multivae's loss."""
 
     def losses(self, batch: Batch, phase: str = "train") -> Losses:
-        """multivae's own loss of complete items."""
+        """Compute multivae's loss of complete items."""
         if not hasattr(self, "peer"):
             object.__setattr__(self, "peer", self._peer())  # not a submodule: its parameters are ours
         return Losses(loss=self.peer(MultimodalBaseDataset(dict(batch.values))).loss)
@@ -72,25 +72,24 @@ class PeerTrained(MultimodalVAE):
 
 
 def main() -> int:
-    """Train it into a run folder of the recipe."""
+    """Train the model and save it as a run folder of the recipe."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", default="config")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--resume", action="store_true")
     options, values = parser.parse_known_args()
-    recipe = recipes.load_recipe("multimodal_vae")
-    config = recipes.recipe_config(recipe, options.config, [*values, "model.objective=mopoe", "model.prior=standard"])
-    module = sys.modules[recipe.config.__module__]
-
-    def train(config: object, run: Path, resume: bool) -> None:
-        torch.manual_seed(config.seed)
-        model = module.build(config)
-        model.__class__ = PeerTrained
-        data = module.columns_of(model.processors, config.data, "train", config.data.limit)
-        fit(model, data, replace(config.fit, seed=config.seed), run, resume=resume)
-
-    recipes.train(replace(recipe, stages={"vae": train}), config, options.out, options.resume)
+    recipe = load_recipe("multimodal_vae")
+    config = recipe_config(recipe, options.config, [*values, "model.objective=mopoe", "model.prior=standard"])
+    train(replace(recipe, stages=[vae]), config, options.out, options.resume)
     return 0
+
+
+@stage()
+def vae(run: Run, config: Config) -> None:
+    """Train our networks under multivae's loss."""
+    model = build(config)
+    model.__class__ = PeerTrained
+    run.fit(model, config.data.items(model.processors, "train", config.data.limit), config.fit)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
-"""The peg insertion simulator: full observations a second in one thread, and episodes written to files by two processes.
+"""Speed of the peg insertion simulator: observations a second in one thread, and of episodes written by two processes.
 
 python -m benchmarks.peg_insertion --json F
 
-An observation is a picture and depth of 128 pixels a side, the true flow, 32 readings of force and contact, and the joints;
-the shapes take turns. ``steps_per_s`` is of the environment alone, on one thread and under the random policy.
-``observations_per_s`` is of ``simulate``, which also writes them, without the seconds in which its two processes start
-(``start of two``); ``observations_per_s_with_start`` is with them, for as few episodes as here. What else the machine
-does is in all of them.
+An observation is a picture and depth with sides of 128 pixels, the true flow, 32 readings of force and contact, and the
+joints; the shapes alternate. ``steps_per_s`` is the speed of the environment alone, on one thread with the random policy.
+``observations_per_s`` is the speed of ``simulate``, which also writes them, without the start of its two processes (``start of
+two``), ``observations_per_s_with_start`` with it, for the few episodes here. All depend on other load on the machine.
 """
 
 import os
@@ -28,7 +27,7 @@ SIZE, STEPS, EPISODES, WORKERS, ROUNDS = 128, 100, 36, 2, 3
 
 
 def walk(env: PegInsertion) -> None:
-    """One long episode."""
+    """Run one long episode."""
     policy = random_policy(np.random.default_rng(0))
     observation, _ = env.reset(seed=0)
     for _ in range(STEPS):

@@ -1,16 +1,16 @@
-"""Steering by PPLM: mmgen's batches with two caches, against the published algorithm as it was first written.
+"""Steering by PPLM: mmgen's batched version with two caches against the authors' original algorithm.
 
 python -m benchmarks.steering --json F
 
-The packaged language model on one thread, a bag of the words of `bag_space` that are one token, 3 iterations a token. The peer
-writes one text at a time and encodes all of it anew for every token, as the authors' program does; both take the likeliest
-token, and nothing is reported unless they write the same text in float32.
+Packaged language model on one thread, a bag of the one-token words of `bag_space`, 3 iterations for each token. Like the
+authors' program, the peer generates one text at a time and re-encodes all of it for every token. Both decode greedily, and the
+benchmark fails unless they generate the same text in float32.
 
-Bfloat16 is measured where the processor computes in it; elsewhere it is emulated, several times slower than float32.
+Bfloat16 is measured only where it is native; emulated, it is several times slower than float32.
 
-``ratio_batch_1`` is the peer's time for a text over mmgen's, ``ratio_batch_8`` its time for eight over mmgen's for a batch of
-eight; with ``_bf16`` in bfloat16. ``tokens_per_s`` is of mmgen's batch of eight. ``ratio_late_tokens`` is the time of mmgen's
-last quarter of the tokens over that of its first: 1 is flat in length.
+``ratio_batch_1`` is the peer's time for a text over mmgen's, ``ratio_batch_8`` its time for eight texts over mmgen's for a
+batch of eight; with ``_bf16`` in bfloat16. ``tokens_per_s`` is the speed of mmgen's batch of eight. ``ratio_late_tokens`` is
+mmgen's time for the last quarter of the tokens over that for the first; 1 means constant time for each token.
 """
 
 import time
@@ -33,7 +33,7 @@ STEP, GAMMA, KL, FUSION, ITERATIONS = 0.05, 1.5, 0.01, 0.9, 3
 
 
 def first_written(model: PreTrainedModel, ids: Tensor, words: Tensor, tokens: int) -> Tensor:
-    """The peer: PPLM for one text (1, t) and a bag of single tokens, greedy."""
+    """Generate one text (1, t) greedily by the peer's PPLM with a bag of single tokens."""
     past, norms = None, None
     for _ in range(tokens):
         with torch.no_grad():
@@ -62,7 +62,7 @@ def first_written(model: PreTrainedModel, ids: Tensor, words: Tensor, tokens: in
 
 
 def after(model: PreTrainedModel, last: Tensor, past: list, change: list) -> tuple[Tensor, list]:
-    """The logits (1, v) after the last token and a changed past, and the past with that token."""
+    """Return the logits (1, v) after the last token given a shifted past, and the extended past."""
     cache = DynamicCache()
     for i, ((keys, values), (k, v)) in enumerate(zip(past, change)):
         cache.update(keys + k, values + v, i)
@@ -71,7 +71,7 @@ def after(model: PreTrainedModel, last: Tensor, past: list, change: list) -> tup
 
 
 def note(times: list[float], ids: Tensor, scores: Tensor) -> Tensor:
-    """A logits processor that notes when it is called."""
+    """Logits processor that records the times of its calls."""
     times.append(time.process_time())
     return scores
 

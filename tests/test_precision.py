@@ -78,7 +78,7 @@ def test_buffers_keep_their_precision():
 
 
 def test_a_run_is_the_same_in_any_dtype(tmp_path):
-    smoke = ("train", "captioning", "--config", "smoke", "fit.steps=2", "words.steps=2")
+    smoke = ("train", "captioning", "--config", "smoke", "fit.steps=2", "fit_words.steps=2")
     assert here(*smoke, "--out", tmp_path / "a").returncode == 0
     other = here(*smoke, "model.dtype=bf16", f"words.from={tmp_path / 'a'}", "--out", tmp_path / "b")
     assert other.returncode == 0, other.stderr[-2000:]

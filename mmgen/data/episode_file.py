@@ -183,16 +183,14 @@ def _check_shapes(path: Path, shapes: Mapping[str, tuple[int, ...]], names: Coll
             fix = "write all the fields over the same moments"
             raise UserError(f"{path}: {name}", got=f"shape {tuple(shape)}", expected=expected, fix=fix)
     if sizes["T"] < LEAST:
-        fix = "leave the file out"
-        raise UserError(str(path), got=f"{sizes['T']} moments", expected=f"at least {LEAST}", fix=fix)
+        raise UserError(str(path), got=f"{sizes['T']} moments", expected=f"at least {LEAST}", fix="leave the file out")
 
 
 def _check_types(path: Path, file: "h5py.File", names: Collection[str]) -> None:
     for name in names:
         kinds, expected = ("ui", "whole numbers from 0 to 255") if name == "image" else ("fuib", "numbers")
         if file[name].dtype.kind not in kinds:
-            fix = "write the field again"
-            raise UserError(f"{path}: {name}", got=str(file[name].dtype), expected=expected, fix=fix)
+            raise UserError(f"{path}: {name}", got=str(file[name].dtype), expected=expected, fix="write the field again")
 
 
 def _checked(path: Path, arrays: dict[str, np.ndarray], first: int = 0) -> dict[str, np.ndarray]:

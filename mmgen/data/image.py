@@ -89,11 +89,9 @@ def check_header(name: str, picture: Image.Image) -> None:
     except Exception as error:  # see `read_image`
         raise damaged(name, error) from error
     if frames > 1 and picture.format != "MPO":  # MPO: a phone's photograph with previews of itself
-        fix = "save one frame as PNG"
-        raise UserError(name, got=f"an animation of {frames} frames", expected="a single picture", fix=fix)
+        raise UserError(name, got=f"an animation of {frames} frames", expected="a single picture", fix="save one frame as PNG")
     if picture.mode == "CMYK":
-        fix = "convert it to RGB"
-        raise UserError(name, got="a CMYK picture", expected="RGB, grey or a palette", fix=fix)
+        raise UserError(name, got="a CMYK picture", expected="RGB, grey or a palette", fix="convert it to RGB")
     raw_modes = [str(tile[3]) for tile in getattr(picture, "tile", [])]  # PIL opens 16-bit RGB in mode RGB
     if picture.mode.startswith("I") or picture.mode == "F" or any(";16" in mode for mode in raw_modes):
         got = f"a picture of 16 bits or more a channel (mode {picture.mode})"
@@ -153,7 +151,7 @@ class ImageProcessor:
         return self.standardise(self.pixels(value))
 
     def pixels(self, value: Source | Image.Image) -> Tensor:
-        """Convert a picture to (c, h, w) uint8, which `standardise` takes."""
+        """Scale and pad a picture to uint8 pixels (c, h, w), the input of `standardise`."""
         picture = read_image(value)
         scale = self.size / max(picture.size)
         size = [max(1, round(side * scale)) for side in picture.size]

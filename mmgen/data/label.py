@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mmgen.errors import check_one_of
 
-UNKNOWN, UNLABELLED = -2, -3  # in place of a class; -1 is what judges say of an empty text
+UNKNOWN, UNLABELLED = -2, -3  # instead of a class; -1 is a judge's prediction for an empty text
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,14 @@ class LabelProcessor:
 
 
 def class_indices(labels: Sequence[Any], names: Sequence[str]) -> Tensor:
-    """The class of each label, (n,) int64.
+    """Class index of each label, (n,) int64.
 
     Args:
-        labels: values of a column; None or an empty text where there is none.
-        names: of the classes, in order.
+        labels: values of a column; None or "" for a missing label.
+        names: names of the classes, in order.
 
     Returns:
-        Indices of ``names``; `UNKNOWN` for a label that is none of them, `UNLABELLED` where there is no label.
+        Indices into ``names``; `UNKNOWN` for a label that is not among them, `UNLABELLED` for a missing one.
 
     >>> class_indices([7, "3", 5, None], ["3", "7"]).tolist()
     [1, 0, -2, -3]

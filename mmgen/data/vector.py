@@ -158,10 +158,8 @@ def as_vector(value: Sequence[float] | numpy.ndarray | Tensor | str | Path) -> T
         shown = f"{value.dtype} numbers" if hasattr(value, "dtype") else value
         raise UserError(name, got=shown, expected="a list of numbers", fix=fix) from error
     if vector.dim() != 1:
-        got = f"shape {tuple(vector.shape)}"
-        raise UserError(name, got=got, expected="a list of numbers", fix="flatten it")
+        raise UserError(name, got=f"shape {tuple(vector.shape)}", expected="a list of numbers", fix="flatten it")
     if not vector.isfinite().all():
         at = int((~vector.isfinite()).nonzero()[0])
-        got = f"{vector[at].item()} at entry {at}"
-        raise UserError(name, got=got, expected="finite numbers", fix="drop or fill the row")
+        raise UserError(name, got=f"{vector[at].item()} at entry {at}", expected="finite numbers", fix="drop or fill the row")
     return vector

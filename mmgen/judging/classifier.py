@@ -158,7 +158,6 @@ class Judge:
         """The figures that stand beside its verdicts: its accuracy, and whether models are trained on other data."""
         return {f"judge_accuracy{end}": self.accuracy, "judge_disjoint": self.split != "train"}
 
-    @torch.no_grad()
     def reads(self, processor: Processor, values: Iterable[Tensor]) -> Tensor:
         """The class in each generated value, (n,): indices of `class_names`, -1 in an empty text.
 
@@ -166,18 +165,21 @@ class Judge:
             processor: of the model that made the values.
             values: n tensors as the model gives them.
         """
-        model, own = self.model, self.model.processors[self.model.modality]
-        rows: list[dict[str, Tensor | None]] = []
-        for value in values:
-            if processor == own and processor.kind == "audio":  # the same spectrograms: no detour over a waveform
-                rows.append({model.modality: value.cpu()})
-                continue
-            raw = processor.decode(value)
-            rows.append({model.modality: None if isinstance(raw, str) and not raw.strip() else own(raw)})
-        found = torch.full((len(rows),), -1)
-        there = torch.tensor([row[model.modality] is not None for row in rows])
+        if processor.kind == "audio" and processor == self.model.processors[self.model.modality]:
+            return self._classes([value.cpu() for value in values])  # the same spectrograms: no detour over a waveform
+        return self.reads_raw([processor.decode(value) for value in values])
+
+    def reads_raw(self, values: Sequence[Any]) -> Tensor:
+        """The class in each picture, sound or text, (n,): indices of `class_names`, -1 in an empty text."""
+        own = self.model.processors[self.model.modality]
+        return self._classes([None if isinstance(value, str) and not value.strip() else own(value) for value in values])
+
+    @torch.no_grad()
+    def _classes(self, values: Sequence[Tensor | None]) -> Tensor:
+        model, found = self.model, torch.full((len(values),), -1)
+        there = torch.tensor([value is not None for value in values])
         for index in there.nonzero().squeeze(1).split(AT_ONCE):
-            batch = collate([rows[i] for i in index.tolist()], model.sequences)
+            batch = collate([{model.modality: values[i]} for i in index.tolist()], model.sequences)
             found[index] = model.predict(batch.to(processes.device())).mode.cpu()
         return found
 

@@ -30,10 +30,10 @@ def picture_features(backbone: str, processor: ImageProcessor, values: Sequence[
     """
     device = processes.device()
     encoder = ImageEncoder(backbone, weights="package", frozen=True).to(device)
-    eye = ImageProcessor(side, mean=encoder.mean, std=encoder.std)
+    transform = ImageProcessor(side, mean=encoder.mean, std=encoder.std)
     parts = []
     for start in tqdm(range(0, len(values), AT_ONCE), desc="features", dynamic_ncols=True):
-        pictures = torch.stack([eye(processor.decode(value)) for value in values[start : start + AT_ONCE]])
+        pictures = torch.stack([transform(processor.decode(value)) for value in values[start : start + AT_ONCE]])
         parts.append(encoder(pictures.to(device)).cpu())
     return torch.cat(parts)
 

@@ -55,10 +55,10 @@ def write_nearest(made: Sequence[Sequence[str]], processor: ImageProcessor, card
         UserError: the card cannot be opened, or has no pictures.
     """
     read, column = picture_column(card)
-    eye = replace(processor, mean=0.0, std=1.0)
-    drawn = torch.stack([torch.stack([eye(file) for file in files]) for files in made])  # (b, n, c, h, w)
+    preview = replace(processor, mean=0.0, std=1.0)
+    drawn = torch.stack([torch.stack([preview(file) for file in files]) for files in made])  # (b, n, c, h, w)
     rows, flat = open_rows(card, "train", [column]), drawn.flatten(0, 1)  # (b n, c, h, w)
-    pictures = DataSet(rows, {"image": column}, {"image": eye}, cache=0)
+    pictures = DataSet(rows, {"image": column}, {"image": preview}, cache=0)
     distance, place = torch.full((len(flat),), torch.inf), torch.zeros(len(flat), dtype=torch.long)
     nearest, start = torch.zeros_like(flat), 0
     for batch in pictures.batches("training pictures", AT_ONCE):

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
+import torch
 from torch import Tensor
 
 from mmgen.data.cards import check_column, read_card
@@ -14,6 +15,7 @@ from mmgen.judging.features import frechet, picture_features
 from mmgen.judging.shared_space import precision, space_config, trained_space
 from mmgen.modalities.image import PACKAGES
 from mmgen.models.aligned import Aligned
+from mmgen.models.base import Model
 from mmgen.ranges import AtLeast
 from mmgen.training.config import section
 from mmgen.training.data_sections import PicturesWithTexts
@@ -75,6 +77,20 @@ class PictureConfig(RecipeConfig):
         if self.aligned:
             found["aligned"] = space_config(self.aligned, data.card, data.image, data.text)
         return found
+
+
+@torch.no_grad()
+def draw_all(model: Model, data: DataSet, seed: int, **options: Any) -> Tensor:
+    """A picture of each text of a data set, (n, c, h, w).
+
+    Args:
+        model: draws pictures of texts.
+        data: the texts.
+        seed: of the draws.
+        options: of the model's ``generate``.
+    """
+    generator, texts = torch.Generator().manual_seed(seed), data.keep("text").batches("drawing", device=model.step.device)
+    return torch.cat([model.generate(given, "image", generator=generator, **options).cpu() for given in texts])
 
 
 @dataclass

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from mmgen.data.batch import collate
-from mmgen.data.cards import class_names, read_card
+from mmgen.data.cards import check_column, class_names, read_card
 from mmgen.data.rows import open_rows
 from mmgen.errors import UserError, counted
 from mmgen.judging.perplexity import Reader
@@ -31,33 +31,55 @@ class Sentences:
     names: list[str]
     references: list[list[str]] = field(default_factory=list)
 
-    @classmethod
-    def read(cls, card: str, split: str, text: str, label: str, references: str = "", limit: int = 0) -> "Sentences":
-        """The sentences of a split; rows without a text or a style are left out.
-
-        Args:
-            card, split: of the data.
-            text, label, references: columns; without ``references`` no human rewrites.
-            limit: sentences, spread over the split; 0 takes all.
-
-        Raises:
-            UserError: one of the styles is missing.
-        """
-        names = class_names(read_card(card), label)
-        rows = open_rows(card, split, [], [text, label]).having(text, label)
-        rows = rows.select(strided(len(rows), limit))
-        human = rows[references].texts() if references else []
-        found = cls(rows[text][:], rows[label][:], names, human if any(human) else [])
-        if missing := [name for i, name in enumerate(names) if i not in found.labels]:
-            got, fix = f"{counted(len(found.texts), 'text')}, none {missing[0]}", "give more texts, or choose another split"
-            raise UserError(f"{card}: {split}", got=got, expected="texts of both styles", fix=fix)
-        return found
-
     def part(self, limit: int) -> "Sentences":
         """``limit`` of the sentences, spread over all."""
         kept = strided(len(self.texts), limit)
         whole: dict[str, Any] = {"texts": self.texts, "labels": self.labels, "references": self.references}
         return replace(self, **{name: [values[i] for i in kept] for name, values in whole.items() if values})
+
+
+@dataclass
+class StyleData:
+    """Sentences of two styles.
+
+    Args:
+        card: a data card, or a table of one's own; its rows without a text or a style are left out.
+        text: the column of sentences.
+        label: the column of styles, exactly two.
+        references: the column of human rewrites; empty: none.
+    """
+
+    card: str = "rated_reviews"
+    text: str = "text"
+    label: str = "label"
+    references: str = ""
+
+    def check(self, path: str) -> None:
+        """Check the columns, and that there are two styles."""
+        card = read_card(self.card)
+        self.text = check_column(card, f"{path}.text", self.text, "text", one_text=True)
+        self.label = check_column(card, f"{path}.label", self.label, "label")
+        if self.references:
+            self.references = check_column(card, f"{path}.references", self.references, "text")
+        if len(names := class_names(card, self.label)) != 2:
+            got, fix = f"{len(names)} styles ({', '.join(names[:5])})", "keep two, or choose another column"
+            raise UserError(f"{path}.label={self.label}", got=got, expected="exactly two", fix=fix)
+
+    def sentences(self, split: str, limit: int = 0) -> Sentences:
+        """The sentences of a split, ``limit`` spread over it; 0 takes all.
+
+        Raises:
+            UserError: one of the styles is missing.
+        """
+        names = class_names(read_card(self.card), self.label)
+        rows = open_rows(self.card, split, [], [self.text, self.label]).having(self.text, self.label)
+        rows = rows.select(strided(len(rows), limit))
+        human = rows[self.references].texts() if self.references else []
+        found = Sentences(rows[self.text][:], rows[self.label][:], names, human if any(human) else [])
+        if missing := [name for i, name in enumerate(names) if i not in found.labels]:
+            got, fix = f"{counted(len(found.texts), 'text')}, none {missing[0]}", "give more texts, or choose another split"
+            raise UserError(f"{self.card}: {split}", got=got, expected="texts of both styles", fix=fix)
+        return found
 
 
 def strided(n: int, limit: int) -> list[int]:

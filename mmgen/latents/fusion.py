@@ -171,11 +171,11 @@ def _check_something(present: Tensor) -> None:
 
 
 def known(features: list[Tensor], present: Tensor) -> Tensor:
-    """The input of a network that infers from whatever is present: features side by side, and the presence mask.
+    """Concatenate features, 0 where missing, and the presence mask, as input of a network that infers missing modalities.
 
     Args:
-        features: m tensors (..., d_i); of a missing modality they are replaced by 0.
-        present: (m, s, ...) bool, s patterns of presence.
+        features: m tensors (..., d_i).
+        present: (m, s, ...) bool, s presence patterns.
 
     Returns:
         (s, ..., sum d_i + m).
@@ -185,5 +185,5 @@ def known(features: list[Tensor], present: Tensor) -> Tensor:
 
 
 def lacking(present: Tensor, i: int) -> Tensor:
-    """``present`` (m, ...) with modality ``i`` missing for all items."""
+    """Mark modality ``i`` of ``present`` (m, ...) as missing for all items."""
     return present & (torch.arange(len(present), device=present.device) != i).reshape(-1, *[1] * (present.ndim - 1))

@@ -169,8 +169,7 @@ def caption_scores(predictions: Sequence[str], references: Sequence[Sequence[str
 def _words(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
     """Check predictions and references, and join the words of each caption by single spaces."""
     if not predictions:
-        fix = "give the captions to score"
-        raise UserError("predictions", got="none", expected="at least one caption", fix=fix)
+        raise UserError("predictions", got="none", expected="at least one caption", fix="give the captions to score")
     if len(predictions) != len(references):
         expected = f"one list of captions for each of the {len(predictions)} predictions"
         raise UserError("references", got=len(references), expected=expected, fix="give them in the same order")

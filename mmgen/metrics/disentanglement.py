@@ -278,15 +278,13 @@ def _checked(codes: np.ndarray, factors: np.ndarray) -> tuple[np.ndarray, np.nda
     codes, factors = np.asarray(codes, dtype=np.float64), np.asarray(factors)
     if not (codes.ndim == factors.ndim == 2 and len(codes) == len(factors) >= 2 and codes.size and factors.size):
         got = f"shapes {codes.shape} and {factors.shape}"
-        fix = "give a row for each item"
-        raise UserError("codes and factors", got=got, expected="(n >= 2, k) and (n, f)", fix=fix)
+        raise UserError("codes and factors", got=got, expected="(n >= 2, k) and (n, f)", fix="give a row for each item")
     if not np.isfinite(codes).all():
         row, column = np.argwhere(~np.isfinite(codes))[0]
         what, got = f"codes[{row}, {column}]", str(codes[row, column])
         raise UserError(what, got=got, expected="real numbers", fix="check the encoder")
     if not np.issubdtype(factors.dtype, np.integer):
-        fix = "number the values of each factor"
-        raise UserError("factors", got=str(factors.dtype), expected="whole numbers", fix=fix)
+        raise UserError("factors", got=str(factors.dtype), expected="whole numbers", fix="number the values of each factor")
     ranks = np.stack([np.unique(factor, return_inverse=True)[1] for factor in factors.T], axis=1)  # (n, f)
     if 0 in ranks.max(axis=0):
         j = int(ranks.max(axis=0).argmin())

@@ -31,8 +31,7 @@ def nearest(queries: Tensor, keys: Tensor) -> Tensor:
     """
     if queries.ndim != 2 or keys.ndim != 2 or queries.shape[1] != keys.shape[1] or not len(keys):
         got = f"{tuple(queries.shape)} and {tuple(keys.shape)}"
-        expected = "(n, d) and (m >= 1, d)"
-        raise UserError("queries and keys", got=f"shapes {got}", expected=expected, fix="flatten the features")
+        raise UserError("queries and keys", got=f"shapes {got}", expected="(n, d) and (m >= 1, d)", fix="flatten the features")
     for name, features in {"queries": queries, "keys": keys}.items():
         if not features.isfinite().all():
             bad = int((~features.isfinite()).any(dim=1).nonzero()[0])

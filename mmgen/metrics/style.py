@@ -146,8 +146,7 @@ def style_lexicon(texts: Sequence[str], labels: Sequence[int], ratio: float = 3.
     """
     _check(labels=(labels, texts))
     if not (ratio > 1 and prior > 0):
-        got = f"{ratio} and {prior}"
-        raise UserError("ratio and prior", got=got, expected="above 1 and above 0", fix="use 3 and 10")
+        raise UserError("ratio and prior", got=f"{ratio} and {prior}", expected="above 1 and above 0", fix="use 3 and 10")
     counts: dict[int, Counter[str]] = {}
     for text, label in zip(texts, labels):
         counts.setdefault(label, Counter()).update(tokenize(text))

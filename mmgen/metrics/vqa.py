@@ -69,6 +69,5 @@ def exact_match(made: Sequence[str], true: Sequence[str]) -> float:
         raise UserError("true", got=len(true), expected=expected, fix="give them in the same order")
     for i, answer in enumerate(true):
         if not normalise(answer):
-            expected = "an answer with a word"
-            raise UserError(f"true[{i}]", got=repr(answer), expected=expected, fix="leave the item out")
+            raise UserError(f"true[{i}]", got=repr(answer), expected="an answer with a word", fix="leave the item out")
     return sum(normalise(m) == normalise(t) for m, t in zip(made, true)) / len(made)

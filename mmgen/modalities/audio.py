@@ -36,7 +36,7 @@ class AudioDecoder(nn.Module):
     Args:
         latent_dim: size of z.
         shape: (mels, frames).
-        likelihood: family of `mmgen.distributions.Likelihood`.
+        likelihood: name of a family, see `mmgen.distributions.Likelihood`.
         scale: scale of the likelihood; None: learned.
         width: channels before the last convolution.
 

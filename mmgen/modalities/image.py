@@ -252,7 +252,7 @@ class ImageDecoder(nn.Module):
     Args:
         latent_dim: size of z.
         shape: (c, h, w).
-        likelihood: family of `mmgen.distributions.Likelihood`.
+        likelihood: name of a family, see `mmgen.distributions.Likelihood`.
         scale: scale of the likelihood; None: learned.
         width: channels before the last convolution.
 
@@ -287,7 +287,7 @@ class BroadcastDecoder(nn.Module):
         latent_dim: size of z.
         shape: (c, h, w).
         broadcast: sizes of the hidden layers.
-        likelihood: family of `mmgen.distributions.Likelihood`.
+        likelihood: name of a family, see `mmgen.distributions.Likelihood`.
         scale: scale of the likelihood; None: learned.
 
     Source: Watters et al. 2019, Spatial broadcast decoder, arXiv 1901.07017, with 1 x 1 kernels instead of 3 x 3.

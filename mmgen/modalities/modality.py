@@ -13,21 +13,19 @@ from mmgen.modalities.sequence import SequenceEncoder
 
 @dataclass(frozen=True)
 class Modality:
-    """How one modality is read and written.
+    """Description of a modality.
 
     Args:
         kind: a key of `KINDS`, or "sequence".
-        shape: of one value: image (c, h, w), audio (mels, frames), vector (d,), text (number of tokens in the vocabulary,),
-            sequence (d,).
-        encoder: settings of the kind's encoder; two of them are built, for the label factor and for the private one.
+        shape: shape of a value: image (c, h, w), audio (mels, frames), vector (d,), text (vocabulary size,), sequence (d,).
+        encoder: settings of the kind's encoder; two encoders are built, for the label factor and the private factor.
         decoder: settings of the kind's decoder; text needs ``length`` and ``stop``, a sequence that is one item ``length``.
         code: size of z_m.
         factor: size of f_m.
-        weight: of -log p(x_m | f_y, f_m) in the loss.
-        noise: standard deviation s of what is added to its values in training; they are divided by sqrt(1 + s^2) always. What
-            is read is what is reconstructed, noise and all: else the label factor would learn to undo it. Where a modality
-            tells more about the labels it was trained on than about others, as features do that were themselves trained on
-            those labels, this takes it away.
+        weight: weight of -log p(x_m | f_y, f_m) in the loss.
+        noise: standard deviation s of noise added to the values in training; values are always divided by sqrt(1 + s^2). The
+            noisy values are also the reconstruction target, as the label factor would otherwise learn to denoise. It removes
+            what features that were trained on the training labels reveal about these labels only.
     """
 
     kind: str

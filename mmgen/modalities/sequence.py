@@ -75,7 +75,7 @@ class SequenceDecoder(nn.Module):
         depth: number of layers.
         heads: number of attention heads of the transformer; ``dim`` is a multiple of twice this number.
         dropout: dropout rate.
-        likelihood: family of `mmgen.distributions.Likelihood`.
+        likelihood: name of a family, see `mmgen.distributions.Likelihood`.
         scale: scale of the likelihood; None: learned.
 
     Raises:

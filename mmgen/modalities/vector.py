@@ -50,7 +50,7 @@ class VectorDecoder(nn.Module):
     Args:
         latent_dim: size of z.
         size: length of the vector.
-        likelihood: family of `mmgen.distributions.Likelihood`.
+        likelihood: name of a family, see `mmgen.distributions.Likelihood`.
         scale: scale of the likelihood; None: learned.
         hidden: sizes of the hidden layers.
 

@@ -95,7 +95,8 @@ class Answerer(Captioner):
         there = batch.having(*needed)
         if not there.any():
             return self.zero_losses("words" if phase == "words" else "answer")
-        batch = batch.items(there)
+        if phase != "words":  # whose mean is over captions
+            batch = batch.items(there)
         captions = (batch["caption"], batch.masks["caption"]) if "caption" in batch else None
         if captions and phase == "prompt":
             return Losses(answer=-self.text_log_prob(self.named(*captions), batch).mean())

@@ -137,6 +137,11 @@ class DiscreteVAE(Model):
         features = self.encoder(x).movedim(1, -1)
         return features.argmax(-1) if self.quantizer is None else self.quantizer.nearest(features)
 
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """The mean of p(x | z) at the likeliest codes of x (b, c, h, w), in [0, 1]."""
+        return self.decode(self.codes(x)).mean.clamp(0, 1)
+
     def decode(self, z: Tensor, to: str = "image") -> Distribution:
         """p(x | z), z (..., h', w') codes.
 

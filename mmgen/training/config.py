@@ -162,6 +162,25 @@ class _OfItsType:
         field.default_factory = lambda: typing.get_type_hints(owner)[name](**self.values)
 
 
+def check_decided(key: str, section: Any, names: Sequence[str], by: str, fix: str = "leave it out") -> None:
+    """Fail unless a section leaves arguments of its model that something else decides at their defaults.
+
+    Args:
+        key: of the section.
+        section: made by `section_of`.
+        names: of the arguments.
+        by: who decides them, with the verb, for the message.
+        fix: for the message.
+
+    Raises:
+        UserError: one has another value.
+    """
+    default = type(section)()
+    for name in names:
+        if (value := getattr(section, name)) != getattr(default, name):
+            raise UserError(f"{key}.{name}", got=value, expected=f"what {by}", fix=fix)
+
+
 @functools.cache
 def section_of(cls: type, *without: str) -> type:
     """A dataclass of the constructor arguments of a model, so that they are written once; always the same one.
@@ -350,7 +369,7 @@ def _merge(under: dict[str, Any], over: dict[str, Any]) -> None:
 
 @functools.cache
 def _value_parser(kind: Any) -> ArgumentParser:
-    """Of one value: to ask the parser of the whole config for each key takes seconds."""
+    """Make the parser of a single value, as using that of the whole config for each key takes seconds."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--value", type=kind)
     return parser

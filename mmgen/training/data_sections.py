@@ -4,14 +4,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
+from torch import Tensor
+
+from mmgen.conditioning.language_model import load_language_model
+from mmgen.conditioning.representations import representation
 from mmgen.data.cards import check_column, read_card
 from mmgen.data.image import ImageProcessor
 from mmgen.data.processors import Processor
 from mmgen.data.rows import DataSet, Rows, open_rows, texts_of
 from mmgen.data.text import TextProcessor, train_tokenizer
 from mmgen.errors import UserError, check_one_of
+from mmgen.modalities.features import cached_features
 from mmgen.modalities.kinds import COLUMNS, KINDS, fit_processor, processor_settings
 from mmgen.ranges import AtLeast
+from mmgen.storage import fingerprint
+
+READER = ("language_model", "layers")  # settings of a text that is read as a vector
 
 
 @dataclass
@@ -66,6 +74,7 @@ class Modalities:
     Args:
         card: name or path.
         modalities: modality -> its ``column``, its ``kind`` (by default that of the column) and the settings of its processor.
+            A text with a ``language_model`` is read as a vector, its representation after that frozen model's ``layers``.
         label: the column of classes.
         limit: training rows; 0 takes all.
     """
@@ -83,36 +92,30 @@ class Modalities:
             fix = f"add one to {path}.modalities"
             raise UserError(f"{path}.modalities", got=", ".join(self.modalities) or "none", expected="two or more", fix=fix)
         for name, settings in self.modalities.items():
-            self.check_modality(name, settings)
+            self.check_modality(path, name, settings)
 
-    def check_modality(
-        self,
-        name: str,
-        settings: dict[str, Any],
-        columns: Sequence[str] = COLUMNS,
-        more: Mapping[str, Sequence[str]] | None = None,
-    ) -> None:
-        """Check the column and the settings of one modality.
+    def types(self, settings: Mapping[str, Any]) -> Sequence[str]:
+        """The types of columns that a modality of these settings can be read from."""
+        return COLUMNS
 
-        Args:
-            name, settings: of the modality.
-            columns: types of columns that can be read.
-            more: kind of column -> settings beside those of its processor.
-        """
-        card, key = read_card(self.card), f"data.modalities.{name}"
+    def check_modality(self, path: str, name: str, settings: dict[str, Any]) -> None:
+        """Check the column and the settings of one modality."""
+        card, types, key = read_card(self.card), self.types(settings), f"{path}.modalities.{name}"
         if "kind" in settings:
-            columns = [KINDS[check_one_of(f"{key}.kind", str(settings["kind"]), KINDS)].column]
-        elif name in columns and settings.get("column") not in card.columns:  # another column of the same kind will do
-            columns = [name]
-        settings["column"] = check_column(card, f"{key}.column", str(settings.get("column")), *columns, one_text=True)
-        kind = self.kind_of(name)
-        known = ["column", "kind", *processor_settings(kind), *(more or {}).get(kind, ())]
+            types = [KINDS[check_one_of(f"{key}.kind", str(settings["kind"]), KINDS)].column]
+        elif name in types and settings.get("column") not in card.columns:  # another column of the same kind will do
+            types = [name]
+        settings["column"] = check_column(card, f"{key}.column", str(settings.get("column")), *types, one_text=True)
+        kind = card.columns[settings["column"]]["kind"]
+        known = ["column", "kind", *processor_settings(settings.get("kind") or kind), *(READER if kind == "text" else ())]
         for setting in settings:
             check_one_of(f"{key}.{setting}", setting, known)
 
     def kind_of(self, name: str) -> str:
-        """The kind of a modality: its own, or that of its column."""
+        """The kind of a modality: its own, or that of its column; a text that a language model reads is a vector."""
         settings = self.modalities[name]
+        if "language_model" in settings:
+            return "vector"
         return settings.get("kind") or read_card(self.card).columns[settings["column"]]["kind"]
 
     def columns_of(self) -> list[str]:
@@ -123,19 +126,36 @@ class Modalities:
         """The rows of a split.
 
         Raises:
-            UserError: a row has none of the modalities.
+            UserError: a row has none of the modalities, or no text for a language model to read.
         """
-        return open_rows(self.card, split, [], self.columns_of(), limit).with_any(*self.columns_of())
+        needs = [own["column"] for own in self.modalities.values() if "language_model" in own]
+        others = [column for column in self.columns_of() if column not in needs]
+        return open_rows(self.card, split, needs, others, limit).with_any(*self.columns_of())
 
-    def items(self, processors: dict[str, Processor], split: str, limit: int = 0) -> DataSet:
+    def column(self, name: str, rows: Rows) -> Sequence[Any]:
+        """The values of a modality; of a text with a language model its representations, computed once and cached."""
+        settings = self.modalities[name]
+        values, reader = rows[settings["column"]], settings.get("language_model")
+        if not reader:
+            return values
+        model, tokenizer = load_language_model(reader)
+        layers = settings.get("layers", [model.config.num_hidden_layers // 2])
+        key = {"weights": fingerprint(model), "layers": layers, "data": [rows.fingerprint, settings["column"]]}
+
+        def read(text: str) -> Tensor:  # a language model knows few words in capitals
+            return representation(model, tokenizer, text.lower() if text.isupper() else text, layers)
+
+        return cached_features(lambda x: {"features": x}, values, read, key)["features"]
+
+    def items(self, processors: Mapping[str, Processor], split: str, limit: int = 0) -> DataSet:
         """The modalities of a split as tensors."""
         rows = self.rows(split, limit)
-        return DataSet(rows, {name: settings["column"] for name, settings in self.modalities.items()}, processors)
+        return DataSet(rows, {name: self.column(name, rows) for name in self.modalities}, processors)
 
     def processors(self) -> dict[str, Processor]:
         """The processor of each modality, fitted to the training split where it has something to fit."""
         rows, processors = self.rows("train", self.limit), {}
         for name, settings in self.modalities.items():
-            own = {key: value for key, value in settings.items() if key not in ("column", "kind")}
-            processors[name] = fit_processor(self.kind_of(name), rows[settings["column"]], **own)
+            own = {key: value for key, value in settings.items() if key not in ("column", "kind", *READER)}
+            processors[name] = fit_processor(self.kind_of(name), self.column(name, rows), **own)
         return processors

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from mmgen.training.config import build_config, described, read_yaml
-from mmgen.training.recipe import load_recipe, recipe_folder
+from mmgen.training.recipe import load_recipe
+from mmgen.training.scripts import recipe_folder
 
 
 def recipe_keys(name: str) -> str:

@@ -94,7 +94,7 @@ def make_run_folder(recipe: Recipe, config: Any, out: Path, command: Sequence[st
 
 
 def _nothing_trained(out: Path) -> bool:
-    """Whether ``out`` is a run folder whose command failed, or was stopped, before the first checkpoint."""
+    """Test whether ``out`` is a run folder whose command failed, or was stopped, before the first checkpoint."""
     if out.is_dir() and (names := {file.name for file in out.iterdir()}) and names <= {LOCK, HOLDER}:  # nor wrote anything
         return True
     return (out / "run.json").is_file() and not any(file.name in ("checkpoints", "model") for file in out.rglob("*"))

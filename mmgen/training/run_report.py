@@ -103,7 +103,7 @@ def averaged(systems: Sequence[Mapping[str, Mapping[str, float]]]) -> Mapping[st
 def _prose(file: Path, values: Mapping[str, Any]) -> tuple[dict[str, Any], str, str]:
     """The front matter, the summary and the sections of ``card.md``, placeholders filled in."""
     name = file.parent.name
-    text = file.read_text(encoding="utf-8") if file.is_file() else f"---\ntitle: {name}\nname: {name}\n---\n"
+    text = file.read_text(encoding="utf-8") if file.is_file() else f"---\ntitle: {name}\n---\n"
     match = re.match(r"---\n(.*?)^---\n(.*)", text, re.DOTALL | re.MULTILINE)
     if match is None:
         fix = "begin the file with --- YAML ---"

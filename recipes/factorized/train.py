@@ -18,8 +18,6 @@ from PIL import Image
 from torch import Tensor
 
 from mmgen.cli import main
-from mmgen.conditioning.language_model import load_language_model
-from mmgen.conditioning.representations import representation
 from mmgen.data.batch import Batch
 from mmgen.data.cards import check_column, class_names, read_card
 from mmgen.data.label import LabelProcessor
@@ -28,10 +26,8 @@ from mmgen.data.rows import DataSet, Rows, check_several_classes, open_rows
 from mmgen.errors import UserError, check_one_of
 from mmgen.judging.classifier import Judge, JudgeConfig, trained_judge
 from mmgen.metrics.robustness import missing_loss_ratio
-from mmgen.modalities.features import cached_features
-from mmgen.modalities.kinds import COLUMNS, fit_processor
+from mmgen.modalities.kinds import COLUMNS
 from mmgen.models.factorized import Factorized
-from mmgen.storage import fingerprint
 from mmgen.training.config import FitConfig, section, section_of
 from mmgen.training.data_sections import Modalities
 from mmgen.training.nested import nested_config
@@ -40,15 +36,12 @@ from mmgen.training.result import Result
 from mmgen.training.run import Run
 
 AT_ONCE = 250  # items read together in evaluation
-READER = ("language_model", "layers")  # settings of a text that is read as a vector
 GIVEN = ("classes", "class_names", "per_position", "without")  # model arguments that the data and the stages decide
 
 
 @dataclass
 class Data(Modalities):
     """A data card whose items have several modalities, and a label.
-
-    A text with a ``language_model`` is read as a vector: its representation after that frozen model's ``layers``.
 
     Args:
         sequence: the column that tells which rows follow one another, such as the utterances of a video: an item is then the
@@ -66,11 +59,9 @@ class Data(Modalities):
             self.sequence = check_column(card, f"{path}.sequence", self.sequence, "id", "group")
         super().check(path)
 
-    def check_modality(self, name: str, settings: dict[str, Any]) -> None:
-        """Check one modality: of a sequence only vectors and texts that become vectors."""
-        read = "language_model" in settings
-        columns = ["vector", *(["text"] if read else [])] if self.sequence else COLUMNS
-        super().check_modality(name, settings, columns, {"text": READER})
+    def types(self, settings: Mapping[str, Any]) -> Sequence[str]:
+        """The types of columns that can be read: in a sequence only vectors, and texts that become vectors."""
+        return ("vector", *(["text"] if "language_model" in settings else [])) if self.sequence else COLUMNS
 
     def rows(self, split: str, limit: int = 0) -> Rows:
         """The rows of a split that have a label.
@@ -90,30 +81,6 @@ class Data(Modalities):
         columns = {name: self.column(name, rows) for name in self.modalities}
         found = DataSet(rows, {**columns, "label": self.label}, {name: processors[name] for name in columns})
         return found.grouped(self.sequence) if self.sequence else found
-
-    def column(self, name: str, rows: Rows) -> Sequence:
-        """The values of a modality; of a text with a language model its representations, computed once and cached."""
-        settings = self.modalities[name]
-        values, reader = rows[settings["column"]], settings.get("language_model")
-        if not reader:
-            return values
-        model, tokenizer = load_language_model(reader)
-        layers = settings.get("layers", [model.config.num_hidden_layers // 2])
-        key = {"weights": fingerprint(model), "layers": layers, "data": [rows.fingerprint, settings["column"]]}
-
-        def read(text: str) -> Tensor:  # a language model knows few words in capitals
-            return representation(model, tokenizer, text.lower() if text.isupper() else text, layers)
-
-        return cached_features(lambda x: {"features": x}, values, read, key)["features"]
-
-    def processors(self) -> dict[str, Processor]:
-        """The processor of each modality, fitted to the training split where it has something to fit."""
-        rows, processors = self.rows("train", self.limit), {}
-        for name, settings in self.modalities.items():
-            kind = "vector" if "language_model" in settings else self.kind_of(name)
-            own = {key: value for key, value in settings.items() if key not in ("column", "kind", *READER)}
-            processors[name] = fit_processor(kind, self.column(name, rows), **own)
-        return processors
 
 
 @dataclass
@@ -246,8 +213,8 @@ def evaluate(run: Run, config: Config, split: str) -> Result:
     model, result = run.load(), Result("factorized")
     data, figures = config.data.items(model.processors, split), result["factorized"]
     figures["accuracy"] = accuracy(model, data)
-    for system in ("without_generative", "without_factorization"):
-        result[system]["accuracy"] = accuracy(run.load(system), data)
+    for ablation in ABLATIONS:
+        result[ablation.name]["accuracy"] = accuracy(run.load(ablation.name), data)
     inferred, zeros = [], []
     for name in model.inputs:
         fill = partial(zero_filled, name=name, text=model.modalities[name].kind == "text")
@@ -268,18 +235,9 @@ def evaluate(run: Run, config: Config, split: str) -> Result:
     return result
 
 
-RECIPE = Recipe(
-    "factorized",
-    Config,
-    [
-        factorized,
-        factorized.named("without_generative", without="generative"),
-        factorized.named("without_factorization", without="factorization"),
-    ],
-    evaluate,
-    main="factorized",
-    above={"accuracy": ("accuracy_without_generative", "accuracy_without_factorization")},
-)
+ABLATIONS = [factorized.named(f"without_{part}", without=part) for part in ("generative", "factorization")]
+ABOVE = {"accuracy": [f"accuracy_{stage.name}" for stage in ABLATIONS]}
+RECIPE = Recipe("factorized", Config, [factorized, *ABLATIONS], evaluate, main="factorized", above=ABOVE)
 
 if __name__ == "__main__":
     sys.exit(main(["train", "factorized", *sys.argv[1:]]))

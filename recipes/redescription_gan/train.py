@@ -22,14 +22,14 @@ from mmgen.data.image import ImageProcessor
 from mmgen.data.rows import DataSet, spread
 from mmgen.errors import UserError
 from mmgen.judging.features import nearest_pictures
-from mmgen.judging.pictures import PictureConfig, PictureEvaluation, PictureJudges
+from mmgen.judging.pictures import PictureConfig, PictureEvaluation, PictureJudges, draw_all
 from mmgen.models.mirror_gan import MirrorGAN
 from mmgen.models.redescriber import Redescriber
 from mmgen.training.config import FitConfig, section, section_of
 from mmgen.training.data_sections import PicturesWithTexts
 from mmgen.training.model_card import contact_sheet
 from mmgen.training.recipe import Recipe, stage
-from mmgen.training.report import Sample
+from mmgen.training.report import Sample, picture_grid
 from mmgen.training.result import Result
 from mmgen.training.run import Run
 
@@ -50,11 +50,7 @@ class Data(PicturesWithTexts):
 class Config(PictureConfig):
     """The config of the recipe ``redescription_gan``."""
 
-    renamed: ClassVar = {
-        "data.input": "data.image",
-        "data.length": "data.text_length",
-        "captioner_fit": "fit_captioner",
-    }
+    renamed: ClassVar = {"data.input": "data.image", "data.length": "data.text_length", "captioner_fit": "fit_captioner"}
 
     data: Data = section()
     captioner: OwnCaptioner = section()
@@ -132,19 +128,9 @@ def tiles(model: MirrorGAN, data: DataSet, items: Sequence[int], seen: Tensor | 
         shown[:, -1] = seen[nearest_pictures(shown[:, 1], seen)[1]]
     found = []
     for pictures, item in zip(shown, items):
-        tile = Image.new("RGB", (2 * 64 + 4, 2 * 64 + 4), "#5c6773")
-        for place, x in enumerate(pictures):
-            one = model.processors["image"].decode(x).convert("RGB").resize((64, 64), Image.Resampling.NEAREST)
-            tile.paste(one, (place % 2 * 68, place // 2 * 68))
-        found.append((tile, data.texts[item]))
+        decoded = [model.processors["image"].decode(x) for x in pictures]
+        found.append((picture_grid([decoded[:2], decoded[2:]], side=64), data.texts[item]))
     return found
-
-
-@torch.no_grad()
-def draw_all(model: MirrorGAN, data: DataSet, seed: int) -> Tensor:
-    """A picture of every text, (n, c, h, w)."""
-    generator, texts = torch.Generator().manual_seed(seed), data.keep("text").batches("drawing", device=model.step.device)
-    return torch.cat([model.generate(given, "image", generator=generator).cpu() for given in texts])
 
 
 @torch.no_grad()
@@ -180,13 +166,8 @@ def evaluate(run: Run, config: Config, split: str) -> Result:
     return result
 
 
-RECIPE = Recipe(
-    "redescription_gan",
-    Config,
-    [captioner, gan],
-    evaluate,
-    splits=("test", "test_compositional", "validation", "validation_compositional"),
-)
+SPLITS = ("test", "test_compositional", "validation", "validation_compositional")
+RECIPE = Recipe("redescription_gan", Config, [captioner, gan], evaluate, splits=SPLITS)
 
 if __name__ == "__main__":
     sys.exit(main(["train", "redescription_gan", *sys.argv[1:]]))

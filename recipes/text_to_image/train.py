@@ -12,15 +12,13 @@ from typing import Annotated, Any, Literal
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from mmgen.cli import main
 from mmgen.data.batch import Batch
 from mmgen.data.cards import held_out, read_card
 from mmgen.data.image import ImageProcessor
-from mmgen.data.rows import DataSet
 from mmgen.judging.features import nearest_pictures
-from mmgen.judging.pictures import PictureConfig, PictureEvaluation, PictureJudges
+from mmgen.judging.pictures import PictureConfig, PictureEvaluation, PictureJudges, draw_all
 from mmgen.judging.shared_space import trained_space
 from mmgen.models.discrete_vae import DiscreteVAE, code_use
 from mmgen.models.text_to_image import TextToImage
@@ -33,8 +31,7 @@ from mmgen.training.report import tensor_grid
 from mmgen.training.result import Result
 from mmgen.training.run import Run
 
-AT_ONCE = 100  # pictures that are read together
-SHOWN = 10  # prompts in a grid
+AT_ONCE, SHOWN = 100, 10  # pictures that are read together, prompts in a grid
 OwnCodes = section_of(DiscreteVAE, "shape")  # without what the data and the codes settle
 OwnPrior = section_of(TextToImage, "discrete_vae", "vocabulary", "text_length", "end")
 
@@ -60,7 +57,12 @@ class Data(PicturesWithTexts):
 
 @dataclass
 class Baseline:
-    """A convolutional VAE of the same pictures, whose draws from its prior the Fréchet distance is compared with."""
+    """A convolutional VAE of the same pictures, whose draws from its prior the Fréchet distance is compared with.
+
+    Args:
+        latent_dim: size of its latent code.
+        width: channels of its first convolution.
+    """
 
     latent_dim: Annotated[int, AtLeast(1)] = 64
     width: Annotated[int, AtLeast(1)] = 32
@@ -108,7 +110,7 @@ class Config(PictureConfig):
 
     def codes_arguments(self) -> dict[str, Any]:
         """The arguments of the discrete VAE."""
-        return {**asdict(self.discrete_vae), "shape": (self.data.channels, self.data.size, self.data.size)}
+        return {**asdict(self.discrete_vae), "shape": self.data.processor.shape}
 
 
 def prior_of(config: Config, vocabulary: int, end: int) -> TextToImage:
@@ -128,7 +130,7 @@ def discrete_vae(run: Run, config: Config) -> None:
 
     def samples(model: DiscreteVAE) -> Image.Image:
         x = shown.all("image").to(model.step.device)
-        return tensor_grid([x, reconstructed(model, x)])
+        return tensor_grid([x, model.reconstruct(x)])
 
     run.fit(model, data.pairs("train", processor), config.fit_codes, samples)
 
@@ -137,11 +139,9 @@ def discrete_vae(run: Run, config: Config) -> None:
 def baseline(run: Run, config: Config) -> None:
     """Train the convolutional VAE on the pictures."""
     processor, width = config.data.processor, config.baseline.width
-    settings = {"likelihood": config.discrete_vae.likelihood, "width": width}
-    if config.discrete_vae.scale is not None:
-        settings["scale"] = config.discrete_vae.scale
-    encoder = {"dim": 256, "width": width}
-    model = VAE(shape=processor.shape, latent_dim=config.baseline.latent_dim, encoder=encoder, decoder=settings)
+    encoder, decoder = {"dim": 256, "width": width}, {"likelihood": config.discrete_vae.likelihood, "width": width}
+    decoder |= {} if config.discrete_vae.scale is None else {"scale": config.discrete_vae.scale}
+    model = VAE(shape=processor.shape, latent_dim=config.baseline.latent_dim, encoder=encoder, decoder=decoder)
     model.processors["image"] = processor
     run.fit(model, config.data.pairs("train", processor), config.fit_baseline)
 
@@ -163,25 +163,11 @@ def prior(run: Run, config: Config) -> None:
     run.fit(model, data.pairs("train", data.processor, text), config.fit, samples)
 
 
-@torch.no_grad()
-def reconstructed(model: DiscreteVAE, x: Tensor) -> Tensor:
-    """The mean of p(x | z) at the likeliest codes of x (n, c, h, w)."""
-    return model.decode(model.codes(x)).mean.clamp(0, 1)
-
-
-@torch.no_grad()
-def drawn(model: TextToImage, data: DataSet, seed: int, what: str, options: dict[str, Any]) -> Tensor:
-    """A picture of each text, (n, c, h, w)."""
-    generator, texts = torch.Generator().manual_seed(seed), data.keep("text").batches(what, device=model.step.device)
-    return torch.cat([model.generate(given, "image", 1, generator, **options).cpu() for given in texts])
-
-
 def evaluate(run: Run, config: Config, split: str) -> Result:
-    """How well pictures show their text, how near they are to real ones, and whether they are copies.
+    """Agreement of pictures with their texts, distance to real pictures, and copies of training pictures.
 
-    ``unguided`` and ``reranked`` are of the same texts without guidance, and of the best of several by another space; ``real``
-    are the split's own pictures, ``baseline`` as many draws of the convolutional VAE, ``codes`` the split's pictures through
-    their codes.
+    ``unguided`` is without guidance and ``reranked`` the best of several by another space; ``real`` are the split's pictures,
+    ``codes`` these through their codes, ``baseline`` as many draws of the convolutional VAE.
     """
     settings, model = config.evaluation, run.load()
     image, device, codes = model.processors["image"], model.step.device, model.discrete_vae
@@ -189,15 +175,15 @@ def evaluate(run: Run, config: Config, split: str) -> Result:
     judges = PictureJudges(config, data, image, "digit_accuracy")
     sampling = {"temperature": settings.temperature, "top_k": settings.top_k}
     guided, real = {**sampling, "guidance": settings.guidance}, data.all("image")
-    made = {"text_to_image": drawn(model, data, config.seed, "guided pictures", guided)}
+    draw = partial(draw_all, model, data, config.seed)
+    made = {"text_to_image": draw(**guided)}
     if settings.guidance != 1:
-        made["unguided"] = drawn(model, data, config.seed, "unguided pictures", sampling)
+        made["unguided"] = draw(**sampling)
     if config.aligned:
         reranker = trained_space(config.nested()["aligned"], image.size, seed=1)
-        best = {"candidates": settings.candidates, "rerank": partial(model.similarity, reranker)}
-        made["reranked"] = drawn(model, data, config.seed, "pictures to rerank", guided | best)
+        made["reranked"] = draw(**guided, candidates=settings.candidates, rerank=partial(model.similarity, reranker))
     shown = [*made.values()]
-    made["codes"] = torch.cat([reconstructed(codes, x.to(device)).cpu() for x in real.split(AT_ONCE)])
+    made["codes"] = torch.cat([codes.reconstruct(x.to(device)).cpu() for x in real.split(AT_ONCE)])
     made["real"] = real
     generator = torch.Generator().manual_seed(config.seed)
     made["baseline"] = run.load("baseline").generate(Batch.nothing(1, device), "image", len(data), generator).cpu()
@@ -211,31 +197,23 @@ def evaluate(run: Run, config: Config, split: str) -> Result:
     figures["reconstruction_rmse"] = (made["codes"] - real).square().mean().sqrt().item()
     nats = [model.log_likelihood(batch.to(device)).cpu() for batch in data.batches("log-likelihood of codes")]
     figures["log_likelihood"] = torch.cat(nats).mean().item()
-    for system in ("text_to_image", "real"):
-        distance, which = nearest_pictures(made[system].to(device), seen.to(device))
+    near = {system: nearest_pictures(made[system].to(device), seen.to(device)) for system in ("text_to_image", "real")}
+    for system, (distance, _) in near.items():
         result[system]["nearest_rmse"] = distance.mean().item()
-        if system == "text_to_image":
-            shown += [seen[which.cpu()], real]
+    shown += [seen[near["text_to_image"][1].cpu()], real]
     chosen = list(range(0, len(data), -(-len(data) // SHOWN)))
     captions = model.generate(Batch({"image": real[chosen].to(device)}), "text", temperature=0.0)
-    rows = [*(result.labels.get(name, name) for name in made if name in ("text_to_image", "unguided", "reranked")),
-            "the training picture nearest to the first row", "real"]  # fmt: skip
+    systems = ["guided", *list(made)[1 : len(shown) - 2]]
+    result.words["rows"] = ", ".join([*systems, "the training picture nearest to the first row", "real"])
     texts = "\n".join(f"{data.texts[i]} -> {caption}" for i, caption in zip(chosen, captions))
-    result.words["rows"] = ", ".join(rows)
     captioned = {"rows": result.words["rows"], "text -> caption that the model gives the real picture": texts}
     result.show(tensor_grid([x[chosen] for x in shown]), captioned, wide=True, name="pictures")
-    grid = tensor_grid([real[chosen], made["codes"][chosen]])
-    result.show(grid, {"rows": "real, through its codes"}, wide=True, name="codes")
+    result.show(tensor_grid([x[chosen] for x in (real, made["codes"])]), {"rows": "real, through its codes"}, wide=True)
     return result
 
 
-RECIPE = Recipe(
-    "text_to_image",
-    Config,
-    [discrete_vae, baseline, prior],
-    evaluate,
-    splits=("test", "validation", "test_compositional", "validation_compositional"),
-)
+SPLITS = ("test", "validation", "test_compositional", "validation_compositional")
+RECIPE = Recipe("text_to_image", Config, [discrete_vae, baseline, prior], evaluate, splits=SPLITS)
 
 if __name__ == "__main__":
     sys.exit(main(["train", "text_to_image", *sys.argv[1:]]))

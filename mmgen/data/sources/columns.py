@@ -146,8 +146,7 @@ def _stored_text(spec: dict[str, Any], value: Any, what: str) -> Any:
         raise UserError(what, got=value, expected=expected, fix=f"write {fix}")
     for text in value if isinstance(value, list) else [value]:
         if isinstance(text, int | float) and not not_a_number(text):
-            fix = "write it as a text, or correct the kind of its column"
-            raise UserError(what, got=text, expected="a text", fix=fix)
+            raise UserError(what, got=text, expected="a text", fix="write it as a text, or correct the kind of its column")
     return [None if not_a_number(text) else text for text in value] if isinstance(value, list) else value
 
 

@@ -93,5 +93,4 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error) as error:
-        fix = "download it again"
-        raise UserError(str(path), got=str(error), expected="a whole tar or zip archive", fix=fix) from error
+        raise UserError(str(path), got=str(error), expected="a whole tar or zip archive", fix="download it again") from error
