@@ -247,7 +247,7 @@ def successes(
 
 def film(ppo: PPO, environments: CodedEnvironments, seed: int) -> bytes:
     """One episode as the camera sees it, a GIF of 256 pixels."""
-    env = environments.venv.envs[0]
+    env = environments.venv.envs[0]  # type: ignore[attr-defined]
     observation, _ = env.reset(seed=seed)
     frames, ended = [env.render()], False
     while not ended:
