@@ -269,7 +269,7 @@ class DataSet(Sequence[dict[str, Tensor | None]]):
     def __init__(
         self,
         rows: Rows,
-        columns: Mapping[str, str | Sequence[Any]],
+        columns: Mapping[str, str | Sequence[Any] | Tensor],
         processors: Mapping[str, Callable[[Any], Tensor]] | None = None,
         each: str = "",
         text_length: int | None = None,
@@ -278,7 +278,9 @@ class DataSet(Sequence[dict[str, Tensor | None]]):
         self.rows, self.processors, self.names, self.each = rows, processors or {}, list(columns), each
         self.texts: list[str] = []  # that of each item
         self.row_of: Sequence[int] = range(len(rows))
-        self.values = {name: rows[values] if isinstance(values, str) else values for name, values in columns.items()}
+        self.values: dict[str, Sequence[Any] | Tensor] = {
+            name: rows[values] if isinstance(values, str) else values for name, values in columns.items()
+        }
         self.cache = Cache(cache)
         self._places = {name: v.name if isinstance(v, Column) else name for name, v in self.values.items()}
         self._of_items = {each} if each else set()  # names that have a value an item; the others have one a row
@@ -379,7 +381,7 @@ class DataSet(Sequence[dict[str, Tensor | None]]):
         other._groups, other.row_of = [*groups.values()], [rows[0] for rows in groups.values()]
         return other
 
-    def with_values(self, **values: Sequence[Any]) -> DataSet:
+    def with_values(self, **values: Sequence[Any] | Tensor) -> DataSet:
         """The same data with further names, which have one value an item."""
         other = copy.copy(self)
         other.names, other.values = [*self.names, *values], {**self.values, **values}

@@ -126,7 +126,7 @@ def processor_settings(kind: str) -> list[str]:
     return list(inspect.signature(cls.fit).parameters)[1:] if hasattr(cls, "fit") else list(inspect.signature(cls).parameters)
 
 
-def fit_processor(kind: str, values: Sequence[Any], **settings: Any) -> Processor:
+def fit_processor(kind: str, values: Sequence[Any] | Tensor, **settings: Any) -> Processor:
     """The processor of a modality, fitted to its values where it has something to fit: a tokenizer, a mean.
 
     Args:
