@@ -1,6 +1,6 @@
-"""One system, one file; the literal table of their names imports none of them."""
+"""All models, one file each, and the table of their names, which imports none of them."""
 
-# name in config.json -> where the class is. A downloaded config can name a key of this table and nothing else.
+# name in config.json -> module and class; a downloaded config can name only keys of this table
 MODELS = {
     "classifier": "mmgen.models.classifier:Classifier",
     "class_language_model": "mmgen.models.class_language_model:ClassLanguageModel",
