@@ -170,16 +170,17 @@ class Likes:
 
 def moved(model, **settings) -> torch.Tensor:
     """How far the keys of the first layer are moved, of each position before the last."""
-    ids, pasts = TOKENIZER(["hello"], return_tensors="pt").input_ids, []
+    ids, far, plain = TOKENIZER(["hello"], return_tensors="pt").input_ids, [], gradient.Moved.moved_past
 
-    def note(module, arguments, options):
-        if (cache := options.get(CACHE)) and cache.get_seq_length():  # not the prompt
-            pasts.append(cache.layers[0].keys.clone())
+    def noted(self, *arguments):
+        before, after = self.past, plain(self, *arguments)
+        far.append((after[0][0] - before[0][0]).square().sum((0, 1, 3)).sqrt())
+        return after
 
-    with model.register_forward_pre_hook(note, with_kwargs=True):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gradient.Moved, "moved_past", noted)
         model.generate(ids, custom_generate=PPLM(Likes(), iterations=1, **settings), max_new_tokens=1, pad_token_id=0)
-    before, after = pasts
-    return (after - before).square().sum((0, 1, 3)).sqrt()
+    return far[0]
 
 
 def test_the_window_covers_the_newest(models):

@@ -70,7 +70,7 @@ class Questions:
     >>> data = QuestionData("digits", question="which?", answer="word", picture="word", names=names, limit=20)
     >>> known = Questions(data, "train")
     >>> known.answers[12], known.pictures[12], known.first[2], known.captions[2]
-    ('two', 2, 2, ' two')
+    ('five', 4, 2, ' two')
     """
 
     def __init__(self, data: QuestionData, split: str) -> None:

@@ -46,7 +46,9 @@ def judge_captioner(run: Run, config: CaptionerConfig, split: str) -> Result:
     })  # fmt: skip
     for system, captions in said.items():
         result[system] = caption_scores(captions, references)
-    features = {} if model.trained_encoder else {"encoder": [d.values["pooled"] for d in (training, data)]}
+    features: dict[str, list[Any]] = {}
+    if not model.trained_encoder:
+        features["encoder"] = [d.values["pooled"] for d in (training, data)]
     inputs = [d.without("text").batches(size=PREFIXES, device=device) for d in (training, data)]
     features["own"] = [torch.cat([model.encode(b).mean.flatten(1).cpu() for b in batches]) for batches in inputs]
     candidates = training.rows[config.data.text].texts()

@@ -1,6 +1,6 @@
 """A judge: a classifier trained apart from what it judges, which reads the class in a generated picture, sound or text."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -91,13 +91,13 @@ def labelled_rows(data: JudgeData, split: str) -> Rows:
 def labelled(data: JudgeData, split: str, processor: Processor, names: list[str]) -> DataSet:
     """The labelled rows of a split: the input, and its label as one of ``names``, see `class_indices`."""
     rows = labelled_rows(data, split)
-    columns = {data.input: data.input, "label": class_indices(rows[data.label][:], names)}
+    columns: dict[str, str | Tensor] = {data.input: data.input, "label": class_indices(rows[data.label][:], names)}
     return DataSet(rows, columns, {data.input: processor})
 
 
 def make_processor(data: JudgeData) -> Processor:
     """The processor of the judged column, fitted to the judge's own split where it has something to fit."""
-    settings = {"size": data.size, "channels": data.channels, "mean": 0.5, "std": 0.5, "frames": data.frames}
+    settings: dict[str, Any] = {"size": data.size, "channels": data.channels, "mean": 0.5, "std": 0.5, "frames": data.frames}
     settings |= {"vocab_size": 4096, "max_length": None}
     own = {name: settings[name] for name in processor_settings(data.kind) if name in settings}
     return fit_processor(data.kind, labelled_rows(data, data.split)[data.input], **own)
@@ -109,7 +109,7 @@ def judge(run: Run, config: JudgeConfig) -> None:
     data = config.data
     names = sorted({str(label) for label in labelled_rows(data, data.split)[data.label]})
     check_several_classes(f"{data.card}: {data.split}", data.label, names)
-    processor = make_processor(data)
+    processor: Any = make_processor(data)
     shape = [processor.vocabulary] if KINDS[data.kind].tokens else list(processor.shape)
     model = Classifier(data.input, data.kind, shape, len(names), config.encoder, names, config.distort)
     model.processors |= {data.input: processor, "label": LabelProcessor(names)}
@@ -152,13 +152,13 @@ class Judge:
     @property
     def class_names(self) -> list[str]:
         """The classes that it tells apart."""
-        return self.model.class_names
+        return self.model.class_names or []
 
     def about(self, end: str = "") -> dict[str, float]:
         """The figures that stand beside its verdicts: its accuracy, and whether models are trained on other data."""
         return {f"judge_accuracy{end}": self.accuracy, "judge_disjoint": self.split != "train"}
 
-    def reads(self, processor: Processor, values: Sequence[Tensor]) -> Tensor:
+    def reads(self, processor: Processor, values: Iterable[Tensor]) -> Tensor:
         """The class in each generated value, (n,): indices of `class_names`, -1 in an empty text.
 
         Args:
@@ -202,7 +202,7 @@ def trained_judge(config: JudgeConfig) -> Judge:
     file = run / "metrics.json"
     if not file.is_file():
         evaluate_run(JUDGE, config, run, "test", wait=True)
-    model = load(run).to(processes.device())
+    model: Any = load(run).to(processes.device())
     return Judge(model, read_json(file)["test"]["accuracy"], config.data.split)
 
 

@@ -125,12 +125,13 @@ def ask(model: Captioner, part: Questions, split: str, seed: int) -> tuple[Rows,
         fix = "evaluate another split, or take the examples from another"
         raise UserError(f"examples for {part.card}", got=f"those of {split}", expected="those of another split", fix=fix)
     rows, pool = part.rows(split), part.rows(part.support)
-    rows = rows.select(random.permutation(len(rows))[: part.queries or None])
+    rows = rows.select(random.permutation(len(rows))[: part.queries or None].tolist())
     sets = _sets(part, rows, pool, random)
     shown = pool.select([i for support, _ in sets for i in support])
-    inputs = {"seen": (picture_words(model, shown, part.image), picture_words(model, rows, part.image)), "blind": None}
+    inputs: dict[str, list[list[Tensor]] | None] = {"seen": [picture_words(model, d, part.image) for d in (shown, rows)]}
+    inputs["blind"] = None
     if part.caption:
-        inputs["oracle"] = tuple([model.language_model.tokens(t) for t in data[part.caption]] for data in (shown, rows))
+        inputs["oracle"] = [[model.language_model.tokens(t) for t in data[part.caption]] for data in (shown, rows)]
     everything = sorted(set(pool[part.answer]))
     made: dict[str, list[str]] = {}
     bar = tqdm(total=len(inputs) * len(part.shots) * len(sets), desc=f"questions of {part.card}", dynamic_ncols=True)
@@ -138,8 +139,8 @@ def ask(model: Captioner, part: Questions, split: str, seed: int) -> tuple[Rows,
         for k in part.shots:
             place = 0
             for support, asked in sets:
-                shots = [_example(model, part, shown, place + i, words and words[0]) for i in range(k)]
-                queries = [_example(model, part, rows, i, words and words[1]) for i in asked]
+                shots = [_example(model, part, shown, place + i, words[0] if words else None) for i in range(k)]
+                queries = [_example(model, part, rows, i, words[1] if words else None) for i in asked]
                 answers = rows[part.answers][asked[0]] if part.answers else everything
                 for way, said in answered(model, part, shots, queries, answers):
                     texts = made.setdefault(f"{way}/{name}/{k}", [""] * len(rows))

@@ -59,7 +59,7 @@ class CodedEnvironments(VecEnvWrapper):
 
     def reset(self) -> Any:
         """Begin an episode in each; returns their coded observations."""
-        return self.code(self.venv.reset())
+        return self.code(self.venv.reset())  # type: ignore[arg-type]
 
     def code_one(self, observation: Mapping[str, np.ndarray]) -> Any:
         """The code of one observation, name -> (...), as a batch of one."""
@@ -72,7 +72,7 @@ class CodedEnvironments(VecEnvWrapper):
             if (last := info.get("terminal_observation")) is not None:  # PPO values the end of a truncated episode
                 seen = self.code_one(last)
                 info["terminal_observation"] = {n: v[0] for n, v in seen.items()} if isinstance(seen, dict) else seen[0]
-        return self.code(observations), rewards * self.scale, ended, infos
+        return self.code(observations), rewards * self.scale, ended, infos  # type: ignore[arg-type]
 
 
 class Standardised(BaseFeaturesExtractor):
@@ -140,7 +140,7 @@ class Curve(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         if self.started:  # the update on the rollout before is done
-            save_training(self.model, self.folder / "checkpoint.safetensors")
+            save_training(self.model, self.folder / "checkpoint.safetensors")  # type: ignore[arg-type]
         self.started = True
 
     def _on_rollout_end(self) -> None:
@@ -182,9 +182,14 @@ def save_training(ppo: PPO, file: Path) -> None:
             f"optimizer.{i}.{name}": torch.as_tensor(value).clone(memory_format=torch.contiguous_format)
             for name, value in moments.items()
         }
-    partial = file.with_suffix(".partial")
-    save_file(state, partial, metadata={"training": f"{ppo.num_timesteps} {ppo.env.made_by}"})  # of several the order varies
+    partial, env = file.with_suffix(".partial"), _environments(ppo)
+    save_file(state, partial, metadata={"training": f"{ppo.num_timesteps} {env.made_by}"})  # of several the order varies
     partial.replace(file)
+
+
+def _environments(ppo: PPO) -> Any:
+    """The `CodedEnvironments` of a policy, which stable-baselines3 types as any environments or none."""
+    return ppo.env
 
 
 def load_training(ppo: PPO, file: Path) -> None:
@@ -200,7 +205,7 @@ def load_training(ppo: PPO, file: Path) -> None:
             steps, _, made_by = (stream.metadata() or {}).get("training", "").partition(" ")
         if not steps:
             raise RuntimeError("no number of steps")
-        if made_by != ppo.env.made_by:
+        if made_by != _environments(ppo).made_by:
             raise RuntimeError("a policy of another code")
         state = load_file(file)
         weights = {name.removeprefix("policy."): v for name, v in state.items() if name.startswith("policy.")}
@@ -242,7 +247,7 @@ def successes(
 
 def film(ppo: PPO, environments: CodedEnvironments, seed: int) -> bytes:
     """One episode as the camera sees it, a GIF of 256 pixels."""
-    env = environments.venv.envs[0]
+    env = environments.venv.envs[0]  # type: ignore[attr-defined]
     observation, _ = env.reset(seed=seed)
     frames, ended = [env.render()], False
     while not ended:

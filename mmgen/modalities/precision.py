@@ -70,7 +70,7 @@ def warn_of_emulated_bfloat16(fix: str) -> None:
 
 
 def onednn_has_bfloat16() -> bool:
-    """Test whether oneDNN, which ``ONEDNN_MAX_CPU_ISA`` limits, may use bfloat16 instructions."""
+    """Test whether oneDNN, which computes on CPUs, may use bfloat16."""
     return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 

@@ -1,4 +1,4 @@
-"""One system, one file; the literal table of their names imports none of them."""
+"""All models, one file each, and the table of their names, which imports none of them."""
 
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # for type checkers: `mmgen` offers every class of the table
     from mmgen.models.vae import VAE as VAE
     from mmgen.models.vision_touch import VisionTouch as VisionTouch
 
-# name in config.json -> where the class is. A downloaded config can name a key of this table and nothing else.
+# name in config.json -> module and class; a downloaded config can name only keys of this table
 MODELS = {
     "classifier": "mmgen.models.classifier:Classifier",
     "class_language_model": "mmgen.models.class_language_model:ClassLanguageModel",

@@ -1,4 +1,4 @@
-"""A shared space of texts and pictures, or sounds: two encoders trained so that what belongs together lies together."""
+"""A shared embedding space of texts and pictures or sounds, trained contrastively (CLIP)."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -16,7 +16,7 @@ from mmgen.data.batch import Batch, collate
 from mmgen.data.image import ImageProcessor
 from mmgen.data.text import TextProcessor
 from mmgen.distributions import Delta, Joint
-from mmgen.errors import check_one_of
+from mmgen.errors import UserError, check_one_of
 from mmgen.modalities.audio import AudioEncoder
 from mmgen.modalities.features import cached_features, mean_and_std
 from mmgen.modalities.frozen import freeze
@@ -26,47 +26,47 @@ from mmgen.models.base import Losses, Model
 from mmgen.ranges import AtLeast, Between, Share, checked
 from mmgen.storage import check_digest, digest, fingerprint
 
-AT_ONCE = 64  # values that are read together
-SCALES = (1.0, 100.0)  # between which the learned scale is kept
+AT_ONCE = 64  # items encoded together
+SCALES = (1.0, 100.0)  # range of the learned scale
 
 
 class Aligned(Model):
     """p(text_j | x_i) = softmax_j(scale u(x_i) . v(text_j)) among the texts at hand, and p(x_i | text_j) likewise.
 
-    u(x) and v(text) have length 1. The text encoder reads *token embeddings of a language model*, whose table is frozen: a
-    mixture of words, such as the embedding that is expected next, can be read like a word, and a gradient flows through it.
-    In training some words are left out, some texts are read in part, and tokens drawn from the whole table stand beside them
-    and alone, as texts of no picture: a text that is being written is not whole yet, and says other things too.
+    u(x) and v(text) have length 1. The text encoder reads token embeddings of a frozen language model, so that a
+    mixture of tokens, such as the expected next embedding, can be encoded like a token, with gradients. As a text in progress
+    is incomplete and mentions other things, training drops some words, truncates some texts, inserts random tokens, and adds
+    random texts as negatives.
 
-    With ``sentences`` a whole text is read by a frozen sentence embedder too, whose own map into the space is trained on the
-    same pairs: it knows more of language, but has another tokenizer, so that no gradient of what comes next goes through it.
+    With ``sentences`` a frozen sentence embedder encodes whole texts as well, followed by a projection trained on the same
+    pairs: it knows more about language, but has another tokenizer and so gives no gradient for the next token.
 
     Args:
-        language_model: folder, Hub name, installed package, or ``tiny``; only its table of embeddings is kept, and not saved.
-        dtype: of that table: ``auto``, ``bf16``, ``fp16`` or ``fp32``; how it is run, no part of what was learned.
+        language_model: folder, Hub name, installed package, or ``tiny``; only its embedding table is used; it is not saved.
+        dtype: of that table: ``auto``, ``bf16``, ``fp16`` or ``fp32``; not part of the saved weights.
         modality: of x, ``image`` or ``audio``.
-        encoder: a timm name; audio has one encoder, which is trained.
-        weights: where the image encoder's weights come from, see `mmgen.modalities.image.ImageEncoder`.
-        trained_encoder: train the image encoder too, rather than freeze it.
+        encoder: a timm name, for images; the audio encoder is always trained.
+        weights: source of the image encoder's weights, see `mmgen.modalities.image.ImageEncoder`.
+        trained_encoder: train the image encoder instead of freezing it.
         size: side of the picture in pixels.
-        colours: bins a channel of the `colour_histogram` that is read too, over 2 x 2 cells; 0 reads none.
-        dim: s, of the shared space.
-        width: of the hidden layer above the features of x.
-        dropout: on these features and on the hidden layers.
-        text_width, text_depth, text_heads: of the transformer that reads a text.
-        word_dropout: share of the words that are left out in training.
-        fragments: share of the texts of which only a run of words is read in training.
-        noise: tokens beside a text in training, each there half of the time.
-        distractors: texts of one to four tokens that are wrong for all pictures of a batch in training.
-        sentences: a sentence embedder, see `mmgen.conditioning.text_encoder.load_text_encoder`; empty: none. It is not saved.
-        scale: at the start of training; the inverse of the temperature.
+        colours: bins per channel of an additional `colour_histogram` over 2 x 2 cells; 0 for none.
+        dim: size s of the shared space.
+        width: width of the hidden layer after the features of x.
+        dropout: dropout rate of these features and of the hidden layers.
+        text_width, text_depth, text_heads: sizes of the transformer of texts.
+        word_dropout: share of the words dropped in training.
+        fragments: share of the texts replaced by a contiguous part in training.
+        noise: random tokens inserted into a text in training, each with probability 1/2.
+        distractors: random texts of one to four tokens, negatives for all pictures of a batch.
+        sentences: a sentence embedder, see `mmgen.conditioning.text_encoder.load_text_encoder`; empty: none; not saved.
+        scale: initial scale, the inverse of the temperature.
 
     Raises:
         UserError: a number out of its range.
 
-    Source: Radford et al. 2021, CLIP, section 2.3. There all that is not the pair itself is a negative. Here, where a batch
-        holds a picture or a text several times, any of its partners is right: ``-log p(one of them | x)``. The negatives
-        are those of one process.
+    Source: Radford et al. 2021, CLIP, section 2.3. There everything but the pair itself is a negative. Here a picture or text
+        that occurs several times in a batch has several positives: ``-log p(one of them | x)``. The negatives are those of
+        one process.
 
     >>> model = Aligned("tiny", "fp32", "audio", width=8, dim=4).eval()
     >>> found = model.encode(Batch({"audio": torch.zeros(2, *model.processors["audio"].shape)}))
@@ -106,15 +106,15 @@ class Aligned(Model):
         self.trained_encoder = trained_encoder or modality == "audio"
         self.word_dropout, self.fragments, self.noise, self.distractors = word_dropout, fragments, noise, distractors
         lm, tokenizer = load_language_model(language_model, dtype)
-        table = lm.get_input_embeddings().weight.detach()  # (v, d)
+        table = lm.get_input_embeddings().weight.detach()  # type: ignore[operator]  # (v, d)
         self.table = freeze(nn.Embedding.from_pretrained(table.clone()))
         self.register_buffer("word_mean", table.float().mean(0), persistent=False)  # (d,)
         self.register_buffer("word_std", table.float().std(0).clamp(min=1e-6), persistent=False)
-        # tells whose embeddings the text encoder was trained on
-        self.register_buffer("table_digest", digest(lm.digests["embeddings"]))
+        # identifies the embeddings of the text encoder
+        self.register_buffer("table_digest", digest(lm.digests["embeddings"]))  # type: ignore[index, arg-type]
         self.processors["text"] = TextProcessor(tokenizer, eos=False)
         if modality == "image":
-            self.encoder = ImageEncoder(encoder, weights, frozen=not trained_encoder)
+            self.encoder: Any = ImageEncoder(encoder, weights, frozen=not trained_encoder)
             self.processors["image"] = ImageProcessor(size=size, mean=self.encoder.mean, std=self.encoder.std)
             features = self.encoder.dim + 4 * colours**3
         else:
@@ -140,12 +140,12 @@ class Aligned(Model):
 
     @property
     def scale(self) -> Tensor:
-        """What similarities are multiplied by, 1 to 100."""
+        """The factor of similarities, 1 to 100."""
         return self.log_scale.exp().clamp(*SCALES)
 
     @property
     def towers(self) -> tuple[str, ...]:
-        """What has points in the space: the two modalities and, with a sentence embedder, ``sentence``."""
+        """The names of the encoders: both modalities and, with a sentence embedder, ``sentence``."""
         return (*self.inputs, *([] if self.embedder is None else ["sentence"]))
 
     @property
@@ -167,11 +167,11 @@ class Aligned(Model):
         return torch.cat([features, colours.to(features.dtype)], 1)
 
     def all_features(self, values: Sequence, data: Sequence[str]) -> Tensor:
-        """What `read` makes of all pictures by the frozen encoder, once and kept on disk; moves the model to the device.
+        """`read` of all pictures with the frozen encoder, cached on disk; moves the model to the device.
 
         Args:
-            values: raw pictures, n of them.
-            data: names that tell these pictures from all others.
+            values: n raw pictures.
+            data: names that identify these pictures in the cache.
 
         Returns:
             (n, c) float16, memory-mapped.
@@ -184,14 +184,14 @@ class Aligned(Model):
 
     @torch.no_grad()
     def standardise(self, features: Tensor) -> None:
-        """Take the mean and standard deviation of every feature from training features (n, c)."""
-        for kept, value in zip((self.feature_mean, self.feature_std), mean_and_std(features)):
-            kept.copy_(value)
+        """Set the mean and standard deviation of every feature from training features (n, c)."""
+        for buffer, value in zip((self.feature_mean, self.feature_std), mean_and_std(features)):
+            buffer.copy_(value)
 
     def losses(self, batch: Batch, phase: str = "train") -> Losses:
-        """Half of ``-log p(a text of x | x)`` and half of ``-log p(an x of text | text)``, mean over the items with both.
+        """Mean of ``-log p(a text of x | x)`` and ``-log p(an x of text | text)`` over the items with both.
 
-        With a sentence embedder the batch holds ``sentence`` (b, e) besides, what `embed` makes of each text.
+        With a sentence embedder the batch also holds ``sentence`` (b, e), the output of `embed`.
         """
         there = self._there(batch) & batch.having(*self.towers[1:])  # (b,)
         if not there.any():
@@ -212,7 +212,7 @@ class Aligned(Model):
         return Losses({f"to_{name}": 0.5 * _any_of(*scores) for name, scores in towards.items()})
 
     def encode(self, batch: Batch) -> Joint:
-        """Points of the space, of length 1, by the name of what is there: (b, s) each, without meaning where it is missing.
+        """Unit vectors (b, s) by name of the encoder, for what the batch holds; undefined for missing values.
 
         Raises:
             UserError: the batch holds neither modality.
@@ -230,14 +230,14 @@ class Aligned(Model):
 
     @torch.no_grad()
     def points(self, values: Sequence[Any], modality: str) -> Tensor:
-        """Where raw pictures, sounds or texts lie in the space, some at a time.
+        """Unit vectors of raw pictures, sounds or texts, computed in batches.
 
         Args:
-            values: n of them, as the processor of ``modality`` reads them.
-            modality: one of `towers`; ``sentence`` reads texts too.
+            values: n raw values for the processor of ``modality``.
+            modality: one of `towers`; ``sentence`` takes texts too.
 
         Returns:
-            (n, s), each of length 1.
+            (n, s), of length 1.
         """
         if check_one_of("modality", modality, self.towers) == "sentence":
             return self._sentence(self.embed(values))
@@ -249,14 +249,17 @@ class Aligned(Model):
         return torch.cat(parts)
 
     def embed(self, texts: Sequence[str]) -> Tensor:
-        """What the frozen sentence embedder makes of texts: (n, e)."""
+        """Embeddings of texts by the frozen sentence embedder, (n, e)."""
+        if self.embedder is None:
+            got, fix = "a model without a sentence embedder", "load it with sentences=NAME_OR_FOLDER"
+            raise UserError("embed", got=got, expected="a model with one", fix=fix)
         return embed_sentences(self.embedder, self.reader, texts)
 
     def encode_embeddings(self, embeddings: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Texts, or mixtures of words, as points of the space.
+        """Encode texts, or mixtures of tokens, to unit vectors.
 
         Args:
-            embeddings: (b, t, d), in the units of the language model's table.
+            embeddings: (b, t, d), on the scale of the language model's table.
             mask: (b, t) True at real positions; None: all.
 
         Returns:
@@ -265,37 +268,37 @@ class Aligned(Model):
         return self.encode_features(self.word_features(embeddings), mask)
 
     def word_features(self, embeddings: Tensor) -> Tensor:
-        """What a text encoder makes of each word alone: embeddings (..., d) -> (..., w)."""
+        """Features of each token alone: embeddings (..., d) -> (..., w)."""
         return self.words.layer((embeddings.to(self.word_mean.dtype) - self.word_mean) / self.word_std)
 
     def encode_features(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
-        """`encode_embeddings` of their `word_features` (b, t, w), which of a whole table can be had once."""
+        """`encode_embeddings` from `word_features` (b, t, w), which can be computed once for a whole table."""
         return F.normalize(self.text(self.words.together(features, mask)), dim=-1)
 
     @torch.no_grad()
     def remember(self, batches: Iterable[Batch]) -> None:
-        """Keep the points of pictures or sounds, such as those of training, for others to be compared with.
+        """Store the unit vectors of pictures or sounds, such as the training ones, as references for comparisons.
 
         Args:
-            batches: one or more; replaces what was kept.
+            batches: one or more; they replace stored ones.
         """
         self.references = torch.cat([self._x(batch) for batch in batches])  # (m, s)
 
     def load_own_state(self, state: dict[str, Tensor], source: str = "weights") -> None:
-        """As the base class, after checking that the embeddings are those that the text encoder was trained on."""
+        """Load weights after checking that the text encoder was trained on these embeddings."""
         fix = "load it with language_model=NAME_OR_FOLDER of the model it was trained with"
         what = f"language model of {source}"
         check_digest(what, state.get("table_digest"), self.table_digest, "embeddings", fix, self.table)
         if self.embedder is not None:
             fix = "load it with sentences=NAME_OR_FOLDER of the embedder it was trained with"
             check_digest(f"sentence embedder of {source}", state.get("embedder_digest"), self.embedder_digest, "", fix)
-        if "references" in state:  # of any number
+        if "references" in state:  # number of references varies
             self.references = torch.zeros_like(state["references"], device=self.references.device)
         super().load_own_state(state, source)
 
     def _x(self, batch: Batch) -> Tensor:
         features = batch["features"] if "features" in batch else self.read(batch[self.modality])
-        # a feature that is constant in training, such as a colour no picture has, must not drown the others when it is not
+        # clamped: a feature constant in training, such as an unused colour, must not dominate when it varies
         standard = ((features.to(self.feature_mean.dtype) - self.feature_mean) / self.feature_std).clamp(-10, 10)  # (b, c)
         return F.normalize(self.look(standard), dim=-1)  # (b, s)
 
@@ -315,7 +318,7 @@ class Aligned(Model):
         return self.table(torch.randint(len(self.table.weight), shape, device=self.table.weight.device))
 
     def words_read(self, mask: Tensor) -> Tensor:
-        """Mask (b, t) of the words that are read in training: at least one of each text."""
+        """Mask (b, t) of the words kept in training, at least one per text."""
         n = mask.sum(1, keepdim=True)  # (b, 1)
         chance, first, last = torch.rand(3, len(mask), 1, device=mask.device)  # (b, 1) each
         first = (first * n).floor()
@@ -326,10 +329,10 @@ class Aligned(Model):
         return torch.where(kept.any(1, keepdim=True), kept, mask)
 
     def _right(self, batch: Batch) -> Tensor:
-        """Which text (b, b) belongs to which picture: its own, those of the same picture and those that say the same."""
+        """Mask (b, b) of the texts that match each picture: its own, those of the same picture, and equal texts."""
         words = batch["text"].masked_fill(~batch.masks["text"], -1)
-        kept = [words, (batch["features"] if "features" in batch else batch[self.modality]).detach().flatten(1)]
-        groups = [torch.unique(values, dim=0, return_inverse=True)[1] for values in kept]  # (b,) each
+        sides = [words, (batch["features"] if "features" in batch else batch[self.modality]).detach().flatten(1)]
+        groups = [torch.unique(values, dim=0, return_inverse=True)[1] for values in sides]  # (b,) each
         return (groups[0][:, None] == groups[0]) | (groups[1][:, None] == groups[1])
 
     def _there(self, batch: Batch) -> Tensor:
@@ -337,14 +340,14 @@ class Aligned(Model):
 
 
 class WordsEncoder(nn.Module):
-    """The mean of what a layer makes of each word alone and, if there are any, transformer layers of all words together.
+    """Mean of word features: a layer on each word alone, then transformer layers over all words.
 
     Args:
-        size: numbers a word.
+        size: numbers per word.
         dim: width w of the features.
-        depth: transformer layers; without one, the order of the words does not count.
-        heads: their attention heads; w is then a multiple of twice their number.
-        dropout: share of activations dropped in training.
+        depth: transformer layers; 0 ignores the order of the words.
+        heads: attention heads; with layers, w is a multiple of twice their number.
+        dropout: dropout rate.
 
     >>> WordsEncoder(5, 8, depth=1, heads=2)(torch.zeros(2, 3, 5), torch.ones(2, 3, dtype=torch.bool)).shape
     torch.Size([2, 8])
@@ -356,13 +359,13 @@ class WordsEncoder(nn.Module):
         self.layers = TransformerLayers(dim, depth, True, heads, dropout) if depth else None
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x (b, t, size), mask (b, t) True at real positions -> (b, w); zeros where there are none."""
+        """x (b, t, size), mask (b, t) True at real positions -> (b, w); zeros for an empty text."""
         return self.together(self.layer(x), mask)
 
     def together(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The mean of features (b, t, w) in the light of each other, (b, w)."""
+        """Mean of contextualised features (b, t, w), (b, w)."""
         if mask is not None:
-            features = torch.where(mask[..., None], features, 0.0)  # whatever the padding holds
+            features = torch.where(mask[..., None], features, 0.0)  # padding may hold anything
         if self.layers is not None:
             features = self.layers(features, mask)
         if mask is None:
@@ -376,5 +379,5 @@ def _any_of(logits: Tensor, wrong: Tensor) -> Tensor:
 
 
 def inner_tokens(process: TextProcessor, text: str) -> Tensor:
-    """Text -> token ids (t,), as they are inside a longer text: after a space."""
+    """Text -> token ids (t,) as inside a longer text, after a space."""
     return process(f" {text.strip()}" if text.strip() else text)

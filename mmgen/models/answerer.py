@@ -1,4 +1,4 @@
-"""An answerer: a frozen language model is asked about a picture that it reads as soft words, after a learned prompt."""
+"""Visual question answering: a frozen language model reads a learned prompt, a picture as soft words, and a question."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,26 +19,26 @@ from mmgen.models.captioner import Captioner
 
 
 class Answerer(Captioner):
-    """p(answer | image, question) by a frozen language model: a captioner that is asked.
+    """p(answer | image, question) by a frozen language model and a captioner.
 
-    ``log p(a | x, q) = sum_t log LM(a_t | prompt, words(x), q, a_<t)``. The prompt is learned and is no text: it is the keys
-    and values of every layer, which at the start are those of a few examples in words.
+    ``log p(a | x, q) = sum_t log LM(a_t | prompt, words(x), q, a_<t)``. The prompt consists of learned keys and values
+    of every layer, initialised by a few examples in words.
 
-    Training starts without the language model: in the phase ``words`` the soft words learn the picture's caption. In the
-    phase ``prompt`` the language model reads the caption's own words instead and the prompt alone is trained; in the phase
-    ``train`` both are.
+    Training starts without the language model: in the phase ``words`` the soft words learn the picture's caption. The
+    phase ``prompt`` trains the prompt alone, on the words of the caption in place of the soft words; the phase ``train``
+    trains both.
 
     Args:
-        captioner: arguments of `Captioner`; its texts around the soft words are not used.
-        format: how a question is written, see `mmgen.conditioning.few_shot.Format`; ``{image}`` before ``{question}``.
-        support: the examples, of a caption, a question and an answer each, that the prompt starts from; at least one.
-        prompt_scale: the learning rate of the prompt over that of the soft words.
+        captioner: arguments of `Captioner`; those for the text around the soft words are not used.
+        format: template of a question, see `mmgen.conditioning.few_shot.Format`; ``{image}`` before ``{question}``.
+        support: examples for the initial prompt, (caption, question, answer) each; at least one.
+        prompt_scale: learning rate of the prompt, relative to the soft words.
 
     Raises:
-        UserError: a format of another form, or no examples.
+        UserError: a format of another form, or no example.
 
-    Source: Li and Liang 2021, Prefix-Tuning, arXiv 2101.00190, of the prompt; they start from a network's output, not from
-        examples. Tsimpoukelli et al. 2021, section 3, of the soft words.
+    Source: Li and Liang 2021, Prefix-Tuning, arXiv 2101.00190 (the prompt; there initialised by a network, not by examples);
+        Tsimpoukelli et al. 2021, section 3 (the soft words).
     """
 
     name = "answerer"
@@ -60,36 +60,36 @@ class Answerer(Captioner):
             raise UserError("format", got=repr(format), expected="{image} before {question}", fix=fix)
         check_at_least("support", len(support), 1)
         shots = [Example(q, a, self.named(*self._tokens(caption))[0]) for caption, q, a in support]
-        layers = read(self.language_model, self.format, Episode(shots)).cache.layers
+        layers: Any = read(self.language_model, self.format, Episode(shots)).cache.layers
         self.keys = nn.ParameterList(layer.keys.float() for layer in layers)  # each (1, heads, p, d')
         self.values = nn.ParameterList(layer.values.float() for layer in layers)
 
     def row(self, question: str, answer: str, caption: str | None = None) -> dict[str, Tensor | None]:
-        """What an item of a batch holds beside its picture: ``question`` and ``text`` as the format writes them, ``caption``.
+        """The tensors of an item beside its picture: ``question`` and ``text``, written by the format, and ``caption``.
 
         Args:
-            question, answer: of the picture.
-            caption: the words that the picture shows, if they are known.
+            question, answer: texts about the picture.
+            caption: description of the picture, if known.
 
         Raises:
-            UserError: more tokens than the language model reads.
+            UserError: more tokens than the context of the language model.
         """
         lm, format = self.language_model, self.format
-        *_, query = format.query(Example(question, image=self.table[:1]))  # from the picture's end to the answer
-        asked, told = lm.tokens(query), answer_tokens(lm, format, answer)
+        *_, query = format.query(Example(question, image=self.table[:1]))  # text between picture and answer
+        asked, text = lm.tokens(str(query)), answer_tokens(lm, format, answer)
         before = self.keys[0].shape[2] + self.words.n + len(lm.tokens(self._before))
-        check_room(lm.model, before + len(asked) + len(told), f"prompt and question {question[:40]!r}", "shorten the question")
-        return {"question": asked, "text": told, "caption": None if caption is None else self.processors["text"](caption)}
+        check_room(lm.model, before + len(asked) + len(text), f"prompt and question {question[:40]!r}", "shorten the question")
+        return {"question": asked, "text": text, "caption": None if caption is None else self.processors["text"](caption)}
 
     def named(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """The words that the pictures with these captions should be read as: ids, mask (b, t) -> (b, n, d)."""
+        """Target soft words of the pictures with these captions: ids, mask (b, t) -> (b, n, d)."""
         return self.language_model.embed(self.targets(ids, mask))
 
     def losses(self, batch: Batch, phase: str = "train") -> Losses:
-        """``answer`` and ``words``: summed over tokens, mean over the items that have what the phase needs.
+        """``answer`` and ``words``: summed over tokens, averaged over the items with the inputs of the phase.
 
-        ``answer = -log p(a | x, q)``, in the phase ``prompt`` alone and with the caption in place of x; ``words`` is that of
-        `Captioner`, a mean over the items with a caption, in the phase ``words`` alone.
+        ``answer = -log p(a | x, q)``; in the phase ``prompt`` it stands alone, with the caption in place of x. ``words`` is
+        that of `Captioner`, averaged over the items with a caption; in the phase ``words`` it stands alone.
         """
         needed = {"words": ["caption"], "prompt": ["caption", "question", "text"]}.get(phase, ["question", "text"])
         there = batch.having(*needed)
@@ -98,7 +98,7 @@ class Answerer(Captioner):
         if phase != "words":  # whose mean is over captions
             batch = batch.items(there)
         captions = (batch["caption"], batch.masks["caption"]) if "caption" in batch else None
-        if phase == "prompt":
+        if captions and phase == "prompt":
             return Losses(answer=-self.text_log_prob(self.named(*captions), batch).mean())
         logits = self.words.logits(self.features(batch), self.table)  # (b, n, v)
         terms = Losses()
@@ -109,7 +109,7 @@ class Answerer(Captioner):
             terms["answer"] = -self.text_log_prob(self.words.mix(logits, self.table), batch).mean()
         return terms
 
-    def generate(
+    def generate(  # type: ignore[override]
         self,
         given: Batch,
         to: str = "text",
@@ -117,12 +117,12 @@ class Answerer(Captioner):
         generator: torch.Generator | None = None,
         max_tokens: int = 8,
     ) -> list[str]:
-        """The likeliest answers, token by token: ``n`` times the same, as nothing is drawn.
+        """The greedy answer to each question, ``n`` times.
 
         Args:
             given: pictures (or their ``features``) and ``question``, see `row`.
             to: ``text``.
-            n: times an item's answer is given.
+            n: copies of each answer.
             generator: not used.
             max_tokens: longest answer.
 
@@ -133,38 +133,38 @@ class Answerer(Captioner):
         if "question" not in given:
             raise UserError("question", got="none", expected="one for each item", fix="add the rows that Answerer.row makes")
         asked = [ids[mask] for ids, mask in zip(given["question"], given.masks["question"])]
-        return [said for said in self.answer(self.encode(given).mean, asked, max_tokens) for _ in range(n)]
+        return [text for text in self.answer(self.encode(given).mean, asked, max_tokens) for _ in range(n)]
 
     @torch.no_grad()
     def answer(self, words: Tensor, asked: Sequence[Tensor], max_tokens: int = 8, batch_size: int = 64) -> list[str]:
-        """Answer questions about pictures that are read as these words; what is asked twice is answered once.
+        """Answer questions about pictures given as soft words; repeated questions are answered once.
 
         Args:
-            words: (b, n, d), the points of `encode`.
-            asked: the ``question`` of each, (q,) token ids.
+            words: points of `encode`, (b, n, d).
+            asked: b questions as token ids (q,).
             max_tokens: longest answer.
             batch_size: questions answered together.
 
         Returns:
             b answers.
         """
-        heard = [(tuple(w.flatten().tolist()), tuple(q.tolist())) for w, q in zip(words, asked)]
+        keys = [(tuple(w.flatten().tolist()), tuple(q.tolist())) for w, q in zip(words, asked)]
         first: dict[Any, int] = {}
-        for i, key in enumerate(heard):
+        for i, key in enumerate(keys):
             first.setdefault(key, i)
         queries = [Example(image=torch.cat([words[i], self.language_model.embed(asked[i])])) for i in first.values()]
         whole = Format(f"{self._before}{{image}}{self.format.lead}{{answer}}{self.format.stop}")
         shared = replace(self.shared, format=whole)
-        said = dict(zip(first, answer(self.language_model, shared, queries, max_tokens, batch_size)))
-        return [said[key] for key in heard]
+        answers = dict(zip(first, answer(self.language_model, shared, queries, max_tokens, batch_size)))
+        return [answers[key] for key in keys]
 
     @property
     def shared(self) -> SharedPrompt:
-        """The learned prompt, as what is asked after it in the answerer's own format."""
+        """The learned prompt, for questions in the format of this model."""
         return SharedPrompt(self.format, self._cache(1), (self.keys[0].shape[2],))
 
     def phase_parameters(self, phase: str) -> list[dict[str, Any]]:
-        """The prompt learns faster, and is not pulled to zero."""
+        """The prompt has a higher learning rate and no weight decay."""
         prompt = [*self.keys, *self.values]
         if phase == "prompt":
             return [{"params": prompt, "weight_decay": 0.0, "scale": self.prompt_scale}]
@@ -185,7 +185,7 @@ class Answerer(Captioner):
         return cache
 
     def text_log_prob(self, words: Tensor, batch: Batch) -> Tensor:
-        """log p(answer | words, question) of soft words (b, n, d), exact, (b,)."""
+        """Exact log p(answer | words, question) for soft words (b, n, d), (b,)."""
         lm, ids, mask = self.language_model, batch["text"], batch.masks["text"]  # (b, t)
         asked = [lm.embed(q[m]) for q, m in zip(batch["question"], batch.masks["question"])]  # each (q_i, d)
         before = [self._before] if self._before else []

@@ -1,4 +1,4 @@
-"""The verbs every model shares, and how a saved one is found and loaded."""
+"""The base class of all models, with the methods they share, and `load` for saved models."""
 
 import importlib
 import inspect
@@ -34,30 +34,30 @@ class Losses(dict[str, Tensor]):
 
     @property
     def total(self) -> Tensor:
-        """The sum of all terms: what is minimised."""
+        """The sum of all terms, which training minimises."""
         return torch.stack(list(self.values())).sum()
 
 
 class Model(nn.Module, ModelHubMixin):
-    """A model of one system: subclasses define the verbs that their mathematics defines.
+    """A model of one system; subclasses define the methods that their mathematics defines.
 
-    A subclass takes plain values in ``__init__`` (they become ``config.json``), names itself in `MODELS` by `name`, and
-    overrides what applies of `losses`, `encode`, `decode`, `generate`, `log_likelihood`. Systems with several optimisers
-    list them in `phases` and split their parameters in `phase_parameters`.
+    A subclass takes JSON values in ``__init__`` (saved in ``config.json``), is listed in `MODELS` under its `name`, and
+    overrides those of `losses`, `encode`, `decode`, `generate` and `log_likelihood` that apply. Systems with several
+    optimisers list them in `phases` and split their parameters in `phase_parameters`.
     """
 
     name: ClassVar[str]
-    phases: ClassVar[tuple[str, ...]] = ("train",)
-    #: the part that the phase of the same name trains, while the other phases train all the rest
+    phases: tuple[str, ...] = ("train",)
+    #: submodule trained by the phase of the same name; the other phases train the rest
     adversary: ClassVar[str | None] = None
-    #: names of the batch entries of varying length, for `mmgen.data.batch.collate`
-    sequences: ClassVar[tuple[str, ...]] = ()
-    #: whether `generate` can start from nothing: an item without any modality then comes from the prior
+    #: batch entries of variable length, for `mmgen.data.batch.collate`
+    sequences: tuple[str, ...] = ()
+    #: True if `generate` draws an item without any modality from the prior
     from_prior: ClassVar[bool] = False
-    #: options of `generate` with which an item takes something from the others: it must then see all of them at once
+    #: options of `generate` that combine items, so that all items must be in one batch
     across_items: ClassVar[tuple[str, ...]] = ()
-    #: the constructor value that holds those of a model inside this one, which `load` may override too
-    inside: ClassVar[str | None] = None
+    #: constructor argument with the settings of an inner model, which `load` may override too
+    inside: ClassVar[str] = ""
 
     if TYPE_CHECKING:  # buffers and submodules: torch's own `Tensor | Module` fits neither
 
@@ -65,40 +65,40 @@ class Model(nn.Module, ModelHubMixin):
 
     def __init__(self) -> None:
         super().__init__()
-        self.processors: dict[str, Any] = {}  # a `Processor` each, with settings of its own
-        #: figures of the last `losses`, without gradient, that the training loop logs beside its terms
+        self.processors: dict[str, Any] = {}  # a `Processor` for each modality
+        #: figures of the last `losses`, without gradient, which the training loop logs with the loss terms
         self.monitored: dict[str, Tensor] = {}
-        #: optimiser steps done, written by the training loop: what schedules read; a tensor, so compiled code stays valid
+        #: optimiser steps done, set by the training loop and read by schedules; a tensor, so compiled code stays valid
         self.register_buffer("step", torch.zeros((), dtype=torch.long), persistent=False)
 
     def losses(self, batch: Batch, phase: str = "train") -> Losses:
-        """Named terms whose sum is minimised in ``phase``: summed over event dimensions, mean over the batch."""
+        """Named terms whose sum ``phase`` minimises: summed over event dimensions, averaged over the batch."""
         raise self._undefined("losses")
 
     def zero_losses(self, *terms: str) -> Losses:
-        """Terms of zero with a gradient of zero for every trained parameter: the loss of a batch without usable items."""
-        parts = [p.flatten()[:0].sum() for p in self.parameters() if p.requires_grad]  # 0, whatever p holds
+        """Zero terms with a zero gradient for every trained parameter: the loss of a batch without usable items."""
+        parts = [p.flatten()[:0].sum() for p in self.parameters() if p.requires_grad]  # 0, even for an infinite p
         zero = sum(parts, start=torch.zeros((), device=self.step.device))
         return Losses(dict.fromkeys(terms, zero))
 
     def encode(self, batch: Batch) -> Distribution:
-        """The posterior over the latents given whatever ``batch`` holds; a `Delta` where it is a point."""
+        """The posterior of the latents given the modalities present in ``batch``; a `Delta` for a point."""
         raise self._undefined("encode")
 
     def decode(self, z: Any, to: str) -> Distribution:
         """The distribution p(to | z)."""
         raise self._undefined("decode")
 
-    def generate(self, given: Batch, to: str, n: int = 1, generator: torch.Generator | None = None, **options: Any) -> Any:
-        """``n`` samples of ``to`` for each item of ``given``, those of one item together: b * n values, or strings."""
+    def generate(self, given: Batch, to: str, n: int = 1, generator: torch.Generator | None = None) -> Any:
+        """``n`` samples of ``to`` for each item of ``given``, grouped by item: b * n values, or strings."""
         raise self._undefined("generate")
 
     def log_likelihood(self, batch: Batch, samples: int = 1) -> Tensor:
-        """log p(batch), one a item (b,): exact, or a bound where the model's documentation says so."""
+        """log p(batch) of each item, (b,): exact, or a bound where the model's documentation says so."""
         raise self._undefined("log_likelihood")
 
     def restyle(self, texts: Sequence[str], target: str) -> list[str]:
-        """The texts in the style ``target``."""
+        """Rewrite texts in the style ``target``."""
         raise self._undefined("restyle")
 
     def upper_part(self, source: Source) -> Tensor:
@@ -107,7 +107,7 @@ class Model(nn.Module, ModelHubMixin):
 
     @classmethod
     def defines(cls, verb: str) -> bool:
-        """Whether this model has a verb that others lack, such as "restyle"."""
+        """True if this class overrides the method ``verb``, such as "restyle"."""
         return getattr(cls, verb) is not getattr(Model, verb)
 
     @property
@@ -116,27 +116,27 @@ class Model(nn.Module, ModelHubMixin):
         return tuple(self.processors)
 
     def generation_options(self) -> list[str]:
-        """The names of the options that this model's `generate` takes beside the common ones."""
+        """Names of the options of this model's `generate` beyond the common ones."""
         common = inspect.signature(Model.generate).parameters
         return [name for name in inspect.signature(type(self).generate).parameters if name not in common]
 
     def forward(self, batch: Batch, phase: str = "train") -> dict[str, Tensor]:
-        """`losses` under the name that data-parallel wrappers call, as a plain dict, the only kind they find tensors in."""
+        """`losses` as the ``forward`` that data-parallel wrappers call, a plain dict, in which they find the tensors."""
         return dict(self.losses(batch, phase))
 
     def phase_parameters(self, phase: str) -> list[dict[str, Any]]:
-        """The parameters that ``phase`` trains, in the optimiser's groups.
+        """The parameters that ``phase`` trains, as optimiser groups.
 
-        A group holds ``params`` and, where they differ from the config's, ``weight_decay`` and ``scale``, a factor on the
+        A group holds ``params`` and, where they differ from the config, ``weight_decay`` and ``scale``, a factor of the
         learning rate.
         """
         named = [(name.partition(".")[0], p) for name, p in self.named_parameters() if p.requires_grad]
         return decayed([p for part, p in named if (part == self.adversary) == (phase == self.adversary)])
 
     def own_state(self) -> dict[str, Tensor]:
-        """The state dict without the frozen parts, which are named in the config and never change; tied weights once.
+        """The state dict without frozen parts, which the config names, and with tied weights once.
 
-        Sharded tensors are gathered, so of a sharded model every process must call this.
+        Sharded tensors are gathered, so every process of a sharded model must call this.
         """
         return {key: whole(value) for key, value in self._own().items()}
 
@@ -174,7 +174,7 @@ class Model(nn.Module, ModelHubMixin):
 
     def write(self, folder: Path, state: dict[str, Tensor]) -> None:
         """Write ``config.json``, ``state`` as ``model.safetensors`` and the processors to an existing folder."""
-        config = {"model": self.name, **(self._hub_mixin_config or {})}
+        config = {"model": self.name, **(self._hub_mixin_config or {})}  # type: ignore[dict-item]
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         state = {key: value.contiguous() for key, value in state.items()}
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
@@ -199,7 +199,7 @@ class Model(nn.Module, ModelHubMixin):
 
         Args:
             pretrained_model_name_or_path: the folder, or a Hub name.
-            revision, cache_dir, token, force_download, local_files_only: of the download, see
+            revision, cache_dir, token, force_download, local_files_only: options of the download, see
                 ``huggingface_hub.snapshot_download``.
             overrides: constructor values in place of the saved ones.
 
@@ -207,7 +207,7 @@ class Model(nn.Module, ModelHubMixin):
             The model in eval mode, its processors in ``model.processors``.
 
         Raises:
-            UserError: there is no model, it is damaged or of another class, or its constructor lacks or refuses a value.
+            UserError: there is no model, it is damaged or of another class, or its constructor rejects a value.
         """
         folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir():
@@ -251,12 +251,12 @@ class LabelModel(Model):
     """A model of p(label | batch): subclasses define `predict`."""
 
     def predict(self, batch: Batch) -> Categorical:
-        """p(label | batch), one distribution an item."""
+        """p(label | batch), one distribution for each item."""
         raise NotImplementedError
 
     @torch.no_grad()
     def generate(self, given: Batch, to: str = "label", n: int = 1, generator: torch.Generator | None = None) -> Tensor:
-        """``n`` labels drawn from `predict` for each item in order: (b * n,). The likeliest is ``predict(given).mode``.
+        """``n`` labels drawn from `predict` for each item in order, (b * n,); ``predict(given).mode`` is the likeliest.
 
         Raises:
             UserError: ``to`` is not "label", or ``n`` is below 1.
@@ -269,7 +269,7 @@ VERBS = ("losses", "encode", "decode", "generate", "log_likelihood", "restyle", 
 
 
 def check_generate(to: str, n: int, known: Collection[str]) -> None:
-    """Check what every ``generate`` is given.
+    """Check the arguments that every ``generate`` shares.
 
     Raises:
         UserError: ``to`` is none of ``known``, or ``n`` is below 1.
@@ -318,25 +318,25 @@ def model_class(name: str) -> type[Model]:
 
 
 def decayed(parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
-    """Two groups of an optimiser: matrices, and the biases and norms that weight decay would only pull off their place."""
-    groups = [{"params": [p for p in parameters if p.ndim > 1]}, {"params": [p for p in parameters if p.ndim <= 1]}]
-    groups[1]["weight_decay"] = 0.0
+    """Two optimiser groups: matrices, and biases and norms, which get no weight decay."""
+    matrices, others = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
+    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The full tensor of a shard; a plain tensor as it is. Every process must call it."""
+    """Gather a sharded tensor, in all processes at once; return a plain tensor unchanged."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def like(tensor: Tensor, other: Tensor) -> Tensor:
-    """``tensor`` on the device of ``other`` and sharded as it is."""
+    """``tensor`` on the device of ``other``, and sharded like it."""
     tensor = tensor.to(other.device)
     if not hasattr(other, "device_mesh"):
         return tensor
-    from torch.distributed.tensor import distribute_tensor  # here: it is slow to import, and one process has no shards
+    from torch.distributed.tensor import distribute_tensor  # here, as it is slow to import and one process has no shards
 
-    return distribute_tensor(tensor, other.device_mesh, other.placements)
+    return distribute_tensor(tensor, other.device_mesh, other.placements)  # type: ignore[attr-defined]
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -358,8 +358,8 @@ def read_weights(file: Path, fix: str = "") -> dict[str, Tensor]:
     """The tensors of a safetensors file.
 
     Args:
-        file: of tensors.
-        fix: the advice of the error message; "": for the weights of a saved model.
+        file: path of the file.
+        fix: advice of the error message; "": that for a saved model.
 
     Raises:
         UserError: the file is missing or damaged.
@@ -379,18 +379,18 @@ def download(name: str, **options: Any) -> Path:
 
     Args:
         name: user/model.
-        options: of ``huggingface_hub.snapshot_download``, such as ``revision``.
+        options: options of ``huggingface_hub.snapshot_download``, such as ``revision``.
 
     Raises:
-        UserError: the Hub has none of this name or revision, or cannot be reached.
+        UserError: the Hub has no such model or revision, or cannot be reached.
     """
     try:
         return Path(snapshot_download(name, **options))
-    except (OSError, ValueError) as error:  # huggingface_hub's own errors are of these kinds
+    except (OSError, ValueError) as error:  # the base classes of huggingface_hub's errors
         what = f"model {name}" + (f" at {options['revision']}" if options.get("revision") else "")
         if isinstance(error, RevisionNotFoundError):
             fix = "check the revision"
-        elif isinstance(error, LocalEntryNotFoundError | ConnectionError):  # not kept on this machine, and not reached
+        elif isinstance(error, LocalEntryNotFoundError | ConnectionError):  # not cached, and the Hub cannot be reached
             fix = "check the network and HF_HUB_OFFLINE, or give a folder"
         else:
             fix = "check the name"
@@ -407,11 +407,11 @@ def load(
     local_files_only: bool = False,
     **overrides: Any,
 ) -> Model:
-    """Load a trained model: from a run folder, a folder that ``save_pretrained`` wrote, or a Hub name.
+    """Load a trained model from a run folder, a folder written by ``save_pretrained``, or the Hub.
 
     Args:
-        place: the folder or name; of a run folder, its ``model/`` is taken.
-        revision, cache_dir, token, force_download, local_files_only: of the download of a Hub name, see
+        place: the folder or Hub name; for a run folder, its ``model/`` is loaded.
+        revision, cache_dir, token, force_download, local_files_only: options of the download, see
             ``huggingface_hub.snapshot_download``.
         overrides: constructor values that differ on this machine, such as ``dtype="fp32"`` or ``language_model=FOLDER``.
 
@@ -419,8 +419,8 @@ def load(
         The model in eval mode, its processors in ``model.processors``.
 
     Raises:
-        UserError: there is no model, it is damaged or of an unknown class, its constructor has no such value, or a folder is
-            asked for in a revision.
+        UserError: there is no model, it is damaged or of an unknown class, its constructor rejects a value, or ``revision``
+            is given for a folder.
     """
     folder = Path(place)
     if folder.is_dir():

@@ -1,4 +1,4 @@
-"""A captioner: an encoder's features become a prefix that a frozen language model continues (Frozen, ClipCap)."""
+"""Captioner: the features of an encoder become a prefix that a frozen language model continues (Frozen, ClipCap)."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -26,51 +26,50 @@ from mmgen.ranges import AtLeast, Share, checked
 from mmgen.storage import check_digest, digest, fingerprint
 
 MEMORY = ("memory_words", "memory_texts")
-PROMPT_SCALE = 6.0  # the learning rate of the embeddings around the soft words, over theirs
-RATES = {"trained": 0.1, "scratch": 1.0}  # of a language model that is trained, over that of the soft words
+PROMPT_SCALE = 6.0  # learning rate of the embeddings around the soft words, relative to the soft words
+RATES = {"trained": 0.1, "scratch": 1.0}  # of a trained language model, relative to the soft words
 
 
 class Captioner(Model):
     """p(text | image) or p(text | audio) by a frozen language model that reads soft words.
 
-    ``log p(text | x) = sum_t log LM(text_t | before, words(x), after, text_<t)``: of all that the language model reads, only
-    the soft words depend on x. They and the few embeddings around them are all that is trained.
+    ``log p(text | x) = sum_t log LM(text_t | before, words(x), after, text_<t)``: only the soft words depend on
+    x. They and the few embeddings around them are trained, nothing else.
 
-    A forward pass of the language model is dear, so training starts without it: in the phase ``words`` each soft word learns
-    to be one token of the caption, see `targets`. In the phase ``train`` the language model reads the words and the likelihood
-    of the caption is added. Where the picture is missing its features are the mean of all: a captioner without pictures is a
-    learned constant prompt.
+    A forward pass of the language model is expensive, so training starts without it: in the phase ``words`` each soft word
+    learns to be one token of the caption, see `targets`. The phase ``train`` adds the likelihood of the caption under the
+    language model. Missing pictures have mean features: a captioner without pictures is a learned constant prompt.
 
     Args:
         language_model: folder, Hub name, installed package, or ``tiny``; frozen, it is not saved with the model.
-        dtype: of the language model: ``auto``, ``bf16``, ``fp16`` or ``fp32``; how it is run, no part of what was learned.
-        language_model_weights: ``frozen``; two controls train them too in the phase ``train``: ``trained`` from where they
-            are, at a tenth of the learning rate, and ``scratch`` from random ones. They need ``fp32``.
+        dtype: of the language model: ``auto``, ``bf16``, ``fp16`` or ``fp32``; not part of the saved weights.
+        language_model_weights: ``frozen``; two controls train them too, in the phase ``train``: ``trained`` starts from the
+            pretrained weights, at a tenth of the learning rate, ``scratch`` from random ones. Both need ``fp32``.
         modality: ``image`` or ``audio``.
-        encoder: a timm name; audio has one encoder, which is trained.
-        weights: where the image encoder's weights come from, see `mmgen.modalities.image.ImageEncoder`.
-        trained_encoder: train the image encoder too, rather than freeze it.
+        encoder: a timm name, for images; the audio encoder is always trained.
+        weights: source of the image encoder's weights, see `mmgen.modalities.image.ImageEncoder`.
+        trained_encoder: train the image encoder instead of freezing it.
         size: side of the picture in pixels.
-        stages: which stages of the image encoder are read beside the picture itself, ascending from 0.
-        grid: the maps' local means and maxima are averaged over grid x grid cells.
-        colours: bins a channel of the `colour_histogram` that is read too, over 2 grid x 2 grid cells; 0 reads none. What
-            tells skin tones apart, an encoder trained to name objects has learned to overlook.
-        words: n, soft words.
-        vocabulary: the token ids that soft words mix; None: all.
-        before, between, after: the text around the two halves of the soft words at the start of training, in the language
-            model's own chat format.
+        stages: stages of the image encoder that are read in addition to the pixels, ascending from 0.
+        grid: local means and maxima of the maps are averaged over grid x grid cells.
+        colours: bins per channel of an additional `colour_histogram` over 2 grid x 2 grid cells; 0 for none. Encoders trained
+            to name objects ignore colours such as skin tones.
+        words: number n of soft words.
+        vocabulary: token ids that soft words mix; None: all.
+        before, between, after: text around the two halves of the soft words at the start of training, in the chat format
+            of the language model.
         width, dropout, hard, members: of `SoftWords`.
         words_weight: weight of the objective ``words`` in the phase ``train``.
 
     Raises:
         UserError: a number out of its range, or a picture too small for the encoder.
 
-    Source: Tsimpoukelli et al. 2021, section 3. There the encoder is trained from scratch and the prefix is any vector; here
-        the encoder is pretrained and frozen by default, several of its stages are read, and the prefix is made of words.
+    Source: Tsimpoukelli et al. 2021, section 3. There the encoder is trained from scratch and the prefix is a free vector;
+        here the encoder is pretrained and frozen by default, read at several stages, and the prefix consists of soft words.
     """
 
     name = "captioner"
-    sequences = ("text",)
+    sequences: tuple[str, ...] = ("text",)
 
     @checked
     def __init__(
@@ -103,16 +102,16 @@ class Captioner(Model):
         self.words_weight, self.language_model_weights = words_weight, language_model_weights
         self.language_model = lm = PrefixLanguageModel(language_model, dtype, language_model_weights)
         if modality == "image":
-            self.encoder = ImageEncoder(encoder, weights, frozen=not trained_encoder)
-            self.encoder.map_dims(self.stages)  # fails for a stage that is not there
-            if trained_encoder:  # layers that nothing reads would get no gradient
+            self.encoder: Any = ImageEncoder(encoder, weights, frozen=not trained_encoder)
+            self.encoder.map_dims(self.stages)  # raises for a missing stage
+            if trained_encoder:  # unused layers would get no gradient
                 self.encoder.backbone.prune_intermediate_layers(self.stages, prune_norm=True, prune_head=True)
             self.processors["image"] = ImageProcessor(size=size, mean=self.encoder.mean, std=self.encoder.std)
-            with torch.no_grad():  # a look at one blank picture tells the shape
+            with torch.no_grad():  # the shape, from a blank picture
                 self.encoder.eval()
                 try:
                     features = self.read(torch.zeros(1, 3, size, size))["features"].shape[1]
-                except RuntimeError as error:  # a layer was left without pixels
+                except RuntimeError as error:  # too small for a layer
                     expected = f"pixels enough for {encoder} and {2 * grid} cells a side"
                     raise UserError("size", got=size, expected=expected, fix="use 128 for example") from error
                 self.encoder.train()
@@ -128,14 +127,14 @@ class Captioner(Model):
         prompt, limit = words + sum(map(len, self.text.values())), context_length(lm.model)
         check_room(lm.model, prompt + 2, "words, before, between, after and a caption", "set fewer words or shorter texts")
         self.processors["text"] = TextProcessor(lm.tokenizer, room=None if limit is None else limit - prompt)
-        # tells which language model a prefix was trained for; one that is trained itself is saved
-        own = lm.model.digests["model"] if language_model_weights == "frozen" else ""
+        # identifies the language model of the prefix; a trained one is saved itself
+        own: Any = lm.model.digests["model"] if language_model_weights == "frozen" else ""  # type: ignore[index]
         for name in MEMORY:  # filled by `remember`
             self.register_buffer(name, torch.zeros((0, words), dtype=torch.long))
         self.register_buffer("language_model_digest", digest(own))
 
     def features(self, batch: Batch) -> Tensor:
-        """(b, c): the encoder's features, or those that ``batch["features"]`` holds; their mean where they are missing."""
+        """Features (b, c), computed or from ``batch["features"]``; the mean of all where missing."""
         for name in ("features", self.modality):
             if name in batch:
                 read = batch[name].float() if name == "features" else self.read(batch[name])["features"]
@@ -143,7 +142,7 @@ class Captioner(Model):
         return self.words.mean.expand(batch.size, -1)
 
     def read(self, values: Tensor) -> dict[str, Tensor]:
-        """``features`` (b, c) of pictures or sounds (b, ...), and of a frozen image encoder its ``pooled`` ones (b, c')."""
+        """``features`` (b, c) of pictures or sounds (b, ...); with a frozen image encoder also ``pooled`` (b, c')."""
         if self.modality == "audio":
             return {"features": self.encoder(values)}
         more = {}
@@ -161,11 +160,11 @@ class Captioner(Model):
         return {"features": torch.cat([part.flatten(1) for part in parts], 1), **more}  # (b, c)
 
     def all_features(self, values: Sequence[Any], data: Sequence[str]) -> dict[str, Tensor]:
-        """What `read` makes of all pictures by the frozen encoder, once and kept on disk; moves the model to the device.
+        """`read` of all pictures with the frozen encoder, cached on disk; moves the model to the device.
 
         Args:
-            values: raw pictures, n of them.
-            data: names that tell these pictures from all others.
+            values: n raw pictures.
+            data: names that identify these pictures in the cache.
 
         Returns:
             Name -> (n, ...) float16, memory-mapped.
@@ -189,24 +188,24 @@ class Captioner(Model):
 
     @torch.no_grad()
     def likeliest(self, batch: Batch) -> Tensor:
-        """The tokens (b, n) that the soft words are most likely to be: with ``hard``, those that the language model reads."""
+        """The likeliest token of each soft word, (b, n), which the language model reads with ``hard``."""
         return self.vocabulary[self.words.logits(self.features(batch), self.table).argmax(-1)]
 
     @torch.no_grad()
     def names(self, batch: Batch) -> list[Tensor]:
-        """The tokens (n_i,) that each item is named by in a prompt: the likeliest, each once, without a caption's end."""
+        """Tokens (n_i,) that name each item in a prompt: the likeliest, without repetitions and end of text."""
         return [row.new_tensor([i for i in dict.fromkeys(row.tolist()) if i != self._end]) for row in self.likeliest(batch)]
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """The modality it reads."""
+        """The modality that it describes."""
         return (self.modality,)
 
     def losses(self, batch: Batch, phase: str = "train") -> Losses:
-        """``caption`` and ``words``, or in the phase ``words`` the second alone: summed over tokens, mean over the items.
+        """``caption`` and ``words``, or only ``words`` in that phase: summed over tokens, averaged over items.
 
         ``caption = -log p(text | x)``; ``words = -sum_i log p_i(target_i | x)`` over the n soft words and their `targets`.
-        Items without a text count nowhere.
+        Items without a text are ignored.
         """
         there = batch.having("text")
         if not there.any():
@@ -220,10 +219,10 @@ class Captioner(Model):
         return Losses(caption=-caption.mean(), words=self.words_weight * named)
 
     def targets(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """The token that each soft word learns: ids, mask (b, t) -> (b, n), the first n/2 tokens of a text and its last n/2.
+        """Target tokens of the soft words, the first n/2 and the last n/2 of a text: ids, mask (b, t) -> (b, n).
 
-        So a phrase that ends captions of any length, such as a skin tone, has a place of its own. Where a text is too short
-        stands its end-of-text token.
+        A phrase that ends captions of any length, such as a skin tone, so has its own position. Short texts are filled with
+        the end-of-text token.
         """
         h = self.words.n // 2
         lengths = mask.sum(1, keepdim=True) - 1  # without the end-of-text token
@@ -235,10 +234,10 @@ class Captioner(Model):
 
     @torch.no_grad()
     def remember(self, batches: Iterable[Batch]) -> None:
-        """Keep the captions of ``batches`` and the likeliest soft words of their pictures, for `generate` to look up.
+        """Store the captions of ``batches`` with the likeliest soft words of their pictures, for retrieval by `generate`.
 
         Args:
-            batches: one or more of pictures (or their ``features``) and ``text`` (b, t), token ids; replaces what was kept.
+            batches: one or more, of pictures (or ``features``) and token ids ``text`` (b, t); they replace stored ones.
         """
         words, texts = [], []
         for batch in batches:
@@ -249,11 +248,11 @@ class Captioner(Model):
         self.memory_texts = torch.cat([F.pad(text, (0, longest - text.shape[1]), value=self._end) for text in texts])  # (p, t)
 
     def neighbours(self, given: Batch, m: int) -> list[list[str]]:
-        """The remembered captions of the ``m`` pictures whose words are nearest to each item's, by cosine, nearest first.
+        """The stored captions of the ``m`` pictures with the nearest soft words by cosine, nearest first.
 
         Args:
-            given: pictures (or sounds), or their ``features``; b items.
-            m: captions an item, 1 or more; fewer where fewer are remembered.
+            given: b pictures, sounds or ``features``.
+            m: captions per item, 1 or more; fewer if fewer are stored.
 
         Returns:
             b lists of captions.
@@ -282,31 +281,31 @@ class Captioner(Model):
         candidates: int = 1,
         neighbours: int = 0,
     ) -> list[str]:
-        """Captions, ``n`` for each item in order: the best ``n`` of a beam search, or samples if ``temperature`` > 0.
+        """``n`` captions per item, in order: the best of a beam search, or samples if ``temperature`` > 0.
 
-        With ``candidates`` above 1, that many prefixes are drawn for each item, by the members of the soft words in turn and
-        under the dropout of training, one caption is made from each, and the ``n`` that agree best with all are given, see
-        `mmgen.conditioning.consensus`. Where the prefixes differ, the model does not know. With ``neighbours``, that many
-        captions of training pictures have their say too: they know what kind of thing an unknown one is.
+        With ``candidates`` above 1, that many prefixes are drawn per item, from the members of the soft words in turn and with
+        the dropout of training. Each gives one caption, and the ``n`` that agree best with all are returned, see
+        `mmgen.conditioning.consensus`: the prefixes differ where the model is uncertain. With ``neighbours``, that many
+        captions of similar training pictures vote too, which helps with unseen objects.
 
         Args:
-            given: pictures (or sounds), or their ``features``.
+            given: pictures, sounds or ``features``.
             to: ``text``.
-            n: captions an item.
-            generator: of the sampling; None: the global one.
+            n: captions per item.
+            generator: for sampling; None: the global one.
             beams: width of the beam search; 1 is greedy.
-            temperature: divides the logits of the sampling; 0 searches instead.
+            temperature: divides the logits for sampling; 0 for a beam search.
             top_p: sample from the smallest set of tokens with this probability.
-            length_penalty: exponent of the length that a beam's score is divided by.
+            length_penalty: exponent of the length that divides the score of a beam.
             max_tokens: longest caption.
-            candidates: captions an item that are made, and agreed on, to give ``n``.
-            neighbours: captions an item that are looked up in what the model was made to `remember`, and agreed on too.
+            candidates: captions generated per item, of which ``n`` are chosen by consensus.
+            neighbours: stored captions per item, see `remember`, that join the consensus.
 
         Raises:
-            UserError: another ``to``, a number out of its range, or neighbours of a model that remembers none.
+            UserError: another ``to``, a number out of its range, or neighbours of a model that stores none.
 
-        Source: of prefixes under dropout as draws from a posterior, Gal and Ghahramani 2016, arXiv 1506.02142; of captions
-            that neighbours agree on, Devlin et al. 2015, Exploring Nearest Neighbor Approaches for Image Captioning.
+        Source: dropout as a draw from a posterior, Gal and Ghahramani 2016, arXiv 1506.02142; consensus of captions, Devlin et
+            al. 2015, Exploring Nearest Neighbor Approaches for Image Captioning.
         """
         check_generate(to, n, ["text"])
         for what, value in (("beams", beams), ("max_tokens", max_tokens), ("candidates", candidates)):
@@ -319,41 +318,41 @@ class Captioner(Model):
             fix = "call remember() with training data, or set it to 0"
             raise UserError("neighbours", got=neighbours, expected="0: this captioner remembers nothing", fix=fix)
         alone = candidates == 1 and not neighbours
-        kept = n if alone else 1
-        options: dict[str, Any] = {"max_new_tokens": max_tokens, "num_return_sequences": kept}
+        returned = n if alone else 1
+        options: dict[str, Any] = {"max_new_tokens": max_tokens, "num_return_sequences": returned}
         if temperature > 0:
             options |= {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
         else:
-            options |= {"do_sample": False, "num_beams": max(beams, kept), "length_penalty": length_penalty}
+            options |= {"do_sample": False, "num_beams": max(beams, returned), "length_penalty": length_penalty}
         seed = int(torch.randint(2**62, (1,), generator=generator))
         with torch.random.fork_rng(), torch.no_grad():
-            given = Batch({"features": self.features(given)})  # read once, for the candidates and the neighbours
+            given = Batch({"features": self.features(given)})  # computed once for candidates and neighbours
             torch.manual_seed(seed)  # transformers samples from the global generator
             if alone:
-                return self._say(self.encode(given).mean, **options)
+                return self._captions(self.encode(given).mean, **options)
             draws = self.drawn_words(given, candidates) if candidates > 1 else self.encode(given).mean  # (b * m, n, d)
-            different, which = draws.unique(dim=0, return_inverse=True)  # hard words are often the same
-            said = self._say(different, **options)
+            different, which = draws.unique(dim=0, return_inverse=True)  # hard words often coincide
+            captions = self._captions(different, **options)
             items = which.unflatten(0, (-1, candidates)).tolist()
             others = self.neighbours(given, neighbours) if neighbours else [[]] * given.size
-            best = [consensus([*(said[i] for i in item), *other], n) for item, other in zip(items, others)]
+            best = [consensus([*(captions[i] for i in item), *other], n) for item, other in zip(items, others)]
             return [text for texts in best for text in texts + texts[-1:] * (n - len(texts))]
 
     def drawn_words(self, given: Batch, m: int) -> Tensor:
-        """``m`` prefixes of each item in order, under dropout: (b * m, n, d)."""
+        """``m`` prefixes per item, drawn by dropout, in order: (b * m, n, d)."""
         features, training = self.features(given).repeat(m, 1), self.words.training  # (m * b, c)
         try:
-            draws = self.words.train()(features, self.table)  # (m * b, n, d), each member of the words its share of the m
+            draws = self.words.train()(features, self.table)  # (m * b, n, d), shared among the members
         finally:
             self.words.train(training)
         return draws.unflatten(0, (m, -1)).transpose(0, 1).flatten(0, 1)
 
     def phase_parameters(self, phase: str) -> list[dict[str, Any]]:
-        """The prompt around the words learns faster, and only where the language model reads it."""
+        """The prompt around the soft words has a higher learning rate, and learns only in the phase ``train``."""
         return self._groups(phase, (list(self.text.values()), PROMPT_SCALE))
 
     def _groups(self, phase: str, *faster: tuple[list[nn.Parameter], float]) -> list[dict[str, Any]]:
-        """All that ``phase`` trains: ``faster`` are parameters that only the language model reads, each with its scale."""
+        """The groups of ``phase``; ``faster`` pairs parameters that only the language model reads with a rate scale."""
         read = [p for p in self.language_model.parameters() if p.requires_grad]
         apart = {id(p) for parameters in [read, *(each for each, _ in faster)] for p in parameters}
         groups = decayed([p for p in self.parameters() if p.requires_grad and id(p) not in apart])
@@ -363,14 +362,14 @@ class Captioner(Model):
         return groups
 
     def load_own_state(self, state: dict[str, Tensor], source: str = "weights") -> None:
-        """As the base class, after checking that the language model is the one this prefix was trained for."""
+        """Load weights after checking that the prefix was trained for this language model."""
         saved, own = state.get("language_model_digest"), self.language_model_digest
         fix = "load it with language_model=NAME_OR_FOLDER of the model it was trained with"
         if saved is not None and len(saved) != len(own):
             fix = "load it with the language_model_weights that it was built with"
         check_digest(f"language model of {source}", saved, own, "weights", fix, self.language_model.model)
         for name in MEMORY:
-            if name in state:  # of any size
+            if name in state:  # number of stored captions varies
                 setattr(self, name, torch.zeros_like(state[name], device=self.memory_words.device))
         super().load_own_state(state, source)
 
@@ -380,7 +379,7 @@ class Captioner(Model):
 
     @property
     def table(self) -> Tensor:
-        """Embeddings (v, d) of the tokens that soft words mix."""
+        """Embeddings (v, d) of the tokens mixed by soft words."""
         return self.language_model.embed(self.vocabulary).detach().to(self.words.mean.dtype)  # (v, d)
 
     def _named(self, logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
@@ -390,10 +389,10 @@ class Captioner(Model):
         return F.cross_entropy(logits.flatten(0, 1), place.flatten(), reduction="none").view_as(place).sum(1)
 
     def text_log_prob(self, words: Tensor, batch: Batch) -> Tensor:
-        """log p(text | words) of soft words (b, n, d), exact, (b,)."""
+        """Exact log p(text | words) for soft words (b, n, d), (b,)."""
         return self.language_model.log_prob(self._prompt(words), batch["text"], batch.masks["text"]).sum(1)  # (b,)
 
-    def _say(self, words: Tensor, **options: Any) -> list[str]:
+    def _captions(self, words: Tensor, **options: Any) -> list[str]:
         return self.language_model.generate(self._prompt(words), **options)
 
     def _prompt(self, words: Tensor) -> Prompt:

@@ -1,8 +1,8 @@
-"""The discrete VAE: a picture as a grid of codes, by a relaxed categorical posterior (Gumbel-softmax) or the nearest (VQ)."""
+"""Discrete VAE: a picture as a grid of codes, by a relaxed categorical posterior (Gumbel-softmax) or nearest codes (VQ)."""
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,37 +21,37 @@ from mmgen.ranges import AtLeast, Share, checked
 class DiscreteVAE(Model):
     """p(x) = sum_z p(z) p(x | z), z an h' x w' grid of codes 0 to K - 1, p(z) uniform.
 
-    - "gumbel": q(z | x) a categorical at each cell; what is minimised is ``E_q[-log p(x | z)] + w KL(q(z | x) || p(z))`` with
-      relaxed draws, whose temperature falls and whose weight w rises over optimiser steps.
-    - "vq": z is the code nearest to what the encoder gives, the codes follow by moving averages, dead ones are revived:
+    - "gumbel": q(z | x) is categorical at each cell and the loss ``E_q[-log p(x | z)] + w KL(q(z | x) || p(z))`` with relaxed
+      draws; the temperature falls and w rises over optimiser steps.
+    - "vq": z is the code nearest to the encoder's output; codes are updated by moving averages and dead ones revived:
       ``-log p(x | z) + commitment |e(x) - sg(z)|^2``.
 
-    Items without a picture count nowhere. How many codes a batch uses is in `monitored`: ``codes_used``, a share of K, and
+    Items without a picture are ignored. `monitored` holds the use of codes by a batch: ``codes_used``, a share of K, and
     ``code_perplexity``, from 1 to K.
 
     Args:
         shape: (c, h, w) of a picture, h and w multiples of 2^halvings, values in [0, 1].
         codes: K, 2 or more.
-        dim: size d of a code's vector.
+        dim: size d of a code vector.
         quantizer: "gumbel" or "vq".
         width: channels of encoder and decoder at the grid.
-        halvings: how often the sides of a picture are halved.
+        halvings: number of times the sides of a picture are halved.
         depth: residual layers of encoder and decoder.
         likelihood: family of p(x | z), see `mmgen.distributions.Likelihood`.
-        scale: its scale; None learns one.
-        temperature: of relaxed draws, at first and at the end.
+        scale: scale of the likelihood; None learns one.
+        temperature: temperature of relaxed draws, first and last.
         temperature_steps: optimiser steps over which it falls.
-        kl: w at the end.
-        kl_steps: optimiser steps over which it rises from 0; 0: it is that from the start.
-        commitment: weight of that term.
-        decay: of the moving averages.
+        kl: final w.
+        kl_steps: optimiser steps over which w rises from 0; 0: w is constant.
+        commitment: weight of the commitment term.
+        decay: decay of the moving averages.
 
     Raises:
-        UserError: a setting out of range; in use, no item with a picture, or values that cannot be one.
+        UserError: a setting out of range; in use, no item with a picture, or values that are no picture.
 
-    Source: Ramesh et al. 2021, DALL-E, arXiv 2102.12092, and van den Oord et al. 2017, VQ-VAE, arXiv 1711.00937. What differs:
-        w is of the KL as it is, a sum over cells and a mean over the batch, and so is the reconstruction; the likelihood is
-        a choice and not a logit-Laplace; dead codes are revived.
+    Source: Ramesh et al. 2021, DALL-E, arXiv 2102.12092, and van den Oord et al. 2017, VQ-VAE, arXiv 1711.00937.
+        Differences: KL and reconstruction are summed over cells and averaged over the batch before w applies; the likelihood
+        is configurable, not logit-Laplace; dead codes are revived.
 
     >>> model = DiscreteVAE((1, 8, 8), codes=16, dim=4, width=16, halvings=1, likelihood="bernoulli")
     >>> batch = Batch({"image": torch.rand(2, 1, 8, 8)})
@@ -83,20 +83,21 @@ class DiscreteVAE(Model):
     ) -> None:
         super().__init__()
         check_one_of("quantizer", quantizer, ("gumbel", "vq"))
-        annealed(0, temperature_steps, *temperature)  # fails now for a value out of range
-        self.shape, self.k = tuple(shape), codes
-        self.temperature, self.temperature_steps, self.kl, self.kl_steps = tuple(temperature), temperature_steps, kl, kl_steps
-        sizes = {"shape": self.shape, "width": width, "halvings": halvings, "depth": depth}
+        annealed(0, temperature_steps, *temperature)  # raises for a value out of range
+        self.shape, self.k, self.temperature = tuple(shape), codes, (temperature[0], temperature[1])
+        self.temperature_steps, self.kl, self.kl_steps = temperature_steps, kl, kl_steps
+        sizes: dict[str, Any] = {"shape": self.shape, "width": width, "halvings": halvings, "depth": depth}
         self.encoder = GridEncoder(dim=codes if quantizer == "gumbel" else dim, **sizes)
         self.grid = self.encoder.grid
         self.quantizer = VectorQuantizer(codes, dim, commitment, decay) if quantizer == "vq" else None
-        self.codebook = nn.Embedding(codes, dim) if quantizer == "gumbel" else None
+        if quantizer == "gumbel":
+            self.codebook = nn.Embedding(codes, dim)
         self.decoder = GridDecoder(dim=dim, **sizes)
         self.likelihood = Likelihood(likelihood, event_dims=3, scale=scale)
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """The modality it reads and makes."""
+        """The modality that it encodes and decodes."""
         return ("image",)
 
     def losses(self, batch: Batch, phase: str = "train") -> Losses:
@@ -108,7 +109,7 @@ class DiscreteVAE(Model):
         if self.quantizer is not None:
             found = self.quantizer(features)
             z, prior_term = found.z, {"commitment": found.commitment}
-            self.monitored = {"codes_used": found.usage, "code_perplexity": found.perplexity}  # of all processes
+            self.monitored = {"codes_used": found.usage, "code_perplexity": found.perplexity}  # over all processes
         else:
             step = int(self.step)
             temperature = annealed(step, self.temperature_steps, *self.temperature)
@@ -119,7 +120,7 @@ class DiscreteVAE(Model):
         return Losses(reconstruction=-self._picture(z).log_prob(x).mean(), **prior_term)
 
     def encode(self, batch: Batch) -> Independent:
-        """q(z | x), batch shape (b,), event (h', w'): of "vq", all on the nearest code. Without meaning where x is missing."""
+        """q(z | x), batch shape (b,), event (h', w'); a point on the nearest codes for "vq"; undefined where x is missing."""
         return self.posterior(placed(*self._observed(batch)))
 
     def posterior(self, x: Tensor) -> Independent:
@@ -145,7 +146,7 @@ class DiscreteVAE(Model):
         """p(x | z), z (..., h', w') codes.
 
         Raises:
-            UserError: a code that there is none of, or another grid.
+            UserError: a code out of range, or another grid.
         """
         check_one_of("to", to, ["image"])
         if tuple(z.shape[-2:]) != self.grid:
@@ -159,12 +160,12 @@ class DiscreteVAE(Model):
 
     @torch.no_grad()
     def generate(self, given: Batch, to: str, n: int = 1, generator: torch.Generator | None = None) -> Tensor:
-        """The mean of p(x | z) at ``n`` draws of z an item: from q(z | x) where x is given, which reconstructs it, else p(z).
+        """The mean of p(x | z) at ``n`` draws of z per item: from q(z | x) where x is given (a reconstruction), else p(z).
 
-        p(z) is uniform, so its pictures are noise; `mmgen.models.text_to_image.TextToImage` learns a better one.
+        p(z) is uniform, so its pictures are noise; `mmgen.models.text_to_image.TextToImage` learns a prior.
 
         Returns:
-            (b * n, c, h, w), those of one item together.
+            (b * n, c, h, w), grouped by item.
         """
         check_generate(to, n, ["image"])
         device = self.step.device
@@ -211,9 +212,9 @@ class DiscreteVAE(Model):
 
 
 def code_use(ids: Tensor, codes: int) -> dict[str, Tensor]:
-    """How codes 0 to ``codes - 1`` are used by ids of any shape: ``codes_used``, a share, and ``code_perplexity``.
+    """Use of codes 0 to ``codes - 1`` by ids of any shape: ``codes_used``, a share, and ``code_perplexity``.
 
-    The perplexity is the exponential of the entropy of how often each is used, from 1 to the number of codes.
+    The perplexity is the exponential of the entropy of the codes' frequencies, from 1 to the number of codes.
 
     >>> {name: value.item() for name, value in code_use(torch.tensor([0, 3, 3, 0]), codes=4).items()}
     {'codes_used': 0.5, 'code_perplexity': 2.0}

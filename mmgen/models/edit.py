@@ -12,7 +12,7 @@ A sentence that no change improves comes back as it was, letter by letter; so do
 
 import re
 from collections.abc import Sequence
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from mmgen.data.text import tokens_of, train_word_tokenizer
 from mmgen.errors import UserError, check_one_of, check_texts
 from mmgen.models.base import Losses, Model
 from mmgen.models.style.ngrams import BEGIN, END, UNKNOWN, NgramTable, framed, style_counts, word_vectors, words_between
-from mmgen.models.style.spelling import Item, pieces_of, replaced, spell_changed
+from mmgen.models.style.spelling import Item, pieces_of, spell_changed
 from mmgen.ranges import AtLeast, checked
 
 CREDIT = 4.0  # nats a word: about what one costs in either language model
@@ -111,7 +111,7 @@ class Edit(Model):
         self.register_buffer("between", torch.full((gaps, choices), -1, dtype=torch.int32))  # words seen in that gap
 
     @classmethod
-    def learn(cls, texts: Sequence[str], labels: Sequence[int], class_names: Sequence[str], **settings: float) -> "Edit":
+    def learn(cls, texts: Sequence[str], labels: Sequence[int], class_names: Sequence[str], **settings: Any) -> "Edit":
         """A model whose tables hold what these texts hold; the classifier's weights are still zero.
 
         Args:
@@ -129,7 +129,7 @@ class Edit(Model):
         sentences = tokens_of(processor.tokenizer, texts, add_special_tokens=False)["input_ids"]
         counts = style_counts(sentences, labels, processor.vocabulary)
         table = NgramTable.count(sentences, labels, processor.vocabulary)
-        written = processor.tokenizer.convert_ids_to_tokens(range(processor.vocabulary))
+        written = processor.tokenizer.convert_ids_to_tokens(list(range(processor.vocabulary)))
         usable = np.array([bool(PLAIN.fullmatch(word)) for word in written])
         choices = int(settings.get("choices", 12))
         gaps, between = words_between(sentences, labels, counts, usable, choices)
@@ -239,7 +239,7 @@ class Edit(Model):
             moves, found, spent = moves.take(first), found[first], spent[first]
             active = active[moves.row]
             for n, i in enumerate(active.tolist()):
-                states[i] = replaced(states[i], int(moves.start[n]) - 2, int(moves.length[n]), int(moves.word[n]))
+                states[i] = edited(states[i], int(moves.start[n]) - 2, int(moves.length[n]), int(moves.word[n]))
                 paid[i] = spent[n]
                 if found[n] > scores[i]:
                     best[i], scores[i] = states[i], found[n]
@@ -367,3 +367,9 @@ def _highest(rows: Tensor, values: Tensor, n: int) -> Tensor:
     ordered = rows[order].contiguous()
     rank = torch.arange(len(order), device=rows.device) - torch.searchsorted(ordered, ordered)
     return order[rank < n]
+
+
+def edited(items: list[Item], start: int, length: int, word: int) -> list[Item]:
+    """The items with those from ``start`` on replaced; what replaces one takes its place in the text."""
+    new = [(word, items[start][1] if length else -1, True)] if word >= 0 else []
+    return [*items[:start], *new, *items[start + length :]]

@@ -1,7 +1,7 @@
-"""MFM: a label factor shared by all modalities, and for each modality a private factor with what the label leaves open.
+"""MFM: a label factor shared by all modalities, and a private factor with the remaining information of each modality.
 
-Codes are deterministic, and held to N(0, 1) by MMD (a Wasserstein autoencoder). With all modalities there, each code comes
-from its encoder; where some are missing, a surrogate infers it from the features of those that are there.
+Codes are deterministic, and regularised toward N(0, 1) by MMD (a Wasserstein autoencoder). With all modalities present, each
+code comes from its encoder; otherwise a surrogate infers it from the features of the modalities present.
 """
 
 import inspect
@@ -32,23 +32,23 @@ PARTS = ("", "generative", "factorization")
 
 @dataclass(frozen=True)
 class Seen:
-    """A batch as the encoders see it; ``label`` and ``private`` hold features (..., d), zero where a modality is missing."""
+    """Inputs and features of a batch; ``label`` and ``private`` are (..., d), zero where a modality is missing."""
 
-    values: dict[str, Tensor]  # as they are read, with noise in training
+    values: dict[str, Tensor]  # inputs, with noise in training
     masks: dict[str, Tensor]
-    present: dict[str, Tensor]  # modality -> (...) bool: (b,), or (b, t) where positions have labels of their own
-    label: list[Tensor]  # of all modalities, what the label factor is inferred from
-    private: list[Tensor]  # and what private factors are
-    memory: Tensor | None  # (..., d) what the memory fusion adds to `label`
+    present: dict[str, Tensor]  # modality -> (...) bool: (b,), or (b, t) with a label per position
+    label: list[Tensor]  # features of each modality for the label factor
+    private: list[Tensor]  # and for its private factor
+    memory: Tensor | None  # (..., d) output of the memory fusion, beside `label`
 
     @property
     def real(self) -> Tensor:
-        """(...) bool: what has any modality."""
+        """(...) bool: True where any modality is present."""
         return self.all.any(0)
 
     @property
     def all(self) -> Tensor:
-        """(m, ...) bool, the rows of `present`."""
+        """(m, ...) bool: `present` of every modality."""
         return torch.stack(list(self.present.values()))
 
 
@@ -59,43 +59,43 @@ class Factorized(Model):
 
     ``-log p(y | f_y) - sum_m w_m log p(x_m | f_y, f_m) + lambda sum_z MMD(z, N(0, 1)) + eta sum_m D(z_m, y)``,
 
-    D the `dependence` of a private code and the label over the items of the batch that have both,
+    D the `dependence` of a private code and the label over the items of the batch with both,
 
-    plus what trains the surrogates: over the patterns of missing modalities that can be made of those an item has, the mean of
-    ``|s - z|^2``, z the code of everything the item has (no gradient reaches it), and of -log p(y | F_y(s_y)); and for each
-    modality m, taken away alone, -w_m log p(x_m | F_y(s_y), F_m(s_m)). A surrogate reads the features of the modalities that
-    are there, and which they are; that of z_m never sees x_m, and one network serves all patterns.
+    plus the loss of the surrogates: the mean of ``|s - z|^2`` and -log p(y | F_y(s_y)) over all patterns that leave out
+    modalities of an item, z the code of all its modalities (without gradient); and for each modality m left out alone,
+    -w_m log p(x_m | F_y(s_y), F_m(s_m)). A surrogate s reads the features of the modalities present and their presence mask;
+    that of z_m never reads x_m, and one network serves all patterns.
 
     With ``per_position``, all modalities are aligned sequences, and every position (such as an utterance of a video) has its
-    own label, codes and reconstruction, read in the light of the others by the encoders: then labels are (b, t), and losses
-    are means over positions. Items or positions without a label count in all terms but its own.
+    own label, codes and reconstruction, encoded in the context of the others: labels are (b, t), and losses are means over
+    positions. Items or positions without a label count in all terms but the label's.
 
     Args:
-        modalities: name -> the values of `Modality`; one or more.
-        classes: number of labels, ``batch["label"]`` in int64; None where it holds numbers, -log p(y) = |y - y'| + log 2.
-        per_position: whether each position of the sequences has a label of its own.
+        modalities: name -> fields of `Modality`; one or more.
+        classes: number of classes of int64 labels; None for real labels with -log p(y) = |y - y'| + log 2.
+        per_position: give each position of the sequences its own label.
         code: size of z_y.
         factor: size of f_y.
         hidden: width of the networks from features to codes, factors and label.
-        dropout: share dropped in training of z_y and of the features it is made from.
-        fusion: what z_y is made from: "concatenation" of the features, or "memory" beside it, for aligned sequences.
+        dropout: dropout rate of z_y and of the features it is computed from.
+        fusion: input of z_y: "concatenation" of the features, or also a "memory" of aligned sequences.
         memory: size of the memory.
         mmd_weight: lambda.
-        bandwidth: of the kernel, as in `mmgen.latents.divergences.mmd`; None takes the median rule.
-        surrogate_weight: of the terms that train the surrogates.
-        independence_weight: eta, of what keeps the label out of the private codes.
+        bandwidth: bandwidth of the kernel, see `mmgen.latents.divergences.mmd`; None takes the median rule.
+        surrogate_weight: weight of the terms of the surrogates.
+        independence_weight: eta, weight of the independence of private codes and label.
         without: an ablation: "generative" has neither private factors nor reconstruction, "factorization" one factor, as large
             as all together, that carries the label and all modalities.
-        class_names: what the labels are called, in order.
+        class_names: names of the classes, in order.
 
     Raises:
-        UserError: an unknown setting or a value out of range; in use, an item with nothing, a feature that is not finite, a
-            label out of range, or a modality the model has not.
+        UserError: an unknown setting or a value out of range; in use, an item without modalities, a feature that is not
+            finite, a label out of range, or an unknown modality.
 
     Source: Tsai et al. 2019, Learning Factorized Multimodal Representations, arXiv 1806.06176. There each surrogate reads the
-        raw values of a fixed pair of modalities; here the features of any. MMD's bandwidth is not scaled by the dimension.
-        The independence of y and z_m that its model assumes has no term there: eta is ours, after Lopez et al. 2018, arXiv
-        1805.08672.
+        raw values of a fixed pair of modalities; here the features of any. The MMD bandwidth is not scaled by the dimension.
+        The term of eta is added here, after Lopez et al. 2018, arXiv 1805.08672: the paper assumes y and z_m independent
+        without a loss.
 
     >>> model = Factorized({"a": {"kind": "vector", "shape": [3]}, "b": {"kind": "vector", "shape": [5]}}, classes=2)
     >>> batch = Batch({"a": torch.zeros(4, 3), "label": torch.tensor([0, 1, 0, 1])})
@@ -148,7 +148,8 @@ class Factorized(Model):
 
         self.label_encoders = nn.ModuleDict({name: encoder_of(name, m) for name, m in self.modalities.items()})
         self.private_encoders = nn.ModuleDict({name: encoder_of(name, self.modalities[name]) for name in self.private})
-        self.sizes = sizes = {name: encoder.dim for name, encoder in self.label_encoders.items()}  # of the features
+        self.sizes: dict[str, Any] = {name: encoder.dim for name, encoder in self.label_encoders.items()}  # of the features
+        sizes = self.sizes
         self.fusion = MemoryFusion(list(sizes.values()), memory, hidden) if fusion == "memory" else None
         self.dropout = nn.Dropout(dropout)
         together = sum(sizes.values())
@@ -162,20 +163,20 @@ class Factorized(Model):
         self.decoders = nn.ModuleDict(
             {n: self._decoder(n, m, factor) for n, m in self.modalities.items() if without != "generative"}
         )
-        surrogates = len(self.modalities) > 1  # of a single modality nothing can be inferred
-        seen = together + len(sizes)  # features, and which are there
-        self.label_surrogate = multilayer_perceptron([seen, hidden, code]) if surrogates else None
+        surrogates = len(self.modalities) > 1  # a single modality leaves nothing to infer from
+        seen = together + len(sizes)  # features and presence mask
+        self.label_surrogate: Any = multilayer_perceptron([seen, hidden, code]) if surrogates else None
         self.private_surrogates = nn.ModuleDict(
             {n: multilayer_perceptron([seen, hidden, self.modalities[n].code]) for n in self.private if surrogates}
         )
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """The modalities it reads."""
+        """The modalities that it encodes."""
         return tuple(self.modalities)
 
     def losses(self, batch: Batch, phase: str = "train") -> Losses:
-        """The label's term, a reconstruction a modality, the prior's, and those of the surrogates."""
+        """The terms of the label, of each reconstruction, of the prior, and of the surrogates."""
         if not batch.having_any(*self.modalities).any():
             return self.zero_losses(*(f"reconstruction_{name}" for name in self.decoders), "label")
         seen = self.read(batch)
@@ -194,22 +195,22 @@ class Factorized(Model):
         if self.independence_weight and labels is not None and self.private:
             losses["independence"] = self.independence_weight * self._dependence(codes, seen, labels)
         if self.label_surrogate is not None and self.surrogate_weight:
-            terms = self._surrogate_losses(seen, codes, labels)
-            losses |= {f"surrogate_{name}": self.surrogate_weight * value for name, value in terms.items()}
+            lost = self._surrogate_losses(seen, codes, labels)
+            losses |= {f"surrogate_{name}": self.surrogate_weight * value for name, value in lost.items()}
         return losses
 
     def encode(self, batch: Batch) -> Joint:
-        """The factors as points, "label" f_y (..., k) and, by modality, f_m (..., k_m), those of missing modalities too.
+        """The factors as points: "label" f_y (..., k) and, by modality, f_m (..., k_m), even of missing modalities.
 
-        Each is from its encoder or, with modalities missing, from its surrogate.
+        With modalities missing, the surrogates replace the encoders.
         """
         return Joint({name: Delta(factor) for name, factor in self._factors(self.codes(self.read(batch))).items()})
 
     def decode(self, factors: Mapping[str, Tensor], to: str) -> Distribution:
-        """p(to | f_y, f_to), or p(label | f_y): batch shape (...) of the factors; with noise s, of to / sqrt(1 + s^2).
+        """p(to | f_y, f_to), or p(label | f_y): batch shape (...) of the factors; with noise s, p of to / sqrt(1 + s^2).
 
         Args:
-            factors: the points of `encode`, ``encode(batch).mean``: "label" and, unless it is what is made, ``to``.
+            factors: points of `encode`, ``encode(batch).mean``: "label" and, for a modality, ``to``.
             to: a modality, or "label".
         """
         if to == "label":
@@ -220,7 +221,7 @@ class Factorized(Model):
         return self.decoders[to](torch.cat([factors["label"], *([factors[to]] if self.private else [])], -1))
 
     def predict(self, batch: Batch) -> Distribution:
-        """p(label | f_y) from whatever is present: batch shape (b,), or (b, t) where each position has a label."""
+        """p(label | f_y) from the modalities present: batch shape (b,), or (b, t) with a label per position."""
         return self.decode(self.encode(batch).mean, "label")
 
     @torch.no_grad()
@@ -228,18 +229,18 @@ class Factorized(Model):
         self, given: Batch, to: str, n: int = 1, generator: torch.Generator | None = None, swap: str = "none",
         private: str = "inferred",
     ) -> Tensor:  # fmt: skip
-        """``n`` of ``to`` for each item: the means of p(to | f_y, f_to); texts and labels are drawn from it.
+        """``n`` values of ``to`` per item: means of p(to | f_y, f_to); texts and labels are drawn from it.
 
         Args:
             given: any of the modalities.
             to: a modality, or "label".
-            n: how many an item; they differ where something is drawn.
-            generator: makes draws reproducible.
-            swap: "label" takes f_y from the next item of ``given`` (the last's from the first), "private" f_to.
-            private: "inferred" from what is given, or drawn from its "prior".
+            n: values per item; they differ only where something is drawn.
+            generator: makes the draws reproducible.
+            swap: "label" takes f_y from the next item of ``given`` (for the last, the first), "private" f_to.
+            private: "inferred" from the given modalities, or drawn from the "prior".
 
         Returns:
-            (b * n, ...), those of one item together.
+            (b * n, ...), grouped by item.
 
         Raises:
             UserError: an unknown ``to`` or option.
@@ -279,14 +280,14 @@ class Factorized(Model):
         for absent in [p.name for p in parameters[2:] if p.default is p.empty and p.name not in modality.decoder]:
             got, fix = sorted(modality.decoder), f"add modalities.{name}.decoder.{absent}"
             raise UserError(f"modalities.{name}.decoder", got=got, expected=f"its {absent}", fix=fix)
-        built = decoder(*values, **modality.decoder)
+        built: Any = decoder(*values, **modality.decoder)
         if modality.noise and built.likelihood.family.support is not constraints.real:
             expected, fix = f"0 for {built.likelihood.family.name}", "take the likelihood normal or laplace, or no noise"
             raise UserError(f"modalities.{name}.noise", got=modality.noise, expected=expected, fix=fix)
         return built
 
     def read(self, batch: Batch) -> Seen:
-        """Encode each modality once for each kind of factor; what an item lacks is zero before and after."""
+        """Encode each modality once per kind of factor; missing values and their features are zero."""
         for name in batch.values:
             check_one_of("modality", name, ["label", *self.modalities])
         values, masks, present = {}, {}, {}
@@ -299,7 +300,7 @@ class Factorized(Model):
                     mask = batch.masks[name] & there[:, None]
                 elif self.modalities[name].kind == "text":
                     mask = until_stop(x, self.modalities[name].decoder.get("stop")) & there[:, None]
-                else:  # all of it is real
+                else:  # no padding
                     mask = there[:, None].expand(x.shape[:2])
                 there = mask if self.per_position else there
             if not there.any():
@@ -309,7 +310,8 @@ class Factorized(Model):
             values[name] = x = torch.where(there.reshape(*there.shape, *[1] * (x.ndim - there.ndim)), x, 0)
             present[name] = there
             kind, shape = self.modalities[name].kind, self.modalities[name].shape
-            check_values(name, x, kind, shape, self.decoders[name].likelihood if name in self.decoders else None)
+            likelihood: Any = self.decoders[name].likelihood if name in self.decoders else None
+            check_values(name, x, kind, shape, likelihood)
         aligned = present if self.fusion is None else masks
         lengths = {name: tuple(where.shape) for name, where in aligned.items()}
         if len(set(lengths.values())) > 1:
@@ -332,9 +334,9 @@ class Factorized(Model):
             memory = memory if self.per_position else memory[:, -1]
         if self.fusion is not None and not self.per_position:
             steps = {n: x.sum(1) / masks[n].sum(1, keepdim=True).clamp(min=1) for n, x in steps.items()}  # (b, d)
-        private = {n: self._features(self.private_encoders[n], n, x, masks) for n, x in values.items() if self.private}
+        own = {n: self._features(self.private_encoders[n], n, x, masks) for n, x in values.items() if self.private}
         label = [self.dropout(self._known(steps, name, there)) for name, there in present.items()]  # (..., d) each
-        private = [self._known(private, name, present[name]) for name in self.private]
+        private = [self._known(own, name, present[name]) for name in self.private]
         return Seen(values, masks, present, label, private, memory)
 
     def _noisy(self, name: str, x: Tensor) -> Tensor:
@@ -348,10 +350,10 @@ class Factorized(Model):
         """Features (..., d), exactly zero where ``there`` (...) is False."""
         if name in found:
             return torch.where(there[..., None], found[name], 0.0)
-        return self.label_head[0].weight.new_zeros(*there.shape, self.sizes[name])
+        return next(self.label_head.parameters()).new_zeros(*there.shape, self.sizes[name])
 
-    def _features(self, encoder: nn.Module, name: str, x: Tensor, masks: dict[str, Tensor]) -> Tensor:
-        """(b, ...) -> (b, d); (b, t, d) where each position has codes of its own."""
+    def _features(self, encoder: Any, name: str, x: Tensor, masks: dict[str, Tensor]) -> Tensor:
+        """(b, ...) -> (b, d), or (b, t, d) with codes per position."""
         if name not in masks:
             return encoder(x)
         if self.per_position or (self.fusion is not None and encoder is self.label_encoders[name]):
@@ -359,7 +361,7 @@ class Factorized(Model):
         return encoder(x, masks[name])
 
     def codes(self, seen: Seen) -> dict[str, Tensor]:
-        """z_y, under "label", and z_m of every modality, (..., k): by the encoders or, for what they lack, by surrogates."""
+        """z_y, under "label", and z_m of every modality, (..., k), from the encoders or, with inputs missing, surrogates."""
         everyone, codes = seen.all, {}  # (m, ...)
         complete = everyone.all(0)  # (...)
         if len(seen.values) == len(self.modalities):
@@ -380,13 +382,13 @@ class Factorized(Model):
         return {"label": self.label_factor(codes["label"]), **private}
 
     def _reconstruction(self, factors: dict[str, Tensor], name: str, seen: Seen, rows: Tensor) -> Tensor:
-        """-w_m log p(x_m | f_y, f_m), summed over ``rows`` (...), over all that has any modality."""
+        """-w_m log p(x_m | f_y, f_m), summed over ``rows`` (...), divided by the number of places with any modality."""
         mask = (seen.masks[name],) if name in seen.masks and not self.per_position else ()
         log_prob = self.decode(factors, name).log_prob(seen.values[name], *mask)  # (...)
         return -self.modalities[name].weight * masked_mean(log_prob, rows, seen.real)
 
     def _dependence(self, codes: dict[str, Tensor], seen: Seen, labels: tuple[Tensor, Tensor]) -> Tensor:
-        """sum_m D(z_m, y), over what has modality m and a label."""
+        """sum_m D(z_m, y), over items or positions with modality m and a label."""
         y = F.one_hot(labels[0], self.classes) if self.classes else labels[0][..., None]  # (..., classes or 1)
         total = y.new_zeros((), dtype=torch.float32)
         for name in self.private:
@@ -398,13 +400,13 @@ class Factorized(Model):
     def _surrogate_losses(
         self, seen: Seen, codes: dict[str, Tensor], labels: tuple[Tensor, Tensor] | None
     ) -> dict[str, Tensor]:
-        """What the codes that surrogates infer miss of those of everything present, and how well they decode."""
+        """Losses of the surrogates: error of the inferred codes, and -log p of the label and modalities decoded from them."""
         m, everyone = len(self.modalities), seen.all  # (m, ...)
         patterns = subsets(m, everyone.device)[:-1].T.reshape(
             m, -1, *[1] * (everyone.ndim - 1)
-        )  # (m, s, ...): all but the whole
+        )  # (m, s, ...): all proper subsets
         kept = patterns & everyone[:, None]
-        valid = kept.any(0) & (kept != everyone[:, None]).any(0)  # (s, ...) something is left, something was taken
+        valid = kept.any(0) & (kept != everyone[:, None]).any(0)  # (s, ...) something is present, something was left out
         inferred = {"label": self.label_surrogate(known(seen.label, kept))}  # (s, ..., k)
         error = (inferred["label"] - codes["label"].detach()).square().sum(-1)  # (s, ...)
         for i, name in enumerate(self.private):
@@ -417,13 +419,13 @@ class Factorized(Model):
             terms["label"] = -masked_mean(log_prob, valid & labels[1])
         for i, name in enumerate(self.modalities):
             if name in self.decoders and name in seen.values:
-                row = 2**m - 2 - 2**i  # of the pattern that lacks this modality alone: `subsets` counts in binary, from 1
+                row = 2**m - 2 - 2**i  # the pattern that lacks this modality alone: `subsets` counts in binary, from 1
                 factors = self._factors({**codes, **{k: z[row] for k, z in inferred.items()}})
                 terms[f"reconstruction_{name}"] = self._reconstruction(factors, name, seen, everyone[i] & kept[:, row].any(0))
         return terms
 
     def _labels(self, batch: Batch, seen: Seen) -> tuple[Tensor, Tensor] | None:
-        """The labels with 0 where there is none, and who has one, both (...); None if nobody has."""
+        """The labels, 0 where missing, and their presence mask, both (...); None if all are missing."""
         there = batch.having("label")
         if not there.any():
             return None

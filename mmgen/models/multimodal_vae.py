@@ -1,7 +1,7 @@
-"""Multimodal VAEs: any set of modalities is encoded to one latent z, and each is decoded from it: MVAE, MMVAE, MoPoE, MVTCAE.
+"""Multimodal VAEs, which encode any set of modalities to one latent z and decode each from it: MVAE, MMVAE, MoPoE, MVTCAE.
 
-p(x_1, ..., x_M, z) = p(z) prod_i p(x_i | z). The objectives differ in how the posteriors q(z | x_i) of the modalities
-present become one, and in which bounds are summed. Each modality is encoded once a step, whatever the number of subsets.
+p(x_1, ..., x_M, z) = p(z) prod_i p(x_i | z). The objectives differ in how they fuse the posteriors q(z | x_i) of the
+modalities present, and in the bounds they sum. Each modality is encoded once a step, whatever the number of subsets.
 """
 
 import math
@@ -35,21 +35,21 @@ OBJECTIVES = ("mvae", "mmvae", "mopoe", "mvtcae")
 
 
 class MultimodalVAE(Model):
-    """One latent space for any set of modalities.
+    """A VAE with one latent space for any set of modalities.
 
-    Let q_S be the product of the posteriors q_i of the modalities in S, X what an item has, M the number of modalities of the
-    model, and ``R(q) = E_q[sum_{i in X} w_i log p(x_i | z)]``. The loss is minus
+    Let q_S be the product of the posteriors q_i of the modalities in S, X the modalities of an item, M the number of
+    modalities of the model, and ``R(q) = E_q[sum_{i in X} w_i log p(x_i | z)]``. The loss is the negative of
 
-    - "mvae": ``E(X) + sum_i E({i})`` and E(S) of ``random_subsets`` subsets S of two or more, drawn anew each step, where
-      ``E(S) = E_{q_S}[sum_{i in S} w_i log p(x_i | z)] - beta KL(q_S || p)`` and p is one of the factors of q_S.
+    - "mvae": ``E(X) + sum_i E({i})`` plus E(S) of ``random_subsets`` subsets S of two or more, redrawn each step, where
+      ``E(S) = E_{q_S}[sum_{i in S} w_i log p(x_i | z)] - beta KL(q_S || p)`` and p is a factor of q_S.
     - "mmvae": with q the mean of the q_i, the mean over i of ``E_{z_1..z_K ~ q_i}[log 1/K sum_k r(z_k)]``, where
       ``r(z) = (p(z) / q(z))^beta prod_j p(x_j | z)^w_j`` and K = ``samples``; for K = 1 the ELBO, stratified over experts.
-    - "mopoe": ``R(q) - beta 1/n sum_S KL(q_S || p)``, q the mean of q_S over the n subsets S of X; each item's z comes from
-      one subset, drawn at random.
+    - "mopoe": ``R(q) - beta 1/n sum_S KL(q_S || p)``, q the mean of q_S over the n subsets S of X; the z of an item is
+      drawn from one random subset.
     - "mvtcae": ``(M - alpha)/M R(q) - beta ((1 - alpha) KL(q || p) + alpha/M sum_i KL(q || q_i))`` with q = q_X.
 
-    A modality that an item lacks is neither encoded nor scored, and gets a gradient of exactly zero. Subsets that an item has
-    nothing of add 0 to its loss; the loss is the mean over all items.
+    A missing modality is neither encoded nor scored, and gets a gradient of exactly zero. Subsets of which an item has no
+    modality add 0 to its loss; the loss is the mean over all items.
 
     Args:
         modalities: name in a batch -> ``kind`` (a key of `KINDS`), ``shape`` of one value (such as image (c, h, w), text
@@ -58,22 +58,22 @@ class MultimodalVAE(Model):
         latent_dim: size k of z.
         objective: "mvae", "mmvae", "mopoe" or "mvtcae".
         beta: weight of the KL terms, 0 or above.
-        random_subsets: of "mvae", at most as many as there are subsets of 2 to M - 1 modalities.
-        samples: K of "mmvae".
-        alpha: of "mvtcae", from 0 to 1.
-        rescale: without a ``weight``, w_i is the largest dimension over that of i (of a text its length) and not 1.
-        prior: "standard", "mixture", "aggregate" or "flow", see `mmgen.latents.spaces.make_prior`; "mvae" trains by the
-            standard one, so it has that or "aggregate", which is made by `fit_prior` after training. A learned prior is what
-            makes draws from nothing agree: under N(0, 1) they fall between the clusters of the posteriors too.
-        prior_settings: its options.
+        random_subsets: for "mvae", at most the number of subsets of 2 to M - 1 modalities.
+        samples: K, for "mmvae".
+        alpha: for "mvtcae", from 0 to 1.
+        rescale: default w_i is the largest dimension over that of modality i (for a text, its length) instead of 1.
+        prior: "standard", "mixture", "aggregate" or "flow", see `mmgen.latents.spaces.make_prior`. "mvae" trains with
+            the standard prior, so it allows only that and "aggregate", which `fit_prior` fits after training. A learned prior
+            makes unconditional modalities agree: draws from N(0, 1) may fall between the clusters of the posteriors.
+        prior_settings: options of the prior.
 
     Raises:
-        UserError: an unknown name, or a value out of range; in use, a modality the model has not, an item with nothing, values
-            that are not finite, of another shape, or that their likelihood gives no probability.
+        UserError: an unknown name, or a value out of range; in use, an unknown modality, an item without any, or values that
+            are not finite, of another shape, or outside the support of their likelihood.
 
-    Source: Wu and Goodman 2018, MVAE, arXiv 1802.05335; Shi et al. 2019, MMVAE, arXiv 1911.03393, with Gaussians for its
-        Laplace distributions, a fixed prior, and without DReG's gradient; Sutter et al. 2021, MoPoE, arXiv 2105.02470, without
-        the prior that its code adds to the product of all; Hwang et al. 2021, MVTCAE. w_i as in Javaloy et al. 2022.
+    Source: Wu and Goodman 2018, MVAE, arXiv 1802.05335; Shi et al. 2019, MMVAE, arXiv 1911.03393, with Gaussians instead of
+        Laplace distributions, a fixed prior, and without the DReG gradient; Sutter et al. 2021, MoPoE, arXiv 2105.02470,
+        without the prior that its code adds to the product of all; Hwang et al. 2021, MVTCAE. w_i as in Javaloy et al. 2022.
 
     >>> image = {"kind": "image", "shape": [1, 8, 8], "encoder": {"width": 4}, "decoder": {"width": 4}}
     >>> model = MultimodalVAE({"image": image, "vector": {"kind": "vector", "shape": [6]}}, latent_dim=2)
@@ -117,8 +117,8 @@ class MultimodalVAE(Model):
         self.encoders, self.heads, self.decoders = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
         for name, values in self.modalities.items():
             kind, shape = values["kind"], values["shape"]
-            self.encoders[name] = build_encoder(kind, shape, values.get("encoder") or {})
-            self.heads[name] = GaussianHead(self.encoders[name].dim, latent_dim)
+            self.encoders[name] = encoder = build_encoder(kind, shape, values.get("encoder") or {})
+            self.heads[name] = GaussianHead(encoder.dim, latent_dim)
             self.decoders[name] = build_decoder(kind, latent_dim, shape, values.get("decoder") or {})
         if objective == "mvae" and prior not in ("standard", "aggregate"):
             expected = "standard, one of the factors of mvae's product, or aggregate"
@@ -127,13 +127,13 @@ class MultimodalVAE(Model):
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """The modalities it reads and makes."""
+        """The modalities that it encodes and decodes."""
         return tuple(self.modalities)
 
     def losses(self, batch: Batch, phase: str = "train") -> Losses:
-        """The objective's terms: a reconstruction for each modality of the model, 0 where no item has it, and the KL.
+        """The terms of the objective: a reconstruction for each modality, 0 where no item has it, and the KL.
 
-        MMVAE has one term, minus its bound.
+        MMVAE has one term, its negative bound.
         """
         if not batch.having_any(*self.modalities).any():
             mmvae = self.objective == "mmvae"
@@ -143,7 +143,7 @@ class MultimodalVAE(Model):
         return objective(batch, *self._experts(batch))
 
     def encode(self, batch: Batch) -> Distribution:
-        """q(z | x) given whatever each item has, batch shape (b,): a product for MVAE and MVTCAE, else a mixture."""
+        """q(z | x) given the modalities of each item, batch shape (b,): a product for MVAE and MVTCAE, else a mixture."""
         experts, present = self._experts(self._checked(batch))
         if self.objective == "mmvae":
             return mixture_of_experts(experts, present)
@@ -159,21 +159,21 @@ class MultimodalVAE(Model):
     def generate(
         self, given: Batch, to: str, n: int = 1, generator: torch.Generator | None = None, temperature: float = 0.0
     ) -> Tensor | dict[str, Tensor]:
-        """``n`` draws of z an item, from its posterior or, where it has nothing, the prior, each decoded to all that is asked.
+        """``n`` draws of z per item, from its posterior or, without any modality, from the prior, decoded to ``to``.
 
         Args:
-            given: what each item has.
+            given: the modalities of each item.
             to: a modality, or several joined by commas, all from the same z.
-            n: draws an item.
+            n: draws per item.
             generator: makes them reproducible.
-            temperature: of a text's tokens; 0 takes the likeliest, 1 draws from p(text | z).
+            temperature: sampling temperature of text tokens; 0 takes the likeliest, 1 draws from p(text | z).
 
         Returns:
-            The mean of p(to | z), of a text its token ids: (b * n, *shape), those of one item together; for several modalities
-            a dict of them by name.
+            The mean of p(to | z), or token ids for a text: (b * n, *shape), grouped by item; for several modalities a dict by
+            name.
 
         Raises:
-            UserError: a name the model has not, or ``n`` below 1.
+            UserError: an unknown modality, or ``n`` below 1.
         """
         names = [name.strip() for name in to.split(",")]
         for name in names:
@@ -191,21 +191,21 @@ class MultimodalVAE(Model):
 
     @torch.no_grad()
     def log_likelihood(self, batch: Batch, samples: int = 1) -> Tensor:
-        """A lower bound on log p of all that each item has: the importance-weighted one of ``samples`` draws from `encode`.
+        """The importance-weighted lower bound on log p of all modalities of each item, by ``samples`` draws from `encode`.
 
         Returns:
-            (b,) in nats, without weights and without gradient.
+            (b,) in nats, unweighted and without gradient.
         """
         batch, q, prior = self._checked(batch), self.encode(batch), self.prior()
-        # few draws at once: a decoder's maps of many pictures leave the cache, which costs more than it saves
+        # in small chunks: decoder maps of many pictures overflow the cache, which costs more than it saves
         return importance_bound(q, lambda z: sum(self._log_probs(batch, z).values()) + prior.log_prob(z), samples, chunk=128)
 
     @torch.no_grad()
     def fit_prior(self, batches: Iterable[Batch], generator: torch.Generator | None = None) -> None:
-        """Fit the prior "aggregate" to a draw an item from the product of the posteriors of all that it has.
+        """Fit the prior "aggregate" to one draw per item from the product of its posteriors.
 
         Args:
-            batches: of training items.
+            batches: batches of training items.
             generator: makes the draws reproducible.
 
         Raises:
@@ -224,7 +224,7 @@ class MultimodalVAE(Model):
         rows = {name: members[:, i].nonzero().squeeze(1).to(present.device) for i, name in enumerate(batch.values)}
         q = product_of_experts(experts, members[:, :, None].to(present.device) & present)  # batch shape (s, b)
         z = rsample(q)  # (s, b, k)
-        # every subset that holds a modality is decoded at once
+        # all subsets with a modality are decoded together
         terms = {name: self._log_prob(batch, name, z[rows[name]]).sum(0) for name in batch.values}  # (b,) each
         return self._terms(terms, kl(q, self.prior()).sum(0))
 
@@ -234,7 +234,7 @@ class MultimodalVAE(Model):
         scored = sum(self.weights[name] * log_p for name, log_p in self._log_probs(batch, z).items())  # (K, m, b)
         ratios = scored + self.beta * (self.prior().log_prob(z) - q.log_prob(z))
         bounds = ratios.logsumexp(0) - math.log(self.samples)  # (m, b)
-        # a missing expert's draws are of weight 0, and finite
+        # draws of a missing expert are finite, with weight 0
         return Losses(bound=-(q.mixture_distribution.probs.T * bounds).sum(0).mean())
 
     def _mopoe(self, batch: Batch, experts: Independent, present: Tensor) -> Losses:
@@ -249,13 +249,13 @@ class MultimodalVAE(Model):
         return self._terms(terms, (1 - self.alpha) * kl(q, self.prior()) + self.alpha / m * conditional)
 
     def _terms(self, log_probs: dict[str, Tensor], divergence: Tensor) -> Losses:
-        """The loss of log p(x_i | z) and a KL, (b,) each; the same names whatever the batch lacks."""
+        """The loss from log p(x_i | z) and a KL, (b,) each, with the same term names for any missing modalities."""
         zero = divergence.new_zeros(1)
         terms = {f"reconstruction_{n}": -w * log_probs.get(n, zero).mean() for n, w in self.weights.items()}
         return Losses(**terms, kl=self.beta * divergence.mean())
 
     def step_subsets(self) -> list[tuple[str, ...]]:
-        """The subsets of a step of MVAE: all modalities, each alone, and those drawn."""
+        """The subsets of one step of MVAE: all modalities, each alone, and random ones."""
         names = list(self.modalities)
         chosen = [tuple(names), *((name,) for name in names)] if len(names) > 1 else [tuple(names)]
         if self.random_subsets:
@@ -266,7 +266,7 @@ class MultimodalVAE(Model):
         return chosen
 
     def _experts(self, batch: Batch) -> tuple[Independent, Tensor]:
-        """Each modality encoded once: q(z | x_i) of batch shape (m, b), and who has which, (m, b)."""
+        """Each modality encoded once: q(z | x_i) with batch shape (m, b), and the presence mask (m, b)."""
         posteriors = []
         for name, x in batch.values.items():
             mask = (batch.masks[name],) if name in batch.masks else ()
@@ -279,7 +279,7 @@ class MultimodalVAE(Model):
 
     def _log_prob(self, batch: Batch, name: str, z: Tensor) -> Tensor:
         x = batch[name]
-        if name in self.sequences:  # its decoder takes one dimension of items
+        if name in self.sequences:  # text decoders take one batch dimension
             draws = z.shape[:-2]
             ids, mask = (v.expand(*draws, *v.shape).flatten(0, -2) for v in (x, batch.masks[name]))  # (n b, t)
             log_p = self.decoders[name](z.flatten(0, -2)).log_prob(ids, mask).reshape(z.shape[:-1])
@@ -305,21 +305,22 @@ class MultimodalVAE(Model):
         values, masks = {}, {}
         for name in names:
             here, x = present[name], batch[name]
+            decoder: Any = self.decoders[name]
             if name in self.sequences:
-                real = batch.masks[name] if name in batch.masks else until_stop(x, self.decoders[name].stop)
+                real = batch.masks[name] if name in batch.masks else until_stop(x, decoder.stop)
                 masks[name] = real & here[:, None]  # (b, t)
                 x = torch.where(masks[name], x, 0)
             values[name] = torch.where(here.reshape(-1, *[1] * (x.dim() - 1)), x, torch.zeros_like(x))
             own = self.modalities[name]
-            check_values(name, values[name], own["kind"], own["shape"], self.decoders[name].likelihood)
+            check_values(name, values[name], own["kind"], own["shape"], decoder.likelihood)
         return Batch(values, masks, present)
 
 
 def check_modality(name: str, values: dict[str, Any]) -> dict[str, Any]:
-    """Return what a config says of one modality, if it can be used.
+    """Return the settings of one modality if they are valid.
 
     Raises:
-        UserError: an unknown key or kind, a shape or weight that does not fit, or a text without ``stop``.
+        UserError: an unknown key or kind, an invalid shape or weight, or a text without ``stop``.
     """
     check_name(name)
     for key in values:
@@ -339,7 +340,7 @@ def check_modality(name: str, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def likelihood_weights(modalities: dict[str, dict[str, Any]], rescale: bool) -> dict[str, float]:
-    """w_i of each modality: its own ``weight``; else, rescaled, the largest dimension over its own; else 1.
+    """w_i of each modality: its ``weight``; otherwise the largest dimension over its own with ``rescale``, else 1.
 
     >>> likelihood_weights({"a": {"kind": "vector", "shape": [8]}, "b": {"kind": "vector", "shape": [2]}}, rescale=True)
     {'a': 1.0, 'b': 4.0}

@@ -1,4 +1,4 @@
-"""A small captioner trained from scratch, p(text | picture): what tells whether a picture says what it was asked to."""
+"""Small captioner trained from scratch, p(text | picture), which scores generated pictures by their prompt."""
 
 import inspect
 from collections.abc import Sequence
@@ -20,26 +20,26 @@ from mmgen.ranges import AtLeast, Share, checked
 class Redescriber(Model):
     """p(text | x) = prod_i p(text_i | text_<i, f(x)): the features of a picture are the prefix of a causal transformer.
 
-    In training the pictures are moved by a few pixels and carry noise, see `disturbed`. So its gradient with respect to a
-    picture, which `mmgen.models.mirror_gan.MirrorGAN` follows, points along what a drawing shows, where that of a captioner
-    of clean pictures points along textures that only it can see. Items without the picture or the text count nowhere.
+    Training pictures are shifted by a few pixels and noisy, see `disturbed`. The gradient with respect to a picture, which
+    `mmgen.models.mirror_gan.MirrorGAN` follows, then changes visible content; that of a captioner of clean pictures changes
+    textures that no other network sees. Items without picture or text are ignored.
 
     Args:
-        shape: (c, h, w) of a picture, in units of -1 (black) to 1 (white).
+        shape: (c, h, w) of a picture, values from -1 (black) to 1 (white).
         vocabulary: number of tokens.
         length: longest text in tokens, ``stop`` included.
         stop: token that ends a text, the tokenizer's EOS.
-        noise: standard deviation of what is added to pictures in training.
-        shift: share of a side by which they are moved at most in training, see `shifted`.
+        noise: standard deviation of the noise added in training.
+        shift: largest shift in training as a share of the side, see `shifted`.
         encoder: settings of `ConvEncoder`.
         decoder: settings of `TextDecoder`.
 
     Raises:
-        UserError: a number out of its range or an unknown setting; in use, no item with both, a text that is empty or longer,
+        UserError: a number out of its range or an unknown setting; in use, no item with both, an empty or too long text,
             or values that are no pictures or tokens.
 
-    Source: Qiao et al. 2019, MirrorGAN, arXiv 1903.05854, section 3.3 (STREAM), with a small convolution network of our own
-        for one pretrained on photographs, and a transformer for the LSTM.
+    Source: Qiao et al. 2019, MirrorGAN, arXiv 1903.05854, section 3.3 (STREAM), with a small convolutional network instead
+        of one pretrained on photographs, and a transformer instead of the LSTM.
 
     >>> model = Redescriber((1, 8, 8), vocabulary=9, length=5, encoder={"width": 4, "dim": 8}, decoder={"dim": 8, "heads": 2})
     >>> model.describe(torch.zeros(2, 1, 8, 8)).log_prob(torch.tensor([[5, 2], [7, 2]])).shape
@@ -70,12 +70,12 @@ class Redescriber(Model):
                 check_one_of(f"{what}.{key}", key, known)
         self.shape, self.vocabulary, self.length = tuple(shape), vocabulary, length
         self.noise, self.shift = noise, shift
-        self.encoder = ConvEncoder(self.shape, **(encoder or {}))
+        self.encoder = ConvEncoder(self.shape, **(encoder or {}))  # type: ignore[arg-type]
         self.decoder = TextDecoder(self.encoder.dim, vocabulary, length, stop, **(decoder or {}))
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """The modality it reads."""
+        """The modality that it describes."""
         return ("image",)
 
     def describe(self, images: Tensor) -> AutoregressiveCategorical:
@@ -83,7 +83,7 @@ class Redescriber(Model):
         return self.decoder(self.encoder(images))
 
     def losses(self, batch: Batch, phase: str = "train") -> Losses:
-        """``-log p(text | x)``: summed over tokens, mean over the items that have both."""
+        """``-log p(text | x)``, summed over tokens, averaged over the items with both."""
         check_one_of("phase", phase, self.phases)
         if not batch.having("image", "text").any():
             return self.zero_losses("caption")
@@ -92,15 +92,15 @@ class Redescriber(Model):
         return Losses(caption=-self.describe(x).log_prob(ids, mask).mean())
 
     def disturbed(self, images: Tensor) -> Tensor:
-        """Pictures (b, c, h, w) moved, see `shifted`, and with Gaussian noise.
+        """Pictures (b, c, h, w), `shifted` and with Gaussian noise.
 
-        Source: Cohen et al. 2019, arXiv 1902.02918, randomised smoothing; Kaur et al. 2019, arXiv 1910.08640, on the gradients
-            of what is trained so.
+        Source: Cohen et al. 2019, arXiv 1902.02918, randomised smoothing; Kaur et al. 2019, arXiv 1910.08640, on its
+            gradients.
         """
         return shifted(images, self.shift) + self.noise * torch.randn_like(images)
 
     def log_likelihood(self, batch: Batch, samples: int = 1) -> Tensor:
-        """log p(text | x), exact, (b,); 0 for items that lack either."""
+        """Exact log p(text | x), (b,); 0 for items without both."""
         x, ids, mask, there = observed(batch, self.shape, self.vocabulary, self.length)
         return placed(self.describe(x).log_prob(ids, mask), there)
 
@@ -114,7 +114,7 @@ class Redescriber(Model):
         temperature: float = 1.0,
         top_p: float = 1.0,
     ) -> Tensor:
-        """``n`` captions a picture, token ids (b * n, length), those of one picture together.
+        """``n`` captions per picture, token ids (b * n, length), grouped by picture.
 
         Raises:
             UserError: another ``to``, a number out of its range, or an item without a picture.
@@ -128,10 +128,10 @@ class Redescriber(Model):
 
 
 def observed(batch: Batch, shape: Sequence[int], vocabulary: int, length: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Pictures (b', c, h, w), ids and mask (b', t) of the items that have both, and their mask (b,); others are never read.
+    """Pictures (b', c, h, w), ids and mask (b', t) of the items with both, and their presence mask (b,).
 
     Raises:
-        UserError: there is none; a text that is empty or longer than ``length``; values that are no pictures or tokens.
+        UserError: no item has both; an empty or too long text; values that are no pictures or tokens.
     """
     there = batch.observed("image", "text")  # (b,)
     x = batch["image"][there]
@@ -140,10 +140,10 @@ def observed(batch: Batch, shape: Sequence[int], vocabulary: int, length: int) -
 
 
 def read_texts(batch: Batch, there: Tensor, vocabulary: int, length: int) -> tuple[Tensor, Tensor]:
-    """Ids and mask (b', t) of the texts of the items ``there`` (b,), t at most ``length``.
+    """Ids and mask (b', t) of the texts at the mask ``there`` (b,), t at most ``length``.
 
     Raises:
-        UserError: a text that is empty or longer than ``length``, or ids that are not in the vocabulary.
+        UserError: an empty or too long text, or ids outside the vocabulary.
     """
     ids, mask = batch["text"][there], batch.masks["text"][there]
     sizes = mask.sum(1)
@@ -154,14 +154,14 @@ def read_texts(batch: Batch, there: Tensor, vocabulary: int, length: int) -> tup
         if wrong.any():
             item = there.nonzero()[wrong.nonzero()[0, 0], 0].item()
             raise UserError(f"text of item {item}", got=f"{sizes[wrong][0].item()} tokens", expected=expected, fix=fix)
-    used = mask.any(0)  # columns that only others fill
+    used = mask.any(0)  # drop columns that only other items fill
     ids, mask = ids[:, used], mask[:, used]
     check_values("text", ids, "text", [vocabulary])
     return ids, mask
 
 
 def shifted(images: Tensor, share: float) -> Tensor:
-    """All pictures (b, c, h, w) moved by one random number of pixels each way, at most ``share`` of the side; edges repeat."""
+    """Pictures (b, c, h, w) shifted by one random offset, at most ``share`` of the side; edge pixels are repeated."""
     most = round(share * images.shape[-1])
     if most == 0:
         return images

@@ -25,7 +25,7 @@ from mmgen.ranges import AtLeast, checked
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an objective sees of one batch.
+    """Inputs of an objective for one batch.
 
     Args:
         reconstruction: -log p(x | z), mean over the batch, a scalar.
@@ -33,7 +33,7 @@ class Outcome:
         z: one draw from each, (b, k).
         prior: p(z).
         step: optimiser steps done.
-        logits: of the discriminator, z (b, k) -> (b, 2), its weights constant; FactorVAE's.
+        logits: discriminator of FactorVAE with constant weights, z (b, k) -> (b, 2).
     """
 
     reconstruction: Tensor
@@ -45,7 +45,7 @@ class Outcome:
 
     @property
     def kl(self) -> Tensor:
-        """KL(q(z | x) || p(z)), mean over the batch: closed form where there is one, else by one draw."""
+        """KL(q(z | x) || p(z)), mean over the batch: in closed form where known, else by one draw."""
         return kl(self.q, self.prior).mean()
 
 
@@ -71,8 +71,8 @@ def annealed(o: Outcome, *, gamma: float = 1000.0, capacity: float = 25.0, capac
 def beta_tc(o: Outcome, *, dataset_size: int, beta: float = 6.0, sampling: str = "stratified") -> Losses:
     """E[-log p(x | z)] + KL + (beta - 1) TC, TC estimated over the batch by `decompose_kl`.
 
-    Source: Chen et al. 2018, arXiv 1802.04942. As disentanglement_lib does, the two terms whose weight is 1 stay in the KL,
-    which has a closed form.
+    Source: Chen et al. 2018, arXiv 1802.04942. As in disentanglement_lib, the two terms of weight 1 stay in the KL, which has
+    a closed form.
     """
     tc = decompose_kl(o.z, o.q, o.prior, dataset_size, sampling).total_correlation
     return Losses(reconstruction=o.reconstruction, kl=o.kl, total_correlation=(beta - 1) * tc)
@@ -101,10 +101,10 @@ def dip_ii(o: Outcome, *, off_diagonal: float = 10.0, diagonal: float = 10.0) ->
 def wae_mmd(
     o: Outcome, *, weight: float = 1000.0, bandwidth: float | list[float] | None = None, unbiased: bool = True
 ) -> Losses:
-    """E[-log p(x | z)] + weight MMD^2(q(z), p(z)), between the draws of the batch and as many from the prior.
+    """E[-log p(x | z)] + weight MMD^2(q(z), p(z)), between the draws of the batch and as many draws from the prior.
 
-    Source: Tolstikhin et al. 2018, Wasserstein auto-encoders, arXiv 1711.01558, with a Gaussian in place of their
-    deterministic encoder and the kernel of `mmgen.latents.divergences.mmd` in place of the inverse multiquadratic.
+    Source: Tolstikhin et al. 2018, Wasserstein auto-encoders, arXiv 1711.01558; a Gaussian replaces their
+    deterministic encoder, and the kernel of `mmgen.latents.divergences.mmd` the inverse multiquadratic.
     """
     distance = mmd(o.z, rsample(o.prior, (len(o.z),)), bandwidth, unbiased)
     return Losses(reconstruction=o.reconstruction, mmd=weight * distance)
@@ -125,21 +125,22 @@ OBJECTIVES: dict[str, Callable[..., Losses]] = {
 class VAE(Model):
     """p(x) = E_p(z)[p(x | z)] of one modality x, with the posterior q(z | x) = N(mu(x), sigma(x)^2).
 
-    What is minimised is a function of `OBJECTIVES`. FactorVAE trains in two phases: "train", and "discriminator", whose
-    parameters are its own. Items without x count nowhere: a loss is the mean over the others.
+    A function of `OBJECTIVES` gives the loss. FactorVAE trains in two phases, "train" and "discriminator", with separate
+    parameters. Items without x are ignored: a loss is the mean over the others.
 
     Args:
         modality: name of x in a batch.
-        kind: key of `KINDS`, but no text.
-        shape: of one x, such as image (c, h, w), audio (mels, frames), vector (d,).
+        kind: key of `KINDS`, except "text".
+        shape: shape of one x, such as image (c, h, w), audio (mels, frames), vector (d,).
         latent_dim: size k of z.
         objective: key of `OBJECTIVES`.
-        settings: the keyword arguments of the objective's function, such as ``{"beta": 4.0}``.
+        settings: keyword arguments of the objective's function, such as ``{"beta": 4.0}``.
         prior: "standard", "mixture", "aggregate" (see `fit_prior`) or "flow", see `mmgen.latents.spaces.make_prior`.
-        prior_settings: its options.
+        prior_settings: options of the prior.
         encoder: settings of the kind's encoder, such as ``{"dim": 256}``.
         decoder: settings of the kind's decoder, such as ``{"likelihood": "bernoulli"}``.
-        discriminator: widths of the hidden layers of FactorVAE's; six of 1000 as published, with SiLU for leaky ReLU.
+        discriminator: widths of the hidden layers of FactorVAE's discriminator; by default six of 1000 as published, with SiLU
+            instead of leaky ReLU.
 
     Raises:
         UserError: an unknown name, a setting missing or out of range, a shape that does not fit the kind; in use, no item
@@ -184,7 +185,7 @@ class VAE(Model):
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """The modality it reads and makes."""
+        """The modality that it encodes and decodes."""
         return (self.modality,)
 
     def losses(self, batch: Batch, phase: str = "train") -> Losses:
@@ -205,13 +206,13 @@ class VAE(Model):
     def discriminator_loss(self, x: Tensor) -> Tensor:
         """-1/2 log D(z) - 1/2 log(1 - D(z')), z from one half of the batch, z' permuted from the other half.
 
-        The paper draws a second batch for z'; here the batch is split in two, so that as there no item is in both.
+        The paper draws a second batch for z'; here the batch is split in two, so that no item is in both either.
 
         Args:
-            x: (b, *shape), b of 4 or more; of an odd number the last item is left out.
+            x: (b, *shape), b at least 4; with an odd b, the last item is left out.
 
         Raises:
-            UserError: fewer items, whose halves have nothing to permute.
+            UserError: fewer items, so that a half has nothing to permute.
 
         Source: Kim and Mnih 2018, arXiv 1802.05983, algorithm 1. disentanglement_lib permutes the first batch itself.
         """
@@ -231,7 +232,7 @@ class VAE(Model):
         return self.head(self.encoder(x))
 
     def encode(self, batch: Batch) -> Independent:
-        """q(z | x), batch shape (b,); without meaning where x is missing."""
+        """q(z | x), batch shape (b,); undefined where x is missing."""
         return self.posterior(placed(*self._observed(batch)))
 
     def decode(self, z: Tensor, to: str) -> Distribution:
@@ -241,10 +242,10 @@ class VAE(Model):
 
     @torch.no_grad()
     def generate(self, given: Batch, to: str, n: int = 1, generator: torch.Generator | None = None) -> Tensor:
-        """The mean of p(x | z) at ``n`` draws of z an item: from q(z | x) where x is given, which reconstructs it, else p(z).
+        """The mean of p(x | z) at ``n`` draws of z per item: from q(z | x) where x is given (a reconstruction), else p(z).
 
         Returns:
-            (b * n, *shape), those of one item together.
+            (b * n, *shape), grouped by item.
 
         Raises:
             UserError: ``to`` is not the model's modality, or ``n`` below 1.
@@ -258,11 +259,11 @@ class VAE(Model):
 
     @torch.no_grad()
     def traverse(self, batch: Batch, steps: int = 7, span: float = 2.0) -> Tensor:
-        """What each latent does: the mean of p(x | z) at the posterior mean, one latent moved from -span to span.
+        """Latent traversals: the mean of p(x | z) at the posterior mean with one latent moved from -span to span.
 
         Args:
             batch: items that have x.
-            steps: places along the way, 2 or more.
+            steps: values of each latent, 2 or more.
             span: in standard deviations of a standard prior, 0 or above.
 
         Returns:
@@ -272,15 +273,15 @@ class VAE(Model):
         check_at_least("span", span, 0)
         mean = self.encode(batch).mean  # (b, k)
         k = mean.shape[1]
-        places = torch.linspace(-span, span, steps, device=mean.device, dtype=mean.dtype)
+        values = torch.linspace(-span, span, steps, device=mean.device, dtype=mean.dtype)
         moved = torch.eye(k, dtype=torch.bool, device=mean.device)[:, None]  # (k, 1, k)
-        return self.decoder(torch.where(moved, places[:, None], mean[:, None, None])).mean  # z: (b, k, steps, k)
+        return self.decoder(torch.where(moved, values[:, None], mean[:, None, None])).mean  # z: (b, k, steps, k)
 
     @torch.no_grad()
     def elbo(self, batch: Batch, samples: int = 1) -> Tensor:
-        """E_q[log p(x | z)] - KL(q || p), a lower bound on log p(x), by ``samples`` draws in chunks.
+        """E_q[log p(x | z)] - KL(q || p), a lower bound on log p(x), estimated by ``samples`` draws in chunks.
 
-        The KL is exact for the standard prior and estimated by as many draws for the others.
+        The KL is exact for the standard prior and estimated by the same number of draws for the others.
 
         Returns:
             (b,) in nats; 0 for items that lack x.
@@ -295,7 +296,7 @@ class VAE(Model):
         return placed(total / samples, observed)
 
     def log_likelihood(self, batch: Batch, samples: int = 1) -> Tensor:
-        """A lower bound on log p(x): the importance-weighted one of ``samples`` draws, see `importance_bound`.
+        """The importance-weighted lower bound on log p(x) with ``samples`` draws, see `importance_bound`.
 
         Returns:
             (b,) in nats; 0 for items that lack x.
@@ -318,10 +319,10 @@ class VAE(Model):
         return functional_call(self.discriminator, constant, z)
 
     def _observed(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """x of the items that have it, (b', *shape), and their mask (b,); what others hold in its place is never read.
+        """x of the items that have it, (b', *shape), and their mask (b,).
 
         Raises:
-            UserError: there is none, or an x of another shape, not finite, or without probability under the likelihood.
+            UserError: no item has x, or an x has another shape, is not finite, or is outside the support of the likelihood.
         """
         observed = batch.observed(self.modality)
         x = batch[self.modality][observed]
@@ -333,7 +334,7 @@ def check_settings(objective: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Return ``settings`` if they are those of ``objective``.
 
     Raises:
-        UserError: an unknown objective or setting, one missing, or a number of another type or out of range.
+        UserError: an unknown or missing setting, an unknown objective, or a number of the wrong type or out of range.
     """
     function = OBJECTIVES[check_one_of("objective", objective, OBJECTIVES)]
     known = {name: p for name, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY}
@@ -345,7 +346,7 @@ def check_settings(objective: str, settings: dict[str, Any]) -> dict[str, Any]:
         if kind in (int, float):
             if not isinstance(value, int if kind is int else int | float) or isinstance(value, bool):
                 raise UserError(what, got=repr(value), expected=f"a number ({kind.__name__})", fix=f"write {what}=2")
-            check_at_least(what, value, 1 if kind is int else 0)  # counts are of steps and items
+            check_at_least(what, value, 1 if kind is int else 0)  # integers count steps or items
             if value == math.inf:
                 raise UserError(what, got=value, expected="a finite number", fix=f"write {what}=2")
         elif kind is bool and not isinstance(value, bool):

@@ -63,7 +63,7 @@ def _key_lines(config: Any, path: str, seen: dict[type, str]) -> Iterator[str]:
 
 def _meanings(cls: type) -> dict[str, str]:
     """Field -> what ``Args:`` in the docstring of a dataclass, or of one that it extends, says of it."""
-    meanings = {}
+    meanings: dict[str, str] = {}
     for one in reversed(cls.__mro__):
         arguments = re.split(r"\n(?=\S)", inspect.cleandoc(one.__doc__ or "").partition("\nArgs:\n")[2])[0]
         for names, text in re.findall(r"^ {4}(\w+(?:, \w+)*): (.*(?:\n {5,}.*)*)", arguments, re.MULTILINE):

@@ -330,7 +330,8 @@ def _figures(table: Table) -> str:
 
 
 def _cards(samples: Sequence[Sample]) -> str:
-    parts, group = [], None
+    parts: list[str] = []
+    group = None
     for sample in samples:
         if sample.group != group:
             parts.append("</section>" if parts else "")

@@ -18,7 +18,7 @@ from mmgen.training.recipe import Recipe, checked, kept_values, load_recipe
 RUN_KEYS = {"dtype"}  # config keys that say how a model is run, not what it is
 
 
-def open_run(folder: Path, overrides: list[str] = ()) -> tuple[Recipe, Any]:
+def open_run(folder: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Any]:
     """The recipe and the config that a run folder was made with.
 
     Args:

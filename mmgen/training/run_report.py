@@ -36,10 +36,13 @@ def write_reports(folder: Path, config: Any, prose: Path, runs: Sequence[Path] =
         UserError: ``card.md`` names a value that there is not.
     """
     table: dict[str, Mapping[str, Mapping[str, Figure]]] = {}
-    samples, texts, words = [], {}, {"task": TASK}
+    samples: list[Sample] = []
+    texts: dict[str, str] = {}
+    words = {"task": TASK}
+    runs = runs or [folder]
     for split, figures in read_json(folder / "metrics.json").items():
-        kept = [read_result(run, split) for run in runs or [folder]]
-        if None in kept:  # evaluated by an earlier version
+        kept = [one for run in runs if (one := read_result(run, split))]
+        if len(kept) < len(runs):  # evaluated by an earlier version
             table[split] = {"model": figures}
             continue
         table[split] = averaged([one.systems for one in kept])

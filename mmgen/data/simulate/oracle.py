@@ -9,7 +9,7 @@ from mmgen.data.simulate.scene import DEPTH
 try:
     import gymnasium
 
-    Wrapper = gymnasium.ObservationWrapper
+    Wrapper: Any = gymnasium.ObservationWrapper
 except ImportError:  # the module can be imported without the extra; there is no environment to wrap
     Wrapper = object
 

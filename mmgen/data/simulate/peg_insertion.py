@@ -12,7 +12,7 @@ from mmgen.errors import UserError, check_at_least, check_one_of
 try:
     import gymnasium
 
-    Environment = gymnasium.Env
+    Environment: Any = gymnasium.Env
 except ImportError:  # the module can be imported without the extra; an environment cannot be made
     Environment = object
 
@@ -105,18 +105,19 @@ class PegInsertion(Environment):
         self.data = self._mujoco.MjData(self.model)
         self._mujoco.mj_forward(self.model, self.data)
         self.camera = Camera(self.model, self.data, size) if vision else None  # without vision: made by `render`
+        self._image: np.ndarray | None = None
         self._hand, self._lamp = self.model.body("hand").id, self.model.light("lamp").id
         self._geoms = {name: self.model.geom(name).id for name in ("table", "peg")}
         self._blocks = [i for i in range(self.model.ngeom) if self.model.geom(i).name.startswith("block")]
         self._tare = np.array([0, 0, PEG_MASS * -self.model.opt.gravity[2], 0, 0, 0])
         spaces = gymnasium.spaces
-        pictures = {
+        pictures: dict[str, gymnasium.Space] = {
             "image": spaces.Box(0, 255, (size, size, 3), np.uint8),
             "depth": spaces.Box(0, np.inf, (size, size), np.float32),
         }
         parts = (pictures if vision else {}) | {
             "force": spaces.Box(-np.inf, np.inf, (READINGS, 6), np.float32),
-            "contact": spaces.Box(0, 1, (READINGS,), np.bool_),
+            "contact": spaces.Box(0, 1, (READINGS,), np.bool_),  # type: ignore[arg-type]
             "proprioception": spaces.Box(-np.inf, np.inf, (8,), np.float32),
         }
         if self.flow:
@@ -178,7 +179,7 @@ class PegInsertion(Environment):
         self._step, self._done = 0, False
         return self.set_state(pose, self._hole), self._info()
 
-    def set_state(self, pose: Any, hole: Any = None) -> dict:
+    def set_state(self, pose: Any, hole: Any = None) -> dict[str, np.ndarray]:
         """Put the end effector at rest at a pose and, if given, the hole elsewhere.
 
         Args:
@@ -189,16 +190,15 @@ class PegInsertion(Environment):
             The observation, whose forces, contacts and flow are 0.
 
         Raises:
-            UserError: a value has another shape or is not finite, or `reset` was not called.
+            UserError: an argument has another shape or is not finite, or `reset` was not called.
         """
         self._check_begun()
         fix = "give env.pose and env.hole for example"
         pose = _numbers("pose", pose, 4, "m, m, m, rad", fix)
         self._hole = self._hole if hole is None else _numbers("hole", hole, 3, "m, m, rad", fix)
-        self.data.qpos[:], self.data.qvel[:] = pose, 0
+        self._target, self.data.qpos[:], self.data.qvel[:] = pose, pose, 0
         self.data.mocap_quat[0] = [np.cos(self._hole[2] / 2), 0, 0, np.sin(self._hole[2] / 2)]
         self._place_block()
-        self._target = pose
         return self._observe(np.zeros((READINGS, 6), np.float32), np.zeros(READINGS, np.bool_))
 
     def step(self, action: Any) -> tuple[dict, float, bool, bool, dict]:
@@ -281,8 +281,8 @@ class PegInsertion(Environment):
                 _, _, force, proprioception = add_noise(*dark, force, proprioception, self._noise)
             return {"force": force, "contact": contact, "proprioception": proprioception}
         flow = np.zeros((self.size, self.size, 2), np.float32)
-        if self.flow and hand is not None:
-            flow = self._flow(hand, block)
+        if self.flow and self.camera and hand is not None and block is not None:
+            flow = self._flow(self.camera, hand, block)
         self._image, self._depth = image, depth = self._drawn()
         if self.disturbance == "occlusion":
             image, depth = occlude(image, depth, np.random.default_rng(self._panel))
@@ -294,23 +294,22 @@ class PegInsertion(Environment):
 
     def _drawn(self) -> tuple[np.ndarray, np.ndarray]:
         """Render the current picture (s, s, 3) uint8 and depth (s, s), m."""
-        if self.camera is None:
-            self.camera = Camera(self.model, self.data, self.size)
+        self.camera = self.camera or Camera(self.model, self.data, self.size)
         self._mujoco.mj_kinematics(self.model, self.data)
         self._mujoco.mj_camlight(self.model, self.data)
         return self.camera.render(self.data)
 
-    def _flow(self, hand: np.ndarray, block: np.ndarray) -> np.ndarray:
+    def _flow(self, camera: Camera, hand: np.ndarray, block: np.ndarray) -> np.ndarray:
         """The flow from the previous picture, whose depth identifies each pixel: only the hand is higher than the block."""
-        height = self.camera.heights(self._depth)
+        height = camera.heights(self._depth)
         held = height > DEPTH + MARGIN
         if hand[2] < DEPTH + MARGIN:  # the tip is in the hole or beside the block
-            low = self.camera.box(hand[:3], SHAPES[self.shape].outer + MARGIN, DEPTH) & ~held
-            held[low] = inside_peg(self.shape, self.camera.points(self._depth, low), hand, MARGIN)
+            low = camera.box(hand[:3], SHAPES[self.shape].outer + MARGIN, DEPTH) & ~held
+            held[low] = inside_peg(self.shape, camera.points(self._depth, low), hand, MARGIN)
         moves = [(held, hand, self.pose)]
         if self.disturbance == "moving_hole":
             moves.append((~held & (height > MARGIN), block, self._block_pose()))
-        return self.camera.flow(self._depth, moves)
+        return camera.flow(self._depth, moves)
 
     def _block_pose(self) -> np.ndarray:
         return np.array([*self._hole[:2], 0, self._hole[2]])

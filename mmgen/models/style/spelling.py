@@ -47,7 +47,7 @@ def pieces_of(
         What the tokenizer says of them, with ``offset_mapping``; the places of each that no change may touch; and, in order,
         whose each piece is and its words.
     """
-    ends = {tokenizer.convert_tokens_to_ids(mark) for mark in (".", "!", "?")} - {UNKNOWN}
+    ends: Any = {tokenizer.convert_tokens_to_ids(mark) for mark in (".", "!", "?")} - {UNKNOWN}
     read = tokens_of(tokenizer, texts, add_special_tokens=False, return_offsets_mapping=True)
     kept = [kept_places(text, offsets) for text, offsets in zip(texts, read["offset_mapping"])]
     return read, kept, [(i, piece) for i, ids in enumerate(read["input_ids"]) for piece in cut(ids, ends, kept[i])]
@@ -64,19 +64,6 @@ def cut(ids: Sequence[int], ends: Collection[int], kept: Collection[int] = ()) -
             piece = []
 
 
-def replaced(items: list[Item], start: int, length: int, word: int) -> list[Item]:
-    """Replace ``length`` items from ``start`` on by one new word, or by nothing.
-
-    Args:
-        items: items of a sentence.
-        start: index of the first item to replace.
-        length: number of items to replace; 0 inserts the word.
-        word: id of the new word, which takes the place of the first replaced one in the text; -1: none.
-    """
-    new = [(word, items[start][1] if length else -1, True)] if word >= 0 else []
-    return [*items[:start], *new, *items[start + length :]]
-
-
 def spell_changed(text: str, offsets: Sequence[tuple[int, int]], items: list[Item], tokenizer: PreTrainedTokenizerBase) -> str:
     """The text of changed items: what is left of the old one letter by letter, new words spaced and capitalised as it is."""
     if not any(new for _, _, new in items) and len(items) == len(offsets):
@@ -88,7 +75,7 @@ def spell_changed(text: str, offsets: Sequence[tuple[int, int]], items: list[Ite
         gap = text[offsets[at - 1][1] if at > 0 else 0 : start]
         written = text[start:end]
         if new:
-            old, written = written, tokenizer.convert_ids_to_tokens(word)
+            old, written = written, str(tokenizer.convert_ids_to_tokens(word))
             if at < 0:
                 gap = "" if not spaced and _CLOSE.match(written) else " "
             if old.isupper() and len(old) > 1:
@@ -121,8 +108,8 @@ def spell_anew(
         words: what is written instead; an unknown word is the text's next unknown one, and nothing where it has no more.
     """
     places: dict[int, list[int]] = {}  # where the text has each word
-    for at, word in enumerate(ids):
-        places.setdefault(word, []).append(at)
+    for place, word in enumerate(ids):
+        places.setdefault(word, []).append(place)
     begins = [at == 0 or text[offsets[at - 1][0] : offsets[at - 1][1]] in (".", "!", "?") for at in range(len(ids))]
     spaced, capital, shouted = bool(_SPACED.search(text)), text.lstrip()[:1].isupper(), text.isupper() and len(text) > 1
     pieces: list[str] = []
@@ -132,7 +119,7 @@ def spell_anew(
         at = (left.pop(0) if len(left) > 1 or word == UNKNOWN else left[0]) if left else None
         if at is None and word == UNKNOWN:
             continue
-        written = tokenizer.convert_ids_to_tokens(word) if at is None else text[offsets[at][0] : offsets[at][1]]
+        written = str(tokenizer.convert_ids_to_tokens(word)) if at is None else text[offsets[at][0] : offsets[at][1]]
         if at is not None and begins[at] and written[1:].islower() and word != UNKNOWN:
             written = written.lower()
         if capital and (not pieces or pieces[-1] in (".", "!", "?")):

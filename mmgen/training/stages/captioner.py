@@ -1,10 +1,12 @@
 """The two stages that train a captioner, with the data and the config that its recipes share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, ClassVar
 
+import torch
 from PIL import Image
+from torch import Tensor
 
 from mmgen.conditioning.language_model import load_language_model
 from mmgen.data.cards import check_column, read_card
@@ -52,7 +54,7 @@ class CaptionData:
             UserError: a value is missing or cannot be read; the message names the card, the split, the row and the column.
         """
         rows = open_rows(self.card, split, [self.input, self.text], limit=self.limit)
-        given = {model.modality: self.input}
+        given: Mapping[str, str | Tensor] = {model.modality: self.input}
         if not model.trained_encoder:
             given = model.all_features(rows[self.input], [rows.fingerprint, self.input])
         return DataSet(rows, {**given, "text": self.text}, model.processors, each="text").without("pooled")
@@ -76,11 +78,11 @@ class Decoding:
     """Options of `Captioner.generate` in evaluation.
 
     Args:
-        beams: beams of the search; 1 is greedy.
+        beams: width of the beam search; 1 is greedy.
         length_penalty: exponent of the length that a beam's score is divided by.
-        max_tokens: most tokens of a caption.
-        candidates: captions an item from which the one that most agree on is chosen.
-        neighbours: captions of similar training items that are candidates too.
+        max_tokens: longest caption.
+        candidates: captions written for each item, of which one is chosen.
+        neighbours: captions of training items that take part in the choice.
     """
 
     beams: Annotated[int, AtLeast(1)] = 1
@@ -102,7 +104,7 @@ class CaptionerConfig(RecipeConfig):
     renamed: ClassVar = {"words": "fit_words"}
 
     data: CaptionData = section()
-    model: section_of(Captioner) = section()
+    model: section_of(Captioner) = section()  # type: ignore[valid-type]
     fit_words: FitConfig = section()
     fit: FitConfig = section()
     decoding: Decoding = section()
@@ -139,7 +141,7 @@ def words(run: Run, config: CaptionerConfig, blind: bool = False) -> None:
         model.encoder.requires_grad_(False)
     items = data.items(model, "train")
     if not model.trained_encoder:
-        model.words.standardise(items.values["features"])
+        model.words.standardise(torch.as_tensor(items.values["features"]))
     run.fit(model, items.keep("text") if blind else items, config.fit_words, phases=("words",))
 
 

@@ -1,7 +1,7 @@
 """Stages of the recipes ``vision_touch`` and ``peg_policy``: codes of all senses, of vision and of touch."""
 
 from dataclasses import asdict, dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from mmgen.data.cards import check_column, open_card, read_card
 from mmgen.data.touch import Transitions, fit_processors
@@ -42,7 +42,7 @@ class Episodes:
             UserError: it has no episode.
         """
         simulated = any("simulator" in source for source in read_card(self.card).sources)
-        options = {"size": self.size, "episodes": self.episodes} if simulated else {}
+        options: dict[str, Any] = {"size": self.size, "episodes": self.episodes} if simulated else {}
         found = open_card(self.card, split, limit=self.episodes or None, **options)["episode"][:]
         if not found:
             fix = "choose another split, or give the card more files"
@@ -55,7 +55,7 @@ class VisionTouchConfig(RecipeConfig):
     """The config of the recipe ``vision_touch``."""
 
     data: Episodes = section()
-    model: section_of(VisionTouch) = section()
+    model: section_of(VisionTouch) = section()  # type: ignore[valid-type]
     fit: FitConfig = section()
 
     def check(self) -> None:
