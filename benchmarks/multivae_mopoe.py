@@ -12,7 +12,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import torch
+from mmgen.recipes.multimodal_vae.train import Config, build
 from multivae.data.datasets.base import MultimodalBaseDataset
 from multivae.models import MoPoE, MoPoEConfig
 from multivae.models.nn.base_architectures import BaseDecoder, BaseEncoder
@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from mmgen.data.batch import Batch
 from mmgen.models.base import Losses
 from mmgen.models.multimodal_vae import MultimodalVAE
-from mmgen.training import recipe as recipes
-from mmgen.training.loop import fit
+from mmgen.training.recipe import load_recipe, recipe_config, stage
+from mmgen.training.run import Run
+from mmgen.training.study import train
 
 
 class Encoder(BaseEncoder):
@@ -77,19 +78,18 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--resume", action="store_true")
     options, values = parser.parse_known_args()
-    recipe = recipes.load_recipe("multimodal_vae")
-    config = recipes.recipe_config(recipe, options.config, [*values, "model.objective=mopoe", "model.prior=standard"])
-    module = sys.modules[recipe.config.__module__]
-
-    def train(config: object, run: Path, resume: bool) -> None:
-        torch.manual_seed(config.seed)
-        model = module.build(config)
-        model.__class__ = PeerTrained
-        data = module.columns_of(model.processors, config.data, "train", config.data.limit)
-        fit(model, data, replace(config.fit, seed=config.seed), run, resume=resume)
-
-    recipes.train(replace(recipe, stages={"vae": train}), config, options.out, options.resume)
+    recipe = load_recipe("multimodal_vae")
+    config = recipe_config(recipe, options.config, [*values, "model.objective=mopoe", "model.prior=standard"])
+    train(replace(recipe, stages=[vae]), config, options.out, options.resume)
     return 0
+
+
+@stage()
+def vae(run: Run, config: Config) -> None:
+    """Train our networks under multivae's loss."""
+    model = build(config)
+    model.__class__ = PeerTrained
+    run.fit(model, config.data.items(model.processors, "train", config.data.limit), config.fit)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Distributions that torch lacks: points, joint ones by name, token sequences; and likelihoods chosen by name."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,7 @@ class Delta(Distribution):
         """The point."""
         return self.value
 
-    def rsample(self, sample_shape: tuple[int, ...] = ()) -> Tensor:
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """The point, repeated: (*sample_shape, *batch, *event)."""
         return self.value.expand(*sample_shape, *self.value.shape)
 
@@ -66,15 +66,15 @@ class Joint(Distribution):
         return self.parts[name]
 
     @property
-    def mean(self) -> dict[str, Tensor]:
+    def mean(self) -> dict[str, Tensor]:  # type: ignore[override]
         """Name -> the mean of that part."""
         return {name: part.mean for name, part in self.parts.items()}
 
-    def sample(self, sample_shape: tuple[int, ...] = ()) -> dict[str, Tensor]:
+    def sample(self, sample_shape: tuple[int, ...] = ()) -> dict[str, Tensor]:  # type: ignore[override]
         """Name -> a draw from that part."""
         return {name: part.sample(sample_shape) for name, part in self.parts.items()}
 
-    def log_prob(self, value: Mapping[str, Tensor]) -> Tensor:
+    def log_prob(self, value: Mapping[str, Tensor]) -> Tensor:  # type: ignore[override]
         """The sum over the parts of log p of their values, batch shape."""
         return torch.stack([part.log_prob(value[name]) for name, part in self.parts.items()]).sum(0)
 
@@ -135,7 +135,7 @@ class AutoregressiveCategorical(Distribution):
         losses = nn.functional.cross_entropy(logits.transpose(1, 2), flat_ids, reduction="none")  # (n b, t)
         return -(losses * flat_mask).sum(-1).reshape(*draws, *self.batch_shape)
 
-    def sample(self, sample_shape: tuple[int, ...] = (), generator: torch.Generator | None = None, **options: Any) -> Tensor:
+    def sample(self, sample_shape: Sequence[int] = (), generator: torch.Generator | None = None, **options: Any) -> Tensor:
         """Draw sequences with the sampler given.
 
         Args:
@@ -226,10 +226,10 @@ class Likelihood(nn.Module):
     def forward(self, parameter: Tensor) -> Independent:
         """parameter (..., *event): the logit of the Bernoullis, the mean of normal and laplace -> p(x | z)."""
         parameter = parameter.to(torch.promote_types(parameter.dtype, torch.float32))
-        scale = ()
-        if self.family.scaled:
-            scale = (self.log_scale.exp().to(parameter) if self.scale is None else self.scale,)
-        return Independent(self.family.distribution(parameter, *scale), self.event_dims)
+        if not self.family.scaled:
+            return Independent(self.family.distribution(parameter), self.event_dims)
+        scale = self.log_scale.exp().to(parameter) if self.scale is None else self.scale
+        return Independent(self.family.distribution(parameter, scale), self.event_dims)
 
     def check(self, name: str, x: Tensor) -> None:
         """Fail unless every value of x (b, ...) has probability.

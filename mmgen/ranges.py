@@ -33,7 +33,7 @@ class Range:
         Raises:
             UserError: it is not.
         """
-        if not (isinstance(value, Real) and math.isfinite(value) and self.holds(value)):
+        if not (isinstance(value, Real) and math.isfinite(value) and self.holds(float(value))):
             infinite = value in (math.inf, -math.inf)
             expected = str(self).replace("a number", "a finite number") if infinite else str(self)
             raise UserError(name, got=value, expected=expected, fix=self.fix.format(**vars(self)))

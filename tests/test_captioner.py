@@ -152,7 +152,7 @@ def test_generate_makes_n_captions_of_each_item():
     for options in ({}, {"beams": 3}, {"temperature": 1.0}):
         captions = model.generate(given, n=2, generator=torch.Generator().manual_seed(0), max_tokens=4, **options)
         assert len(captions) == 4 and all(isinstance(caption, str) for caption in captions)
-    with pytest.raises(UserError, match="got image, expected text"):
+    with pytest.raises(UserError, match="got image, expected a known name; choose one of text"):
         model.generate(given, to="image")
 
 

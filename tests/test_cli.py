@@ -21,7 +21,7 @@ from mmgen.data.image import ImageProcessor
 from mmgen.data.label import LabelProcessor
 from mmgen.data.vector import VectorProcessor
 from mmgen.models.classifier import Classifier
-from mmgen.training.recipe import recipe_names
+from mmgen.training.scripts import recipe_names
 from tests.commands import ENVIRONMENT, command
 from tests.tiny import tiny_multimodal_vae
 
@@ -147,7 +147,7 @@ def test_generate_writes_json(capsys, saved, picture, tmp_path):
 
 @pytest.mark.parametrize("command", ["generate", "evaluate"])
 def test_figures_that_cannot_be_written_are_not_computed(capsys, saved, picture, command, monkeypatch):
-    for module in ("mmgen.models.base.load", "mmgen.training.recipe.open_run"):
+    for module in ("mmgen.models.base.load", "mmgen.training.run_folder.open_run"):
         monkeypatch.setattr(module, lambda *given: pytest.fail("computed first"))
     to = ["--to", "label", "--image", picture] if command == "generate" else []
     error = fails(capsys, command, saved, *to, "--json", saved / "none" / "f.json")

@@ -327,8 +327,7 @@ def test_columns_of_a_judge_are_named_by_their_whole_keys():
 
 def test_emulated_bfloat16_of_several_stages_is_logged_once(monkeypatch, caplog):
     monkeypatch.setattr(precision, "native_bfloat16", lambda device=None: False)
-    monkeypatch.setattr(precision, "_slowdown_of_bfloat16", lambda: 24.2)
     precision.warn_of_emulated_bfloat16.cache_clear()
-    check_machine(recipe_config(load_recipe("captioning"), "smoke", ["words.precision=bf16", "fit.precision=bf16"]))
+    check_machine(recipe_config(load_recipe("captioning"), "smoke", ["fit_words.precision=bf16", "fit.precision=bf16"]))
     precision.warn_of_emulated_bfloat16.cache_clear()
     assert len(caplog.messages) == 1 and "set precision=no" in caplog.messages[0]

@@ -20,7 +20,7 @@ from mmgen.data.text import train_word_tokenizer
 from mmgen.errors import UserError
 from mmgen.metrics.style import reference_bleu, self_bleu, tokenize, transfer_accuracy
 from mmgen.models.base import load
-from mmgen.models.edit import Edit, _changed
+from mmgen.models.edit import Edit, edited
 from mmgen.models.style.edit_baselines import MarkerEditor
 from mmgen.models.style.ngrams import DISCOUNT, NgramTable, framed, word_vectors, words_between
 from mmgen.models.style.spelling import LONGEST, cut, spell_changed
@@ -194,7 +194,7 @@ def test_a_moves_gain_is_that_of_the_whole_sentence(model, style):
         [(word, at, False) for at, word in enumerate(ids)]
         for ids in read(["the was bad .", "i love the tea !", "great"], add_special_tokens=False)["input_ids"]
     ]
-    items[1] = _changed(items[1], 1, 1, items[1][1][0])  # a word that was put there stays
+    items[1] = edited(items[1], 1, 1, items[1][1][0])  # a word that was put there stays
     ids = model.framed(items)
     locked = torch.zeros_like(ids, dtype=torch.bool)
     locked[1, 3] = True
@@ -203,7 +203,7 @@ def test_a_moves_gain_is_that_of_the_whole_sentence(model, style):
     fluency = model.fluency_of(moves.after, style) - model.fluency_of(moves.before, style)
     for n in range(len(moves.row)):
         row, start, length, word = (int(part[n]) for part in moves[:4])
-        changed = _changed(items[row], start - 2, length, word)
+        changed = edited(items[row], start - 2, length, word)
         assert len(changed) == len(items[row]) - length + (word >= 0) > 0
         assert row != 1 or (items[1][1] in changed)
         whole = model.framed([changed])
@@ -268,7 +268,7 @@ def spelt(model, text, *changes):
     read = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     items = [(word, at, False) for at, word in enumerate(read["input_ids"])]
     for start, length, word in changes:
-        items = _changed(items, start, length, -1 if word is None else tokenizer.convert_tokens_to_ids(word))
+        items = edited(items, start, length, -1 if word is None else tokenizer.convert_tokens_to_ids(word))
     return spell_changed(text, read["offset_mapping"], items, tokenizer)
 
 

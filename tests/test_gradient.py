@@ -170,7 +170,7 @@ class Likes:
 
 def moved(model, **settings) -> torch.Tensor:
     """How far the keys of the first layer are moved, of each position before the last."""
-    ids, far, plain = TOKENIZER(["hello"], return_tensors="pt").input_ids, [], gradient._Moved._moved
+    ids, far, plain = TOKENIZER(["hello"], return_tensors="pt").input_ids, [], gradient.Moved.moved_past
 
     def noted(self, *arguments):
         before, after = self.past, plain(self, *arguments)
@@ -178,7 +178,7 @@ def moved(model, **settings) -> torch.Tensor:
         return after
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gradient._Moved, "_moved", noted)
+        patch.setattr(gradient.Moved, "moved_past", noted)
         model.generate(ids, custom_generate=PPLM(Likes(), iterations=1, **settings), max_new_tokens=1, pad_token_id=0)
     return far[0]
 

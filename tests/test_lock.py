@@ -145,7 +145,7 @@ def test_a_command_that_ended_between_the_check_and_the_lock(tmp_path, monkeypat
         train(recipe, config, out)
         return one(*arguments)
 
-    monkeypatch.setattr("mmgen.training.recipe.locked", after_another)
+    monkeypatch.setattr("mmgen.training.study.locked", after_another)
     with pytest.raises(UserError, match="got a folder that exists"):
         train(recipe, replace(config, seed=3), out)
     assert "seed: 0" in (out / "config.yaml").read_text(encoding="utf-8")
@@ -162,10 +162,10 @@ def test_a_run_in_the_cache_is_waited_for(tmp_path, monkeypatch):
     monkeypatch.setenv("MMGEN_CACHE", str(tmp_path))
     begun, runs = [], []
 
-    def stage(config, run, resume):
-        begun.append(run)
+    def stage(run, config):
+        begun.append(run.folder)
         time.sleep(0.5)  # a second one that did not wait would begin meanwhile
-        trained(config, run, resume)
+        trained(run, config)
 
     recipe = recipe_with(stage)
     config = recipe_config(recipe, "smoke", [])

@@ -20,7 +20,7 @@ from mmgen.data.batch import Batch
 from mmgen.errors import UserError
 from mmgen.models import base
 from mmgen.models.base import Losses, Model
-from mmgen.training import checkpoint, loop
+from mmgen.training import checkpoint
 from mmgen.training.config import FitConfig
 from mmgen.training.loop import Order, fit, learning_rate
 
@@ -95,22 +95,25 @@ class Stop(Exception):
     pass
 
 
+def stopped(monkeypatch, cls, at, *arguments, **options):
+    """Train a model whose losses raise at a step."""
+    losses = cls.losses
+
+    def stop(self, *given):
+        if self.step == at:
+            raise Stop
+        return losses(self, *given)
+
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(cls, "losses", stop)
+        fit(make(cls, **options), rows(), *arguments)
+
+
 @pytest.mark.parametrize("options", [{}, {"ema": 0.9}, {"precision": "bf16"}, {"accumulation": 2}, {"workers": 1}])
 @pytest.mark.parametrize("at", [1, 3, 7, 11])
 def test_killed_and_resumed_is_never_stopped(tmp_path, monkeypatch, options, at):
     fit(make(dropout=0.5), rows(), settings(**options), tmp_path / "whole")
-
-    step = loop._Trainer._step
-
-    def stop(self, *arguments):
-        if self.step == at:
-            raise Stop
-        step(self, *arguments)
-
-    monkeypatch.setattr(loop._Trainer, "_step", stop)
-    with pytest.raises(Stop):
-        fit(make(dropout=0.5), rows(), settings(**options), tmp_path / "stopped")
-    monkeypatch.undo()
+    stopped(monkeypatch, Regression, at, settings(**options), tmp_path / "stopped", dropout=0.5)
     fit(make(dropout=0.5), rows(), settings(**options), tmp_path / "stopped", resume=True)
     assert equal(weights(tmp_path / "whole"), weights(tmp_path / "stopped"))
     assert log(tmp_path / "whole") == log(tmp_path / "stopped")
@@ -120,16 +123,7 @@ def test_phases_train_their_own_parameters_and_resume(tmp_path, monkeypatch):
     fit(make(Adversaries), rows(), settings(weight_decay=0), tmp_path / "whole")
     now = weights(tmp_path / "whole")
     assert (now["a"] > 0).all() and (now["b"] > 1).all()
-    save = loop._Trainer.save
-
-    def save_then_stop(self):
-        save(self)
-        raise Stop
-
-    monkeypatch.setattr(loop._Trainer, "save", save_then_stop)
-    with pytest.raises(Stop):
-        fit(make(Adversaries), rows(), settings(weight_decay=0), tmp_path / "stopped")
-    monkeypatch.undo()
+    stopped(monkeypatch, Adversaries, 3, settings(weight_decay=0), tmp_path / "stopped")
     fit(make(Adversaries), rows(), settings(weight_decay=0), tmp_path / "stopped", resume=True)
     assert equal(now, weights(tmp_path / "stopped"))
 
@@ -341,6 +335,8 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_loop import *
 from torch.distributed.tensor import DTensor
+
+from mmgen.training import loop
 
 folder, batch_size, steps = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 if sys.argv[4] == "sharded":

@@ -62,7 +62,7 @@ def test_sap_balances_the_values_and_judges_on_other_items():
     rng = np.random.default_rng(0)
     factor, noise = (rng.random(3000) < 0.1).astype(int), rng.normal(size=3000)
     assert sap(np.stack([factor, noise], axis=1), factor[:, None]) > 0.3  # unweighted, noise would be right in 0.9
-    judge = disentanglement._split(3000, 10_000, 5_000, seed=0)[1]
+    judge = disentanglement.split_items(3000, 10_000, 5_000, seed=0)[1]
     learned = factor.astype(float)
     learned[judge] = rng.permutation(learned[judge])  # right on the training items only
     assert sap(np.stack([learned, np.zeros(3000)], axis=1), factor[:, None]) < 0.1
@@ -163,7 +163,7 @@ def test_gains_are_those_of_scikit_learns_slower_trees():
     codes, factor = noisy(0.8)[:, :3], FACTORS[:, 0]
     with threadpool_limits(1, "openmp"):
         fast = HistGradientBoostingClassifier(max_depth=3, early_stopping=False).fit(codes, factor)
-    gains = disentanglement._gains(fast, 3)
+    gains = disentanglement.gain_shares(fast, 3)
     slow = GradientBoostingClassifier(random_state=0).fit(codes, factor).feature_importances_
     assert gains.sum() == pytest.approx(1) and np.abs(gains - slow).max() < 0.1
     assert gains.argmax() == slow.argmax() == 0
@@ -172,7 +172,7 @@ def test_gains_are_those_of_scikit_learns_slower_trees():
 def test_partners_share_the_value_and_are_uniform():
     factor = np.array([2, 0, 1, 2, 0, 2])
     rng = np.random.default_rng(0)
-    drawn = disentanglement._sharing(factor, np.array([[0], [1], [2]]), (3, 30_000), rng)
+    drawn = disentanglement.draw_sharing(factor, np.array([[0], [1], [2]]), (3, 30_000), rng)
     for row, among in zip(drawn, ([0, 3, 5], [1, 4], [2])):
         assert np.bincount(row, minlength=6)[among] == pytest.approx(30_000 / len(among), rel=0.03)
 
@@ -180,7 +180,7 @@ def test_partners_share_the_value_and_are_uniform():
 @given(n=st.integers(2, 200), train=st.integers(1, 50), test=st.integers(1, 50))
 @settings(max_examples=30, deadline=None)
 def test_split(n, train, test):
-    learn, judge = disentanglement._split(n, train, test, seed=0)
+    learn, judge = disentanglement.split_items(n, train, test, seed=0)
     both = np.concatenate([learn, judge])
     assert len(set(both)) == len(both) == min(n, train + test) and set(both) <= set(range(n))
     if n >= train + test:

@@ -37,7 +37,7 @@ def test_chunks_change_nothing(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     queries, keys = torch.randn(33, 8, generator=generator), torch.randn(21, 8, generator=generator)
     whole = nearest(queries, keys)
-    monkeypatch.setattr(retrieval, "_SIMILARITIES", 10)
+    monkeypatch.setattr(retrieval, "SIMILARITIES", 10)
     assert torch.equal(nearest(queries, keys), whole)
 
 

@@ -519,7 +519,7 @@ def test_parity_with_multivae(objective, monkeypatch):
     peer = peer_of(world.model, peers, name, **settings)
     if objective == "mvae":  # the same order of the pairs
         ours = world.model.step_subsets()[4:]
-        monkeypatch.setattr(world.model, "_subsets", lambda: [("a", "b", "c"), ("a",), ("b",), ("c",), *ours])
+        monkeypatch.setattr(world.model, "step_subsets", lambda: [("a", "b", "c"), ("a",), ("b",), ("c",), *ours])
         monkeypatch.setattr(peer, "subsets", ours)
         monkeypatch.setattr("multivae.models.mvae.mvae_model.choice", lambda numbers, size, replace: numbers)
     if objective == "mmvae":  # ours draws all experts of a sample together, so give both the same noise

@@ -19,6 +19,7 @@ from mmgen import cli
 from mmgen.data import card_files
 from mmgen.data.card_files import absolute_card, card_text, write_card
 from mmgen.data.cards import NoSource, check_card, check_column, data_version, open_card, read_card
+from mmgen.data.rows import open_rows
 from mmgen.data.sources import inferred
 from mmgen.data.sources.table_files import numbered_rows
 from mmgen.errors import UserError
@@ -266,11 +267,11 @@ def test_splits_are_the_same_again_and_small_data_fill_them(tmp_path):
 
 def test_changed_files_are_noticed(tmp_path):
     folder = in_metadata(tmp_path / "mine")
-    before = open_card(folder, "train"), data_version(folder, "train")
-    file = Path(before[0][0]["image"]["path"])
+    before = open_rows(folder, "train", ["image"]), data_version(folder, "train")
+    file = Path(before[0]["image"][0]["path"])
     file.write_bytes(picture(99) + b" ")
     assert data_version(folder, "train") != before[1]
-    assert open_card(folder, "train")._fingerprint != before[0]._fingerprint  # what caches of features go by
+    assert open_rows(folder, "train", ["image"]).fingerprint != before[0].fingerprint  # what caches of features go by
     write(folder / "metadata.csv", "file_name,caption\n" + "".join(f"{i}.jpg,text {i}\n" for i in range(9)))
     assert sum(read_card(folder).splits.values()) == 9
     pictures(tmp_path / "flat", 3)
@@ -382,7 +383,7 @@ def test_two_columns_that_will_do_are_both_named(tmp_path):
 def test_one_text_a_row_where_a_model_reads_one(tmp_path):
     text = "".join(json.dumps({"body": [f"a {i}", f"b {i}"], "label": "xy"[i % 2]}) + "\n" for i in range(20))
     path = write(tmp_path / "my.jsonl", text)
-    for name, key in {"attribute": "input", "style_transfer": "text"}.items():
+    for name, key in {"attribute": "text", "style_transfer": "text"}.items():
         with pytest.raises(
             UserError, match=rf"data\.{key}=body: got several texts a row, expected one; choose another column"
         ):

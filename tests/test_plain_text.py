@@ -1,7 +1,6 @@
 """Text as text: the name of a special token in what people wrote is never the token."""
 
 import ast
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,8 +19,7 @@ from mmgen.models.answerer import Answerer
 from mmgen.models.captioner import Captioner
 from mmgen.models.style.spelling import pieces_of
 from mmgen.models.style.steered_copy import SteeredCopy
-from mmgen.training.config import build_config
-from mmgen.training.recipe import load_recipe
+from mmgen.training.stages.captioner import caption_vocabulary
 from tests.tiny import TINY_CAPTIONER
 
 ROOT = Path(__file__).parent.parent
@@ -62,11 +60,8 @@ def test_a_template_of_a_developer_names_tokens():
     assert len(Captioner(**{**TINY_CAPTIONER, "before": "<bos>", "between": "", "after": ""}).text["before"]) == 1
 
 
-def test_the_words_of_captions(monkeypatch):
-    captioning = sys.modules[load_recipe("captioning").config.__module__]
-    monkeypatch.setattr(captioning, "texts_of", lambda card, column, limit: [WORDS, "a"])
-    config = build_config(captioning.Config, {"model": TINY_CAPTIONER})
-    tokens = captioning.caption_vocabulary(config)
+def test_the_words_of_captions():
+    tokens = caption_vocabulary(TINY_CAPTIONER["language_model"], "fp32", [WORDS, "a"])
     assert not SPECIAL & {*tokens}
     text = Captioner(**TINY_CAPTIONER, vocabulary=tokens).processors["text"]
     assert {*text(WORDS).tolist()} <= {*tokens, 2}  # what is taught can be said

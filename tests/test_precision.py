@@ -22,7 +22,7 @@ CAPPED = {"ONEDNN_MAX_CPU_ISA": "AVX2", "DNNL_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CA
 @pytest.fixture
 def emulated(monkeypatch):
     monkeypatch.setattr(precision, "native_bfloat16", lambda device=None: False)
-    monkeypatch.setattr(precision, "_slowdown_of_bfloat16", lambda: 24.2)
+    monkeypatch.setattr(precision, "slowdown_of_bfloat16", lambda: 24.2)
     precision.warn_of_emulated_bfloat16.cache_clear()
     yield
     precision.warn_of_emulated_bfloat16.cache_clear()
@@ -33,7 +33,7 @@ def test_bfloat16_is_native_where_a_flag_says_so_and_onednn_may_use_it(monkeypat
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for flags, allowed, native in [({flag: True}, True, True), ({flag: True}, False, False), ({flag: False}, True, False)]:
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda flags=flags: flags)
-        monkeypatch.setattr(precision, "_onednn_has_bfloat16", lambda allowed=allowed: allowed)
+        monkeypatch.setattr(precision, "onednn_has_bfloat16", lambda allowed=allowed: allowed)
         assert precision.native_bfloat16.__wrapped__() is native and precision.native_bfloat16.__wrapped__("cpu") is native
 
 
@@ -78,7 +78,7 @@ def test_buffers_keep_their_precision():
 
 
 def test_a_run_is_the_same_in_any_dtype(tmp_path):
-    smoke = ("train", "captioning", "--config", "smoke", "fit.steps=2", "words.steps=2")
+    smoke = ("train", "captioning", "--config", "smoke", "fit.steps=2", "fit_words.steps=2")
     assert here(*smoke, "--out", tmp_path / "a").returncode == 0
     other = here(*smoke, "model.dtype=bf16", f"words.from={tmp_path / 'a'}", "--out", tmp_path / "b")
     assert other.returncode == 0, other.stderr[-2000:]

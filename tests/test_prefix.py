@@ -59,16 +59,16 @@ def test_generation_does_not_depend_on_the_batch():
 def test_short_texts_do_not_wait_for_long_ones():
     reader = PrefixLanguageModel("tiny", "fp32")
     prompt = reader.prompt([[torch.randn(4, reader.width, generator=torch.Generator().manual_seed(i))] for i in range(6)])
-    said = reader._continued(prompt, max_new_tokens=20, do_sample=False)  # (6, 20), none ends
+    said = reader.continued(prompt, max_new_tokens=20, do_sample=False)  # (6, 20), none ends
     end = said[0, 3].item()  # what the first says soon becomes the token that ends a text
     reader.tokenizer.eos_token = reader.tokenizer.convert_ids_to_tokens(end)
-    whole = reader._continued(prompt, max_new_tokens=20, do_sample=False)
+    whole = reader.continued(prompt, max_new_tokens=20, do_sample=False)
     ended = (whole[:, :8] == end).any(1)
     assert ended.any() and not ended.all()
     rows = []
-    continued = reader._continued
-    reader._continued = lambda prompt, **options: rows.append((len(prompt.mask), options)) or continued(prompt, **options)
-    assert reader.generate(prompt, max_new_tokens=20, do_sample=False) == reader._texts(whole)
+    continued = reader.continued
+    reader.continued = lambda prompt, **options: rows.append((len(prompt.mask), options)) or continued(prompt, **options)
+    assert reader.generate(prompt, max_new_tokens=20, do_sample=False) == reader.texts(whole)
     assert [(n, options["max_new_tokens"]) for n, options in rows] == [(6, 8), (int((~ended).sum()), 20)]
     reader.model.generation_config.do_sample = True  # what a model samples by default is drawn once
     rows.clear()

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from commands import ENVIRONMENT, alone, command, here, stages
@@ -18,7 +19,8 @@ from mmgen.data.cards import NoSource
 from mmgen.errors import UserError, UserErrors
 from mmgen.training import launch
 from mmgen.training.checkpoint import checkpoints
-from mmgen.training.recipe import load_recipe, recipe_config, recipe_folder, recipe_names
+from mmgen.training.recipe import load_recipe, recipe_config
+from mmgen.training.scripts import recipe_folder, recipe_names
 
 FROZEN = ["model.trained_encoder=false", "model.encoder=efficientnet_lite0", "model.weights=package"]
 # what the smoke configs leave out of the way that the default configs go: an encoder that is read once for all
@@ -160,8 +162,8 @@ def test_every_process_tells_its_own_error(monkeypatch, number, told):
     ],
 )
 def test_what_ended_a_process_is_told_once(monkeypatch, script, told):
-    run = launch._run
-    monkeypatch.setattr(launch, "_run", lambda command, environments: run([sys.executable, "-c", script], environments))
+    start = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda command, env: start([sys.executable, "-c", script], env=env))
     with pytest.raises(UserError) as error:
         launch.launch(2, [])
     assert str(error.value).startswith(told) and str(error.value).count("got") == told.count("got")
@@ -171,15 +173,15 @@ def test_what_ended_a_process_is_told_once(monkeypatch, script, told):
 def test_a_process_that_was_not_forked_finds_what_a_recipe_defines(tmp_path, own):
     folder = tmp_path / "it's 100% mine, version.2"  # no name of a module
     if own:
-        shutil.copytree(recipe_folder("judge"), folder)
-    recipe = load_recipe(str(folder) if own else "judge")
+        shutil.copytree(recipe_folder("vae"), folder)
+    recipe = load_recipe(str(folder) if own else "vae")
     (tmp_path / "config").write_bytes(pickle.dumps(recipe_config(recipe, "smoke", [])))
     script = f"import pickle; print(type(pickle.load(open({str(tmp_path / 'config')!r}, 'rb'))).__module__)"
     done = subprocess.run(
         [sys.executable, "-c", script], cwd="/", env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True
     )
     assert done.stdout.strip() == recipe.config.__module__, done.stderr
-    assert own or recipe.config.__module__ == "mmgen.recipes.judge.train"
+    assert own or recipe.config.__module__ == "mmgen.recipes.vae.train"
 
 
 SPAWN = """
@@ -198,10 +200,10 @@ if __name__ == "__main__":
 def test_data_workers_that_are_spawned(tmp_path, own):  # as on macOS, on Windows and from Python 3.14 on
     (tmp_path / "spawn.py").write_text(SPAWN, encoding="utf-8")
     if own:
-        shutil.copytree(recipe_folder("judge"), tmp_path / "own")
+        shutil.copytree(recipe_folder("vae"), tmp_path / "own")
     arguments = [
         "train",
-        tmp_path / "own" if own else "judge",
+        tmp_path / "own" if own else "vae",
         "--config",
         "smoke",
         "--out",
@@ -216,8 +218,8 @@ def test_data_workers_that_are_spawned(tmp_path, own):  # as on macOS, on Window
 
 
 def test_cores_are_shared_out_unless_the_user_says_otherwise(monkeypatch):
-    seen = []
-    monkeypatch.setattr(launch, "_run", lambda command, environments: seen.extend(environments) or dict.fromkeys(range(2), 0))
+    seen, ended = [], SimpleNamespace(poll=lambda: 0, wait=lambda: 0)
+    monkeypatch.setattr(subprocess, "Popen", lambda command, env: seen.append(env) or ended)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)

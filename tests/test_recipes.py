@@ -1,9 +1,9 @@
 """Every recipe's smoke config through the real command; killed at random moments and resumed, it lands on the same weights."""
 
+import importlib
 import json
 import random
 import signal
-import sys
 import time
 from dataclasses import asdict
 from functools import partial
@@ -18,7 +18,13 @@ from mmgen.conditioning.language_model import load_language_model
 from mmgen.conditioning.representations import representation
 from mmgen.data.cards import cards_folder, open_card
 from mmgen.errors import UserError
-from mmgen.training.recipe import load_recipe, recipe_config, recipe_folder, recipe_names
+from mmgen.judging.captions import judge_captioner, show_captions
+from mmgen.models.captioner import Captioner
+from mmgen.training.recipe import load_recipe, recipe_config
+from mmgen.training.result import Result
+from mmgen.training.run import Run
+from mmgen.training.run_report import write_reports
+from mmgen.training.scripts import recipe_folder, recipe_names
 
 
 @pytest.fixture(scope="module", params=recipe_names())
@@ -74,15 +80,14 @@ def test_settings_wait_for_the_objective_that_they_are_of():
     recipe = load_recipe("vae")
     for objective in ("beta_tc", "factor", "beta", "vae"):
         config = recipe_config(recipe, "factor_shapes", [f"model.objective={objective}"])
-        config.check()
-        settings_of = sys.modules[recipe.config.__module__].settings_of
+        settings_of = importlib.import_module("mmgen.recipes.vae.train").settings_of
         assert settings_of(config, objective, 9) == {
             "beta_tc": {"dataset_size": 9, "beta": 10}, "factor": {"gamma": 40}, "beta": {"beta": 4}, "vae": {}
         }[objective]  # fmt: skip
     with pytest.raises(UserError, match="setting of beta: got gamma"):
-        recipe.check(recipe_config(recipe, "factor_shapes", ["model.settings.beta.gamma=2"]))
+        recipe_config(recipe, "factor_shapes", ["model.settings.beta.gamma=2"])
     with pytest.raises(UserError, match="objective: got betas"):
-        recipe.check(recipe_config(recipe, "factor_shapes", ["model.settings.betas.beta=2"]))
+        recipe_config(recipe, "factor_shapes", ["model.settings.betas.beta=2"])
 
 
 def test_a_text_read_by_a_frozen_language_model(tmp_path):
@@ -92,48 +97,41 @@ def test_a_text_read_by_a_frozen_language_model(tmp_path):
         "text: {column: word, language_model: tiny, layers: [1, 2]}}}",
         encoding="utf-8",
     )
-    recipe = load_recipe("factorized")
-    script, config = sys.modules[recipe.config.__module__], recipe_config(recipe, str(file), [])
-    model = script.build(config, "")
+    config = recipe_config(load_recipe("factorized"), str(file), [])
+    model = importlib.import_module("mmgen.recipes.factorized.train").build(config, "")
     assert model.modalities["text"].kind == "vector" and model.modalities["text"].shape == [64]
-    items = script.items(model, config.data, "train", 64)
+    items = config.data.items(model.processors, "train", 64)
     read = representation(*load_language_model("tiny"), open_card("digits", "train")["word"][5], [1, 2])
     torch.testing.assert_close(items[5]["text"], model.processors["text"](read.half()))
-
-
-@pytest.fixture
-def captioning():
-    recipe = load_recipe("captioning")
-    return sys.modules[recipe.config.__module__]
 
 
 def captioning_config(*overrides: str):
     return recipe_config(load_recipe("captioning"), "smoke", ["fit.checkpoint_every=9", *overrides])
 
 
-def test_a_captioner_of_sounds_is_reported(tmp_path, captioning):
-    overrides = ["data.card=free_spoken_digits", "data.input=audio", "model.modality=audio"]
-    scores = dict.fromkeys(("cider", "bleu4", "rouge_l", "exact_match"), 0.5)
-    figures = {key + end: value for end in ("", "_blind", "_nearest") for key, value in scores.items()}
+def test_a_captioner_of_sounds_is_reported(tmp_path):
+    config = captioning_config("data.card=free_spoken_digits", "data.input=audio", "model.modality=audio")
     said = {key: ["seven"] for key in ("captioner", "blind", "nearest")} | {"references": [["nine", "9"]], "cider": [0.5]}
-    (tmp_path / "predictions").mkdir()
-    (tmp_path / "predictions" / "test.json").write_text(json.dumps(said), encoding="utf-8")
-    (tmp_path / "metrics.json").write_text(json.dumps({"test": figures}), encoding="utf-8")
+    result = Result("captioner", outputs=said, words={"encoder": "an audio encoder"})
+    result["captioner"] = dict.fromkeys(("cider", "bleu4", "rouge_l", "exact_match"), 0.5)
+    show_captions(result, None)
+    result.save(tmp_path, "test")
+    (tmp_path / "metrics.json").write_text(json.dumps({"test": result.figures()}), encoding="utf-8")
     (tmp_path / "run.json").write_text(json.dumps({"command": ["mmgen", "train", "captioning"]}), encoding="utf-8")
     (tmp_path / "config.yaml").write_text("seed: 0", encoding="utf-8")
-    captioning.report(tmp_path, captioning_config(*overrides))
+    write_reports(tmp_path, config, recipe_folder("captioning") / "card.md")
     assert "seven (reference: nine | 9)" in (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "![" not in (tmp_path / "README.md").read_text(encoding="utf-8") and not (tmp_path / "samples").exists()
+    assert "![" not in (tmp_path / "README.md").read_text(encoding="utf-8") and not list(tmp_path.glob("samples/*"))
 
 
-def test_a_card_without_validation_trains_a_captioner(tmp_path, captioning):
+def test_a_card_without_validation_trains_a_captioner(tmp_path):
     card = tmp_path / "own.md"
     text = (cards_folder() / "digits.md").read_text(encoding="utf-8")
     card.write_text(text.replace("validation: 181, ", ""), encoding="utf-8")
     assert card.read_text(encoding="utf-8") != text
-    config = captioning_config(f"data.card={card}", "words.steps=1", "fit.steps=1", "fit.sample_every=1")
-    captioning.train_words(config, tmp_path / "run", False)
-    captioning.train(config, tmp_path / "run", False)
+    config = captioning_config(f"data.card={card}", "fit_words.steps=1", "fit.steps=1", "fit.sample_every=1")
+    for stage in load_recipe("captioning").stages[:2]:
+        stage(load_recipe("captioning").run(tmp_path / "run"), config)
     assert (tmp_path / "run" / "model").is_dir() and not list((tmp_path / "run").glob("samples/*"))
 
 
@@ -142,22 +140,22 @@ def rows_of_words(monkeypatch, *words):
     monkeypatch.setattr("mmgen.data.rows.open_card", lambda *a, **k: rows)
 
 
-def test_a_mistake_in_a_row_names_the_row(monkeypatch, captioning):
+def test_a_mistake_in_a_row_names_the_row(monkeypatch):
     config = captioning_config()
-    model = captioning.Captioner(**asdict(config.model))
+    model = Captioner(**asdict(config.model))
     rows_of_words(monkeypatch, "one", " ")
     with pytest.raises(UserError, match="digits: test: row 1: column word: got ' ', expected a value"):
-        captioning.captions(model, config.data, "test")
+        config.data.items(model, "test")
     rows_of_words(monkeypatch, "one", "two")
     with pytest.raises(UserError, match="digits: test: row 1: column image: image bytes: got"):
-        captioning.captions(model, config.data, "test")[1]
+        config.data.items(model, "test")[1]
 
 
-def test_references_are_checked_before_captions_are_made(tmp_path, monkeypatch, captioning):
+def test_references_are_checked_before_captions_are_made(tmp_path, monkeypatch):
     config = captioning_config()
-    model = captioning.Captioner(**asdict(config.model))
+    model = Captioner(**asdict(config.model))
     monkeypatch.setattr(model, "generate", lambda *a, **k: pytest.fail("captions were made"))
-    monkeypatch.setattr(captioning, "load", lambda folder, **settings: model)
+    monkeypatch.setattr(Run, "load", lambda self, stage, **settings: model)
     rows_of_words(monkeypatch, "one", "?!")
     with pytest.raises(UserError, match=r"digits: test: row 1: column word: got \['\?!'\], expected captions of at least one"):
-        captioning.evaluate(tmp_path, config, "test")
+        judge_captioner(load_recipe("captioning").run(tmp_path), config, "test")

@@ -1,24 +1,30 @@
 """The recipe redescription_gan: its captioner, what its figures are of true pictures, and configs that cannot be."""
 
-import json
-import sys
+import importlib
+import shutil
 from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from mmgen.data import rows
+from mmgen.data.batch import Batch
 from mmgen.errors import UserError
 from mmgen.inference.files import generate_files
+from mmgen.judging import pictures as judging
 from mmgen.judging.features import nearest_pictures
 from mmgen.models.base import load
+from mmgen.training.config import read_yaml
 from mmgen.training.recipe import load_recipe, recipe_config
-from mmgen.training.study import train
+from mmgen.training.run import Run
+from mmgen.training.run_folder import check_run_folder, open_run
+from mmgen.training.study import evaluate, train
 
 RECIPE = load_recipe("redescription_gan")
-MODULE = sys.modules[RECIPE.config.__module__]
+MODULE = importlib.import_module("mmgen.recipes.redescription_gan.train")
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +38,7 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def data(run):
     out, config = run
-    return MODULE.pairs(config.data, "test", **load(out).processors, limit=config.evaluation.items)
+    return config.data.pairs("test", **load(out).processors, limit=config.evaluation.items)
 
 
 def test_the_gan_has_the_captioner_of_the_stage_before(run):
@@ -48,9 +54,9 @@ def test_the_gan_has_the_captioner_of_the_stage_before(run):
 def test_the_gan_begins_with_the_words_of_the_captioner(run, tmp_path, monkeypatch):
     out, config = run
     words, begun = load(RECIPE.run(out).stage_folder("captioner")).decoder.transformer.embed.weight, []
-    monkeypatch.setattr(MODULE, "fit", lambda model, *_, **__: begun.append(model))
+    monkeypatch.setattr(Run, "fit", lambda run, model, *_: begun.append(model))
     (tmp_path / "stages").symlink_to(out / "stages")
-    MODULE.train_gan(config, tmp_path, False)
+    MODULE.gan(RECIPE.run(tmp_path), config)
     for encoder in (begun[0].text, begun[0].discriminator.text):
         assert torch.equal(encoder.embed.weight, words)
 
@@ -63,7 +69,7 @@ def test_training_reads_no_test_split(run, tmp_path, monkeypatch):
         return real(card, split, **options)
 
     monkeypatch.setattr(rows, "open_card", noted)
-    config = replace(run[1], fit=replace(run[1].fit, steps=1), captioner_fit=replace(run[1].captioner_fit, steps=1))
+    config = replace(run[1], fit=replace(run[1].fit, steps=1), fit_captioner=replace(run[1].fit_captioner, steps=1))
     train(RECIPE, config, tmp_path / "run")
     assert set(read) == {"train", "validation"}  # the second for the pictures that are shown
 
@@ -73,8 +79,8 @@ def test_a_captioner_of_another_run_serves_another_weight(run, tmp_path):
     without = replace(config, gan=replace(config.gan, redescription=0.0), fit=replace(config.fit, steps=1))
     train(RECIPE, without, tmp_path / "without", stages_from={"captioner": out})
     assert load(tmp_path / "without").redescriber is None
-    figures = MODULE.evaluate(tmp_path / "without", without, "test")
-    assert figures["redescription_real"] == MODULE.evaluate(out, config, "test")["redescription_real"]
+    with_, without = (MODULE.evaluate(RECIPE.run(r), c, "test") for r, c in ((out, config), (tmp_path / "without", without)))
+    assert with_["real"]["redescription"] == without["real"]["redescription"]
 
 
 class Looks:
@@ -95,9 +101,9 @@ class Looks:
 def test_true_pictures_in_place_of_drawn_ones_have_the_figures_of_true_pictures(run, data, monkeypatch):
     out, config = run
     config = replace(config, aligned={"data": {"card": "digits"}})
-    monkeypatch.setattr(MODULE.recipe_of("aligned"), "shared_space", lambda config: Looks(data))
+    monkeypatch.setattr(judging, "trained_space", lambda config, size: Looks(data))
     monkeypatch.setattr(MODULE, "draw_all", lambda model, pairs, seed: pairs.all("image"))
-    figures = MODULE.evaluate(out, config, "test")
+    figures = MODULE.evaluate(RECIPE.run(out), config, "test").figures()
     for name in ("redescription", "r_precision", "digit_accuracy", "nearest_rmse"):
         assert figures[name] == figures[f"{name}_real"], name
     assert figures["judge_disjoint"] and 0 < figures["judge_accuracy"] < 1
@@ -105,20 +111,20 @@ def test_true_pictures_in_place_of_drawn_ones_have_the_figures_of_true_pictures(
     assert figures["r_precision"] >= len(first) / len(data)
 
 
-def test_told_is_the_mean_over_all_pairs(run, data, monkeypatch):
+def test_redescription_is_the_mean_over_all_pairs(run, data, monkeypatch):
     captioner = load(RECIPE.run(run[0]).stage_folder("captioner"))
     pictures = torch.stack([row["image"] for row in data])
     with torch.no_grad():
         each = captioner.log_likelihood(data.batch(range(len(data))))
         ids = data[1]["text"][None]
-        moved = MODULE.Batch({"image": pictures[:1], "text": ids}, {"text": torch.ones(ids.shape, dtype=torch.bool)})
+        moved = Batch({"image": pictures[:1], "text": ids}, {"text": torch.ones(ids.shape, dtype=torch.bool)})
         shown = captioner.log_likelihood(moved)
     monkeypatch.setattr(data, "batches", partial(data.batches, size=7))
-    assert MODULE.told(captioner, data, pictures) == pytest.approx(-each.mean().item(), rel=1e-5)
+    assert MODULE.redescription(captioner, data, pictures) == pytest.approx(-each.mean().item(), rel=1e-5)
     swapped = pictures.clone()
     swapped[1] = pictures[0]
     expected = -(each.sum() - each[1] + shown[0]).item() / len(data)
-    assert MODULE.told(captioner, data, swapped) == pytest.approx(expected, rel=1e-5)
+    assert MODULE.redescription(captioner, data, swapped) == pytest.approx(expected, rel=1e-5)
 
 
 def test_what_is_drawn_depends_on_the_seed_and_not_on_the_batches(run, data, monkeypatch):
@@ -145,11 +151,9 @@ def test_prompts_become_files(run, tmp_path):
 
 def test_a_report_shows_the_prompts(run):
     out, config = run
-    figures = MODULE.evaluate(out, config, "test")
-    (out / "metrics.json").write_text(json.dumps({"test": figures}), encoding="utf-8")
-    MODULE.report(out, config)
+    evaluate(RECIPE, config, out, "test")
     page = (out / "report.html").read_text(encoding="utf-8")
-    assert "a handwritten" in page and "true pictures" in page and "redescription 0.5" in page
+    assert "a handwritten" in page and "true pictures" in page and "re-captioning loss 0.5" in page
     assert (out / "samples" / "samples.png").is_file() and "text-to-image" in (out / "README.md").read_text(encoding="utf-8")
 
 
@@ -162,9 +166,9 @@ def test_a_report_shows_the_prompts(run):
         ("gan.redescription=-1", ["redescription", "-1", ">= 0"]),
         ("gan.text.dim=8", ["gan.text.dim", "8", "captioner.decoder.dim, 16", "set gan.text.dim=16"]),
         ("captioner.encoder.widht=3", ["encoder.widht", "did you mean 'width'?"]),
-        ("data.input=word", ["data.input=word", "a column of text", "image"]),
+        ("data.image=word", ["data.image=word", "a column of text", "image"]),
         ("data.text=image", ["data.text=image", "a column of image", "text"]),
-        ("data.length=1", ["data.length", "1", ">= 2"]),
+        ("data.text_length=1", ["data.text_length", "1", ">= 2"]),
         ("data.limit=-1", ["data.limit", "-1", ">= 0"]),
         ("data.label=digit", ["data.label", "digit"]),
         ("evaluation.items=1", ["evaluation.items", "1", "two or more"]),
@@ -191,7 +195,33 @@ def test_a_text_that_is_too_long_is_named(run):
     with pytest.raises(
         UserError, match=r"digits: test: row \d+: column caption: got \d+ tokens: 'a handwritten \w+', expected at most 3"
     ):
-        MODULE.pairs(replace(config.data, length=3), "test", **load(out).processors)
+        replace(config.data, text_length=3).pairs("test", **load(out).processors)
+
+
+def test_a_run_of_an_older_version_is_read_by_its_old_keys(run, tmp_path):
+    out, config = tmp_path / "run", run[1]
+    shutil.copytree(run[0], out)
+    values = read_yaml(out / "config.yaml")
+    values["captioner_fit"] = values.pop("fit_captioner")
+    values["data"] |= {"input": values["data"].pop("image"), "length": values["data"].pop("text_length")}
+    values["judge"] = {}
+    (out / "config.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    recipe, read = open_run(out)
+    assert read == replace(config, judge={}) and recipe.name == RECIPE.name
+    check_run_folder(read, out, resume=True)
+    assert "redescription_real" in evaluate(recipe, read, out, "validation")
+    values["aligned"] = {"data": {"card": "digits", "side": 8}}
+    (out / "config.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    assert open_run(out)[1].nested()["aligned"].data.size == 8
+
+
+@pytest.mark.parametrize("key", ["data.input", "data.length", "captioner_fit"])
+def test_an_old_key_is_told_its_new_name(key):
+    old = f"{key}.steps=3" if key == "captioner_fit" else f"{key}=7"
+    with pytest.raises(
+        UserError, match=rf"config key {key}: got an old key, expected its new name; use {RECIPE.config.renamed[key]}"
+    ):
+        recipe_config(RECIPE, "smoke", [old])
 
 
 def test_the_nearest_picture_is_found_and_how_far_it_is():

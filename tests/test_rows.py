@@ -1,9 +1,9 @@
 """Rows of a card: missing values and labels of no class in every recipe, places in errors, and lines of tables."""
 
+import importlib
 import io
 import re
-import sys
-import types
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -23,11 +23,17 @@ from mmgen.data.rows import DataSet, open_rows
 from mmgen.data.sources.columns import missing_values, stored
 from mmgen.data.sources.encode import wav
 from mmgen.errors import UserError
+from mmgen.judging.classifier import Judge, agreement, make_processor
+from mmgen.judging.coherence import pairwise_coherence
 from mmgen.modalities.features import cached_features
 from mmgen.modalities.kinds import fit_processor
 from mmgen.models.classifier import Classifier
 from mmgen.training.config import read_yaml
 from mmgen.training.recipe import load_recipe, recipe_config
+from mmgen.training.run import Run
+
+factorized = importlib.import_module("mmgen.recipes.factorized.train")
+multimodal_vae = importlib.import_module("mmgen.recipes.multimodal_vae.train")
 
 WORDS = ("zero", "one")
 COLUMNS = {
@@ -88,31 +94,21 @@ def card(tmp_path):
 # every recipe: what is missing
 
 NAMED = {  # recipe -> the settings that name its columns
-    "captioning": ["data.text=word", "words.steps=1", "fit.steps=1"],
+    "captioning": ["data.text=word", "fit_words.steps=1", "fit.steps=1"],
     "aligned": ["data.text=word"],
     "text_to_image": ["data.text=word", "data.label=label", "judge={}", "aligned={}"],
     "redescription_gan": ["data.text=word", "judge={}", "aligned={}"],
     "judge": [],
     "vae": [],
 }
-STAGES = {  # recipe -> the function that trains first
-    "captioning": "train_words",
-    "aligned": "train",
-    "text_to_image": "train_codes",
-    "redescription_gan": "train_captioner",
-    "judge": "train_judge",
-    "vae": "train_vae",
-}
 
 
 def train_first(name, card, tmp_path, monkeypatch, *overrides):
-    """The first stage of a recipe's smoke config, up to its training."""
-    recipe = load_recipe(name)
-    script = sys.modules[recipe.config.__module__]
+    """The data that the first stage of a recipe's smoke config trains on."""
+    recipe, seen = load_recipe(name), []
     config = recipe_config(recipe, "smoke", [f"data.card={card}", *NAMED.get(name, []), *overrides])
-    seen = []
-    monkeypatch.setattr(script, "fit", lambda model, data, *a, **k: seen.append(data))
-    getattr(script, STAGES.get(name, "train"))(config, tmp_path / "run", False)
+    monkeypatch.setattr(Run, "fit", lambda run, model, data, *a, **k: seen.append(data))
+    recipe.stages[0](recipe.run(tmp_path / "run"), config)
     return seen[-1]
 
 
@@ -188,45 +184,42 @@ def lacking(card):
     return ["smoke", [f"data.card={card(rows)}", "data.modalities.text.column=word"]]
 
 
-def test_multimodal_vae_is_judged_on_rows_that_lack_a_modality(lacking, tmp_path, monkeypatch):
+def test_multimodal_vae_is_judged_on_rows_that_lack_a_modality(lacking, tmp_path):
     recipe, (name, overrides) = load_recipe("multimodal_vae"), lacking
-    script = sys.modules[recipe.config.__module__]
     overrides = [*overrides, "judges={}", "evaluation.items=12", "evaluation.features="]
     overrides += ["evaluation.likelihood_items=12", "evaluation.likelihood_samples=2"]
     config = recipe_config(recipe, name, overrides)
-    model = script.build(config)
-    monkeypatch.setattr(script, "load", lambda run: model)
-    assert all(np.isfinite(value) for value in script.evaluate(tmp_path, config, "test").values())
-    batch = collate([script.columns_of(model.processors, config.data, "test")[i] for i in range(24)], model.sequences)
+    model = multimodal_vae.build(config)
+    model.save_pretrained(tmp_path / "model")
+    assert all(np.isfinite(value) for value in recipe.evaluate(recipe.run(tmp_path), config, "test").figures().values())
+    data = config.data.items(model.processors, "test")
+    batch = collate([data[i] for i in range(24)], model.sequences)
     assert all(torch.isfinite(value) for value in model.losses(batch).values())
 
 
 def test_coherence_counts_labelled_items_that_have_the_modality(lacking, monkeypatch):
-    recipe, (name, overrides) = load_recipe("multimodal_vae"), lacking
-    script = sys.modules[recipe.config.__module__]
-    config = recipe_config(recipe, name, [*overrides, "judges={}"])
-    model = script.build(config)
-    data = script.columns_of(model.processors, config.data, "test")
+    name, overrides = lacking
+    config = recipe_config(load_recipe("multimodal_vae"), name, [*overrides, "judges={}"])
+    model = multimodal_vae.build(config)
+    data = config.data.items(model.processors, "test")
     labels = open_rows(config.data.card, "test", [], ["label"])["label"][:]
-    judges = dict.fromkeys(("image", "text"), types.SimpleNamespace(class_names=["0"]))  # of two classes it saw one
-    monkeypatch.setattr(script, "labels_of", lambda judge, processor, values: torch.zeros(len(values), dtype=torch.long))
-    made = script.from_prior(model, 4, torch.Generator())
-    pairs, _ = script.coherence(model, judges, data, labels, made, torch.Generator())
+    judge = Judge(SimpleNamespace(class_names=["0"]), 1.0, "validation")  # of two classes it saw one
+    monkeypatch.setattr(Judge, "reads", lambda self, processor, values: torch.zeros(len(values), dtype=torch.long))
+    pairs = pairwise_coherence(model, dict.fromkeys(("image", "text"), judge), data, labels, torch.Generator())
     # 12 of 24 are of class 0 and 12 of class 1: rows 5, 7 and 9 are of class 1
     assert pairs == {"image to text": pytest.approx(12 / 22), "text to image": pytest.approx(12 / 22)}
 
 
 def test_factorized_counts_what_is_left_with_nothing_as_wrong(lacking):
-    recipe, (name, overrides) = load_recipe("factorized"), lacking
-    script = sys.modules[recipe.config.__module__]
-    config = recipe_config(recipe, name, overrides)
-    model = script.build(config, "").eval()
+    name, overrides = lacking
+    config = recipe_config(load_recipe("factorized"), name, overrides)
+    model = factorized.build(config, "").eval()
     model.predict = lambda batch: torch.distributions.Categorical(probs=torch.tensor([[0.0, 1.0]] * batch.size))
-    data = script.items(model, config.data, "test")
-    assert script.accuracy(model, data) == pytest.approx(11 / 23)  # of class 1, row 9 being without a label
+    data, accuracy = config.data.items(model.processors, "test"), factorized.accuracy
+    assert accuracy(model, data) == pytest.approx(11 / 23)  # of class 1, row 9 being without a label
     for lost in ("image", "text"):  # what row 5 or row 7 alone has
-        assert script.accuracy(model, data, lambda batch, lost=lost: batch.without(lost)) == pytest.approx(10 / 23)
-        assert 0 <= script.accuracy(model, data, lambda batch, lost=lost: script.zero_filled(batch, lost, lost == "text")) <= 1
+        assert accuracy(model, data, lambda batch, lost=lost: batch.without(lost)) == pytest.approx(10 / 23)
+        assert 0 <= accuracy(model, data, lambda batch, lost=lost: factorized.zero_filled(batch, lost, lost == "text")) <= 1
 
 
 VECTOR = {"kind": "vector", "shape": [2], "unit": "m", "range": [0, 1]}
@@ -294,10 +287,9 @@ def test_no_label_at_all(card, tmp_path, monkeypatch):
 def test_classes_that_a_judge_never_saw_count_as_wrong(card, tmp_path, monkeypatch):
     """Of four classes the judge saw two, which it always tells right: half of what is labelled."""
     recipe = load_recipe("judge")
-    script = sys.modules[recipe.config.__module__]
     rows = [{"image": picture(i), "word": "x", "label": i % 4 if i < 8 else None} for i in range(12)]
     config = recipe_config(recipe, "smoke", [f"data.card={card(rows, label={'kind': 'label', 'classes': 4})}"])
-    processor = script.make_processor(config.data)
+    processor = make_processor(config.data)
     model = Classifier("image", "image", list(processor.shape), 2, class_names=["0", "1"])
     model.processors["image"] = processor
 
@@ -305,25 +297,24 @@ def test_classes_that_a_judge_never_saw_count_as_wrong(card, tmp_path, monkeypat
         return torch.distributions.Categorical(probs=torch.nn.functional.one_hot(batch["label"].clamp(min=0), 2).float())
 
     model.predict = predict
-    monkeypatch.setattr(script, "load", lambda run: model)
-    assert script.evaluate(tmp_path, config, "test")["accuracy"] == 0.5
-    truth = script.places(model, [0, 1, 2, None, 3])
-    assert script.agreement(torch.tensor([0, 0, 1, 1, 1]), truth) == 0.25
+    monkeypatch.setattr(Run, "load", lambda run: model)
+    assert recipe.evaluate(recipe.run(tmp_path), config, "test")["judge"]["accuracy"] == 0.5
+    judge = Judge(model, 0.5, "validation")
+    truth = judge.classes_of([0, 1, 2, None, 3])
+    assert agreement(torch.tensor([0, 0, 1, 1, 1]), truth) == 0.25
     with pytest.raises(UserError, match="labels: got none of 2 items"):
-        script.places(model, [None, ""])
+        judge.classes_of([None, ""])
 
 
-def test_a_judge_of_one_class_names_card_split_and_column(card, tmp_path):
-    recipe = load_recipe("judge")
+def test_a_judge_of_one_class_names_card_split_and_column(card, tmp_path, monkeypatch):
     path = card([{"image": picture(i), "word": "x", "label": 1} for i in range(8)])
-    config = recipe_config(recipe, "smoke", [f"data.card={path}", "data.split=validation"])
     with pytest.raises(UserError, match=r"\.md: validation: column label: got one class, 1, expected two classes or more"):
-        recipe.stages["judge"](config, tmp_path / "run", False)
+        train_first("judge", path, tmp_path, monkeypatch, "data.split=validation")
 
 
 @pytest.mark.parametrize("name", ["attribute", "factorized", "mag_sentiment"])
 def test_a_card_of_one_class_is_named_before_training(card, name):
-    recipe, more = load_recipe(name), {"attribute": ["data.input=word"], "factorized": [], "mag_sentiment": ["data.text=word"]}
+    recipe, more = load_recipe(name), {"attribute": ["data.text=word"], "factorized": [], "mag_sentiment": ["data.text=word"]}
     card = card(
         [{"image": picture(i), "word": "x", "label": 0} for i in range(8)], label={"kind": "label", "classes": ["only"]}
     )
@@ -379,7 +370,7 @@ def test_check_decodes_rows_spread_over_the_split_and_says_how_many(card):
     problems = [str(problem) for problem in check_card(card(rows))]
     assert len(problems) == 3 and all("row 199: column image: image bytes: got a damaged" in problem for problem in problems)
     done = here("data", "check", card(rows_of()))
-    assert done.returncode == 0 and "missing values and labels of all rows, and what up to 64 rows" in done.stdout
+    assert done.returncode == 0 and "missing values and labels of all rows, and the values of up to 64 rows" in done.stdout
 
 
 @pytest.mark.parametrize(("content", "kind"), [(b"\0" * 99, "image"), (b"RIFF", "audio"), (b"", "image"), (b"", "audio")])

@@ -16,9 +16,10 @@ from mmgen.errors import UserError
 from mmgen.metrics.significance import paired_low
 from mmgen.training.checkpoint import checkpoints
 from mmgen.training.config import read_yaml, write_config
-from mmgen.training.recipe import Recipe, RecipeConfig, Stage, load_recipe, recipe_config, recipe_folder
+from mmgen.training.recipe import Recipe, RecipeConfig, Stage, load_recipe, recipe_config
 from mmgen.training.result import Result
 from mmgen.training.run_folder import check_run_folder
+from mmgen.training.scripts import recipe_folder
 from mmgen.training.study import evaluate, train
 
 
@@ -86,8 +87,8 @@ def test_the_keys_that_differ_are_named(tmp_path):
 @pytest.mark.parametrize("resume", [[], ["--resume"]])
 def test_a_mistake_after_the_start_does_not_block_the_corrected_command(tmp_path, resume):
     out = tmp_path / "run"
-    done = here("train", "vae", "--config", "smoke", "--out", out, "data.limit=-1", "seed=1")
-    assert done.returncode == 2 and "limit: got -1, expected a number >= 0" in done.stderr
+    done = here("train", "vae", "--config", "smoke", "--out", out, "model.prior=nope", "seed=1")
+    assert done.returncode == 2 and "prior: got nope, expected a known name" in done.stderr
     assert sorted(file.name for file in out.iterdir()) == [".lock", "config.yaml", "run.json"]
     done = here("train", "vae", "--config", "smoke", "--out", out, "seed=2", *resume)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -1,8 +1,8 @@
 """The recipe steering: its arms, its measures by hand, and texts that are not written twice."""
 
+import importlib
 import json
 import math
-import sys
 from dataclasses import replace
 
 import pytest
@@ -11,11 +11,13 @@ import torch
 from mmgen.cli import main
 from mmgen.conditioning.language_model import load_language_model
 from mmgen.errors import UserError
+from mmgen.judging.perplexity import Reader
+from mmgen.metrics.diversity import share_with
 from mmgen.training.recipe import load_recipe, recipe_config
 from mmgen.training.report import scatter
 
 RECIPE = load_recipe("steering")
-steering = sys.modules[RECIPE.config.__module__]
+steering = importlib.import_module("mmgen.recipes.steering.train")
 
 
 def rivals(*scores: float) -> list[dict]:
@@ -37,8 +39,8 @@ def test_texts_are_written_as_the_judges_reviews():
 
 
 def test_shares_of_words():
-    rows = [{"text": " The Planets shine"}, {"text": " a planetary idea"}, {"text": " moonlight"}, {"text": " the moon."}]
-    assert steering.share_with(rows, ["planet", "moon"]) == 0.5
+    texts = [" The Planets shine", " a planetary idea", " moonlight", " the moon."]
+    assert share_with(texts, ["planet", "moon"]) == 0.5
 
 
 @torch.no_grad()
@@ -47,8 +49,13 @@ def test_perplexity_by_hand():
     model, tokenizer = load_language_model("tiny", "fp32")
     ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer("ab").input_ids]])
     log_p = model(ids).logits[0].log_softmax(-1)
-    rows = [{"prompt": "a", "text": "b"}, {"prompt": "a", "text": "b"}, {"prompt": "a", "text": ""}]
-    assert steering.perplexity((model, tokenizer), rows) == pytest.approx(math.exp(-log_p[1, ids[0, 2]].item()), rel=1e-4)
+    reader = Reader("tiny")
+    assert reader.perplexity(["b", "b", ""], ["a"] * 3) == pytest.approx(math.exp(-log_p[1, ids[0, 2]].item()), rel=1e-4)
+    both = log_p[:2].gather(1, ids[0, 1:, None]).mean().item()
+    texts = reader.log_probs(["ab", "a", "", "ab"], end=True)  # of several lengths, some of them twice
+    assert [count for _, count in texts] == [3, 2, 1, 3] and texts[0] == texts[3]
+    assert reader.log_probs(["ab"]) == [(pytest.approx(both, rel=1e-4), 2)]
+    assert reader.log_probs(["b"], ["a"])[0][0] == pytest.approx(log_p[1, ids[0, 2]].item(), rel=1e-4)
 
 
 def test_gains_are_of_the_best_method_that_stays_fluent():
@@ -67,6 +74,7 @@ def test_texts_that_are_there_are_not_written_again(tmp_path, monkeypatch):
     config = recipe_config(RECIPE, "smoke", [])
     texts = replace(config.sentiment, prompts={"test": ["The", "So"]}, methods={"gedi": {}})
     config, write, calls = replace(config, sentiment=texts), steering.steer.write, []
+    run = RECIPE.run(tmp_path / "run")
 
     def counted(model, tokenizer, prompts, *arguments, **more):
         calls.append(prompts)
@@ -77,15 +85,15 @@ def test_texts_that_are_there_are_not_written_again(tmp_path, monkeypatch):
     monkeypatch.setattr(steering.steer, "write", counted)
     monkeypatch.setattr(steering.steer, "AT_ONCE", 4)  # one prompt
     with pytest.raises(KeyboardInterrupt):
-        steering.write(tmp_path / "run", config, "test", "sentiment")
-    made = steering.write(tmp_path / "run", config, "test", "sentiment")
+        steering.write(run, config, "test", "sentiment")
+    made = steering.write(run, config, "test", "sentiment")
     assert calls == [["The"], ["So"], ["So"], ["The"], ["So"]]  # unsteered, then by GeDi
     assert [len(made[method]["7"]) for method in ("unsteered", "gedi")] == [4, 4]  # 2 prompts x 2 samples
     assert {row["prompt"] for row in made["gedi"]["7"][0]} == {"The"}
     kept = json.loads((tmp_path / "run/texts/test/gedi-7.json").read_text(encoding="utf-8"))
     assert kept.keys() == {"The", "So"}
     monkeypatch.setattr(steering.steer, "write", None)
-    assert steering.write(tmp_path / "run", config, "test", "sentiment") == made
+    assert steering.write(run, config, "test", "sentiment") == made
 
 
 @pytest.mark.parametrize(

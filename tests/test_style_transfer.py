@@ -326,7 +326,7 @@ def test_what_is_kept_is_spelt_and_spaced_as_it_was(monkeypatch):
 
     def spelt(text, words):
         ids = tokenizer.convert_tokens_to_ids(words.split())
-        monkeypatch.setattr(StyleTransfer, "_rewritten", lambda self, pieces, style: [ids])
+        monkeypatch.setattr(StyleTransfer, "rewritten", lambda self, pieces, style: [ids])
         return MODEL.restyle([text], "good")[0]
 
     assert spelt("The soup was bad and the tea was bad.", "the soup was good and the tea was good .") == (
@@ -363,7 +363,7 @@ def test_long_foreign_and_shouted_texts():
 def test_unknown_words_are_written_as_they_were(monkeypatch):
     tokens = MODEL.processors["text"].tokenizer.convert_tokens_to_ids
     written = [[tokens("the"), UNKNOWN, tokens("was"), tokens("great"), UNKNOWN, UNKNOWN, tokens(".")]]
-    monkeypatch.setattr(StyleTransfer, "_rewritten", lambda self, pieces, style: written)
+    monkeypatch.setattr(StyleTransfer, "rewritten", lambda self, pieces, style: written)
     assert MODEL.restyle(["The McBurger was bad Zoë Zed."], "good") == ["The McBurger was great Zoë Zed."]
     assert MODEL.restyle(["the mcburger was bad ."], "good") == ["the mcburger was great ."]
 

@@ -1,5 +1,6 @@
 """The recipe style_transfer and `mmgen restyle`: tables of one's own, what judges read, and that no line is lost."""
 
+import importlib
 import io
 import math
 import sys
@@ -13,13 +14,17 @@ from mmgen.cli import main
 from mmgen.conditioning.language_model import load_language_model
 from mmgen.errors import UserError
 from mmgen.inference.restyle import restyle
+from mmgen.judging.perplexity import Reader
+from mmgen.judging.style import Sentences, StyleData, StyleScorer, style_probs
 from mmgen.metrics.style import tokenize
 from mmgen.models.base import load
+from mmgen.models.style.steered_copy import SteeredCopy
 from mmgen.training.recipe import load_recipe, recipe_config
+from mmgen.training.run import Run
 from mmgen.training.study import evaluate, train
 
 RECIPE = load_recipe("style_transfer")
-MODULE = sys.modules[RECIPE.config.__module__]
+MODULE = importlib.import_module("mmgen.recipes.style_transfer.train")
 
 
 @pytest.fixture(scope="module")
@@ -122,76 +127,73 @@ def test_a_missing_table_is_named(tmp_path):
 
 
 def test_a_split_that_the_second_stage_lacks_is_told_before_the_first(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match=r"judging\.split: got validation, expected a known name; choose one of test, train"):
+    with pytest.raises(
+        UserError, match=r"evaluation\.split: got validation, expected a known name; choose one of test, train"
+    ):
         recipe_config(RECIPE, "smoke", [table(tmp_path / "my.csv", ["text 0,a", "text 6,b"])])
-    config = recipe_config(RECIPE, "smoke", [])  # of a card it is known when its rows are read
-    read_all = MODULE.read_all
-    empty = MODULE.Texts([], [], ["negative", "positive"])
-    monkeypatch.setattr(MODULE, "read_all", lambda c, split, n: empty if split == "validation" else read_all(c, split, n))
-    monkeypatch.setattr(MODULE, "fit", lambda *a, **k: pytest.fail("a stage was trained"))
-    with pytest.raises(UserError, match="validation: got 0 texts"):
-        MODULE.train(config, tmp_path, False)
+    rows = ["text 0,a,train", "text 6,b,train", "text 1,a,validation", "text 2,a,test"]
+    config = recipe_config(RECIPE, "smoke", [table(tmp_path / "my.csv", rows, header="text,label,split")])
+    monkeypatch.setattr(Run, "fit", lambda *a, **k: pytest.fail("a stage was trained"))
+    with pytest.raises(UserError, match="validation: got 1 text, none b"):
+        train(RECIPE, config, tmp_path / "run")
 
 
 def test_a_table_is_split_by_its_texts(tmp_path):
     rows = [f"text {i},{'ab'[i % 2]}" for i in range(400)] + [" ,a", "empty,"]
     config = recipe_config(RECIPE, "smoke", [table(tmp_path / "my.csv", rows)])
-    splits = {split: MODULE.read(config, split) for split in ("train", "validation", "test")}
+    splits = {split: config.data.sentences(split) for split in ("train", "validation", "test")}
     texts = [text for data in splits.values() for text in data.texts]
     assert sorted(texts) == sorted(f"text {i}" for i in range(400)) and splits["train"].names == ["a", "b"]
     assert 290 < len(splits["train"].texts) < 350
     for data in splits.values():
         assert all(label == int(text.split()[1]) % 2 for text, label in zip(data.texts, data.labels))
-    assert MODULE.read(config, "train", 5).texts[0] == splits["train"].texts[0]
+    assert config.data.sentences("train", 5).texts[0] == splits["train"].texts[0]
 
 
 def test_the_judge_never_sees_what_the_model_trains_on(tmp_path, monkeypatch):
-    config, asked = recipe_config(RECIPE, "smoke", []), []
-    read = MODULE.read
-    monkeypatch.setattr(MODULE, "read", lambda config, split, limit=0: asked.append(split) or read(config, split, limit))
-    MODULE.train_judge(config, tmp_path, False)
+    config, asked, fitted, read = recipe_config(RECIPE, "smoke", []), [], [], StyleData.sentences
+    monkeypatch.setattr(StyleData, "sentences", lambda self, split, *a: asked.append(split) or read(self, split, *a))
+    monkeypatch.setattr(Run, "fit", lambda run, model, data, *a: fitted.append(len(data)))
+    MODULE.judge(RECIPE.run(tmp_path), config)
     assert set(asked) == {"validation"}
     asked.clear()
-    fitted = []
-    monkeypatch.setattr(MODULE, "fit", lambda model, data, *a, **k: fitted.append(len(data)))
-    MODULE.train(config, tmp_path, False)
-    assert set(asked) == {"validation", "train"} and fitted == [len(read(config, "train").texts)]
-    with pytest.raises(UserError, match=r"judging\.split: got train, expected a split that is neither"):
-        recipe_config(RECIPE, "smoke", ["judging.split=train"])
+    MODULE.rewriter(RECIPE.run(tmp_path), config)
+    assert set(asked) == {"train"} and fitted == [len(read(config.data, split).texts) for split in ("validation", "train")]
+    with pytest.raises(UserError, match=r"evaluation\.split: got train, expected a split that is neither"):
+        recipe_config(RECIPE, "smoke", ["evaluation.split=train"])
 
 
 def test_no_split_is_scored_by_a_judge_that_trained_on_it(run):
     with pytest.raises(UserError, match="--split: got validation, expected one the judge was not trained on"):
-        MODULE.evaluate(run, recipe_config(RECIPE, "smoke", []), "validation")
+        evaluate(RECIPE, recipe_config(RECIPE, "smoke", []), run, "validation")
 
 
 def test_a_split_without_a_style_is_named(tmp_path):
     rows = ["x,a,train", "y,b,train", "z,a,validation", "v,b,validation", "w,a,test"]
     config = recipe_config(RECIPE, "smoke", [table(tmp_path / "my.csv", rows, header="text,label,split")])
     with pytest.raises(UserError, match=r"my\.csv: test: got 1 text, none b, expected texts of both styles"):
-        MODULE.read(config, "test")
+        config.data.sentences("test")
 
 
 def test_judged_one_by_one_and_together(run):
     judge = load(RECIPE.run(run).stage_folder("judge"))
     texts = ["The tea was awful.", "", "I love it", "..."]
-    together = MODULE.judged(judge, texts)
+    together = style_probs(judge, texts)
     assert together[1].tolist() == [0.5, 0.5] and together.sum(1) == pytest.approx(1)
-    np.testing.assert_allclose(together, np.concatenate([MODULE.judged(judge, [text]) for text in texts]), atol=1e-6)
+    np.testing.assert_allclose(together, np.concatenate([style_probs(judge, [text]) for text in texts]), atol=1e-6)
 
 
 def test_log_probs_are_those_of_the_language_model():
     model, tokenizer = load_language_model("tiny", "fp32")
-    known: dict[str, float] = {}
-    found = MODULE.log_probs((model, tokenizer), ["Good soup!", "x", "good soup !"], known)
-    assert found[0] == found[2] and set(known) == {"good soup !", "x"}
+    reader, text = Reader("tiny"), "good soup !"
+    found = reader.log_probs([text, "x", text], end=True)
     begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    ids = torch.tensor([[begin, *tokenizer("good soup !", add_special_tokens=False).input_ids, tokenizer.eos_token_id]])
+    ids = torch.tensor([[begin, *tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id]])
     with torch.no_grad():
-        logits = model(ids).logits[0, :-1].log_softmax(-1)
-    assert found[0] == pytest.approx(logits.gather(1, ids[0, 1:, None]).sum().item(), rel=1e-4)
-    known["x"] = -1.0
-    assert MODULE.log_probs((model, tokenizer), ["x"], known) == [-1.0]  # not read again
+        log_p = model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])
+    assert found[0] == found[2] == (pytest.approx(log_p.mean().item(), rel=1e-4), len(log_p))
+    reader.model = None
+    assert reader.log_probs(["x"], end=True) == [found[1]]  # not read again
 
 
 def test_every_sentence_gets_the_style_it_is_not_in(run):
@@ -199,7 +201,7 @@ def test_every_sentence_gets_the_style_it_is_not_in(run):
         def restyle(self, texts, target):
             return [f"{text} {target}" for text in texts]
 
-    data = MODULE.Texts(["a", "b", "c"], [0, 1, 0], ["bad", "good"])
+    data = Sentences(["a", "b", "c"], [0, 1, 0], ["bad", "good"])
     assert MODULE.restyled(Echo(), data) == ["a good", "b bad", "c good"]
 
 
@@ -208,26 +210,33 @@ def test_the_worst_are_those_that_fail_or_lose_most():
     rows[7] |= {"probability": 0.01}
     rows[9] |= {"kept": 0.0}
     rows[11] |= {"kept": None}
-    drawn, worst = MODULE.shown(rows, seed=0)
+    drawn, worst = MODULE.drawn_and_worst(rows, seed=0)
     assert len(drawn) == MODULE.SHOWN and len(worst) == MODULE.WORST
     assert [row["text"] for row in worst[:2]] == ["9", "7"] and "11" not in [row["text"] for row in worst[:2]]
-    assert MODULE.shown(rows, seed=0)[0] == drawn
+    assert MODULE.drawn_and_worst(rows, seed=0)[0] == drawn
 
 
 def test_scores_without_references_leave_out_what_needs_them(run):
     config = recipe_config(RECIPE, "smoke", [])
-    data = MODULE.read(config, "test")
-    score = MODULE.Scorer(config, run, data)
+    data, judge, held = config.data.sentences("test"), RECIPE.run(run).load("judge"), config.data.sentences("validation")
+    score = StyleScorer(judge, held, data, "tiny")
     assert score(data.texts).keys() == {"accuracy", "self_bleu", "perplexity", "content_recall"}
+    assert "perplexity" not in StyleScorer(judge, held, data)(data.texts)
     assert score(data.texts)["self_bleu"] == pytest.approx(100)
-    rewritten = MODULE.Scorer(config, run, replace(data, references=[[text] for text in data.texts]))
+    rewritten = score.of(replace(data, references=[[text] for text in data.texts]))
     assert rewritten(data.texts)["ref_bleu"] == pytest.approx(100) and math.isfinite(rewritten(data.texts)["geometric_mean"])
     assert all(tokenize(word) == [word] for word in score.style_words)
 
 
 # other rewriters and judges
 
-AUTOENCODER = ["judging.margins=[]", "judging.fluency=", "autoencoder.dim=16", "autoencoder.depth=1", "autoencoder.heads=2"]
+AUTOENCODER = [
+    "evaluation.margins=[]",
+    "evaluation.fluency=",
+    "autoencoder.dim=16",
+    "autoencoder.depth=1",
+    "autoencoder.heads=2",
+]
 
 
 def test_an_autoencoder_by_the_same_commands(tmp_path, run, typed):
@@ -237,49 +246,49 @@ def test_an_autoencoder_by_the_same_commands(tmp_path, run, typed):
     figures = evaluate(RECIPE, config, tmp_path / "run", "test")
     assert {"accuracy", "self_bleu", "content_recall", "sentences_per_s"} <= figures.keys()
     card = (tmp_path / "run" / "README.md").read_text(encoding="utf-8")
-    assert "by reinforced" in card and "Card `smoke`, licence unknown." in card and "mmgen data show" not in card
+    assert "objective reinforced" in card and "Card `smoke`, licence unknown." in card and "mmgen data show" not in card
     code, out, _ = typed(tmp_path / "run", "positive", b"The tea was awful!\n\nEs regnet heute.\n")
     assert code == 0 and out.split("\n")[1:] == ["", "Es regnet heute.", ""]
 
 
 def test_a_pretrained_judge(tmp_path):
-    config = recipe_config(RECIPE, "smoke", ["judging.pretrained=tiny", "fit_judge.steps=2"])
-    MODULE.train_judge(config, tmp_path / "run", False)
+    config = recipe_config(RECIPE, "smoke", ["evaluation.pretrained=tiny", "fit_judge.steps=2"])
+    MODULE.judge(RECIPE.run(tmp_path / "run"), config)
     judge = load(RECIPE.run(tmp_path / "run").stage_folder("judge"))
     assert judge.name == "mag" and judge.class_names == ["negative", "positive"]
-    together = MODULE.judged(judge, ["the tea was awful .", "", "tea"])
+    together = style_probs(judge, ["the tea was awful .", "", "tea"])
     assert together[1].tolist() == [0.5, 0.5] and np.allclose(together.sum(1), 1, atol=1e-5)
-    assert np.allclose(together[2], MODULE.judged(judge, ["tea"])[0], atol=1e-5)
+    assert np.allclose(together[2], style_probs(judge, ["tea"])[0], atol=1e-5)
 
 
 def test_what_only_an_edit_has_is_refused_of_others():
-    with pytest.raises(UserError, match=r"judging.margins: got some of objective=controlled, expected none; set"):
+    with pytest.raises(UserError, match=r"evaluation.margins: got some of objective=controlled, expected none; set"):
         recipe_config(RECIPE, "smoke", ["objective=controlled"])
     with pytest.raises(UserError, match="objective"):
         recipe_config(RECIPE, "smoke", ["objective=delete"])
 
 
 def test_a_judge_of_another_split_is_no_judge_of_this_run(tmp_path, run):
-    config = recipe_config(RECIPE, "smoke", ["judging.vocab_size=290", "judging.fluency="])
-    with pytest.raises(UserError, match=r"other values of judging.vocab_size \(300, now 290\)"):
+    config = recipe_config(RECIPE, "smoke", ["evaluation.vocab_size=290", "evaluation.fluency="])
+    with pytest.raises(UserError, match=r"other values of evaluation.vocab_size \(300, now 290\)"):
         train(RECIPE, config, tmp_path / "run", stages_from={"judge": run})
 
 
 def test_a_language_model_is_steered_to_write_the_sentence_again(tmp_path, run):
-    config = recipe_config(RECIPE, "smoke", ["judging.steered=2", "judging.margins=[]"])
-    figures = MODULE.evaluate(run, config, "test")
+    config = recipe_config(RECIPE, "smoke", ["evaluation.steered=2", "evaluation.margins=[]"])
+    figures = MODULE.evaluate(RECIPE.run(run), config, "test").figures()
     assert {"accuracy_steered", "self_bleu_steered", "perplexity_steered"} <= figures.keys()
-    data = MODULE.read(config, "train")
+    data = config.data.sentences("train")
     words = MODULE.style_words(data)
     assert "awful" in words[0] and not set(words[0]) & set(words[1])
-    writer = MODULE.SteeredCopy(*load_language_model("tiny", "fp32"), data.names, words)
+    writer = SteeredCopy(*load_language_model("tiny", "fp32"), data.names, words)
     texts = ["the tea was awful .", "", "soup"]
     made = writer.restyle(texts, "positive")
     assert made[1] == "" and made == writer.restyle(texts, "positive")
-    part = MODULE.part_of(MODULE.Texts(list("abcdef"), [0, 1] * 3, ["x", "y"], [[t] for t in "ABCDEF"]), 3)
+    part = Sentences(list("abcdef"), [0, 1] * 3, ["x", "y"], [[t] for t in "ABCDEF"]).part(3)
     assert (part.texts, part.labels, part.references) == (["a", "c", "e"], [0, 0, 0], [["A"], ["C"], ["E"]])
 
 
 def test_steering_needs_a_language_model():
-    with pytest.raises(UserError, match=r"judging.steered: got no judging.fluency, expected a language model to steer"):
-        recipe_config(RECIPE, "smoke", ["judging.steered=2", "judging.fluency="])
+    with pytest.raises(UserError, match=r"evaluation.steered: got no evaluation.fluency, expected a language model to steer"):
+        recipe_config(RECIPE, "smoke", ["evaluation.steered=2", "evaluation.fluency="])

@@ -1,9 +1,10 @@
 """The recipe text_to_image and `mmgen generate` of its runs: what its figures count, files, completion, and wrong values."""
 
 import csv
+import importlib
 import json
-import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,16 +17,17 @@ from mmgen.data.batch import Batch
 from mmgen.data.cards import open_card
 from mmgen.data.image import ImageProcessor
 from mmgen.errors import UserError
-from mmgen.judging import nearest
+from mmgen.judging import nearest, shared_space
+from mmgen.judging.classifier import trained_judge
 from mmgen.judging.features import nearest_pictures
+from mmgen.judging.pictures import PictureJudges
 from mmgen.metrics.retrieval import r_precision
 from mmgen.models.base import load
-from mmgen.training.config import build_config
 from mmgen.training.recipe import load_recipe, recipe_config
 from mmgen.training.study import evaluate, train
 
 RECIPE = load_recipe("text_to_image")
-MODULE = sys.modules[RECIPE.config.__module__]
+MODULE = importlib.import_module("mmgen.recipes.text_to_image.train")
 
 
 @pytest.fixture(scope="module")
@@ -164,19 +166,20 @@ class Space:
 def test_r_precision_is_of_each_pictures_own_text(run):
     model, texts = load(run), ["3", "5", "5", "9"]
     data = SimpleNamespace(texts=texts)
-    judges = MODULE.Judges(recipe_config(RECIPE, "smoke", []), model, data, "test")
+    judges = PictureJudges(recipe_config(RECIPE, "smoke", []), data, model.processors["image"])
     judges.space = Space()
     right = torch.tensor([0.3, 0.5, 0.5, 0.9])[:, None, None, None].expand(-1, 1, 8, 8)
-    assert judges(right, "") == {"r_precision": 1.0}
-    assert judges(right.flip(0), "_x") == {"r_precision_x": 0.5}
+    assert judges.of_texts(right) == {"r_precision": 1.0}
+    assert judges.of_texts(right.flip(0)) == {"r_precision": 0.5}
     assert r_precision(torch.eye(3), torch.arange(3)) == 1
 
 
 def test_reranking_takes_the_picture_that_is_nearest(run):
-    model, config = load(run), recipe_config(RECIPE, "smoke", ["evaluation.candidates=6"])
+    model, config = load(run), recipe_config(RECIPE, "smoke", [])
     model.processors["text"] = SimpleNamespace(decode=lambda ids: "9")
-    data = MODULE.pairs(config.data, "test", **load(run).processors, limit=3)
-    kept = MODULE.reranked(model, Space(), data, config, {})
+    data = config.data.pairs("test", **load(run).processors, limit=3)
+    best = {"candidates": 6, "rerank": partial(model.similarity, Space())}
+    kept = MODULE.drawn(model, data, config.seed, "pictures to rerank", best)
     generator = torch.Generator().manual_seed(config.seed)
     given = next(iter(data.batches("test"))).keep(["text"])
     drawn = model.generate(given, "image", 6, generator).unflatten(0, (3, 6))
@@ -192,14 +195,19 @@ def test_figures_of_a_copy():
     assert which.tolist() == [3, 1] and distance.tolist() == pytest.approx([0.01, 0.01], rel=1e-3)
 
 
-def test_judge_and_reranker_see_pictures_of_the_size_that_is_made(run, monkeypatch):
-    asked, data = [], SimpleNamespace(texts=["3", "5", "5"])
-    monkeypatch.setattr(recipe_of("aligned"), "shared_space", lambda config: asked.append(config) or Space())
+def test_judge_and_reranker_see_pictures_of_the_size_that_is_made(run, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(Space, "points", lambda self, values, modality: torch.ones(len(values), 1))
+    monkeypatch.setattr(shared_space, "cached_run", lambda recipe, config, kind: asked.append(config) or tmp_path)
+    monkeypatch.setattr(shared_space, "load", lambda folder: Space())
     config = recipe_config(RECIPE, "smoke", [])
-    MODULE.Judges(replace(config, aligned={"data": {"card": "digits"}}), load(run), data, "test")
-    assert [c.data.side for c in asked] == [config.data.size] * 2 and asked[0].seed != asked[1].seed
-    MODULE.Judges(replace(config, aligned={"data": {"card": "digits", "side": 64}}), load(run), data, "test")
-    assert asked[-1].data.side == 64
+    figures = MODULE.evaluate(RECIPE.run(run), replace(config, aligned={"data": {"card": "digits"}}), "test").figures()
+    assert {"r_precision", "r_precision_reranked", "r_precision_real"} <= figures.keys()
+    assert [c.data.size for c in asked] == [config.data.size] * 2 and asked[0].seed != asked[1].seed
+    for size in ("size", "side"):  # as an older version called it
+        config = replace(config, aligned={"data": {"card": "digits", size: 64}})
+        shared_space.trained_space(config.nested()["aligned"], config.data.size)
+        assert asked.pop().data.size == 64
 
 
 def test_evaluation_with_a_judge(run):
@@ -219,8 +227,8 @@ def test_evaluation_with_a_judge(run):
     } <= figures.keys()
     assert not figures["judge_disjoint"] and 0 < figures["codes_used"] <= 1
     model = load(run)
-    data = MODULE.pairs(config.data, "validation", **model.processors, limit=8)
-    judge, _ = recipe_of("judge").judge(build_config(recipe_of("judge").Config, judge))
+    data = config.data.pairs("validation", **model.processors, limit=8)
+    judge = trained_judge(config.nested()["judge"]).model
     eye = judge.processors["image"]
     seen = judge.predict(
         Batch({"image": torch.stack([eye(model.processors["image"].decode(x)) for x in data.all("image")])})

@@ -1,8 +1,9 @@
 """The recipes vision_touch and peg_policy: which splits they read, what their figures count, policies saved and resumed."""
 
 import csv
+import importlib
+import io
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,29 +15,32 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from mmgen.data.batch import collate
+from mmgen.data.simulate.oracle import Oracle
 from mmgen.data.simulate.peg_insertion import PegInsertion
 from mmgen.data.simulate.scene import DEPTH
 from mmgen.data.touch import Transitions, fit_processors
 from mmgen.errors import UserError
+from mmgen.judging.arms import code_moments, view
 from mmgen.models.base import load
 from mmgen.models.vision_touch import TOUCH, VisionTouch
 from mmgen.training.recipe import load_recipe, recipe_config
+from mmgen.training.stages import vision_touch
 from mmgen.training.study import evaluate, train
 
 for package in ("mujoco", "gymnasium", "stable_baselines3", "h5py"):
     pytest.importorskip(package, reason="pip install 'mmgen[robotics]'")
 
 RECIPE = load_recipe("vision_touch")
-MODULE = sys.modules[RECIPE.config.__module__]
+MODULE = importlib.import_module("mmgen.recipes.vision_touch.train")
 POLICY = load_recipe("peg_policy")
-POLICY_MODULE = sys.modules[POLICY.config.__module__]
+POLICY_MODULE = importlib.import_module("mmgen.recipes.peg_policy.train")
 
 
 @pytest.fixture(scope="module")
 def config():
     found = recipe_config(RECIPE, "smoke", [])
     try:
-        MODULE.files(found.data, "train")
+        found.data.files("train")
     except UserError as error:
         if "MUJOCO_GL" not in str(error):
             raise
@@ -46,18 +50,18 @@ def config():
 
 @pytest.fixture(scope="module")
 def data(config):
-    files = MODULE.files(config.data, "train")
+    files = config.data.files("train")
     return Transitions(files, fit_processors(files, config.data.size, config.model.readings))
 
 
 def test_training_reads_the_training_split_alone(config, tmp_path, monkeypatch):
-    read, real = [], MODULE.open_card
+    read, real = [], vision_touch.open_card
 
     def noted(card, split, **options):
         read.append(split)
         return real(card, split, **options)
 
-    monkeypatch.setattr(MODULE, "open_card", noted)
+    monkeypatch.setattr(vision_touch, "open_card", noted)
     train(RECIPE, replace(config, fit=replace(config.fit, steps=1)), tmp_path / "run")
     assert set(read) == {"train"}
 
@@ -136,15 +140,15 @@ def test_configs_that_cannot_be(recipe, override, words):
 def test_recordings_are_read_by_their_own_card(config, tmp_path, monkeypatch):
     folder = tmp_path / "data" / "triangle_real_data"
     folder.mkdir(parents=True)
-    one = MODULE.files(config.data, "train")[0]
+    one = config.data.files("train")[0]
     for i in range(30):
         shutil.copy(one, folder / f"triangle_real_{i}.h5")
     monkeypatch.setenv("MMGEN_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("MMGEN_CACHE", str(tmp_path / "cache"))
     data = replace(config.data, card="peg_recordings", episodes=0)
-    found = {split: MODULE.files(data, split) for split in ("train", "validation", "test")}
+    found = {split: data.files(split) for split in ("train", "validation", "test")}
     assert sorted(file for of in found.values() for file in of) == sorted(str(file) for file in folder.iterdir())
-    assert len(found["train"]) > 15 and len(MODULE.files(replace(data, episodes=3), "train")) == 3
+    assert len(found["train"]) > 15 and len(replace(data, episodes=3).files("train")) == 3
     out = tmp_path / "run"
     recorded = recipe_config(RECIPE, "smoke", ["data.card=peg_recordings", "fit.steps=1"])
     train(RECIPE, recorded, out)
@@ -171,7 +175,7 @@ def test_a_policy_is_saved_and_loaded_to_the_bit_and_without_pickle(run):
     found, out = run
     for arm in found.arms:
         file = out / "stages" / "policy" / arm / "policy.safetensors"
-        seen = POLICY_MODULE.environments(found, out, arm, found.policy.shapes)
+        seen = POLICY_MODULE.environments(POLICY.run(out), found, arm, found.policy.shapes)
         ppo = POLICY_MODULE.make_ppo(found, arm, seen)
         before = {name: value.clone() for name, value in ppo.policy.state_dict().items()}
         load_training(ppo, file)
@@ -180,17 +184,17 @@ def test_a_policy_is_saved_and_loaded_to_the_bit_and_without_pickle(run):
         save_training(ppo, again)
         assert again.read_bytes() == file.read_bytes() and ppo.num_timesteps == found.policy.steps
         seen.close()
-    seen = POLICY_MODULE.environments(found, out, "state", found.policy.shapes)
+    seen = POLICY_MODULE.environments(POLICY.run(out), found, "state", found.policy.shapes)
     ppo, file = POLICY_MODULE.make_ppo(found, "state", seen), out / "stages" / "policy" / "state" / "policy.safetensors"
     seen.made_by = "other"
     with pytest.raises(UserError, match="got a policy of another code, expected this policy's weights"):
         load_training(ppo, file)
     seen.close()
-    codes = {POLICY_MODULE.environments(found, out, arm, ["round"]).made_by for arm in ("full", "touch", "state")}
+    codes = {POLICY_MODULE.environments(POLICY.run(out), found, arm, ["round"]).made_by for arm in ("full", "touch", "state")}
     assert len(codes) == 3 and "" in codes
     assert not [f for f in out.rglob("*") if f.suffix in (".zip", ".pkl", ".pth", ".pt")]
     with pytest.raises(UserError, match="expected this policy's weights"):
-        seen = POLICY_MODULE.environments(found, out, "state", found.policy.shapes)
+        seen = POLICY_MODULE.environments(POLICY.run(out), found, "state", found.policy.shapes)
         load_training(
             POLICY_MODULE.make_ppo(found, "state", seen), out / "stages" / "policy" / "scratch" / "policy.safetensors"
         )
@@ -202,7 +206,7 @@ def test_training_a_policy_goes_on_where_it_was_stopped(run, tmp_path):
     found, out = run
     steps, weights = [], []
     for total in (16, 32):
-        seen = POLICY_MODULE.environments(found, out, "state", found.policy.shapes)
+        seen = POLICY_MODULE.environments(POLICY.run(out), found, "state", found.policy.shapes)
         fit_policy(POLICY_MODULE.make_ppo(found, "state", seen), total, tmp_path / "state")
         seen.close()
         with (tmp_path / "state" / "curve.csv").open(encoding="utf-8") as stream:
@@ -211,13 +215,13 @@ def test_training_a_policy_goes_on_where_it_was_stopped(run, tmp_path):
     assert steps == [[16], [16, 32]]
     with (tmp_path / "state" / "curve.csv").open("a", encoding="utf-8") as stream:
         stream.write("48,2,0.5,0.1\n")  # of a rollout whose update was cut off
-    seen = POLICY_MODULE.environments(found, out, "state", found.policy.shapes)
+    seen = POLICY_MODULE.environments(POLICY.run(out), found, "state", found.policy.shapes)
     fit_policy(POLICY_MODULE.make_ppo(found, "state", seen), 48, tmp_path / "state")
     seen.close()
     with (tmp_path / "state" / "curve.csv").open(encoding="utf-8") as stream:
         assert [int(row["step"]) for row in csv.DictReader(stream)] == [16, 32, 48]
     fresh = POLICY_MODULE.make_ppo(
-        found, "state", POLICY_MODULE.environments(found, out, "state", ["round"])
+        found, "state", POLICY_MODULE.environments(POLICY.run(out), found, "state", ["round"])
     ).policy.state_dict()
     for one, two in ((fresh, weights[0]), (weights[0], weights[1])):  # the checkpoint is of after the update it counts
         one = {name.removeprefix("policy."): value for name, value in one.items()}
@@ -240,8 +244,8 @@ def test_arms_are_added_and_those_that_are_there_kept(run, tmp_path):
 
 def test_policies_of_another_run_are_read_and_not_added_to(run, tmp_path):
     found, out = run
-    train(POLICY, found, tmp_path / "run", stages_from=dict.fromkeys(POLICY.stages, out))
-    assert POLICY_MODULE.policies(tmp_path / "run") == (out / "stages" / "policy").resolve()
+    train(POLICY, found, tmp_path / "run", stages_from={stage.name: out for stage in POLICY.stages})
+    assert POLICY_MODULE.policies(POLICY.run(tmp_path / "run")) == (out / "stages" / "policy").resolve()
     with pytest.raises(UserError, match=r"policies of another run: got none of touch in .*policy\.from"):
         train(POLICY, replace(found, arms=[*found.arms, "touch"]), tmp_path / "run", resume=True)
 
@@ -259,34 +263,33 @@ def test_a_policy_that_is_not_there(tmp_path):
 
 
 def test_a_curve_that_was_removed_is_left_out(tmp_path):
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "curve.csv").write_text("step,success\n8,0.5\n", encoding="utf-8")
-    assert POLICY_MODULE.curves(tmp_path, ["full", "touch"]) == {"full": [{"step": "8", "success": "0.5"}]}
+    from mmgen.judging.policy import curve
+
+    (tmp_path / "curve.csv").write_text("step,success\n8,0.5\n", encoding="utf-8")
+    assert curve(tmp_path) == [{"step": "8", "success": "0.5"}] and curve(tmp_path / "touch") == []
 
 
 def test_a_policy_sees_its_code_standardised(run, tmp_path):
     found, out = run
     shutil.copytree(out, tmp_path / "run", symlinks=True)
     train(POLICY, replace(found, arms=["touch", *found.arms]), tmp_path / "run", resume=True)
-    mean, std = POLICY_MODULE.spread(found, out, "touch")
-    data = Transitions(MODULE.files(found.data, "train"), load(out).processors)
     model = load(out / "stages" / "touch").eval()
+    mean, std = code_moments(model, Transitions(found.data.files("train"), model.processors))
+    data = Transitions(found.data.files("train"), load(out).processors)
     with torch.no_grad():
         codes = model.encode(collate([data[i] for i in range(len(data))]).keep(["force", "proprioception"])).mean
     torch.testing.assert_close(mean, codes.double().mean(0), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(std, codes.double().std(0, correction=0).clamp(min=1e-3), rtol=1e-3, atol=1e-5)
     state = load_file(tmp_path / "run" / "stages" / "policy" / "touch" / "policy.safetensors")
     assert torch.equal(state["policy.features_extractor.mean"], mean.float())
-    seen = POLICY_MODULE.environments(found, out, "touch", ["round"])
+    seen = POLICY_MODULE.environments(POLICY.run(out), found, "touch", ["round"])
     extract = POLICY_MODULE.make_ppo(found, "touch", seen, (mean, std)).policy.features_extractor
     seen.close()
     torch.testing.assert_close(extract(codes).mean(0), torch.zeros(len(mean)), rtol=0, atol=1e-3)
 
 
 def test_the_place_is_told_with_an_error_of_the_episode_and_of_the_moment(config):
-    from mmgen.judging.policy import OracleHole
-
-    env = OracleHole(PegInsertion("square", vision=False), 0.0)
+    env = Oracle(PegInsertion("square", vision=False), 0.0)
     told = env.reset(seed=0)[0]["told"]
     inner = env.unwrapped
     np.testing.assert_allclose(told[:2], inner.hole[:2] - inner.pose[:2], atol=1e-7)
@@ -309,7 +312,7 @@ def test_the_place_is_told_with_an_error_of_the_episode_and_of_the_moment(config
 def test_who_is_told_sees_no_picture_and_feels_only_with_touch(run, tmp_path):
     found, out = run
     for arm, width in (("told", 3), ("told_touch", 3 + 6 + 8)):
-        seen = POLICY_MODULE.environments(found, out, arm, ["round"])
+        seen = POLICY_MODULE.environments(POLICY.run(out), found, arm, ["round"])
         assert seen.reset().shape == (found.policy.environments, width)
         assert "image" not in seen.venv.observation_space.spaces
         seen.close()
@@ -356,7 +359,7 @@ def test_an_episode_counts_as_success_only_when_the_peg_is_in(run):
     from mmgen.judging.policy import successes
 
     found, out = run
-    seen = POLICY_MODULE.environments(found, out, "state", ["round"])
+    seen = POLICY_MODULE.environments(POLICY.run(out), found, "state", ["round"])
     assert successes(Still(), seen, 3, 0, "still") == [False] * 3
     asked, still = [], Still()
     watched = SimpleNamespace(predict=lambda seen, deterministic: asked.append(deterministic) or still.predict(seen, True))
@@ -367,22 +370,24 @@ def test_an_episode_counts_as_success_only_when_the_peg_is_in(run):
     seen.close()
 
 
-def test_a_film_ends_with_what_came_of_it(run, tmp_path):
+def test_a_film_ends_with_what_came_of_it(run):
+    from mmgen.judging.policy import film
+
     found, out = run
-    seen = POLICY_MODULE.environments(found, out, "scratch", ["round"])
-    POLICY_MODULE.write_film(tmp_path / "films" / "one.gif", Expert(seen.venv.envs[:1]), seen)
+    seen = POLICY_MODULE.environments(POLICY.run(out), found, "scratch", ["round"])
+    content = film(Expert(seen.venv.envs[:1]), seen, POLICY_MODULE.TRIED)
     env = seen.venv.envs[0]
     assert env.depth_inserted >= 0.024  # four fifths of the hole
-    with Image.open(tmp_path / "films" / "one.gif") as film:
-        film.seek(film.n_frames - 1)
-        last = np.asarray(film.convert("RGB").resize((found.data.size,) * 2, Image.Resampling.NEAREST)).astype(int)
+    with Image.open(io.BytesIO(content)) as frames:
+        frames.seek(frames.n_frames - 1)
+        last = np.asarray(frames.convert("RGB").resize((found.data.size,) * 2, Image.Resampling.NEAREST)).astype(int)
     assert np.abs(last - env.render()).mean() < 8  # a GIF has 256 colours
     seen.close()
 
 
 def test_the_last_observation_of_an_episode_is_coded_too(run):
     found, out = run
-    seen = POLICY_MODULE.environments(found, out, "state", ["round"])
+    seen = POLICY_MODULE.environments(POLICY.run(out), found, "state", ["round"])
     seen.seed(0)
     seen.reset()
     for _ in range(50):
@@ -397,12 +402,12 @@ def test_the_last_observation_of_an_episode_is_coded_too(run):
 def test_senses_are_masked_as_if_they_were_missing(run):
     found, out = run
     model = load(out).eval()
-    code = POLICY_MODULE.coded_by(model, "full", without=("force", "proprioception"))
-    vision = POLICY_MODULE.coded_by(model, "vision")
-    seen = POLICY_MODULE.environments(found, out, "scratch", ["round"])
+    code = view(model, "full", without=("force", "proprioception"))
+    vision = view(model, "vision")
+    seen = POLICY_MODULE.environments(POLICY.run(out), found, "scratch", ["round"])
     shown = seen.venv.reset()
     np.testing.assert_allclose(code(shown), vision(shown), rtol=1e-5, atol=1e-6)
-    assert not np.allclose(code(shown), POLICY_MODULE.coded_by(model, "full")(shown))
+    assert not np.allclose(code(shown), view(model, "full")(shown))
     seen.close()
 
 

@@ -1,7 +1,6 @@
-"""What the recipes vqa_supervised and vqa_fewshot make of their data: captions from answers, words of pictures, episodes."""
+"""Data of the recipes vqa_supervised and vqa_fewshot: captions from answers, words of pictures, questions, episodes."""
 
 import json
-import sys
 from dataclasses import replace
 
 import pytest
@@ -10,12 +9,17 @@ from huggingface_hub import ModelCard
 from tiny import TINY_CAPTIONER
 
 from mmgen.data.cards import open_card
+from mmgen.data.episodes import episodes
+from mmgen.data.questions import QuestionData, Questions, captions_of_answers
 from mmgen.data.rows import open_rows
 from mmgen.errors import UserError
+from mmgen.judging import binding, few_shot
+from mmgen.metrics.significance import wilson
 from mmgen.models.captioner import Captioner
 from mmgen.training.recipe import load_recipe, recipe_config
+from mmgen.training.run_report import write_reports
+from mmgen.training.scripts import recipe_folder
 
-SUPERVISED, FEWSHOT = (sys.modules[load_recipe(name).config.__module__] for name in ("vqa_supervised", "vqa_fewshot"))
 NAMES = [["circle", "square"], ["red", "blue"]]
 
 
@@ -28,13 +32,13 @@ def test_captions_are_what_open_questions_say_and_take_for_granted():
         (2, "what shape is it?", "circle"),  # its colour is not known
         (3, "is it red?", "yes"),
     ]
-    assert SUPERVISED.captions(*zip(*asked), NAMES) == {0: " circle red", 1: " square blue"}
-    assert SUPERVISED.captions(*zip(*asked), NAMES[:1]) == {1: " square", 2: " circle"}
+    assert captions_of_answers(*zip(*asked), NAMES) == {0: " circle red", 1: " square blue"}
+    assert captions_of_answers(*zip(*asked), NAMES[:1]) == {1: " square", 2: " circle"}
 
 
 def test_questions_about_one_picture_share_its_number():
-    data = SUPERVISED.Data(card="digits", question="which?", answer="word", picture="word", names=[["zero", "one"]], limit=40)
-    known = SUPERVISED.Questions(data, "train")
+    data = QuestionData(card="digits", question="which?", answer="word", picture="word", names=[["zero", "one"]], limit=40)
+    known = Questions(data, "train")
     words = open_card("digits", "train", limit=40)["word"]
     assert [words[row] for row in known.first] == list(dict.fromkeys(words))
     assert [words[known.first[picture]] for picture in known.pictures] == list(words)
@@ -86,14 +90,14 @@ def test_pictures_are_read_as_each_word_once_up_to_the_captions_end():
     model.likeliest = lambda batch: torch.tensor(
         [[7, 7, 5], [end, 9, end], [end, end, end], [5, end, 5], [1, 3, 1], [3, 4, 5]]
     )
-    words = FEWSHOT.read_words(model, rows, "image")
+    words = few_shot.picture_words(model, rows, "image")
     assert [row.tolist() for row in words] == [[7, 5], [9], [], [5], [1, 3], [3, 4, 5]]
 
 
 def test_every_question_is_answered_after_examples_of_its_kind(monkeypatch):
     torch.manual_seed(0)
     model = Captioner(**TINY_CAPTIONER).eval()
-    part = FEWSHOT.Questions(
+    part = few_shot.Questions(
         card="digits", support="validation", question="which?", answer="word", template="word", shots=[0, 2], supports=2,
         queries=12, open=False, format="{image}{question} {answer}.",
     )  # fmt: skip
@@ -104,8 +108,8 @@ def test_every_question_is_answered_after_examples_of_its_kind(monkeypatch):
         assert len(shots) in part.shots and answers == sorted(answers)
         return [("closed", [query.answer for query in queries])]
 
-    monkeypatch.setattr(FEWSHOT, "answered", answered)
-    rows, made = FEWSHOT.ask(model, part, "test", seed=0)
+    monkeypatch.setattr(few_shot, "answered", answered)
+    rows, made = few_shot.ask(model, part, "test", seed=0)
     assert set(made) == {f"closed/{kind}/{k}" for kind in ("seen", "blind") for k in (0, 2)}
     assert len(rows) == 12 and all(said == list(rows["word"]) for said in made.values())  # each answer in its own place
     assert all(len(asked) == 1 and shown <= asked for shown, asked, _ in seen)
@@ -114,32 +118,32 @@ def test_every_question_is_answered_after_examples_of_its_kind(monkeypatch):
 
 def test_examples_are_never_among_what_is_asked_and_never_fewer_than_said():
     model = Captioner(**TINY_CAPTIONER).eval()
-    part = FEWSHOT.Questions(
+    part = few_shot.Questions(
         card="digits", support="test", question="which?", answer="word", format="{image}{question} {answer}."
     )
     with pytest.raises(UserError, match="examples for digits: got those of test, expected those of another split"):
-        FEWSHOT.ask(model, part, "test", seed=0)
+        few_shot.ask(model, part, "test", seed=0)
     part = replace(part, support="validation", template="word", shots=[900])
     with pytest.raises(UserError, match=r"examples of '\w+': got \d+ in validation, expected 900, the most shots"):
-        FEWSHOT.ask(model, part, "test", seed=0)
+        few_shot.ask(model, part, "test", seed=0)
 
 
 def test_the_cells_of_fast_binding(monkeypatch):
     """A language model that says where it saw a picture's words before is right; blind it says the first word."""
     model = Captioner(**TINY_CAPTIONER).eval()
     words, seen = [torch.tensor([40 + i // 3]) for i in range(6)], []
-    drawn = FEWSHOT.episodes(["a"] * 3 + ["b"] * 3, ways=2, inner_shots=2, n=40, seed=0, words=["dax", "wug"])
+    drawn = episodes(["a"] * 3 + ["b"] * 3, ways=2, inner_shots=2, n=40, seed=0, words=["dax", "wug"])
 
     def channel(lm, supports, queries, answers, induction, between):
         seen.append((len(queries), {len(shots) for shots in supports}, induction))
         named = [{w: [p.tolist() for a, p in shots if a == w] for w in answers} for shots in supports]
         return torch.tensor([[float(q.tolist() in of[w] and len(q) > 0) for w in answers] for q, of in zip(queries, named)])
 
-    monkeypatch.setattr(FEWSHOT, "channel", channel)
-    part = FEWSHOT.Binding(words=["dax", "wug"], controls=10, format="{image} is {answer}\n")
-    figures = FEWSHOT.cell(model, part, drawn, words, 2, "Say {words}.", 1)
+    monkeypatch.setattr(binding, "channel", channel)
+    part = binding.Binding(words=["dax", "wug"], controls=10, format="{image} is {answer}\n")
+    figures = binding.bind_cell(model, part, drawn, words, 2, "Say {words}.", 1)
     assert seen == [(40, {8}, "Say dax or wug."), (10, {8}, "Say dax or wug.")]
-    assert figures[""] == 1 and figures["_interval"] == pytest.approx(FEWSHOT.wilson(1.0, 40)) and figures["_interval"] > 0
+    assert figures[""] == 1 and figures["_interval"] == pytest.approx(wilson(1.0, 40)) and figures["_interval"] > 0
     assert figures["_blind"] == sum(e.word == "dax" for e in drawn[:10]) / 10
     assert figures.keys() == {"", "_blind", "_direct", "_direct_blind", "_open", "_interval"}
 
@@ -147,7 +151,7 @@ def test_the_cells_of_fast_binding(monkeypatch):
 def test_the_interval_is_wilsons():
     """Its ends are the shares that a test of z = 1.96 just does not reject (Wilson 1927)."""
     p, n = 0.9, 50
-    half = FEWSHOT.wilson(p, n)
+    half = wilson(p, n)
     centre = (p + 1.96**2 / (2 * n)) / (1 + 1.96**2 / n)
     for end in (centre - half, centre + half):
         assert abs(p - end) == pytest.approx(1.96 * (end * (1 - end) / n) ** 0.5)
@@ -156,14 +160,17 @@ def test_the_interval_is_wilsons():
 def test_without_captions_there_is_no_text_oracle(tmp_path):
     torch.manual_seed(0)
     Captioner(**TINY_CAPTIONER).save_pretrained(tmp_path / "model")
-    config = recipe_config(load_recipe("vqa_fewshot"), "smoke", ['knowledge.caption=""'])
-    figures = FEWSHOT.evaluate(tmp_path, config, "test")
+    recipe = load_recipe("vqa_fewshot")
+    config = recipe_config(recipe, "smoke", ['knowledge.caption=""'])
+    result = recipe.evaluate(recipe.run(tmp_path), config, "test")
+    figures = result.figures()
     assert figures["knowledge_gain"] == figures["knowledge_accuracy"] - figures["knowledge_accuracy_blind"]
     assert not [name for name in figures if "oracle" in name]
     (tmp_path / "metrics.json").write_text(json.dumps({"test": figures}), encoding="utf-8")
     (tmp_path / "run.json").write_text(json.dumps({"command": ["mmgen", "train", "vqa_fewshot"]}), encoding="utf-8")
     (tmp_path / "config.yaml").write_text("seed: 0\n", encoding="utf-8")
-    FEWSHOT.report(tmp_path, config)
+    result.save(tmp_path, "test")
+    write_reports(tmp_path, config, recipe_folder("vqa_fewshot") / "card.md")
     assert "mmgen train vqa_fewshot" in (tmp_path / "report.html").read_text(encoding="utf-8")
     (result, *_) = ModelCard.load(tmp_path / "README.md").data.eval_results
     assert (result.dataset_name, result.metric_name, result.metric_value) == ("digits", "accuracy", figures["accuracy_1"])

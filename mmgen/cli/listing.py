@@ -16,7 +16,7 @@ def run(options: argparse.Namespace) -> None:
     """Print the three tables."""
     from mmgen.data.cards import card_names, read_card
     from mmgen.models import MODELS
-    from mmgen.training.recipe import recipe_folder, recipe_names
+    from mmgen.training.scripts import recipe_folder, recipe_names
 
     folders = {name: recipe_folder(name) for name in recipe_names()}
     configs = {name: ", ".join(sorted(file.stem for file in folder.glob("*.yaml"))) for name, folder in folders.items()}

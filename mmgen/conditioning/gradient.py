@@ -88,7 +88,7 @@ class PPLM:
         """Sample steered texts; called by `generate` instead of its own sampling."""
         if torch.is_inference_mode_enabled():
             raise UserError("torch.inference_mode", got="on", expected="off, for gradients", fix="use torch.no_grad()")
-        return sample(_Moved, self, model, input_ids, logits_processor, **kwargs)
+        return sample(Moved, self, model, input_ids, logits_processor, **kwargs)
 
 
 class _Output(NamedTuple):
@@ -99,7 +99,9 @@ class _Output(NamedTuple):
     past: Past
 
 
-class _Moved(Steered):
+class Moved(Steered):
+    """Generation of some texts whose past is shifted by the gradient, token by token; see `PPLM`."""
+
     def __init__(self, settings: PPLM, model: PreTrainedModel, **kwargs: Any) -> None:
         super().__init__(model, settings.attribute, **kwargs)
         self.settings = settings
@@ -107,17 +109,18 @@ class _Moved(Steered):
         self.norms: list[Tensor] = []
 
     def steer(self, input_ids: Tensor, own: Tensor, mask: Tensor) -> Tensor | None:
+        """Compute the steered log-probabilities of the next token; None leaves them as they are."""
         if mask.shape[1] < 2 or not (self.settings.iterations and self.settings.step_size):
             return None  # a single token has no past
         if self.past is None:
             self.past = [(keys[:, :, :-1].float(), values[:, :, :-1].float()) for keys, values in past_of(self.cache)]
-        moved = self._moved(self.past, input_ids, own, mask)
+        moved = self.moved_past(self.past, input_ids, own, mask)
         with torch.no_grad():
             output = self._run(moved, self._last(input_ids), mask)
         self.past = [(keys.float(), values.float()) for keys, values in output.past]
         return (self.settings.fusion * output.log_p + (1 - self.settings.fusion) * own).log_softmax(-1)
 
-    def _moved(self, moved: Past, input_ids: Tensor, own: Tensor, mask: Tensor) -> Past:
+    def moved_past(self, moved: Past, input_ids: Tensor, own: Tensor, mask: Tensor) -> Past:
         """Compute the shifted past H + D."""
         settings, weights = self.settings, self._weights(mask[:, :-1])  # (b, 1, t - 1, 1)
         last, whole = self._last(input_ids), bool((weights == 1).all())

@@ -200,17 +200,17 @@ class PrefixLanguageModel(nn.Module):
         # an explicit do_sample=False is required, as the model's generation config may sample by default
         greedy = options.get("do_sample") is False and options.get("num_beams") in (None, 1)
         if not greedy or options.get("num_return_sequences", 1) > 1 or longest < 2 * SHORT:
-            return self._texts(self._continued(prompt, **options))
+            return self.texts(self.continued(prompt, **options))
         # transformers continues all items until the last one ends: long texts are generated apart from the many short ones
-        ids = self._continued(prompt, **{**options, "max_new_tokens": SHORT})
-        texts, ended = self._texts(ids), (ids == self.tokenizer.eos_token_id).any(1)
+        ids = self.continued(prompt, **{**options, "max_new_tokens": SHORT})
+        texts, ended = self.texts(ids), (ids == self.tokenizer.eos_token_id).any(1)
         if not ended.all():
-            rest = self._texts(self._continued(Prompt(prompt.embeddings[~ended], prompt.mask[~ended]), **options))
+            rest = self.texts(self.continued(Prompt(prompt.embeddings[~ended], prompt.mask[~ended]), **options))
             for i, text in zip((~ended).nonzero()[:, 0].tolist(), rest):
                 texts[i] = text
         return texts
 
-    def _continued(self, prompt: Prompt, **options: Any) -> Tensor:
+    def continued(self, prompt: Prompt, **options: Any) -> Tensor:
         """The new tokens (b, t) of each item."""
         # transformers computes the position of every token from the mask
         return self.model.generate(  # type: ignore[operator]  # transformers leaves it out of this type
@@ -218,7 +218,7 @@ class PrefixLanguageModel(nn.Module):
             pad_token_id=self.tokenizer.pad_token_id, eos_token_id=self.tokenizer.eos_token_id, **options,
         )  # fmt: skip
 
-    def _texts(self, ids: Tensor) -> list[str]:
+    def texts(self, ids: Tensor) -> list[str]:
         """Decode token ids (b, t) to text without end and padding tokens."""
         return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 

@@ -150,7 +150,7 @@ def check_waveform(name: str, waveform: Tensor) -> None:
     if waveform.dim() != 1 or len(waveform) == 0:
         got = f"samples of shape {tuple(waveform.shape)}"
         raise UserError(name, got=got, expected="one channel of at least one sample", fix="check the recording")
-    bad = (~waveform.isfinite()).sum().item()
+    bad = int((~waveform.isfinite()).sum())
     if bad:
         got = counted(bad, "NaN or infinite sample")
         raise UserError(name, got=got, expected="finite samples", fix="export the recording again")

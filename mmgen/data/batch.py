@@ -1,6 +1,6 @@
 """A batch of named modalities, any of which may be missing for any item."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -33,7 +33,7 @@ class Batch:
     values: dict[str, Tensor]
     masks: dict[str, Tensor] = field(default_factory=dict)
     present: dict[str, Tensor] = field(default_factory=dict)
-    rows: Tensor | None = None
+    rows: Tensor = None  # type: ignore[assignment]  # set below
 
     def __post_init__(self) -> None:
         sizes = {name: len(value) for name, value in self.values.items()}
@@ -122,10 +122,11 @@ class Batch:
         """The same batch on ``device``."""
         return self._map(lambda value: value.to(device, non_blocking=True), self.values)
 
-    def _map(self, function, names: Collection[str]) -> "Batch":
-        parts = (self.values, self.masks, self.present)
-        kept = ({name: function(value) for name, value in part.items() if name in names} for part in parts)
-        return Batch(*kept, function(self.rows))
+    def _map(self, function: Callable[[Tensor], Tensor], names: Collection[str]) -> "Batch":
+        def kept(part: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {name: function(value) for name, value in part.items() if name in names}
+
+        return Batch(kept(self.values), kept(self.masks), kept(self.present), function(self.rows))
 
 
 def placed(values: Tensor, rows: Tensor) -> Tensor:
@@ -171,16 +172,16 @@ def collate(rows: Sequence[Mapping[str, Tensor | None]], sequences: Collection[s
         items = [row.get(name) for row in rows]
         present[name] = torch.tensor([item is not None for item in items])
         blank = torch.zeros_like(next(item for item in items if item is not None))
+        blank = blank[:0] if name in sequences else blank
+        filled = [blank if item is None else item for item in items]
         if name in sequences:
-            items = [blank[:0] if item is None else item for item in items]
-            values[name] = torch.nn.utils.rnn.pad_sequence(items, batch_first=True)  # (b, t, ...)
-            lengths = torch.tensor([len(item) for item in items])
+            values[name] = torch.nn.utils.rnn.pad_sequence(filled, batch_first=True)  # (b, t, ...)
+            lengths = torch.tensor([len(item) for item in filled])
             masks[name] = torch.arange(values[name].shape[1]) < lengths[:, None]  # (b, t)
         else:
-            items = [blank if item is None else item for item in items]
-            shapes = {tuple(item.shape) for item in items}
+            shapes = {tuple(item.shape) for item in filled}
             if len(shapes) > 1:
                 fix = f"resize them, or name {name!r} as a sequence"
                 raise UserError(name, got=sorted(shapes), expected="one shape for all items", fix=fix)
-            values[name] = torch.stack(items)  # (b, ...)
+            values[name] = torch.stack(filled)  # (b, ...)
     return Batch(values, masks, present)

@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -365,7 +365,7 @@ def _open_source(card, source, reader, split, limit, data_folder, options) -> da
         raise UserError(str(file), got=str(error), expected="a whole Arrow file", fix="delete it") from error
 
 
-def _write(card: Card, split: str, rows: Iterator[dict[str, Any]], file: Path, rename: dict[str, str]) -> None:
+def _write(card: Card, split: str, rows: Iterable[dict[str, Any]], file: Path, rename: dict[str, str]) -> None:
     """Write the rows to a partial file and rename it, under a lock: readers never see an incomplete file."""
     from datasets.arrow_writer import ArrowWriter
 

@@ -41,7 +41,7 @@ class CountProcessor:
         counts = as_vector(value)
         wrong = (counts < 0) | (counts != counts.round()) | (counts > MOST)
         if wrong.any():
-            at = wrong.nonzero()[0].item()
+            at = int(wrong.nonzero()[0])
             fix = "correct it, or read the column as a vector"
             raise UserError("counts", got=f"{counts[at]:g} at entry {at}", expected=f"whole numbers 0..{MOST}", fix=fix)
         return counts

@@ -178,7 +178,8 @@ def _check_shapes(path: Path, shapes: Mapping[str, tuple[int, ...]], names: Coll
         for letter, length in zip(pattern, shape):
             good = good and length == (sizes.setdefault(letter, length) if isinstance(letter, str) else letter)
         if not good:
-            expected = f"({', '.join(str(sizes.get(letter, letter)) for letter in pattern)})"
+            wanted = (sizes.get(letter, letter) if isinstance(letter, str) else letter for letter in pattern)
+            expected = f"({', '.join(str(length) for length in wanted)})"
             fix = "write all the fields over the same moments"
             raise UserError(f"{path}: {name}", got=f"shape {tuple(shape)}", expected=expected, fix=fix)
     if sizes["T"] < LEAST:

@@ -43,10 +43,10 @@ class FlowProcessor:
         if not np.isfinite(flow).all():
             got = flow[~np.isfinite(flow)][0].item()
             raise UserError("flow", got=got, expected="finite numbers", fix="drop the episode")
-        flow = torch.from_numpy(flow).permute(2, 0, 1)  # (2, s, s)
-        if flow.shape[1] == self.size:
-            return flow.contiguous()
-        return torch.nn.functional.adaptive_avg_pool2d(flow, self.size) * (self.size / flow.shape[1])
+        tensor = torch.from_numpy(flow).permute(2, 0, 1)  # (2, s, s)
+        if tensor.shape[1] == self.size:
+            return tensor.contiguous()
+        return torch.nn.functional.adaptive_avg_pool2d(tensor, self.size) * (self.size / tensor.shape[1])
 
     def decode(self, tensor: Tensor) -> np.ndarray:
         """Convert (2, size, size) to a flow (size, size, 2)."""

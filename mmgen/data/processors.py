@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -27,7 +27,8 @@ class Processor(Protocol):
     - ``save_files(folder)`` of files beside its settings, and a classmethod ``load_files(folder, settings)`` that reads them.
     """
 
-    kind: str
+    kind: ClassVar[str]
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 
     def __call__(self, value: Any) -> Tensor:
         """Encode a raw value."""

@@ -269,7 +269,7 @@ class DataSet(Sequence[dict[str, Tensor | None]]):
     def __init__(
         self,
         rows: Rows,
-        columns: Mapping[str, str | Sequence[Any]],
+        columns: Mapping[str, str | Sequence[Any] | Tensor],
         processors: Mapping[str, Callable[[Any], Tensor]] | None = None,
         each: str = "",
         text_length: int | None = None,
@@ -278,7 +278,9 @@ class DataSet(Sequence[dict[str, Tensor | None]]):
         self.rows, self.processors, self.names, self.each = rows, processors or {}, list(columns), each
         self.texts: list[str] = []  # that of each item
         self.row_of: Sequence[int] = range(len(rows))
-        self.values = {name: rows[values] if isinstance(values, str) else values for name, values in columns.items()}
+        self.values: dict[str, Sequence[Any] | Tensor] = {
+            name: rows[values] if isinstance(values, str) else values for name, values in columns.items()
+        }
         self.cache = Cache(cache)
         self._places = {name: v.name if isinstance(v, Column) else name for name, v in self.values.items()}
         self._of_items = {each} if each else set()  # names that have a value an item; the others have one a row
@@ -299,7 +301,7 @@ class DataSet(Sequence[dict[str, Tensor | None]]):
             self._check_texts(text_length)
 
     def _check_texts(self, most: int | None) -> None:
-        lengths = [len(self.read(self.each, i)) for i in range(len(self))]
+        lengths = [len(self._read(self.each, row, i)) for i, row in enumerate(self.row_of)]
         longest = max(range(len(self)), key=lengths.__getitem__, default=-1)
         if longest >= 0 and most is not None and (length := lengths[longest]) > most:
             what = self.rows.place(self.row_of[longest], self._places[self.each])
@@ -316,7 +318,7 @@ class DataSet(Sequence[dict[str, Tensor | None]]):
     def __len__(self) -> int:
         return len(self.row_of)
 
-    def __getitem__(self, index: int) -> dict[str, Tensor | None]:
+    def __getitem__(self, index: int) -> dict[str, Tensor | None]:  # type: ignore[override]  # no slices
         return {name: self.read(name, index) for name in self.names}
 
     def has(self, name: str, index: int) -> bool:
@@ -379,7 +381,7 @@ class DataSet(Sequence[dict[str, Tensor | None]]):
         other._groups, other.row_of = [*groups.values()], [rows[0] for rows in groups.values()]
         return other
 
-    def with_values(self, **values: Sequence[Any]) -> DataSet:
+    def with_values(self, **values: Sequence[Any] | Tensor) -> DataSet:
         """The same data with further names, which have one value an item."""
         other = copy.copy(self)
         other.names, other.values = [*self.names, *values], {**self.values, **values}
@@ -393,8 +395,8 @@ class DataSet(Sequence[dict[str, Tensor | None]]):
 
     def all(self, name: str, count: int | None = None) -> Tensor:
         """The values of one name of the first ``count`` items that have it, None for all: (n, ...)."""
-        having = (i for i in range(len(self)) if self.has(name, i))
-        return torch.stack([self.read(name, i) for i in islice(having, count)])
+        values = (value for i in range(len(self)) if (value := self.read(name, i)) is not None)
+        return torch.stack([*islice(values, count)])
 
     def batch(self, items: Sequence[int]) -> Batch:
         """The items at these indices together."""

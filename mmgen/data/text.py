@@ -85,8 +85,8 @@ class TextProcessor:
         if not value.strip():
             raise UserError("text", got=repr(value), expected="at least one word", fix="write some, or leave it out")
         if self.special:
-            cut = {"truncation": self.max_length is not None, "max_length": self.max_length}
-            return torch.tensor(tokens_of(self.tokenizer, value, **cut)["input_ids"])
+            cut = self.max_length is not None
+            return torch.tensor(tokens_of(self.tokenizer, value, truncation=cut, max_length=self.max_length)["input_ids"])
         ids = tokens_of(self.tokenizer, value, add_special_tokens=False)["input_ids"]
         ids = ids if self.max_length is None else ids[: self.max_length - self.eos]
         ids = [*ids, self.tokenizer.eos_token_id] if self.eos else ids
@@ -100,7 +100,7 @@ class TextProcessor:
         ids = tensor.tolist()
         if self.tokenizer.eos_token_id in ids:
             ids = ids[: ids.index(self.tokenizer.eos_token_id)]
-        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def save_files(self, folder: Path) -> None:
         """Write the tokenizer's files."""
@@ -130,9 +130,8 @@ def tokens_of(
     >>> tokens_of(tokenizer, "<eos>").tokens(), tokens_of(tokenizer, "<eos>", split_special_tokens=False).tokens()
     (['<', 'e', 'o', 's', '>'], ['<eos>'])
     """
-    one = isinstance(texts, str)
-    written = [text.encode("utf-8", "replace").decode() for text in ([texts] if one else texts)]
-    return tokenizer(written[0] if one else written, split_special_tokens=split_special_tokens, **options)
+    written = [text.encode("utf-8", "replace").decode() for text in ([texts] if isinstance(texts, str) else texts)]
+    return tokenizer(written[0] if isinstance(texts, str) else written, split_special_tokens=split_special_tokens, **options)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, eos: bool = True, max_length: int | None = None) -> TextProcessor:

@@ -177,7 +177,7 @@ class Transitions(Sequence):
         episode = bisect.bisect_right(self.ends, index)
         return episode, index - (self.ends[episode - 1] if episode else 0)
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
+    def __getitem__(self, index: int) -> dict[str, Tensor]:  # type: ignore[override]  # no slices
         number, t = self.place(index)
         episode, rng, noise = self.episodes[number], np.random.default_rng(index), np.random.default_rng((index, 1))
         seen = {n: episode[n][t] for n in HEAVY if n in episode} or read_moment(self.files[number], t, HEAVY)
@@ -185,7 +185,7 @@ class Transitions(Sequence):
         if self.disturbance == "occlusion":  # one panel for each episode
             now["image"], now["depth"] = occlude(now["image"], now["depth"], np.random.default_rng(number))
         elif self.disturbance == "noise":
-            now = dict(zip(now, add_noise(*now.values(), noise)))
+            now = dict(zip(now, add_noise(**now, rng=noise)))
         item = sensed(now, self.processors)
         item["touching"] = torch.tensor(float(episode["contact"][t].any()))
         item["action"] = self.processors["action"](torch.from_numpy(episode["action"][t + 1]))
@@ -200,7 +200,7 @@ class Transitions(Sequence):
                 alone = self._felt_otherwise(number, t, rng) if rng.random() < 0.5 else None
                 item["force_alone"], touch = torch.tensor(float(alone is not None)), alone or touch
             if self.disturbance == "noise":
-                touch = dict(zip(touch, add_noise(now["image"], now["depth"], *touch.values(), noise)[2:]))
+                touch = dict(zip(touch, add_noise(now["image"], now["depth"], **touch, rng=noise)[2:]))
             item |= {f"{name}_{sense}": value for sense, value in sensed(touch, self.processors).items()}
         return item
 
@@ -210,7 +210,7 @@ class Transitions(Sequence):
 
     def _felt_otherwise(self, number: int, t: int, rng: np.random.Generator) -> dict[str, np.ndarray] | None:
         """Touch of a moment with the force of another moment in the other state of contact; None if there is none."""
-        touching = self.episodes[number]["contact"].any(1)  # (t,)
+        touching = np.any(self.episodes[number]["contact"], axis=1)  # (t,)
         if not len(others := np.flatnonzero(touching != touching[t])):
             return None
         return self._touch(number, t) | {"force": self._touch(number, rng.choice(others))["force"]}

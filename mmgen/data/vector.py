@@ -160,6 +160,6 @@ def as_vector(value: Sequence[float] | numpy.ndarray | Tensor | str | Path) -> T
     if vector.dim() != 1:
         raise UserError(name, got=f"shape {tuple(vector.shape)}", expected="a list of numbers", fix="flatten it")
     if not vector.isfinite().all():
-        at = (~vector.isfinite()).nonzero()[0].item()
+        at = int((~vector.isfinite()).nonzero()[0])
         raise UserError(name, got=f"{vector[at].item()} at entry {at}", expected="finite numbers", fix="drop or fill the row")
     return vector

@@ -1,6 +1,6 @@
 """A judge: a classifier trained apart from what it judges, which reads the class in a generated picture, sound or text."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -91,13 +91,13 @@ def labelled_rows(data: JudgeData, split: str) -> Rows:
 def labelled(data: JudgeData, split: str, processor: Processor, names: list[str]) -> DataSet:
     """The labelled rows of a split: the input, and its label as one of ``names``, see `class_indices`."""
     rows = labelled_rows(data, split)
-    columns = {data.input: data.input, "label": class_indices(rows[data.label][:], names)}
+    columns: dict[str, str | Tensor] = {data.input: data.input, "label": class_indices(rows[data.label][:], names)}
     return DataSet(rows, columns, {data.input: processor})
 
 
 def make_processor(data: JudgeData) -> Processor:
     """The processor of the judged column, fitted to the judge's own split where it has something to fit."""
-    settings = {"size": data.size, "channels": data.channels, "mean": 0.5, "std": 0.5, "frames": data.frames}
+    settings: dict[str, Any] = {"size": data.size, "channels": data.channels, "mean": 0.5, "std": 0.5, "frames": data.frames}
     settings |= {"vocab_size": 4096, "max_length": None}
     own = {name: settings[name] for name in processor_settings(data.kind) if name in settings}
     return fit_processor(data.kind, labelled_rows(data, data.split)[data.input], **own)
@@ -109,7 +109,7 @@ def judge(run: Run, config: JudgeConfig) -> None:
     data = config.data
     names = sorted({str(label) for label in labelled_rows(data, data.split)[data.label]})
     check_several_classes(f"{data.card}: {data.split}", data.label, names)
-    processor = make_processor(data)
+    processor: Any = make_processor(data)
     shape = [processor.vocabulary] if KINDS[data.kind].tokens else list(processor.shape)
     model = Classifier(data.input, data.kind, shape, len(names), config.encoder, names, config.distort)
     model.processors |= {data.input: processor, "label": LabelProcessor(names)}
@@ -152,32 +152,34 @@ class Judge:
     @property
     def class_names(self) -> list[str]:
         """The classes that it tells apart."""
-        return self.model.class_names
+        return self.model.class_names or []
 
     def about(self, end: str = "") -> dict[str, float]:
         """The figures that stand beside its verdicts: its accuracy, and whether models are trained on other data."""
         return {f"judge_accuracy{end}": self.accuracy, "judge_disjoint": self.split != "train"}
 
-    @torch.no_grad()
-    def reads(self, processor: Processor, values: Sequence[Tensor]) -> Tensor:
+    def reads(self, processor: Processor, values: Iterable[Tensor]) -> Tensor:
         """The class in each generated value, (n,): indices of `class_names`, -1 in an empty text.
 
         Args:
             processor: of the model that made the values.
             values: n tensors as the model gives them.
         """
-        model = self.model
-        own, rows = model.processors[model.modality], []
-        for value in values:
-            if processor == own and processor.kind == "audio":  # the same spectrograms: no detour over a waveform
-                rows.append({model.modality: value.cpu()})
-                continue
-            raw = processor.decode(value)
-            rows.append({model.modality: None if isinstance(raw, str) and not raw.strip() else own(raw)})
-        found = torch.full((len(rows),), -1)
-        there = torch.tensor([row[model.modality] is not None for row in rows])
+        if processor.kind == "audio" and processor == self.model.processors[self.model.modality]:
+            return self._classes([value.cpu() for value in values])  # the same spectrograms: no detour over a waveform
+        return self.reads_raw([processor.decode(value) for value in values])
+
+    def reads_raw(self, values: Sequence[Any]) -> Tensor:
+        """The class in each picture, sound or text, (n,): indices of `class_names`, -1 in an empty text."""
+        own = self.model.processors[self.model.modality]
+        return self._classes([None if isinstance(value, str) and not value.strip() else own(value) for value in values])
+
+    @torch.no_grad()
+    def _classes(self, values: Sequence[Tensor | None]) -> Tensor:
+        model, found = self.model, torch.full((len(values),), -1)
+        there = torch.tensor([value is not None for value in values])
         for index in there.nonzero().squeeze(1).split(AT_ONCE):
-            batch = collate([rows[i] for i in index.tolist()], model.sequences)
+            batch = collate([{model.modality: values[i]} for i in index.tolist()], model.sequences)
             found[index] = model.predict(batch.to(processes.device())).mode.cpu()
         return found
 
@@ -200,7 +202,7 @@ def trained_judge(config: JudgeConfig) -> Judge:
     file = run / "metrics.json"
     if not file.is_file():
         evaluate_run(JUDGE, config, run, "test", wait=True)
-    model = load(run).to(processes.device())
+    model: Any = load(run).to(processes.device())
     return Judge(model, read_json(file)["test"]["accuracy"], config.data.split)
 
 

@@ -37,7 +37,8 @@ def pairwise_coherence(
     first = next(iter(judges.values()))
     if any(other != first.class_names for other in names.values()):
         raise UserError("judges", got=names, expected="the same labels for all", fix="train them on the same label")
-    place, pairs = first.classes_of(labels), {}
+    place = first.classes_of(labels)
+    pairs: dict[str, float] = {}
     for source in model.inputs:
         found: dict[str, list[Tensor]] = {name: [] for name in model.inputs if name != source}
         items = [i for i in range(len(data)) if data.has(source, i) and place[i] != UNLABELLED]

@@ -27,7 +27,7 @@ class Reader:
 
     def __init__(self, name: str) -> None:
         model, self.tokenizer = load_language_model(name, "fp32")
-        self.model = model.to(processes.device())
+        self.model = model.to(processes.device())  # type: ignore[arg-type]
         self._known: dict[tuple[str, str, bool], tuple[float, int]] = {}
 
     @torch.no_grad()
@@ -69,7 +69,7 @@ class Reader:
         order = sorted(
             (i for i, (start, ids) in enumerate(rows) if len(ids) > start), key=lambda i: (rows[i][0], len(rows[i][1]))
         )
-        batches = []
+        batches: list[list[int]] = []
         for i in order:
             if not batches or len(batches[-1]) == ROWS or rows[batches[-1][0]][0] != rows[i][0]:
                 batches.append([])

@@ -17,6 +17,8 @@ from mmgen.modalities.image import PACKAGES
 from mmgen.models.aligned import Aligned
 from mmgen.models.base import Model
 from mmgen.ranges import AtLeast
+from mmgen.training.config import section
+from mmgen.training.data_sections import PicturesWithTexts
 from mmgen.training.nested import nested_config
 from mmgen.training.recipe import RecipeConfig
 
@@ -45,13 +47,15 @@ class PictureEvaluation:
 
 @dataclass
 class PictureConfig(RecipeConfig):
-    """The config of a recipe that draws pictures of texts; its ``data`` are `PicturesWithTexts`.
+    """The config of a recipe that draws pictures of texts.
 
     Args:
         judge: config of a classifier of ``data.label``, see the recipe ``judge``; empty: no accuracy.
         aligned: config of the space by which R-precision is measured, see the recipe ``aligned``; empty: no R-precision.
     """
 
+    data: PicturesWithTexts = section()
+    evaluation: PictureEvaluation = section()
     judge: dict[str, Any] = field(default_factory=dict)
     aligned: dict[str, Any] = field(default_factory=dict)
 
@@ -66,7 +70,8 @@ class PictureConfig(RecipeConfig):
 
     def nested(self) -> dict[str, Any]:
         """The configs of what judges, by the keys that hold them."""
-        data, found = self.data, {}
+        data = self.data
+        found: dict[str, Any] = {}
         if self.judge:
             found["judge"] = nested_config("judge", JudgeConfig, self.judge)
         if self.aligned:

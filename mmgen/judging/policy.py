@@ -1,19 +1,20 @@
-"""Policies by proximal policy optimisation of stable-baselines3, on codes of what environments show; saved without pickle."""
+"""Policies by PPO (stable-baselines3) on codes of observations: trained, tried in episodes, and saved without pickle."""
 
 import csv
+import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from mmgen.data.batch import Batch
-from mmgen.data.simulate.scene import DEPTH
 from mmgen.errors import UserError, first_line
 from mmgen.models.vision_touch import VisionTouch
 
@@ -29,10 +30,11 @@ except ImportError as missing:
 
 SEEDS = 10_000_000  # between the first episodes of one seed and the next: no two share one
 CURVE = ("step", "episodes", "success", "reward")
+CURVE_FILE = "curve.csv"
 
 
 class CodedEnvironments(VecEnvWrapper):
-    """Environments side by side, of whose observations a policy sees what ``code`` makes of all of them at once.
+    """Environments side by side whose observations are coded, all of them at once, before a policy sees them.
 
     Args:
         environments: one or more, each made by a function.
@@ -56,61 +58,29 @@ class CodedEnvironments(VecEnvWrapper):
         super().__init__(inner, observation_space=space)
 
     def reset(self) -> Any:
-        """What all show at first."""
-        return self.code(self.venv.reset())
+        """Begin an episode in each; returns their coded observations."""
+        return self.code(self.venv.reset())  # type: ignore[arg-type]
 
     def code_one(self, observation: Mapping[str, np.ndarray]) -> Any:
-        """What a policy sees of one observation, name -> (...), as a batch of one."""
+        """The code of one observation, name -> (...), as a batch of one."""
         return self.code(_alone(observation))
 
     def step_wait(self) -> tuple[Any, np.ndarray, np.ndarray, list[dict[str, Any]]]:
-        """What all show next, their rewards, which have ended, and more of each; one that has ended begins anew."""
+        """Coded observations, scaled rewards, ends of episodes and infos; an environment whose episode ended begins anew."""
         observations, rewards, ended, infos = self.venv.step_wait()
         for info in infos:
-            if (last := info.get("terminal_observation")) is not None:  # of a truncated episode its value is asked for
+            if (last := info.get("terminal_observation")) is not None:  # PPO values the end of a truncated episode
                 seen = self.code_one(last)
                 info["terminal_observation"] = {n: v[0] for n, v in seen.items()} if isinstance(seen, dict) else seen[0]
-        return self.code(observations), rewards * self.scale, ended, infos
-
-
-class OracleHole(gymnasium.ObservationWrapper):
-    """Peg insertion with an oracle: the observation includes a noisy position of the hole, as a good visual code might.
-
-    ``told`` (3,) float32 is the displacement from the tip to the hole's mouth, m, plus two normal errors of equal standard
-    deviation, one constant over the episode and one drawn at each moment.
-
-    Args:
-        env: a `mmgen.data.simulate.peg_insertion.PegInsertion`.
-        error: standard deviation of each error, m, >= 0.
-    """
-
-    def __init__(self, env: Any, error: float) -> None:
-        super().__init__(env)
-        self.error = error
-        box = {"told": gymnasium.spaces.Box(-np.inf, np.inf, (3,), np.float32)}
-        self.observation_space = gymnasium.spaces.Dict({**env.observation_space.spaces, **box})
-
-    def reset(self, **how: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Begin an episode, with errors seeded by the hole's position."""
-        observation, info = self.env.reset(**how)
-        self._errors = np.random.default_rng(info["hole"].view(np.uint64))
-        self._of_episode = self.error * self._errors.standard_normal(3)
-        return self.observation(observation), info
-
-    def observation(self, observation: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Add ``told`` to an observation."""
-        env = self.env.unwrapped
-        displacement = [*env.hole[:2] - env.pose[:2], DEPTH - env.pose[2]]
-        noisy = displacement + self._of_episode + self.error * self._errors.standard_normal(3)
-        return observation | {"told": noisy.astype(np.float32)}
+        return self.code(observations), rewards * self.scale, ended, infos  # type: ignore[arg-type]
 
 
 class Standardised(BaseFeaturesExtractor):
-    """A frozen code, each entry less its mean and divided by its standard deviation, as a small perceptron wants it.
+    """A layer that standardises a frozen code, each entry by its mean and standard deviation.
 
     Args:
         observation_space: of codes (k,).
-        mean: (k,) over training data; it is saved with the policy, so one that is loaded needs none.
+        mean: (k,) over training data; saved with the policy, so a policy to be loaded needs none.
         std: (k,) likewise.
     """
 
@@ -141,10 +111,10 @@ class Encoders(BaseFeaturesExtractor):
 
 
 class Curve(BaseCallback):
-    """Writes how training goes to ``curve.csv`` and the newest weights to ``checkpoint.safetensors``, after each update.
+    """A callback that after each update appends to ``curve.csv`` and saves the weights to ``checkpoint.safetensors``.
 
-    A row is of one rollout: the steps so far, how many episodes ended, the share of them that succeeded, and the mean reward
-    of a step as PPO sees it, scaled.
+    A row describes one rollout: the steps so far, the number of episodes that ended, the share of them that succeeded, and
+    the mean scaled reward of a step.
     """
 
     def __init__(self, folder: Path, steps: int) -> None:
@@ -154,8 +124,8 @@ class Curve(BaseCallback):
         self.rewards: list[float] = []
 
     def _on_training_start(self) -> None:
-        file = self.folder / "curve.csv"
-        if file.is_file():  # of rollouts after the checkpoint that training goes on from
+        file = self.folder / CURVE_FILE
+        if file.is_file():  # drop rollouts after the checkpoint that training goes on from
             head, *rows = file.read_text(encoding="utf-8").splitlines()
             kept = [row for row in rows if int(row.partition(",")[0]) <= self.num_timesteps]
             file.write_text("\n".join([head, *kept]) + "\n", encoding="utf-8")
@@ -170,11 +140,11 @@ class Curve(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         if self.started:  # the update on the rollout before is done
-            save_training(self.model, self.folder / "checkpoint.safetensors")
+            save_training(self.model, self.folder / "checkpoint.safetensors")  # type: ignore[arg-type]
         self.started = True
 
     def _on_rollout_end(self) -> None:
-        file, new = self.folder / "curve.csv", not (self.folder / "curve.csv").is_file()
+        file, new = self.folder / CURVE_FILE, not (self.folder / CURVE_FILE).is_file()
         success = f"{np.mean(self.successes):.4f}" if self.successes else ""
         with file.open("a", encoding="utf-8", newline="") as stream:
             writer = csv.writer(stream)
@@ -205,20 +175,25 @@ def fit_policy(ppo: PPO, steps: int, folder: Path, seed: int = 0) -> None:
 
 
 def save_training(ppo: PPO, file: Path) -> None:
-    """Weights, the optimiser's moments and the number of steps, whole or not at all."""
+    """Save weights, the optimiser's moments and the number of steps, whole or not at all."""
     state = {f"policy.{name}": value.contiguous() for name, value in _own(ppo).items()}
     for i, moments in ppo.policy.optimizer.state_dict()["state"].items():
         state |= {
             f"optimizer.{i}.{name}": torch.as_tensor(value).clone(memory_format=torch.contiguous_format)
             for name, value in moments.items()
         }
-    partial = file.with_suffix(".partial")
-    save_file(state, partial, metadata={"training": f"{ppo.num_timesteps} {ppo.env.made_by}"})  # of several the order varies
+    partial, env = file.with_suffix(".partial"), _environments(ppo)
+    save_file(state, partial, metadata={"training": f"{ppo.num_timesteps} {env.made_by}"})  # of several the order varies
     partial.replace(file)
 
 
+def _environments(ppo: PPO) -> Any:
+    """The `CodedEnvironments` of a policy, which stable-baselines3 types as any environments or none."""
+    return ppo.env
+
+
 def load_training(ppo: PPO, file: Path) -> None:
-    """What `save_training` wrote.
+    """Load what `save_training` wrote.
 
     Raises:
         UserError: it is not there, of another network or another code, or damaged.
@@ -230,7 +205,7 @@ def load_training(ppo: PPO, file: Path) -> None:
             steps, _, made_by = (stream.metadata() or {}).get("training", "").partition(" ")
         if not steps:
             raise RuntimeError("no number of steps")
-        if made_by != ppo.env.made_by:
+        if made_by != _environments(ppo).made_by:
             raise RuntimeError("a policy of another code")
         state = load_file(file)
         weights = {name.removeprefix("policy."): v for name, v in state.items() if name.startswith("policy.")}
@@ -252,7 +227,7 @@ def load_training(ppo: PPO, file: Path) -> None:
 def successes(
     ppo: PPO, environments: CodedEnvironments, episodes: int, seed: int, what: str, noise: bool = False
 ) -> list[bool]:
-    """Whether the policy, without its noise or with it, succeeds in each of so many episodes, begun from ``seed`` on."""
+    """Success or failure of the policy, without its noise or with it, in each of ``episodes`` episodes, seeded by ``seed``."""
     torch.manual_seed(seed)
     environments.seed(seed)
     seen, found = environments.reset(), []
@@ -270,8 +245,30 @@ def successes(
     return found
 
 
+def film(ppo: PPO, environments: CodedEnvironments, seed: int) -> bytes:
+    """One episode as the camera sees it, a GIF of 256 pixels."""
+    env = environments.venv.envs[0]  # type: ignore[attr-defined]
+    observation, _ = env.reset(seed=seed)
+    frames, ended = [env.render()], False
+    while not ended:
+        action, _ = ppo.predict(environments.code_one(observation), deterministic=True)
+        observation, _, terminated, truncated, _ = env.step(action[0])
+        frames.append(env.render())
+        ended = terminated or truncated
+    first, *others = (Image.fromarray(frame).resize((256, 256), Image.Resampling.NEAREST) for frame in frames)
+    content = io.BytesIO()
+    first.save(content, "GIF", save_all=True, append_images=others, duration=64, loop=0)
+    return content.getvalue()
+
+
+def curve(folder: Path) -> list[dict[str, str]]:
+    """The rows of the ``curve.csv`` that training left in ``folder``; none where it was removed."""
+    file = folder / CURVE_FILE
+    return list(csv.DictReader(file.read_text(encoding="utf-8").splitlines())) if file.is_file() else []
+
+
 def _own(ppo: PPO) -> dict[str, Tensor]:
-    """The policy's state, of encoders that actor and critic share once."""
+    """The policy's state; encoders that actor and critic share stand there once."""
     names = {name for name, _ in (*ppo.policy.named_parameters(), *ppo.policy.named_buffers())}
     return {name: value for name, value in ppo.policy.state_dict().items() if name in names}
 

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Annotated, Any, ClassVar
 
 import torch
-from PIL import Image
+from torch import Tensor
 
 from mmgen import processes
 from mmgen.data.cards import check_column, read_card
@@ -56,7 +56,7 @@ class SpaceConfig(RecipeConfig):
     renamed: ClassVar = {"data.side": "data.size"}
 
     data: SpaceData = section()
-    model: section_of(Aligned) = section()
+    model: section_of(Aligned) = section()  # type: ignore[valid-type]
     fit: FitConfig = section()
     references: Annotated[int, AtLeast(1)] = 256
 
@@ -76,7 +76,7 @@ class Reduced(Column):
         super().__init__(column.rows, column.name)
         self.process = ImageProcessor(size)
 
-    def __getitem__(self, index: int | slice) -> Image.Image | list[Image.Image]:
+    def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         return self.process.decode(self.process(super().__getitem__(index)))
@@ -86,7 +86,7 @@ def pairs(model: Aligned, data: SpaceData, split: str) -> DataSet:
     """Inputs of the card, or their features by a frozen encoder, each with one of its texts, in order."""
     rows = open_rows(data.card, split, [data.input, data.text], limit=data.limit)
     inputs = Reduced(rows[data.input], data.size) if data.size else rows[data.input]
-    given: dict[str, Sequence[Any]] = {model.modality: inputs}
+    given: dict[str, Sequence[Any] | Tensor] = {model.modality: inputs}
     if not model.trained_encoder:
         size = [str(data.size)] if data.size else []
         given = {"features": model.all_features(inputs, [rows.fingerprint, data.input, *size])}
@@ -104,7 +104,7 @@ def aligned(run: Run, config: SpaceConfig) -> None:
     model = Aligned(**asdict(config.model))
     data = pairs(model, config.data, "train")
     if not model.trained_encoder:
-        model.standardise(data.values["features"])
+        model.standardise(torch.as_tensor(data.values["features"]))
 
     def remember(model: Aligned) -> None:
         n, device = len(data.rows), model.feature_mean.device
@@ -144,7 +144,8 @@ def trained_space(config: SpaceConfig, size: int = 0, seed: int = 0) -> Aligned:
         seed: added to the seed of the config: another space of the same kind.
     """
     data = replace(config.data, size=config.data.size or size)
-    return load(cached_run(SPACE, replace(config, data=data, seed=config.seed + seed), "aligned")).to(processes.device())
+    space: Any = load(cached_run(SPACE, replace(config, data=data, seed=config.seed + seed), "aligned"))
+    return space.to(processes.device())
 
 
 def precision(space: Aligned, pictures: Sequence[Any], texts: Sequence[str], among: int) -> float:

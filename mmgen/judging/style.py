@@ -3,7 +3,8 @@
 import copy
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,8 +34,8 @@ class Sentences:
     def part(self, limit: int) -> "Sentences":
         """``limit`` of the sentences, spread over all."""
         kept = strided(len(self.texts), limit)
-        parts = ([values[i] for i in kept] if values else [] for values in (self.texts, self.labels))
-        return Sentences(*parts, self.names, [self.references[i] for i in kept] if self.references else [])
+        whole: dict[str, Any] = {"texts": self.texts, "labels": self.labels, "references": self.references}
+        return replace(self, **{name: [values[i] for i in kept] for name, values in whole.items() if values})
 
 
 @dataclass

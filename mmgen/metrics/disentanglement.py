@@ -74,7 +74,7 @@ def beta_vae_score(
     points = np.empty((train + test, codes.shape[1]))  # (points, k)
     for j, factor in enumerate(factors.T):
         items = rng.integers(len(codes), size=(int((shared == j).sum()), batch))  # (points of j, batch)
-        pairs = _sharing(factor, items, items.shape, rng)  # (points of j, batch)
+        pairs = draw_sharing(factor, items, items.shape, rng)  # (points of j, batch)
         points[shared == j] = np.abs(codes[items] - codes[pairs]).mean(axis=1)
     classifier = LogisticRegression(max_iter=1000).fit(points[:train], shared[:train])
     return float(classifier.score(points[train:], shared[train:]))
@@ -124,7 +124,7 @@ def factor_vae_score(
     still = np.empty(train + test, dtype=np.intp)  # (points,)
     for j, factor in enumerate(factors.T):
         items = rng.integers(len(codes), size=(int((fixed == j).sum()), 1))  # (points of j, 1)
-        items = _sharing(factor, items, (len(items), batch), rng)  # (points of j, batch)
+        items = draw_sharing(factor, items, (len(items), batch), rng)  # (points of j, batch)
         still[fixed == j] = codes[items].var(axis=1).argmin(axis=1)
     votes = np.zeros((codes.shape[1], factors.shape[1]))  # (k, f)
     np.add.at(votes, (still[:train], fixed[:train]), 1)
@@ -226,14 +226,14 @@ def dci(
     and factors with 51 values in all it takes 3 s, ``GradientBoostingClassifier`` 57 s at the same accuracy.
     """
     codes, factors = _checked(codes, factors)
-    learn, judge = _split(len(codes), train, test, seed)
+    learn, judge = split_items(len(codes), train, test, seed)
     importance = np.zeros((codes.shape[1], factors.shape[1]))  # (k, f)
     accuracy = []
     for j, factor in enumerate(factors.T):
         with threadpool_limits(1, "openmp"):  # on a busy machine, threads make these short loops 100 times slower
             trees = HistGradientBoostingClassifier(max_depth=3, early_stopping=False).fit(codes[learn], factor[learn])
             accuracy.append(trees.score(codes[judge], factor[judge]))
-        importance[:, j] = _gains(trees, codes.shape[1])
+        importance[:, j] = gain_shares(trees, codes.shape[1])
     weight = importance.sum(axis=1) / max(importance.sum(), 1e-12)
     return float(weight @ _concentration(importance)), float(_concentration(importance.T).mean()), float(np.mean(accuracy))
 
@@ -262,7 +262,7 @@ def sap(codes: np.ndarray, factors: np.ndarray, seed: int = 0, *, train: int = 1
     standard deviation (see `beta_vae_score`).
     """
     codes, factors = _checked(codes, factors)
-    learn, judge = _split(len(codes), train, test, seed)
+    learn, judge = split_items(len(codes), train, test, seed)
     codes = _standardised(codes)
     accuracy = np.zeros((max(codes.shape[1], 2), factors.shape[1]))  # (k, f); a single dimension has no second: 0
     for i, code in enumerate(codes.T):
@@ -301,7 +301,7 @@ def _standardised(codes: np.ndarray) -> np.ndarray:
     return np.where(constant, 0.0, centred / np.where(constant, 1.0, deviation))
 
 
-def _sharing(factor: np.ndarray, items: np.ndarray, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+def draw_sharing(factor: np.ndarray, items: np.ndarray, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     """Draw for each of ``items``, broadcast to ``shape``, an item with the same value of ``factor`` (n,)."""
     order = np.argsort(factor, kind="stable")  # items with the same value become neighbours
     ranked, values = factor[order], factor[items]
@@ -339,7 +339,7 @@ def _concentration(importance: np.ndarray) -> np.ndarray:
     return np.where(total[:, 0] > 0, 1 - entropy, 0.0)
 
 
-def _gains(trees: HistGradientBoostingClassifier, dimensions: int) -> np.ndarray:
+def gain_shares(trees: HistGradientBoostingClassifier, dimensions: int) -> np.ndarray:
     """Share (k,) of the loss reduction due to the splits on each dimension; zeros where there is no split."""
     gains = np.zeros(dimensions)
     # no public attribute gives the trees; the public permutation importance took three times as long and is itself noisy
@@ -350,7 +350,7 @@ def _gains(trees: HistGradientBoostingClassifier, dimensions: int) -> np.ndarray
     return gains / max(gains.sum(), 1e-12)
 
 
-def _split(n: int, train: int, test: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def split_items(n: int, train: int, test: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Draw distinct items for training and testing, in proportion where there are fewer than ``train + test``."""
     drawn = np.random.default_rng(seed).permutation(n)[: train + test]
     cut = len(drawn) * train // (train + test)

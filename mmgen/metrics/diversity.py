@@ -1,6 +1,8 @@
-"""Diversity of texts: the share of distinct n-grams."""
+"""Words of texts: the share of distinct n-grams, and the share of texts that hold given words."""
 
+import re
 from collections.abc import Sequence
+from statistics import fmean
 
 from mmgen.errors import UserError
 
@@ -27,3 +29,13 @@ def distinct(texts: Sequence[str], n: int) -> float:
         raise UserError("texts and n", got=f"{texts!r} and {n}", expected="a list of texts and 1 or more", fix="correct them")
     grams = [tuple(words[i : i + n]) for words in map(str.split, texts) for i in range(len(words) - n + 1)]
     return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def share_with(texts: Sequence[str], words: Sequence[str]) -> float:
+    """The share of texts that hold one of ``words``, or its plural, in any case.
+
+    >>> share_with(["The Planets shine", "a planetary idea"], ["planet"])
+    0.5
+    """
+    pattern = re.compile(rf"\b(?:{'|'.join(map(re.escape, words))})(?:s|es)?\b", re.IGNORECASE)
+    return fmean(bool(pattern.search(text)) for text in texts)

@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 from mmgen.errors import UserError
 
 # largest number of similarities in memory at a time: 64 MiB in float32
-_SIMILARITIES = 2**24
+SIMILARITIES = 2**24
 
 
 def nearest(queries: Tensor, keys: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ def nearest(queries: Tensor, keys: Tensor) -> Tensor:
             raise UserError(f"{name}[{bad}]", got=got, expected="real numbers", fix="check the encoder")
     precision = torch.promote_types(torch.promote_types(queries.dtype, keys.dtype), torch.float32)
     queries, keys = normalize(queries.to(precision), dim=1), normalize(keys.to(precision), dim=1)
-    chunks = queries.split(max(1, _SIMILARITIES // len(keys)))
+    chunks = queries.split(max(1, SIMILARITIES // len(keys)))
     return torch.cat([(chunk @ keys.T).argmax(dim=1) for chunk in chunks])
 
 

@@ -1,6 +1,7 @@
 """Statistics over seeds: mean, standard deviation, and a test that one system is above another."""
 
 from collections.abc import Sequence
+from math import sqrt
 
 import numpy as np
 
@@ -25,6 +26,25 @@ def mean_sd(values: Sequence[float]) -> tuple[float, float]:
     if not len(values):
         raise UserError("values", got="none", expected="at least one", fix="give one score a seed")
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+
+
+def wilson(p: float, n: int, z: float = 1.96) -> float:
+    """Half the width of Wilson's interval of a share, ``z / (1 + z^2 / n) sqrt(p (1 - p) / n + z^2 / (4 n^2))``.
+
+    Args:
+        p: the share observed, from 0 to 1.
+        n: the number of independent trials, at least 1.
+        z: quantile of the normal distribution; 1.96 gives 95 %.
+
+    Returns:
+        Half the width, from 0 to 1.
+
+    Source: Wilson 1927, Probable inference, the law of succession, and statistical inference.
+
+    >>> round(wilson(0.5, 100), 3), round(wilson(1.0, 100), 3)
+    (0.096, 0.018)
+    """
+    return z / (1 + z**2 / n) * sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
 
 
 def paired_low(a: Sequence[float], b: Sequence[float], level: float = 0.95) -> float:

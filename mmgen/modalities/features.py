@@ -61,8 +61,7 @@ def _write(read, values: Sequence[Any], process, folder: Path, batch_size: int) 
     with filled_whole(folder) as partial, torch.no_grad():
         for start in tqdm(range(0, len(values), batch_size), desc="features", unit="batch", dynamic_ncols=True):
             rows = range(start, min(start + batch_size, len(values)))
-            named = isinstance(values, Column)
-            batch = torch.stack([values.read(i, process) if named else process(values[i]) for i in rows])
+            batch = torch.stack([values.read(i, process) if isinstance(values, Column) else process(values[i]) for i in rows])
             for name, features in read(batch).items():
                 if name not in arrays:
                     shape = (len(values), *features.shape[1:])

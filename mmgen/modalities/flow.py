@@ -56,7 +56,7 @@ class FlowDecoder(nn.Module):
             channels.append(width + of_map + 2)
         self.flows = nn.ModuleList(nn.Conv2d(c, 2, 3, padding=1) for c in channels)
         self.mask = nn.Conv2d(channels[-1], 1, 3, padding=1)
-        self.to(memory_format=torch.channels_last)  # the memory format of the maps
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the memory format of the maps
 
     def forward(self, z: Tensor, maps: Sequence[Tensor]) -> Flow:
         """Compute the flow at each map's size from z (b, k) and maps (b, c_i, h_i, w_i), coarse to fine, sides doubling."""

@@ -25,8 +25,8 @@ def freeze(module: Network, stored: bool = False) -> Network:
     """
     module.requires_grad_(False).eval()
     for part in module.modules():
-        part.train = lambda mode=True, part=part: part
-    module.is_frozen = not stored
+        part.train = lambda mode=True, part=part: part  # type: ignore[method-assign, misc]
+    module.is_frozen = not stored  # type: ignore[assignment]
     return module
 
 

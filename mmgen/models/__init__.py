@@ -1,5 +1,27 @@
 """All models, one file each, and the table of their names, which imports none of them."""
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # for type checkers: `mmgen` offers every class of the table
+    from mmgen.models.aligned import Aligned as Aligned
+    from mmgen.models.answerer import Answerer as Answerer
+    from mmgen.models.captioner import Captioner as Captioner
+    from mmgen.models.class_language_model import ClassLanguageModel as ClassLanguageModel
+    from mmgen.models.classifier import Classifier as Classifier
+    from mmgen.models.discrete_vae import DiscreteVAE as DiscreteVAE
+    from mmgen.models.edit import Edit as Edit
+    from mmgen.models.factorized import Factorized as Factorized
+    from mmgen.models.mag import AdaptedTransformer as AdaptedTransformer
+    from mmgen.models.mirror_gan import MirrorGAN as MirrorGAN
+    from mmgen.models.multimodal_vae import MultimodalVAE as MultimodalVAE
+    from mmgen.models.psa_captioner import PseudoSelfAttentionCaptioner as PseudoSelfAttentionCaptioner
+    from mmgen.models.redescriber import Redescriber as Redescriber
+    from mmgen.models.sentence_vae import SentenceVAE as SentenceVAE
+    from mmgen.models.style_transfer import StyleTransfer as StyleTransfer
+    from mmgen.models.text_to_image import TextToImage as TextToImage
+    from mmgen.models.vae import VAE as VAE
+    from mmgen.models.vision_touch import VisionTouch as VisionTouch
+
 # name in config.json -> module and class; a downloaded config can name only keys of this table
 MODELS = {
     "classifier": "mmgen.models.classifier:Classifier",

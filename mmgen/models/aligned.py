@@ -16,7 +16,7 @@ from mmgen.data.batch import Batch, collate
 from mmgen.data.image import ImageProcessor
 from mmgen.data.text import TextProcessor
 from mmgen.distributions import Delta, Joint
-from mmgen.errors import check_one_of
+from mmgen.errors import UserError, check_one_of
 from mmgen.modalities.audio import AudioEncoder
 from mmgen.modalities.features import cached_features, mean_and_std
 from mmgen.modalities.frozen import freeze
@@ -106,15 +106,15 @@ class Aligned(Model):
         self.trained_encoder = trained_encoder or modality == "audio"
         self.word_dropout, self.fragments, self.noise, self.distractors = word_dropout, fragments, noise, distractors
         lm, tokenizer = load_language_model(language_model, dtype)
-        table = lm.get_input_embeddings().weight.detach()  # (v, d)
+        table = lm.get_input_embeddings().weight.detach()  # type: ignore[operator]  # (v, d)
         self.table = freeze(nn.Embedding.from_pretrained(table.clone()))
         self.register_buffer("word_mean", table.float().mean(0), persistent=False)  # (d,)
         self.register_buffer("word_std", table.float().std(0).clamp(min=1e-6), persistent=False)
         # identifies the embeddings of the text encoder
-        self.register_buffer("table_digest", digest(lm.digests["embeddings"]))
+        self.register_buffer("table_digest", digest(lm.digests["embeddings"]))  # type: ignore[index, arg-type]
         self.processors["text"] = TextProcessor(tokenizer, eos=False)
         if modality == "image":
-            self.encoder = ImageEncoder(encoder, weights, frozen=not trained_encoder)
+            self.encoder: Any = ImageEncoder(encoder, weights, frozen=not trained_encoder)
             self.processors["image"] = ImageProcessor(size=size, mean=self.encoder.mean, std=self.encoder.std)
             features = self.encoder.dim + 4 * colours**3
         else:
@@ -250,6 +250,9 @@ class Aligned(Model):
 
     def embed(self, texts: Sequence[str]) -> Tensor:
         """Embeddings of texts by the frozen sentence embedder, (n, e)."""
+        if self.embedder is None:
+            got, fix = "a model without a sentence embedder", "load it with sentences=NAME_OR_FOLDER"
+            raise UserError("embed", got=got, expected="a model with one", fix=fix)
         return embed_sentences(self.embedder, self.reader, texts)
 
     def encode_embeddings(self, embeddings: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -60,7 +60,7 @@ class Answerer(Captioner):
             raise UserError("format", got=repr(format), expected="{image} before {question}", fix=fix)
         check_at_least("support", len(support), 1)
         shots = [Example(q, a, self.named(*self._tokens(caption))[0]) for caption, q, a in support]
-        layers = read(self.language_model, self.format, Episode(shots)).cache.layers
+        layers: Any = read(self.language_model, self.format, Episode(shots)).cache.layers
         self.keys = nn.ParameterList(layer.keys.float() for layer in layers)  # each (1, heads, p, d')
         self.values = nn.ParameterList(layer.values.float() for layer in layers)
 
@@ -76,7 +76,7 @@ class Answerer(Captioner):
         """
         lm, format = self.language_model, self.format
         *_, query = format.query(Example(question, image=self.table[:1]))  # text between picture and answer
-        asked, text = lm.tokens(query), answer_tokens(lm, format, answer)
+        asked, text = lm.tokens(str(query)), answer_tokens(lm, format, answer)
         before = self.keys[0].shape[2] + self.words.n + len(lm.tokens(self._before))
         check_room(lm.model, before + len(asked) + len(text), f"prompt and question {question[:40]!r}", "shorten the question")
         return {"question": asked, "text": text, "caption": None if caption is None else self.processors["text"](caption)}
@@ -95,9 +95,10 @@ class Answerer(Captioner):
         there = batch.having(*needed)
         if not there.any():
             return self.zero_losses("words" if phase == "words" else "answer")
-        batch = batch.items(there)
+        if phase != "words":  # whose mean is over captions
+            batch = batch.items(there)
         captions = (batch["caption"], batch.masks["caption"]) if "caption" in batch else None
-        if phase == "prompt":
+        if captions and phase == "prompt":
             return Losses(answer=-self.text_log_prob(self.named(*captions), batch).mean())
         logits = self.words.logits(self.features(batch), self.table)  # (b, n, v)
         terms = Losses()
@@ -108,7 +109,7 @@ class Answerer(Captioner):
             terms["answer"] = -self.text_log_prob(self.words.mix(logits, self.table), batch).mean()
         return terms
 
-    def generate(
+    def generate(  # type: ignore[override]
         self,
         given: Batch,
         to: str = "text",

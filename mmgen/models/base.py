@@ -19,7 +19,7 @@ from torch.distributions import Categorical, Distribution
 from mmgen.data.batch import Batch
 from mmgen.data.processors import Source, load_processors, save_processors
 from mmgen.distributions import draw
-from mmgen.errors import UserError, check_at_least, check_one_of, counted, first_line
+from mmgen.errors import UserError, check_at_least, check_one_of, counted, first_line, nearest
 from mmgen.modalities.frozen import frozen_prefixes
 from mmgen.modalities.kinds import PROCESSORS
 from mmgen.models import MODELS
@@ -47,17 +47,17 @@ class Model(nn.Module, ModelHubMixin):
     """
 
     name: ClassVar[str]
-    phases: ClassVar[tuple[str, ...]] = ("train",)
+    phases: tuple[str, ...] = ("train",)
     #: submodule trained by the phase of the same name; the other phases train the rest
     adversary: ClassVar[str | None] = None
     #: batch entries of variable length, for `mmgen.data.batch.collate`
-    sequences: ClassVar[tuple[str, ...]] = ()
+    sequences: tuple[str, ...] = ()
     #: True if `generate` draws an item without any modality from the prior
     from_prior: ClassVar[bool] = False
     #: options of `generate` that combine items, so that all items must be in one batch
     across_items: ClassVar[tuple[str, ...]] = ()
     #: constructor argument with the settings of an inner model, which `load` may override too
-    inside: ClassVar[str | None] = None
+    inside: ClassVar[str] = ""
 
     if TYPE_CHECKING:  # buffers and submodules: torch's own `Tensor | Module` fits neither
 
@@ -89,7 +89,7 @@ class Model(nn.Module, ModelHubMixin):
         """The distribution p(to | z)."""
         raise self._undefined("decode")
 
-    def generate(self, given: Batch, to: str, n: int = 1, generator: torch.Generator | None = None, **options: Any) -> Any:
+    def generate(self, given: Batch, to: str, n: int = 1, generator: torch.Generator | None = None) -> Any:
         """``n`` samples of ``to`` for each item of ``given``, grouped by item: b * n values, or strings."""
         raise self._undefined("generate")
 
@@ -174,7 +174,7 @@ class Model(nn.Module, ModelHubMixin):
 
     def write(self, folder: Path, state: dict[str, Tensor]) -> None:
         """Write ``config.json``, ``state`` as ``model.safetensors`` and the processors to an existing folder."""
-        config = {"model": self.name, **(self._hub_mixin_config or {})}
+        config = {"model": self.name, **(self._hub_mixin_config or {})}  # type: ignore[dict-item]
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         state = {key: value.contiguous() for key, value in state.items()}
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
@@ -274,7 +274,9 @@ def check_generate(to: str, n: int, known: Collection[str]) -> None:
     Raises:
         UserError: ``to`` is none of ``known``, or ``n`` is below 1.
     """
-    check_one_of("to", to, known)
+    if to not in known:
+        expected = "a known name" if len(known) > 1 else next(iter(known))
+        raise UserError("to", got=to, expected=expected, fix=nearest(to, known))
     check_at_least("n", n, 1)
 
 
@@ -317,8 +319,8 @@ def model_class(name: str) -> type[Model]:
 
 def decayed(parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
     """Two optimiser groups: matrices, and biases and norms, which get no weight decay."""
-    groups = [{"params": [p for p in parameters if p.ndim > 1]}, {"params": [p for p in parameters if p.ndim <= 1]}]
-    groups[1]["weight_decay"] = 0.0
+    matrices, others = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
+    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 
 
@@ -334,7 +336,7 @@ def like(tensor: Tensor, other: Tensor) -> Tensor:
         return tensor
     from torch.distributed.tensor import distribute_tensor  # here, as it is slow to import and one process has no shards
 
-    return distribute_tensor(tensor, other.device_mesh, other.placements)
+    return distribute_tensor(tensor, other.device_mesh, other.placements)  # type: ignore[attr-defined]
 
 
 def read_config(folder: Path) -> dict[str, Any]:

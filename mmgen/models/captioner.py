@@ -69,7 +69,7 @@ class Captioner(Model):
     """
 
     name = "captioner"
-    sequences = ("text",)
+    sequences: tuple[str, ...] = ("text",)
 
     @checked
     def __init__(
@@ -102,7 +102,7 @@ class Captioner(Model):
         self.words_weight, self.language_model_weights = words_weight, language_model_weights
         self.language_model = lm = PrefixLanguageModel(language_model, dtype, language_model_weights)
         if modality == "image":
-            self.encoder = ImageEncoder(encoder, weights, frozen=not trained_encoder)
+            self.encoder: Any = ImageEncoder(encoder, weights, frozen=not trained_encoder)
             self.encoder.map_dims(self.stages)  # raises for a missing stage
             if trained_encoder:  # unused layers would get no gradient
                 self.encoder.backbone.prune_intermediate_layers(self.stages, prune_norm=True, prune_head=True)
@@ -128,7 +128,7 @@ class Captioner(Model):
         check_room(lm.model, prompt + 2, "words, before, between, after and a caption", "set fewer words or shorter texts")
         self.processors["text"] = TextProcessor(lm.tokenizer, room=None if limit is None else limit - prompt)
         # identifies the language model of the prefix; a trained one is saved itself
-        own = lm.model.digests["model"] if language_model_weights == "frozen" else ""
+        own: Any = lm.model.digests["model"] if language_model_weights == "frozen" else ""  # type: ignore[index]
         for name in MEMORY:  # filled by `remember`
             self.register_buffer(name, torch.zeros((0, words), dtype=torch.long))
         self.register_buffer("language_model_digest", digest(own))

@@ -68,9 +68,10 @@ class ClassLanguageModel(LabelModel):
         check_room(self.language_model, max_tokens, "max_tokens", "set fewer")
         width = self.language_model.config.get_text_config().hidden_size
         self.down = nn.ModuleList(nn.Linear(width, rank) for _ in classes)
-        self.up = nn.ModuleList(nn.Linear(rank, width, bias=False) for _ in classes)
-        for layer in self.up:
+        up = [nn.Linear(rank, width, bias=False) for _ in classes]
+        for layer in up:
             nn.init.zeros_(layer.weight)
+        self.up = nn.ModuleList(up)
         self.processors |= {"text": TextProcessor(tokenizer, max_length=max_tokens), "label": LabelProcessor(list(classes))}
 
     @property
@@ -126,7 +127,7 @@ class ClassLanguageModel(LabelModel):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits of the next token for every class: last hidden states (n, d) -> (n, classes, v)."""
-        hidden = hidden.to(self.up[0].weight.dtype)
+        hidden = hidden.to(next(self.up.parameters()).dtype)
         moved = [hidden + up(F.gelu(down(hidden))) for down, up in zip(self.down, self.up)]  # each (n, d)
         head = self.language_model.get_output_embeddings()
         return torch.stack([head(h.to(head.weight.dtype)) for h in moved], 1)

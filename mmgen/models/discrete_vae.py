@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -84,13 +84,14 @@ class DiscreteVAE(Model):
         super().__init__()
         check_one_of("quantizer", quantizer, ("gumbel", "vq"))
         annealed(0, temperature_steps, *temperature)  # raises for a value out of range
-        self.shape, self.k = tuple(shape), codes
-        self.temperature, self.temperature_steps, self.kl, self.kl_steps = tuple(temperature), temperature_steps, kl, kl_steps
-        sizes = {"shape": self.shape, "width": width, "halvings": halvings, "depth": depth}
+        self.shape, self.k, self.temperature = tuple(shape), codes, (temperature[0], temperature[1])
+        self.temperature_steps, self.kl, self.kl_steps = temperature_steps, kl, kl_steps
+        sizes: dict[str, Any] = {"shape": self.shape, "width": width, "halvings": halvings, "depth": depth}
         self.encoder = GridEncoder(dim=codes if quantizer == "gumbel" else dim, **sizes)
         self.grid = self.encoder.grid
         self.quantizer = VectorQuantizer(codes, dim, commitment, decay) if quantizer == "vq" else None
-        self.codebook = nn.Embedding(codes, dim) if quantizer == "gumbel" else None
+        if quantizer == "gumbel":
+            self.codebook = nn.Embedding(codes, dim)
         self.decoder = GridDecoder(dim=dim, **sizes)
         self.likelihood = Likelihood(likelihood, event_dims=3, scale=scale)
 

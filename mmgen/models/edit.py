@@ -12,7 +12,7 @@ no change improves, and unchanged parts of others, are returned letter by letter
 
 import re
 from collections.abc import Sequence
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -111,7 +111,7 @@ class Edit(Model):
         self.register_buffer("between", torch.full((gaps, choices), -1, dtype=torch.int32))  # words seen in each gap
 
     @classmethod
-    def learn(cls, texts: Sequence[str], labels: Sequence[int], class_names: Sequence[str], **settings: float) -> "Edit":
+    def learn(cls, texts: Sequence[str], labels: Sequence[int], class_names: Sequence[str], **settings: Any) -> "Edit":
         """Build a model from the counts of these texts, with a classifier of zero weights.
 
         Args:
@@ -129,7 +129,7 @@ class Edit(Model):
         sentences = tokens_of(processor.tokenizer, texts, add_special_tokens=False)["input_ids"]
         counts = style_counts(sentences, labels, processor.vocabulary)
         table = NgramTable.count(sentences, labels, processor.vocabulary)
-        written = processor.tokenizer.convert_ids_to_tokens(range(processor.vocabulary))
+        written = processor.tokenizer.convert_ids_to_tokens(list(range(processor.vocabulary)))
         usable = np.array([bool(PLAIN.fullmatch(word)) for word in written])
         choices = int(settings.get("choices", 12))
         gaps, between = words_between(sentences, labels, counts, usable, choices)
@@ -236,7 +236,7 @@ class Edit(Model):
             moves, found, spent = moves.take(first), found[first], spent[first]
             active = active[moves.row]
             for n, i in enumerate(active.tolist()):
-                states[i] = _changed(states[i], int(moves.start[n]) - 2, int(moves.length[n]), int(moves.word[n]))
+                states[i] = edited(states[i], int(moves.start[n]) - 2, int(moves.length[n]), int(moves.word[n]))
                 paid[i] = spent[n]
                 if found[n] > scores[i]:
                     best[i], scores[i] = states[i], found[n]
@@ -366,7 +366,7 @@ def _highest(rows: Tensor, values: Tensor, n: int) -> Tensor:
     return order[rank < n]
 
 
-def _changed(items: list[Item], start: int, length: int, word: int) -> list[Item]:
+def edited(items: list[Item], start: int, length: int, word: int) -> list[Item]:
     """Replace items from ``start`` on; a replacement takes the position of its original in the text."""
     new = [(word, items[start][1] if length else -1, True)] if word >= 0 else []
     return [*items[:start], *new, *items[start + length :]]

@@ -148,7 +148,8 @@ class Factorized(Model):
 
         self.label_encoders = nn.ModuleDict({name: encoder_of(name, m) for name, m in self.modalities.items()})
         self.private_encoders = nn.ModuleDict({name: encoder_of(name, self.modalities[name]) for name in self.private})
-        self.sizes = sizes = {name: encoder.dim for name, encoder in self.label_encoders.items()}  # of the features
+        self.sizes: dict[str, Any] = {name: encoder.dim for name, encoder in self.label_encoders.items()}  # of the features
+        sizes = self.sizes
         self.fusion = MemoryFusion(list(sizes.values()), memory, hidden) if fusion == "memory" else None
         self.dropout = nn.Dropout(dropout)
         together = sum(sizes.values())
@@ -164,7 +165,7 @@ class Factorized(Model):
         )
         surrogates = len(self.modalities) > 1  # a single modality leaves nothing to infer from
         seen = together + len(sizes)  # features and presence mask
-        self.label_surrogate = multilayer_perceptron([seen, hidden, code]) if surrogates else None
+        self.label_surrogate: Any = multilayer_perceptron([seen, hidden, code]) if surrogates else None
         self.private_surrogates = nn.ModuleDict(
             {n: multilayer_perceptron([seen, hidden, self.modalities[n].code]) for n in self.private if surrogates}
         )
@@ -194,8 +195,8 @@ class Factorized(Model):
         if self.independence_weight and labels is not None and self.private:
             losses["independence"] = self.independence_weight * self._dependence(codes, seen, labels)
         if self.label_surrogate is not None and self.surrogate_weight:
-            terms = self._surrogate_losses(seen, codes, labels)
-            losses |= {f"surrogate_{name}": self.surrogate_weight * value for name, value in terms.items()}
+            lost = self._surrogate_losses(seen, codes, labels)
+            losses |= {f"surrogate_{name}": self.surrogate_weight * value for name, value in lost.items()}
         return losses
 
     def encode(self, batch: Batch) -> Joint:
@@ -279,7 +280,7 @@ class Factorized(Model):
         for absent in [p.name for p in parameters[2:] if p.default is p.empty and p.name not in modality.decoder]:
             got, fix = sorted(modality.decoder), f"add modalities.{name}.decoder.{absent}"
             raise UserError(f"modalities.{name}.decoder", got=got, expected=f"its {absent}", fix=fix)
-        built = decoder(*values, **modality.decoder)
+        built: Any = decoder(*values, **modality.decoder)
         if modality.noise and built.likelihood.family.support is not constraints.real:
             expected, fix = f"0 for {built.likelihood.family.name}", "take the likelihood normal or laplace, or no noise"
             raise UserError(f"modalities.{name}.noise", got=modality.noise, expected=expected, fix=fix)
@@ -309,7 +310,8 @@ class Factorized(Model):
             values[name] = x = torch.where(there.reshape(*there.shape, *[1] * (x.ndim - there.ndim)), x, 0)
             present[name] = there
             kind, shape = self.modalities[name].kind, self.modalities[name].shape
-            check_values(name, x, kind, shape, self.decoders[name].likelihood if name in self.decoders else None)
+            likelihood: Any = self.decoders[name].likelihood if name in self.decoders else None
+            check_values(name, x, kind, shape, likelihood)
         aligned = present if self.fusion is None else masks
         lengths = {name: tuple(where.shape) for name, where in aligned.items()}
         if len(set(lengths.values())) > 1:
@@ -332,9 +334,9 @@ class Factorized(Model):
             memory = memory if self.per_position else memory[:, -1]
         if self.fusion is not None and not self.per_position:
             steps = {n: x.sum(1) / masks[n].sum(1, keepdim=True).clamp(min=1) for n, x in steps.items()}  # (b, d)
-        private = {n: self._features(self.private_encoders[n], n, x, masks) for n, x in values.items() if self.private}
+        own = {n: self._features(self.private_encoders[n], n, x, masks) for n, x in values.items() if self.private}
         label = [self.dropout(self._known(steps, name, there)) for name, there in present.items()]  # (..., d) each
-        private = [self._known(private, name, present[name]) for name in self.private]
+        private = [self._known(own, name, present[name]) for name in self.private]
         return Seen(values, masks, present, label, private, memory)
 
     def _noisy(self, name: str, x: Tensor) -> Tensor:
@@ -348,9 +350,9 @@ class Factorized(Model):
         """Features (..., d), exactly zero where ``there`` (...) is False."""
         if name in found:
             return torch.where(there[..., None], found[name], 0.0)
-        return self.label_head[0].weight.new_zeros(*there.shape, self.sizes[name])
+        return next(self.label_head.parameters()).new_zeros(*there.shape, self.sizes[name])
 
-    def _features(self, encoder: nn.Module, name: str, x: Tensor, masks: dict[str, Tensor]) -> Tensor:
+    def _features(self, encoder: Any, name: str, x: Tensor, masks: dict[str, Tensor]) -> Tensor:
         """(b, ...) -> (b, d), or (b, t, d) with codes per position."""
         if name not in masks:
             return encoder(x)

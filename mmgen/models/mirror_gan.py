@@ -167,8 +167,9 @@ class MirrorGAN(Model):
         texts = ids.masked_fill(~mask, -1)
         differs = (texts[:, None] != texts).any(2)  # (b, b) True for different texts
         penalised = self.r1 > 0 and int(self.step) % self.r1_every == 0
-        sums = {"unconditional": 0.0, "conditional": 0.0, "r1": x.new_zeros(())}
-        for critic, fake in zip(self.discriminator.stages, drawn):
+        sums: dict[str, Any] = {"unconditional": 0.0, "conditional": 0.0, "r1": x.new_zeros(())}
+        stages: Any = self.discriminator.stages
+        for critic, fake in zip(stages, drawn):
             real = F.adaptive_avg_pool2d(x, fake.shape[-1])
             if penalised and not real.requires_grad:
                 real = real.requires_grad_()
@@ -190,8 +191,8 @@ class MirrorGAN(Model):
         seen = [self._seen(fake) for fake in drawn]
         logits = functional_call(self.discriminator, constant, (seen, ids, mask))
         terms = Losses(
-            unconditional=sum(F.softplus(-u).mean() for u, _ in logits),
-            conditional=sum(F.softplus(-c).mean() for _, c in logits),
+            unconditional=sum(F.softplus(-u).mean() for u, _ in logits),  # type: ignore[arg-type]
+            conditional=sum(F.softplus(-c).mean() for _, c in logits),  # type: ignore[arg-type]
         )
         if self.augmentation:
             terms["augmentation"] = self.augmentation * divergence.mean()
@@ -301,8 +302,8 @@ class Look(nn.Module):
     def __init__(self, width: int, dim: int, condition: int, attention: bool) -> None:
         super().__init__()
         self.words = WordAttention(dim, width) if attention else None
-        self.sentence = SentenceAttention(condition, width) if attention else None
-        self.merge = nn.Conv2d(3 * width, width, 1) if attention else None
+        if attention:
+            self.sentence, self.merge = SentenceAttention(condition, width), nn.Conv2d(3 * width, width, 1)
         self.think = Residual(width)
 
     def forward(self, maps: Tensor, code: Tensor, words: Tensor, mask: Tensor) -> Tensor:
@@ -383,7 +384,7 @@ class Critic(nn.Module):
         for layer in self.features:
             if isinstance(layer, nn.Conv2d | nn.Linear):  # no norm keeps the scale of activations
                 nn.init.kaiming_normal_(layer.weight, 0.2)
-                nn.init.zeros_(layer.bias)
+                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
         self.own, self.project = nn.Linear(dim, 2), nn.Linear(dim, dim, bias=False)
 
     def logits(self, features: Tensor, sentences: Tensor) -> tuple[Tensor, Tensor]:

@@ -117,8 +117,8 @@ class MultimodalVAE(Model):
         self.encoders, self.heads, self.decoders = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
         for name, values in self.modalities.items():
             kind, shape = values["kind"], values["shape"]
-            self.encoders[name] = build_encoder(kind, shape, values.get("encoder") or {})
-            self.heads[name] = GaussianHead(self.encoders[name].dim, latent_dim)
+            self.encoders[name] = encoder = build_encoder(kind, shape, values.get("encoder") or {})
+            self.heads[name] = GaussianHead(encoder.dim, latent_dim)
             self.decoders[name] = build_decoder(kind, latent_dim, shape, values.get("decoder") or {})
         if objective == "mvae" and prior not in ("standard", "aggregate"):
             expected = "standard, one of the factors of mvae's product, or aggregate"
@@ -305,13 +305,14 @@ class MultimodalVAE(Model):
         values, masks = {}, {}
         for name in names:
             here, x = present[name], batch[name]
+            decoder: Any = self.decoders[name]
             if name in self.sequences:
-                real = batch.masks[name] if name in batch.masks else until_stop(x, self.decoders[name].stop)
+                real = batch.masks[name] if name in batch.masks else until_stop(x, decoder.stop)
                 masks[name] = real & here[:, None]  # (b, t)
                 x = torch.where(masks[name], x, 0)
             values[name] = torch.where(here.reshape(-1, *[1] * (x.dim() - 1)), x, torch.zeros_like(x))
             own = self.modalities[name]
-            check_values(name, values[name], own["kind"], own["shape"], self.decoders[name].likelihood)
+            check_values(name, values[name], own["kind"], own["shape"], decoder.likelihood)
         return Batch(values, masks, present)
 
 

@@ -56,13 +56,14 @@ class PseudoSelfAttentionCaptioner(Captioner):
         number = torch.arange(n, device=self.place.device)
         at = number + before + between * (number >= n - n // 2)  # position of each word in the prompt of a `Captioner`
 
-        def pairs() -> Iterator[tuple[Tensor, list[tuple[Tensor, Tensor]]]]:
+        def pairs() -> Iterator[tuple[Tensor, list[Any]]]:
             for batch in batches:
                 words = lm.embed(self.targets(batch["text"], batch.masks["text"])).float()  # (b, n, d)
                 cache = DynamicCache(config=lm.model.config)
                 seen = self._prompt(words).embeddings.to(lm.model.dtype)
                 lm.model(inputs_embeds=seen, use_cache=True, **{CACHE: cache}, logits_to_keep=1)
-                made = [(layer.keys, layer.values) for layer in cache.layers]  # each (b, heads, p, d')
+                layers: Any = cache.layers
+                made = [(layer.keys, layer.values) for layer in layers]  # each (b, heads, p, d')
                 flat = [tuple(part[:, :, at].transpose(1, 2).flatten(2).flatten(0, 1) for part in pair) for pair in made]
                 yield self.condition(words).flatten(0, 1), flat
 

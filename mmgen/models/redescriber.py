@@ -70,7 +70,7 @@ class Redescriber(Model):
                 check_one_of(f"{what}.{key}", key, known)
         self.shape, self.vocabulary, self.length = tuple(shape), vocabulary, length
         self.noise, self.shift = noise, shift
-        self.encoder = ConvEncoder(self.shape, **(encoder or {}))
+        self.encoder = ConvEncoder(self.shape, **(encoder or {}))  # type: ignore[arg-type]
         self.decoder = TextDecoder(self.encoder.dim, vocabulary, length, stop, **(decoder or {}))
 
     @property

@@ -123,14 +123,15 @@ class StyleTransfer(Model):
             raise UserError("class_names", got=class_names, expected="two styles", fix="give texts of exactly two styles")
         check_one_of("objective", objective, get_args(Objective))
         self.class_names, self.objective, self.noise, self.weight = list(class_names), objective, noise, weight
-        sizes = {"dim": dim, "depth": depth, "heads": heads, "dropout": dropout}
+        sizes: dict[str, Any] = {"dim": dim, "depth": depth, "heads": heads, "dropout": dropout}
         self.encoder = TextEncoder(vocabulary, **sizes)
         self.decoder = StyleDecoder(vocabulary, **sizes)
         if objective == "back_translation":
             self.critic: nn.Module = StyleLanguageModel(vocabulary, **sizes)
         else:
             self.critic = SequenceCritic(dim, None if objective == "cross_aligned" else vocabulary)
-        self.baseline = nn.Linear(dim, 1) if objective == "reinforced" else None
+        if objective == "reinforced":
+            self.baseline = nn.Linear(dim, 1)
         self.register_buffer("hidden", torch.zeros(2, vocabulary, dtype=torch.bool))  # True for the markers of each style
 
     @classmethod
@@ -156,7 +157,7 @@ class StyleTransfer(Model):
         frequency = counts / total + (FEW / total).clamp(min=RARE)  # (2, v)
         model = cls(list(class_names), processor.vocabulary, **settings)
         model.hidden.copy_(frequency / frequency.flip(0) >= settings.get("markers", 4.0))
-        written = processor.tokenizer.convert_ids_to_tokens(range(processor.vocabulary))
+        written = processor.tokenizer.convert_ids_to_tokens(list(range(processor.vocabulary)))
         model.hidden[:, [not PLAIN.fullmatch(word) for word in written]] = False  # numbers are content
         model.processors |= {"text": processor, "label": LabelProcessor(list(class_names))}
         return model
@@ -265,7 +266,7 @@ class StyleTransfer(Model):
         with still(self.decoder):
             writing = Writing(self.decoder, content, style)
             ids = sample(
-                writing, writing.prompt, int(most.max()), mask=writing.mask, stop=STOP, pad=PAD,
+                writing, writing.prompt, int(most.max()), mask=writing.mask, stop=STOP, pad=PAD,  # type: ignore[arg-type]
                 temperature=temperature, generator=generator,
             )  # (b, t')  # fmt: skip
         real = (ids == STOP).cumsum(1) - (ids == STOP).long() == 0
@@ -301,7 +302,7 @@ class StyleTransfer(Model):
             [UNKNOWN if at in own else word for at, word in enumerate(ids)] for ids, own in zip(read["input_ids"], kept)
         ]
         written: list[list[int]] = [[] for _ in texts]
-        found = self._rewritten([[sources[i][at] for _, at, _ in piece] for i, piece in pieces], style)
+        found = self.rewritten([[sources[i][at] for _, at, _ in piece] for i, piece in pieces], style)
         for (i, _), words in zip(pieces, found):
             written[i] += words
         rewritten = []
@@ -311,9 +312,10 @@ class StyleTransfer(Model):
             rewritten.append(text if same else spell_anew(text, offsets, ids, words, tokenizer))
         return rewritten
 
-    def _rewritten(self, pieces: list[list[int]], style: int) -> list[list[int]]:
+    def rewritten(self, pieces: list[list[int]], style: int) -> list[list[int]]:
         """The greedy rewrite of each piece in a style, without its end."""
-        device, found = self.step.device, [[] for _ in pieces]
+        device = self.step.device
+        found: list[list[int]] = [[] for _ in pieces]
         order = sorted(range(len(pieces)), key=lambda i: len(pieces[i]))
         for start in range(0, len(order), AT_ONCE):
             some = order[start : start + AT_ONCE]

@@ -334,8 +334,8 @@ class TextToImage(Model):
             raise UserError("text", got="one beside a picture that is described", expected="none", fix="leave it out")
         model, codes = self.transformer, self._codes(given["image"]).repeat_interleave(n, 0)  # (b n, n')
         prompt = torch.cat([codes.new_full((len(codes), 1), model.start), codes + model.codes.start], 1)
-        pad = {"stop": self.end, "pad": self.end}
-        ids = sample(PictureFirst(model), prompt, self.text_length, tokens=model.text, **pad, **options)  # (b n, t)
+        options |= {"tokens": model.text, "stop": self.end, "pad": self.end}
+        ids = sample(PictureFirst(model), prompt, self.text_length, **options)  # type: ignore[arg-type]  # (b n, t)
         return [self.processors["text"].decode(text) for text in ids]
 
     def _log_probs(self, text: Tensor, codes: Tensor, first: str) -> dict[str, Tensor]:

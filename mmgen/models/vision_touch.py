@@ -1,7 +1,7 @@
 """A joint code of vision and touch, self-supervised by the effects of a robot's actions: flow, contact, motion, pairing."""
 
 from collections.abc import Sequence
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -122,8 +122,9 @@ class VisionTouch(Model):
             "force": lambda: ForceEncoder(2 * k, readings),
             "proprioception": lambda: StateEncoder([8, 32, 64, 128, 2 * k]),
         }
-        self.encoders = nn.ModuleDict({sense: of_sense[sense]() for sense in self.senses})
-        dims = {sense: encoder.dim for sense, encoder in self.encoders.items()}
+        encoders: dict[str, Any] = {sense: of_sense[sense]() for sense in self.senses}
+        self.encoders = nn.ModuleDict(encoders)
+        dims = {sense: encoder.dim for sense, encoder in encoders.items()}
         if variational:
             self.heads = nn.ModuleDict({sense: GaussianHead(dim, k) for sense, dim in dims.items()})
             self.prior = StandardPrior(k)
@@ -135,8 +136,9 @@ class VisionTouch(Model):
         self.contact = nn.Linear(k, 1)
         self.displacement = nn.Sequential(StateEncoder([k, 128, 64, 32]), nn.Linear(32, 4))
         if "image" in self.senses:
-            self.scales = [i for i in range(len(self.encoders["image"].map_dims)) if size >> (i + 1) <= FINEST][::-1]
-            self.flow = FlowDecoder(k, [self.encoders["image"].map_dims[i] for i in self.scales])
+            map_dims = encoders["image"].map_dims
+            self.scales = [i for i in range(len(map_dims)) if size >> (i + 1) <= FINEST][::-1]
+            self.flow = FlowDecoder(k, [map_dims[i] for i in self.scales])
         if "depth" in self.senses:
             self.relief = ImageDecoder(k, (1, min(COARSE, size), min(COARSE, size)), "normal", scale=0.01)  # m
         if self._feels:
@@ -188,7 +190,7 @@ class VisionTouch(Model):
         if to == "relief":
             return self.relief(z)
         if to == "pairing":
-            return Bernoulli(logits=_wide(self.pairing(z)).squeeze(-1), validate_args=False)
+            return _bernoulli(self.pairing(z))
         if action is None:
             raise UserError("action", got="none", expected="(b, 4) numbers", fix="give the move whose outcome is asked for")
         return self._after(self.given_action(torch.cat([self.of_action(action), z], 1)), to)
@@ -207,14 +209,14 @@ class VisionTouch(Model):
         z = self._fused(features, present).mean  # (b, k)
         h, _ = self._given_action(batch, z)
         flow = self._flow(h, features["image"], present["image"]) if "image" in self.senses else None
-        pairing = self.decode(z, "pairing") if self._feels else None
-        return Prediction(self._after(h, "contact"), self._after(h, "displacement"), flow, pairing)
+        pairing = _bernoulli(self.pairing(z)) if self._feels else None
+        return Prediction(_bernoulli(self.contact(h)), _moved(self.displacement(h)), flow, pairing)
 
     @property
     def _feels(self) -> bool:
         return any(s in TOUCH for s in self.senses)
 
-    def _read(self, batch: Batch, other: str = "") -> tuple[dict[str, object], dict[str, Tensor]]:
+    def _read(self, batch: Batch, other: str = "") -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Features of each sense, maps for an image, and presence masks; ``other`` prefixes the names of touch."""
         senses = [sense for sense in self.senses if sense in TOUCH] if other else self.senses
         names = {sense: f"{other}_{sense}" if other else sense for sense in senses}
@@ -222,7 +224,8 @@ class VisionTouch(Model):
         for sense, name in names.items():
             x, there = self._target(batch, name, sense), batch.having(name)
             x = _near(x) if sense == "depth" else x
-            features[sense] = self.encoders[sense].maps(x) if sense == "image" else self.encoders[sense](x)
+            encoder: Any = self.encoders[sense]
+            features[sense] = encoder.maps(x) if sense == "image" else encoder(x)
             present[sense] = there
         return features, present
 
@@ -236,7 +239,7 @@ class VisionTouch(Model):
         check_values(name, x, "vector", shape)
         return x
 
-    def _fused(self, features: dict[str, object], present: dict[str, Tensor]) -> Independent:
+    def _fused(self, features: dict[str, Any], present: dict[str, Tensor]) -> Independent:
         flat = {sense: x[-1].flatten(1) if isinstance(x, list) else x for sense, x in features.items()}
         there = torch.stack([present[sense] for sense in flat])  # (m, b)
         if self.variational:
@@ -251,10 +254,7 @@ class VisionTouch(Model):
         return self.given_action(torch.cat([of_action, z.to(of_action.dtype)], 1)), batch.having("action")
 
     def _after(self, h: Tensor, name: str) -> Bernoulli | Independent:
-        if name == "contact":
-            return Bernoulli(logits=_wide(self.contact(h)).squeeze(-1), validate_args=False)
-        mean = _wide(self.displacement(h))  # (b, 4)
-        return diagonal_normal(mean, torch.ones_like(mean))
+        return _bernoulli(self.contact(h)) if name == "contact" else _moved(self.displacement(h))
 
     def _flow(self, h: Tensor, maps: list[Tensor], there: Tensor) -> Flow:
         """Flow from h and the picture's maps, 0 where it is missing."""
@@ -262,8 +262,8 @@ class VisionTouch(Model):
 
     def _pairing_loss(self, batch: Batch, features: dict, present: dict[str, Tensor], z: Tensor) -> Tensor:
         """Half the cross-entropy of pairs and half that of wrong pairs, equal for each kind of them."""
-        seen = [present[s] for s in features if s in VISION]
-        seen = torch.stack(seen).any(0) if seen else torch.ones_like(z[:, 0], dtype=torch.bool)  # (b,)
+        views = [present[s] for s in features if s in VISION]
+        seen = torch.stack(views).any(0) if views else torch.ones_like(z[:, 0], dtype=torch.bool)  # (b,)
         felt = torch.stack([present[s] for s in features if s in TOUCH]).any(0)
         together = masked_mean(-self.decode(z, "pairing").log_prob(torch.ones_like(z[:, 0])), seen & felt)
         apart = []
@@ -300,12 +300,22 @@ def end_point_error(flow: Tensor, true: Tensor) -> Tensor:
     return (flow - true).square().sum(1).clamp(min=1e-12).sqrt()  # the root has no gradient at 0
 
 
+def _bernoulli(logits: Tensor) -> Bernoulli:
+    """The distribution of logits (b, 1), batch shape (b,)."""
+    return Bernoulli(logits=_wide(logits).squeeze(-1), validate_args=False)
+
+
+def _moved(mean: Tensor) -> Independent:
+    """The distribution of displacements around a mean (b, 4)."""
+    return diagonal_normal(_wide(mean), torch.ones_like(_wide(mean)))
+
+
 def _flow_losses(flow: Flow, true: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """End-point error over pixels and scales, and cross-entropy of the mask, averaged over ``rows``."""
     moved = (true != 0).any(1, keepdim=True).to(true.dtype)  # (b, 1, s, s)
     scales = [*flow.scales[:-1], flow.finest]
-    errors = [end_point_error(f, nn.functional.adaptive_avg_pool2d(true, f.shape[2:])).mean((1, 2)) for f in scales]  # (b,)
-    share = nn.functional.adaptive_avg_pool2d(moved, flow.mask_logits.shape[2:])  # (b, 1, h, w)
+    errors = [end_point_error(f, nn.functional.adaptive_avg_pool2d(true, f.shape[-1])).mean((1, 2)) for f in scales]  # (b,)
+    share = nn.functional.adaptive_avg_pool2d(moved, flow.mask_logits.shape[-1])  # (b, 1, s', s')
     mask = nn.functional.binary_cross_entropy_with_logits(_wide(flow.mask_logits), share, reduction="none").mean((1, 2, 3))
     return masked_mean(torch.stack(errors).mean(0), rows), masked_mean(mask, rows)
 

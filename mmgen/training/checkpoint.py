@@ -9,7 +9,7 @@ that a killed process leaves the previous checkpoint intact.
 import json
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import numpy
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmgen.errors import UserError
 from mmgen.models.base import like, read_weights, whole
@@ -151,7 +151,7 @@ def restore_random_state(checkpoint: Path, rank: int = 0) -> None:
         torch.cuda.set_rng_state_all([_bytes(text) for text in state["cuda"]])
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[nn.Parameter, str]) -> dict[str, Tensor]:
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[Any, str]) -> dict[str, Tensor]:
     """Optimiser state by parameter name, as ``{"head.weight/exp_avg": ...}``."""
     return {
         f"{names[parameter]}/{key}": whole(value)
@@ -162,7 +162,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[nn.Parameter
 
 
 def load_optimizer_tensors(
-    optimizer: torch.optim.Optimizer, names: dict[nn.Parameter, str], state: dict[str, Tensor], source: str
+    optimizer: torch.optim.Optimizer, names: Mapping[Any, str], state: dict[str, Tensor], source: str
 ) -> None:
     """Restore the result of `optimizer_tensors`.
 

@@ -9,7 +9,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
@@ -18,7 +18,10 @@ from mmgen import processes
 from mmgen.errors import Mistakes, UserError, nearest
 from mmgen.ranges import AtLeast, Each, Seed, Share, check_ranges, checked, ranges_of
 
-Config = TypeVar("Config")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Config = TypeVar("Config", bound="DataclassInstance")
 UNIONS = (typing.Union, types.UnionType)
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
 NOTHING: Mapping[str, str] = types.MappingProxyType({})
@@ -159,6 +162,25 @@ class _OfItsType:
         field.default_factory = lambda: typing.get_type_hints(owner)[name](**self.values)
 
 
+def check_decided(key: str, section: Any, names: Sequence[str], by: str, fix: str = "leave it out") -> None:
+    """Fail unless a section leaves arguments of its model that something else decides at their defaults.
+
+    Args:
+        key: of the section.
+        section: made by `section_of`.
+        names: of the arguments.
+        by: who decides them, with the verb, for the message.
+        fix: for the message.
+
+    Raises:
+        UserError: one has another value.
+    """
+    default = type(section)()
+    for name in names:
+        if (value := getattr(section, name)) != getattr(default, name):
+            raise UserError(f"{key}.{name}", got=value, expected=f"what {by}", fix=fix)
+
+
 @functools.cache
 def section_of(cls: type, *without: str) -> type:
     """A dataclass of the constructor arguments of a model, so that they are written once; always the same one.
@@ -173,10 +195,11 @@ def section_of(cls: type, *without: str) -> type:
     >>> section_of(Model)()
     ModelConfig(width=8)
     """
-    hints = typing.get_type_hints(cls.__init__, include_extras=True)
+    make = cls.__init__  # type: ignore[misc]
+    hints = typing.get_type_hints(make, include_extras=True)
     fields = [
         (name, hints[name], _default(parameter.default))
-        for name, parameter in inspect.signature(cls.__init__).parameters.items()
+        for name, parameter in inspect.signature(make).parameters.items()
         if name != "self" and name not in without
     ]
     return dataclasses.make_dataclass(f"{cls.__name__}Config", fields, namespace={"__doc__": cls.__doc__})

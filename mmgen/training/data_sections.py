@@ -132,7 +132,7 @@ class Modalities:
         others = [column for column in self.columns_of() if column not in needs]
         return open_rows(self.card, split, needs, others, limit).with_any(*self.columns_of())
 
-    def column(self, name: str, rows: Rows) -> Sequence[Any]:
+    def column(self, name: str, rows: Rows) -> Sequence[Any] | Tensor:
         """The values of a modality; of a text with a language model its representations, computed once and cached."""
         settings = self.modalities[name]
         values, reader = rows[settings["column"]], settings.get("language_model")

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from mmgen.training.config import build_config, described, read_yaml
-from mmgen.training.recipe import load_recipe, recipe_folder
+from mmgen.training.recipe import load_recipe
+from mmgen.training.scripts import recipe_folder
 
 
 def recipe_keys(name: str) -> str:
@@ -62,7 +63,7 @@ def _key_lines(config: Any, path: str, seen: dict[type, str]) -> Iterator[str]:
 
 def _meanings(cls: type) -> dict[str, str]:
     """Field -> what ``Args:`` in the docstring of a dataclass, or of one that it extends, says of it."""
-    meanings = {}
+    meanings: dict[str, str] = {}
     for one in reversed(cls.__mro__):
         arguments = re.split(r"\n(?=\S)", inspect.cleandoc(one.__doc__ or "").partition("\nArgs:\n")[2])[0]
         for names, text in re.findall(r"^ {4}(\w+(?:, \w+)*): (.*(?:\n {5,}.*)*)", arguments, re.MULTILINE):

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -49,7 +50,7 @@ def locked(
         yield
 
 
-def check_free(folder: Path, **advice: str) -> None:
+def check_free(folder: Path, **advice: Any) -> None:
     """Check that no other command uses a run folder, which need not exist.
 
     Args:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -148,9 +149,9 @@ class _Trainer:
         check_processes("processes", config.processes, self.accelerator.num_processes)
         self.rank, self.main = self.accelerator.process_index, self.accelerator.is_main_process
         set_seed(config.seed + self.rank)
-        settings = {"lr": config.learning_rate, "betas": config.betas, "weight_decay": config.weight_decay}
-        settings["fused"] = self.accelerator.device.type == "cpu"  # nine times as fast on a CPU; on a GPU torch chooses
-        optimizers = [torch.optim.AdamW(groups[phase], **settings) for phase in phases]
+        rate, betas, decay = config.learning_rate, config.betas, config.weight_decay
+        fused = self.accelerator.device.type == "cpu"  # nine times as fast on a CPU; on a GPU torch chooses
+        optimizers = [torch.optim.AdamW(groups[phase], rate, betas, weight_decay=decay, fused=fused) for phase in phases]
         self.plain = model
         prepared = self.accelerator.prepare(model, *optimizers)
         self.model, self.optimizers = prepared[0], dict(zip(phases, prepared[1:]))
@@ -160,7 +161,8 @@ class _Trainer:
         self.average = {n: p.detach().clone() for n, p in self.trained.items()} if config.ema else {}
         if config.compile:
             self.model = torch.compile(self.model)
-        self.step, self.window, self.counted, self.items, self.seconds = 0, {}, 0, 0, 0.0
+        self.step, self.counted, self.items, self.seconds = 0, 0, 0, 0.0
+        self.window: dict[str, Tensor] = {}
         self.finish: Callable[[Model], None] | None = None
         self.signal: int | None = None
         self.stopped: int | None = None
@@ -266,7 +268,7 @@ class _Trainer:
             with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(figures) + "\n")
             shown = {name: f"{figures[name]:.4g}" for name in figures if name.endswith("loss")}
-            bar.set_postfix(**shown, lr=f"{rate:.2g}", items_per_s=f"{figures['items_per_s']:.1f}", refresh=False)
+            bar.set_postfix(None, False, lr=f"{rate:.2g}", items_per_s=f"{figures['items_per_s']:.1f}", **shown)
         if self.config.tracker != "none":
             self.accelerator.log({name: value for name, value in figures.items() if name != "step"}, step=self.step)
 
@@ -281,7 +283,7 @@ class _Trainer:
     def _sample(self) -> None:
         # sampling must not change the state of training's generators
         devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
-        if self.main and self.accelerator.distributed_type != "FSDP":
+        if self.samples and self.main and self.accelerator.distributed_type != "FSDP":
             with torch.random.fork_rng(devices), self._averaged(), torch.no_grad():
                 self.plain.eval()
                 self.samples(self.plain, self.folder / "samples" / f"step_{self.step:08d}")
@@ -386,7 +388,7 @@ class _Batches(Dataset):
             return error
 
 
-def _as_it_is(batch: Batch | UserError) -> Batch | UserError:
+def _as_it_is(batch: Any) -> Any:
     return batch
 
 

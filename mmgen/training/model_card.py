@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 from PIL import Image, ImageDraw, ImageFont
@@ -13,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from mmgen import __version__
 from mmgen.data.card_files import card_names
 from mmgen.errors import UserError, counted
-from mmgen.training.report import LABELS, Sample, Table, cell, metrics_of
+from mmgen.training.report import LABELS, Sample, Table, grid
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "timm")
 
@@ -156,7 +157,7 @@ def contact_sheet(samples: Sequence[Sample], columns: int = 4) -> Image.Image:
 _WIDTH, _MARGIN = 208, 8
 
 
-def _tile(sample: Sample, text: ImageFont.FreeTypeFont, label: ImageFont.FreeTypeFont) -> Image.Image:
+def _tile(sample: Sample, text: Any, label: Any) -> Image.Image:
     side = _WIDTH - 2 * _MARGIN
     lines = []
     for name, value in sample.text.items():
@@ -196,7 +197,7 @@ def _results(card: ModelCard) -> list[EvalResult]:
     """The first system's figures, as the Hub's model-index wants them."""
     results = []
     for split, systems in card.table.items():
-        for metric, figure in next(iter(systems.values())).items():
+        for metric, figure in next(iter(systems.values()), {}).items():
             value = figure[0] if isinstance(figure, tuple) else figure
             if not math.isfinite(value):  # the Hub takes numbers only
                 continue
@@ -215,12 +216,7 @@ def _results(card: ModelCard) -> list[EvalResult]:
 
 
 def _markdown(table: Table) -> str:
-    metrics = metrics_of(table)
-    lines = [
-        ["split", "system", *(LABELS.get(metric, metric) for metric in metrics)],
-        ["---", "---", *["---:"] * len(metrics)],
-    ]
-    for split, systems in table.items():
-        for system in systems:
-            lines.append([split, system, *(cell(table, split, system, metric) for metric in metrics)])
+    first, heads, rows = grid(table)
+    lines = [["split", first, *heads], ["---", "---", *["---:"] * len(heads)]]
+    lines += [[split, name, *cells] for split, some in rows.items() for name, cells in some]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -12,10 +12,10 @@ from typing import Annotated, Any, ClassVar
 from mmgen.data.card_files import absolute_card
 from mmgen.errors import UserError, check_one_of
 from mmgen.ranges import AtLeast, Seed
-from mmgen.training import scripts
 from mmgen.training.config import build_config, check_sections, parse_overrides, read_yaml, translate
 from mmgen.training.result import Result
 from mmgen.training.run import Run
+from mmgen.training.scripts import module_name, recipe_folder, recipes_folder
 
 
 @dataclass
@@ -120,30 +120,6 @@ class Recipe:
         return Run(folder, self.main or self.stages[-1].name, seed, resume=resume)
 
 
-def recipes_folder() -> Path:
-    """The folder of the recipes that come with mmgen: in the installed package, or beside it in a checkout."""
-    spec = importlib.util.find_spec("mmgen.recipes")
-    if spec is not None and spec.submodule_search_locations:
-        return Path(next(iter(spec.submodule_search_locations)))
-    return Path(__file__).parents[2] / "recipes"
-
-
-def recipe_names() -> list[str]:
-    """The recipes that ``mmgen train`` knows."""
-    return sorted(file.parent.name for file in recipes_folder().glob("*/train.py"))
-
-
-def recipe_folder(name: str) -> Path:
-    """The folder of a recipe, by its name or by a path to a folder of one's own.
-
-    Raises:
-        UserError: there is none; the message names the nearest.
-    """
-    if (Path(name) / "train.py").is_file():
-        return Path(name)
-    return recipes_folder() / check_one_of("recipe", name, recipe_names())
-
-
 def load_recipe(name: str) -> Recipe:
     """The ``RECIPE`` of a recipe's ``train.py``.
 
@@ -153,20 +129,13 @@ def load_recipe(name: str) -> Recipe:
     folder = recipe_folder(name)
     file, shipped = folder / "train.py", folder.resolve().parent == recipes_folder().resolve()
     try:
-        module = importlib.import_module(_module_name(folder, shipped))
+        module = importlib.import_module(module_name(folder, shipped))
     except (ImportError, SyntaxError) as error:
         raise UserError(str(file), got=str(error), expected="a script that imports", fix="correct it") from error
     recipe = getattr(module, "RECIPE", None)
     if not isinstance(recipe, Recipe):
         raise UserError(str(file), got="no RECIPE", expected="RECIPE = Recipe(...)", fix="see recipes/vae/train.py")
     return recipe if shipped else dataclasses.replace(recipe, place=folder)
-
-
-def _module_name(folder: Path, shipped: bool) -> str:
-    """The name by which any process imports a recipe: a data worker that was not forked has to find it by the name alone."""
-    if shipped and importlib.util.find_spec("mmgen.recipes") is not None:
-        return f"mmgen.recipes.{folder.resolve().name}.train"
-    return scripts.module_name(folder / "train.py")
 
 
 def recipe_config(recipe: Recipe, config: str, overrides: list[str]) -> Any:

@@ -37,6 +37,7 @@ LABELS = {
     "dci": "DCI (0-1)",
     "sap": "SAP (0-1)",
 }
+WIDE = 8  # metrics; a table of more has a row for each
 _NONE = "\N{EN DASH}"
 _GAP = 4  # pixels between the pictures of a grid
 _RAISED = 0.3  # least logarithm of a word that is coloured: a third likelier
@@ -93,7 +94,7 @@ def cell(table: Table, split: str, system: str, metric: str) -> str:
     means = [abs(f[0] if isinstance(f, tuple) else f) for f in column]
     largest = max((m for m in means if math.isfinite(m)), default=0.0)
     decimals = 1 if largest >= 10 else 2 if largest > 1 else 3
-    figure = table[split][system].get(metric)
+    figure = table[split].get(system, {}).get(metric)
     if figure is None:
         return _NONE
     values = [f"{v:.{decimals}f}" for v in (figure if isinstance(figure, tuple) else (figure,)) if math.isfinite(v)]
@@ -290,23 +291,47 @@ def scatter(points: Mapping[str, tuple[float, float]], x: str, y: str, size: tup
     return picture
 
 
-def _figures(table: Table) -> str:
+def grid(table: Table) -> tuple[str, list[str], dict[str, list[tuple[str, list[str]]]]]:
+    """The figures as rows of cells: a row for each system, or of more than `WIDE` metrics a row for each metric.
+
+    Returns:
+        What the first column holds, the heads of the others, and split -> rows of (head, cells).
+
+    >>> grid({"test": {"captioner": {"cider": 4.6}, "blind": {"cider": 0.3}}})
+    ('system', ['CIDEr (0-10)'], {'test': [('captioner', ['4.60']), ('blind', ['0.30'])]})
+    """
     metrics = metrics_of(table)
-    names = [escape(LABELS.get(metric, metric)).replace(" (", "<br>(") for metric in metrics]
-    head = "".join(f'<th scope="col">{name}</th>' for name in names)
+    names = {metric: LABELS.get(metric, metric) for metric in metrics}
+    if len(metrics) <= WIDE:
+        rows = {split: [(s, [cell(table, split, s, m) for m in metrics]) for s in table[split]] for split in table}
+        return "system", [*names.values()], rows
+    systems = list(dict.fromkeys(system for split in table for system in table[split]))
+    rows = {
+        split: [(names[m], [cell(table, split, s, m) for s in systems]) for m in metrics_of({split: table[split]})]
+        for split in table
+    }
+    return "metric", systems, rows
+
+
+def _figures(table: Table) -> str:
+    if not table:
+        return ""
+    first, heads, rows = grid(table)
+    head = "".join(f'<th scope="col">{escape(name).replace(" (", "<br>(")}</th>' for name in heads)
     bodies = []
-    for split, systems in table.items():
-        rows = [f'<tr><th class="split" scope="rowgroup" colspan="{len(metrics) + 1}">{escape(split)}</th></tr>']
-        for system in systems:
-            cells = "".join(f"<td>{cell(table, split, system, metric)}</td>" for metric in metrics)
-            rows.append(f'<tr><th scope="row">{escape(system)}</th>{cells}</tr>')
-        bodies.append(f"<tbody>{''.join(rows)}</tbody>")
-    head = f'<thead><tr><th scope="col">system</th>{head}</tr></thead>'
-    return f'<section class="figures"><table>{head}{"".join(bodies)}</table></section>' if table else ""
+    for split, lines in rows.items():
+        body = [f'<tr><th class="split" scope="rowgroup" colspan="{len(heads) + 1}">{escape(split)}</th></tr>']
+        for name, cells in lines:
+            body.append(f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{one}</td>" for one in cells)}</tr>')
+        bodies.append(f"<tbody>{''.join(body)}</tbody>")
+    kind = "" if first == "system" else ' class="metrics"'
+    head = f'<thead><tr><th scope="col">{first}</th>{head}</tr></thead>'
+    return f'<section class="figures"><table{kind}>{head}{"".join(bodies)}</table></section>'
 
 
 def _cards(samples: Sequence[Sample]) -> str:
-    parts, group = [], None
+    parts: list[str] = []
+    group = None
     for sample in samples:
         if sample.group != group:
             parts.append("</section>" if parts else "")
@@ -349,8 +374,8 @@ thead th { color: var(--soft); font-size: .85rem; font-weight: 500; vertical-ali
 tbody th { font-weight: 400; }
 tbody tr + tr { border-top: 1px solid var(--line); }
 tbody th.split { padding-top: 1rem; font-size: .85rem; font-weight: 600; border-top: 1px solid var(--line); }
-tbody tr:nth-child(2) { font-weight: 600; }
-tbody tr:nth-child(2) th { color: var(--mark); font-weight: 600; }
+table:not(.metrics) tbody tr:nth-child(2) { font-weight: 600; }
+table:not(.metrics) tbody tr:nth-child(2) th { color: var(--mark); font-weight: 600; }
 @media (max-width: 36rem) {
   table { font-size: .85rem; }
   thead th { font-size: .75rem; }

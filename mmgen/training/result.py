@@ -33,6 +33,7 @@ class Result(MutableMapping[str, Figures]):
         outputs: JSON values kept in ``predictions/SPLIT.json``, such as every caption.
         texts: heading -> a text that the report shows folded.
         words: placeholder of ``card.md`` -> a text that only the recipe knows.
+        table: rows of the report's table, where these are not the systems but, for example, tasks.
 
     >>> result = Result("captioner", about={"judge_accuracy": 0.9})
     >>> result["captioner"], result["blind"] = {"cider": 4.6}, {"cider": 0.3}
@@ -46,6 +47,7 @@ class Result(MutableMapping[str, Figures]):
     outputs: Any = None
     texts: dict[str, str] = field(default_factory=dict)
     words: dict[str, str] = field(default_factory=dict)
+    table: dict[str, Figures] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.systems: dict[str, Figures] = {self.model: {}}
@@ -115,13 +117,19 @@ class Result(MutableMapping[str, Figures]):
             write_json(run / "predictions" / f"{split}.json", self.outputs, indent=None)
         (run / "results").mkdir(exist_ok=True)
         systems = {self.labels.get(system, system): figures for system, figures in self.systems.items() if figures}
-        kept = {"systems": systems, "about": self.about, "samples": cards, "texts": self.texts, "words": self.words}
+        kept = {
+            "systems": self.table or systems,
+            "about": self.about,
+            "samples": cards,
+            "texts": self.texts,
+            "words": self.words,
+        }
         write_json(run / "results" / f"{split}.json", kept)
 
 
 @dataclass(frozen=True)
 class Kept:
-    """What `Result.save` wrote: figures by the systems' labels, figures of the evaluation, samples, texts and words."""
+    """Result of a run folder: figures by the systems' labels, figures of the evaluation, samples, texts and words."""
 
     systems: Mapping[str, Figures]
     about: Figures

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,16 +69,14 @@ class Run:
             samples: ``samples(model)`` returns a picture or a text, written to ``samples/step_N`` every
                 ``config.sample_every`` steps.
         """
+        write = partial(_write_sample, samples) if samples else None
+        fit(model, data, replace(config, seed=self.seed), self.stage_folder(), write, self.resume, phases, finish)
 
-        def write(model: Model, place: Path) -> None:
-            shown = samples(model)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            if isinstance(shown, str):
-                place.with_suffix(".txt").write_text(shown, encoding="utf-8")
-            else:
-                shown.save(place.with_suffix(".png"))
 
-        fit(
-            model, data, replace(config, seed=self.seed), self.stage_folder(), write if samples else None,
-            self.resume, phases, finish,
-        )  # fmt: skip
+def _write_sample(samples: Samples, model: Model, place: Path) -> None:
+    shown = samples(model)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(shown, str):
+        place.with_suffix(".txt").write_text(shown, encoding="utf-8")
+    else:
+        shown.save(place.with_suffix(".png"))

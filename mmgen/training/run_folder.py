@@ -18,7 +18,7 @@ from mmgen.training.recipe import Recipe, checked, kept_values, load_recipe
 RUN_KEYS = {"dtype"}  # config keys that say how a model is run, not what it is
 
 
-def open_run(folder: Path, overrides: list[str] = ()) -> tuple[Recipe, Any]:
+def open_run(folder: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Any]:
     """The recipe and the config that a run folder was made with.
 
     Args:
@@ -94,7 +94,7 @@ def make_run_folder(recipe: Recipe, config: Any, out: Path, command: Sequence[st
 
 
 def _nothing_trained(out: Path) -> bool:
-    """Whether ``out`` is a run folder whose command failed, or was stopped, before the first checkpoint."""
+    """Test whether ``out`` is a run folder whose command failed, or was stopped, before the first checkpoint."""
     if out.is_dir() and (names := {file.name for file in out.iterdir()}) and names <= {LOCK, HOLDER}:  # nor wrote anything
         return True
     return (out / "run.json").is_file() and not any(file.name in ("checkpoints", "model") for file in out.rglob("*"))

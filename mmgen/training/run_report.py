@@ -36,10 +36,13 @@ def write_reports(folder: Path, config: Any, prose: Path, runs: Sequence[Path] =
         UserError: ``card.md`` names a value that there is not.
     """
     table: dict[str, Mapping[str, Mapping[str, Figure]]] = {}
-    samples, texts, words = [], {}, {"task": TASK}
+    samples: list[Sample] = []
+    texts: dict[str, str] = {}
+    words = {"task": TASK}
+    runs = runs or [folder]
     for split, figures in read_json(folder / "metrics.json").items():
-        kept = [read_result(run, split) for run in runs or [folder]]
-        if None in kept:  # evaluated by an earlier version
+        kept = [one for run in runs if (one := read_result(run, split))]
+        if len(kept) < len(runs):  # evaluated by an earlier version
             table[split] = {"model": figures}
             continue
         table[split] = averaged([one.systems for one in kept])
@@ -100,7 +103,7 @@ def averaged(systems: Sequence[Mapping[str, Mapping[str, float]]]) -> Mapping[st
 def _prose(file: Path, values: Mapping[str, Any]) -> tuple[dict[str, Any], str, str]:
     """The front matter, the summary and the sections of ``card.md``, placeholders filled in."""
     name = file.parent.name
-    text = file.read_text(encoding="utf-8") if file.is_file() else f"---\ntitle: {name}\nname: {name}\n---\n"
+    text = file.read_text(encoding="utf-8") if file.is_file() else f"---\ntitle: {name}\n---\n"
     match = re.match(r"---\n(.*?)^---\n(.*)", text, re.DOTALL | re.MULTILINE)
     if match is None:
         fix = "begin the file with --- YAML ---"

@@ -1,4 +1,4 @@
-"""Importing of user recipes: a module name for a ``train.py`` anywhere on disk, which encodes its path.
+"""Scripts of recipes: their folders, and importable module names for those anywhere on disk.
 
 Classes of such a module can be pickled by reference: data workers that are spawned instead of forked (on macOS, on Windows,
 and from Python 3.14 on) import it by name. Importing ``mmgen.training.scripts.NAME`` first imports this file, whose finder
@@ -14,16 +14,44 @@ from pathlib import Path
 from types import ModuleType
 from urllib.parse import unquote
 
+from mmgen.errors import check_one_of
+
 __path__: list[str] = []  # makes this module a package, so that it can have submodules
 
 
-def module_name(file: Path) -> str:
-    """Module name under which ``importlib.import_module`` imports a script.
+def recipes_folder() -> Path:
+    """The folder of the recipes that come with mmgen: in the installed package, or beside it in a checkout."""
+    spec = importlib.util.find_spec("mmgen.recipes")
+    if spec is not None and spec.submodule_search_locations:
+        return Path(next(iter(spec.submodule_search_locations)))
+    return Path(__file__).parents[2] / "recipes"
 
-    >>> module_name(Path("/tmp/version.2/train.py"))
+
+def recipe_names() -> list[str]:
+    """The recipes that ``mmgen train`` knows."""
+    return sorted(file.parent.name for file in recipes_folder().glob("*/train.py"))
+
+
+def recipe_folder(name: str) -> Path:
+    """The folder of a recipe, by its name or by a path to a folder of one's own.
+
+    Raises:
+        UserError: there is none; the message names the nearest.
+    """
+    if (Path(name) / "train.py").is_file():
+        return Path(name)
+    return recipes_folder() / check_one_of("recipe", name, recipe_names())
+
+
+def module_name(folder: Path, shipped: bool) -> str:
+    """The name by which any process imports a recipe: a data worker that was not forked has to find it by the name alone.
+
+    >>> module_name(Path("/tmp/version.2"), shipped=False)
     'mmgen.training.scripts./tmp/version%2E2/train%2Epy'
     """
-    path = file.resolve().as_posix().replace("%", "%25").replace(".", "%2E")  # a dot would separate a package
+    if shipped and importlib.util.find_spec("mmgen.recipes") is not None:
+        return f"mmgen.recipes.{folder.resolve().name}.train"
+    path = (folder / "train.py").resolve().as_posix().replace("%", "%25").replace(".", "%2E")  # a dot separates packages
     return f"{__name__}.{path}"
 
 

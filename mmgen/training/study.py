@@ -146,6 +146,8 @@ def evaluate(
 
 
 def _evaluate(recipe: Recipe, runs: Sequence[tuple[Path, Any]], out: Path, split: str) -> dict[str, float]:
+    if recipe.evaluate is None:
+        raise UserError(recipe.name, got="no evaluation", expected="a recipe with one", fix="give Recipe(...) its evaluate")
     keep_freed_memory()
     figures = []
     for folder, seeded in runs:
@@ -157,7 +159,7 @@ def _evaluate(recipe: Recipe, runs: Sequence[tuple[Path, Any]], out: Path, split
         write_reports(folder, seeded, recipe.folder / "card.md")
     if len(runs) == 1:
         return figures[0]
-    found = {}
+    found: dict[str, Any] = {}
     for key in figures[0]:
         if not all(key in f for f in figures):  # a figure that some seeds cannot have, such as a share of no loss
             continue

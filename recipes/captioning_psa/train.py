@@ -7,77 +7,52 @@ accelerate launch recipes/captioning_psa/train.py --config recipes/captioning_ps
 
 import sys
 from dataclasses import asdict, dataclass
-from functools import partial
-from types import ModuleType
+from typing import Annotated
 
 import torch
 
 from mmgen import processes
 from mmgen.cli import main
-from mmgen.errors import check_at_least
+from mmgen.judging.captions import judge_captioner
 from mmgen.models.captioner import Captioner
 from mmgen.models.psa_captioner import PseudoSelfAttentionCaptioner
-from mmgen.training.recipe import Recipe, load_recipe
-
-AT_ONCE = 32  # captions that the language model reads together before training
-
-
-def captioning() -> ModuleType:
-    """The recipe ``captioning``, of whose data, stages and evaluation this one is made."""
-    return sys.modules[load_recipe("captioning").config.__module__]
+from mmgen.ranges import Above, AtLeast
+from mmgen.training.recipe import Recipe
+from mmgen.training.stages.captioner import CaptionerConfig, captioner_stages
 
 
 @dataclass
-class Config(captioning().Config):
+class Config(CaptionerConfig):
     """The config of ``captioning``, and how its soft words reach the language model.
 
     Args:
-        scale: see `PseudoSelfAttentionCaptioner`.
-        imitated: training captions that U starts from, see `PseudoSelfAttentionCaptioner.imitate`; 0: it starts small.
+        scale: learning rate of U and the places over that of the soft words.
+        imitated: training captions that U starts from, see `PseudoSelfAttentionCaptioner.imitate`; 0: small random values.
     """
 
-    scale: float = 1.0
-    imitated: int = 256
-
-
-def check(config: Config) -> None:
-    """As ``captioning``; and U can start."""
-    captioning().check(config)
-    check_at_least("imitated", config.imitated, 0)
+    scale: Annotated[float, Above(0)] = 1.0
+    imitated: Annotated[int, AtLeast(0)] = 256
 
 
 def attending(config: Config, model: Captioner) -> PseudoSelfAttentionCaptioner:
-    """A captioner with the soft words of ``model``, which the language model attends to."""
-    torch.manual_seed(config.seed)
+    """Make a captioner with the soft words of ``model`` to which the language model attends."""
+    torch.manual_seed(config.seed)  # loading ``model`` has drawn
     values = {**asdict(config.model), "vocabulary": model.vocabulary.tolist()}
     attending = PseudoSelfAttentionCaptioner(values, config.scale)
     attending.load_state_dict(model.own_state(), strict=False)
     if config.imitated:
-        data = captioning().captions(model, config.data, "train").keep("text")
-        some = torch.randperm(len(data))[: config.imitated].split(AT_ONCE)
+        data = config.data.items(model, "train").keep("text")
+        some = torch.randperm(len(data))[: config.imitated].split(32)  # read together
         device = attending.to(processes.device()).place.device
         attending.imitate(data.batch(rows.tolist()).to(device) for rows in some)
     return attending
 
 
 RECIPE = Recipe(
-    name="captioning_psa",
-    config=Config,
-    stages={
-        "words": captioning().train_words,
-        "captioner": partial(captioning().train, reader=attending),
-        "blind_words": partial(captioning().train_words, blind=True),
-        "blind": partial(captioning().train, blind=True, reader=attending),
-    },
-    main="captioner",
-    evaluate=captioning().evaluate,
-    splits=captioning().RECIPE.splits,
-    report=partial(
-        captioning().report, recipe="captioning_psa", reads="attends in every layer to", tag="pseudo-self-attention"
-    ),
-    check=check,
-    above=captioning().RECIPE.above,
-)
+    "captioning_psa", Config, captioner_stages(reader=attending), judge_captioner, main="captioner",
+    splits=("test", "test_compositional", "validation", "validation_compositional"),
+    above={"cider": ("cider_blind", "cider_nearest")},
+)  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(main(["train", "captioning_psa", *sys.argv[1:]]))

@@ -5,7 +5,6 @@ mmgen train factorized --config digits                  # digits as picture, wor
 accelerate launch recipes/factorized/train.py --config recipes/factorized/gpu.yaml
 """
 
-import inspect
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +27,7 @@ from mmgen.judging.classifier import Judge, JudgeConfig, trained_judge
 from mmgen.metrics.robustness import missing_loss_ratio
 from mmgen.modalities.kinds import COLUMNS
 from mmgen.models.factorized import Factorized
-from mmgen.training.config import FitConfig, section, section_of
+from mmgen.training.config import FitConfig, check_decided, section, section_of
 from mmgen.training.data_sections import Modalities
 from mmgen.training.nested import nested_config
 from mmgen.training.recipe import Recipe, RecipeConfig, stage
@@ -102,11 +101,7 @@ class Config(RecipeConfig):
         card = read_card(self.data.card)
         for name in self.model.modalities or ():
             check_one_of("model.modalities", name, self.data.modalities)
-        for name in GIVEN:
-            value, default = getattr(self.model, name), inspect.signature(Factorized).parameters[name].default
-            if value != default:
-                expected = "what the data card and the stages decide"
-                raise UserError(f"model.{name}", got=value, expected=expected, fix="leave it out")
+        check_decided("model", self.model, GIVEN, "the data card and the stages decide")
         for judge in self.nested().values():
             column = judge.data.input
             if card.columns[column]["kind"] != "image" or column not in self.data.columns_of():

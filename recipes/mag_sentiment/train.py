@@ -4,13 +4,11 @@ mmgen train mag_sentiment                               # sentiment of utterance
 accelerate launch recipes/mag_sentiment/train.py --config recipes/mag_sentiment/gpu.yaml
 """
 
-import inspect
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
-from functools import partial
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
+from typing import Annotated
 
 import torch
 from sklearn.linear_model import LogisticRegression
@@ -23,25 +21,29 @@ from mmgen.cli import main
 from mmgen.data.cards import check_column, class_names, read_card
 from mmgen.data.label import LabelProcessor
 from mmgen.data.rows import DataSet, check_several_classes, open_rows
-from mmgen.errors import UserError, check_at_least, check_one_of
+from mmgen.errors import UserError, check_one_of
 from mmgen.modalities.kinds import fit_processor
-from mmgen.models.base import load
 from mmgen.models.mag import AdaptedTransformer
-from mmgen.storage import read_json
-from mmgen.training.config import FitConfig, section_of
-from mmgen.training.loop import fit
-from mmgen.training.recipe import Recipe, run_details, stage_folder
-from mmgen.training.report import write_report
+from mmgen.ranges import AtLeast
+from mmgen.training.config import FitConfig, check_decided, section, section_of
+from mmgen.training.recipe import Recipe, RecipeConfig, stage
+from mmgen.training.result import Figures, Result
+from mmgen.training.run import Run
 
 AT_ONCE = 64  # items read together in evaluation
-GIVEN = ("features", "classes", "class_names")  # what the data decide
 
 
 @dataclass
 class Data:
-    """A data card; its columns of texts and of labels, modality -> column of its features; how many training rows (0: all).
+    """A data card and its columns.
 
-    ``text_features`` names a column of vectors that tell of the text too: a logistic regression on it is one more baseline.
+    Args:
+        card: name or path.
+        text: the column of texts.
+        features: modality -> the column of its features.
+        label: the column of labels.
+        text_features: features of the text too; a logistic regression on them is one more baseline.
+        limit: training rows; 0 takes all.
     """
 
     card: str = "cmu_mosi"
@@ -49,18 +51,36 @@ class Data:
     features: dict[str, str] = field(default_factory=lambda: {"audio": "audio_features", "video": "video_features"})
     label: str = "label"
     text_features: str = ""
-    limit: int = 0
+    limit: Annotated[int, AtLeast(0)] = 0
+
+    def check(self, path: str) -> None:
+        """Check that the columns are there and of kinds the model reads."""
+        card = read_card(self.card)
+        self.text = check_column(card, f"{path}.text", self.text, "text", one_text=True)
+        self.label = check_column(card, f"{path}.label", self.label, "label")
+        check_several_classes(card.name, self.label, class_names(card, self.label))
+        if not self.features:
+            fix = "name a column of vectors, as in {audio: audio_features}"
+            raise UserError(f"{path}.features", got="none", expected="a modality beside the text", fix=fix)
+        for name, column in self.features.items():
+            check_column(card, f"{path}.features.{name}", column, "vector")
+        if self.text_features:
+            self.text_features = check_column(card, f"{path}.text_features", self.text_features, "vector")
 
 
 @dataclass
-class Config:
+class Config(RecipeConfig):
     """The config of the recipe ``mag_sentiment``; the transformer alone is tuned by the same values."""
 
-    data: Data = field(default_factory=Data)
-    model: section_of(AdaptedTransformer) = field(default_factory=section_of(AdaptedTransformer))
-    fit: FitConfig = field(default_factory=FitConfig)
-    seed: int = 0
-    seeds: int = 1
+    data: Data = section()
+    model: section_of(AdaptedTransformer) = section()
+    fit: FitConfig = section()
+
+    def check(self) -> None:
+        """Check that the model leaves to the data what they decide, and that noise is of a modality."""
+        for name in self.model.noise or {}:
+            check_one_of("model.noise", name, self.data.features)
+        check_decided("model", self.model, ["features", "classes", "class_names"], "the data card decides")
 
 
 def items(model: AdaptedTransformer, data: Data, split: str, limit: int = 0) -> DataSet:
@@ -69,28 +89,6 @@ def items(model: AdaptedTransformer, data: Data, split: str, limit: int = 0) -> 
     rows = open_rows(data.card, split, [], [data.text, *data.features.values(), data.label], limit)
     rows = rows.with_any(*columns.values()).having(data.label)
     return DataSet(rows, {**columns, "label": data.label}, {name: model.processors[name] for name in columns})
-
-
-def check(config: Config) -> None:
-    """The columns are there and of kinds the model reads; the data decide what they have to."""
-    card, data = read_card(config.data.card), config.data
-    data.text = check_column(card, "data.text", data.text, "text", one_text=True)
-    data.label = check_column(card, "data.label", data.label, "label")
-    check_several_classes(card.name, data.label, class_names(card, data.label))
-    check_at_least("data.limit", data.limit, 0)
-    if not data.features:
-        fix = "name a column of vectors, as in {audio: audio_features}"
-        raise UserError("data.features", got="none", expected="a modality beside the text", fix=fix)
-    for name, column in data.features.items():
-        check_column(card, f"data.features.{name}", column, "vector")
-    if data.text_features:
-        data.text_features = check_column(card, "data.text_features", data.text_features, "vector")
-    for name in config.model.noise or {}:
-        check_one_of("model.noise", name, data.features)
-    for name in GIVEN:
-        value, default = getattr(config.model, name), inspect.signature(AdaptedTransformer).parameters[name].default
-        if value != default:
-            raise UserError(f"model.{name}", got=value, expected="what the data card decides", fix="leave it out")
 
 
 def build(config: Config, gate: bool) -> AdaptedTransformer:
@@ -104,23 +102,22 @@ def build(config: Config, gate: bool) -> AdaptedTransformer:
     return model
 
 
-def train(config: Config, run: Path, resume: bool, gate: bool = True) -> None:
-    """Tune the transformer with the gate inside, or alone, on the card's training split."""
-    torch.manual_seed(config.seed)
+@stage()
+def mag(run: Run, config: Config, gate: bool = True) -> None:
+    """Tune the transformer, with the gate inside or alone, on the card's training split."""
     model = build(config, gate)
-    data = items(model, config.data, "train", config.data.limit)
-    folder = stage_folder(RECIPE, run, "mag" if gate else "text")
-    fit(model, data, replace(config.fit, seed=config.seed), folder, resume=resume)
+    run.fit(model, items(model, config.data, "train", config.data.limit), config.fit)
 
 
-def scores(model: AdaptedTransformer, data: DataSet, without: Sequence[str] = ()) -> tuple[float, float]:
+def scores(model: AdaptedTransformer, data: DataSet, without: Sequence[str] = ()) -> Figures:
     """Accuracy, and the F1 of each label weighted by how frequent it is, with some modalities missing."""
     texts = [data.read("text", i) for i in range(len(data))]
     order = sorted(range(len(data)), key=lambda i: 0 if texts[i] is None else len(texts[i]))  # little padding is read
     batches = data.batches("", AT_ONCE, order, processes.device())
     read = [(model.predict(batch.without("label", *without)).mode, batch["label"]) for batch in batches]
     predicted, labels = (torch.cat(part).tolist() for part in zip(*read))
-    return float(accuracy_score(labels, predicted)), float(f1_score(labels, predicted, average="weighted"))
+    f1 = f1_score(labels, predicted, average="weighted")
+    return {"accuracy": float(accuracy_score(labels, predicted)), "f1": float(f1)}
 
 
 def regression(data: Data, split: str) -> float:
@@ -133,64 +130,29 @@ def regression(data: Data, split: str) -> float:
 
 
 @torch.no_grad()
-def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
+def evaluate(run: Run, config: Config, split: str) -> Result:
     """Accuracy and F1 of the model and of the transformer alone; that of the model without each modality, and of baselines."""
-    device = processes.device()
-    model, text = (load(stage_folder(RECIPE, run, stage)).to(device) for stage in ("mag", "text"))
-    data, words = items(model, config.data, split), items(text, config.data, split)
-    figures = {}
-    figures["accuracy"], figures["f1"] = scores(model, data)
-    figures["accuracy_text"], figures["f1_text"] = scores(text, words)
-    labels = data.raw(config.data.label)
-    figures["accuracy_majority"] = max(Counter(labels).values()) / len(labels)  # the best that one answer can do
+    model, text = run.load("mag"), run.load("text")
+    data = items(model, config.data, split)
+    labels = {"mag": "with the gate", "text": "transformer alone", "majority": "most frequent label", "only_text": "text only"}
+    labels |= {"text_features": "logistic regression", **{f"no_{name}": f"{name} missing" for name in model.inputs}}
+    result = Result("mag", labels=labels)
+    result["mag"] = scores(model, data)
+    result["text"] = scores(text, items(text, config.data, split))
+    accuracy = {"majority": max(Counter(data.raw(config.data.label)).values()) / len(data)}  # the best that one answer can do
     if config.data.text_features:
-        figures["accuracy_text_features"] = regression(config.data, split)
-    for name in model.inputs:
-        figures[f"accuracy_no_{name}"], _ = scores(model, data, [name])
+        accuracy["text_features"] = regression(config.data, split)
+    accuracy |= {f"no_{name}": scores(model, data, [name])["accuracy"] for name in model.inputs}
     if len(model.inputs) > 2:
-        figures["accuracy_only_text"], _ = scores(model, data, model.inputs[1:])
-    return figures
-
-
-def report(run: Path, config: Config) -> None:
-    """Write ``report.html`` and ``README.md`` from the metrics that evaluations left in ``run``."""
-    card, details, table = read_card(config.data.card), run_details(run), {}
-    lines = [
-        f"# {config.data.label} of {card.name}, from words, sound and picture",
-        "",
-        "```sh",
-        details["command"],
-        "```",
-        "",
-    ]
-    for split, figures in read_json(run / "metrics.json").items():
-        mag = {"accuracy": figures["accuracy"], "f1": figures["f1"]}
-        table[split] = {"mag": mag, "text": {"accuracy": figures["accuracy_text"], "f1": figures["f1_text"]}}
-        table[split] |= {
-            key.removeprefix("accuracy_").replace("_", " "): {"accuracy": value}
-            for key, value in figures.items()
-            if key.startswith("accuracy_") and key != "accuracy_text"
-        }
-        lines += [f"## {split}", "", "| figure | |", "| --- | ---: |", *(f"| {k} | {v:.3f} |" for k, v in figures.items()), ""]
-    (run / "README.md").write_text("\n".join(lines), encoding="utf-8")
-    summary = (
-        "mag: a transformer reads the words, its hidden states shifted by the other modalities. text: the same transformer, "
-        "tuned alone. text features: a logistic regression. no NAME: the first one with that modality missing."
-    )
-    write_report(run / "report.html", f"Adaptation gate on {card.name}", table, [], details, summary)
+        accuracy["only_text"] = scores(model, data, model.inputs[1:])["accuracy"]
+    result.update({name: {"accuracy": value} for name, value in accuracy.items()})
+    return result
 
 
 RECIPE = Recipe(
-    name="mag_sentiment",
-    config=Config,
-    stages={"mag": train, "text": partial(train, gate=False)},
-    main="mag",
-    evaluate=evaluate,
-    splits=("test", "validation"),
-    report=report,
-    check=check,
+    "mag_sentiment", Config, [mag, mag.named("text", gate=False)], evaluate, main="mag",
     above={"accuracy": ("accuracy_text", "accuracy_majority")},
-)
+)  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(main(["train", "mag_sentiment", *sys.argv[1:]]))

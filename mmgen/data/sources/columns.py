@@ -41,9 +41,9 @@ def check_column(name: str, spec: Any) -> list[UserError]:
     >>> [str(e) for e in check_column("digit", {"kind": "lable", "classes": 10})]
     ["digit.kind: got lable, expected a known kind; did you mean 'label'?"]
     """
-    kind = spec.get("kind") if isinstance(spec, dict) else spec
-    if not isinstance(spec, dict) or str(kind) not in KINDS:
-        return [UserError(f"{name}.kind", got=kind, expected="a known kind", fix=nearest(str(kind), KINDS))]
+    kind = str(spec.get("kind") if isinstance(spec, dict) else spec)
+    if not isinstance(spec, dict) or kind not in KINDS:
+        return [UserError(f"{name}.kind", got=kind, expected="a known kind", fix=nearest(kind, KINDS))]
     required, optional = KINDS[kind]
     known = required | optional | EVERYWHERE
     problems = [
@@ -76,7 +76,7 @@ def feature(spec: dict[str, Any]) -> Any:
     """
     from datasets import Image, List, Value
 
-    kind, shape = spec["kind"], spec.get("shape")
+    kind = spec["kind"]
     if kind == "image":
         return Image(decode=False)
     if kind == "audio":  # never datasets.Audio, which decodes only through torchcodec
@@ -84,11 +84,11 @@ def feature(spec: dict[str, Any]) -> Any:
     if kind == "label":
         return Value("int64")
     if kind in ("vector", "sequence"):
-        value = Value("float32")
-        for size in reversed(shape):
+        value: Any = Value("float32")
+        for size in reversed(spec["shape"]):
             value = List(value, length=-1 if size is None else size)
         return value
-    return List(Value("string")) if shape else Value("string")
+    return List(Value("string")) if spec.get("shape") else Value("string")
 
 
 def not_a_number(value: Any) -> bool:

@@ -84,7 +84,7 @@ class Archive:
                 with zipfile.ZipFile(self.path) as archive:
                     return archive.read(name)
             with tarfile.open(self.path) as archive:
-                return archive.extractfile(name).read()
+                return archive.extractfile(name).read()  # type: ignore[union-attr]  # a regular file
 
 
 @contextlib.contextmanager

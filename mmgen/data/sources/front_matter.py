@@ -99,13 +99,13 @@ def check_front_matter(card: str, front: dict[str, Any], prose: str) -> list[Use
 
 
 def _source_problems(what: str, source: Any) -> list[UserError]:
-    kind = kind_of(source) if isinstance(source, dict) else None
-    if kind is None:
+    kind = kind_of(source) if isinstance(source, dict) else ""
+    if not kind:
         return [UserError(what, got=source, expected=f"one of {', '.join(places.KINDS)}", fix="name exactly one place")]
     problems = []
     value, (of, extra) = source[kind], places.KINDS[kind]
     if not isinstance(value, of) or not value or (of is list and not all(isinstance(v, str) for v in value)):
-        expected = {str: "a text", list: "a list of names", dict: "split: a list of words"}[of]
+        expected = "a text" if of is str else "a list of names" if of is list else "split: a list of words"
         problems.append(UserError(f"{what}.{kind}", got=value, expected=expected, fix="correct it"))
     elif kind in ("path", "sdist") and escapes(value):
         fix = "write it relative to the card's folder or to MMGEN_DATA, without .."

@@ -81,7 +81,7 @@ def read(split: str, found: Inferred) -> Iterator[dict[str, Any]]:
         if at is None or at[0] != part:
             at = part, enumerate(found.parts[part].embedded_rows())
         cells = next(cells for i, cells in at[1] if i == number)
-        yield Line(place, (row | {name: _embedded(found.parts[part], cell) for name, cell in cells.items()}).items())
+        yield Line(place, (row | {name: cell and _embedded(found.parts[part], cell) for name, cell in cells.items()}).items())
 
 
 def find(place: Path) -> Inferred:
@@ -170,11 +170,11 @@ def infer(name: str, parts: list[Part]) -> Inferred:
     found = {s: [row for row, own in zip(rows, splits) if (own or "train") == s] for s in order}
     if lost:
         at = {(p, i): (s, n) for s, held in found.items() for n, (p, i, _) in enumerate(held)}
-        raise user_files.missing(name, [(*at.get((p, i), ("train", i)), *rest) for p, i, *rest in lost])
+        raise user_files.missing(name, [(*at.get((p, i), ("train", i)), place, file, of) for p, i, place, file, of in lost])
     return Inferred(name, columns, found, how, parts)
 
 
-def _splits_by_column(name: str, parts: list[Part], rows: list[tuple[int, int, dict[str, Any]]]) -> list[str] | None:
+def _splits_by_column(name: str, parts: list[Part], rows: list[tuple[int, int, dict[str, Any]]]) -> list[Any] | None:
     """Remove the column ``split`` from all rows and return its values; None where there is no such column."""
     column = next((key for *_, row in rows for key in row if key.lower() == SPLIT), None)
     if column is None or any(part.split for part in parts):
@@ -216,7 +216,7 @@ def _media_columns(parts: list[Part], rows: list[dict[str, Any]]) -> tuple[dict[
             )
             expected = f"names that end in {', '.join((*user_files.PICTURES[:4], *user_files.SOUNDS[:3]))}, of one kind"
             raise UserError(f"{place}: column {column}", got=wrong, expected=expected, fix="convert that file")
-        kind = kinds.pop()
+        (kind,) = filter(None, kinds)
         own = column[: -len(FILE_NAME) - 1] if is_name and lower != FILE_NAME else column
         own = kind if lower in NAMES_OF_FILES else own
         if own in columns or (own != column and any(own in row for row in rows)):
@@ -405,9 +405,9 @@ def _embedded_kind(part: Part, column: str) -> dict[str, Any]:
     return dict(PICTURE)
 
 
-def _embedded(part: Part, cell: dict[str, Any] | None) -> dict[str, Any] | None:
+def _embedded(part: Part, cell: dict[str, Any]) -> dict[str, Any]:
     """Resolve the path of a cell without bytes, relative to the table's folder."""
-    if cell is None or cell.get("bytes") is not None or not cell.get("path"):
+    if cell.get("bytes") is not None or not cell.get("path"):
         return cell
     return {"bytes": None, "path": user_files.resolve(part.folder, cell["path"]) or cell["path"]}
 

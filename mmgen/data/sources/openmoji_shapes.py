@@ -21,7 +21,9 @@ def read(split: str, parts: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """
     for row in parts["openmoji"]:
         yield {**row, "part": "openmoji"}
-    questions, known, first = parts["easy_vqa"], {}, {}
+    questions = parts["easy_vqa"]
+    known: dict[Any, set[str]] = {}
+    first: dict[Any, int] = {}
     columns = (questions[name] for name in ("question", "answer", "image_id"))
     for i, (question, answer, picture) in enumerate(zip(*columns)):
         first.setdefault(picture, i)

@@ -16,7 +16,7 @@ from mmgen.errors import UserError, check_one_of
 from mmgen.storage import cache_folder, cache_written
 
 # kind -> type of its value, and allowed keys besides `reader`, `splits` and `rename`
-KINDS: dict[str, tuple[type, tuple[str, ...]]] = {
+KINDS: dict[str, tuple[type[Any], tuple[str, ...]]] = {
     "package": (list, ()),  # distributions that must be installed
     "sdist": (str, ()),  # a source archive, in the data folder or downloaded into the cache's folder `sdists`
     "path": (str, ()),  # a file or folder in the data folder
@@ -42,14 +42,14 @@ class Unavailable(Exception):
         self.fix = fix
 
 
-def kind_of(source: dict[str, Any]) -> str | None:
-    """Kind of a card's source, or None if it names none or several.
+def kind_of(source: dict[str, Any]) -> str:
+    """Kind of a card's source, "" if it names none or several.
 
     >>> kind_of({"path": "mnist/mnist.npz", "reader": "mnist_npz"})
     'path'
     """
     kinds = [key for key in source if key in KINDS]
-    return kinds[0] if len(kinds) == 1 else None
+    return kinds[0] if len(kinds) == 1 else ""
 
 
 def label_of(source: dict[str, Any]) -> str:
@@ -59,7 +59,7 @@ def label_of(source: dict[str, Any]) -> str:
     'package emoji + resvg-py'
     """
     kind = kind_of(source)
-    value = source.get(kind)
+    value = source[kind]
     return f"{kind} {value if isinstance(value, str) else ' + '.join(value)}"
 
 

@@ -35,23 +35,24 @@ def read(split: str, archive: Archive) -> Iterator[dict[str, Any]]:
         for number, line in enumerate(_lines(archive.read(member), name, path), 1):
             try:
                 key, rating, text = line.split("\t")
-                row = {"rating": [float(rating)], "text": " ".join(html.unescape(html.unescape(text)).split())}
+                stars, text = float(rating), " ".join(html.unescape(html.unescape(text)).split())
             except ValueError as error:
                 expected, fix = "number, rating and text between tabs", "download the archive again"
                 raise UserError(f"{name}, line {number}", got=line, expected=expected, fix=fix) from error
-            if abs(row["rating"][0]) < MARGIN or row["text"] in seen:
+            if abs(stars) < MARGIN or text in seen:
                 continue
-            seen.add(row["text"])
+            seen.add(text)
             u = uniform(f"rated_reviews {group} {key.split('_')[0]}")
             if split == ("train" if u < 0.8 else "validation" if u < 0.9 else "test"):
-                yield row | {"label": int(row["rating"][0] > 0), "group": group}
+                yield {"rating": [stars], "text": text, "label": int(stars > 0), "group": group}
 
 
 def _lines(data: bytes, name: str, path: str) -> list[str]:
     try:
         with tarfile.open(fileobj=io.BytesIO(data)) as inner:
             found = next((member for member in inner if member.isfile() and member.name.endswith(name)), None)
-            text = None if found is None else inner.extractfile(found).read().decode("utf-8-sig")
+            file = inner.extractfile(found) if found else None
+            text = file.read().decode("utf-8-sig") if file else None
     except (tarfile.TarError, EOFError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: {INNER}", got=str(error), expected="a whole archive", fix="download it again") from error
     if text is None:

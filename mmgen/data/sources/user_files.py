@@ -182,8 +182,9 @@ def _media_folders(path: Path, files: list[Path]) -> list[Part]:
     labelled = None not in labels and len(set(labels)) > 1  # as in ImageFolder; otherwise the folders are not classes
     rows: dict[str | None, list[tuple[str, dict[str, Any]]]] = {}
     for parts, label in zip(relative, labels):
-        row = {FILE_NAME: "/".join(parts)} | ({FOLDER_LABEL: label} if labelled else {})
-        rows.setdefault(split_of(parts[0], whole=True) if in_splits else None, []).append((row[FILE_NAME], row))
+        file = "/".join(parts)
+        row = {FILE_NAME: file, FOLDER_LABEL: label} if labelled else {FILE_NAME: file}
+        rows.setdefault(split_of(parts[0], whole=True) if in_splits else None, []).append((file, row))
     return [Part(path.name, split, found, path) for split, found in rows.items()]
 
 

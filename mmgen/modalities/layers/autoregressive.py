@@ -54,7 +54,7 @@ class CausalTransformer(nn.Module):
             raise UserError("length", got=length, expected="a whole number for learned positions", fix="set length=256")
         self.length, self.head_dim = length, dim // heads
         self.embed = nn.Embedding(vocabulary, dim)
-        self.positions = nn.Embedding(length, dim) if positions == "learned" else None
+        self.positions = nn.Embedding(length, dim) if positions == "learned" and length is not None else None
         self.blocks = nn.ModuleList(Block(dim, heads, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)
@@ -101,7 +101,7 @@ class CausalTransformer(nn.Module):
         if self.positions is None:
             angles = rotary_angles(positions, self.head_dim, x.dtype)  # (b or 1, 1, p + t, d/2h) each
         else:
-            if past + x.shape[1] > self.length:
+            if past + x.shape[1] > self.positions.num_embeddings:
                 fix = "cut the input, or train with a greater length"
                 raise UserError("sequence", got=f"{past + x.shape[1]} positions", expected=f"<= {self.length}", fix=fix)
             x = x + self.positions(positions)  # (b, p + t, d)

@@ -46,7 +46,7 @@ class Deconvolution(nn.Module):
         self.expand = nn.Linear(latent_dim, widths[0] * sizes[0][0] * sizes[0][1])
         layers: list[nn.Module] = []
         for before, after, size in zip(widths, widths[1:], sizes[1:]):
-            odd = tuple(1 - side % 2 for side in size)  # undoes the rounding up of the halving
+            odd = 1 - size[0] % 2, 1 - size[1] % 2  # undoes the rounding up of the halving
             layers += [nn.GroupNorm(1, before), nn.SiLU(), nn.ConvTranspose2d(before, after, 3, 2, 1, output_padding=odd)]
         layers += [nn.GroupNorm(1, width), nn.SiLU(), nn.Conv2d(width, shape[0], 3, padding=1)]
         self.convolutions = nn.Sequential(*layers)
@@ -149,7 +149,7 @@ def halvings(size: tuple[int, int]) -> list[tuple[int, int]]:
     >>> halvings((28, 28))
     [(28, 28), (14, 14), (7, 7), (4, 4)]
     """
-    sizes = [tuple(size)]
+    sizes = [(size[0], size[1])]
     while max(sizes[-1]) > 4:
         sizes.append((-(-sizes[-1][0] // 2), -(-sizes[-1][1] // 2)))
     return sizes

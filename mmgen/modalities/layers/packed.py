@@ -36,7 +36,7 @@ def packed(module: nn.Module) -> Iterator[None]:
     linear = (part for part in module.modules() if type(part) is nn.Linear)
     layers = [part for part in linear if "forward" not in vars(part) and _packable(part)]  # unless packed already
     for layer in layers:
-        layer.forward = KINDS[layer.weight.dtype](layer)
+        layer.forward = KINDS[layer.weight.dtype](layer)  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
@@ -63,6 +63,11 @@ class _Packed:
         if not self.asked(x.shape[:-1].numel()) or not fits or torch.is_autocast_enabled("cpu"):
             return F.linear(x, self.weight, self.bias)
         return _Product.apply(x, self) if x.requires_grad and torch.is_grad_enabled() else self.product(x, False)
+
+    @staticmethod
+    def available() -> bool:
+        """Decide whether this build of torch can pack."""
+        raise NotImplementedError
 
     def asked(self, rows: int) -> bool:
         """Decide whether to use packed weights for a product of this many rows."""

@@ -48,6 +48,14 @@ class NgramTable(nn.Module):
         modeling, 2.7; there with triples seen once too.
     """
 
+    pairs: Tensor
+    triples: Tensor
+    log_words: Tensor
+    log_pairs: Tensor
+    log_triples: Tensor
+    after_word: Tensor
+    after_pair: Tensor
+
     def __init__(self, words: int, pairs: int, triples: int, styles: int = 2) -> None:
         super().__init__()
         if not 4 < words <= 2**20:

@@ -47,7 +47,7 @@ def pieces_of(
         The tokenized texts, with ``offset_mapping``; the protected positions of each, see `kept_places`; and the pieces in
         order, each with the index of its text.
     """
-    ends = {tokenizer.convert_tokens_to_ids(mark) for mark in (".", "!", "?")} - {UNKNOWN}
+    ends: Any = {tokenizer.convert_tokens_to_ids(mark) for mark in (".", "!", "?")} - {UNKNOWN}
     read = tokens_of(tokenizer, texts, add_special_tokens=False, return_offsets_mapping=True)
     kept = [kept_places(text, offsets) for text, offsets in zip(texts, read["offset_mapping"])]
     return read, kept, [(i, piece) for i, ids in enumerate(read["input_ids"]) for piece in cut(ids, ends, kept[i])]
@@ -75,7 +75,7 @@ def spell_changed(text: str, offsets: Sequence[tuple[int, int]], items: list[Ite
         gap = text[offsets[at - 1][1] if at > 0 else 0 : start]
         written = text[start:end]
         if new:
-            old, written = written, tokenizer.convert_ids_to_tokens(word)
+            old, written = written, str(tokenizer.convert_ids_to_tokens(word))
             if at < 0:
                 gap = "" if not spaced and _CLOSE.match(written) else " "
             if old.isupper() and len(old) > 1:
@@ -108,8 +108,8 @@ def spell_anew(
         words: rewrite; each unknown word becomes the next unknown word of the text, or is omitted if there are no more.
     """
     positions: dict[int, list[int]] = {}  # of each word in the text
-    for at, word in enumerate(ids):
-        positions.setdefault(word, []).append(at)
+    for place, word in enumerate(ids):
+        positions.setdefault(word, []).append(place)
     begins = [at == 0 or text[offsets[at - 1][0] : offsets[at - 1][1]] in (".", "!", "?") for at in range(len(ids))]
     spaced, capital, shouted = bool(_SPACED.search(text)), text.lstrip()[:1].isupper(), text.isupper() and len(text) > 1
     pieces: list[str] = []
@@ -119,7 +119,7 @@ def spell_anew(
         at = (left.pop(0) if len(left) > 1 or word == UNKNOWN else left[0]) if left else None
         if at is None and word == UNKNOWN:
             continue
-        written = tokenizer.convert_ids_to_tokens(word) if at is None else text[offsets[at][0] : offsets[at][1]]
+        written = str(tokenizer.convert_ids_to_tokens(word)) if at is None else text[offsets[at][0] : offsets[at][1]]
         if at is not None and begins[at] and written[1:].islower() and word != UNKNOWN:
             written = written.lower()
         if capital and (not pieces or pieces[-1] in (".", "!", "?")):

@@ -44,10 +44,10 @@ class SteeredCopy:
             given = tokens_of(self.tokenizer, prompts, return_tensors="pt", padding=True, padding_side="left")
             given = given.to(self.model.device)
             length = max(len(tokens_of(self.tokenizer, texts[i]).input_ids) for i in some) + 5
-            made = self.model.generate(
+            made = self.model.generate(  # type: ignore[operator]
                 **given, custom_generate=method, max_new_tokens=length, do_sample=False,
                 eos_token_id=line, pad_token_id=line,
             )  # fmt: skip
             for i, ids in zip(some, made[:, given.input_ids.shape[1] :]):
-                restyled[i] = self.tokenizer.decode(ids, skip_special_tokens=True).partition("\n")[0].strip()
+                restyled[i] = str(self.tokenizer.decode(ids, skip_special_tokens=True)).partition("\n")[0].strip()
         return restyled

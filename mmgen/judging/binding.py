@@ -1,0 +1,154 @@
+"""Fast binding: a captioner learns invented words for new classes from its prompt and is asked about another picture."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from mmgen.conditioning.channel import channel
+from mmgen.conditioning.few_shot import Episode, Example, Format, answer, read, score
+from mmgen.data.cards import check_column, read_card
+from mmgen.data.episodes import FewShotEpisode, episodes
+from mmgen.data.rows import open_rows
+from mmgen.errors import UserError, counted
+from mmgen.judging.few_shot import picture_words
+from mmgen.metrics.significance import wilson
+from mmgen.metrics.vqa import exact_match
+from mmgen.models.captioner import Captioner
+from mmgen.ranges import AtLeast, Each
+
+WAYS = {2: "two", 5: "five"}
+
+
+@dataclass
+class Binding:
+    """Invented words for classes that no caption named.
+
+    Args:
+        card: a data card.
+        image: the column of pictures.
+        label: the column of classes; rows without a label are left out.
+        words: the invented words; episodes of w ways have the first w of them.
+        ways: classes of an episode.
+        inner_shots: examples of a class; each without the induction sentence, the last with it too.
+        repeats: how many more times the examples are shown, with the first of ``inner_shots``.
+        episodes: of each cell, a query each.
+        controls: episodes of a cell with repeats or the induction sentence, and of the controls of every cell.
+        format: how an example of the controls is written, the word after the picture.
+        induction: a sentence before the examples; ``{words}`` in it are the words.
+        between: text between a word and its picture where the picture comes after the word.
+    """
+
+    card: str = "openmoji"
+    image: str = "image"
+    label: str = "base"
+    words: list[str] = field(default_factory=lambda: ["dax", "blicket", "wug", "toma", "zav"])
+    ways: Annotated[list[int], Each(AtLeast(2))] = field(default_factory=lambda: [2, 5])
+    inner_shots: Annotated[list[int], Each(AtLeast(1))] = field(default_factory=lambda: [1, 3, 5])
+    repeats: Annotated[list[int], Each(AtLeast(1), empty=True)] = field(default_factory=lambda: [1, 3, 5])
+    episodes: Annotated[int, AtLeast(1)] = 600
+    controls: Annotated[int, AtLeast(1)] = 120
+    format: str = "{image} is a {answer}\n"
+    induction: str = "Answer with {words}.\n"
+    between: str = ":"
+
+    def check(self, path: str) -> None:
+        """Check columns, format and words.
+
+        Args:
+            path: the config key of this section, for errors.
+
+        Raises:
+            UserError: one of them is wrong.
+        """
+        card = read_card(self.card)
+        Format(self.format).blind()
+        self.image = check_column(card, f"{path}.image", self.image, "image")
+        self.label = check_column(card, f"{path}.label", self.label)
+        if len(set(self.words)) < len(self.words) or not all(word.strip() for word in self.words):
+            raise UserError(f"{path}.words", got=self.words, expected="different words", fix="leave the repeated ones out")
+        if (most := max(self.ways)) > len(self.words):
+            got, expected = counted(len(self.words), "word"), f"at least {most}, the most ways"
+            raise UserError(f"{path}.words", got=got, expected=expected, fix="add words, or take fewer ways")
+
+
+def bind(model: Captioner, part: Binding, split: str, seed: int) -> dict[str, dict[str, float]]:
+    """Measure fast binding.
+
+    Args:
+        model: a captioner of pictures.
+        part: the episodes.
+        split: of the card.
+        seed: of the episodes.
+
+    Returns:
+        The figures of `bind_cell` by cell, such as ``two_way_5_shots_induction`` or ``two_way_1_shots_1_repeats``.
+    """
+    rows = open_rows(part.card, split, [part.image], [part.label]).having(part.label)
+    words, labels, last = picture_words(model, rows, part.image), rows[part.label], part.inner_shots[-1]
+    cells = [
+        *((ways, k, "", 0) for ways in part.ways for k in part.inner_shots),
+        *((ways, last, part.induction, 0) for ways in part.ways if part.induction),
+        *((ways, part.inner_shots[0], "", repeats) for ways in part.ways for repeats in part.repeats),
+    ]
+    figures: dict[str, dict[str, float]] = {}
+    for ways, k, induction, repeats in tqdm(cells, desc=f"episodes of {part.card}", dynamic_ncols=True):
+        name = f"{WAYS.get(ways, ways)}_way_{k}_shots"
+        name += ("_induction" if induction else "") + (f"_{repeats}_repeats" if repeats else "")
+        # the same episodes whatever the shots, as `at_least` is the same: cells are compared pair by pair
+        count = part.controls if induction or repeats else part.episodes
+        drawn = episodes(labels, ways, k, count, seed, part.words[:ways], at_least=last + 1)
+        figures[name] = bind_cell(model, part, drawn, words, ways, induction, repeats)
+    return figures
+
+
+def bind_cell(
+    model: Captioner,
+    part: Binding,
+    drawn: Sequence[FewShotEpisode],
+    words: Sequence[Tensor],
+    ways: int,
+    induction: str,
+    repeats: int,
+) -> dict[str, float]:
+    """Accuracy of episodes of one kind, with controls on the first ``part.controls`` of them.
+
+    Args:
+        model: a captioner of pictures.
+        part: how examples are written.
+        drawn: the episodes.
+        words: the tokens that each row's picture is read as.
+        ways: classes of an episode.
+        induction: a sentence before the examples, or "".
+        repeats: how many more times the examples are shown.
+
+    Returns:
+        ``""``: the accuracy by the likelihood of the picture's words after each invented word; ``_interval``: half the
+        width of its 95 % interval; ``_blind``: without pictures; ``_direct`` and ``_direct_blind``: by the likelihood of
+        the invented word after the picture; ``_open``: of the word written after the picture.
+    """
+    lm, names = model.language_model, part.words[:ways]
+    nothing = words[0][:0]
+    induction = induction.replace("{words}", " or ".join(names))
+    said: dict[str, list[str]] = {}
+    for end, see in (("", lambda row: words[row]), ("_blind", lambda row: nothing)):
+        some = drawn[: part.controls] if end else drawn
+        supports = [[(w, see(r)) for r, w in zip(e.support, e.support_words)] * (1 + repeats) for e in some]
+        scores = channel(lm, supports, [see(e.query) for e in some], names, induction, part.between)  # (e, w)
+        said[end] = [names[i] for i in scores.argmax(1).tolist()]
+    for end, format in (("_direct", Format(part.format)), ("_direct_blind", Format(part.format).blind())):
+        image = (lambda row: lm.embed(words[row])) if end == "_direct" else (lambda row: None)
+        prompts = []
+        for e in drawn[: part.controls]:
+            shots = [Example(answer=w, image=image(r)) for r, w in zip(e.support, e.support_words)]
+            written = format.shots(Episode(shots, repeats, induction))
+            parts = [piece for shot in written for piece in shot] + format.query(Example(image=image(e.query)))
+            prompts.append(Example(image=lm.prompt([parts]).embeddings[0]))
+        shared = read(lm, Format(f"{{image}}{format.lead}{{answer}}{format.stop}"))  # each prompt is an episode of its own
+        said[end] = [names[i] for i in score(lm, shared, prompts, names).argmax(1).tolist()]
+        if end == "_direct":
+            said["_open"] = answer(lm, shared, prompts, max_tokens=6)
+    figures = {end: exact_match(made, [e.word for e in drawn[: len(made)]]) for end, made in said.items()}
+    return {**figures, "_interval": wilson(figures[""], len(drawn))}

@@ -1,0 +1,201 @@
+"""The two stages that train a captioner, with the data and the config that its recipes share."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Annotated, Any, ClassVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mmgen.conditioning.language_model import load_language_model
+from mmgen.data.cards import check_column, read_card
+from mmgen.data.processors import read_bytes
+from mmgen.data.rows import DataSet, Rows, open_rows, texts_of
+from mmgen.data.text import tokens_of
+from mmgen.errors import UserError
+from mmgen.metrics.captioning import tokenize
+from mmgen.models.captioner import Captioner
+from mmgen.ranges import AtLeast
+from mmgen.training.config import FitConfig, section, section_of
+from mmgen.training.model_card import contact_sheet
+from mmgen.training.recipe import RecipeConfig, Stage, stage
+from mmgen.training.report import Sample
+from mmgen.training.run import Run
+
+PREFIXES = 128  # read by the language model at once where nothing is trained
+SHOWN = 16  # validation items captioned during training
+
+
+@dataclass
+class CaptionData:
+    """A data card of pictures or sounds with captions.
+
+    Args:
+        card: name or path.
+        input: the column of pictures or sounds.
+        text: the column of captions, one or several an item.
+        limit: items of each split; 0 takes all.
+    """
+
+    card: str = "openmoji"
+    input: str = "image"
+    text: str = "caption"
+    limit: Annotated[int, AtLeast(0)] = 0
+
+    def items(self, model: Captioner, split: str) -> DataSet:
+        """Inputs, or their features by a frozen encoder, each with one of its captions: all captions of a row, then the next.
+
+        Args:
+            model: its processors and its frozen encoder read the data.
+            split: of the card.
+
+        Raises:
+            UserError: a value is missing or cannot be read; the message names the card, the split, the row and the column.
+        """
+        rows = open_rows(self.card, split, [self.input, self.text], limit=self.limit)
+        given: Mapping[str, str | Tensor] = {model.modality: self.input}
+        if not model.trained_encoder:
+            given = model.all_features(rows[self.input], [rows.fingerprint, self.input])
+        return DataSet(rows, {**given, "text": self.text}, model.processors, each="text").without("pooled")
+
+    def references(self, rows: Rows) -> list[list[str]]:
+        """The captions of each row, all of which can be scored.
+
+        Raises:
+            UserError: a row has none, or one without a word.
+        """
+        references = rows[self.text].texts()
+        for i, captions in enumerate(references):
+            if not captions or not all(tokenize(caption) for caption in captions):
+                what, expected = rows.place(i, self.text), "captions of at least one word each"
+                raise UserError(what, got=captions, expected=expected, fix="drop the row, or fill it in")
+        return references
+
+
+@dataclass
+class Decoding:
+    """Options of `Captioner.generate` in evaluation.
+
+    Args:
+        beams: width of the beam search; 1 is greedy.
+        length_penalty: exponent of the length that a beam's score is divided by.
+        max_tokens: longest caption.
+        candidates: captions written for each item, of which one is chosen.
+        neighbours: captions of training items that take part in the choice.
+    """
+
+    beams: Annotated[int, AtLeast(1)] = 1
+    length_penalty: float = 1.0
+    max_tokens: Annotated[int, AtLeast(1)] = 24
+    candidates: Annotated[int, AtLeast(1)] = 1
+    neighbours: Annotated[int, AtLeast(0)] = 0
+
+
+@dataclass
+class CaptionerConfig(RecipeConfig):
+    """The config of a recipe that trains a captioner.
+
+    Args:
+        fit_words: training of the soft words, without the language model.
+        fit: training through the language model.
+    """
+
+    renamed: ClassVar = {"words": "fit_words"}
+
+    data: CaptionData = section()
+    model: section_of(Captioner) = section()  # type: ignore[valid-type]
+    fit_words: FitConfig = section()
+    fit: FitConfig = section()
+    decoding: Decoding = section()
+
+    def check(self) -> None:
+        """The columns exist and are of the kind that the captioner reads."""
+        card, data = read_card(self.data.card), self.data
+        data.input = check_column(card, "data.input", data.input, self.model.modality)
+        data.text = check_column(card, "data.text", data.text, "text")
+
+
+def caption_vocabulary(language_model: str, dtype: str, texts: Sequence[str]) -> list[int]:
+    """The tokens of training captions, ascending: all that soft words can be made of.
+
+    Args:
+        language_model, dtype: of the captioner.
+        texts: the captions.
+    """
+    _, tokenizer = load_language_model(language_model, dtype)
+    return sorted({token for ids in tokens_of(tokenizer, texts, add_special_tokens=False)["input_ids"] for token in ids})
+
+
+@stage()
+def words(run: Run, config: CaptionerConfig, blind: bool = False) -> None:
+    """Train the soft words to name the caption's tokens, without the language model's forward pass."""
+    values, data = asdict(config.model), config.data
+    for split in ("train", *(["validation"] if _shows_samples(config) else [])):  # mistakes are reported before training
+        open_rows(data.card, split, [data.input, data.text], limit=data.limit)
+    if not values["vocabulary"]:
+        texts = texts_of(data.card, data.text, limit=data.limit)
+        values["vocabulary"] = caption_vocabulary(config.model.language_model, config.model.dtype, texts)
+    model = Captioner(**values)
+    if blind:  # what nothing reads has no gradient
+        model.encoder.requires_grad_(False)
+    items = data.items(model, "train")
+    if not model.trained_encoder:
+        model.words.standardise(torch.as_tensor(items.values["features"]))
+    run.fit(model, items.keep("text") if blind else items, config.fit_words, phases=("words",))
+
+
+Reader = Callable[[CaptionerConfig, Captioner], Captioner]
+
+
+@stage()
+def captioner(run: Run, config: CaptionerConfig, blind: bool = False, reader: Reader = lambda config, model: model) -> None:
+    """Train the captioner through the frozen language model.
+
+    Args:
+        run, config: of the recipe.
+        blind: leave the input out.
+        reader: ``reader(config, model)`` makes the model to train from the one whose soft words are trained.
+    """
+    model = reader(config, run.load("blind_words" if blind else "words", dtype=config.model.dtype))
+    data = config.data.items(model, "train")
+    if blind:
+        model.encoder.requires_grad_(False)
+        run.fit(model, data.keep("text"), config.fit)  # without input no item has neighbours
+        return
+    samples = None
+    if _shows_samples(config):
+        shown = replace(config.data, limit=SHOWN).items(model, "validation")
+        options = {**asdict(config.decoding), "neighbours": 0}  # captions are remembered at the end of training
+
+        def samples(model: Captioner) -> Image.Image | str:
+            batches = shown.without("text").batches(size=PREFIXES, device=model.step.device)
+            said = [caption for batch in batches for caption in model.generate(batch, **options)]
+            return captions_shown(shown.rows[config.data.input] if model.modality == "image" else None, said)
+
+    def remember(model: Captioner) -> None:
+        model.remember(data.batches(size=PREFIXES, device=model.step.device))
+
+    run.fit(model, data, config.fit, samples=samples, finish=remember)
+
+
+def captions_shown(pictures: Sequence[Any] | None, captions: Sequence[str]) -> Image.Image | str:
+    """A sheet of the first raw pictures with these captions; without pictures, as of sounds, a text of a line each."""
+    if pictures is None:
+        return "\n".join(captions) + "\n"
+    cards = [Sample(read_bytes(pictures[i], "image")[1], {"captioner": caption}) for i, caption in enumerate(captions)]
+    return contact_sheet(cards)
+
+
+def _shows_samples(config: CaptionerConfig) -> bool:
+    return config.fit.sample_every > 0 and "validation" in read_card(config.data.card).splits
+
+
+def captioner_stages(**options: Any) -> list[Stage]:
+    """The stages of a captioner and of its blind baseline.
+
+    Args:
+        options: of `captioner`, such as ``reader``.
+    """
+    both = words, captioner.named("captioner", **options)
+    return [*both, words.named("blind_words", blind=True), captioner.named("blind", blind=True, **options)]
