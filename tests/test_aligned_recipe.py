@@ -72,5 +72,3 @@ def test_the_size_of_pictures_under_its_old_key(tmp_path):
     (out / "config.yaml").write_text(old, encoding="utf-8")
     recipe, read = open_run(out)
     assert "side: 4" in old and read == config and "item_r10" in evaluate(recipe, read, out, "test")
-    with pytest.raises(UserError, match=r"config key data\.side: got an old key, expected its new name; use data\.size"):
-        recipe_config(RECIPE, "smoke", ["data.side=4"])

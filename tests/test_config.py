@@ -25,7 +25,8 @@ from mmgen.training.config import (
     translate,
     write_config,
 )
-from mmgen.training.recipe import load_recipe, recipe_config
+from mmgen.training.recipe import kept_values, load_recipe, recipe_config
+from mmgen.training.scripts import recipe_names
 from mmgen.training.study import evaluate, train
 
 
@@ -331,3 +332,17 @@ def test_emulated_bfloat16_of_several_stages_is_logged_once(monkeypatch, caplog)
     check_machine(recipe_config(load_recipe("captioning"), "smoke", ["fit_words.precision=bf16", "fit.precision=bf16"]))
     precision.warn_of_emulated_bfloat16.cache_clear()
     assert len(caplog.messages) == 1 and "set precision=no" in caplog.messages[0]
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if load_recipe(name).config.renamed])
+def test_old_keys_are_read_in_a_run_folder_and_told_their_new_names_elsewhere(tmp_path, name):
+    recipe, file = load_recipe(name), tmp_path / "config.yaml"
+    renamed, config = recipe.config.renamed, recipe_config(recipe, "smoke", [])
+    old = translate(to_dict(config), {new: old for old, new in renamed.items()})
+    assert old != to_dict(config)
+    file.write_text(yaml.safe_dump(old), encoding="utf-8")
+    assert build_config(recipe.config, kept_values(recipe.config, file)) == config
+    with pytest.raises(UserError) as error:
+        recipe_config(recipe, str(file), [])
+    told = [f"config key {old}: got an old key, expected its new name; use {new}" for old, new in renamed.items()]
+    assert sorted(str(error.value).splitlines()) == sorted(told)

@@ -55,16 +55,8 @@ def made():
         env.close()
 
 
-def place(env, pose):
-    """Put the end effector somewhere, at rest."""
-    env._data.qpos[:] = pose
-    env._data.qvel[:] = 0
-    env._target = env.pose
-    env._observe(np.zeros((32, 6)), np.zeros(32))
-
-
 def above_the_hole(env, height=0.002):
-    return np.array([*env.hole[:2], DEPTH + height, env._data.qpos[3] + env.yaw_error])
+    return np.array([*env.hole[:2], DEPTH + height, env.pose[3] + env.yaw_error])
 
 
 # the camera
@@ -73,10 +65,10 @@ def above_the_hole(env, height=0.002):
 @every_shape
 def test_pixels_are_where_the_world_is(made, shape):
     env = made(shape, 128)
-    observation, _ = env.reset(seed=1)
-    place(env, [-0.07, 0.07, 0.09, 0])
-    depth, points = env._depth, env._camera.points(env._depth)
-    assert np.allclose(env._camera.heights(depth), points[..., 2])
+    env.reset(seed=1)
+    observation = env.set_state([-0.07, 0.07, 0.09, 0])
+    depth, points = observation["depth"], env.camera.points(observation["depth"])
+    assert np.allclose(env.camera.heights(depth), points[..., 2])
     height = points[..., 2]
     table = np.abs(height) < 1e-4
     top = np.abs(height - DEPTH) < 1e-4
@@ -88,7 +80,7 @@ def test_pixels_are_where_the_world_is(made, shape):
     assert (
         across.min() > SHAPES[shape].inner + env.clearance - 1e-4 and across.min() < SHAPES[shape].inner + env.clearance + 2e-3
     )
-    pixels, away = env._camera.project(points.astype(np.float64))
+    pixels, away = env.camera.project(points.astype(np.float64))
     down, right = np.mgrid[:128, :128] + 0.5
     assert np.allclose(pixels, np.stack([right, down], -1), atol=1e-2) and np.allclose(away, depth, atol=1e-5)
     assert observation["image"].std() > 10
@@ -98,20 +90,19 @@ def test_pixels_are_where_the_world_is(made, shape):
 @pytest.mark.parametrize("disturbance", [None, "moving_hole"])
 def test_flow_is_true(made, shape, disturbance):
     env = made(shape, 64, disturbance=disturbance)
-    env.reset(seed=2)
+    observation, _ = env.reset(seed=2)
     policy = heuristic_policy(env, np.random.default_rng(2))
-    observation = env._observe(np.zeros((32, 6), np.float32), np.zeros(32, bool))
     hits, hidden, covered, kept, vanished, slid = 0, 0, 0, 0, 0, 0
     labels, agree = [], []
     for _ in range(36):
-        before, hole, depth = env.pose, env.hole, env._depth
+        before, hole, depth = env.pose, env.hole, observation["depth"]
         bodies = bodies_seen(env)
         observation, *_ = env.step(policy(observation))
         flow = observation["flow"].astype(np.float64)
-        points = env._camera.points(depth).astype(np.float64)
+        points = env.camera.points(depth).astype(np.float64)
         turn = Rotation.from_euler("z", env.pose[3] - before[3])
-        held = np.isin(bodies, [env._model.body("hand").id, env._model.body("peg").id])
-        block = bodies == env._model.body("block").id
+        held = np.isin(bodies, [env.model.body("hand").id, env.model.body("peg").id])
+        block = bodies == env.model.body("block").id
         moves = np.abs(env.hole - hole).max() > 0
         slid += moves
         shown = held | (block & moves)
@@ -119,24 +110,24 @@ def test_flow_is_true(made, shape, disturbance):
         labels.append((moving == shown).mean())
         where = held & moving
         moved = turn.apply(points[where] - before[:3]) + env.pose[:3]
-        pixels, away = env._camera.project(moved)
+        pixels, away = env.camera.project(moved)
         down, right = np.nonzero(where)
         agree.append(np.isclose(np.stack([right, down], -1) + 0.5 + flow[where], pixels, atol=0.02).all(1))
         if moves:
             rest = moving & block & (points[..., 2] > 1e-3)
-            ahead = env._camera.project(points[rest] + [*(env.hole - hole)[:2], 0])[0]
+            ahead = env.camera.project(points[rest] + [*(env.hole - hole)[:2], 0])[0]
             down, right = np.nonzero(rest)
             agree.append(np.isclose(np.stack([right, down], -1) + 0.5 + flow[rest], ahead, atol=0.02).all(1))
         inside = ((pixels >= 1) & (pixels < 63)).all(1)
         right, down = pixels[inside].astype(int).T
-        near = np.array([env._depth[down + dy, right + dx] for dy in (-1, 0, 1) for dx in (-1, 0, 1)])
+        near = np.array([observation["depth"][down + dy, right + dx] for dy in (-1, 0, 1) for dx in (-1, 0, 1)])
         found = (np.abs(near - away[inside]) < 2e-3).any(0)
         hits += found.sum()
         hidden += (~found & (near < away[inside] - 2e-3).any(0)).sum()  # by what is nearer
         covered += inside.sum()
         # what does not move is where it was, or behind what moved
         kept += (~moving).sum()
-        vanished += (env._depth[~moving] > depth[~moving] + 3e-3).sum()
+        vanished += (observation["depth"][~moving] > depth[~moving] + 3e-3).sum()
     agree = np.concatenate(agree)
     assert np.mean(labels) > 0.998 and agree.mean() > 0.999  # all but pixels where peg and block meet
     assert covered > 3000 and hits > 0.95 * covered and hits + hidden > 0.995 * covered
@@ -148,16 +139,16 @@ def bodies_seen(env):
     """(s, s) the body that each pixel shows, by the renderer's own ids."""
     import mujoco
 
-    camera = env._camera
+    camera = env.camera
     flags = mujoco.mjtRndFlag.mjRND_SEGMENT, mujoco.mjtRndFlag.mjRND_IDCOLOR
     for flag in flags:
-        camera._scene.flags[flag] = True
-    image = camera.render(env._data)[0].astype(int)
+        camera.scene.flags[flag] = True
+    image = camera.render(env.data)[0].astype(int)
     for flag in flags:
-        camera._scene.flags[flag] = False
-    geoms = {g.segid + 1: g.objid for g in camera._scene.geoms[: camera._scene.ngeom]}
+        camera.scene.flags[flag] = False
+    geoms = {g.segid + 1: g.objid for g in camera.scene.geoms[: camera.scene.ngeom]}
     ids = image @ [1, 2**8, 2**16]
-    return np.vectorize(lambda i: env._model.geom_bodyid[geoms[i]] if i in geoms else -1)(ids)
+    return np.vectorize(lambda i: env.model.geom_bodyid[geoms[i]] if i in geoms else -1)(ids)
 
 
 def test_no_motion_has_no_flow(made):
@@ -228,9 +219,7 @@ def test_the_observation_does_not_tell_the_hole(made):
     env, senses = made("square", 16), []
     for shift in (0, 0.02):
         env.reset(seed=5)
-        env._hole[0] -= shift
-        env._place_block()
-        place(env, [0, 0, 0.08, 0])
+        env.set_state([0, 0, 0.08, 0], env.hole - [shift, 0, 0])
         observation, *_ = env.step([0.1, 0, 0, 0])
         senses.append(
             {k: v for k, v in observation.items() if k not in ("image", "depth", "flow")} | {"seen": observation["depth"]}
@@ -246,7 +235,7 @@ def test_the_observation_does_not_tell_the_hole(made):
 def test_free_motion_feels_nothing_and_gets_there(made, control):
     env = made("square", 16, control=control)
     env.reset(seed=0)
-    place(env, [0, 0, 0.09, 0])
+    env.set_state([0, 0, 0.09, 0])
     for _ in range(3):
         observation, *_ = env.step([1, 0, 0, 0.5])
     for _ in range(8):
@@ -260,13 +249,13 @@ def test_free_motion_feels_nothing_and_gets_there(made, control):
 def test_pressing_is_answered_by_the_stiffness(made, shape, control):
     env = made(shape, 16, control=control)
     env.reset(seed=0)
-    place(env, [*(env.hole[:2] - 0.03 * np.sign(env.hole[:2])), DEPTH + 0.001, 0])
+    env.set_state([*(env.hole[:2] - 0.03 * np.sign(env.hole[:2])), DEPTH + 0.001, 0])
     wished = 0.008 if control == "impedance" else 0.002  # m below the block's top
     env.step([0, 0, -(0.001 + wished) / 0.01, 0])
     for _ in range(6):
         observation, *_ = env.step(np.zeros(4))
     force = observation["force"].mean(0)
-    balance = STIFFNESS[control][0] * (env.pose[2] - env._target[2])
+    balance = STIFFNESS[control][0] * (env.pose[2] - env.data.ctrl[2])
     assert observation["contact"].all() and balance > 5
     assert force[2] == pytest.approx(balance, rel=0.02)
     assert env.pose[2] == pytest.approx(DEPTH, abs=5e-4)  # it does not sink in
@@ -293,7 +282,7 @@ def test_contact_flags_agree_with_forces(made):
 def test_a_wall_pushes_back_sideways(made):
     env = made("square", 16)
     env.reset(seed=0)
-    place(env, above_the_hole(env, -0.02))
+    env.set_state(above_the_hole(env, -0.02))
     for _ in range(6):
         observation, *_ = env.step([0.4, 0, 0, 0])
     turn = Rotation.from_euler("z", env.pose[3])
@@ -309,7 +298,7 @@ def test_a_wall_pushes_back_sideways(made):
 def test_a_peg_fits_its_hole_or_does_not(made, shape, clearance, fits):
     env = made(shape, 16, clearance=clearance)
     env.reset(seed=7)
-    place(env, above_the_hole(env))
+    env.set_state(above_the_hole(env))
     for _ in range(12):
         _, _, terminated, _, info = env.step([0, 0, -1, 0])
     assert info["success"] is fits and terminated is fits
@@ -320,7 +309,7 @@ def test_a_peg_fits_its_hole_or_does_not(made, shape, clearance, fits):
 def test_a_turned_peg_does_not_fit(made, shape, turn):
     env = made(shape, 16)
     env.reset(seed=7)
-    place(env, above_the_hole(env) + np.array([0, 0, 0, turn]))
+    env.set_state(above_the_hole(env) + np.array([0, 0, 0, turn]))
     assert abs(env.yaw_error) == pytest.approx(turn)
     for _ in range(6):
         info = env.step([0, 0, -1, 0])[-1]
@@ -333,7 +322,7 @@ def test_symmetry(made):
         env.reset(seed=7)
         errors = []
         for turn in (0.2, 0.2 + 2 * np.pi / symmetry, 0.2 - 2 * np.pi / symmetry):
-            env._data.qpos[3] = env.hole[2] - turn
+            env.set_state([*env.pose[:3], env.hole[2] - turn])
             errors.append(env.yaw_error)
         assert errors == pytest.approx([0.2] * 3)
     assert made("round", 16).yaw_error == 0
@@ -346,12 +335,12 @@ def test_reward_rises_along_the_way_and_ending_is_worth_more_than_staying(made):
     way = [(0.04, 0, 0.03, 0.5), (0.02, 0, 0.03, 0.5), (0.02, 0, 0.02, 0.1), (0, 0, 0.01, 0), (0, 0, 0, 0), (0, 0, -0.01, 0)]
     rewards = []
     for shift in way:
-        place(env, goal + shift)
-        rewards.append(env._reward())
+        env.set_state(goal + shift)
+        rewards.append(env.reward)
     assert rewards == sorted(rewards) and len(set(rewards)) == len(rewards)
     assert rewards[4] == pytest.approx(0.4) and rewards[5] == pytest.approx(0.4 + 0.6 / 3)
     env.reset(seed=7)
-    place(env, above_the_hole(env, -0.02))
+    env.set_state(above_the_hole(env, -0.02))
     returns, done = [], 0
     while not done:
         _, reward, done, _, _ = env.step([0, 0, -1, 0])
@@ -366,7 +355,7 @@ def test_reward_rises_along_the_way_and_ending_is_worth_more_than_staying(made):
 def test_a_peg_beside_the_block_is_not_inserted(made):
     env = made("square", 16)
     env.reset(seed=0)
-    place(env, [*(env.hole[:2] - np.sign(env.hole[:2]) * 0.065), 0.001, 0])
+    env.set_state([*(env.hole[:2] - np.sign(env.hole[:2]) * 0.065), 0.001, 0])
     assert env.depth_inserted == 0
 
 
@@ -417,7 +406,7 @@ def runs(made, disturbance, action=(0, 0, 0, 0), steps=40, size=16, seed=3):
 def test_a_push_moves_the_end_effector_and_ends(made):
     env, (calm, pushed), _ = runs(made, "push")
     away = np.array([np.linalg.norm((a["proprioception"] - b["proprioception"])[:2]) for a, b in zip(calm, pushed)])
-    at = env._disturb_at
+    at = env.disturb_at
     assert not away[: at + 1].any() and away[at + 1 : at + 6].max() > 0.015
     assert away[at + 5] == pytest.approx(peg.PUSH / STIFFNESS["impedance"][0], rel=0.1)  # force over stiffness
     assert away[-1] < 1e-3
@@ -426,7 +415,7 @@ def test_a_push_moves_the_end_effector_and_ends(made):
 
 def test_a_moving_hole_slides_and_stops(made):
     env, (calm, moved), (still, holes) = runs(made, "moving_hole", size=32)
-    at = env._disturb_at
+    at = env.disturb_at
     assert not np.ptp(still, axis=0).any()
     lengths = np.linalg.norm(np.diff(holes[:, :2], axis=0), axis=1)
     assert np.allclose(lengths[at : at + 10], 0.003) and not lengths[:at].any() and not lengths[at + 10 :].any()
@@ -532,11 +521,22 @@ def test_bad_actions(made, action):
         env.step(action)
 
 
+@pytest.mark.parametrize(
+    ("state", "what"), [(([0, 0, 0],), "pose"), (([0, 0, 0, 0], [0, 0, np.nan]), "hole"), (("up",), "pose")]
+)
+def test_bad_states(made, state, what):
+    env = made("round", 16)
+    env.reset(seed=0)
+    with pytest.raises(UserError, match=f"{what}: got"):
+        env.set_state(*state)
+
+
 @needs_package
 def test_a_step_before_the_reset(made):
     made("round", 16)  # skips without a renderer
-    with pytest.raises(UserError, match="reset first"):
-        PegInsertion("round", 8).step(np.zeros(4))
+    for verb in ("step", "set_state"):
+        with pytest.raises(UserError, match="reset first"):
+            getattr(PegInsertion("round", 8), verb)(np.zeros(4))
 
 
 def test_without_the_packages(monkeypatch, tmp_path):

@@ -215,15 +215,6 @@ def test_a_run_of_an_older_version_is_read_by_its_old_keys(run, tmp_path):
     assert open_run(out)[1].nested()["aligned"].data.size == 8
 
 
-@pytest.mark.parametrize("key", ["data.input", "data.length", "captioner_fit"])
-def test_an_old_key_is_told_its_new_name(key):
-    old = f"{key}.steps=3" if key == "captioner_fit" else f"{key}=7"
-    with pytest.raises(
-        UserError, match=rf"config key {key}: got an old key, expected its new name; use {RECIPE.config.renamed[key]}"
-    ):
-        recipe_config(RECIPE, "smoke", [old])
-
-
 def test_the_nearest_picture_is_found_and_how_far_it_is():
     seen = torch.stack([torch.full((1, 2, 2), value) for value in (-1.0, 0.0, 1.0)])
     distance, place = nearest_pictures(torch.stack([torch.full((1, 2, 2), 0.8), seen[0]]), seen)

@@ -1,6 +1,7 @@
 """Results of evaluations: flat figures, what a run folder keeps of them, and the reports made of them and of card.md."""
 
 import json
+import math
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -97,6 +98,8 @@ def test_a_result_is_read_as_it_was_saved(tmp_path):
                      "samples/test_tone.wav"]  # fmt: skip
     assert json.loads(read(tmp_path / "predictions" / "test.json")) == ["a"]
     assert read_result(tmp_path, "validation") is None
+    (tmp_path / "samples" / "test_cat.png").unlink()
+    assert [sample.text for sample in read_result(tmp_path, "test").samples] == [{"model": "a dog"}]
 
 
 def test_card_md_says_what_config_data_and_result_are(recipe, tmp_path):
@@ -141,6 +144,16 @@ def test_the_report_of_a_study_is_of_the_mean_over_its_seeds(recipe, tmp_path):
     card = read(tmp_path / "study" / "README.md")
     assert "| test | model | 4.50 ±\u00a00.71 |" in card and "| test | without the picture | 0.50 ±\u00a00.00 |" in card
     assert "| test | model | 5.00 |" in read(tmp_path / "study" / "seed_1" / "README.md")
+
+
+def test_a_figure_that_is_no_number_leaves_a_study_whole(recipe, tmp_path):
+    def evaluated_to(run, config, split):
+        found = Result("model", words={"word": "said"})
+        found["model"] = {"cider": 1.0, "fid": math.nan if config.seed else 2.0}
+        return found
+
+    figures = evaluated(replace(recipe, evaluate=evaluated_to), tmp_path / "study", Config(seeds=2))
+    assert (figures["cider"], figures["cider_sd"]) == (1.0, 0.0) and math.isnan(figures["fid"])
 
 
 def test_figures_of_an_older_version_stay_in_the_report(recipe, tmp_path):

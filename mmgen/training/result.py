@@ -149,7 +149,8 @@ def read_result(run: Path, split: str) -> Kept | None:
         return None
     kept = read_json(file)
     samples = [
-        Sample((run / "samples" / card["file"]).read_bytes(), card["text"], card["note"], card["group"], card["wide"])
+        Sample(file.read_bytes(), card["text"], card["note"], card["group"], card["wide"])
         for card in kept["samples"]
+        if (file := run / "samples" / card["file"]).is_file()  # samples may have been deleted to save space
     ]
     return Kept(kept["systems"], kept["about"], samples, kept["texts"], kept["words"])

@@ -1,5 +1,6 @@
 """Reports of a run: ``report.html`` and the model card, from its results and the recipe's ``card.md``."""
 
+import math
 import re
 import shlex
 import statistics
@@ -95,9 +96,19 @@ def averaged(systems: Sequence[Mapping[str, Mapping[str, float]]]) -> Mapping[st
     for system, figures in systems[0].items():
         for metric in figures:
             if all(metric in one.get(system, {}) for one in systems):
-                values = [float(one[system][metric]) for one in systems]
-                found.setdefault(system, {})[metric] = (statistics.fmean(values), statistics.stdev(values))
+                found.setdefault(system, {})[metric] = mean_and_deviation([float(one[system][metric]) for one in systems])
     return found
+
+
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
+    """The mean and standard deviation over seeds; NaN where a seed has no finite figure.
+
+    >>> mean_and_deviation([1.0, 3.0]), mean_and_deviation([1.0, math.nan])
+    ((2.0, 1.4142135623730951), (nan, nan))
+    """
+    if not all(map(math.isfinite, values)):
+        return math.nan, math.nan
+    return statistics.fmean(values), statistics.stdev(values)
 
 
 def _prose(file: Path, values: Mapping[str, Any]) -> tuple[dict[str, Any], str, str]:

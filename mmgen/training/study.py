@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from mmgen.training.run_folder import (
     make_run_folder,
     seed_runs,
 )
-from mmgen.training.run_report import write_reports
+from mmgen.training.run_report import mean_and_deviation, write_reports
 
 
 def train(
@@ -167,7 +166,7 @@ def _evaluate(recipe: Recipe, runs: Sequence[tuple[Path, Any]], out: Path, split
         if isinstance(values[0], bool):
             found[key] = all(values)
         else:
-            found |= {key: statistics.fmean(values), f"{key}_sd": statistics.stdev(values)}
+            found[key], found[f"{key}_sd"] = mean_and_deviation(values)
     for key, baselines in recipe.above.items():
         for baseline in baselines:
             if not all(figure in f for f in figures for figure in (key, baseline)):  # for example an arm that was not run

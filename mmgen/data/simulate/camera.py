@@ -84,9 +84,9 @@ class Camera:
         self.close = weakref.finalize(self, _free, self._gl, self._context)
         self.close.atexit = backend == "osmesa"  # with the other backends, the display is gone by then
         self._context.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR  # the buffer's own format: no loss of precision
-        self._scene = mujoco.MjvScene(model, maxgeom=100)
+        self.scene = mujoco.MjvScene(model, maxgeom=100)
         for flag in ("SHADOW", "REFLECTION", "SKYBOX", "FOG", "HAZE"):
-            self._scene.flags[getattr(mujoco.mjtRndFlag, f"mjRND_{flag}")] = False
+            self.scene.flags[getattr(mujoco.mjtRndFlag, f"mjRND_{flag}")] = False
         self._view = mujoco.MjvCamera()
         self._view.type, self._view.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, 0
         self._option, self._rect = mujoco.MjvOption(), mujoco.MjrRect(0, 0, size, size)
@@ -115,8 +115,8 @@ class Camera:
         mujoco = self._mujoco
         self._gl.make_current()
         every = mujoco.mjtCatBit.mjCAT_ALL.value
-        mujoco.mjv_updateScene(self._model, data, self._option, None, self._view, every, self._scene)
-        mujoco.mjr_render(self._rect, self._scene, self._context)
+        mujoco.mjv_updateScene(self._model, data, self._option, None, self._view, every, self.scene)
+        mujoco.mjr_render(self._rect, self.scene, self._context)
         mujoco.mjr_readPixels(self._image, self._depth, self._rect, self._context)
         # the buffer runs from 1 at the near plane to 0 at the far plane, linearly in 1 / depth; its first row is the bottom
         inverse = 1 / self._far + self._depth[::-1] * (1 / self._near - 1 / self._far)

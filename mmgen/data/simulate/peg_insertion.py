@@ -50,6 +50,8 @@ class PegInsertion(Environment):
     Action, in [-1, 1] (4,): the move of the set point in units of 1 cm and 0.1 rad. The set point stays within 2.5 cm and
     0.3 rad of the end effector.
 
+    ``model`` and ``data`` are MuJoCo's, ``camera`` the `Camera`, and a push or slide begins at step ``disturb_at``.
+
     Args:
         shape: ``round``, ``square`` or ``triangle``.
         size: side of the pictures, pixels, >= 8.
@@ -99,15 +101,15 @@ class PegInsertion(Environment):
         self._mujoco = load_mujoco()
         self.shape, self.size, self.clearance, self.control = shape, size, clearance, control
         self.disturbance, self.flow, self.steps, self.vision = disturbance, flow and vision, steps, vision
-        self._model = self._mujoco.MjModel.from_xml_string(mjcf(shape, clearance, control, size))
-        self._data = self._mujoco.MjData(self._model)
-        self._mujoco.mj_forward(self._model, self._data)
-        self._camera = Camera(self._model, self._data, size) if vision else None  # without vision: made by `render`
+        self.model = self._mujoco.MjModel.from_xml_string(mjcf(shape, clearance, control, size))
+        self.data = self._mujoco.MjData(self.model)
+        self._mujoco.mj_forward(self.model, self.data)
+        self.camera = Camera(self.model, self.data, size) if vision else None  # without vision: made by `render`
         self._image: np.ndarray | None = None
-        self._hand, self._lamp = self._model.body("hand").id, self._model.light("lamp").id
-        self._geoms = {name: self._model.geom(name).id for name in ("table", "peg")}
-        self._blocks = [i for i in range(self._model.ngeom) if self._model.geom(i).name.startswith("block")]
-        self._tare = np.array([0, 0, PEG_MASS * -self._model.opt.gravity[2], 0, 0, 0])
+        self._hand, self._lamp = self.model.body("hand").id, self.model.light("lamp").id
+        self._geoms = {name: self.model.geom(name).id for name in ("table", "peg")}
+        self._blocks = [i for i in range(self.model.ngeom) if self.model.geom(i).name.startswith("block")]
+        self._tare = np.array([0, 0, PEG_MASS * -self.model.opt.gravity[2], 0, 0, 0])
         spaces = gymnasium.spaces
         pictures: dict[str, gymnasium.Space] = {
             "image": spaces.Box(0, 255, (size, size, 3), np.uint8),
@@ -127,7 +129,7 @@ class PegInsertion(Environment):
     @property
     def pose(self) -> np.ndarray:
         """(4,) the tip's x, y, z above the table (m) and yaw (rad)."""
-        return self._data.qpos.copy()
+        return self.data.qpos.copy()
 
     @property
     def hole(self) -> np.ndarray:
@@ -142,12 +144,12 @@ class PegInsertion(Environment):
         if not symmetry:
             return 0.0
         turn = 2 * np.pi / symmetry
-        return float((self._hole[2] - self._data.qpos[3] + turn / 2) % turn - turn / 2)
+        return float((self._hole[2] - self.data.qpos[3] + turn / 2) % turn - turn / 2)
 
     @property
     def depth_inserted(self) -> float:
         """Depth (m) of the tip in the hole."""
-        x, y, z, _ = self._data.qpos
+        x, y, z, _ = self.data.qpos
         within = np.hypot(x - self._hole[0], y - self._hole[1]) < SHAPES[self.shape].outer + max(self.clearance, 0)
         return float(np.clip(DEPTH - z, 0, DEPTH)) if within else 0.0
 
@@ -162,24 +164,42 @@ class PegInsertion(Environment):
             The first observation, whose forces, contacts and flow are 0, and info.
         """
         super().reset(seed=seed)
-        rng, data = self.np_random, self._data
-        self._mujoco.mj_resetData(self._model, data)
+        rng = self.np_random
+        self._mujoco.mj_resetData(self.model, self.data)
         self._hole = rng.uniform(-1, 1, 3) * [HOLE, HOLE, HOLE_YAW]
-        data.qpos[:] = rng.uniform(-1, 1, 4) * [START, START, 0, START_YAW]
-        data.qpos[2] = DEPTH + rng.uniform(*START_HEIGHT)
-        data.mocap_quat[0] = [np.cos(self._hole[2] / 2), 0, 0, np.sin(self._hole[2] / 2)]
-        self._place_block()
+        pose = rng.uniform(-1, 1, 4) * [START, START, 0, START_YAW]
+        pose[2] = DEPTH + rng.uniform(*START_HEIGHT)
         self._paint(rng)
         self._panel = int(rng.integers(2**32))
-        self._disturb_at = int(rng.integers(min(5, self.steps), max(self.steps // 2, 5) + 1))
+        self.disturb_at = int(rng.integers(min(5, self.steps), max(self.steps // 2, 5) + 1))
         angle = rng.uniform(0, 2 * np.pi)
         self._push = PUSH * np.array([np.cos(angle), np.sin(angle)])
         self._slide = self._draw_slide(rng)
         self._noise = np.random.default_rng(rng.integers(2**32))
-        self._target, self._step, self._done = self.pose, 0, False
-        still = np.zeros((READINGS, 6), np.float32), np.zeros(READINGS, np.bool_)
-        self._image = None
-        return self._observe(*still), self._info()
+        self._step, self._done = 0, False
+        return self.set_state(pose, self._hole), self._info()
+
+    def set_state(self, pose: Any, hole: Any = None) -> dict[str, np.ndarray]:
+        """Put the end effector at rest at a pose and, if given, the hole elsewhere.
+
+        Args:
+            pose: (4,) the tip's x, y, z above the table (m) and yaw (rad).
+            hole: (3,) the hole's x, y (m) and yaw (rad); None: where it is.
+
+        Returns:
+            The observation, whose forces, contacts and flow are 0.
+
+        Raises:
+            UserError: an argument has another shape or is not finite, or `reset` was not called.
+        """
+        self._check_begun()
+        fix = "give env.pose and env.hole for example"
+        pose = _numbers("pose", pose, 4, "m, m, m, rad", fix)
+        self._hole = self._hole if hole is None else _numbers("hole", hole, 3, "m, m, rad", fix)
+        self._target, self.data.qpos[:], self.data.qvel[:] = pose, pose, 0
+        self.data.mocap_quat[0] = [np.cos(self._hole[2] / 2), 0, 0, np.sin(self._hole[2] / 2)]
+        self._place_block()
+        return self._observe(np.zeros((READINGS, 6), np.float32), np.zeros(READINGS, np.bool_))
 
     def step(self, action: Any) -> tuple[dict, float, bool, bool, dict]:
         """Move for 64 ms.
@@ -194,33 +214,27 @@ class PegInsertion(Environment):
             UserError: the action has another shape or is not finite, or `reset` was not called.
         """
         self._check_begun()
-        expected, fix = "4 finite numbers in [-1, 1]: x, y, z, yaw", "give env.action_space.sample() for example"
-        try:
-            move = np.asarray(action, np.float64)
-        except (TypeError, ValueError) as error:
-            raise UserError("action", got=str(action), expected=expected, fix=fix) from error
-        if move.shape != (4,) or not np.isfinite(move).all():
-            raise UserError("action", got=str(action), expected=expected, fix=fix)
+        move = _numbers("action", action, 4, "in [-1, 1]: x, y, z, yaw", "give env.action_space.sample() for example")
         before = self.pose, self._block_pose()
         goal = np.clip(self._target + move.clip(-1, 1) * MOVE, self.pose - LEASH, self.pose + LEASH).clip(*RANGE)
         path = self._target + np.linspace(1 / READINGS, 1, READINGS)[:, None] * (goal - self._target)  # (32, 4)
-        since = self._step - self._disturb_at
+        since = self._step - self.disturb_at
         if self.disturbance == "push":
-            self._data.xfrc_applied[self._hand, :2] = self._push if 0 <= since < PUSH_STEPS else 0
+            self.data.xfrc_applied[self._hand, :2] = self._push if 0 <= since < PUSH_STEPS else 0
         sliding = self.disturbance == "moving_hole" and 0 <= since < SLIDE_STEPS
         forces, contacts = np.empty((READINGS, 6)), np.empty(READINGS, np.bool_)
         for i in range(READINGS):
-            self._data.ctrl[:] = path[i]
+            self.data.ctrl[:] = path[i]
             if sliding:
                 self._hole[:2] += self._slide / (SLIDE_STEPS * READINGS)
                 self._place_block()
-            self._mujoco.mj_step(self._model, self._data)
-            forces[i] = self._data.sensordata
-            contacts[i] = self._data.ncon > 0  # nothing but the peg against the block and the table can touch
+            self._mujoco.mj_step(self.model, self.data)
+            forces[i] = self.data.sensordata
+            contacts[i] = self.data.ncon > 0  # nothing but the peg against the block and the table can touch
         self._target, self._step = goal, self._step + 1
         observation = self._observe((self._tare - forces).astype(np.float32), contacts, *before)
         info = self._info()
-        reward = self._reward() + BONUS * (info["success"] and not self._done)
+        reward = self.reward + BONUS * (info["success"] and not self._done)
         self._done = self._done or info["success"]
         return observation, float(reward), info["success"], self._step >= self.steps, info
 
@@ -233,15 +247,17 @@ class PegInsertion(Environment):
 
     def close(self) -> None:
         """Free the renderer; the environment cannot be used afterwards."""
-        if self._camera is not None:
-            self._camera.close()
+        if self.camera is not None:
+            self.camera.close()
 
     def _check_begun(self) -> None:
         if self._step < 0:
             raise UserError("environment", got="no episode", expected="reset first", fix="call env.reset(seed=0)")
 
-    def _reward(self) -> float:
-        x, y, z, _ = self._data.qpos
+    @property
+    def reward(self) -> float:
+        """Reward of the current state, without the bonus."""
+        x, y, z, _ = self.data.qpos
         inserted = self.depth_inserted
         away = np.hypot(x - self._hole[0], y - self._hole[1])
         away = np.hypot(away, z - DEPTH) if not inserted else away
@@ -257,7 +273,7 @@ class PegInsertion(Environment):
         self, force: np.ndarray, contact: np.ndarray, hand: np.ndarray | None = None, block: np.ndarray | None = None
     ) -> dict[str, np.ndarray]:
         """Make the current observation; ``hand`` and ``block`` are the poses at the previous picture."""
-        proprioception = np.concatenate([self._data.qpos, self._data.qvel]).astype(np.float32)
+        proprioception = np.concatenate([self.data.qpos, self.data.qvel]).astype(np.float32)
         if not self.vision:
             self._image = None
             if self.disturbance == "noise":
@@ -265,8 +281,8 @@ class PegInsertion(Environment):
                 _, _, force, proprioception = add_noise(*dark, force, proprioception, self._noise)
             return {"force": force, "contact": contact, "proprioception": proprioception}
         flow = np.zeros((self.size, self.size, 2), np.float32)
-        if self.flow and self._camera and hand is not None and block is not None:
-            flow = self._flow(self._camera, hand, block)
+        if self.flow and self.camera and hand is not None and block is not None:
+            flow = self._flow(self.camera, hand, block)
         self._image, self._depth = image, depth = self._drawn()
         if self.disturbance == "occlusion":
             image, depth = occlude(image, depth, np.random.default_rng(self._panel))
@@ -278,10 +294,10 @@ class PegInsertion(Environment):
 
     def _drawn(self) -> tuple[np.ndarray, np.ndarray]:
         """Render the current picture (s, s, 3) uint8 and depth (s, s), m."""
-        self._camera = self._camera or Camera(self._model, self._data, self.size)
-        self._mujoco.mj_kinematics(self._model, self._data)
-        self._mujoco.mj_camlight(self._model, self._data)
-        return self._camera.render(self._data)
+        self.camera = self.camera or Camera(self.model, self.data, self.size)
+        self._mujoco.mj_kinematics(self.model, self.data)
+        self._mujoco.mj_camlight(self.model, self.data)
+        return self.camera.render(self.data)
 
     def _flow(self, camera: Camera, hand: np.ndarray, block: np.ndarray) -> np.ndarray:
         """The flow from the previous picture, whose depth identifies each pixel: only the hand is higher than the block."""
@@ -299,7 +315,7 @@ class PegInsertion(Environment):
         return np.array([*self._hole[:2], 0, self._hole[2]])
 
     def _place_block(self) -> None:
-        self._data.mocap_pos[0, :2] = self._hole[:2]
+        self.data.mocap_pos[0, :2] = self._hole[:2]
 
     def _draw_slide(self, rng: np.random.Generator) -> np.ndarray:
         """Draw a move of the block that leaves the hole within the range of its positions at reset."""
@@ -313,12 +329,23 @@ class PegInsertion(Environment):
         """Draw different colours of peg, block and table, and the direction and brightness of the lamp."""
         hue = rng.uniform(0, 1)
         colours = [_colour((hue + turn + rng.uniform(-0.08, 0.08)) % 1, rng) for turn in (0, 1 / 3, 2 / 3)]
-        self._model.geom_rgba[self._geoms["peg"], :3] = colours[0]
-        self._model.geom_rgba[self._blocks, :3] = colours[1]
-        self._model.geom_rgba[self._geoms["table"], :3] = 0.5 * colours[2] + 0.15
+        self.model.geom_rgba[self._geoms["peg"], :3] = colours[0]
+        self.model.geom_rgba[self._blocks, :3] = colours[1]
+        self.model.geom_rgba[self._geoms["table"], :3] = 0.5 * colours[2] + 0.15
         angle, tilt = rng.uniform(0, 2 * np.pi), rng.uniform(0.2, 0.9)
-        self._model.light_dir[self._lamp] = [np.sin(tilt) * np.cos(angle), np.sin(tilt) * np.sin(angle), -np.cos(tilt)]
-        self._model.light_diffuse[self._lamp] = rng.uniform(0.4, 0.8)
+        self.model.light_dir[self._lamp] = [np.sin(tilt) * np.cos(angle), np.sin(tilt) * np.sin(angle), -np.cos(tilt)]
+        self.model.light_diffuse[self._lamp] = rng.uniform(0.4, 0.8)
+
+
+def _numbers(what: str, given: Any, n: int, of: str, fix: str) -> np.ndarray:
+    """Check that ``given`` is n finite numbers; return a copy as float64 (n,)."""
+    try:
+        numbers = np.array(given, np.float64)
+    except (TypeError, ValueError):
+        numbers = np.empty(0)
+    if numbers.shape != (n,) or not np.isfinite(numbers).all():
+        raise UserError(what, got=str(given), expected=f"{n} finite numbers {of}", fix=fix)
+    return numbers
 
 
 def _colour(hue: float, rng: np.random.Generator) -> np.ndarray:
