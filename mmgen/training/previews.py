@@ -24,6 +24,7 @@ def preview(
         processors: modality -> its processor.
         given, made: modality -> given or generated value of the item.
 
+    >>> import torch
     >>> from mmgen.data.image import ImageProcessor
     >>> picture, text = preview({"image": ImageProcessor(8, 1)}, {}, {"image": torch.zeros(1, 8, 8)})
     >>> picture.size, text

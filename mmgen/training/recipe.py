@@ -86,7 +86,7 @@ class Recipe:
         name: name of the recipe and of its folder.
         config: dataclass of its config, a `RecipeConfig`.
         stages: stages in order; each writes ``model/`` in its folder.
-        evaluate: ``evaluate(run, config, split)`` evaluates a trained run on a split; None for recipes used only inside others.
+        evaluate: ``evaluate(run, config, split)`` evaluates a run on a split; None for recipes used only inside others.
         main: stage that uses the run folder itself, the others ``RUN/stages/NAME``; by default the last.
         splits: held-out splits for evaluation, the default first.
         above: figure -> baselines to compare with; a study adds ``<baseline>_diff_low`` for each, the lower end of

@@ -28,9 +28,9 @@ def write_reports(folder: Path, config: Any, prose: Path, runs: Sequence[Path] =
     Args:
         folder: the run folder.
         config: config of the run.
-        prose: ``card.md`` of the recipe: front matter ``name``, ``title``, ``description``, ``task``, ``tags``, ``base_model``,
-            ``picture`` and ``evaluated``, then a summary, then sections. A format string: ``{config.model.words}``,
-            ``{data.name}`` and the words of the `Result` are filled in.
+        prose: the recipe's ``card.md``: front matter ``name``, ``title``, ``description``, ``task``, ``tags``, ``base_model``,
+            ``picture`` and ``evaluated``, then a summary, then sections, with placeholders ``{config.model.words}``,
+            ``{data.name}`` and the words of the `Result`.
         runs: runs of a study, whose figures are averaged; samples are those of the first.
 
     Raises:
