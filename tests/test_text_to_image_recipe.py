@@ -276,7 +276,7 @@ def test_configs_that_cannot_be(override, words):
 
 
 def test_a_judge_needs_a_label():
-    with pytest.raises(UserError, match=r"judge: got no data.label, expected the column that it looks for"):
+    with pytest.raises(UserError, match=r"judge: got no data.label, expected the column of its classes"):
         recipe_config(RECIPE, "smoke", ["data.label=", "judge.data.card=digits"])
 
 

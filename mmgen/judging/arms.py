@@ -1,4 +1,4 @@
-"""The arms of a study of peg insertion: what each policy sees, senses or a code of them."""
+"""Arms of a study of peg insertion, which differ in the input of the policy: senses or a code of them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,10 +16,10 @@ from mmgen.data.touch import Transitions, sensed
 from mmgen.modalities.features import mean_and_std
 from mmgen.models.vision_touch import TOUCH, VISION, VisionTouch
 
-MOMENTS = 2000  # of the training data, by which codes are standardised
-NEWEST = 8  # readings of the force; a policy without a code sees their mean
-# arm -> the senses that it reads: by a frozen code; "state" the raw proprioception; "scratch" by encoders that PPO trains; and
-# the oracle arms "told" and "told_touch", without a code, the place of the hole with an error: what a code that holds it gives
+MOMENTS = 2000  # time steps of the training data for standardising codes
+NEWEST = 8  # newest force readings; a policy without a code sees their mean
+# arm -> its senses, through a frozen code; "state" reads raw proprioception, "scratch" trains its encoders by PPO, and the
+# oracle arms "told" and "told_touch" read the noisy position of the hole: an upper bound for a code that encodes it
 ARMS = {
     "full": (*VISION, *TOUCH),
     "vision": VISION,
@@ -42,7 +42,7 @@ def environment(arm: str, shape: str, size: int, clearance: float, error: float,
     Args:
         arm: a key of `ARMS`.
         shape, size, clearance, disturbance: see `mmgen.data.simulate.peg_insertion.PegInsertion`.
-        error: of the oracle, m, see `mmgen.data.simulate.oracle.Oracle`.
+        error: error of the oracle, m, see `mmgen.data.simulate.oracle.Oracle`.
     """
     env = PegInsertion(shape, size, clearance, disturbance=disturbance, flow=False, vision=sees(arm))
     return Oracle(env, error) if "told" in ARMS[arm] else env
@@ -51,12 +51,12 @@ def environment(arm: str, shape: str, size: int, clearance: float, error: float,
 def view(
     model: VisionTouch, arm: str, without: Sequence[str] = ()
 ) -> Callable[[Mapping[str, np.ndarray]], np.ndarray | dict[str, np.ndarray]]:
-    """A function from observations (n, ...) to what a policy sees: the mean of q(z | senses), or the senses, standardised.
+    """A function from observations (n, ...) to the input of a policy: the mean of q(z | senses), or standardised senses.
 
     Args:
         model: the code, whose processors standardise the senses.
         arm: a key of `ARMS`.
-        without: senses that are missing.
+        without: senses to leave out.
     """
     names = [sense for sense in ARMS[arm] if sense not in (*without, "told")]
 
@@ -81,7 +81,7 @@ def view(
 
 @torch.no_grad()
 def code_moments(model: VisionTouch, data: Transitions) -> tuple[Tensor, Tensor]:
-    """The mean and the standard deviation of a code over moments of episodes, (k,) each."""
+    """Mean and standard deviation of a code over time steps of episodes, (k,) each."""
     codes, chosen = [], spread(len(data), MOMENTS)
     for start in tqdm(range(0, len(chosen), 100), "codes of the training data", dynamic_ncols=True):
         batch = collate([data[i] for i in chosen[start : start + 100]]).keep(list(model.senses))

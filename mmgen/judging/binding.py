@@ -1,4 +1,4 @@
-"""Fast binding: a captioner learns invented words for new classes from its prompt and is asked about another picture."""
+"""Fast binding: a captioner learns invented words for new classes from its prompt, and names another picture."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,21 +24,21 @@ WAYS = {2: "two", 5: "five"}
 
 @dataclass
 class Binding:
-    """Invented words for classes that no caption named.
+    """Settings of fast binding: invented words for classes in no caption.
 
     Args:
         card: a data card.
-        image: the column of pictures.
-        label: the column of classes; rows without a label are left out.
-        words: the invented words; episodes of w ways have the first w of them.
-        ways: classes of an episode.
-        inner_shots: examples of a class; each without the induction sentence, the last with it too.
-        repeats: how many more times the examples are shown, with the first of ``inner_shots``.
-        episodes: of each cell, a query each.
-        controls: episodes of a cell with repeats or the induction sentence, and of the controls of every cell.
-        format: how an example of the controls is written, the word after the picture.
-        induction: a sentence before the examples; ``{words}`` in it are the words.
-        between: text between a word and its picture where the picture comes after the word.
+        image: column of pictures.
+        label: column of classes; rows without a label are ignored.
+        words: invented words; episodes of w ways use the first w.
+        ways: numbers of classes per episode.
+        inner_shots: numbers of examples per class, without the induction sentence; the last also with it.
+        repeats: extra repetitions of the examples, for the first of ``inner_shots``.
+        episodes: episodes per cell, with one query each.
+        controls: episodes per cell with repeats or the induction sentence, and for the controls of every cell.
+        format: template of an example of the controls, the word after the picture.
+        induction: sentence before the examples; ``{words}`` stands for the words.
+        between: text between a word and the picture after it.
     """
 
     card: str = "openmoji"
@@ -97,7 +97,7 @@ def bind(model: Captioner, part: Binding, split: str, seed: int) -> dict[str, di
     for ways, k, induction, repeats in tqdm(cells, desc=f"episodes of {part.card}", dynamic_ncols=True):
         name = f"{WAYS.get(ways, ways)}_way_{k}_shots"
         name += ("_induction" if induction else "") + (f"_{repeats}_repeats" if repeats else "")
-        # the same episodes whatever the shots, as `at_least` is the same: cells are compared pair by pair
+        # the same episodes for all numbers of shots (same `at_least`), for paired comparisons of cells
         count = part.controls if induction or repeats else part.episodes
         drawn = episodes(labels, ways, k, count, seed, part.words[:ways], at_least=last + 1)
         figures[name] = bind_cell(model, part, drawn, words, ways, induction, repeats)
@@ -117,12 +117,12 @@ def bind_cell(
 
     Args:
         model: a captioner of pictures.
-        part: how examples are written.
+        part: formats of the examples.
         drawn: the episodes.
-        words: the tokens that each row's picture is read as.
+        words: tokens that replace the picture of each row.
         ways: classes of an episode.
         induction: a sentence before the examples, or "".
-        repeats: how many more times the examples are shown.
+        repeats: extra repetitions of the examples.
 
     Returns:
         ``""``: the accuracy by the likelihood of the picture's words after each invented word; ``_interval``: half the
@@ -146,7 +146,7 @@ def bind_cell(
             written = format.shots(Episode(shots, repeats, induction))
             parts = [piece for shot in written for piece in shot] + format.query(Example(image=image(e.query)))
             prompts.append(Example(image=lm.prompt([parts]).embeddings[0]))
-        shared = read(lm, Format(f"{{image}}{format.lead}{{answer}}{format.stop}"))  # each prompt is an episode of its own
+        shared = read(lm, Format(f"{{image}}{format.lead}{{answer}}{format.stop}"))  # each prompt is one episode
         said[end] = [names[i] for i in score(lm, shared, prompts, names).argmax(1).tolist()]
         if end == "_direct":
             said["_open"] = answer(lm, shared, prompts, max_tokens=6)

@@ -1,4 +1,4 @@
-"""Captions judged against references, beside the captions of nearest training items and of a captioner without input."""
+"""Scores of captions against references, with two baselines: nearest training captions, and a captioner without input."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -23,8 +23,8 @@ def judge_captioner(run: Run, config: CaptionerConfig, split: str) -> Result:
     """Score a captioner, its blind baseline and the nearest training captions by CIDEr, BLEU-4, ROUGE-L and exact match.
 
     Args:
-        run, config: of a recipe with the stages of `mmgen.training.stages.captioner`.
-        split: of the data card.
+        run, config: run and config of a recipe with the stages of `mmgen.training.stages.captioner`.
+        split: split of the data card.
 
     Returns:
         The systems ``captioner``, ``blind`` and ``nearest``.
@@ -55,7 +55,7 @@ def judge_captioner(run: Run, config: CaptionerConfig, split: str) -> Result:
     for name, (keys, queries) in features.items():
         scores, captions = nearest_captions(keys, queries, candidates, references)
         result.about[f"cider_nearest_{name}"] = scores["cider"]
-        if not result["nearest"] or scores["cider"] > result["nearest"]["cider"]:  # the better features stand for all
+        if not result["nearest"] or scores["cider"] > result["nearest"]["cider"]:  # keeps the better features
             result["nearest"], said["nearest"] = scores, captions
     result.outputs = {**said, "references": references, "cider": cider(said["captioner"], references)[1].tolist()}
     show_captions(result, pictures)
@@ -70,8 +70,8 @@ def nearest_captions(
     Args:
         keys: (n, d), features of the training items.
         queries: (m, d), features of the items to caption.
-        captions: of the n training items, as many of each.
-        references: of the m queries.
+        captions: captions of the n training items, equally many each.
+        references: references of the m queries.
 
     Returns:
         The mean of each score over the captions of an item, and the first caption of each nearest item.

@@ -1,4 +1,4 @@
-"""Coherence of generated modalities by judges: whether everything that is made shows the same class."""
+"""Coherence of generated modalities: the agreement of their classes according to judges."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,19 +19,19 @@ AT_ONCE = 250  # items generated together
 def pairwise_coherence(
     model: Model, judges: Mapping[str, Judge], data: DataSet, labels: Sequence[Any], generator: torch.Generator
 ) -> dict[str, float]:
-    """Conditional coherence of every pair "a to b": the share of items whose class the judge of b reads in b made from a.
+    """Conditional coherence of every pair "a to b": the share of items whose class is recognised in b generated from a.
 
-    Items count that have a label and modality a; one of a class that the judges were not trained on counts as wrong.
+    Items with a label and modality a count; those of classes unknown to the judges count as wrong.
 
     Args:
         model: generates any of its modalities from any other.
-        judges: modality -> its judge, all of the same classes.
-        data: the items.
-        labels: of each item, None for no label.
-        generator: of the draws.
+        judges: modality -> judge, all of the same classes.
+        data: items with the modalities.
+        labels: label of each item, or None.
+        generator: makes the draws reproducible.
 
     Raises:
-        UserError: the judges tell different classes apart.
+        UserError: the judges have different classes.
     """
     names = {name: judge.class_names for name, judge in judges.items()}
     first = next(iter(judges.values()))
@@ -42,7 +42,7 @@ def pairwise_coherence(
     for source in model.inputs:
         found: dict[str, list[Tensor]] = {name: [] for name in model.inputs if name != source}
         items = [i for i in range(len(data)) if data.has(source, i) and place[i] != UNLABELLED]
-        if not items:  # nothing can be judged from this modality
+        if not items:  # no labelled item has this modality
             continue
         for given in data.keep(source).batches(f"from {source}", AT_ONCE, items, model.step.device):
             made = model.generate(given, ",".join(model.inputs), generator=generator)
@@ -55,11 +55,11 @@ def pairwise_coherence(
 
 
 def coherence_of(model: Model, judges: Mapping[str, Judge], made: Mapping[str, Tensor]) -> float:
-    """Joint coherence: the share of generated items in all of whose modalities the judges read the same class.
+    """Joint coherence: the share of generated items whose modalities all show the same class to the judges.
 
     Args:
-        model: made the values.
-        judges: modality -> its judge.
-        made: modality -> its n values.
+        model: generating model.
+        judges: modality -> judge.
+        made: modality -> n generated values.
     """
     return joint_coherence({name: judge.reads(model.processors[name], made[name]) for name, judge in judges.items()})

@@ -1,4 +1,4 @@
-"""What pictures are compared by: features of a packaged network, and their own values."""
+"""Comparisons of pictures, by features of a packaged network or by pixel values."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from mmgen.data.image import ImageProcessor
 from mmgen.metrics.frechet import frechet_distance
 from mmgen.modalities.image import ImageEncoder
 
-AT_ONCE = 50  # pictures that are read together
+AT_ONCE = 50  # pictures encoded together
 
 
 @torch.no_grad()
@@ -21,9 +21,9 @@ def picture_features(backbone: str, processor: ImageProcessor, values: Sequence[
 
     Args:
         backbone: a key of `mmgen.modalities.image.PACKAGES`.
-        processor: by which ``values`` become pictures.
+        processor: converts ``values`` to pictures.
         values: n tensors (c, h, w).
-        side: to which each picture is enlarged, in pixels.
+        side: pixels to which the side of each picture is scaled.
 
     Returns:
         (n, d) on the CPU.
@@ -39,10 +39,10 @@ def picture_features(backbone: str, processor: ImageProcessor, values: Sequence[
 
 
 def frechet(real: Tensor, made: Tensor) -> float:
-    """The Fréchet distance of features, see `mmgen.metrics.frechet.frechet_distance`; NaN where a set has fewer than two.
+    """The Fréchet distance of features, see `mmgen.metrics.frechet.frechet_distance`; NaN for fewer than two rows.
 
     Args:
-        real, made: (n, d) and (m, d), as of `picture_features`.
+        real, made: (n, d) and (m, d), from `picture_features`.
 
     >>> frechet(torch.ones(1, 3), torch.ones(1, 3))
     nan
@@ -51,18 +51,18 @@ def frechet(real: Tensor, made: Tensor) -> float:
 
 
 def nearest_pictures(x: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
-    """The root mean square difference of each picture to the nearest of ``seen``, and which that is.
+    """The root mean square difference of each picture to the nearest of ``seen``, and the index of that.
 
     Args:
         x: (n, c, h, w).
-        seen: (m, c, h, w), of the same units.
+        seen: (m, c, h, w), on the same scale.
 
     Returns:
-        (n,) in these units, and (n,) whole numbers.
+        Distances (n,) on this scale, and indices (n,).
 
     >>> seen = torch.rand(3, 1, 4, 4)
     >>> [part.tolist() for part in nearest_pictures(seen[1:2], seen)]
     [[0.0], [1]]
     """
-    which = torch.cdist(x.flatten(1), seen.flatten(1)).argmin(1)  # (n,); by products, which leave little of a small distance
+    which = torch.cdist(x.flatten(1), seen.flatten(1)).argmin(1)  # (n,); computed by products, inaccurate for small distances
     return (x - seen[which]).square().flatten(1).mean(1).sqrt(), which

@@ -1,4 +1,4 @@
-"""Questions to a captioner after examples in its prompt: nothing is trained, pictures are read as words."""
+"""Few-shot question answering by a captioner: examples in its prompt, pictures as soft words, no training."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,23 +21,23 @@ AT_ONCE = 64  # pictures encoded together
 
 @dataclass
 class Questions:
-    """Questions about pictures, asked after examples.
+    """Settings of few-shot questions about pictures.
 
     Args:
         card: a data card.
-        support: the split that examples are taken from.
-        image: the column of pictures.
-        question: the column of questions; a text that ends in "?" is asked about every picture instead.
-        answer: the column of answers.
-        template: the column of kinds of question, which get examples of their own kind; "": all are of one kind.
-        answers: the column of a question's closed set of answers; "": all answers of ``support``.
-        caption: the column of true descriptions, which the text oracle reads in place of pictures; "": no oracle.
-        format: how a question is written.
+        support: split of the examples.
+        image: column of pictures.
+        question: column of questions, or one question for every picture, which ends in "?".
+        answer: column of answers.
+        template: column of the kind of question, which examples share; "": one kind.
+        answers: column of the closed set of answers to a question; "": all answers of ``support``.
+        caption: column of true descriptions, which the text oracle reads instead of pictures; "": no oracle.
+        format: template of a question.
         shots: numbers of examples.
-        supports: sets of examples for each kind; the questions of the kind are divided among them.
-        queries: questions of a split, drawn at random; 0 takes all.
-        open: let the language model write an answer, beside choosing one of the closed set.
-        max_tokens: longest written answer.
+        supports: sets of examples per kind, among which its questions are divided.
+        queries: questions drawn at random from a split; 0 takes all.
+        open: also generate an answer instead of only choosing from the closed set.
+        max_tokens: longest generated answer.
         prior: subtract from each answer's score its score without the picture.
     """
 
@@ -78,23 +78,23 @@ class Questions:
                 check_column(card, f"{path}.{key}", column)
 
     def rows(self, split: str) -> Rows:
-        """The rows of a split, all of whose values that are used must be there."""
+        """The rows of a split, which must have all values used."""
         names = (self.image, self.question, self.answer, self.answers, self.template, self.caption)
         return open_rows(self.card, split, [name for name in dict.fromkeys(names) if is_column(name)])
 
 
 def is_column(name: str) -> bool:
-    """Tell the name of a column from "" and from a question."""
+    """True for the name of a column, not "" or a question."""
     return bool(name) and not name.endswith("?")
 
 
 def values_of(rows: Rows, name: str) -> Sequence[Any]:
-    """The values of a column; for each row the same where ``name`` is "" or a question."""
+    """The values of a column; ``name`` itself for each row if it is "" or a question."""
     return rows[name] if is_column(name) else [name] * len(rows)
 
 
 def picture_words(model: Captioner, rows: Rows, column: str) -> list[Tensor]:
-    """The tokens (n_i,) by which a captioner names each picture, see `Captioner.names`."""
+    """The tokens (n_i,) that name each picture, see `Captioner.names`."""
     device = processes.device()
     if model.trained_encoder:
         pictures = DataSet(rows, {"image": column}, model.processors)
@@ -110,15 +110,15 @@ def ask(model: Captioner, part: Questions, split: str, seed: int) -> tuple[Rows,
     Args:
         model: a captioner of pictures.
         part: the questions.
-        split: where they are taken from, another than ``part.support``.
-        seed: of the choice of questions and examples.
+        split: split of the questions, other than ``part.support``.
+        seed: seed of the choice of questions and examples.
 
     Returns:
-        The rows that were asked about, and the answers to each, by ``WAY/INPUT/SHOTS``. WAY is ``closed``, chosen from the
-        closed set; ``plain``, chosen without the prior; or ``open``, written. INPUT is ``seen``, ``blind`` or ``oracle``.
+        The rows of the questions, and the answers to each, by ``WAY/INPUT/SHOTS``. WAY is ``closed``, chosen from the closed
+        set; ``plain``, chosen without the prior; or ``open``, generated. INPUT is ``seen``, ``blind`` or ``oracle``.
 
     Raises:
-        UserError: examples of the split that is asked about, or fewer examples of a kind than shots.
+        UserError: ``split`` is that of the examples, or a kind has fewer examples than shots.
     """
     random = np.random.default_rng([seed, 0])
     if split == part.support:  # a question could be its own example
@@ -154,7 +154,7 @@ def ask(model: Captioner, part: Questions, split: str, seed: int) -> tuple[Rows,
 def answered(
     model: Captioner, part: Questions, shots: list[Example], queries: list[Example], answers: list[str]
 ) -> Iterator[tuple[str, list[str]]]:
-    """Answers to queries after the same shots, by WAY, see `ask`."""
+    """Answers to queries with the same shots, by WAY, see `ask`."""
     lm, format = model.language_model, Format(part.format)
     blind = format.blind()
     shared = read(lm, blind if queries[0].image is None else format, Episode(shots))
@@ -169,7 +169,7 @@ def answered(
 
 
 def _sets(part: Questions, rows: Rows, pool: Rows, random: np.random.Generator) -> list[tuple[list[int], list[int]]]:
-    """Sets of examples, rows of ``pool``, each with the rows that are asked about after them."""
+    """Sets of examples, rows of ``pool``, each with the rows of its questions."""
     sets, most = [], max(part.shots)
     kinds = [*zip(values_of(rows, part.template), map(tuple, values_of(rows, part.answers)))]  # one closed set each
     for kind in dict.fromkeys(kinds):
@@ -184,6 +184,6 @@ def _sets(part: Questions, rows: Rows, pool: Rows, random: np.random.Generator) 
 
 
 def _example(model: Captioner, part: Questions, rows: Rows, i: int, words: Sequence[Tensor] | None) -> Example:
-    """Row i with these words as its picture, or without a picture."""
+    """Row i with words in place of its picture, or without a picture."""
     image = None if words is None else model.language_model.embed(words[i])
     return Example(values_of(rows, part.question)[i], rows[part.answer][i], image)

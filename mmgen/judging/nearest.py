@@ -1,4 +1,4 @@
-"""Beside each generated picture the nearest training picture: is it a copy? And how far apart are those of one prompt?"""
+"""Nearest training pictures of generated ones, to detect copies, and variety among pictures of one prompt."""
 
 import csv
 from collections.abc import Sequence
@@ -18,14 +18,14 @@ from mmgen.judging.features import nearest_pictures
 from mmgen.storage import saved
 from mmgen.training.report import tensor_grid
 
-AT_ONCE = 1000  # training pictures that are held together
+AT_ONCE = 1000  # training pictures in memory at once
 
 
 def picture_column(card: str) -> tuple[Card, str]:
     """A data card and its first column of pictures.
 
     Raises:
-        UserError: there is no such card, no picture in it, or no training split.
+        UserError: there is no such card, or it has no pictures or no training split.
     """
     read = read_card(card)
     column = next((name for name, spec in read.columns.items() if spec["kind"] == "image"), None)
@@ -37,15 +37,15 @@ def picture_column(card: str) -> tuple[Card, str]:
 
 
 def write_nearest(made: Sequence[Sequence[str]], processor: ImageProcessor, card: str, out: Path) -> list[dict[str, Any]]:
-    """Write ``nearest.png``, below each row of pictures the training pictures nearest to them, and ``nearest.csv``.
+    """Write ``nearest.png``, with the nearest training pictures below each row of pictures, and ``nearest.csv``.
 
     Distances are root mean square differences of values from 0 to 1 at the model's size.
 
     Args:
-        made: the files of each prompt's pictures, as many for each.
-        processor: of the model that made them.
-        card: of the data that it was trained on.
-        out: a folder.
+        made: picture files of each prompt, equally many each.
+        processor: processor of the generating model.
+        card: data card of its training data.
+        out: output folder.
 
     Returns:
         The rows of ``nearest.csv``: ``file``; the nearest ``training_row`` of the card, its ``distance`` and ``text``; and
@@ -86,7 +86,7 @@ def _write_table(lines: list[dict[str, Any]], file: Path) -> None:
 
 
 def _variety(drawn: Tensor) -> list[float | None]:
-    """drawn (b, n, c, h, w) -> b n distances."""
+    """Distance to the nearest other picture of the prompt: (b, n, c, h, w) -> b n values."""
     if drawn.shape[1] == 1:
         return [None] * len(drawn)
     distances = torch.cdist(drawn.flatten(2), drawn.flatten(2)) / drawn[0, 0].numel() ** 0.5  # (b, n, n)

@@ -1,4 +1,4 @@
-"""Fluency of texts: their log-probability and perplexity under a language model that wrote none of them."""
+"""Fluency of texts: log-probability and perplexity under a language model that generated none of them."""
 
 import math
 import statistics
@@ -15,10 +15,10 @@ from mmgen.data.text import tokens_of
 
 
 class Reader:
-    """A language model in float32 that reads texts of other models, each once: what it has read it remembers.
+    """A language model in float32 that scores texts of other models, with a cache.
 
     Args:
-        name: of the language model, see `mmgen.conditioning.language_model.load_language_model`.
+        name: language model, see `mmgen.conditioning.language_model.load_language_model`.
 
     >>> reader = Reader("tiny")
     >>> [(mean < 0, count) for mean, count in reader.log_probs(["ab", ""], ["x", "x"])]
@@ -34,22 +34,22 @@ class Reader:
     def log_probs(
         self, texts: Sequence[str], prompts: Sequence[str] | None = None, end: bool = False
     ) -> list[tuple[float, int]]:
-        """The mean of log p(x_t | x_<t) over the tokens of each text, and their number.
+        """The mean of log p(x_t | x_<t) over the tokens of each text, and the number of tokens.
 
         Args:
             texts: n texts.
-            prompts: what each follows; it is read, but not counted. None: each begins a document.
-            end: count the token that ends a document too.
+            prompts: prompt of each text, read but not scored. None: each text begins a document.
+            end: score the end-of-document token too.
 
         Returns:
-            (nats a token, tokens) of each text; 0.0 and 0 of a text without a token.
+            (nats per token, tokens) of each text; 0.0 and 0 for an empty text.
         """
         keys = [(prompt, text, end) for prompt, text in zip(prompts or [""] * len(texts), texts)]
         self._read([key for key in dict.fromkeys(keys) if key not in self._known])
         return [self._known[key] for key in keys]
 
     def perplexity(self, texts: Sequence[str], prompts: Sequence[str] | None = None) -> float:
-        """exp of the mean over different texts of -log p of a token; a text without any is left out."""
+        """exp of -log p per token, averaged over distinct texts; empty texts are ignored."""
         different = dict.fromkeys(zip(texts, prompts or [""] * len(texts)))
         found = self.log_probs([text for text, _ in different], [prompt for _, prompt in different])
         return math.exp(statistics.fmean(-mean for mean, count in found if count))
@@ -65,7 +65,7 @@ class Reader:
             after = [*tokens_of(self.tokenizer, text, add_special_tokens=False).input_ids, *[eos] * end]
             rows.append((len(before), [*before, *after]))
             self._known[prompt, text, end] = (0.0, len(after))
-        # together those whose texts start at one position, short ones with short ones
+        # batches of equal start positions and similar lengths
         order = sorted(
             (i for i, (start, ids) in enumerate(rows) if len(ids) > start), key=lambda i: (rows[i][0], len(rows[i][1]))
         )

@@ -1,4 +1,4 @@
-"""Judges of pictures drawn from texts: a classifier, a shared space, features of a network, and the training pictures."""
+"""Judges of pictures generated from texts: a classifier, a shared space, and features of a network."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -25,12 +25,12 @@ from mmgen.training.recipe import RecipeConfig
 
 @dataclass
 class PictureEvaluation:
-    """How pictures are judged: of the first ``items`` of a split, one each.
+    """Settings of the evaluation of one picture for each of the first ``items`` of a split.
 
     Args:
-        items: how many; 0 takes all.
-        among: texts that R-precision chooses from.
-        features: the packaged network of the Fréchet distance; empty: it is left out.
+        items: number of items; 0 takes all.
+        among: number of texts ranked for R-precision.
+        features: packaged network for the Fréchet distance; empty: no Fréchet distance.
     """
 
     items: Annotated[int, AtLeast(0)] = 0
@@ -51,7 +51,7 @@ class PictureConfig(RecipeConfig):
 
     Args:
         judge: config of a classifier of ``data.label``, see the recipe ``judge``; empty: no accuracy.
-        aligned: config of the space by which R-precision is measured, see the recipe ``aligned``; empty: no R-precision.
+        aligned: config of the shared space for R-precision, see the recipe ``aligned``; empty: no R-precision.
     """
 
     data: PicturesWithTexts = section()
@@ -63,13 +63,13 @@ class PictureConfig(RecipeConfig):
         """Check the configs of the judges, and that a classifier has labels."""
         if self.judge and not self.data.label:
             fix = "set data.label=label"
-            raise UserError("judge", got="no data.label", expected="the column that it looks for", fix=fix)
+            raise UserError("judge", got="no data.label", expected="the column of its classes", fix=fix)
         if self.judge:
             self.data.label = check_column(read_card(self.data.card), "data.label", self.data.label)
         self.nested()
 
     def nested(self) -> dict[str, Any]:
-        """The configs of what judges, by the keys that hold them."""
+        """The configs of the judges, by their keys."""
         data = self.data
         found: dict[str, Any] = {}
         if self.judge:
@@ -84,10 +84,10 @@ def draw_all(model: Model, data: DataSet, seed: int, **options: Any) -> Tensor:
     """A picture of each text of a data set, (n, c, h, w).
 
     Args:
-        model: draws pictures of texts.
-        data: the texts.
-        seed: of the draws.
-        options: of the model's ``generate``.
+        model: generates pictures from texts.
+        data: data set with the texts.
+        seed: seed of the draws.
+        options: options of the model's ``generate``.
     """
     generator, texts = torch.Generator().manual_seed(seed), data.keep("text").batches("drawing", device=model.step.device)
     return torch.cat([model.generate(given, "image", generator=generator, **options).cpu() for given in texts])
@@ -95,13 +95,13 @@ def draw_all(model: Model, data: DataSet, seed: int, **options: Any) -> Tensor:
 
 @dataclass
 class PictureJudges:
-    """Figures of pictures that were drawn from the texts of a data set, one for each.
+    """Figures of pictures generated from the texts of a data set, one for each.
 
     Args:
-        config: of the recipe that drew them.
-        data: the texts and their true pictures.
-        image: the processor of the pictures.
-        accuracy: name of the figure of the classifier.
+        config: config of the recipe.
+        data: texts and their true pictures.
+        image: processor of the pictures.
+        accuracy: name of the classifier's figure.
     """
 
     config: PictureConfig
@@ -123,7 +123,7 @@ class PictureJudges:
         self._real: Tensor | None = None
 
     def of_texts(self, pictures: Tensor) -> dict[str, float]:
-        """Whether pictures (n, c, h, w) show their texts: accuracy of the classifier, R-precision."""
+        """Agreement of pictures (n, c, h, w) with their texts: accuracy of the classifier, R-precision."""
         figures = {}
         if self.classifier:
             figures[self.accuracy] = agreement(self.classifier.reads(self.image, pictures), self.truth)

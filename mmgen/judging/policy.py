@@ -1,4 +1,4 @@
-"""Policies by PPO (stable-baselines3) on codes of observations: trained, tried in episodes, and saved without pickle."""
+"""PPO policies (stable-baselines3) on codes of observations: training, evaluation in episodes, saving without pickle."""
 
 import csv
 import io
@@ -28,19 +28,19 @@ except ImportError as missing:
     fix = "pip install 'mmgen[robotics]'"
     raise UserError("policy", got=str(missing), expected="stable-baselines3 and gymnasium", fix=fix) from missing
 
-SEEDS = 10_000_000  # between the first episodes of one seed and the next: no two share one
+SEEDS = 10_000_000  # distance of the first episodes of consecutive seeds, so that they share none
 CURVE = ("step", "episodes", "success", "reward")
 CURVE_FILE = "curve.csv"
 
 
 class CodedEnvironments(VecEnvWrapper):
-    """Environments side by side whose observations are coded, all of them at once, before a policy sees them.
+    """Vectorised environments whose observations are encoded together before a policy sees them.
 
     Args:
-        environments: one or more, each made by a function.
-        code: observations, name -> (n, ...), -> what the policy sees, (n, k) or name -> (n, ...).
+        environments: functions that make one environment each; one or more.
+        code: observations, name -> (n, ...), -> input of the policy, (n, k) or name -> (n, ...).
         scale: multiplies the rewards.
-        made_by: says which code it is; a policy is used on no other.
+        made_by: identifies the code; a policy is used with no other.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class CodedEnvironments(VecEnvWrapper):
         super().__init__(inner, observation_space=space)
 
     def reset(self) -> Any:
-        """Begin an episode in each; returns their coded observations."""
+        """Begin an episode in each, and return their encoded observations."""
         return self.code(self.venv.reset())  # type: ignore[arg-type]
 
     def code_one(self, observation: Mapping[str, np.ndarray]) -> Any:
@@ -66,10 +66,10 @@ class CodedEnvironments(VecEnvWrapper):
         return self.code(_alone(observation))
 
     def step_wait(self) -> tuple[Any, np.ndarray, np.ndarray, list[dict[str, Any]]]:
-        """Coded observations, scaled rewards, ends of episodes and infos; an environment whose episode ended begins anew."""
+        """Encoded observations, scaled rewards, ends of episodes and infos; ended episodes restart."""
         observations, rewards, ended, infos = self.venv.step_wait()
         for info in infos:
-            if (last := info.get("terminal_observation")) is not None:  # PPO values the end of a truncated episode
+            if (last := info.get("terminal_observation")) is not None:  # PPO bootstraps truncated episodes
                 seen = self.code_one(last)
                 info["terminal_observation"] = {n: v[0] for n, v in seen.items()} if isinstance(seen, dict) else seen[0]
         return self.code(observations), rewards * self.scale, ended, infos  # type: ignore[arg-type]
@@ -79,9 +79,9 @@ class Standardised(BaseFeaturesExtractor):
     """A layer that standardises a frozen code, each entry by its mean and standard deviation.
 
     Args:
-        observation_space: of codes (k,).
-        mean: (k,) over training data; saved with the policy, so a policy to be loaded needs none.
-        std: (k,) likewise.
+        observation_space: space of codes (k,).
+        mean: mean (k,) over training data; saved with the policy, so not needed for loading.
+        std: standard deviation (k,), likewise.
     """
 
     mean: Tensor
@@ -125,7 +125,7 @@ class Curve(BaseCallback):
 
     def _on_training_start(self) -> None:
         file = self.folder / CURVE_FILE
-        if file.is_file():  # drop rollouts after the checkpoint that training goes on from
+        if file.is_file():  # drop rollouts after the checkpoint
             head, *rows = file.read_text(encoding="utf-8").splitlines()
             kept = [row for row in rows if int(row.partition(",")[0]) <= self.num_timesteps]
             file.write_text("\n".join([head, *kept]) + "\n", encoding="utf-8")
@@ -139,7 +139,7 @@ class Curve(BaseCallback):
         return True
 
     def _on_rollout_start(self) -> None:
-        if self.started:  # the update on the rollout before is done
+        if self.started:  # the update on the previous rollout is done
             save_training(self.model, self.folder / "checkpoint.safetensors")  # type: ignore[arg-type]
         self.started = True
 
@@ -159,10 +159,10 @@ class Curve(BaseCallback):
 
 
 def fit_policy(ppo: PPO, steps: int, folder: Path, seed: int = 0) -> None:
-    """Train until ``steps`` steps of the environments are made, from the checkpoint in ``folder`` where there is one.
+    """Train for ``steps`` environment steps in all, from the checkpoint in ``folder`` if there is one.
 
-    A resumed run goes on from its last update with new episodes: unlike `mmgen.training.loop.fit` it is not the run that was
-    never stopped.
+    A resumed run continues from its last update with new episodes: unlike `mmgen.training.loop.fit`, it differs from an
+    uninterrupted run.
     """
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "checkpoint.safetensors"
@@ -183,12 +183,12 @@ def save_training(ppo: PPO, file: Path) -> None:
             for name, value in moments.items()
         }
     partial, env = file.with_suffix(".partial"), _environments(ppo)
-    save_file(state, partial, metadata={"training": f"{ppo.num_timesteps} {env.made_by}"})  # of several the order varies
+    save_file(state, partial, metadata={"training": f"{ppo.num_timesteps} {env.made_by}"})  # one key: order varies
     partial.replace(file)
 
 
 def _environments(ppo: PPO) -> Any:
-    """The `CodedEnvironments` of a policy, which stable-baselines3 types as any environments or none."""
+    """The `CodedEnvironments` of a policy, which stable-baselines3 types as optional."""
     return ppo.env
 
 
@@ -196,7 +196,7 @@ def load_training(ppo: PPO, file: Path) -> None:
     """Load what `save_training` wrote.
 
     Raises:
-        UserError: it is not there, of another network or another code, or damaged.
+        UserError: the file is missing or damaged, or of another network or code.
     """
     if not file.is_file():
         raise UserError(str(file), got="no such file", expected="a trained policy", fix="train it to the end with --resume")
@@ -227,12 +227,12 @@ def load_training(ppo: PPO, file: Path) -> None:
 def successes(
     ppo: PPO, environments: CodedEnvironments, episodes: int, seed: int, what: str, noise: bool = False
 ) -> list[bool]:
-    """Success or failure of the policy, without its noise or with it, in each of ``episodes`` episodes, seeded by ``seed``."""
+    """Success of the policy, deterministic or sampled, in each of ``episodes`` episodes seeded by ``seed``."""
     torch.manual_seed(seed)
     environments.seed(seed)
     seen, found = environments.reset(), []
     with tqdm(total=episodes, desc=what, unit="episode", dynamic_ncols=True) as bar:
-        # each environment plays as many: the first to end are those that succeed
+        # equally many per environment: the first episodes to end are the successful ones
         left = [len(range(i, episodes, environments.num_envs)) for i in range(environments.num_envs)]
         while any(left):
             actions, _ = ppo.predict(seen, deterministic=not noise)
@@ -246,7 +246,7 @@ def successes(
 
 
 def film(ppo: PPO, environments: CodedEnvironments, seed: int) -> bytes:
-    """One episode as the camera sees it, a GIF of 256 pixels."""
+    """One episode from the camera, a GIF of 256 pixels."""
     env = environments.venv.envs[0]  # type: ignore[attr-defined]
     observation, _ = env.reset(seed=seed)
     frames, ended = [env.render()], False
@@ -262,13 +262,13 @@ def film(ppo: PPO, environments: CodedEnvironments, seed: int) -> bytes:
 
 
 def curve(folder: Path) -> list[dict[str, str]]:
-    """The rows of the ``curve.csv`` that training left in ``folder``; none where it was removed."""
+    """The rows of ``curve.csv`` in ``folder``; none if it is missing."""
     file = folder / CURVE_FILE
     return list(csv.DictReader(file.read_text(encoding="utf-8").splitlines())) if file.is_file() else []
 
 
 def _own(ppo: PPO) -> dict[str, Tensor]:
-    """The policy's state; encoders that actor and critic share stand there once."""
+    """The state of the policy, with encoders shared by actor and critic once."""
     names = {name for name, _ in (*ppo.policy.named_parameters(), *ppo.policy.named_buffers())}
     return {name: value for name, value in ppo.policy.state_dict().items() if name in names}
 

@@ -1,4 +1,4 @@
-"""The shared space of pictures (or sounds) and texts: trained by the recipe ``aligned``, and a judge of generated pictures."""
+"""The shared space of pictures (or sounds) and texts, trained by the recipe ``aligned``, as a judge of pictures."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -23,7 +23,7 @@ from mmgen.training.recipe import Recipe, RecipeConfig, stage
 from mmgen.training.run import Run
 from mmgen.training.study import cached_run
 
-AT_ONCE = 128  # items that are read together
+AT_ONCE = 128  # items encoded together
 
 
 @dataclass
@@ -32,9 +32,9 @@ class SpaceData:
 
     Args:
         card: name or path.
-        input: the column of pictures or sounds.
-        text: the column of texts, one or several an item.
-        size: side in pixels to which pictures are reduced before they are read, as those to be judged are; 0: as they are.
+        input: column of pictures or sounds.
+        text: column of texts, one or several per item.
+        size: side in pixels to which pictures are scaled first, for judging pictures of this size; 0: no scaling.
         limit: items of each split; 0 takes all.
     """
 
@@ -50,7 +50,7 @@ class SpaceConfig(RecipeConfig):
     """The config of the recipe ``aligned``.
 
     Args:
-        references: training pictures, spread over the data, that are kept with the model for others to be compared with.
+        references: number of training pictures, spread over the data, saved with the model for comparisons.
     """
 
     renamed: ClassVar = {"data.side": "data.size"}
@@ -61,7 +61,7 @@ class SpaceConfig(RecipeConfig):
     references: Annotated[int, AtLeast(1)] = 256
 
     def check(self) -> None:
-        """Check that the columns are there, and of the kinds that the model reads."""
+        """Check that the columns exist and have the kinds that the model reads."""
         card = read_card(self.data.card)
         self.data.input = check_column(card, "data.input", self.data.input, self.model.modality)
         self.data.text = check_column(card, "data.text", self.data.text, "text")
@@ -70,7 +70,7 @@ class SpaceConfig(RecipeConfig):
 
 
 class Reduced(Column):
-    """The pictures of a column, each reduced to ``size`` pixels when it is read."""
+    """The pictures of a column, each scaled to ``size`` pixels on access."""
 
     def __init__(self, column: Column, size: int) -> None:
         super().__init__(column.rows, column.name)
@@ -83,7 +83,7 @@ class Reduced(Column):
 
 
 def pairs(model: Aligned, data: SpaceData, split: str) -> DataSet:
-    """Inputs of the card, or their features by a frozen encoder, each with one of its texts, in order."""
+    """Inputs of the card, or their features by a frozen encoder, paired with each of their texts in order."""
     rows = open_rows(data.card, split, [data.input, data.text], limit=data.limit)
     inputs = Reduced(rows[data.input], data.size) if data.size else rows[data.input]
     given: dict[str, Sequence[Any] | Tensor] = {model.modality: inputs}
@@ -118,11 +118,11 @@ SPACE = Recipe("aligned", SpaceConfig, [aligned])  # its evaluation is in recipe
 
 
 def space_config(values: dict[str, Any], card: str, picture: str, text: str) -> SpaceConfig:
-    """The config of a space that judges pictures of a card: it must be trained on the same card.
+    """The config of a space that judges pictures of a card, and must be trained on the same card.
 
     Args:
-        values: the nested config ``aligned``; where it names no card and columns, they are those that are judged.
-        card, picture, text: the card that is judged and its columns.
+        values: nested config ``aligned``; card and columns default to those of the judged data.
+        card, picture, text: card and columns of the judged data.
 
     Raises:
         UserError: it names another card, or a value is wrong.
@@ -136,12 +136,12 @@ def space_config(values: dict[str, Any], card: str, picture: str, text: str) -> 
 
 
 def trained_space(config: SpaceConfig, size: int = 0, seed: int = 0) -> Aligned:
-    """The space of a config, trained at first use and then taken from the cache.
+    """The space of a config, trained at first use, then cached.
 
     Args:
-        config: of the space.
-        size: side in pixels of the pictures to be judged; it is trained on such, where the config names no size.
-        seed: added to the seed of the config: another space of the same kind.
+        config: config of the space.
+        size: side in pixels of the judged pictures, on which it is trained unless the config sets a size.
+        seed: added to the seed of the config, for another space of the same kind.
     """
     data = replace(config.data, size=config.data.size or size)
     space: Any = load(cached_run(SPACE, replace(config, data=data, seed=config.seed + seed), "aligned"))

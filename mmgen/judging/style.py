@@ -1,4 +1,4 @@
-"""Judges of rewritten sentences: a classifier of the style trained apart, a language model, and human rewrites."""
+"""Scores of rewritten sentences by a separate classifier of the style, a language model, and human rewrites."""
 
 import copy
 import functools
@@ -18,13 +18,13 @@ from mmgen.metrics.style import style_lexicon, style_scores, tokenize
 from mmgen.models.classifier import Classifier
 from mmgen.models.mag import AdaptedTransformer
 
-AT_ONCE = 64  # sentences that are read together
-shared_reader = functools.cache(Reader)  # one for all seeds of a study, most of whose texts are the same
+AT_ONCE = 64  # sentences classified together
+shared_reader = functools.cache(Reader)  # shared by the seeds of a study, with mostly equal texts
 
 
 @dataclass
 class Sentences:
-    """Sentences, the style of each as a class index, the names of both styles, and human rewrites where there are any."""
+    """Sentences with their styles as class indices, the names of both styles, and human rewrites, if any."""
 
     texts: list[str]
     labels: list[int]
@@ -43,10 +43,10 @@ class StyleData:
     """Sentences of two styles.
 
     Args:
-        card: a data card, or a table of one's own; its rows without a text or a style are left out.
-        text: the column of sentences.
-        label: the column of styles, exactly two.
-        references: the column of human rewrites; empty: none.
+        card: data card or table; rows without a text or a style are ignored.
+        text: column of sentences.
+        label: column of exactly two styles.
+        references: column of human rewrites; empty: none.
     """
 
     card: str = "rated_reviews"
@@ -66,7 +66,7 @@ class StyleData:
             raise UserError(f"{path}.label={self.label}", got=got, expected="exactly two", fix=fix)
 
     def sentences(self, split: str, limit: int = 0) -> Sentences:
-        """The sentences of a split, ``limit`` spread over it; 0 takes all.
+        """The sentences of a split, or ``limit`` of them spread over it.
 
         Raises:
             UserError: one of the styles is missing.
@@ -105,13 +105,13 @@ def style_probs(judge: Classifier | AdaptedTransformer, texts: Sequence[str]) ->
 
 
 class StyleScorer:
-    """Scores of rewrites of the same sentences, for all systems by the same judges.
+    """Scores of rewrites of the same sentences by the same judges for all systems.
 
     Args:
-        judge: the classifier of the style.
-        held: the sentences that it was trained on, whose words tell which words mark a style.
-        data: the sentences that were rewritten.
-        fluency: the language model of the perplexity; empty: none.
+        judge: classifier of the style.
+        held: training sentences of the judge, which determine the words of each style.
+        data: original sentences.
+        fluency: language model for the perplexity; empty: none.
     """
 
     def __init__(self, judge: Classifier | AdaptedTransformer, held: Sentences, data: Sentences, fluency: str = "") -> None:
@@ -121,7 +121,7 @@ class StyleScorer:
 
     @property
     def targets(self) -> np.ndarray:
-        """The style that each sentence is to have, (n,)."""
+        """The target style of each sentence, (n,)."""
         return 1 - np.array(self.data.labels)
 
     def of(self, data: Sentences) -> "StyleScorer":
@@ -131,7 +131,7 @@ class StyleScorer:
         return other
 
     def __call__(self, outputs: Sequence[str]) -> dict[str, float]:
-        """The figures of `style_scores`, without those that need what is not there: human rewrites, a language model."""
+        """The figures of `style_scores`, without those that need missing human rewrites or a language model."""
         data, log_p = self.data, [0.0] * len(outputs)
         if self.reader:
             written = [" ".join(tokenize(text)) for text in outputs]

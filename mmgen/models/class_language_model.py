@@ -1,4 +1,4 @@
-"""A language model of each class: a frozen one whose last hidden state a small network of each class moves."""
+"""Class-conditional language models: one frozen model whose last hidden state a small network per class shifts."""
 
 from typing import Annotated, Literal
 
@@ -18,34 +18,33 @@ from mmgen.ranges import AtLeast, checked
 
 
 class ClassLanguageModel(LabelModel):
-    """p(text | class), by a frozen language model with one small network a class behind its last layer.
+    """p(text | class) by a frozen language model with one small network per class after its last layer.
 
     ``p(x_t | x_<t, c) = softmax(E (h_t + B_c gelu(A_c h_t)))``, h_t the language model's last hidden state and E its output
-    embeddings; A_c and B_c are all that is trained. By Bayes' rule, with classes equally likely beforehand, ``p(c | x)`` is
-    the softmax over c of ``log p(x | c)``: the training adds its cross-entropy, so that the classes also tell apart what they
-    have in common.
+    embeddings; only A_c and B_c are trained. By Bayes' rule with a uniform prior, ``p(c | x)`` is the softmax over c of
+    ``log p(x | c)``; its cross-entropy is added to the loss, so that the classes also learn to differ.
 
-    Against one another the classes steer the language model that they share, see `mmgen.conditioning.reweighting.GeDi`; all
-    of them together cost two products with E a token.
+    The contrast of the classes can steer the shared language model, see `mmgen.conditioning.reweighting.GeDi`; all classes
+    together cost two products with E per token.
 
     Args:
-        classes: their names.
+        classes: names of the classes.
         language_model: folder, Hub name, installed package, or ``tiny``; frozen, it is not saved with the model.
-        dtype: of the language model: ``auto``, ``bf16``, ``fp16`` or ``fp32``; how it is run, no part of what was learned.
-        rank: width of the networks.
+        dtype: of the language model: ``auto``, ``bf16``, ``fp16`` or ``fp32``; not part of the saved weights.
+        rank: width of the small networks.
         discriminative: weight of ``-log p(c | x)``.
-        max_tokens: of a text; what is longer is cut.
+        max_tokens: longest text in tokens; longer ones are cut.
 
     Raises:
         UserError: fewer than two classes, or a number out of its range.
 
-    Source: a small change of the last hidden state a class, Han et al. 2024, Word Embeddings Are Steers for Language Models,
-        arXiv 2305.12798, there linear; the two losses, Krause et al. 2021, GeDi, arXiv 2009.06367, there of a model of its own
-        that reads the class as a first token, and with log p(x | c) divided by the length.
+    Source: the shift of the last hidden state per class, Han et al. 2024, Word Embeddings Are Steers for Language Models,
+        arXiv 2305.12798, there linear; the two losses, Krause et al. 2021, GeDi, arXiv 2009.06367, there for a separate model
+        that reads the class as its first token, and with log p(x | c) divided by the length.
 
     >>> model = ClassLanguageModel(["bad", "good"], "tiny", "fp32", rank=4)
     >>> texts = Batch({"text": torch.tensor([[5, 6, 7]])}, {"text": torch.ones(1, 3, dtype=torch.bool)})
-    >>> model.predict(texts).probs  # nothing is learned yet: both are the language model itself
+    >>> model.predict(texts).probs  # untrained: both classes are the language model itself
     tensor([[0.5000, 0.5000]], grad_fn=<SoftmaxBackward0>)
     """
 
@@ -77,11 +76,11 @@ class ClassLanguageModel(LabelModel):
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """What `generate` starts from."""
+        """The input of `generate`."""
         return ("text",)
 
     def losses(self, batch: Batch, phase: str = "train") -> Losses:
-        """``-log p(x | c)`` summed over tokens, and ``-log p(c | x)``, mean over the items that have both."""
+        """``-log p(x | c)`` summed over tokens, and ``-log p(c | x)``, averaged over the items with both."""
         rows = batch.having("text", "label")
         if not rows.any():
             return self.zero_losses("generative", "discriminative")
@@ -94,14 +93,14 @@ class ClassLanguageModel(LabelModel):
         )
 
     def log_likelihood(self, batch: Batch, samples: int = 1) -> Tensor:
-        """log p(text | class), exact, (b,); 0 for items that lack either."""
+        """Exact log p(text | class), (b,); 0 for items without both."""
         rows = batch.observed("text", "label")
         batch = batch.items(rows)
         labels = check_labels(batch["label"], len(self.class_names))
         return placed(self.text_log_prob(batch).gather(1, labels[:, None])[:, 0], rows)
 
     def predict(self, batch: Batch) -> Categorical:
-        """p(class | text), one distribution an item."""
+        """p(class | text), one distribution per item."""
         return Categorical(logits=self.text_log_prob(batch))
 
     def text_log_prob(self, batch: Batch) -> Tensor:
@@ -110,7 +109,7 @@ class ClassLanguageModel(LabelModel):
         Raises:
             UserError: there is no text.
         """
-        batch.observed("text")  # there is something to read
+        batch.observed("text")  # raises if no item has text
         ids, mask = batch["text"], batch.masks["text"]  # (b, t)
         tokenizer = self.processors["text"].tokenizer
         begin = torch.full_like(
@@ -123,11 +122,11 @@ class ClassLanguageModel(LabelModel):
             ).last_hidden_state  # (b, t, d)
         logits = self.logits(hidden[mask])  # (tokens, classes, v)
         rows, ids = torch.ones_like(ids[mask], dtype=torch.bool), ids[mask]
-        each = [token_log_prob(some, ids, rows) for some in logits.unbind(1)]  # of each class (tokens,)
+        each = [token_log_prob(some, ids, rows) for some in logits.unbind(1)]  # (tokens,) per class
         return torch.stack([ids.new_zeros(mask.shape, dtype=x.dtype).masked_scatter(mask, x).sum(1) for x in each], 1)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """The language model's last hidden states (n, d) -> logits of the next token by every class, (n, classes, v)."""
+        """Logits of the next token for every class: last hidden states (n, d) -> (n, classes, v)."""
         hidden = hidden.to(next(self.up.parameters()).dtype)
         moved = [hidden + up(F.gelu(down(hidden))) for down, up in zip(self.down, self.up)]  # each (n, d)
         head = self.language_model.get_output_embeddings()

@@ -1,6 +1,6 @@
-"""A classifier of one modality: p(label | x) = Categorical(softmax(W f(x) + b)), f the modality's encoder.
+"""Classifier of one modality: p(label | x) = Categorical(softmax(W f(x) + b)), f the modality's encoder.
 
-Trained apart by the recipe `judge`, it tells what a generated picture, sound or text shows.
+The recipe `judge` trains it to classify generated pictures, sounds or texts.
 """
 
 import math
@@ -19,21 +19,21 @@ from mmgen.models.base import LabelModel, Losses, check_class_names, check_label
 class Classifier(LabelModel):
     """p(label | x) for one modality x.
 
-    Items without x or without a label count nowhere: the loss is the mean over the others.
+    Items without x or label are ignored: the loss is the mean over the others.
 
     Args:
         modality: name of x in a batch; the labels are ``batch["label"]``, (b,) int64.
         kind: key of `KINDS`.
-        shape: of one x, such as image (c, h, w), audio (mels, frames), vector (d,), text (tokens in the vocabulary,).
-        classes: number of labels.
-        encoder: settings of the kind's encoder, such as ``{"dim": 64}``; for an image, a ``"backbone"`` takes that of timm.
-        class_names: what the labels are called, in order.
-        distort: d, 0 to below 1: in training each picture is turned by up to 100 d degrees, scaled by 1 - d to 1 + d, and
-            moved by up to d of half its side, up, down and sideways.
+        shape: shape of one x, such as image (c, h, w), audio (mels, frames), vector (d,), text (tokens in the vocabulary,).
+        classes: number of classes.
+        encoder: settings of the kind's encoder, such as ``{"dim": 64}``; for an image, ``"backbone"`` names one of timm.
+        class_names: names of the classes, in order.
+        distort: augmentation d, 0 to below 1: in training each picture is rotated by up to 100 d degrees, scaled by 1 - d to
+            1 + d, and shifted by up to d of half its side in each direction.
 
     Raises:
-        UserError: an unknown kind, distorting what is no picture, or a count that does not fit; in use, no item with x, or a
-            label out of range.
+        UserError: an unknown kind, ``distort`` for another modality than pictures, or a number of names other than
+            ``classes``; in use, no item with x, or a label out of range.
 
     >>> model = Classifier("image", "image", [1, 8, 8], classes=10, encoder={"width": 8})
     >>> model.predict(Batch({"image": torch.zeros(2, 1, 8, 8)})).probs.shape
@@ -65,28 +65,28 @@ class Classifier(LabelModel):
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """The modality it reads."""
+        """The modality that it classifies."""
         return (self.modality,)
 
     def losses(self, batch: Batch, phase: str = "train") -> Losses:
-        """The cross-entropy, -log p(label | x), mean over the items that have both."""
+        """The cross-entropy, -log p(label | x), averaged over the items with both."""
         observed = batch.having(self.modality, "label")
         if not observed.any():
             return self.zero_losses("cross_entropy")
         return Losses(cross_entropy=-self._log_likelihood(batch.items(observed)).mean())
 
     def log_likelihood(self, batch: Batch, samples: int = 1) -> Tensor:
-        """log p(label | x), exact, (b,); 0 for items that lack either."""
+        """Exact log p(label | x), (b,); 0 for items without both."""
         observed = batch.observed(self.modality, "label")
         return placed(self._log_likelihood(batch.items(observed)), observed)
 
     def predict(self, batch: Batch) -> Categorical:
-        """p(label | x), one distribution an item; without meaning where x is missing."""
+        """p(label | x), one distribution per item; undefined where x is missing."""
         return Categorical(logits=self.head(self.features(batch)).float())
 
     def features(self, batch: Batch) -> Tensor:
-        """f(x), (b, d): what the last layer reads; without meaning where x is missing."""
-        batch.observed(self.modality)  # there is something to read
+        """f(x), the input (b, d) of the last layer; undefined where x is missing."""
+        batch.observed(self.modality)  # raises if no item has it
         mask = (batch.masks[self.modality],) if self.modality in batch.masks else ()
         x = batch[self.modality]
         return self.encoder(distorted(x, self.distort) if self.training and self.distort else x, *mask)
@@ -97,7 +97,7 @@ class Classifier(LabelModel):
 
 
 def distorted(x: Tensor, most: float) -> Tensor:
-    """Each picture of x (b, c, h, w) turned, scaled and moved at random, see `Classifier`; its edge is repeated."""
+    """Pictures (b, c, h, w) rotated, scaled and shifted at random, see `Classifier`; edge pixels are repeated."""
     turn, scale, down, across = (2 * torch.rand(4, len(x), device=x.device) - 1) * most  # (b,) each
     angle, size = turn * math.radians(100), 1 + scale
     cosine, sine = angle.cos() / size, angle.sin() / size

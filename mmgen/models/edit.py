@@ -1,13 +1,13 @@
-"""Rewrites a sentence in another style by the fewest changes of words that will do.
+"""Style transfer by editing: a search for the fewest changes of words that change the style of a sentence.
 
-A change deletes one or two words, puts one in their place, or puts one between two. What is put there is a word of the target
-style: near what it replaces in meaning, or seen between these neighbours. Changes are chosen one after another, for
+A change deletes one or two words, replaces them by one, or inserts one. The new word is of the target style, and similar to
+the replaced one or seen between the same neighbours. Changes are chosen one after another to maximise
 
 ``score(y) = - max(0, margin - s(y)) - fluency max(0, log p_source(x) - log p_target(y)) - cost(changes)``
 
-s(y) is the log-odds of the target style by a linear classifier of n-grams, the only thing that is trained by gradients;
-log p are trigram language models of the styles, with a fixed credit for each word, so that a short sentence is no more fluent.
-A sentence that no change improves comes back as it was, letter by letter; so does whatever is not changed in one that is.
+s(y) is the log-odds of the target style by a linear classifier of n-grams, the only part trained by gradients; log p are
+trigram language models of the styles, plus a fixed credit per word, so that short sentences are not favoured. Sentences that
+no change improves, and unchanged parts of others, are returned letter by letter.
 """
 
 import re
@@ -28,40 +28,40 @@ from mmgen.models.style.ngrams import BEGIN, END, UNKNOWN, NgramTable, framed, s
 from mmgen.models.style.spelling import Item, pieces_of, spell_changed
 from mmgen.ranges import AtLeast, checked
 
-CREDIT = 4.0  # nats a word: about what one costs in either language model
-AT_ONCE = 256  # sentences changed together
-DIM = 100  # of the word vectors
-RARE = 2e-5  # added to the frequencies whose ratio makes a word one of a style
-COMMON = 5  # occurrences of a word that is put in the place of words like it
-AGAINST = 0.1  # log-odds for the other style that make a word worth replacing
-INSERTIONS = 4  # words that are tried between two
+CREDIT = 4.0  # nats per word, about its mean -log p in either language model
+AT_ONCE = 256  # sentences edited together
+DIM = 100  # size of the word vectors
+RARE = 2e-5  # added to word frequencies before their ratio between styles
+COMMON = 5  # least occurrences of a word that replaces similar ones
+AGAINST = 0.1  # least log-odds for the source style of a word to replace
+INSERTIONS = 4  # words tried per insertion
 
-PLAIN = re.compile(r"[^\W\d_][^\d_]*|[.!]")  # what is put into texts: no numbers, no names of special tokens
+PLAIN = re.compile(r"[^\W\d_][^\d_]*|[.!]")  # words that may be inserted: no numbers or special tokens
 
 
 class Edit(Model):
-    """p(style | text) by a linear classifier of n-grams, and a search for the fewest changes that turn a text's style.
+    """p(style | text) by a linear classifier of n-grams, and a search for the fewest changes that change the style.
 
-    Built by `Edit.learn`, which counts; then the classifier is trained like any model. Two styles.
+    `Edit.learn` builds it by counting; then the classifier is trained like any model. Two styles.
 
     Args:
         class_names: the two styles.
         words, pairs, triples, gaps: sizes of the tables, see `Edit.learn`.
-        choices: words to choose from at each place, of either kind.
-        margin: log-odds of the target style that are enough; the higher, the surer and the less like the input.
-        fluency: weight of each nat lost.
-        change: cost of a word replaced by one unlike it, 1 or more; what is alike costs up to 1 less.
-        deletion: cost of a word deleted.
-        insertion: cost of a word put between two.
-        rounds: most changes of a sentence.
-        rivals: changes a round whose fluency is looked at, the best by the other terms.
-        l2: weight of half the sum of the classifier's squared weights.
+        choices: candidates per position, by similarity and by neighbours each.
+        margin: sufficient log-odds of the target style; a higher margin changes the style more surely and keeps less.
+        fluency: weight of the loss of log-probability, per nat.
+        change: cost of replacing a word, 1 or more; up to 1 less for a similar word.
+        deletion: cost of deleting a word.
+        insertion: cost of inserting a word.
+        rounds: most changes per sentence.
+        rivals: changes per round, best by the other terms, whose fluency is computed.
+        l2: weight decay of the classifier, as a term l2 / 2 |w|^2 of the loss.
 
     Raises:
         UserError: not two names, or a number out of its range; in use, no item with text and label, or an unknown style.
 
-    Source: that a style sits in few words, which can be changed in place: Li et al. 2018, Delete, Retrieve, Generate, arXiv
-        1804.06437, there found by frequency and written anew by a network. The search is ours.
+    Source: style as a few words to be edited in place, Li et al. 2018, Delete, Retrieve, Generate, arXiv 1804.06437; there
+        they are found by frequency and rewritten by a network. The search is new here.
 
     >>> texts, labels = ["the soup was good", "the tea was good", "the soup was bad", "the tea was bad"] * 9, [1, 1, 0, 0] * 9
     >>> model = Edit.learn(texts, labels, ["bad", "good"])
@@ -103,28 +103,28 @@ class Edit(Model):
         self.word_weights = nn.Parameter(torch.zeros(words))
         self.pair_weights = nn.Parameter(torch.zeros(pairs))
         self.triple_weights = nn.Parameter(torch.zeros(triples))
-        self.register_buffer("frequency", torch.zeros(2, words))  # of a word in each style
-        self.register_buffer("vectors", torch.zeros(words, DIM))  # what a word's neighbours are, of length 1 or 0
-        # words of each style that are like a word, -1 where there are no more
+        self.register_buffer("frequency", torch.zeros(2, words))  # of each word by style
+        self.register_buffer("vectors", torch.zeros(words, DIM))  # distributional word vectors, of length 1 or 0
+        # similar words in each style, filled with -1
         self.register_buffer("near", torch.full((2, words, choices), -1, dtype=torch.int32))
         self.register_buffer("gaps", torch.arange(gaps))  # (style * words + left) * words + right, sorted
-        self.register_buffer("between", torch.full((gaps, choices), -1, dtype=torch.int32))  # words seen in that gap
+        self.register_buffer("between", torch.full((gaps, choices), -1, dtype=torch.int32))  # words seen in each gap
 
     @classmethod
     def learn(cls, texts: Sequence[str], labels: Sequence[int], class_names: Sequence[str], **settings: Any) -> "Edit":
-        """A model whose tables hold what these texts hold; the classifier's weights are still zero.
+        """Build a model from the counts of these texts, with a classifier of zero weights.
 
         Args:
             texts: single sentences of both styles; blank ones are left out.
-            labels: 0 or 1 for each, a position in ``class_names``.
+            labels: 0 or 1 for each, an index of ``class_names``.
             class_names: the two styles.
-            settings: as of the constructor.
+            settings: arguments of the constructor.
 
         Raises:
             UserError: not two styles, a label that is neither, a style without a text, or too few texts.
         """
-        told = [(text, label) for text, label in zip(texts, labels) if text.strip()]
-        texts, labels = [text for text, _ in told], [label for _, label in told]
+        known = [(text, label) for text, label in zip(texts, labels) if text.strip()]
+        texts, labels = [text for text, _ in known], [label for _, label in known]
         processor = train_word_tokenizer(texts)
         sentences = tokens_of(processor.tokenizer, texts, add_special_tokens=False)["input_ids"]
         counts = style_counts(sentences, labels, processor.vocabulary)
@@ -150,16 +150,16 @@ class Edit(Model):
         return model
 
     def word_salience(self) -> Tensor:
-        """How much more frequent each word is in style 1 than in style 0, as a logarithm, (words,)."""
+        """Log-ratio of the frequency of each word in style 1 to that in style 0, (words,)."""
         return ((self.frequency[1] + RARE) / (self.frequency[0] + RARE)).log()
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """What it reads."""
+        """The modality that it reads."""
         return ("text",)
 
     def losses(self, batch: Batch, phase: str = "train") -> Losses:
-        """The cross-entropy -log p(style | text), mean over the items that have both, and the penalty of large weights."""
+        """The cross-entropy -log p(style | text), averaged over the items with both, and the weight penalty."""
         rows = batch.having("text", "label")
         if not rows.any():
             return self.zero_losses("cross_entropy", "penalty")
@@ -170,7 +170,7 @@ class Edit(Model):
         )
 
     def log_likelihood(self, batch: Batch, samples: int = 1) -> Tensor:
-        """log p(style | text), exact, (b,); 0 for items that lack either."""
+        """Exact log p(style | text), (b,); 0 for items without both."""
         rows = batch.observed("text", "label")
         return placed(self._log_likelihood(batch.items(rows)), rows)
 
@@ -181,14 +181,14 @@ class Edit(Model):
 
     @torch.no_grad()
     def restyle(self, texts: Sequence[str], target: str) -> list[str]:
-        """The texts in the style ``target``, in their order; what is blank, or not of this language, comes back as it was.
+        """Rewrite texts in the style ``target``; blank texts and unknown languages are returned unchanged.
 
         Args:
-            texts: any; of several sentences each is changed, and one of more than `LONGEST` words piece by piece.
+            texts: any; each sentence is edited separately, and one of more than `LONGEST` words in pieces.
             target: one of ``class_names``.
 
         Raises:
-            UserError: there is no such style.
+            UserError: an unknown style.
         """
         style = self.class_names.index(check_one_of("target", target, self.class_names))
         texts = check_texts(texts)
@@ -207,10 +207,7 @@ class Edit(Model):
         return restyled
 
     def _search(self, pieces: list[list[Item]], kept: list[set[int]], style: int) -> list[list[Item]]:
-        """Each piece with the changes that score best: one more in each of the rounds, for all pieces at once.
-
-        What stands at the places in ``kept`` stays.
-        """
+        """Edit all pieces at once, each by the best change of every round; positions in ``kept`` are not changed."""
         best, states = list(pieces), list(pieces)
         ids = self.framed(states)
         source = self.fluency_of(ids, 1 - style)  # (n,)
@@ -228,7 +225,7 @@ class Edit(Model):
                 locked[row, [2 + n for n, (_, at, new) in enumerate(states[i]) if new or at in kept[i]]] = True
             odds, lost = self.log_odds(ids), self.fluency_of(ids, style) - source[active]
             moves = self.moves(ids, locked, style)
-            fluent = torch.zeros_like(moves.cost)  # at best nothing is lost: what is no gain even then is left out
+            fluent = torch.zeros_like(moves.cost)  # upper bound without loss of fluency: skips changes that cannot gain
             bound = self._score(odds[moves.row] + moves.gain, fluent, paid[active][moves.row] + moves.cost, style)
             gain = torch.nonzero(bound > scores[active][moves.row]).squeeze(1)
             moves = moves.take(gain[_highest(moves.row[gain], bound[gain], self.rivals)])
@@ -246,9 +243,9 @@ class Edit(Model):
         return best
 
     def moves(self, ids: Tensor, locked: Tensor, style: int) -> "Moves":
-        """Every change of the sentences (b, t) that puts a word in, or a word or nothing in the place of one or two."""
+        """All changes of sentences (b, t) that insert a word, or replace or delete one or two."""
         word = (ids > END) & ~locked  # (b, t)
-        against = (1 - 2 * style) * self._shares(ids)  # what each word says for the other style
+        against = (1 - 2 * style) * self._shares(ids)  # log-odds of each word for the source style
         two = against.masked_fill(~word, -torch.inf).topk(min(2, ids.shape[1]), dim=1).indices
         wanted = word & (against > AGAINST)
         wanted |= word & ~wanted.any(1, keepdim=True) & torch.zeros_like(word).scatter(1, two, True)
@@ -289,13 +286,13 @@ class Edit(Model):
         return -(self.margin - (2 * style - 1) * odds).clamp(min=0) + self.fluency * fluency.clamp(max=0) - paid
 
     def fluency_of(self, ids: Tensor, style: int) -> Tensor:
-        """log p in a style and `CREDIT` for each word, (b,), of framed sentences or of pieces of them (b, t)."""
+        """log p in a style plus `CREDIT` per word, (b,), of framed sentences or parts of them (b, t)."""
         a, b, word = ids[:, :-2], ids[:, 1:-1], ids[:, 2:]
         found = self.ngrams.log_prob(a, b, word, torch.tensor(style, device=ids.device))
         return found.masked_fill((b == END) | (word == BEGIN), 0).sum(1) + CREDIT * (ids > END).sum(1)
 
     def _weights(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The classifier's weights of the words, pairs and triples of sentences (b, t): (b, t), (b, t - 1), (b, t - 2)."""
+        """Weights of the words, pairs and triples of sentences (b, t): (b, t), (b, t - 1), (b, t - 2)."""
         pair, triple = self.ngrams.find(ids[:, :-1], ids[:, 1:]), self.ngrams.find(ids[:, :-2], ids[:, 1:-1], ids[:, 2:])
         return (
             self.word_weights[ids].masked_fill(ids <= END, 0),
@@ -304,7 +301,7 @@ class Edit(Model):
         )
 
     def _shares(self, ids: Tensor) -> Tensor:
-        """The log-odds of style 1 shared out among the words (b, t): each n-gram's weight in equal parts."""
+        """Log-odds of style 1 per word (b, t), the weight of each n-gram divided equally among its words."""
         words, pairs, triples = self._weights(ids)
         shared = words.clone()
         for n, weights in ((2, pairs), (3, triples)):
@@ -313,13 +310,13 @@ class Edit(Model):
         return shared
 
     def _between(self, left: Tensor, right: Tensor, style: int) -> Tensor:
-        """Words that a style has between these two, the likeliest first, (n,) -> (n, choices); -1 where there are no more."""
+        """Words of a style seen between two others, likeliest first, filled with -1: (n,) -> (n, choices)."""
         key = (style * self.ngrams.words + left) * self.ngrams.words + right
         place = torch.searchsorted(self.gaps, key).clamp(max=len(self.gaps) - 1)
         return self.between[place].long().where((self.gaps[place] == key)[:, None], -1)
 
     def framed(self, items: Sequence[list[Item]]) -> Tensor:
-        """Token ids of the items' words, each between its start and end, (b, t)."""
+        """Token ids of items between start and end tokens, (b, t)."""
         return framed([[word for word, _, _ in piece] for piece in items]).to(self.bias.device)
 
     def _log_likelihood(self, batch: Batch) -> Tensor:
@@ -334,30 +331,30 @@ class Edit(Model):
 
 
 class Moves(NamedTuple):
-    """Changes of sentences, (m,) each: in ``row``, from ``start`` on, ``length`` words become ``word`` (-1: nothing)."""
+    """Changes of sentences, (m,) each: ``length`` words of ``row`` from ``start`` become ``word`` (-1: none)."""
 
     row: Tensor
     start: Tensor
     length: Tensor
     word: Tensor
     cost: Tensor
-    gain: Tensor  # in log-odds of style 1
-    before: Tensor  # (m, 7) the words in question, two to the left and two to the right
+    gain: Tensor  # change in log-odds of style 1
+    before: Tensor  # (m, 7) the changed words with two to the left and two to the right
     after: Tensor  # (m, 7)
 
     def take(self, index: Tensor) -> "Moves":
-        """Those at ``index``."""
+        """The changes at ``index``."""
         return Moves(*(part[index] for part in self))
 
 
 def _moves(row: Tensor, start: Tensor, length: int, word: Tensor, cost: Tensor, gain: Tensor, *windows: Tensor) -> Moves:
-    # one more <eos> behind them all: what it adds to the log-probabilities is the same before and after
+    # one more <eos> at the end adds the same log-probability before and after
     padded = [F.pad(window, (0, 7 - window.shape[1]), value=END) for window in windows]
     return Moves(row, start, torch.full_like(row, length), word, cost, gain, *padded)
 
 
 def _highest(rows: Tensor, values: Tensor, n: int) -> Tensor:
-    """The positions of each row's ``n`` highest values, row after row, the highest first.
+    """Indices of the ``n`` highest values of each row, row by row, highest first.
 
     >>> _highest(torch.tensor([1, 0, 1, 1]), torch.tensor([5.0, 1.0, 7.0, 6.0]), 2).tolist()
     [1, 2, 3]
@@ -370,6 +367,6 @@ def _highest(rows: Tensor, values: Tensor, n: int) -> Tensor:
 
 
 def edited(items: list[Item], start: int, length: int, word: int) -> list[Item]:
-    """The items with those from ``start`` on replaced; what replaces one takes its place in the text."""
+    """Replace items from ``start`` on; a replacement takes the position of its original in the text."""
     new = [(word, items[start][1] if length else -1, True)] if word >= 0 else []
     return [*items[:start], *new, *items[start + length :]]

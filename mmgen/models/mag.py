@@ -1,4 +1,4 @@
-"""A label of what is said, heard and seen: a pretrained transformer with an adaptation gate inside (MAG)."""
+"""Multimodal adaptation gate (MAG): a pretrained text encoder whose hidden states are shifted by other modalities."""
 
 from collections.abc import Collection
 from typing import Annotated, Any, Literal
@@ -22,39 +22,38 @@ from mmgen.storage import check_digest, digest, fingerprint
 
 
 class AdaptedTransformer(LabelModel):
-    """p(label | text, other modalities): a pretrained transformer reads the text, its hidden states shifted by the others.
+    """p(label | text, other modalities): a pretrained text encoder whose hidden states are shifted by the others.
 
     ``h_i = layer_i(h_{i-1})`` but ``h_l = gate(layer_l(h_{l-1}), x)``, see `AdaptationGate`, and
     ``p(label | text, x) = Categorical(softmax(W Dropout(pool(h_L)) + b))``. Transformer, gate and W are trained together.
 
-    Any modality may be missing. One beside the text then shifts nothing; a missing text is read as an empty one, of the tokens
-    of start and end alone. An item without any modality or without a label counts nowhere: the loss is a mean over the others.
+    Any modality may be missing: other modalities then cause no shift, and a missing text is an empty one, with start and end
+    tokens only. Items without any modality or without a label are ignored: the loss is the mean over the others.
 
     Args:
-        encoder: of the text, see `mmgen.conditioning.text_encoder.load_text_encoder`.
-        features: modality -> size of its features, in a batch (b, f), given to every token alike, or (b, t, f), those of each
-            token. Empty: no gate, the transformer alone.
-        classes: number of labels; ``batch["label"]`` is (b,) int64.
-        class_names: what the labels are called, in order.
-        layer: 0 for a gate after the embeddings, l for after the l-th layer.
-        beta: of the gate: longest shift over the length of the hidden state.
-        noise: modality -> standard deviation s of what is added to its features in training; they are divided by
-            sqrt(1 + s^2) always. For features that were themselves trained on the labels, see
-            `mmgen.modalities.modality.Modality`. A modality left out has none.
+        encoder: text encoder, see `mmgen.conditioning.text_encoder.load_text_encoder`.
+        features: modality -> feature size f; a batch holds (b, f), the same for every token, or (b, t, f) per token. Empty: no
+            gate, the transformer alone.
+        classes: number of classes of the int64 ``batch["label"]``, (b,).
+        class_names: names of the classes, in order.
+        layer: position of the gate: 0 after the embeddings, l after the l-th layer.
+        beta: longest shift relative to the length of the hidden state.
+        noise: modality -> standard deviation s of noise added to its features in training; features are always divided by
+            sqrt(1 + s^2). Meant for features that were themselves trained on the labels, see
+            `mmgen.modalities.modality.Modality`. Default: none.
         pooling: "mean" of the hidden states of real tokens, or the "first".
-        trained_layers: of the transformer, the last so many; what is below them is frozen, and not saved. None: all of it is
-            trained.
-        encoder_rate: learning rate of the transformer over that of gate and head.
-        dropout: before the head.
-        gate_dropout: of what the gate hands on.
-        max_tokens: of a text, start and end included; a longer one is cut.
+        trained_layers: number of last layers to train; those below are frozen, and not saved. None: all are trained.
+        encoder_rate: learning rate of the transformer, relative to gate and head.
+        dropout: dropout rate before the head.
+        gate_dropout: dropout rate after the gate.
+        max_tokens: longest text in tokens, start and end included; longer ones are cut.
 
     Raises:
-        UserError: no such encoder or layer, or a number out of its range; in use, no item that counts, a modality that the
-            model does not have, or values of another shape or out of their range.
+        UserError: no such encoder or layer, or a number out of its range; in use, no usable item, an unknown modality, or
+            values of another shape or out of range.
 
     Source: Rahman et al. 2020, Integrating Multimodal Information in Large Pretrained Transformers, ACL. There features are
-        aligned with words, the first token is pooled, and a sentiment is a number with a squared error.
+        aligned with words, the first token is pooled, and the sentiment is a regression target.
 
     >>> model = AdaptedTransformer("tiny", features={"audio": 5}, classes=2)
     >>> batch = Batch({"text": torch.tensor([[1, 71, 74, 2]]), "audio": torch.randn(1, 5)})
@@ -112,11 +111,11 @@ class AdaptedTransformer(LabelModel):
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """The text, and the modalities that shift it."""
+        """The text and the other modalities."""
         return ("text", *self.features)
 
     def phase_parameters(self, phase: str) -> list[dict[str, Any]]:
-        """The transformer learns at ``encoder_rate`` of the rate of gate and head."""
+        """The transformer has ``encoder_rate`` times the learning rate of gate and head."""
         read = {p for p in self.encoder.parameters() if p.requires_grad}
         groups = decayed([p for p in self.parameters() if p.requires_grad and p not in read])
         return groups + [
@@ -124,21 +123,21 @@ class AdaptedTransformer(LabelModel):
         ]
 
     def losses(self, batch: Batch, phase: str = "train") -> Losses:
-        """The cross-entropy, -log p(label | text, x), mean over the items that count."""
+        """The cross-entropy, -log p(label | text, x), averaged over the usable items."""
         rows = batch.having("label") & batch.having_any(*self.inputs)
         if not rows.any():
             return self.zero_losses("cross_entropy")
         return Losses(cross_entropy=-self._log_likelihood(batch.items(rows)).mean())
 
     def log_likelihood(self, batch: Batch, samples: int = 1) -> Tensor:
-        """log p(label | text, x), exact, (b,); 0 for items that do not count."""
+        """Exact log p(label | text, x), (b,); 0 for unusable items."""
         rows = batch.having("label") & batch.having_any(*self.inputs)
         if not rows.any():
             raise batch.lacks(f"label and one of {', '.join(self.inputs)}", "both")
         return placed(self._log_likelihood(batch.items(rows)), rows)
 
     def encode(self, batch: Batch) -> Delta:
-        """pool(h_L), the point (b, d) that the head reads."""
+        """pool(h_L), the input (b, d) of the head, as a point."""
         for name in batch.values:
             check_one_of("modality", name, ["label", *self.inputs])
         ids, mask = self._text(batch)  # (b, t) each
@@ -154,23 +153,23 @@ class AdaptedTransformer(LabelModel):
         return Delta((states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
 
     def decode(self, z: Tensor, to: str = "label") -> Categorical:
-        """p(label | z), batch shape (b,), z (b, d) the point that `encode` gives."""
+        """p(label | z), batch shape (b,), z (b, d) a point of `encode`."""
         check_one_of("to", to, ["label"])
         scores = self.head(self.dropout(z))  # (b, classes)
         return Categorical(logits=scores.to(torch.promote_types(scores.dtype, torch.float32)))
 
     def predict(self, batch: Batch) -> Categorical:
-        """p(label | text, x), one distribution an item, from whatever is present."""
+        """p(label | text, x) from the modalities present, one distribution per item."""
         return self.decode(self.encode(batch).mean)
 
     def load_own_state(self, state: dict[str, Tensor], source: str = "weights") -> None:
-        """As the base class, after checking that what is frozen of the encoder is what the rest was trained on."""
+        """Load weights after checking that they were trained with these frozen layers."""
         fix = "load it with encoder=NAME_OR_FOLDER of the model it was trained from"
         check_digest(f"encoder of {source}", state.get("encoder_digest"), self.encoder_digest, "weights", fix)
         super().load_own_state(state, source)
 
     def _text(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Token ids (b, t) and which are real; a missing text is an empty one."""
+        """Token ids and mask (b, t); a missing text is an empty one."""
         k, b = len(self.empty), batch.size
         there = batch.having("text")  # (b,)
         if not there.any():
@@ -189,7 +188,7 @@ class AdaptedTransformer(LabelModel):
         return ids, mask
 
     def _features(self, batch: Batch, t: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Features (b, t, f) of the modalities that anyone has, and at which items or tokens; (b, f) go to all tokens."""
+        """Features (b, t, f) and masks of the modalities in the batch; (b, f) apply to all tokens."""
         features, present = {}, {}
         for name, size in self.features.items():
             if not (there := batch.having(name)).any():  # (b,)
@@ -211,7 +210,7 @@ class AdaptedTransformer(LabelModel):
 
 
 def _freeze_but(module: nn.Module, trained: Collection[nn.Module]) -> None:
-    """Freeze all of ``module`` but the parts in ``trained``."""
+    """Freeze ``module`` except for the parts in ``trained``."""
     for child in module.children():
         if child in trained:
             continue

@@ -1,4 +1,4 @@
-"""MirrorGAN: a picture drawn in stages that attend to the words of a text, then captioned again by a redescriber."""
+"""MirrorGAN: pictures drawn from a text in stages with attention to its words, and re-captioned for the loss."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -22,49 +22,49 @@ from mmgen.ranges import AtLeast, Share, checked
 
 
 class MirrorGAN(Model):
-    """x = G(z, text), z ~ N(0, 1), against discriminators of pictures and of pairs, and told back to the text.
+    """x = G(z, text), z ~ N(0, 1), trained against discriminators of pictures and pairs, and by re-captioning.
 
-    Each stage draws the whole picture, a later one at twice the size: it looks at the words and at the sentence from every
-    place of the map before, see `WordAttention` and `SentenceAttention`. Every size has a discriminator with two logits, u of
-    the picture and c of the pair. With s(a) = log(1 + e^a), x' drawn and t' the other texts, a step minimises in turn
+    Each stage draws the whole picture, at twice the size of the one before: every position of its feature map attends to the
+    words and the sentence, see `WordAttention` and `SentenceAttention`. Each size has a discriminator with two logits, u for
+    the picture and c for the pair. With s(a) = log(1 + e^a), x' generated and t' the other texts, a step minimises in turn
 
         discriminator: sum over stages of  s(-u(x)) + s(u(x')) + s(-c(x, t)) + (s(c(x', t)) + s(c(x, t'))) / 2
                        + r1 / 2 |d(u(x) + c(x, t)) / dx|^2
         generator:     sum over stages of  s(-u(x')) + s(-c(x', t)),  + redescription * -log p(t | x' of the last stage)
                        + augmentation * KL(q(code | t) || N(0, 1))
 
-    where p(t | x) is a frozen `Redescriber`, which in training reads x' disturbed as in its own. One stage, without it, is a
-    plain conditional GAN. Pictures have values from -1 to 1. Items without the picture or the text count nowhere.
+    where p(t | x) is a frozen `Redescriber`, which in training reads x' with the disturbances of its own training. One stage
+    without it is a plain conditional GAN. Pixels range from -1 to 1. Items without picture or text are ignored.
 
     Args:
-        sizes: side of each stage's picture, the next twice the last.
-        channels: of a picture, 3 or 1.
+        sizes: side of each stage's picture, each twice the one before.
+        channels: channels of a picture, 3 or 1.
         vocabulary: number of tokens.
         length: longest text in tokens.
-        text: settings of `TextEncoder`; the discriminators have one of their own.
+        text: settings of the two `TextEncoder`s, of generator and discriminators.
         noise: size of z.
-        condition: size of the code that the sentence becomes.
-        width: channels of the generator's maps of the last size; twice as many for each halving, at most 8 times.
-        critic_width: likewise of the discriminators.
-        attention: look at the words and the sentence between stages.
-        augmentation: weight of the KL of conditioning augmentation, by which the code is drawn; 0: it is not drawn. The KL, in
-            nats, bounds what the code can tell of the text: of many texts it needs more than a few.
+        condition: size of the sentence code.
+        width: channels of the generator's last maps; doubled for each halving of the size, up to 8 times as many.
+        critic_width: the same for the discriminators.
+        attention: attend to words and sentence between stages.
+        augmentation: weight of the KL of conditioning augmentation, which draws the code; 0: a deterministic code. The KL, in
+            nats, bounds the information of the code about the text: many texts need more than a few nats.
         r1: weight of the gradient penalty.
-        r1_every: steps of which one has it, so many times as strong.
-        shift: share of a side by which what discriminators see is moved at most in training, see `shifted`.
-        redescription: weight of the redescription; 0 has none.
-        redescriber: settings of the `Redescriber` that the data do not say, such as its networks; it is part of the model, and
-            its weights are those of `mirror`.
+        r1_every: apply it once in this many steps, that many times as strong.
+        shift: largest shift of the discriminators' inputs as a share of the side, see `shifted`.
+        redescription: weight of the re-captioning loss; 0 for none.
+        redescriber: settings of the `Redescriber` other than the data's shape; it is part of the model, with weights set by
+            `mirror`.
 
     Raises:
         UserError: sizes that do not double, a number out of its range, or a redescription without a redescriber; in use, no
-            item with both, a prompt that is empty or too long, or another ``to``.
+            item with both, an empty or too long prompt, or another ``to``.
 
-    Source: Qiao et al. 2019, MirrorGAN, arXiv 1903.05854, section 3, on Xu et al. 2018, AttnGAN, arXiv 1711.10485. What
-        differs: the text encoders are trained with the rest; each map is scaled and moved by the code instead of batch
-        statistics; the pair's logit is a projection (Miyato and Koyama 2018, arXiv 1802.05637), so that all pairs of a batch
-        that do not belong together are told wrong at once; and the discriminators have no norms but the gradient penalty of
-        Mescheder et al. 2018, arXiv 1801.04406, with which GANs converge near a solution.
+    Source: Qiao et al. 2019, MirrorGAN, arXiv 1903.05854, section 3, on Xu et al. 2018, AttnGAN, arXiv 1711.10485. Differs in
+        that the text encoders are trained too; the code scales and shifts each map instead of batch normalisation; the
+        logit of a pair is a projection (Miyato and Koyama 2018, arXiv 1802.05637), so that all mismatched pairs of a batch
+        are negatives; and the discriminators have the gradient penalty of Mescheder et al. 2018, arXiv 1801.04406, for local
+        convergence, instead of norms.
 
     >>> model = MirrorGAN([8, 16], vocabulary=9, text={"dim": 8, "heads": 2}, width=8, critic_width=8, redescription=0.0)
     >>> prompt = Batch({"text": torch.tensor([[5, 2]])}, {"text": torch.ones(1, 2, dtype=torch.bool)})
@@ -118,14 +118,14 @@ class MirrorGAN(Model):
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """What it draws from."""
+        """The input of `generate`."""
         return ("text",)
 
     def mirror(self, trained: Redescriber) -> None:
         """Take the weights of a trained redescriber.
 
         Raises:
-            UserError: it is another one than the settings say, or the redescription has no weight.
+            UserError: it has other settings, or the redescription has no weight.
         """
         if self.redescriber is None:
             fix = "leave it out, or set redescription=0.5"
@@ -134,10 +134,10 @@ class MirrorGAN(Model):
 
     @torch.no_grad()
     def begin_with_words(self, embeddings: Tensor) -> None:
-        """Begin both text encoders with trained embeddings of the tokens (v, d), such as a captioner's.
+        """Initialise both text encoders with trained token embeddings (v, d), such as a captioner's.
 
         Raises:
-            UserError: another number of tokens or size.
+            UserError: another shape.
         """
         for encoder in (self.text, self.discriminator.text):
             if embeddings.shape != encoder.embed.weight.shape:
@@ -146,9 +146,9 @@ class MirrorGAN(Model):
             encoder.embed.weight.copy_(embeddings)
 
     def losses(self, batch: Batch, phase: str = "train") -> Losses:
-        """The terms of one phase over the items that have picture and text; in "train", those of both with their phase's name.
+        """The terms of one phase over the items with both; in "train", of both phases, named by them.
 
-        The terms of a phase give no gradient to the other's parameters.
+        The terms of a phase give no gradient to the other phase's parameters.
         """
         check_one_of("phase", phase, ("train", *self.phases))
         if not batch.having("image", "text").any():
@@ -160,12 +160,12 @@ class MirrorGAN(Model):
         return Losses({f"{name}_{key}": value for name, of in terms.items() for key, value in of(x, ids, mask).items()})
 
     def discriminator_terms(self, x: Tensor, ids: Tensor, mask: Tensor) -> Losses:
-        """What discriminators minimise: pictures (b, c, h, w), ids and mask (b, t)."""
+        """Loss of the discriminators: pictures (b, c, h, w), ids and mask (b, t)."""
         with torch.no_grad():
             drawn, _ = self.draw(ids, mask)
         sentence = self.discriminator.text(ids, mask)  # (b, d)
-        told = ids.masked_fill(~mask, -1)
-        differs = (told[:, None] != told).any(2)  # (b, b) whose text is another than whose
+        texts = ids.masked_fill(~mask, -1)
+        differs = (texts[:, None] != texts).any(2)  # (b, b) True for different texts
         penalised = self.r1 > 0 and int(self.step) % self.r1_every == 0
         sums: dict[str, Any] = {"unconditional": 0.0, "conditional": 0.0, "r1": x.new_zeros(())}
         stages: Any = self.discriminator.stages
@@ -185,7 +185,7 @@ class MirrorGAN(Model):
         return Losses(sums)
 
     def generator_terms(self, x: Tensor, ids: Tensor, mask: Tensor) -> Losses:
-        """What the generator minimises against constant discriminators and redescriber; the pictures x are not read."""
+        """Loss of the generator against constant discriminators and redescriber; x is not used."""
         drawn, divergence = self.draw(ids, mask)
         constant = {name: p.detach() for name, p in self.discriminator.named_parameters()}
         seen = [self._seen(fake) for fake in drawn]
@@ -198,8 +198,8 @@ class MirrorGAN(Model):
             terms["augmentation"] = self.augmentation * divergence.mean()
         if self.redescriber is not None:
             read = self.redescriber.disturbed(drawn[-1]) if self.training else drawn[-1]
-            told = self.redescriber.describe(read).log_prob(ids, mask)  # (b,)
-            terms["redescription"] = self.redescription * -told.mean()
+            log_prob = self.redescriber.describe(read).log_prob(ids, mask)  # (b,)
+            terms["redescription"] = self.redescription * -log_prob.mean()
         self.monitored = {}
         return terms
 
@@ -217,10 +217,10 @@ class MirrorGAN(Model):
 
     @torch.no_grad()
     def generate(self, given: Batch, to: str = "image", n: int = 1, generator: torch.Generator | None = None) -> Tensor:
-        """``n`` pictures a text, (b * n, c, h, w) from -1 to 1, those of one text together.
+        """``n`` pictures per text, (b * n, c, h, w) from -1 to 1, grouped by text.
 
         Raises:
-            UserError: another ``to``, ``n`` below 1, an item without a text, or one that is empty or too long.
+            UserError: another ``to``, ``n`` below 1, or a missing, empty or too long text.
         """
         check_generate(to, n, ["image"])
         if not given.having("text").all():
@@ -233,17 +233,17 @@ class MirrorGAN(Model):
 
 
 def squared_gradient(values: Tensor, x: Tensor) -> Tensor:
-    """|d values_i / d x_i|^2 of each item: values (b,), x (b, ...) -> (b,), through which gradients flow."""
+    """|d values_i / d x_i|^2 of each item, differentiable: values (b,), x (b, ...) -> (b,)."""
     gradient = torch.autograd.grad(values.sum(), x, create_graph=True)[0]  # (b, ...)
     return gradient.float().square().flatten(1).sum(1)
 
 
 class Generator(nn.Module):
-    """(z, code, words) -> a picture of each size.
+    """Network (z, code, words) -> a picture of each size.
 
     Args:
         sizes, channels, noise, condition, width, attention: see `MirrorGAN`.
-        dim: size d of the words' features.
+        dim: size d of the word features.
     """
 
     def __init__(
@@ -281,12 +281,12 @@ class Generator(nn.Module):
 
 
 class Doubling(nn.Module):
-    """A map of twice the side: (b, before, h, w), scaled and moved by the style (b, s), -> (b, after, 2h, 2w)."""
+    """Upsampling: a map (b, before, h, w), scaled and shifted by a style (b, s) -> (b, after, 2h, 2w)."""
 
     def __init__(self, before: int, after: int, style: int) -> None:
         super().__init__()
         self.norm, self.style = nn.GroupNorm(1, before, affine=False), nn.Linear(style, 2 * before)
-        # neighbours are doubled and then mixed: strided transposed convolutions leave a pattern of every second pixel
+        # upsample, then convolve: strided transposed convolutions leave a checkerboard pattern
         first, second = nn.Conv2d(before, after, 3, padding=1), nn.Conv2d(after, after, 3, padding=1)
         self.convolutions = nn.Sequential(first, nn.Upsample(scale_factor=2), nn.SiLU(), second)
 
@@ -297,7 +297,7 @@ class Doubling(nn.Module):
 
 
 class Look(nn.Module):
-    """What a stage does with the map before: look at words and sentence from each place, if it attends, and think it over."""
+    """A stage between two sizes: attention to words and sentence, if any, then residual convolutions."""
 
     def __init__(self, width: int, dim: int, condition: int, attention: bool) -> None:
         super().__init__()
@@ -315,7 +315,7 @@ class Look(nn.Module):
 
 
 class WordAttention(nn.Module):
-    """The words that matter at each place: ``sum_i a_ji U e_i`` with ``a_ji = softmax_i(f_j . U e_i / sqrt(w))``.
+    """Attention of each position to words: ``sum_i a_ji U e_i`` with ``a_ji = softmax_i(f_j . U e_i / sqrt(w))``.
 
     Args:
         dim: size d of a word.
@@ -332,7 +332,7 @@ class WordAttention(nn.Module):
         self.project = nn.Linear(dim, width, bias=False)
 
     def forward(self, maps: Tensor, words: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """maps (b, w, h, h), words (b, t, d), mask (b, t) -> what is seen (b, w, h, h), and the weights (b, h h, t)."""
+        """maps (b, w, h, h), words (b, t, d), mask (b, t) -> output (b, w, h, h) and weights (b, h h, t)."""
         seen = self.project(words)  # (b, t, w)
         scores = maps.flatten(2).transpose(1, 2) @ seen.transpose(1, 2) / seen.shape[2] ** 0.5  # (b, h h, t)
         weights = scores.masked_fill(~mask[:, None], -torch.inf).softmax(-1)
@@ -340,14 +340,14 @@ class WordAttention(nn.Module):
 
 
 class SentenceAttention(nn.Module):
-    """Where each feature of the sentence matters: ``a_jk h h V_k c`` with ``a_jk = softmax_j(f_jk V_k c)``.
+    """Attention of each sentence feature to positions: ``a_jk h h V_k c`` with ``a_jk = softmax_j(f_jk V_k c)``.
 
     Args:
         condition: size of the sentence's code c.
         width: channels w of the map.
 
-    Source: MirrorGAN, equation 4; there without h h, the number of places, by which a sentence that matters everywhere alike
-        keeps its size.
+    Source: MirrorGAN, equation 4; there without the number of positions h h, which keeps the scale of a sentence with
+        uniform attention.
 
     >>> SentenceAttention(8, 4)(torch.zeros(2, 4, 3, 3), torch.zeros(2, 8))[1].sum(2).tolist()[0]
     [1.0, 1.0, 1.0, 1.0]
@@ -358,7 +358,7 @@ class SentenceAttention(nn.Module):
         self.project = nn.Linear(condition, width, bias=False)
 
     def forward(self, maps: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:
-        """maps (b, w, h, h), code (b, condition) -> what is seen (b, w, h, h), and the weights (b, w, h h)."""
+        """maps (b, w, h, h), code (b, condition) -> output (b, w, h, h) and weights (b, w, h h)."""
         seen = self.project(code)[..., None]  # (b, w, 1)
         weights = (maps.flatten(2) * seen).softmax(2)  # (b, w, h h)
         return (weights * weights.shape[2] * seen).reshape(maps.shape), weights
@@ -368,7 +368,7 @@ class Critic(nn.Module):
     """The discriminator of one size: convolutions down to 4 pixels, and two logits.
 
     Args:
-        channels, size: of a picture.
+        channels, size: shape of a picture.
         dim: size d of a sentence.
         width: channels of the first map.
     """
@@ -382,24 +382,24 @@ class Critic(nn.Module):
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.LeakyReLU(0.2)]
         self.features = nn.Sequential(*layers, nn.Flatten(), nn.Linear(widths[-1] * sides[-1][0] ** 2, dim), nn.LeakyReLU(0.2))
         for layer in self.features:
-            if isinstance(layer, nn.Conv2d | nn.Linear):  # no norm keeps what passes at its size
+            if isinstance(layer, nn.Conv2d | nn.Linear):  # no norm keeps the scale of activations
                 nn.init.kaiming_normal_(layer.weight, 0.2)
                 nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
         self.own, self.project = nn.Linear(dim, 2), nn.Linear(dim, dim, bias=False)
 
     def logits(self, features: Tensor, sentences: Tensor) -> tuple[Tensor, Tensor]:
-        """u (b,) of each picture and c (b, m) of each with each text: features (b, d), sentences (m, d)."""
+        """u (b,) of each picture and c (b, m) of each pair with a text: features (b, d), sentences (m, d)."""
         u, c = self.own(features).unbind(1)
         return u, c[:, None] + features @ self.project(sentences).T / features.shape[1] ** 0.5
 
     def forward(self, images: Tensor, sentences: Tensor) -> tuple[Tensor, Tensor]:
-        """u and c, (b,) each, of images (b, c, size, size) each with its own text, sentences (b, d)."""
+        """u and c, (b,) each, of images (b, c, size, size) paired with sentences (b, d)."""
         u, pairs = self.logits(self.features(images), sentences)
         return u, pairs.diagonal()
 
 
 class Discriminator(nn.Module):
-    """A `Critic` of each stage, and what reads their texts."""
+    """A `Critic` per stage, with their text encoder."""
 
     def __init__(self, sizes: list[int], channels: int, text: TextEncoder, width: int) -> None:
         super().__init__()

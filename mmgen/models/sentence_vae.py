@@ -1,4 +1,4 @@
-"""A sentence VAE: one latent for a whole sentence, an autoregressive decoder, and two guards against posterior collapse."""
+"""Sentence VAE: one latent per sentence, an autoregressive decoder, and measures against posterior collapse."""
 
 from typing import Annotated, Any
 
@@ -25,21 +25,20 @@ class SentenceVAE(Model):
     ``loss = E_q[-log p(text | z)] + w(step) sum_j max(free_bits, KL_j)``, KL_j the mean over the batch of dimension j's KL and
     w rising linearly from 0 to 1 over ``anneal_steps``.
 
-    An autoregressive decoder can model text without z and then leaves it unused. Against that: each dimension may hold
-    ``free_bits`` at no cost; the KL's weight starts at 0; and word dropout hides words that the decoder has written from it in
-    training, so that it must look for them in z. What is to be predicted stays whole. Sentences that are missing count
-    nowhere.
+    An autoregressive decoder can model text without z and then ignores it (posterior collapse). Three measures prevent this:
+    each dimension has ``free_bits`` at no cost; the weight of the KL starts at 0; and word dropout hides input words from the
+    decoder in training, but not its targets, so that it needs z. Missing sentences are ignored.
 
     Args:
         vocabulary: number of tokens.
         length: longest sentence in tokens, ``stop`` included.
         latent_dim: size k of z.
-        stop: the tokenizer's EOS, 2 in one that `mmgen.data.text.train_tokenizer` made.
-        dropped: the token that stands for a dropped word; one that no sentence holds, as the padding token, 0 there: positions
-            are padding by their mask, never by this number.
-        word_dropout: probability with which a word that the decoder reads is dropped in training, 0 to 1.
-        free_bits: lambda, in nats a dimension, 0 or above.
-        anneal_steps: steps over which the KL's weight rises; 0: it is 1 from the start.
+        stop: EOS of the tokenizer, 2 for `mmgen.data.text.train_tokenizer`.
+        dropped: token that replaces a dropped word and occurs in no sentence, such as the padding token 0: the mask, not this
+            token, marks padding.
+        word_dropout: probability of dropping an input word of the decoder in training, 0 to 1.
+        free_bits: nats per dimension, 0 or above.
+        anneal_steps: steps over which the weight of the KL rises to 1; 0: it is constant.
         encoder: settings of `mmgen.modalities.text.TextEncoder`.
         decoder: settings of `mmgen.modalities.text.TextDecoder`.
 
@@ -47,7 +46,7 @@ class SentenceVAE(Model):
         UserError: a value out of range, or an unknown setting; in use, no item with text.
 
     Source: Bowman et al. 2016, Generating sentences from a continuous space, arXiv 1511.06349 (word dropout, annealing by a
-        sigmoid); Kingma et al. 2016, arXiv 1606.04934, appendix C.8 (free bits). Transformers in place of recurrent networks.
+        sigmoid); Kingma et al. 2016, arXiv 1606.04934, appendix C.8 (free bits). Transformers replace recurrent networks.
 
     >>> small = {"dim": 16, "depth": 1, "heads": 2}
     >>> model = SentenceVAE(vocabulary=10, length=5, latent_dim=2, encoder=small, decoder=small)
@@ -91,7 +90,7 @@ class SentenceVAE(Model):
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """What it reads and writes."""
+        """The modality that it encodes and decodes."""
         return ("text",)
 
     @property
@@ -100,7 +99,7 @@ class SentenceVAE(Model):
         return (self.step / self.anneal_steps).clamp(max=1) if self.anneal_steps else 1.0
 
     def losses(self, batch: Batch, phase: str = "train") -> Losses:
-        """The reconstruction and the weighted KL above its floor, over the items that have text."""
+        """The reconstruction, and the weighted KL with free bits, over the items with text."""
         if not batch.having("text").any():
             return self.zero_losses("reconstruction", "kl")
         ids, mask, _ = self._observed(batch)  # (b', t) each
@@ -113,12 +112,12 @@ class SentenceVAE(Model):
         return Losses(reconstruction=-p.log_prob(ids, mask).mean(), kl=self.kl_weight * floored.sum())
 
     def drop_words(self, ids: Tensor) -> Tensor:
-        """``ids`` (b, t), each of them the token ``dropped`` with probability ``word_dropout``."""
+        """Replace ``ids`` (b, t) by the token ``dropped`` with probability ``word_dropout``."""
         return ids.masked_fill(torch.rand(ids.shape, device=ids.device) < self.word_dropout, self.dropped)
 
     @staticmethod
     def reading(p: AutoregressiveCategorical, read: Tensor) -> AutoregressiveCategorical:
-        """``p`` that reads ``read`` (b, t) as the words before; its log_prob is still of those that it is given."""
+        """``p`` conditioned on the preceding words ``read`` (b, t), in place of those that its log_prob scores."""
         length = p.event_shape[0]
         return AutoregressiveCategorical(
             p.context, lambda z, _, mask: p.logits_of(z, read, mask), p.sampler, length=length, stop=p.stop
@@ -129,9 +128,9 @@ class SentenceVAE(Model):
         return self.head(self.encoder(ids, mask))
 
     def encode(self, batch: Batch) -> Independent:
-        """q(z | text), batch shape (b,); without meaning where the text is missing."""
+        """q(z | text), batch shape (b,); undefined where the text is missing."""
         ids, mask, observed = self._observed(batch)
-        return self.posterior(placed(ids, observed), placed(mask, observed))  # padding where there is no text
+        return self.posterior(placed(ids, observed), placed(mask, observed))  # padding for missing texts
 
     def decode(self, z: Tensor, to: str = "text") -> AutoregressiveCategorical:
         """p(text | z), z (b, k)."""
@@ -147,18 +146,18 @@ class SentenceVAE(Model):
         temperature: float = 1.0,
         top_p: float = 1.0,
     ) -> Tensor:
-        """``n`` sentences an item: drawn from z of q(z | text) where text is given, else of p(z).
+        """``n`` sentences per item, from z of q(z | text) where text is given, else of p(z).
 
         Args:
-            given: its size says for how many items.
+            given: items with or without text.
             to: "text".
-            n: sentences an item.
+            n: sentences per item.
             generator: makes them reproducible.
-            temperature: of the words; 0 takes the likeliest.
-            top_p: share of probability that a word is drawn from.
+            temperature: sampling temperature of words; 0 takes the likeliest.
+            top_p: draw from the likeliest words of this total probability.
 
         Returns:
-            Token ids (b * n, length), those of one item together; what follows ``stop`` is padding.
+            Token ids (b * n, length), grouped by item, with padding after ``stop``.
 
         Raises:
             UserError: another ``to``, or a number out of range.
@@ -174,13 +173,13 @@ class SentenceVAE(Model):
 
     @torch.no_grad()
     def interpolate(self, a: Batch, b: Batch, n: int = 5) -> Tensor:
-        """Sentences between those of ``a`` and ``b``: the likeliest words at ``n`` points from one to the other.
+        """Interpolate between sentences ``a`` and ``b``: greedy sentences at ``n`` points.
 
         Linear between the posterior means, ``z = (1 - t) mu_a + t mu_b`` with t = 0, ..., 1: means lie nearer to the origin
-        than draws from the prior do, so a straight line between them does not leave the region where the decoder was trained.
+        than draws from the prior, so a straight line between them stays in the region where the decoder was trained.
 
         Args:
-            a, b: as many items each, all with text.
+            a, b: batches of equal size, all items with text.
             n: points, both ends included, 2 or more.
 
         Returns:
@@ -204,7 +203,7 @@ class SentenceVAE(Model):
 
     @torch.no_grad()
     def elbo(self, batch: Batch, samples: int = 1) -> Tensor:
-        """E_q[log p(text | z)] - KL(q || p), a lower bound on log p(text), the expectation by ``samples`` draws.
+        """E_q[log p(text | z)] - KL(q || p), a lower bound on log p(text), estimated by ``samples`` draws.
 
         Returns:
             (b,) in nats; 0 for items that lack text.
@@ -216,7 +215,7 @@ class SentenceVAE(Model):
         return placed(total - kl(q, self.prior()), observed)
 
     def log_likelihood(self, batch: Batch, samples: int = 1) -> Tensor:
-        """A lower bound on log p(text): the importance-weighted one of ``samples`` draws, see `importance_bound`.
+        """The importance-weighted lower bound on log p(text) with ``samples`` draws, see `importance_bound`.
 
         Returns:
             (b,) in nats; 0 for items that lack text.
@@ -232,10 +231,10 @@ class SentenceVAE(Model):
         return placed(importance_bound(self.posterior(ids, mask), log_joint, samples, chunk=256), observed)
 
     def _observed(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """The ids and the mask (b', t) of the items with text, and their mask (b,); without a mask text ends at ``stop``.
+        """Ids and mask (b', t) of the items with text, and their presence mask (b,); without a mask, texts end at ``stop``.
 
         Raises:
-            UserError: there is none, or a number that is no token.
+            UserError: no item has text, or an id is out of range.
         """
         observed = batch.observed("text")
         ids = batch["text"][observed]

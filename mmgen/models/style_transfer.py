@@ -1,8 +1,7 @@
-"""Style transfer by a disentangled autoencoder: a text's content is read, and written again in the other style.
+"""Style transfer by a disentangled autoencoder, which encodes the content of a text and decodes it in the other style.
 
-Texts of two styles are at hand and no pairs, so nothing says what the other style's version of a text is. Four objectives
-stand for that, beside the reconstruction of each text in its own style: a classifier of what is written, discriminators of how
-it is written, a translation back, or rewards.
+The training texts of two styles are not parallel. Beside the reconstruction of each text in its own style, one of four
+objectives trains the transfer: a classifier of outputs, discriminators of decoder states, back-translation, or rewards.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,13 +28,13 @@ from mmgen.models.style.spelling import LONGEST, pieces_of, spell_anew
 from mmgen.ranges import AtLeast, Share, checked
 
 Objective = Literal["controlled", "cross_aligned", "back_translation", "reinforced"]
-PAD, HIDDEN, STOP, UNKNOWN = range(4)  # as `train_word_tokenizer` numbers them; what is hidden is read as <bos>
-FEW = 3  # occurrences added, where they are more than `RARE`: a word that is seen twice marks no style
-LONGER = 5  # words that a rewrite may have more than its text
+PAD, HIDDEN, STOP, UNKNOWN = range(4)  # ids of `train_word_tokenizer`; hidden words are read as <bos>
+FEW = 3  # occurrences added if above `RARE`, so that rare words mark no style
+LONGER = 5  # most words of a rewrite beyond those of its text
 
 
 class Content(NamedTuple):
-    """What is read of b texts of t words and their end."""
+    """The encoded content of b texts of t words, end included."""
 
     states: Tensor
     """(b, t, d), zero where there is no word."""
@@ -51,17 +50,16 @@ class Content(NamedTuple):
 
 
 class StyleTransfer(Model):
-    """p(x | c(x), s): c(x) the content of a text x, words that mark a style hidden; s a style, its own or the other.
+    """p(x | c(x), s): c(x) is the content of a text x, without the words that mark a style; s is its own or the other style.
 
-    All objectives have the reconstruction ``-log p(x | c(x), s)``; in training words are left out of each reading c at random.
-    With s' the other style, x' of p(. | c(x), s'), the likeliest word after word ("reinforced": a draw), and weight w they
-    add, in the phase "generator":
+    All objectives have the reconstruction ``-log p(x | c(x), s)``; in training, c drops words at random. With s' the other
+    style, x' the greedy output of p(. | c(x), s') ("reinforced": a sample), and weight w, the phase "generator" adds:
 
     - "controlled": ``w (-log p(s' | x') + |c(x') - c(x)|^2)``, p(s | x) a classifier of words.
-    - "cross_aligned": ``-w log D_s'(h')``, h' the decoder's states along x', which a discriminator of each style is to take
-      for those along real texts of style s'.
+    - "cross_aligned": ``-w log D_s'(h')``, h' the decoder's states along x', which the discriminator of style s' should
+      take for those along real texts.
     - "back_translation": ``-log p(x | c(x'), s) + w KL(p(x' | c(x), s') || p(x' | s'))``, p(x | s) a language model of each
-      style; no gradient passes through x' in the first term.
+      style; the first term has no gradient through x'.
     - "reinforced": ``-log p(x | c(x'), s) - w (R - b) log p(x' | c(x), s')``, ``R = p(s' | x') p(x | c(x'), s)^(1 / length)``,
       b a learned baseline.
 
@@ -70,26 +68,26 @@ class StyleTransfer(Model):
     Args:
         class_names: the two styles.
         vocabulary: number of words v.
-        objective: one of these.
+        objective: one of the four above.
         dim: width d.
         depth: layers of encoder and decoder.
-        heads: their attention heads.
-        dropout: share of activations dropped in training.
-        noise: share of the words that are left out of every reading in training.
-        markers: a word that is this many times as frequent in one style as in the other marks it, and is hidden where a
-            text of that style is read.
+        heads: attention heads.
+        dropout: dropout rate.
+        noise: share of the words dropped by the encoder in training.
+        markers: a word at least this many times as frequent in one style as in the other marks it, and is hidden when a text
+            of that style is encoded.
         weight: w.
-        words: most words of the vocabulary that `learn` makes.
+        words: largest vocabulary of `learn`.
 
     Raises:
         UserError: not two names, or a number out of its range; in use, no item with text and label, or an unknown style.
 
     Source: Hu et al. 2017, arXiv 1703.00955 (controlled); Shen et al. 2017, arXiv 1705.09655 (cross_aligned); He et al. 2020,
         arXiv 2002.03912 (back_translation); Luo et al. 2019, DualRL, arXiv 1905.10060 (reinforced: there two models and the
-        harmonic mean); markers are hidden as in Li et al. 2018, arXiv 1804.06437. What differs: transformers, whose content is
-        a state a word and no single vector; what is written at a place sees the content of that place, and words that were
-        read have a learned bonus, so that length and content are kept; x' is drawn whole, and gradients reach each of its
-        words and not through those before it; the language models' KL is exact at each place.
+        harmonic mean); markers are hidden as in Li et al. 2018, arXiv 1804.06437. Differences: transformers, with a content
+        state per word instead of one vector; each output position sees the content at that position, and input words get a
+        learned bonus, to preserve length and content; gradients reach each word of x' but not through the words before it;
+        the KL of the language models is exact at each position.
 
     >>> texts, labels = ["the soup was good", "the tea was good", "the soup was bad", "the tea was bad"] * 9, [1, 1, 0, 0] * 9
     >>> model = StyleTransfer.learn(texts, labels, ["bad", "good"], dim=16, depth=1, heads=2)
@@ -134,27 +132,27 @@ class StyleTransfer(Model):
             self.critic = SequenceCritic(dim, None if objective == "cross_aligned" else vocabulary)
         if objective == "reinforced":
             self.baseline = nn.Linear(dim, 1)
-        self.register_buffer("hidden", torch.zeros(2, vocabulary, dtype=torch.bool))  # markers of each style
+        self.register_buffer("hidden", torch.zeros(2, vocabulary, dtype=torch.bool))  # True for the markers of each style
 
     @classmethod
     def learn(
         cls, texts: Sequence[str], labels: Sequence[int], class_names: Sequence[str], **settings: Any
     ) -> "StyleTransfer":
-        """A model with the vocabulary and the markers of these texts, not yet trained.
+        """Build an untrained model with the vocabulary and the markers of these texts.
 
         Args:
             texts: single sentences of both styles; blank ones are left out.
-            labels: 0 or 1 for each, a position in ``class_names``.
+            labels: 0 or 1 for each, an index of ``class_names``.
             class_names: the two styles.
-            settings: as of the constructor.
+            settings: arguments of the constructor.
 
         Raises:
             UserError: a label that is neither, or a style without a text.
         """
-        told = [(text, label) for text, label in zip(texts, labels) if text.strip()]
-        processor = train_word_tokenizer([text for text, _ in told], settings.get("words", 8192))
-        sentences = tokens_of(processor.tokenizer, [text for text, _ in told], add_special_tokens=False)["input_ids"]
-        counts = torch.from_numpy(style_counts(sentences, [label for _, label in told], processor.vocabulary)).float()
+        known = [(text, label) for text, label in zip(texts, labels) if text.strip()]
+        processor = train_word_tokenizer([text for text, _ in known], settings.get("words", 8192))
+        sentences = tokens_of(processor.tokenizer, [text for text, _ in known], add_special_tokens=False)["input_ids"]
+        counts = torch.from_numpy(style_counts(sentences, [label for _, label in known], processor.vocabulary)).float()
         total = counts.sum(1, keepdim=True)
         frequency = counts / total + (FEW / total).clamp(min=RARE)  # (2, v)
         model = cls(list(class_names), processor.vocabulary, **settings)
@@ -166,13 +164,13 @@ class StyleTransfer(Model):
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """What it reads."""
+        """The modality that it reads."""
         return ("text",)
 
     def losses(self, batch: Batch, phase: str = "train") -> Losses:
-        """The terms of one phase, mean over the items with text and label; in "train", of both, named by their phase.
+        """The terms of one phase over the items with text and label; in "train", of both phases, named by them.
 
-        The terms of a phase give no gradient to the other's parameters.
+        The terms of a phase give no gradient to the other phase's parameters.
         """
         check_one_of("phase", phase, ("train", *self.phases))
         if not batch.having("text", "label").any():
@@ -184,7 +182,7 @@ class StyleTransfer(Model):
         return Losses({f"{name}_{key}": value for name, of in terms.items() for key, value in of(ids, mask, style).items()})
 
     def critic_terms(self, ids: Tensor, mask: Tensor, style: Tensor) -> Losses:
-        """What classifier, discriminators or language models minimise: texts (b, t) and their styles (b,)."""
+        """Loss of classifier, discriminators or language models: texts (b, t) and their styles (b,)."""
         self.monitored = {}
         if self.objective == "back_translation":
             log_p = self.critic(ids, mask, style).log_softmax(-1)  # (b, t, v)
@@ -200,12 +198,12 @@ class StyleTransfer(Model):
         return Losses(real=F.softplus(-real).mean(), fake=F.softplus(fake).mean())
 
     def generator_terms(self, ids: Tensor, mask: Tensor, style: Tensor) -> Losses:
-        """What encoder and decoder minimise against constant critics: texts (b, t) and their styles (b,)."""
+        """Loss of encoder and decoder against constant critics: texts (b, t) and their styles (b,)."""
         content = self.read(ids, mask, style)
         terms = Losses(reconstruction=-self.log_prob(content, style, ids, mask).mean())
         temperature = 1.0 if self.objective == "reinforced" else 0.0
         drawn, real = self.draw(content, 1 - style, temperature=temperature)  # (b, t') each
-        with still(self.decoder):  # of the distribution that x' is drawn from
+        with still(self.decoder):  # without dropout, as x' was drawn
             states, logits = self.decoder(content, 1 - style, drawn, real)  # (b, t', d), (b, t', v)
         constant = {name: p.detach() for name, p in self.critic.named_parameters()}
 
@@ -237,9 +235,9 @@ class StyleTransfer(Model):
         return terms
 
     def read(self, words: Tensor, mask: Tensor, style: Tensor) -> Content:
-        """c(x) of texts of a style: ids, or words with gradients (b, t, v), of which the ends are read too; mask (b, t)."""
+        """c(x) of texts of a style: ids (b, t), or one-hot words with gradients (b, t, v), ends included; mask (b, t)."""
         ids = words if words.dim() == 2 else words.detach().argmax(-1)  # (b, t)
-        out = self.hidden[style].gather(1, ids)  # (b, t) what marks the style
+        out = self.hidden[style].gather(1, ids)  # (b, t) True at markers
         if self.training and self.noise:
             out = out | ((torch.rand(ids.shape, device=ids.device) < self.noise) & (ids > UNKNOWN))
         seen = ids.masked_fill(out, HIDDEN)
@@ -253,16 +251,16 @@ class StyleTransfer(Model):
         return Content(torch.where(mask[..., None], states, 0.0), mask, there)
 
     def log_prob(self, content: Content, style: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """log p(x | c, s) of texts with their ends (b, t), in styles (b,): (b,)."""
+        """log p(x | c, s) of texts with ends (b, t), in styles (b,): (b,)."""
         return _sums(_at(self.decoder(content, style, ids, mask)[1].log_softmax(-1), ids), mask)
 
     @torch.no_grad()
     def draw(
         self, content: Content, style: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        """x ~ p(. | c, s) with its end, and where it has words, (b, t') each; at temperature 0 the likeliest word after word.
+        """x ~ p(. | c, s) with its end, and its mask, (b, t') each; greedy at temperature 0.
 
-        Without dropout. A text that has not ended after `LONGER` words more than were read ends there.
+        Without dropout. A text ends at the latest `LONGER` words beyond the input.
         """
         most = content.mask.sum(1, keepdim=True) + LONGER  # (b, 1), the end included
         with still(self.decoder):
@@ -276,23 +274,23 @@ class StyleTransfer(Model):
         return ids.masked_fill(~real, PAD), real
 
     def log_likelihood(self, batch: Batch, samples: int = 1) -> Tensor:
-        """log p(x | c(x), s) in its own style, exact, (b,); 0 for items that lack text or label."""
+        """Exact log p(x | c(x), s) in its own style, (b,); 0 for items without text or label."""
         ids, mask, style = self.observed(batch)
         return placed(self.log_prob(self.read(ids, mask, style), style, ids, mask), batch.having("text", "label"))
 
     @torch.no_grad()
     def restyle(self, texts: Sequence[str], target: str) -> list[str]:
-        """The texts in the style ``target``, in their order; as they were what is blank or hardly has a known word.
+        """Rewrite texts in the style ``target``; blank and mostly unknown ones are returned unchanged.
 
-        A text that is in the style already is rewritten too. Names, addresses and unknown words are written as they were, in
-        their order, where the rewrite has a place for them.
+        Texts already in the style are rewritten too. Names, addresses and unknown words are copied in their order, as far as
+        the rewrite has places for them.
 
         Args:
-            texts: any; of several sentences each is rewritten, a long one piece by piece.
+            texts: any; each sentence is rewritten separately, a long one in pieces.
             target: one of ``class_names``.
 
         Raises:
-            UserError: there is no such style, or ``texts`` is no list of strings.
+            UserError: an unknown style, or ``texts`` is no list of strings.
         """
         style = self.class_names.index(check_one_of("target", target, self.class_names))
         texts = check_texts(texts)
@@ -309,13 +307,13 @@ class StyleTransfer(Model):
             written[i] += words
         rewritten = []
         for text, offsets, ids, words in zip(texts, read["offset_mapping"], sources, written):
-            told = [word for word, (start, end) in zip(ids, offsets) if text[start:end].isalpha()]
-            same = words == ids or not words or not told or 2 * told.count(UNKNOWN) > len(told)
+            letters = [word for word, (start, end) in zip(ids, offsets) if text[start:end].isalpha()]
+            same = words == ids or not words or not letters or 2 * letters.count(UNKNOWN) > len(letters)
             rewritten.append(text if same else spell_anew(text, offsets, ids, words, tokenizer))
         return rewritten
 
     def rewritten(self, pieces: list[list[int]], style: int) -> list[list[int]]:
-        """The likeliest word after word of each piece in a style, without its end."""
+        """The greedy rewrite of each piece in a style, without its end."""
         device = self.step.device
         found: list[list[int]] = [[] for _ in pieces]
         order = sorted(range(len(pieces)), key=lambda i: len(pieces[i]))
@@ -331,7 +329,7 @@ class StyleTransfer(Model):
         return found
 
     def observed(self, batch: Batch, longest: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Texts, or their first words, with their ends and mask (b', t + 1), and styles (b',), of items that have both."""
+        """Texts, cut if necessary, with ends and mask (b', t + 1), and styles (b',), of the items with both."""
         batch = batch.items(batch.observed("text", "label"))
         ids, style = batch["text"], batch["label"]
         if len(wrong := style[(style < 0) | (style > 1)]):
@@ -344,10 +342,10 @@ class StyleTransfer(Model):
 
 
 class StyleDecoder(nn.Module):
-    """p(x_i | x_<i, c, s): a causal transformer that reads the content, the style and then the words before.
+    """p(x_i | x_<i, c, s): a causal transformer over the content, the style and the preceding words.
 
-    Beside each word before it, place i sees the content's state at place i and the style; a word that was read has a bonus
-    that depends on what the transformer is about to write.
+    Position i also receives the content state at position i and the style; words of the input get a bonus that depends on the
+    state of the transformer.
 
     >>> decoder = StyleDecoder(9, dim=8, depth=1, heads=2)
     >>> content = Content(torch.zeros(2, 3, 8), torch.ones(2, 3, dtype=torch.bool), torch.zeros(2, 9))
@@ -361,11 +359,11 @@ class StyleDecoder(nn.Module):
         self.transformer = CausalTransformer(vocabulary, dim, depth, heads, dropout=dropout)
         self.styles, self.beside, self.copy = nn.Embedding(2, dim), nn.Linear(dim, dim), nn.Linear(dim, 1)
         nn.init.normal_(self.styles.weight, std=0.1)
-        barred = torch.zeros(vocabulary).index_fill_(0, torch.tensor([PAD, HIDDEN]), -1e4)  # finite: 0 log 0 is then 0
+        barred = torch.zeros(vocabulary).index_fill_(0, torch.tensor([PAD, HIDDEN]), -1e4)  # finite, so that 0 log 0 is 0
         self.register_buffer("barred", barred, persistent=False)
 
     def forward(self, content: Content, style: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """States (b, t', d) and logits (b, t', v) of each word of texts with their ends, ids and mask (b, t')."""
+        """States (b, t', d) and logits (b, t', v) of each word of texts with ends, ids and mask (b, t')."""
         writing = Writing(self, content, style)
         before = self.transformer.embed(ids[:, :-1]) + writing.beside(1, ids.shape[1] - 1)  # (b, t' - 1, d)
         seen = torch.cat([writing.mask, mask[:, :-1]], 1)  # (b, t + t')
@@ -375,7 +373,7 @@ class StyleDecoder(nn.Module):
 
 
 class Writing:
-    """The decoder with the content and the style that it writes from, in the place of a transformer in `sample`."""
+    """The decoder with a fixed content and style, for use as a transformer in `sample`."""
 
     def __init__(self, decoder: StyleDecoder, content: Content, style: Tensor) -> None:
         self.decoder, self.content, self.embed = decoder, content, decoder.transformer.embed
@@ -384,19 +382,19 @@ class Writing:
         self.mask = F.pad(content.mask, (0, 1), value=True)  # (b, t + 1)
 
     def beside(self, start: int, n: int) -> Tensor:
-        """What places ``start`` to ``start + n`` see beside the word before: the content's state and the style, (b, n, d)."""
+        """Content state plus style, added to the inputs of positions ``start`` to ``start + n``, (b, n, d)."""
         states = self.content.states[:, start : start + n]
         return self.decoder.beside(F.pad(states, (0, 0, 0, n - states.shape[1]))) + self.style
 
     def features(self, inputs: Tensor, mask: Tensor | None = None, cache: Cache | None = None) -> Tensor:
-        """As of `CausalTransformer`: first of the prompt, then of one word after another."""
+        """`CausalTransformer.features` of the prompt, then of one word after another."""
         written = 0 if cache is None else cache.length - self.prompt.shape[1] + 1
         if written > 0:
             inputs = inputs + self.beside(written, inputs.shape[1])
         return self.decoder.transformer.features(inputs, mask=mask, cache=cache)
 
     def logits(self, states: Tensor, tokens: slice = slice(None)) -> Tensor:
-        """states (b, ..., d) -> (b, ..., v), those of words that were read raised."""
+        """states (b, ..., d) -> (b, ..., v), raised for the words of the input."""
         words = self.content.words if states.dim() == 2 else self.content.words[:, None]
         logits = self.decoder.transformer.logits(states) + self.decoder.copy(states) * words
         return (logits + self.decoder.barred)[..., tokens]
@@ -421,11 +419,11 @@ class StyleLanguageModel(nn.Module):
 
 
 class SequenceCritic(nn.Module):
-    """Two logits, one a style, of a sequence: the largest of what windows of three places say.
+    """Two logits of a sequence, one per style: a maximum over windows of three positions.
 
     Args:
-        dim: size of a place's vector.
-        vocabulary: of words, for a sequence of words; None for one of vectors.
+        dim: size of the vector at a position.
+        vocabulary: number of words, for a sequence of words; None for vectors.
 
     >>> SequenceCritic(8)(torch.zeros(2, 5, 8), torch.ones(2, 5, dtype=torch.bool)).shape
     torch.Size([2, 2])
@@ -447,7 +445,7 @@ class SequenceCritic(nn.Module):
 
 @contextmanager
 def still(module: nn.Module) -> Iterator[None]:
-    """Without dropout inside."""
+    """Disable dropout inside the context."""
     training = module.training
     module.eval()
     try:
@@ -462,5 +460,5 @@ def _at(values: Tensor, ids: Tensor) -> Tensor:
 
 
 def _sums(values: Tensor, mask: Tensor) -> Tensor:
-    """(b, t) over real places, (b,)."""
+    """Sum (b, t) over the mask, (b,)."""
     return torch.where(mask, values, 0.0).sum(1)

@@ -1,4 +1,4 @@
-"""Text to image: one causal transformer writes a text's tokens and then the codes of a picture, or the other way round."""
+"""Text to image by one causal transformer over the tokens of a text and the codes of its picture, in either order."""
 
 from collections.abc import Callable
 from functools import partial
@@ -28,16 +28,16 @@ PARTS = ("text", "image")
 class TextThenImage(CausalTransformer):
     """`CausalTransformer` over texts and pictures: a start token, a text padded to its full length, and a grid of codes.
 
-    The vocabulary is the text's tokens, then the codes, then the start and the padding. Beside rotary positions along the
-    sequence each cell of the grid has its row's and its column's learned vector.
+    The vocabulary is the text's tokens, then the codes, then the start and the padding. Beside rotary positions,
+    each cell of the grid has learned vectors of its row and column.
 
     Args:
-        words: tokens of texts, v.
-        codes: K.
-        length: most tokens of a text, its end included, t.
-        grid: (h', w') cells of a picture, n of them.
+        words: number v of text tokens.
+        codes: number K of codes.
+        length: most tokens t of a text, end included.
+        grid: (h', w'), n cells of a picture.
         dim: width d.
-        depth, heads, dropout: of the layers.
+        depth, heads, dropout: settings of the layers.
 
     >>> model = TextThenImage(10, 16, 3, (2, 2), dim=8, depth=1, heads=2)
     >>> model.text, model.codes, model.start, model.padding
@@ -69,22 +69,22 @@ class TextThenImage(CausalTransformer):
         cache: Cache | None = None,
         first: str = "text",
     ) -> Tensor:
-        """`CausalTransformer.features` with the vectors of places added: inputs (b, t) or (b, t, d) -> (b, t, d).
+        """`CausalTransformer.features` with row and column vectors: inputs (b, t) or (b, t, d) -> (b, t, d).
 
-        ``first`` names the part that comes first in the sequence, "text" or "image".
+        ``first`` names the first part of the sequence, "text" or "image".
         """
         x = inputs if inputs.is_floating_point() else self.embed(inputs)  # (b, t, d)
         before = 1 + (self.text_length if first == "text" else 0)
         past = 0 if cache is None else cache.length
-        low, high = max(past, before), min(past + x.shape[1], before + self.cells)  # what of x is of the picture
+        low, high = max(past, before), min(past + x.shape[1], before + self.cells)  # range of x in the picture
         if low < high:
-            places = (self.rows[:, None] + self.columns).flatten(0, 1)[low - before : high - before]  # (m, d)
-            x = x + F.pad(places, (0, 0, low - past, past + x.shape[1] - high)).to(x.dtype)
+            cells = (self.rows[:, None] + self.columns).flatten(0, 1)[low - before : high - before]  # (m, d)
+            x = x + F.pad(cells, (0, 0, low - past, past + x.shape[1] - high)).to(x.dtype)
         return super().features(x, prefix, mask, cache)
 
 
 class PictureFirst:
-    """A `TextThenImage` that reads pictures before their texts, in the place of a transformer in `sample`."""
+    """A `TextThenImage` with pictures before texts, for use as a transformer in `sample`."""
 
     def __init__(self, transformer: TextThenImage) -> None:
         self.embed, self.logits = transformer.embed, transformer.logits
@@ -92,33 +92,30 @@ class PictureFirst:
 
 
 class TextToImage(Model):
-    """p(text, z) = p(text) p(z | text), z the codes that a frozen discrete VAE gives a picture, one token after another.
+    """p(text, z) = p(text) p(z | text), z the codes of a picture by a frozen discrete VAE, token by token.
 
-    What is minimised, over items with both, is ``-w_t log p(text) - w_i log p(z | text)``: each sum over its own tokens, the
-    softmax of each over the tokens of its kind. In training some batches are read the other way round, ``-w_i log p(z) -
-    log p(text | z)``, so that the same model captions; and some texts are left out, for guidance.
+    The loss, over items with both, is ``-w_t log p(text) - w_i log p(z | text)``, summed over tokens, with a softmax over the
+    tokens of each kind. Some training batches are in the other order, ``-w_i log p(z) - log p(text | z)``, so that the model
+    can caption; and some texts are dropped, for guidance.
 
     Args:
-        discrete_vae: the arguments of the `DiscreteVAE` whose codes are written; `take_codes` copies its weights.
-        vocabulary: tokens of the text processor, v.
-        text_length: most tokens of a text, the end of text included.
-        end: the token that ends a text.
-        dim: width of the transformer.
-        depth: its layers.
-        heads: its attention heads.
-        dropout: share of activations dropped in training.
-        drop_text: share of texts left out in training, 0 to below 1.
-        image_first: share of the batches that are read picture first.
+        discrete_vae: arguments of the `DiscreteVAE`; `take_codes` copies its weights.
+        vocabulary: number v of text tokens.
+        text_length: most tokens of a text, end included.
+        end: token that ends a text.
+        dim, depth, heads, dropout: width, layers, attention heads and dropout rate of the transformer.
+        drop_text: share of texts dropped in training, 0 to below 1.
+        image_first: share of the batches with pictures first.
         text_weight: w_t.
         image_weight: w_i.
 
     Raises:
-        UserError: a setting out of range; in use, no item with both, an empty text or one beyond the length, a picture of
-            another size, or a model whose codes were never taken.
+        UserError: a setting out of range; in use, no item with both, an empty or too long text, a picture of
+            another size, or a model without `take_codes`.
 
-    Source: Ramesh et al. 2021, DALL-E, arXiv 2102.12092; guidance as in Ho and Salimans 2022, arXiv 2207.12598. What differs:
-        a weight is of a sum over tokens (there of means, 1 : 7), attention is dense, padding is one token, positions are
-        rotary with learned rows and columns, and captioning is trained too.
+    Source: Ramesh et al. 2021, DALL-E, arXiv 2102.12092; guidance as in Ho and Salimans 2022, arXiv 2207.12598.
+        Differences: weights apply to sums over tokens (there to means, 1 : 7), attention is dense, there is one padding token,
+        positions are rotary with learned rows and columns, and captioning is trained too.
 
     >>> vae = DiscreteVAE((1, 8, 8), codes=16, dim=4, width=16, halvings=1)
     >>> config = {"shape": [1, 8, 8], "codes": 16, "dim": 4, "width": 16, "halvings": 1}
@@ -163,18 +160,18 @@ class TextToImage(Model):
         self.discrete_vae = freeze(DiscreteVAE(**discrete_vae), stored=True)
         codes, grid = self.discrete_vae.k, self.discrete_vae.grid
         self.transformer = TextThenImage(vocabulary, codes, text_length, grid, dim, depth, heads, dropout)
-        self.register_buffer("codes_taken", torch.zeros(32, dtype=torch.uint8))  # digest of the VAE it was trained on
+        self.register_buffer("codes_taken", torch.zeros(32, dtype=torch.uint8))  # digest of the VAE of its training
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """What `generate` can start from."""
+        """The inputs of `generate`."""
         return PARTS
 
     def take_codes(self, vae: DiscreteVAE) -> None:
-        """Copy the weights of the discrete VAE whose codes this model is to write.
+        """Copy the weights of the discrete VAE whose codes are modelled.
 
         Raises:
-            UserError: it was built with other arguments.
+            UserError: it has other arguments.
         """
         own, given = ({k: tuple(v.shape) for k, v in m.state_dict().items()} for m in (self.discrete_vae, vae))
         differing = sorted(k for k in own.keys() | given.keys() if own.get(k) != given.get(k))
@@ -187,7 +184,7 @@ class TextToImage(Model):
         self.codes_taken.copy_(digest(fingerprint(self.discrete_vae)))
 
     def losses(self, batch: Batch, phase: str = "train") -> Losses:
-        """``text`` and ``image``, each weighted, over the items that have both."""
+        """The weighted terms ``text`` and ``image``, over the items with both."""
         there = batch.having(*PARTS)
         if not there.any():
             return self.zero_losses(*PARTS)
@@ -205,10 +202,10 @@ class TextToImage(Model):
 
     @torch.no_grad()
     def log_likelihood(self, batch: Batch, samples: int = 1) -> Tensor:
-        """log p(z | text) of the codes z of the pictures, exact, in nats; without a text, of no text.
+        """Exact log p(z | text) of the codes of pictures, in nats; for a missing text, log p(z).
 
         Returns:
-            (b,); 0 for items that lack a picture.
+            (b,); 0 for items without a picture.
         """
         there = batch.observed("image")
         found = self._log_probs(self._prompts(batch)[there], self._codes(batch["image"][there]), "text")["image"]
@@ -229,26 +226,26 @@ class TextToImage(Model):
         candidates: int = 0,
         cached: bool = True,
     ) -> Tensor | list[str]:
-        """Pictures of texts, the rest of pictures whose upper part is given, or texts of pictures.
+        """Pictures from texts, completions of pictures from their upper part, or texts from pictures.
 
         Args:
-            given: ``text`` (b, t) ids, none for pictures of anything; ``image`` (b, c, h, w), or (b, c, h0, w) with h0 < h to
-                have the rest of it painted. Its codes are those of the part with its last row repeated below, which near the
-                cut, and of a small part everywhere, are not those that the whole picture has.
+            given: ``text`` (b, t) ids, or none for unconditional pictures; ``image`` (b, c, h, w), or (b, c, h0, w) with
+                h0 < h to complete it. The codes of an upper part are computed with its last row repeated below; near the
+                cut, and everywhere for a small part, they differ from those of the whole picture.
             to: "image" or "text".
-            n: results for each item.
+            n: results per item.
             generator: makes the draws reproducible.
             temperature: divides the logits; 0 takes the likeliest token.
-            top_k: keep the k likeliest; 0 all.
-            top_p: keep the likeliest tokens of this probability.
-            guidance: scale of classifier-free guidance of pictures by their text; 1 is none.
-            rerank: (pictures (b m, c, h, w), ``given``) -> scores (b m,), such as `similarity` in a shared space; of each item
-                the n pictures of the highest scores are kept, the highest first.
-            candidates: pictures that are then drawn for each that is kept; 0: 4.
-            cached: keep keys and values; slower without, with the same result.
+            top_k: keep the k likeliest tokens; 0 all.
+            top_p: keep the likeliest tokens of this total probability.
+            guidance: classifier-free guidance scale of pictures; 1 disables it.
+            rerank: (pictures (b m, c, h, w), ``given``) -> scores (b m,), such as `similarity` in a shared space; the n
+                pictures of the highest scores are returned per item, highest first.
+            candidates: pictures drawn for each returned one with ``rerank``; 0: 4.
+            cached: cache keys and values; slower without, with the same result.
 
         Returns:
-            (b n, c, h, w) in [0, 1], those of one item together; or b n texts.
+            (b n, c, h, w) in [0, 1], grouped by item; or b n texts.
         """
         check_generate(to, n, PARTS)
         check_at_least("top_k", top_k, 0)
@@ -279,11 +276,11 @@ class TextToImage(Model):
         return drawn[best.flatten()]
 
     def similarity(self, aligned: Model, pictures: Tensor, given: Batch) -> Tensor:
-        """How near each picture is to its text in the space of a `mmgen.models.aligned.Aligned`.
+        """Cosine similarity of pictures to their texts in the space of an `mmgen.models.aligned.Aligned`.
 
         Args:
-            aligned: of pictures and texts.
-            pictures: (b n, c, h, w) in [0, 1], those of one item together.
+            aligned: a model of pictures and texts.
+            pictures: (b n, c, h, w) in [0, 1], grouped by item.
             given: ``text`` of b items.
 
         Returns:
@@ -292,14 +289,14 @@ class TextToImage(Model):
         aligned = aligned.to(pictures.device)
         decode, word = self.processors["image"].decode, self.processors["text"].decode
         seen = aligned.points([decode(x) for x in pictures], "image")  # (b n, s)
-        told = aligned.points([word(ids[mask]) for ids, mask in zip(given["text"], given.masks["text"])], "text")  # (b, s)
-        return (seen.unflatten(0, (len(told), -1)) * told[:, None]).sum(-1).flatten()
+        texts = aligned.points([word(ids[mask]) for ids, mask in zip(given["text"], given.masks["text"])], "text")  # (b, s)
+        return (seen.unflatten(0, (len(texts), -1)) * texts[:, None]).sum(-1).flatten()
 
     def upper_part(self, source: Source) -> Tensor:
         """The upper part of a picture, to be completed: (c, h0, w), h0 whole rows of cells.
 
         Raises:
-            UserError: it is not as wide as the model's pictures, not lower than they, or cuts a row of cells.
+            UserError: its width is not that of the model, or its height not a smaller multiple of a cell.
         """
         (_, height, width), picture = self.discrete_vae.shape, read_image(source)
         cell = height // self.discrete_vae.grid[0]
@@ -313,7 +310,7 @@ class TextToImage(Model):
 
     def _pictures(self, given: Batch, n: int, guidance: float, options: dict[str, Any]) -> Tensor:
         if guidance != 1.0 and not given.having("text").any():
-            raise UserError("guidance", got=f"{guidance:g} without a text", expected="a text to be held to", fix="add --text")
+            raise UserError("guidance", got=f"{guidance:g} without a text", expected="a text to follow", fix="add --text")
         model, prompt = self.transformer, self._prompts(given).repeat_interleave(n, 0)  # (b n, t)
         start = prompt.new_full((len(prompt), 1), model.start)
         known = prompt.new_zeros(len(prompt), 0)  # codes of the upper part, (b n, m)
@@ -342,7 +339,7 @@ class TextToImage(Model):
         return [self.processors["text"].decode(text) for text in ids]
 
     def _log_probs(self, text: Tensor, codes: Tensor, first: str) -> dict[str, Tensor]:
-        """log p of the texts (b, t) and of the codes (b, n), each given what comes before it: (b,) both."""
+        """log p of texts (b, t) and codes (b, n), each given the preceding part: (b,) both."""
         model, start = self.transformer, text.new_full((len(text), 1), self.transformer.start)
         parts = {"text": text, "image": codes + model.codes.start}
         order = [first, *(name for name in PARTS if name != first)]
@@ -354,12 +351,12 @@ class TextToImage(Model):
             logits = model.logits(features[:, at : at + parts[name].shape[1]], of).float()  # (b, t or n, v or K)
             wanted, at = parts[name] - of.start, at + parts[name].shape[1]
             if name == "text":
-                wanted = wanted.masked_fill(text == model.padding, -100)  # what F.cross_entropy leaves out
+                wanted = wanted.masked_fill(text == model.padding, -100)  # ignored by F.cross_entropy
             found[name] = -F.cross_entropy(logits.transpose(1, 2), wanted, reduction="none").sum(1)
         return found
 
     def _prompts(self, batch: Batch) -> Tensor:
-        """The texts, and nothing for those that are missing, (b, t)."""
+        """The texts, with empty ones for missing, (b, t)."""
         nothing = self._no_text(batch.size)
         there = batch.having("text")
         if not there.any():
@@ -380,7 +377,7 @@ class TextToImage(Model):
         return F.pad(ids, (0, self.text_length - ids.shape[1]), value=self.transformer.padding)
 
     def _no_text(self, rows: int) -> Tensor:
-        """A text that ends before its first word, (rows, t)."""
+        """Empty texts, (rows, t)."""
         ids = torch.full((rows, self.text_length), self.transformer.padding, device=self.step.device)
         ids[:, 0] = self.end
         return ids
@@ -392,7 +389,7 @@ class TextToImage(Model):
         return self.discrete_vae.codes(x).flatten(1)
 
     def _known(self, part: Tensor) -> Tensor:
-        """The codes of the upper part of pictures: (b, c, h0, w) -> (b, m). Below it the last row is repeated."""
+        """The codes of the upper part of pictures, with the last row repeated below: (b, c, h0, w) -> (b, m)."""
         (channels, height, width), (rows, columns) = self.discrete_vae.shape, self.discrete_vae.grid
         cell, h0 = height // rows, part.shape[2]
         if tuple(part.shape[1:]) != (channels, h0, width) or h0 % cell or not 0 < h0 < height:
@@ -408,7 +405,7 @@ class TextToImage(Model):
             raise UserError("text_to_image", got="no code book", expected="that of a discrete VAE", fix=fix)
 
     def load_own_state(self, state: dict[str, Tensor], source: str = "weights") -> None:
-        """As the base class, after which the VAE must be the one whose codes the transformer was trained on.
+        """Load weights and check that the VAE is the one of the transformer's training.
 
         Raises:
             UserError: it is another.

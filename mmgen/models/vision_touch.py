@@ -1,4 +1,4 @@
-"""Vision and touch in one code, learned from what a robot's own moves bring about: flow, contact, motion, and pairs."""
+"""A joint code of vision and touch, self-supervised by the effects of a robot's actions: flow, contact, motion, pairing."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, NamedTuple
@@ -21,20 +21,20 @@ from mmgen.ranges import AtLeast, Share, checked
 
 VISION, TOUCH = ("image", "depth"), ("force", "proprioception")
 SENSES = (*VISION, *TOUCH)
-NEGATIVES = ("far", "near")  # touch of elsewhere, and touch or force of another moment of the same episode
+NEGATIVES = ("far", "near")  # touch at another place, and touch or force at another time of the same episode
 FINEST = 32  # side of the finest flow, in its own pixels
 COARSE = 16  # side of the relief
 WEIGHTS = {"flow": 10.0, "mask": 1.0, "contact": 1.0, "displacement": 1.0, "relief": 1e-2, "pairing": 3.0, "kl": 1e-4}
 
 
 class Prediction(NamedTuple):
-    """What comes of a move, and whether vision and touch are of one moment; None where the model has no such head.
+    """Predicted effects of an action, and the pairing of vision and touch; None without such a head.
 
     Args:
-        contact: p(the hand touches something during the next step).
-        displacement: how the pose changes, (b, 4), standardised as the data's, as a unit Gaussian.
-        flow: where each pixel goes, at each scale, in pixels of the picture that was read; ``flow.finest`` (b, 2, h, w).
-        pairing: p(what is sensed is of one moment).
+        contact: p(contact during the next step).
+        displacement: p(standardised change of the pose), (b, 4), unit variance.
+        flow: optical flow at each scale, in pixels of the input picture; ``flow.finest`` (b, 2, h, w).
+        pairing: p(all senses are of the same time).
     """
 
     contact: Bernoulli
@@ -44,44 +44,44 @@ class Prediction(NamedTuple):
 
 
 class VisionTouch(Model):
-    """q(z | senses), and by self-supervision what z must tell of the next moment, given the action a.
+    """q(z | senses), trained to predict the next time step from z and the action a.
 
     ``q(z | x) ∝ p(z) prod_i q(z | x_i)`` over the senses present, p(z) = N(0, 1), and h = f(z, a). The loss is the weighted
     sum of
 
-    - ``flow``: ``|flow - flow_hat|``, the end-point error in pixels, mean over pixels and over the scales of the decoder,
-    - ``mask``: the binary cross-entropy of where there is flow,
+    - ``flow``: ``|flow - flow_hat|``, the end-point error in pixels, averaged over pixels and scales of the decoder,
+    - ``mask``: the binary cross-entropy of the mask of non-zero flow,
     - ``contact``: ``-log Bernoulli(c | h)``, contact in the next step,
-    - ``displacement``: ``-log N(d | g(h), 1)``, how the pose changes,
-    - ``relief``: ``-log N(r | u(z), 1 cm)``, r the depth less its mean over a picture of 16 x 16, without which z need not
-      tell where things are that the hand does not touch,
-    - ``pairing``: ``-1/2 log p(paired | z) - 1/2 log(1 - p(paired | z'))``, z' of the same vision and other touch; of a model
-      of touch alone it says what touch tells by contradicting itself,
+    - ``displacement``: ``-log N(d | g(h), 1)``, d the change of the pose,
+    - ``relief``: ``-log N(r | u(z), 1 cm)``, r the depth minus its mean at 16 x 16 pixels, without which z need not encode
+      the position of things that the hand does not touch,
+    - ``pairing``: ``-1/2 log p(paired | z) - 1/2 log(1 - p(paired | z'))``, z' of the same vision and other touch; without
+      vision, only inconsistent senses of touch reveal a wrong pair,
     - ``kl``: ``KL(q || p)``.
 
     A batch holds senses: ``image`` (b, 3, s, s) in 0 to 1, ``depth`` (b, 1, s, s) in metres and 0 where unknown, ``force``
     (b, 6, r) and ``proprioception`` (b, 8) and the ``action`` (b, 4), standardised; and targets: ``flow`` (b, 2, s, s)
-    in pixels, ``contact`` (b,), ``displacement`` (b, 4), and other touch as ``far_force``, ``far_proprioception`` of another
-    place and ``near_...``, both or the force alone, of another moment of the same episode. Any may be missing; a term is a
-    mean over the items that have what it needs.
+    in pixels, ``contact`` (b,), ``displacement`` (b, 4), and other touch as ``far_force``, ``far_proprioception`` at another
+    place and ``near_...``, both or the force alone, at another time of the same episode. Any may be missing; a term is
+    averaged over the items with its inputs.
 
     Args:
-        senses: which of image, depth, force and proprioception it reads; the others are left out of any batch.
+        senses: inputs among image, depth, force and proprioception; others in a batch are ignored.
         size: s, a power of two from 4 to 128.
         latent_dim: size k of z.
-        variational: fuse by the product of experts; otherwise z is a perceptron of all features side by side, and q a point.
-        drop: in training each sense of each item is missing with this probability, so that any may be missing later.
-        readings: r of the force sensor, a power of two.
-        weights: of the terms, over `WEIGHTS`.
+        variational: fuse by the product of experts; otherwise q is a point, a perceptron of the concatenated features.
+        drop: probability of dropping each sense of each item in training, so that any may be missing later.
+        readings: readings r of the force sensor per step, a power of two.
+        weights: weights of the terms, in place of those of `WEIGHTS`.
 
     Raises:
         UserError: an unknown sense or term, a size out of range; in use, values that are not finite or of another shape, a
             prediction without an action.
 
-    Source: Lee et al. 2019, Making Sense of Vision and Touch, arXiv 1810.10191, and its code. What differs: near negatives
-        (there only far ones, whose place alone betrays them), a perceptron and not a line tells pairs, the displacement and
-        not the next pose is predicted, the relief is decoded, scales are bounded (`GaussianHead`), senses drop out in
-        training, and the weight of the KL is 1e-4: by 0.05 of a sum over dimensions nothing is coded at all.
+    Source: Lee et al. 2019, Making Sense of Vision and Touch, arXiv 1810.10191, and its code. Differences: near negatives
+        (there only far ones, recognisable by their place), pairs classified by a perceptron instead of a linear layer,
+        displacement instead of the next pose, relief, bounded scales (`GaussianHead`), dropout of senses, and a KL weight of
+        1e-4: 0.05 times a sum over dimensions makes the posterior collapse.
 
     >>> model = VisionTouch(["force", "proprioception"], latent_dim=5)
     >>> batch = Batch({"force": torch.zeros(2, 6, 32), "action": torch.zeros(2, 4)})
@@ -146,11 +146,11 @@ class VisionTouch(Model):
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """The senses that it reads, and the action."""
+        """The senses and the action."""
         return (*self.senses, "action")
 
     def losses(self, batch: Batch, phase: str = "train") -> Losses:
-        """The weighted terms of the class's documentation; of a model without a head, none for it."""
+        """The weighted terms listed in the class, for the heads of this model."""
         features, present = self._read(batch)
         if self.training and self.drop:
             present = {s: there & (torch.rand(there.shape, device=there.device) >= self.drop) for s, there in present.items()}
@@ -176,7 +176,7 @@ class VisionTouch(Model):
         return Losses({name: self.weights[name] * term for name, term in terms.items()})
 
     def encode(self, batch: Batch) -> Independent:
-        """q(z | the senses each item has), batch shape (b,), event (k,); without any the prior. A point has a scale of 0."""
+        """q(z | senses present), batch shape (b,), event (k,); the prior without any; a point has scale 0."""
         return self._fused(*self._read(batch))
 
     def decode(self, z: Tensor, to: str, action: Tensor | None = None) -> Bernoulli | Independent:
@@ -196,7 +196,7 @@ class VisionTouch(Model):
         return self._after(self.given_action(torch.cat([self.of_action(action), z], 1)), to)
 
     def predict(self, batch: Batch) -> Prediction:
-        """What comes of ``batch["action"]``, and whether the senses belong together, by the mean of q(z | senses).
+        """Predict the effects of ``batch["action"]``, and the pairing, from the mean of q(z | senses).
 
         Raises:
             UserError: the batch has no action.
@@ -217,7 +217,7 @@ class VisionTouch(Model):
         return any(s in TOUCH for s in self.senses)
 
     def _read(self, batch: Batch, other: str = "") -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Features of each sense, of an image its maps, and who has it; with ``other`` those of touch named so."""
+        """Features of each sense, maps for an image, and presence masks; ``other`` prefixes the names of touch."""
         senses = [sense for sense in self.senses if sense in TOUCH] if other else self.senses
         names = {sense: f"{other}_{sense}" if other else sense for sense in senses}
         features, present = {}, {}
@@ -230,7 +230,7 @@ class VisionTouch(Model):
         return features, present
 
     def _target(self, batch: Batch, name: str, like: str = "") -> Tensor:
-        """The values of ``name`` (b, ...), 0 where an item lacks them."""
+        """The values of ``name`` (b, ...), 0 where missing."""
         shape = self.shapes[like or name]
         if name not in batch:
             return next(self.parameters()).new_zeros(batch.size, *shape)
@@ -249,7 +249,7 @@ class VisionTouch(Model):
         return diagonal_normal(z, torch.zeros_like(z))
 
     def _given_action(self, batch: Batch, z: Tensor) -> tuple[Tensor, Tensor]:
-        """h (b, k), and which items have an action."""
+        """h (b, k), and the presence mask of the action."""
         of_action = self.of_action(self._target(batch, "action"))  # (b, 32)
         return self.given_action(torch.cat([of_action, z.to(of_action.dtype)], 1)), batch.having("action")
 
@@ -257,11 +257,11 @@ class VisionTouch(Model):
         return _bernoulli(self.contact(h)) if name == "contact" else _moved(self.displacement(h))
 
     def _flow(self, h: Tensor, maps: list[Tensor], there: Tensor) -> Flow:
-        """From the maps of the picture, 0 where it is missing."""
+        """Flow from h and the picture's maps, 0 where it is missing."""
         return self.flow(h, [torch.where(there[:, None, None, None], maps[i], 0.0) for i in self.scales])
 
     def _pairing_loss(self, batch: Batch, features: dict, present: dict[str, Tensor], z: Tensor) -> Tensor:
-        """Half the cross-entropy of pairs and half that of no pairs, those of each kind alike."""
+        """Half the cross-entropy of pairs and half that of wrong pairs, equal for each kind of them."""
         views = [present[s] for s in features if s in VISION]
         seen = torch.stack(views).any(0) if views else torch.ones_like(z[:, 0], dtype=torch.bool)  # (b,)
         felt = torch.stack([present[s] for s in features if s in TOUCH]).any(0)
@@ -271,10 +271,10 @@ class VisionTouch(Model):
             touch, there = self._read(batch, other)
             if not torch.stack(list(there.values())).any():
                 continue
-            there = {s: t & present[s] for s, t in there.items()}  # a sense that was dropped stays so
+            there = {s: t & present[s] for s, t in there.items()}  # dropped senses stay dropped
             q = self._fused(features | touch, present | there)
             p = self.decode(rsample(q), "pairing")
-            # what is left may be the moment's own, where the force alone was swapped and is dropped: that is a pair
+            # if only the force was swapped and it is dropped, the rest is a true pair
             swapped = {s: (self._target(batch, f"{other}_{s}", s) != self._target(batch, s)).flatten(1).any(1) for s in there}
             differs = torch.stack([t & swapped[s] for s, t in there.items()]).any(0)  # (b,)
             apart.append(masked_mean(-p.log_prob(torch.zeros_like(z[:, 0])), seen & differs))
@@ -282,7 +282,7 @@ class VisionTouch(Model):
 
 
 def relief(depth: Tensor) -> Tensor:
-    """Depth (b, 1, s, s) at `COARSE` pixels a side, or its own if fewer, less its mean over the picture.
+    """Depth (b, 1, s, s) at most `COARSE` pixels a side, minus its mean over the picture.
 
     >>> [round(x, 2) for x in relief(torch.tensor([[[[0.2, 0.2], [0.4, 0.4]]]]))[0, 0, :, 0].tolist()]
     [-0.1, 0.1]
@@ -297,7 +297,7 @@ def end_point_error(flow: Tensor, true: Tensor) -> Tensor:
     >>> end_point_error(torch.zeros(1, 2, 1, 1), torch.tensor([3.0, 4.0]).reshape(1, 2, 1, 1)).item()
     5.0
     """
-    return (flow - true).square().sum(1).clamp(min=1e-12).sqrt()  # the root of 0 has no gradient
+    return (flow - true).square().sum(1).clamp(min=1e-12).sqrt()  # the root has no gradient at 0
 
 
 def _bernoulli(logits: Tensor) -> Bernoulli:
@@ -311,7 +311,7 @@ def _moved(mean: Tensor) -> Independent:
 
 
 def _flow_losses(flow: Flow, true: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """The end-point error, a mean over pixels and scales, and the cross-entropy of the mask, means over ``rows``."""
+    """End-point error over pixels and scales, and cross-entropy of the mask, averaged over ``rows``."""
     moved = (true != 0).any(1, keepdim=True).to(true.dtype)  # (b, 1, s, s)
     scales = [*flow.scales[:-1], flow.finest]
     errors = [end_point_error(f, nn.functional.adaptive_avg_pool2d(true, f.shape[-1])).mean((1, 2)) for f in scales]  # (b,)
@@ -321,7 +321,7 @@ def _flow_losses(flow: Flow, true: Tensor, rows: Tensor) -> tuple[Tensor, Tensor
 
 
 def _near(depth: Tensor) -> Tensor:
-    """Depth, 0 where it is beyond what belongs to the task, 2 m."""
+    """Depth, with 0 beyond the range of the task, 2 m."""
     return torch.where((depth > 1e-7) & (depth < 2), depth, 0.0)
 
 

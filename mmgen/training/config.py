@@ -1,4 +1,4 @@
-"""Configs are values: a dataclass a recipe, a YAML file over it, ``key.sub=value`` over that."""
+"""Configs: the defaults of a recipe's dataclass, overridden by a YAML file, then by ``key.sub=value`` arguments."""
 
 import copy
 import dataclasses
@@ -31,29 +31,29 @@ EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 @checked
 @dataclasses.dataclass
 class FitConfig:
-    """Settings of `mmgen.training.loop.fit`; everything is counted in optimiser steps.
+    """Settings of `mmgen.training.loop.fit`, with all counts in optimiser steps.
 
     Args:
         steps: optimiser steps in all.
-        batch_size: items a process reads at once; one step sees batch_size x accumulation x processes items.
-        accumulation: batches whose gradients are added before a step.
+        batch_size: items per batch and process; a step has batch_size x accumulation x processes items.
+        accumulation: batches per step whose gradients are accumulated.
         learning_rate: peak learning rate of AdamW.
         weight_decay: AdamW's decoupled weight decay.
-        betas: AdamW's decay rates of the two moments.
+        betas: decay rates of the two moments of AdamW.
         warmup: steps over which the learning rate rises linearly to its peak.
-        schedule: what follows the warm-up: ``cosine`` and ``linear`` fall to zero at ``steps``.
-        clip: largest gradient norm; 0 leaves gradients as they are.
-        ema: decay of the exponential moving average of the weights, which is what is saved and used; 0 keeps none.
-        precision: arithmetic of the forward pass; weights and optimiser state stay in fp32.
+        schedule: learning rate after the warm-up; ``cosine`` and ``linear`` fall to zero at ``steps``.
+        clip: largest gradient norm; 0 disables clipping.
+        ema: decay of the exponential moving average of the weights, which is saved and used; 0 for none.
+        precision: arithmetic of the forward pass; weights and optimiser state are fp32.
         compile: torch.compile the model.
-        seed: of the order of the data, dropout and sampling; a recipe sets it to its own ``seed``.
-        workers: processes that load data; 0 loads in this one.
-        processes: processes that must be running, checked at start; 0 takes what the launcher started.
+        seed: seed of data order, dropout and sampling; a recipe sets it to its own ``seed``.
+        workers: data-loading processes; 0 loads in this one.
+        processes: required number of training processes, checked at start; 0 accepts any.
         log_every: steps between lines of ``metrics.jsonl``.
-        sample_every: steps between samples; 0 makes none.
-        checkpoint_every: steps between checkpoints; the last step always makes one.
-        keep: newest checkpoints that stay on disk.
-        tracker: where accelerate sends figures beside ``metrics.jsonl``.
+        sample_every: steps between samples; 0 for none.
+        checkpoint_every: steps between checkpoints; the last step always writes one.
+        keep: number of newest checkpoints on disk.
+        tracker: tracker of accelerate, beside ``metrics.jsonl``.
     """
 
     steps: Annotated[int, AtLeast(1)] = 1000
@@ -79,19 +79,18 @@ class FitConfig:
 
 
 def check_machine(config: Any, key: str = "") -> None:
-    """Fail, before any stage, unless this machine can train by every `FitConfig` of a config.
+    """Check, before any stage, that this machine supports every `FitConfig` of a config.
 
     Args:
-        config: a recipe's config, or a section of it.
-        key: of the config that holds it, for the messages; empty: none.
+        config: config of a recipe, or a section of it.
+        key: key of the section, for the messages; empty: none.
 
     Raises:
-        UserErrors: each precision that the device has not, each tracker that is not installed and each wrong number of
-            processes, by its key.
+        UserErrors: every unsupported precision, uninstalled tracker and wrong number of processes, by key.
     """
     from accelerate.utils import is_bf16_available, is_tensorboard_available, is_wandb_available
 
-    from mmgen.modalities.precision import warn_of_emulated_bfloat16  # here: it imports torch
+    from mmgen.modalities.precision import warn_of_emulated_bfloat16  # here, as it imports torch
 
     kind, running = processes.device().type, processes.join().num_processes
     precisions = {"no": True, "fp16": kind not in ("cpu", "mps"), "bf16": kind == "cpu" or is_bf16_available()}
@@ -105,7 +104,7 @@ def check_machine(config: Any, key: str = "") -> None:
             expected, fix = "a precision that the device computes in", f"set {path}.precision={other}"
             errors.append(UserError(f"{path}.precision", got=got, expected=expected, fix=fix))
         if fit.precision == "bf16":
-            warn_of_emulated_bfloat16("precision=no")  # the same words, so once for all stages
+            warn_of_emulated_bfloat16("precision=no")  # the same text for all stages is shown once
         if not trackers[fit.tracker]:
             fix = f"pip install {fit.tracker}, or set {path}.tracker=none"
             errors.append(UserError(f"{path}.tracker", got=fit.tracker, expected="an installed package", fix=fix))
@@ -115,10 +114,10 @@ def check_machine(config: Any, key: str = "") -> None:
 
 
 def check_sections(config: Any) -> None:
-    """Call ``check(path)`` of every section of a config that has such a method, ``path`` being its dotted key.
+    """Call ``check(path)`` of every section of a config with such a method, ``path`` its dotted key.
 
     Raises:
-        UserErrors: what they raise, all at once.
+        UserErrors: all their errors at once.
     """
     errors = Mistakes()
     for path, section in _sections(config):
@@ -129,7 +128,7 @@ def check_sections(config: Any) -> None:
 
 
 def _sections(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """The sections of a config, those inside others too, each with its dotted key."""
+    """All sections of a config, nested ones included, with their dotted keys."""
     for field in dataclasses.fields(config):
         value, name = getattr(config, field.name), f"{path}{field.name}"
         if dataclasses.is_dataclass(value):
@@ -138,7 +137,7 @@ def _sections(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def section(**values: Any) -> Any:
-    """The default of a field that is a section: its type, made with ``values``.
+    """The default of a section field: its type, built with ``values``.
 
     >>> from dataclasses import dataclass
     >>> @dataclass
@@ -151,7 +150,7 @@ def section(**values: Any) -> Any:
 
 
 class _OfItsType:
-    """A default that becomes a factory as soon as the class of its field, and so its type, is known."""
+    """A default that becomes a factory once the class of its field, and so its type, is known."""
 
     def __init__(self, values: dict[str, Any]) -> None:
         self.values = values
@@ -163,17 +162,17 @@ class _OfItsType:
 
 
 def check_decided(key: str, section: Any, names: Sequence[str], by: str, fix: str = "leave it out") -> None:
-    """Fail unless a section leaves arguments of its model that something else decides at their defaults.
+    """Check that a section keeps the defaults of model arguments that something else decides.
 
     Args:
-        key: of the section.
-        section: made by `section_of`.
-        names: of the arguments.
-        by: who decides them, with the verb, for the message.
-        fix: for the message.
+        key: key of the section.
+        section: section made by `section_of`.
+        names: names of the arguments.
+        by: subject and verb of what decides them, for the message.
+        fix: advice of the message.
 
     Raises:
-        UserError: one has another value.
+        UserError: an argument has another value.
     """
     default = type(section)()
     for name in names:
@@ -183,11 +182,11 @@ def check_decided(key: str, section: Any, names: Sequence[str], by: str, fix: st
 
 @functools.cache
 def section_of(cls: type, *without: str) -> type:
-    """A dataclass of the constructor arguments of a model, so that they are written once; always the same one.
+    """The dataclass of the constructor arguments of a model, cached.
 
     Args:
-        cls: the model's class.
-        without: arguments that the data settle.
+        cls: class of the model.
+        without: arguments determined by the data.
 
     >>> from mmgen.training.config import section_of
     >>> class Model:
@@ -206,7 +205,7 @@ def section_of(cls: type, *without: str) -> type:
 
 
 def _default(value: Any) -> Any:
-    """A default for a field; a tuple as a list, as it is read again from a file."""
+    """The default of a field, with a list for a tuple, as read from a file."""
     if isinstance(value, tuple):
         return dataclasses.field(default_factory=lambda: list(value))
     return dataclasses.field(default=value)
@@ -216,7 +215,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
     """The mapping in a YAML file; an empty file is an empty mapping.
 
     Raises:
-        UserError: the file cannot be read or holds something else.
+        UserError: the file cannot be read, or holds something else.
     """
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -230,12 +229,11 @@ def read_yaml(file: Path) -> dict[str, Any]:
 
 
 def parse_overrides(arguments: list[str], cls: type | None = None) -> dict[str, Any]:
-    """Turn ``["fit.steps=5", "fit.ema=0.9"]`` into a nested mapping, values read as YAML.
+    """Parse ``["fit.steps=5", "fit.ema=0.9"]`` to a nested mapping, with YAML values.
 
     Args:
         arguments: ``key.sub=value`` each.
-        cls: the dataclass that they are for; the values of its text settings are taken as they are written, except quoted
-            ones and ``null``.
+        cls: dataclass of the config; values of its text settings are taken literally, except quoted ones and ``null``.
 
     Raises:
         UserError: an argument is not of the form ``key=value``.
@@ -267,7 +265,7 @@ def parse_overrides(arguments: list[str], cls: type | None = None) -> dict[str, 
 
 
 def _with_exponents(value: Any) -> Any:
-    """Numbers such as 1e-3 as floats, also in lists and mappings: YAML takes them for texts where they have no point."""
+    """Convert numbers such as 1e-3, which YAML reads as texts without a point, to floats, also in lists and mappings."""
     if isinstance(value, dict):
         return {key: _with_exponents(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -289,16 +287,15 @@ def _is_text(kind: Any, keys: Sequence[str]) -> bool:
 
 
 def build_config(cls: type[Config], *layers: dict[str, Any], renamed: Mapping[str, str] = NOTHING) -> Config:
-    """Lay mappings over the defaults of a dataclass, the last on top.
+    """Override the defaults of a dataclass by mappings, in order.
 
     Args:
-        cls: the recipe's dataclass; nested dataclasses are sections.
-        layers: nested mappings, as from `read_yaml` and `parse_overrides`.
-        renamed: old dotted key -> new one, which the error for the old one names.
+        cls: dataclass of the recipe; nested dataclasses are sections.
+        layers: nested mappings, such as those of `read_yaml` and `parse_overrides`.
+        renamed: old dotted key -> new one, which the error names.
 
     Raises:
-        UserErrors: every unknown key (naming the nearest), every old key, and every value of a wrong type or out of range, all
-            at once.
+        UserErrors: all unknown keys (naming the nearest), old keys, and values of a wrong type or out of range at once.
 
     >>> build_config(FitConfig, {"steps": 5}, {"steps": 7}).steps
     7
@@ -316,11 +313,11 @@ def build_config(cls: type[Config], *layers: dict[str, Any], renamed: Mapping[st
 
 
 def translate(values: dict[str, Any], renamed: Mapping[str, str]) -> dict[str, Any]:
-    """Move the values of an old run's config to their new keys.
+    """Move the values of the config of an old run to their new keys.
 
     Args:
-        values: a nested mapping, as from `read_yaml`.
-        renamed: old dotted key, of a value or of a section -> new one.
+        values: nested mapping, such as that of `read_yaml`.
+        renamed: old dotted key, of a value or a section -> new one.
 
     >>> translate({"captioner_fit": {"steps": 5}}, {"captioner_fit": "fit_captioner"})
     {'fit_captioner': {'steps': 5}}
@@ -335,7 +332,7 @@ def translate(values: dict[str, Any], renamed: Mapping[str, str]) -> dict[str, A
 
 
 def _take(values: dict[str, Any], key: str) -> Any:
-    """Take the value of a dotted key out of a nested mapping, sections that it leaves empty too; `NOTHING` without it."""
+    """Pop the value of a dotted key from a nested mapping, with emptied sections; `NOTHING` without it."""
     first, _, rest = key.partition(".")
     if first not in values:
         return NOTHING
@@ -348,7 +345,7 @@ def _take(values: dict[str, Any], key: str) -> Any:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """The config as plain values, ready for YAML."""
+    """The config as plain values for YAML."""
     return _plain(dataclasses.asdict(config))
 
 
@@ -359,7 +356,7 @@ def write_config(config: Any, file: Path) -> None:
 
 def _merge(under: dict[str, Any], over: dict[str, Any]) -> None:
     for key, value in over.items():
-        if value is None and isinstance(under.get(key), dict):  # `aligned=null` takes a mapping out
+        if value is None and isinstance(under.get(key), dict):  # `aligned=null` removes a mapping
             del under[key]
         elif isinstance(value, dict) and isinstance(under.get(key), dict):
             _merge(under[key], value)
@@ -369,14 +366,14 @@ def _merge(under: dict[str, Any], over: dict[str, Any]) -> None:
 
 @functools.cache
 def _value_parser(kind: Any) -> ArgumentParser:
-    """Make the parser of a single value, as using that of the whole config for each key takes seconds."""
+    """Make the parser of a single value, as the parser of the whole config would take seconds."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--value", type=kind)
     return parser
 
 
 def _over(base: Config, values: dict[str, Any], path: str, errors: list[UserError]) -> Config:
-    """A copy of ``base`` with ``values`` in it, key by key, so that one mistake does not hide the next."""
+    """Copy ``base`` with ``values``, key by key, so that one mistake does not hide the next."""
     kinds, ranged = typing.get_type_hints(type(base)), typing.get_type_hints(type(base), include_extras=True)
     names = [field.name for field in dataclasses.fields(base)]
     made = {}
@@ -403,22 +400,22 @@ def _over(base: Config, values: dict[str, Any], path: str, errors: list[UserErro
 
 
 def _read(kind: Any, value: Any, default: Any) -> Any:
-    """A value of a YAML file as one of a type.
+    """Convert a value of a YAML file to a type.
 
     Raises:
-        ArgumentError: it is none.
+        ArgumentError: it does not fit.
     """
-    value = "" if value is None and kind is str else value  # `key=` is an empty text
+    value = "" if value is None and kind is str else value  # `key=` gives an empty text
     if "float" in str(kind) and "str" not in str(kind).replace("dict[str", ""):
         value = _with_exponents(value)
     takes_null = kind is Any or type(None) in typing.get_args(kind) or default is None
-    if value is None and not takes_null:  # jsonargparse takes null for every type
+    if value is None and not takes_null:  # jsonargparse accepts null for every type
         raise ArgumentError(None, "null")
     return _value_parser(kind).parse_object({"value": value}).as_dict()["value"]
 
 
 def described(kind: Any) -> str:
-    """A type in words, its range too.
+    """A type in words, with its range.
 
     >>> described(Annotated[int, AtLeast(1)]), described(list[str] | None)
     ('a whole number >= 1', 'a list of texts or null')

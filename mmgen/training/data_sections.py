@@ -1,4 +1,4 @@
-"""Sections ``data`` of configs that several recipes share: each checks its columns and opens its rows."""
+"""Config sections ``data`` shared by several recipes, which check columns and open rows."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ from mmgen.modalities.kinds import COLUMNS, KINDS, fit_processor, processor_sett
 from mmgen.ranges import AtLeast
 from mmgen.storage import fingerprint
 
-READER = ("language_model", "layers")  # settings of a text that is read as a vector
+READER = ("language_model", "layers")  # settings of a text encoded as a vector
 
 
 @dataclass
@@ -28,12 +28,12 @@ class PicturesWithTexts:
 
     Args:
         card: name or path.
-        image: the column of pictures.
-        text: the column of texts.
-        label: the column of classes that a judge reads in a picture; empty: none.
-        tokenizer: of transformers, a folder or a Hub name, that has an end of text; empty: one trained on the training texts.
-        vocab_size: most tokens of the trained one, 259 or more.
-        text_length: most tokens of a text, its end included.
+        image: column of pictures.
+        text: column of texts.
+        label: column of classes for the judge of pictures; empty: none.
+        tokenizer: folder or Hub name of a transformers tokenizer with an end of text; empty: one trained on the card's texts.
+        vocab_size: most tokens of the trained tokenizer, 259 or more.
+        text_length: most tokens of a text, end included.
         limit: items of each split; 0 takes all.
     """
 
@@ -47,13 +47,13 @@ class PicturesWithTexts:
     limit: Annotated[int, AtLeast(0)] = 0
 
     def check(self, path: str) -> None:
-        """Check that the columns of pictures and texts are there."""
+        """Check the columns of pictures and texts."""
         card = read_card(self.card)
         self.image = check_column(card, f"{path}.image", self.image, "image")
         self.text = check_column(card, f"{path}.text", self.text, "text")
 
     def pairs(self, split: str, image: ImageProcessor, text: Processor | None = None, limit: int = 0) -> DataSet:
-        """The pictures of a split and, with a text processor, their texts, of at most ``limit`` rows."""
+        """Pictures of a split and, with a text processor, their texts, for at most ``limit`` rows."""
         limits, columns = [n for n in (limit, self.limit) if n], {"image": self.image} | ({"text": self.text} if text else {})
         rows = open_rows(self.card, split, list(columns.values()), limit=min(limits, default=0))
         if text is None:
@@ -61,7 +61,7 @@ class PicturesWithTexts:
         return DataSet(rows, columns, {"image": image, "text": text}, "text", self.text_length)
 
     def words(self) -> TextProcessor:
-        """The tokenizer of that name, or one trained on the texts of the training split."""
+        """The processor of texts, with the named tokenizer or one trained on the training split."""
         if self.tokenizer:
             return TextProcessor.from_pretrained(self.tokenizer)
         return train_tokenizer(texts_of(self.card, self.text, limit=self.limit), self.vocab_size)
@@ -73,9 +73,9 @@ class Modalities:
 
     Args:
         card: name or path.
-        modalities: modality -> its ``column``, its ``kind`` (by default that of the column) and the settings of its processor.
-            A text with a ``language_model`` is read as a vector, its representation after that frozen model's ``layers``.
-        label: the column of classes.
+        modalities: modality -> its ``column``, its ``kind`` (by default that of the column) and settings of its processor. A
+            text with a ``language_model`` becomes a vector, its representation after the ``layers`` of that frozen model.
+        label: column of classes.
         limit: training rows; 0 takes all.
     """
 
@@ -87,7 +87,7 @@ class Modalities:
     limit: Annotated[int, AtLeast(0)] = 0
 
     def check(self, path: str) -> None:
-        """Check that there are two modalities or more, of kinds that models read."""
+        """Check that there are two or more modalities, of supported kinds."""
         if len(self.modalities) < 2:
             fix = f"add one to {path}.modalities"
             raise UserError(f"{path}.modalities", got=", ".join(self.modalities) or "none", expected="two or more", fix=fix)
@@ -95,7 +95,7 @@ class Modalities:
             self.check_modality(path, name, settings)
 
     def types(self, settings: Mapping[str, Any]) -> Sequence[str]:
-        """The types of columns that a modality of these settings can be read from."""
+        """The column types allowed for a modality of these settings."""
         return COLUMNS
 
     def check_modality(self, path: str, name: str, settings: dict[str, Any]) -> None:
@@ -103,7 +103,7 @@ class Modalities:
         card, types, key = read_card(self.card), self.types(settings), f"{path}.modalities.{name}"
         if "kind" in settings:
             types = [KINDS[check_one_of(f"{key}.kind", str(settings["kind"]), KINDS)].column]
-        elif name in types and settings.get("column") not in card.columns:  # another column of the same kind will do
+        elif name in types and settings.get("column") not in card.columns:  # any column of this kind will do
             types = [name]
         settings["column"] = check_column(card, f"{key}.column", str(settings.get("column")), *types, one_text=True)
         kind = card.columns[settings["column"]]["kind"]
@@ -112,7 +112,7 @@ class Modalities:
             check_one_of(f"{key}.{setting}", setting, known)
 
     def kind_of(self, name: str) -> str:
-        """The kind of a modality: its own, or that of its column; a text that a language model reads is a vector."""
+        """The kind of a modality: its own, or that of its column; a text with a language model is a vector."""
         settings = self.modalities[name]
         if "language_model" in settings:
             return "vector"
@@ -126,14 +126,14 @@ class Modalities:
         """The rows of a split.
 
         Raises:
-            UserError: a row has none of the modalities, or no text for a language model to read.
+            UserError: a row has no modality, or no text for a language model.
         """
         needs = [own["column"] for own in self.modalities.values() if "language_model" in own]
         others = [column for column in self.columns_of() if column not in needs]
         return open_rows(self.card, split, needs, others, limit).with_any(*self.columns_of())
 
     def column(self, name: str, rows: Rows) -> Sequence[Any] | Tensor:
-        """The values of a modality; of a text with a language model its representations, computed once and cached."""
+        """The values of a modality; for a text with a language model, its cached representations."""
         settings = self.modalities[name]
         values, reader = rows[settings["column"]], settings.get("language_model")
         if not reader:
@@ -142,7 +142,7 @@ class Modalities:
         layers = settings.get("layers", [model.config.num_hidden_layers // 2])
         key = {"weights": fingerprint(model), "layers": layers, "data": [rows.fingerprint, settings["column"]]}
 
-        def read(text: str) -> Tensor:  # a language model knows few words in capitals
+        def read(text: str) -> Tensor:  # lower case, as language models know few capitalised words
             return representation(model, tokenizer, text.lower() if text.isupper() else text, layers)
 
         return cached_features(lambda x: {"features": x}, values, read, key)["features"]
@@ -153,7 +153,7 @@ class Modalities:
         return DataSet(rows, {name: self.column(name, rows) for name in self.modalities}, processors)
 
     def processors(self) -> dict[str, Processor]:
-        """The processor of each modality, fitted to the training split where it has something to fit."""
+        """The processor of each modality, fitted to the training split if necessary."""
         rows, processors = self.rows("train", self.limit), {}
         for name, settings in self.modalities.items():
             own = {key: value for key, value in settings.items() if key not in ("column", "kind", *READER)}

@@ -1,4 +1,4 @@
-"""The keys of a config explained, for ``mmgen train RECIPE --help``."""
+"""Descriptions of config keys, for ``mmgen train RECIPE --help``."""
 
 import dataclasses
 import inspect
@@ -15,10 +15,10 @@ from mmgen.training.scripts import recipe_folder
 
 
 def recipe_keys(name: str) -> str:
-    """The keys of a recipe's config explained, with their values in its ``config.yaml``.
+    """Describe the config keys of a recipe, with their values in its ``config.yaml``.
 
     Args:
-        name: of the recipe, or a folder of one's own.
+        name: name of a recipe, or a folder with one.
 
     Raises:
         UserError: there is no such recipe.
@@ -29,9 +29,9 @@ def recipe_keys(name: str) -> str:
 
 
 def describe_keys(config: Any) -> str:
-    """Every key of a config with its value, type, range and meaning, grouped by section.
+    """Describe every key of a config by value, type, range and meaning, grouped by section.
 
-    The meanings are those of ``Args:`` in the docstrings of the dataclasses, or of the model, that the sections are made of.
+    Meanings come from ``Args:`` in the docstrings of the dataclasses, or models, of the sections.
 
     >>> from mmgen.training.config import FitConfig
     >>> print(describe_keys(FitConfig()).partition("\\n  batch_size")[0])
@@ -42,7 +42,7 @@ def describe_keys(config: Any) -> str:
 
 
 def _key_lines(config: Any, path: str, seen: dict[type, str]) -> Iterator[str]:
-    """The lines of a section and of those inside; the keys of a dataclass are explained where it is ``seen`` first."""
+    """Lines of a section and its subsections; a dataclass is explained only at its first path in ``seen``."""
     cls = type(config)
     hints, meanings, first = typing.get_type_hints(cls, include_extras=True), _meanings(cls), seen.setdefault(cls, path)
     sections = []
@@ -62,7 +62,7 @@ def _key_lines(config: Any, path: str, seen: dict[type, str]) -> Iterator[str]:
 
 
 def _meanings(cls: type) -> dict[str, str]:
-    """Field -> what ``Args:`` in the docstring of a dataclass, or of one that it extends, says of it."""
+    """Field -> its entry of ``Args:`` in the docstring of a dataclass or one of its bases."""
     meanings: dict[str, str] = {}
     for one in reversed(cls.__mro__):
         arguments = re.split(r"\n(?=\S)", inspect.cleandoc(one.__doc__ or "").partition("\nArgs:\n")[2])[0]
@@ -72,6 +72,6 @@ def _meanings(cls: type) -> dict[str, str]:
 
 
 def _as_typed(value: Any) -> str:
-    """A value as it can be given on the command line."""
+    """A value as written on the command line."""
     plain = isinstance(value, str) and value.isprintable()
     return value if plain else json.dumps(value, ensure_ascii=False)

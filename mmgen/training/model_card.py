@@ -1,4 +1,4 @@
-"""The model card of a run, ``README.md`` as the Hub reads it, and the picture it shows."""
+"""Model cards of runs, ``README.md`` in the format of the Hub, and their pictures."""
 
 import math
 import platform
@@ -21,23 +21,23 @@ PACKAGES = ("torch", "transformers", "accelerate", "datasets", "timm")
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What a model card says.
+    """The content of a model card.
 
     Args:
-        name: of the model, its title on the Hub.
+        name: name of the model, its title on the Hub.
         description: one sentence.
-        license: identifier of the weights' licence on the Hub, such as ``apache-2.0``, or ``other``.
-        task: the Hub's pipeline tag, such as ``image-to-text``.
-        data: name of the data card, or of a table of one's own, ``my.csv``.
-        data_license: identifier of the data's licence.
+        license: Hub identifier of the licence of the weights, such as ``apache-2.0``, or ``other``.
+        task: pipeline tag of the Hub, such as ``image-to-text``.
+        data: name of the data card, or of a table such as ``my.csv``.
+        data_license: identifier of the licence of the data.
         table: split -> system -> metric -> figure or (mean, sd); the model itself is the first system.
-        command: the exact command that trained it.
-        picture: path of a picture relative to the card, such as ``samples/test.png``; None: it shows none.
-        body: Markdown of the sections after the figures: how to use it, known bias and limitations.
-        tags: more of the Hub's tags.
-        base_model: the Hub name of a frozen model inside, if any.
-        picture_text: what the picture shows.
-        evaluated: name of the data card that the model's own figures are of; None: ``data``.
+        command: exact training command.
+        picture: path of a picture relative to the card, such as ``samples/test.png``; None: no picture.
+        body: Markdown of the sections after the figures: use, known bias and limitations.
+        tags: further tags of the Hub.
+        base_model: Hub name of a frozen model inside, if any.
+        picture_text: caption of the picture.
+        evaluated: name of the data card of the figures; None: ``data``.
     """
 
     name: str
@@ -60,11 +60,11 @@ def write_model_card(path: str | Path, card: ModelCard) -> None:
     """Write ``card`` as Markdown with the Hub's YAML front matter.
 
     Args:
-        path: the file, ``RUN/README.md``; replaced when it exists.
-        card: what it says.
+        path: output file, ``RUN/README.md``, replaced if it exists.
+        card: content.
 
     Raises:
-        UserError: the picture's path is absolute or leaves the run folder.
+        UserError: the path of the picture is absolute or leaves the run folder.
 
     Source: Mitchell et al. 2019, Model cards for model reporting, arXiv 1810.03993.
     """
@@ -83,9 +83,9 @@ def write_model_card(path: str | Path, card: ModelCard) -> None:
         datasets=[card.data] if card.data in card_names() else None,
         eval_results=results or None,
     ).to_yaml()
-    told = f"Card `{card.data}`, licence {card.data_license}."
+    data = f"Card `{card.data}`, licence {card.data_license}."
     if card.data in card_names():
-        told += f" `mmgen data show {card.data}` prints where it comes from, its\nsplits and whom it under-represents."
+        data += f" `mmgen data show {card.data}` prints where it comes from, its\nsplits and whom it under-represents."
     packages = [f"mmgen {__version__}", f"Python {platform.python_version()}", *(f"{p} {version(p)}" for p in PACKAGES)]
     text = f"""---
 {front}
@@ -111,7 +111,7 @@ model = mmgen.load("RUN")  # this folder
 
 ## Data
 
-{told}
+{data}
 
 ## Training
 
@@ -125,14 +125,14 @@ model = mmgen.load("RUN")  # this folder
 
 
 def contact_sheet(samples: Sequence[Sample], columns: int = 4) -> Image.Image:
-    """Draw the pictures in a grid, the texts of each under it.
+    """Draw pictures in a grid, with the texts of each under it.
 
     Args:
-        samples: one or more, row by row.
-        columns: pictures in a row, at least 1.
+        samples: one or more, in row order.
+        columns: pictures per row, at least 1.
 
     Returns:
-        An RGB picture, 208 pixels a column.
+        An RGB picture, 208 pixels per column.
 
     Raises:
         UserError: there is no sample or no column.
@@ -165,13 +165,13 @@ def _tile(sample: Sample, text: Any, label: Any) -> Image.Image:
     tile = Image.new("RGB", (_WIDTH, _WIDTH + 2 * _MARGIN + sum(height for *_, height in lines)), "white")
     picture = sample.picture().convert("RGBA")
     scale = side / max(picture.size)
-    resample = Image.Resampling.NEAREST if scale > 4 else Image.Resampling.LANCZOS  # tiny pictures keep their pixels
+    resample = Image.Resampling.NEAREST if scale > 4 else Image.Resampling.LANCZOS  # keeps the pixels of tiny pictures
     picture = picture.resize([max(1, round(scale * length)) for length in picture.size], resample)
     tile.paste(picture, ((_WIDTH - picture.width) // 2, (_WIDTH - picture.height) // 2), picture)
     draw, y = ImageDraw.Draw(tile), _WIDTH
     for line, font, colour, height in lines:
         y += height
-        draw.text((_MARGIN, y), line, fill=colour, font=font, anchor="ls")  # on its base line
+        draw.text((_MARGIN, y), line, fill=colour, font=font, anchor="ls")  # at the baseline
     return tile
 
 
@@ -194,12 +194,12 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
 
 
 def _results(card: ModelCard) -> list[EvalResult]:
-    """The first system's figures, as the Hub's model-index wants them."""
+    """The figures of the first system for the model-index of the Hub."""
     results = []
     for split, systems in card.table.items():
         for metric, figure in next(iter(systems.values()), {}).items():
             value = figure[0] if isinstance(figure, tuple) else figure
-            if not math.isfinite(value):  # the Hub takes numbers only
+            if not math.isfinite(value):  # the Hub accepts only finite numbers
                 continue
             results.append(
                 EvalResult(

@@ -15,15 +15,15 @@ Config = TypeVar("Config", bound=RecipeConfig)
 
 
 def nested_config(path: str, cls: type[Config], values: Mapping[str, Any]) -> Config:
-    """The checked config of another recipe, whose errors name its keys by their whole path.
+    """The checked config of another recipe, with errors that name its keys by their full path.
 
     Args:
-        path: the key that holds the config, such as ``judges.image``.
-        cls: its dataclass.
-        values: the nested mapping.
+        path: key of the config, such as ``judges.image``.
+        cls: dataclass of the config.
+        values: nested mapping.
 
     Raises:
-        UserError: an unknown key, a wrong value, or what the ``check`` of the config refuses.
+        UserError: an unknown key, a wrong value, or an error of the config's ``check``.
     """
     with keys_below(path, cls):
         return checked(build_config(cls, translate(dict(values), cls.renamed)))
@@ -31,14 +31,14 @@ def nested_config(path: str, cls: type[Config], values: Mapping[str, Any]) -> Co
 
 @contextmanager
 def keys_below(path: str, cls: type) -> Iterator[None]:
-    """A context whose errors name the keys of a nested config by their whole path.
+    """A context whose errors name the keys of a nested config by their full path.
 
     Args:
-        path: the key that holds the config.
-        cls: its dataclass.
+        path: key of the config.
+        cls: dataclass of the config.
 
     Raises:
-        UserError: one was raised inside; ``fit.steps`` is ``judges.image.fit.steps`` there.
+        UserError: one was raised inside; ``fit.steps`` becomes ``judges.image.fit.steps``.
     """
     keys = "|".join(map(re.escape, sorted(_keys(cls), key=len, reverse=True)))
     pattern = re.compile(rf"((?<=^config key )|(?<![\w./-])(?=(?:{keys})(?:[.=:]| \()))")

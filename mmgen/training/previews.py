@@ -1,4 +1,4 @@
-"""Previews for reports: a generated item of several modalities as one picture with its texts."""
+"""Previews for reports: one picture, with texts, of an item of several modalities."""
 
 from collections.abc import Mapping
 
@@ -11,19 +11,20 @@ HEIGHT, GAP = 96, 4  # pixels
 
 
 def spectrogram_picture(x: Tensor) -> Image.Image:
-    """(mels, frames) in [0, 1] as a grey picture, low frequencies at the bottom."""
+    """Draw (mels, frames) in [0, 1] as a grey picture, low frequencies at the bottom."""
     return Image.fromarray((x.detach().float().cpu().clamp(0, 1).flip(0) * 255).round().byte().numpy())
 
 
 def preview(
     processors: Mapping[str, Processor], given: Mapping[str, Tensor], made: Mapping[str, Tensor]
 ) -> tuple[Image.Image, dict[str, str]]:
-    """The pictures of one item side by side, what was given first, sounds as spectrograms; and its texts and numbers by label.
+    """Pictures of one item side by side, given ones first, sounds as spectrograms; and texts and numbers by label.
 
     Args:
         processors: modality -> its processor.
-        given, made: modality -> the value of the item.
+        given, made: modality -> given or generated value of the item.
 
+    >>> import torch
     >>> from mmgen.data.image import ImageProcessor
     >>> picture, text = preview({"image": ImageProcessor(8, 1)}, {}, {"image": torch.zeros(1, 8, 8)})
     >>> picture.size, text
@@ -47,7 +48,7 @@ def preview(
 
 
 def in_a_row(pictures: list[Image.Image]) -> Image.Image:
-    """Pictures of one height side by side."""
+    """Join pictures of one height side by side."""
     sheet = Image.new("RGB", (max(HEIGHT, sum(p.width + GAP for p in pictures) - GAP), HEIGHT), "#5c6773")
     left = 0
     for picture in pictures:

@@ -20,35 +20,35 @@ from mmgen.training.scripts import module_name, recipe_folder, recipes_folder
 
 @dataclass
 class RecipeConfig:
-    """The keys that every recipe has; a recipe's config adds sections.
+    """The keys of every recipe, to which the config of a recipe adds sections.
 
     Args:
-        seed: of the run, or of the first run of a study.
-        seeds: runs of a study, with consecutive seeds; 1 is a single run.
+        seed: seed of the run, or of the first run of a study.
+        seeds: number of runs of a study, with consecutive seeds; 1 is a single run.
     """
 
-    #: key of an older version -> its key now, such as ``{"data.input": "data.image"}``
+    #: old key -> new key, such as ``{"data.input": "data.image"}``
     renamed: ClassVar[Mapping[str, str]] = {}
 
     seed: Seed = 0
     seeds: Annotated[int, AtLeast(1)] = 1
 
     def check(self) -> None:
-        """Raise UserError for values that do not fit each other or the data."""
+        """Raise UserError for values inconsistent with each other or the data."""
 
     def nested(self) -> Mapping[str, "RecipeConfig"]:
-        """The configs of the judges that evaluation trains, by the key that holds each."""
+        """The configs of the judges that the evaluation trains, by their keys."""
         return {}
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A named part of the training; see `stage`.
+    """A named part of the training, see `stage`.
 
     Args:
-        name: of the stage and of its folder.
-        train: ``train(run, config)`` trains a model by `Run.fit`, or writes ``model/`` in the folder of the stage itself.
-        made_by: keys of the config, sections or ``section.key``, that must be alike in a run that the stage is taken from.
+        name: name of the stage and of its folder.
+        train: ``train(run, config)`` trains a model by `Run.fit`, or writes ``model/`` in the folder of the stage.
+        made_by: config keys, sections or ``section.key``, that must be equal in a run from which the stage is taken.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Stage:
     made_by: Sequence[str] = ("data", "model", "encoder")
 
     def __call__(self, run: Run, config: Any) -> None:
-        """Train it."""
+        """Train the stage."""
         self.train(dataclasses.replace(run, stage=self.name), config)
 
     def named(self, name: str, **options: Any) -> "Stage":
@@ -65,7 +65,7 @@ class Stage:
 
 
 def stage(**settings: Any) -> Callable[[Callable[[Run, Any], None]], Stage]:
-    """Turn a function ``train(run, config)`` into the `Stage` of its name.
+    """Decorate a function ``train(run, config)`` as the `Stage` of its name.
 
     Args:
         settings: ``made_by``, see `Stage`.
@@ -83,15 +83,15 @@ class Recipe:
     """The ``RECIPE`` of ``recipes/NAME/train.py``.
 
     Args:
-        name: of the recipe and of its folder.
-        config: its dataclass, a `RecipeConfig`.
-        stages: run in this order; each leaves ``model/`` in its folder.
-        evaluate: ``evaluate(run, config, split)`` judges a trained run on a split; None for what is only used inside others.
-        main: the stage that works in the run folder itself, the others in ``RUN/stages/NAME``; by default the last.
-        splits: the held-out splits it can be evaluated on, the default first.
-        above: figure -> the baselines it is compared with; a study adds ``<baseline>_diff_low`` for each, the lower end of
+        name: name of the recipe and of its folder.
+        config: dataclass of its config, a `RecipeConfig`.
+        stages: stages in order; each writes ``model/`` in its folder.
+        evaluate: ``evaluate(run, config, split)`` evaluates a run on a split; None for recipes used only inside others.
+        main: stage that uses the run folder itself, the others ``RUN/stages/NAME``; by default the last.
+        splits: held-out splits for evaluation, the default first.
+        above: figure -> baselines to compare with; a study adds ``<baseline>_diff_low`` for each, the lower end of
             the 95 % interval of the difference, paired by seed.
-        extendable: a list of the config to which ``--resume`` may add -> the stage that trains what is new.
+        extendable: config key of a list that ``--resume`` may extend -> stage that trains the new entries.
     """
 
     name: str
@@ -102,7 +102,7 @@ class Recipe:
     splits: tuple[str, ...] = ("test", "validation")
     above: Mapping[str, Sequence[str]] = field(default_factory=dict)
     extendable: Mapping[str, str] = field(default_factory=dict)
-    #: where it is, if not among the recipes that come with mmgen; known once it is loaded
+    #: folder of a recipe outside mmgen, set when it is loaded
     place: Path | None = None
 
     @property
@@ -112,7 +112,7 @@ class Recipe:
 
     @property
     def reference(self) -> str:
-        """The name by which `load_recipe` finds it again: its own, or the path of a recipe of one's own."""
+        """The argument of `load_recipe` for this recipe: its name, or the path of a recipe outside mmgen."""
         return str(self.place.resolve()) if self.place else self.name
 
     def run(self, folder: Path, seed: int = 0, resume: bool = False) -> Run:
@@ -124,7 +124,7 @@ def load_recipe(name: str) -> Recipe:
     """The ``RECIPE`` of a recipe's ``train.py``.
 
     Raises:
-        UserError: there is no such recipe, or its script cannot be imported or defines none.
+        UserError: there is no such recipe, or its script cannot be imported or defines no ``RECIPE``.
     """
     folder = recipe_folder(name)
     file, shipped = folder / "train.py", folder.resolve().parent == recipes_folder().resolve()
@@ -139,15 +139,15 @@ def load_recipe(name: str) -> Recipe:
 
 
 def recipe_config(recipe: Recipe, config: str, overrides: list[str]) -> Any:
-    """The resolved config: the dataclass, a named config of the recipe or a YAML file over it, ``key=value`` over that.
+    """The resolved config: defaults of the dataclass, then a named config or YAML file, then ``key=value`` arguments.
 
     Args:
-        recipe: whose config.
-        config: the name of a YAML file beside the recipe, or a path to one.
+        recipe: recipe of the config.
+        config: name of a YAML file beside the recipe, or a path to one.
         overrides: ``key.sub=value`` arguments.
 
     Raises:
-        UserError: no such config; unknown keys and wrong values, all at once.
+        UserError: no such config; all unknown keys and wrong values at once.
     """
     file = Path(config)
     if file.suffix not in (".yaml", ".yml"):
@@ -159,10 +159,10 @@ def recipe_config(recipe: Recipe, config: str, overrides: list[str]) -> Any:
 
 
 def checked(config: Any) -> Any:
-    """The config, if its values fit each other and the data.
+    """Return the config if its values are consistent with each other and the data.
 
     Raises:
-        UserError: they do not.
+        UserError: they are not.
     """
     check_sections(config)
     config.check()
@@ -170,7 +170,7 @@ def checked(config: Any) -> Any:
 
 
 def sectioned(cls: type, values: dict[str, Any]) -> dict[str, Any]:
-    """Turn ``data: CARD`` into the section ``data``, with the keys of that section that stand beside it, as in older runs."""
+    """Turn ``data: CARD`` of older runs into the section ``data``, with those of its keys that stand beside it."""
     section = typing.get_type_hints(cls).get("data")
     if not isinstance(values.get("data"), str) or not dataclasses.is_dataclass(section):
         return values
@@ -180,7 +180,7 @@ def sectioned(cls: type, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def kept_values(cls: type[RecipeConfig], file: Path) -> dict[str, Any]:
-    """The values in the ``config.yaml`` of a run folder, by the keys of this version.
+    """The values in the ``config.yaml`` of a run folder, by current keys.
 
     Raises:
         UserError: it cannot be read.
@@ -189,7 +189,7 @@ def kept_values(cls: type[RecipeConfig], file: Path) -> dict[str, Any]:
 
 
 def _absolute_cards(values: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Make the paths of data absolute: a run is used from other folders too. ``folder``, of the config, is tried as well."""
+    """Make data paths absolute, as a run is used from other folders; also tried relative to the config's ``folder``."""
     return {
         key: _absolute_cards(value, folder) if isinstance(value, dict)
         else absolute_card(value, folder) if key == "card" and isinstance(value, str)

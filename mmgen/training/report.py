@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file with the figures and the pictures beside their captions, readable anywhere."""
+"""Reports as one self-contained HTML file with figures, pictures and captions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Figure = float | tuple[float, float]
 Table = Mapping[str, Mapping[str, Mapping[str, Figure]]]
 
-# How a metric is shown; one not listed is shown by its key.
+# metric -> its name in tables; by default its key
 LABELS = {
     "cider": "CIDEr (0-10)",
     "bleu4": "BLEU-4 (0-100)",
@@ -37,22 +37,22 @@ LABELS = {
     "dci": "DCI (0-1)",
     "sap": "SAP (0-1)",
 }
-WIDE = 8  # metrics; a table of more has a row for each
+WIDE = 8  # most metrics as columns; more become rows
 _NONE = "\N{EN DASH}"
 _GAP = 4  # pixels between the pictures of a grid
-_RAISED = 0.3  # least logarithm of a word that is coloured: a third likelier
+_RAISED = 0.3  # least log ratio of a coloured word: a third likelier
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture and what was said about it.
+    """One picture with its texts.
 
     Args:
         image: encoded bytes (PNG, JPEG, ...; shown as they are) or a PIL picture (shown as PNG).
-        text: label -> text in the order shown, the model's own first; several references are lines of one text.
-        note: a few words under the picture, such as ``CIDEr 4.2``.
-        group: the heading the card stands under; neighbours of one group share it.
-        wide: give the picture the width of the page, as a grid of many needs.
+        text: label -> text in order, that of the model first; several references are lines of one text.
+        note: short note under the picture, such as ``CIDEr 4.2``.
+        group: heading, shared by consecutive samples of one group.
+        wide: give the picture the width of the page, for a grid of many.
     """
 
     image: bytes | Image.Image
@@ -66,7 +66,7 @@ class Sample:
         return Image.open(io.BytesIO(self.image)) if isinstance(self.image, bytes) else self.image
 
     def encoded(self) -> tuple[bytes, str]:
-        """The content and the suffix of an image file; bytes in a format that browsers show stay as they are."""
+        """Content and suffix of an image file; bytes in a format of browsers are unchanged."""
         picture = self.picture()
         if isinstance(self.image, bytes) and picture.format in Image.MIME:
             return self.image, picture.format.lower()
@@ -76,7 +76,7 @@ class Sample:
 
 
 def metrics_of(table: Table) -> list[str]:
-    """The metrics of ``table``, each once, in order of appearance.
+    """The metrics of ``table`` without repetitions, in order of appearance.
 
     >>> metrics_of({"test": {"captioner": {"cider": 4.6, "bleu4": 30.0}, "blind": {"cider": 0.3}}})
     ['cider', 'bleu4']
@@ -85,7 +85,7 @@ def metrics_of(table: Table) -> list[str]:
 
 
 def cell(table: Table, split: str, system: str, metric: str) -> str:
-    """One figure as text: as many decimals as the largest of its metric needs for three digits, a dash where there is none.
+    """One figure as text, with decimals for three digits of the largest of its metric; a dash if missing.
 
     >>> cell({"test": {"captioner": {"cider": 4.6}, "blind": {"cider": 0.3}}}, "test", "captioner", "cider")
     '4.60'
@@ -109,20 +109,20 @@ def write_report(
     details: Mapping[str, str],
     summary: str = "",
 ) -> None:
-    """Write a self-contained HTML page: figures, pictures with their captions, and how they were made.
+    """Write a self-contained HTML page of figures, pictures with captions, and details of the run.
 
-    It loads nothing: pictures are embedded, there is no script, and a content security policy forbids both.
+    Pictures are embedded, there is no script, and a content security policy forbids loading anything.
 
     Args:
-        path: the file, replaced when it exists.
-        title: of the page.
+        path: output file, replaced if it exists.
+        title: title of the page.
         table: split -> system -> metric -> figure or (mean, sd); the model itself is the first system.
-        samples: the cards, in the order shown.
-        details: heading -> text shown as it is, folded: command, config, versions.
-        summary: one or two sentences under the title: what was trained on what, and what each baseline is.
+        samples: samples in order.
+        details: heading -> text of a collapsed section: command, config, versions.
+        summary: one or two sentences under the title: model, data and baselines.
 
     Raises:
-        PIL.UnidentifiedImageError: the bytes of a sample are no picture.
+        PIL.UnidentifiedImageError: a sample is no picture.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -137,13 +137,13 @@ def write_report(
 
 @dataclass(frozen=True)
 class WrittenText:
-    """A text and how much each of its words was raised.
+    """A text with the log ratio by which steering raised each word.
 
     Args:
-        label: who wrote it.
-        prompt: how it begins.
-        words: each word after the prompt, as written, and the logarithm of how much likelier it was made; 0: not at all.
-        note: a few words under it.
+        label: name of its source.
+        prompt: beginning of the text.
+        words: each word after the prompt, and its log ratio; 0: not raised.
+        note: short note under the text.
     """
 
     label: str
@@ -155,11 +155,11 @@ class WrittenText:
 def write_texts(
     path: str | Path, title: str, texts: Sequence[Sequence[WrittenText]], details: Mapping[str, str], summary: str = ""
 ) -> None:
-    """Write a self-contained HTML page of texts, side by side, whose raised words are coloured.
+    """Write a self-contained HTML page of texts side by side, with raised words in colour.
 
     Args:
         path, title, details, summary: see `write_report`.
-        texts: rows of texts that are read beside one another.
+        texts: rows of texts, side by side.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -209,11 +209,11 @@ def _write_page(path: str | Path, title: str, main: str, details: Mapping[str, s
 
 
 def picture_grid(rows: Sequence[Sequence[Image.Image]], side: int = 48) -> Image.Image:
-    """Pictures of one size in rows and columns, the pixels of small ones drawn larger.
+    """Arrange pictures of one size in a grid, with small ones enlarged.
 
     Args:
-        rows: the pictures, as many in each row.
-        side: least length of the longer side of each as drawn, in pixels.
+        rows: rows of pictures, equally long.
+        side: least length of the longer side of each, in pixels.
 
     Raises:
         UserError: there is no picture, or rows differ in length.
@@ -247,11 +247,11 @@ def tensor_grid(rows: Sequence[Tensor]) -> Image.Image:
 
 
 def scatter(points: Mapping[str, tuple[float, float]], x: str, y: str, size: tuple[int, int] = (640, 400)) -> Image.Image:
-    """A plot of named points, x on a logarithmic axis.
+    """Plot named points, x on a logarithmic axis.
 
     Args:
         points: name -> (x, y), x above 0.
-        x, y: what the axes are.
+        x, y: names of the axes.
         size: width and height in pixels.
 
     Raises:
@@ -292,10 +292,10 @@ def scatter(points: Mapping[str, tuple[float, float]], x: str, y: str, size: tup
 
 
 def grid(table: Table) -> tuple[str, list[str], dict[str, list[tuple[str, list[str]]]]]:
-    """The figures as rows of cells: a row for each system, or of more than `WIDE` metrics a row for each metric.
+    """Figures as rows of cells, a row for each system, or for each metric if these are more than `WIDE`.
 
     Returns:
-        What the first column holds, the heads of the others, and split -> rows of (head, cells).
+        The head of the first column, those of the others, and split -> rows of (head, cells).
 
     >>> grid({"test": {"captioner": {"cider": 4.6}, "blind": {"cider": 0.3}}})
     ('system', ['CIDEr (0-10)'], {'test': [('captioner', ['4.60']), ('blind', ['0.30'])]})

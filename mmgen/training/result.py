@@ -1,4 +1,4 @@
-"""The result of an evaluation: figures by system, and pictures, sounds and texts to look at, kept in the run folder."""
+"""The result of an evaluation, saved in the run folder: figures by system, pictures, sounds and texts."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ Figures = dict[str, float]
 
 @dataclass
 class Result(MutableMapping[str, Figures]):
-    """The figures of each system on one split, the model's own first, and what else the report shows.
+    """The figures of each system on one split, the model first, and the other content of the report.
 
-    ``result[system] = {metric: figure}``. In JSON the model's figures are called ``metric``, another system's
-    ``metric_system``.
+    ``result[system] = {metric: figure}``. In JSON, a figure of the model has the key ``metric``, one of another
+    system ``metric_system``.
 
     Args:
-        model: name of the model's own row; the first system.
-        labels: system -> its name in tables, where it differs.
+        model: name of the model's row, the first system.
+        labels: system -> its name in tables, if different.
         about: figures of the evaluation itself, such as the accuracy of a judge.
-        outputs: JSON values kept in ``predictions/SPLIT.json``, such as every caption.
-        texts: heading -> a text that the report shows folded.
-        words: placeholder of ``card.md`` -> a text that only the recipe knows.
-        table: rows of the report's table, where these are not the systems but, for example, tasks.
+        outputs: JSON values saved in ``predictions/SPLIT.json``, such as all captions.
+        texts: heading -> text of a collapsed section of the report.
+        words: placeholder of ``card.md`` -> text.
+        table: rows of the report's table if other than the systems, for example tasks.
 
     >>> result = Result("captioner", about={"judge_accuracy": 0.9})
     >>> result["captioner"], result["blind"] = {"cider": 4.6}, {"cider": 0.3}
@@ -81,18 +81,18 @@ class Result(MutableMapping[str, Figures]):
         """Add a picture with its texts to the report, see `mmgen.training.report.Sample`.
 
         Args:
-            picture, text, note, wide: as there.
-            group: a heading below that of the split.
-            name: ends the name of its file, ``samples/SPLIT_NAME.png``; by default a number.
+            picture, text, note, wide: see there.
+            group: heading below that of the split.
+            name: NAME of its file ``samples/SPLIT_NAME.png``; by default a number.
         """
         self.samples.append((name or f"{len(self.samples):02d}", Sample(picture, text, note, group, wide)))
 
     def hear(self, name: str, wave: Tensor, rate: int) -> None:
-        """Keep a sound (t,) of ``rate`` Hz as ``samples/SPLIT_NAME.wav``."""
+        """Save a sound (t,) of ``rate`` Hz as ``samples/SPLIT_NAME.wav``."""
         self.sounds[name] = (wave, rate)
 
     def figures(self) -> Figures:
-        """All figures as one flat mapping, as ``mmgen evaluate --json`` writes it."""
+        """All figures as the flat mapping of ``mmgen evaluate --json``."""
         flat = {
             metric if system == self.model else f"{metric}_{system}": value
             for system, figures in self.systems.items()
@@ -101,7 +101,7 @@ class Result(MutableMapping[str, Figures]):
         return flat | self.about
 
     def save(self, run: Path, split: str) -> None:
-        """Write everything to the run folder, where `read_results` finds it."""
+        """Write everything to the run folder, for `read_result`."""
         samples = run / "samples"
         samples.mkdir(exist_ok=True)
         cards = []
@@ -129,7 +129,7 @@ class Result(MutableMapping[str, Figures]):
 
 @dataclass(frozen=True)
 class Kept:
-    """Result of a run folder: figures by the systems' labels, figures of the evaluation, samples, texts and words."""
+    """A saved result: figures by label of the system, figures of the evaluation, samples, texts and words."""
 
     systems: Mapping[str, Figures]
     about: Figures
@@ -139,7 +139,7 @@ class Kept:
 
 
 def read_result(run: Path, split: str) -> Kept | None:
-    """The result kept in a run folder; None where an earlier version of mmgen evaluated it.
+    """The result saved in a run folder; None if an earlier version of mmgen evaluated it.
 
     Raises:
         UserError: its file is damaged.

@@ -1,4 +1,4 @@
-"""A run of a recipe: its folder, and the models that its stages leave there."""
+"""A run of a recipe: its folder, and the models of its stages there."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,18 +14,18 @@ from mmgen.models.base import Model, load
 from mmgen.training.config import FitConfig
 from mmgen.training.loop import fit
 
-Samples = Callable[[Any], Image.Image | str]  # model -> what to look at while it trains
+Samples = Callable[[Any], Image.Image | str]  # model -> a sample to show during training
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a recipe, as its stages and its evaluation see it.
+    """One run of a recipe, the argument of its stages and evaluation.
 
     Args:
         folder: the run folder.
-        main: the stage that works in the folder itself; the others work in ``stages/NAME``.
-        seed: of this run.
-        stage: the stage that is being trained; empty during evaluation.
+        main: stage that uses the folder itself; the others use ``stages/NAME``.
+        seed: seed of this run.
+        stage: stage being trained; empty during evaluation.
         resume: continue from the stage's newest checkpoint.
     """
 
@@ -36,7 +36,7 @@ class Run:
     resume: bool = False
 
     def stage_folder(self, name: str = "") -> Path:
-        """The folder of a stage; by default of the one being trained, or of the main one."""
+        """The folder of a stage, by default of the one being trained or else the main one."""
         name = name or self.stage or self.main
         return self.folder if name == self.main else self.folder / "stages" / name
 
@@ -44,8 +44,8 @@ class Run:
         """Load the model of a stage, by default the main one; during evaluation onto the device.
 
         Args:
-            stage: its name.
-            overrides: constructor values in place of the saved ones, such as ``dtype``.
+            stage: name of the stage.
+            overrides: constructor values that replace saved ones, such as ``dtype``.
 
         Raises:
             UserError: there is no trained model.
@@ -65,7 +65,7 @@ class Run:
         """Train a model in the folder of the stage, with the seed of the run; see `mmgen.training.loop.fit`.
 
         Args:
-            model, data, config, finish, phases: as there.
+            model, data, config, finish, phases: see there.
             samples: ``samples(model)`` returns a picture or a text, written to ``samples/step_N`` every
                 ``config.sample_every`` steps.
         """

@@ -1,4 +1,4 @@
-"""Run folders: made, opened, compared with a config, and never used for another one."""
+"""Run folders: creating, opening, and checking that each is used with its own config."""
 
 import contextlib
 import dataclasses
@@ -15,15 +15,15 @@ from mmgen.training.config import build_config, parse_overrides, read_yaml, to_d
 from mmgen.training.lock import COPY, HOLDER, LOCK
 from mmgen.training.recipe import Recipe, checked, kept_values, load_recipe
 
-RUN_KEYS = {"dtype"}  # config keys that say how a model is run, not what it is
+RUN_KEYS = {"dtype"}  # config keys of how a model is run, not of what it is
 
 
 def open_run(folder: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Any]:
-    """The recipe and the config that a run folder was made with.
+    """The recipe and the config of a run folder.
 
     Args:
-        folder: the run folder.
-        overrides: how it is run now: ``dtype=NAME`` of its frozen language model, or nothing.
+        folder: run folder.
+        overrides: ``dtype=NAME`` of its frozen language model, or nothing.
 
     Raises:
         UserError: it is not a run folder.
@@ -37,7 +37,7 @@ def open_run(folder: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Any]:
     now = parse_overrides(list(overrides), recipe.config)
     for key in now:
         check_one_of(f"option of {recipe.name}", key, sorted({path.rpartition(".")[2] for path in _flat(values)} & RUN_KEYS))
-    if now:  # of the model, or of a recipe that runs the language model itself
+    if now:  # a key of the model, or of a recipe with its own language model
         now = now if "dtype" in values else {"model": now}
     return recipe, checked(build_config(recipe.config, values, now))
 
@@ -53,12 +53,12 @@ def seed_runs(config: Any, out: Path) -> list[tuple[Path, Any]]:
 
 
 def check_run_folder(config: Any, out: Path, resume: bool, extendable: Iterable[str] = ()) -> None:
-    """Fail if ``out`` exists and is not to be resumed, or was made with another config; a run that trained nothing yet is new.
+    """Check that ``out`` is new, without trained parts, or to be resumed with the same config.
 
-    More seeds of a study are no other config, nor are lists named in ``extendable`` that hold all that they held.
+    A study may have more seeds than before, and lists named in ``extendable`` more entries.
 
     Raises:
-        UserError: it does.
+        UserError: it is not.
     """
     if _nothing_trained(out):
         return
@@ -70,7 +70,7 @@ def check_run_folder(config: Any, out: Path, resume: bool, extendable: Iterable[
         for key in extendable:
             if set(before.get(key, ())) <= set(now[key]):
                 before[key] = now[key]
-        if 1 < before.get("seeds", 1) < now["seeds"]:  # a single run is no study: it lies in the folder itself
+        if 1 < before.get("seeds", 1) < now["seeds"]:  # a single run, in the folder itself, cannot become a study
             before["seeds"] = now["seeds"]
         if changed := _changes(before, now):
             fix = "resume with the same config, or choose another --out"
@@ -85,7 +85,7 @@ def make_run_folder(recipe: Recipe, config: Any, out: Path, command: Sequence[st
         for run, seeded in [(out, config), *seed_runs(config, out)]:
             run.mkdir(parents=True, exist_ok=True)
             write_config(seeded, run / "config.yaml")
-            # a run keeps the command that made it, a study gets the one that added to it
+            # a run keeps its first command, a study gets the latest
             if new or (grown and run == out) or not (run / "run.json").is_file():
                 write_json(run / "run.json", {"recipe": recipe.reference, "command": ["mmgen", *command]})
     except OSError as error:
@@ -94,14 +94,14 @@ def make_run_folder(recipe: Recipe, config: Any, out: Path, command: Sequence[st
 
 
 def _nothing_trained(out: Path) -> bool:
-    """Test whether ``out`` is a run folder whose command failed, or was stopped, before the first checkpoint."""
-    if out.is_dir() and (names := {file.name for file in out.iterdir()}) and names <= {LOCK, HOLDER}:  # nor wrote anything
+    """True if the command of the run folder ``out`` ended before the first checkpoint."""
+    if out.is_dir() and (names := {file.name for file in out.iterdir()}) and names <= {LOCK, HOLDER}:  # nothing written yet
         return True
     return (out / "run.json").is_file() and not any(file.name in ("checkpoints", "model") for file in out.rglob("*"))
 
 
 def check_writable(run: Path) -> None:
-    """Fail, before hours of evaluation, if what it writes beside the trained model cannot be written."""
+    """Check, before hours of evaluation, that its output files can be written."""
     for file in (run, *run.iterdir(), *run.glob("samples/*"), *run.glob("predictions/*")):
         if file.name not in ("model", "stages", "checkpoints", "tensorboard") and not os.access(file, os.W_OK):
             fix = f"change its permissions, or {COPY}"
@@ -109,12 +109,12 @@ def check_writable(run: Path) -> None:
 
 
 def _as_read(config: Any) -> dict[str, Any]:
-    """A config as it is read again from its file: tuples are lists there."""
+    """A config as read from its file, with lists instead of tuples."""
     return yaml.safe_load(yaml.safe_dump(to_dict(config)))
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The dotted keys whose values differ, each with both values; how a model is run is no difference."""
+    """The dotted keys with different values, and both values, without keys of how a model is run."""
     old, new = _flat(before), _flat(now)
     return [
         f"{key} ({old.get(key, 'no such key')}, now {new.get(key, 'no such key')})"
@@ -131,7 +131,7 @@ def _flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
 
 
 def check_same_model(config: Any, source: Path, keys: Sequence[str]) -> None:
-    """A stage taken from another run must have been made for the same data and model."""
+    """Check that a stage of another run was made for the same data and model."""
     changes = _changes(kept_values(type(config), source / "config.yaml"), _as_read(config))
     names = [(change, change.partition(" ")[0]) for change in changes]
     if changed := [change for change, name in names if any(name == key or name.startswith(f"{key}.") for key in keys)]:
@@ -140,7 +140,7 @@ def check_same_model(config: Any, source: Path, keys: Sequence[str]) -> None:
 
 
 def link_stage(source: Path, folder: Path) -> None:
-    """Take the trained model of a stage from another folder."""
+    """Link the trained model of a stage from another folder."""
     if not (source / "model").is_dir():
         fix = "name a run whose stage is trained"
         raise UserError(str(source), got="no trained model", expected="a finished stage", fix=fix)
@@ -150,6 +150,6 @@ def link_stage(source: Path, folder: Path) -> None:
 
 
 def add_metrics(run: Path, split: str, figures: Mapping[str, float]) -> None:
-    """Write the figures of a split to ``metrics.json``, beside those of other splits."""
+    """Add the figures of a split to ``metrics.json``."""
     file = run / "metrics.json"
     write_json(file, {**(read_json(file) if file.is_file() else {}), split: figures})

@@ -1,4 +1,4 @@
-"""The reports of a run: ``report.html`` and the model card, made of its results and of the recipe's ``card.md``."""
+"""Reports of a run: ``report.html`` and the model card, from its results and the recipe's ``card.md``."""
 
 import math
 import re
@@ -19,7 +19,7 @@ from mmgen.training.report import Figure, Sample, write_report
 from mmgen.training.result import read_result
 
 SHOWN = 16  # samples in the picture of the model card
-TASK = "other"  # of the Hub, where card.md names none
+TASK = "other"  # task on the Hub by default
 
 
 def write_reports(folder: Path, config: Any, prose: Path, runs: Sequence[Path] = ()) -> None:
@@ -27,14 +27,14 @@ def write_reports(folder: Path, config: Any, prose: Path, runs: Sequence[Path] =
 
     Args:
         folder: the run folder.
-        config: of the run.
-        prose: the recipe's ``card.md``; front matter ``name``, ``title``, ``description``, ``task``, ``tags``, ``base_model``,
-            ``picture`` and ``evaluated``, then a summary, then sections. ``{config.model.words}``, ``{data.name}`` and the
-            words of the `Result` stand in it as in a format string.
-        runs: the runs of a study, whose figures are averaged; its samples are those of the first.
+        config: config of the run.
+        prose: the recipe's ``card.md``: front matter ``name``, ``title``, ``description``, ``task``, ``tags``, ``base_model``,
+            ``picture`` and ``evaluated``, then a summary, then sections, with placeholders ``{config.model.words}``,
+            ``{data.name}`` and the words of the `Result`.
+        runs: runs of a study, whose figures are averaged; samples are those of the first.
 
     Raises:
-        UserError: ``card.md`` names a value that there is not.
+        UserError: ``card.md`` names an unknown value.
     """
     table: dict[str, Mapping[str, Mapping[str, Figure]]] = {}
     samples: list[Sample] = []
@@ -85,7 +85,7 @@ def write_reports(folder: Path, config: Any, prose: Path, runs: Sequence[Path] =
 
 
 def averaged(systems: Sequence[Mapping[str, Mapping[str, float]]]) -> Mapping[str, Mapping[str, Figure]]:
-    """The mean and standard deviation over seeds of each figure that all have; of one seed the figures.
+    """Mean and standard deviation over seeds of each figure that all have; for one seed the figures.
 
     >>> averaged([{"model": {"cider": 1.0}}, {"model": {"cider": 2.0}}])
     {'model': {'cider': (1.5, 0.7071067811865476)}}
@@ -112,7 +112,7 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _prose(file: Path, values: Mapping[str, Any]) -> tuple[dict[str, Any], str, str]:
-    """The front matter, the summary and the sections of ``card.md``, placeholders filled in."""
+    """Front matter, summary and sections of ``card.md``, with placeholders filled in."""
     name = file.parent.name
     text = file.read_text(encoding="utf-8") if file.is_file() else f"---\ntitle: {name}\n---\n"
     match = re.match(r"---\n(.*?)^---\n(.*)", text, re.DOTALL | re.MULTILINE)
@@ -143,7 +143,7 @@ def _grouped(sample: Sample, split: str) -> Sample:
 
 
 def _picture(folder: Path, samples: Sequence[Sample]) -> str | None:
-    """The picture of the model card: the first sample if it is wide, otherwise a sheet of the first ones."""
+    """The picture of the model card: the first sample if it is wide, otherwise a grid of the first ones."""
     if not samples:
         return None
     file = folder / "samples" / "samples.png"

@@ -1,4 +1,4 @@
-"""Training and evaluation of a recipe: its missing stages, once a seed, and its figures over the seeds."""
+"""Training and evaluation of a recipe: missing stages for each seed, and figures over seeds."""
 
 import contextlib
 import hashlib
@@ -39,21 +39,21 @@ def train(
     command: Sequence[str] = (),
     wait: bool = False,
 ) -> None:
-    """Run the stages that are missing in ``out``, once a seed.
+    """Run the stages that are missing in ``out``, for each seed.
 
     Args:
-        recipe: what to train.
-        config: its resolved config.
-        out: the run folder; with several seeds, ``seed_0``, ``seed_1``, ... inside it are the runs.
-        resume: go on with what ``out`` holds; without it nothing may have been trained in the folder. A study, of two seeds or
-            more, may get further ones, and so may the lists in ``recipe.extendable``.
-        stages_from: stage -> a run folder to take that stage from instead of training it.
-        command: the arguments of ``mmgen`` that the reports name.
+        recipe: recipe to train.
+        config: resolved config.
+        out: run folder; with several seeds, the runs are ``seed_0``, ``seed_1``, ... inside it.
+        resume: continue the run in ``out``; otherwise nothing may have been trained there. A study of two or more seeds
+            may get more seeds, and the lists in ``recipe.extendable`` more entries.
+        stages_from: stage -> run folder to take it from instead of training it.
+        command: arguments of ``mmgen`` for the reports.
         wait: wait while another command holds the run folder, instead of failing.
 
     Raises:
-        UserError: the folder exists, cannot be written, was made with another config, or is held by another command; a setting
-            of a stage that this machine cannot train by.
+        UserError: the folder exists, cannot be written, was made with another config, or is in use by another command; a
+            stage has a setting that this machine does not support.
     """
     stages_from = stages_from or {}
     stages = {stage.name: stage for stage in recipe.stages}
@@ -63,13 +63,13 @@ def train(
         check_machine(one, key)
     main = rank() == 0
     if main and not wait:
-        check_free(out)  # before `check_run_folder`, whose advice is of no use while another command trains there
+        check_free(out)  # first, as the advice of `check_run_folder` does not help while another command trains there
         check_run_folder(config, out, resume, recipe.extendable)
     runs = seed_runs(config, out)
     with contextlib.ExitStack() as held:
         held.enter_context(locked([out], command, wait))
         if main:
-            check_run_folder(config, out, resume, recipe.extendable)  # another command may have ended since
+            check_run_folder(config, out, resume, recipe.extendable)  # again, as another command may have ended since
             make_run_folder(recipe, config, out, command)
         held.enter_context(locked([run for run, _ in runs if run != out], command, wait))
         for folder, seeded in runs:
@@ -80,7 +80,7 @@ def train(
                     continue
                 if name in stages_from:
                     link_stage(recipe.run(stages_from[name]).stage_folder(name), own)
-                elif first.is_symlink() and not (own / "model").exists():  # an added seed takes what the first one took
+                elif first.is_symlink() and not (own / "model").exists():  # link them for an added seed too
                     link_stage(first.resolve().parent, own)
                 else:
                     torch.manual_seed(seeded.seed)
@@ -88,12 +88,12 @@ def train(
 
 
 def cached_run(recipe: Recipe, config: Any, kind: str) -> Path:
-    """The run of this config in the cache, trained at first use; of several commands one trains and the others wait.
+    """The cached run of this config, trained at first use; other commands wait for the one that trains.
 
     Args:
-        recipe: what to train.
-        config: its resolved config, with a ``data.card``.
-        kind: the folder of the cache.
+        recipe: recipe to train.
+        config: resolved config, with a ``data.card``.
+        kind: subfolder of the cache.
 
     Raises:
         UserError: the cache cannot be written.
@@ -111,19 +111,19 @@ def cached_run(recipe: Recipe, config: Any, kind: str) -> Path:
 def evaluate(
     recipe: Recipe, config: Any, out: Path, split: str, command: Sequence[str] = (), wait: bool = False
 ) -> dict[str, float]:
-    """The recipe's figures on ``split``: of one run, or the mean over its seeds with ``<key>_sd`` beside each.
+    """Figures on ``split``, of one run or as means over seeds with ``<key>_sd``.
 
-    They are added to ``out/metrics.json`` under the split's name, and the report is written anew.
+    They are added to ``out/metrics.json`` under the name of the split, and the report is rewritten.
 
     Args:
-        recipe, config: of the run.
-        out: the run folder.
+        recipe, config: recipe and config of the run.
+        out: run folder.
         split: one of ``recipe.splits``.
-        command: the arguments of ``mmgen`` that other commands are told of meanwhile.
+        command: arguments of ``mmgen``, shown to other commands that need the folder.
         wait: wait while another command holds the run folder, instead of failing.
 
     Raises:
-        UserError: the split is unknown, a stage was not trained to its end, or the folder cannot be written or is held by
+        UserError: the split is unknown, a stage is not fully trained, or the folder cannot be written or is in use by
             another command.
     """
     check_one_of("split", split, recipe.splits)
@@ -160,7 +160,7 @@ def _evaluate(recipe: Recipe, runs: Sequence[tuple[Path, Any]], out: Path, split
         return figures[0]
     found: dict[str, Any] = {}
     for key in figures[0]:
-        if not all(key in f for f in figures):  # a figure that some seeds cannot have, such as a share of no loss
+        if not all(key in f for f in figures):  # undefined for some seeds, such as a ratio to no loss
             continue
         values = [f[key] for f in figures]
         if isinstance(values[0], bool):
@@ -169,7 +169,7 @@ def _evaluate(recipe: Recipe, runs: Sequence[tuple[Path, Any]], out: Path, split
             found[key], found[f"{key}_sd"] = mean_and_deviation(values)
     for key, baselines in recipe.above.items():
         for baseline in baselines:
-            if not all(figure in f for f in figures for figure in (key, baseline)):  # an arm that was not run
+            if not all(figure in f for f in figures for figure in (key, baseline)):  # for example an arm that was not run
                 continue
             low = paired_low([f[key] for f in figures], [f[baseline] for f in figures])
             found[f"{baseline}_diff_low"] = low

@@ -1,4 +1,4 @@
-"""A shared space of pictures (or sounds) and texts, for retrieval and for `mmgen steer --toward` to steer by.
+"""A shared space of pictures (or sounds) and texts, for retrieval and `mmgen steer --toward`.
 
 mmgen train aligned                                                        # openmoji, minutes on two CPU cores
 mmgen train aligned --config flickr8k                                      # photographs with five captions each
@@ -20,13 +20,13 @@ from mmgen.models.aligned import Aligned
 from mmgen.training.result import Result
 from mmgen.training.run import Run
 
-AMONG = 100  # recall is measured among so many, beside the whole split
-PENALTIES = (10.0, 100.0, 1000.0, 10000.0)  # of the ridge regression, one of which is chosen
+AMONG = 100  # items for the second recall, beside that among the whole split
+PENALTIES = (10.0, 100.0, 1000.0, 10000.0)  # candidates for the ridge regression
 
 
 @torch.no_grad()
 def points(model: Aligned, data: DataSet) -> dict[str, Tensor]:
-    """The points of all items (n, s), and those of all texts (p, s) by each other tower of the model."""
+    """Embeddings of all items (n, s), and of all texts (p, s) by each text encoder."""
     found: dict[str, list[Tensor]] = {tower: [] for tower in model.towers}
     for part in (data.without("text"), data.keep("text", "sentence")):
         for batch in part.batches(size=AT_ONCE, device=model.feature_mean.device):
@@ -37,13 +37,13 @@ def points(model: Aligned, data: DataSet) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def mean_words(model: Aligned, data: DataSet) -> Tensor:
-    """The mean token embedding of each text, less that of the whole table, (p, d): the target of the baseline."""
+    """The centred mean token embedding of each text, (p, d), the target of the baseline."""
     table = model.table.weight.cpu().float() - model.word_mean.cpu()
     return F.normalize(torch.stack([table[item["text"]].mean(0) for item in data.keep("text")]), dim=1)
 
 
 def plain_features(model: Aligned, data: DataSet) -> Tensor:
-    """The input of the baseline: the frozen features, or mean and deviation of each row of a spectrogram, (n, c)."""
+    """Input of the baseline, (n, c): frozen features, or mean and standard deviation of spectrogram rows."""
     if not model.trained_encoder:
         return data.values["features"].float()
     values = [row[model.modality].float() for row in data.keep(model.modality)]
@@ -51,9 +51,9 @@ def plain_features(model: Aligned, data: DataSet) -> Tensor:
 
 
 class Ridge:
-    """A linear map from the features of an item to the mean word of its texts, the baseline: x (n, c), y (n, d).
+    """The baseline: ridge regression from item features x (n, c) to mean words y (n, d).
 
-    Of the `PENALTIES` it takes the one with which a tenth of the items, left out, is found best by the other nine.
+    Its penalty has the best recall on a held-out tenth of the items.
     """
 
     def __init__(self, x: Tensor, y: Tensor) -> None:
@@ -77,12 +77,12 @@ class Ridge:
         return torch.linalg.solve(square + penalty * torch.eye(len(square)), cross)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Predict normalised points (n, d)."""
+        """Predict unit vectors (n, d)."""
         return F.normalize(self.standard(x) @ self.weights, dim=1)
 
 
 def recalls(scores: Tensor, right: Tensor) -> dict[str, float]:
-    """Recall of items by texts (``item_``) and of texts by items (``text_``), among all and among `AMONG`."""
+    """Recall of items by texts (``item_``) and of texts by items (``text_``), among all and among `AMONG` items."""
     figures = {}
     for what, (some, true) in {"item": (scores.T, right.T), "text": (scores, right)}.items():
         figures |= {f"{what}_r{k}": value for k, value in recall_at(some, true).items()}
@@ -93,7 +93,7 @@ def recalls(scores: Tensor, right: Tensor) -> dict[str, float]:
 def evaluate(run: Run, config: SpaceConfig, split: str) -> Result:
     """Recall at 1, 5 and 10 of the model, of ridge regression and of chance.
 
-    ``sentence`` is of texts as the sentence embedder reads them, where the model has one.
+    ``sentence`` uses the sentence embedder for texts, if the model has one.
     """
     model = run.load(dtype=config.model.dtype)
     data, train_data = pairs(model, config.data, split), pairs(model, config.data, "train")

@@ -1,4 +1,4 @@
-"""MFM: a label factor that all modalities share, and a private factor for each; missing modalities are inferred.
+"""MFM: a label factor shared by all modalities and a private factor for each, with missing modalities inferred.
 
 mmgen train factorized                                  # sentiment of utterances, read under $MMGEN_DATA/cmu_mosi_utterances
 mmgen train factorized --config digits                  # digits as picture, word and speech; factors swapped
@@ -34,23 +34,23 @@ from mmgen.training.recipe import Recipe, RecipeConfig, stage
 from mmgen.training.result import Result
 from mmgen.training.run import Run
 
-AT_ONCE = 250  # items read together in evaluation
-GIVEN = ("classes", "class_names", "per_position", "without")  # model arguments that the data and the stages decide
+AT_ONCE = 250  # items evaluated together
+GIVEN = ("classes", "class_names", "per_position", "without")  # model arguments determined by data and stages
 
 
 @dataclass
 class Data(Modalities):
-    """A data card whose items have several modalities, and a label.
+    """A data card with several modalities and a label.
 
     Args:
-        sequence: the column that tells which rows follow one another, such as the utterances of a video: an item is then the
-            whole sequence, with a label a row; empty: an item is a row.
+        sequence: column that groups rows to sequences, such as the utterances of a video: an item is then a sequence, with a
+            label per row; empty: an item is a row.
     """
 
     sequence: str = ""
 
     def check(self, path: str) -> None:
-        """Check the columns of the modalities, of labels and of sequences."""
+        """Check the columns of modalities, labels and sequences."""
         card = read_card(self.card)
         self.label = check_column(card, f"{path}.label", self.label, "label")
         check_several_classes(card.name, self.label, class_names(card, self.label))
@@ -59,15 +59,15 @@ class Data(Modalities):
         super().check(path)
 
     def types(self, settings: Mapping[str, Any]) -> Sequence[str]:
-        """The types of columns that can be read: in a sequence only vectors, and texts that become vectors."""
+        """The supported column types: in a sequence only vectors, and texts encoded as vectors."""
         return ("vector", *(["text"] if "language_model" in settings else [])) if self.sequence else COLUMNS
 
     def rows(self, split: str, limit: int = 0) -> Rows:
         """The rows of a split that have a label.
 
         Raises:
-            UserError: a label is none of the card's classes; a row has none of the modalities; a value is missing of a
-                sequence, or of a text that a language model reads.
+            UserError: an unknown label; a row without any modality; a missing value of a sequence, or of a text for a
+                language model.
         """
         needs = [own["column"] for own in self.modalities.values() if self.sequence or "language_model" in own]
         lacking = [column for column in self.columns_of() if column not in needs]
@@ -75,7 +75,7 @@ class Data(Modalities):
         return open_rows(self.card, split, needs, lacking, limit).with_any(*self.columns_of()).having(self.label)
 
     def items(self, processors: Mapping[str, Processor], split: str, limit: int = 0) -> DataSet:
-        """The items of a split that have a label: a row each, which may lack modalities, or the rows of a sequence."""
+        """The items of a split with a label: rows, which may lack modalities, or sequences of rows."""
         rows = self.rows(split, limit)
         columns = {name: self.column(name, rows) for name in self.modalities}
         found = DataSet(rows, {**columns, "label": self.label}, {name: processors[name] for name in columns})
@@ -84,11 +84,11 @@ class Data(Modalities):
 
 @dataclass
 class Config(RecipeConfig):
-    """The config of the recipe ``factorized``; the ablations train by the same values.
+    """The config of the recipe ``factorized``; the ablations use the same values.
 
     Args:
-        model: ``modalities`` holds what the data do not say: settings of encoders and decoders, sizes and weights.
-        judge: config of the recipe ``judge`` for the pictures whose factors are swapped; empty: none are swapped.
+        model: ``modalities`` holds settings of encoders and decoders, sizes and weights.
+        judge: config of the recipe ``judge`` for pictures with swapped factors; empty: no swaps.
     """
 
     data: Data = section()
@@ -97,7 +97,7 @@ class Config(RecipeConfig):
     judge: dict[str, Any] = field(default_factory=dict)
 
     def check(self) -> None:
-        """Check columns, that settings name modalities of the data, and that the judge reads one of them."""
+        """Check that settings name modalities of the data, and that the judge reads one of them."""
         card = read_card(self.data.card)
         for name in self.model.modalities or ():
             check_one_of("model.modalities", name, self.data.modalities)
@@ -109,12 +109,12 @@ class Config(RecipeConfig):
                 raise UserError("judge.data.input", got=column, expected="a picture among the modalities", fix=fix)
 
     def nested(self) -> dict[str, JudgeConfig]:
-        """The config of the judge, by the key that holds it."""
+        """The config of the judge, by its key."""
         return {"judge": nested_config("judge", JudgeConfig, self.judge)} if self.judge else {}
 
 
 def build(config: Config, without: str) -> Factorized:
-    """The model, or an ablation of it, for the config's data."""
+    """Build the model, or an ablation, for the data of the config."""
     processors, modalities, data = config.data.processors(), {}, config.data
     for name, processor in processors.items():
         own = dict((config.model.modalities or {}).get(name, {}))
@@ -132,13 +132,13 @@ def build(config: Config, without: str) -> Factorized:
 
 @stage()
 def factorized(run: Run, config: Config, without: str = "") -> None:
-    """Train the model, or an ablation of it, on the card's training split."""
+    """Train the model, or an ablation, on the card's training split."""
     model = build(config, without)
     run.fit(model, config.data.items(model.processors, "train", config.data.limit), config.fit)
 
 
 def accuracy(model: Factorized, data: DataSet, edit: Callable[[Batch], Batch] = lambda batch: batch) -> float:
-    """The share of labels that are the likeliest by what ``edit`` leaves of the modalities; where nothing is left, none is."""
+    """Accuracy from the modalities that ``edit`` leaves; labels without any count as wrong."""
     right = counted = 0
     for batch in data.batches("", AT_ONCE, device=model.step.device):
         there = batch.masks.get("label", batch.present["label"])  # (b,) or (b, t)
@@ -152,18 +152,18 @@ def accuracy(model: Factorized, data: DataSet, edit: Callable[[Batch], Batch] = 
 
 
 def zero_filled(batch: Batch, name: str, text: bool) -> Batch:
-    """The batch with zeros for modality ``name``, as if they were measured; of a text not even the length is kept."""
-    if name not in batch:  # nobody has it
+    """The batch with zeros as values of modality ``name``; a text has padding of full length."""
+    if name not in batch:  # no item has it
         return batch
     masks = {**batch.masks, name: torch.ones_like(batch.masks[name])} if text else batch.masks
     return Batch({**batch.values, name: torch.zeros_like(batch[name])}, masks, batch.present)
 
 
 def swaps(model: Factorized, data: DataSet, name: str, judge: Judge) -> dict[str, float]:
-    """Labels that a judge reads in pictures made with one factor of the next item, in the split's order.
+    """Judged labels of pictures with one factor swapped with that of the next item of the split.
 
-    With the private factor of the next item: the share that keeps its own label. With its label factor, where that is another
-    one's: the share that takes it.
+    With the private factor of the next item: the share that keeps its label. With the label factor of an item of another
+    label: the share that takes that label.
     """
     kept, taken = [], []
     for batch in data.batches("", AT_ONCE, device=model.step.device):
@@ -179,14 +179,14 @@ def swaps(model: Factorized, data: DataSet, name: str, judge: Judge) -> dict[str
 
 
 def labels_read(judge: Judge, model: Factorized, name: str, pictures: Tensor) -> Tensor:
-    """The labels that a judge reads in pictures, as the model numbers them."""
+    """The labels of pictures by a judge, as class indices of the model."""
     place = {label: i for i, label in enumerate(model.class_names)} | {str(i): i for i in range(len(model.class_names))}
     numbers = torch.tensor([place.get(label, -1) for label in judge.class_names])
     return numbers[judge.reads(model.processors[name], pictures)].to(pictures.device)
 
 
 def swap_grid(model: Factorized, data: DataSet, name: str, items: int = 8) -> Image.Image:
-    """A grid of pictures, each with the label factor of the item above and the private factor of the item at the left."""
+    """Draw a grid of pictures with the label factor of the top row and the private factor of the left column."""
     batch = next(batch for batch in data.batches("", AT_ONCE, device=model.step.device) if name in batch)
     batch = batch.items(batch.present[name]).items(slice(0, items))
     factors, n = model.encode(batch.without("label")).mean, batch.size
@@ -217,10 +217,10 @@ def evaluate(run: Run, config: Config, split: str) -> Result:
         zeros.append(accuracy(model, data, fill))
         result[f"no_{name}_inferred"]["accuracy"], result[f"no_{name}_zeros"]["accuracy"] = inferred[-1], zeros[-1]
     ratio = missing_loss_ratio(figures["accuracy"], zeros, inferred)
-    if math.isfinite(ratio):  # JSON has no word for a loss too small to divide by
+    if math.isfinite(ratio):  # JSON has no infinity or NaN
         figures["missing_loss_ratio"] = ratio
     for judged in config.nested().values():
-        with torch.enable_grad():  # it may have to be trained first
+        with torch.enable_grad():  # it may have to train first
             judge = trained_judge(judged)
         name = next(name for name, own in config.data.modalities.items() if own["column"] == judged.data.input)
         figures |= swaps(model, data, name, judge)

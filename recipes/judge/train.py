@@ -1,10 +1,10 @@
-"""A judge: a classifier trained apart, which reads later what a generated picture, sound or text shows.
+"""Judges: classifiers of generated pictures, sounds or texts.
 
 mmgen train judge                                                          # scikit-learn's digits, seconds
 mmgen train judge --config mnist                                           # any card, column and label: data.card=...
 accelerate launch recipes/judge/train.py --config recipes/judge/gpu.yaml
 
-Other recipes train their judges by it, so config, stage and evaluation are in `mmgen.judging.classifier`.
+Other recipes train their judges this way, so config, stage and evaluation are in `mmgen.judging.classifier`.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Multimodal VAEs: picture, word and speech on one latent space, any of them made from any others or from nothing.
+"""Multimodal VAEs: picture, word and speech in one latent space, each generated from any others or from nothing.
 
 mmgen train multimodal_vae                                        # digits as picture, word and speech, on two CPU cores
 mmgen train multimodal_vae --config openmoji_spoken               # drawings, their names, and the names read aloud
@@ -42,10 +42,10 @@ class Evaluation:
     """Amount of generation and judging.
 
     Args:
-        items: items of the split that are generated from, and as many draws from the prior.
-        likelihood_items: items of the split whose log-likelihood is estimated, the first ones.
-        likelihood_samples: draws an item of that estimate.
-        features: the packaged network of the Fréchet distance; empty: none.
+        items: items of the split to generate from, and draws from the prior.
+        likelihood_items: first items of the split for the log-likelihood.
+        likelihood_samples: draws per item for the log-likelihood.
+        features: packaged network for the Fréchet distance; empty: none.
     """
 
     items: Annotated[int, AtLeast(2)] = 1000
@@ -59,8 +59,8 @@ class Config(RecipeConfig):
     """The config of the recipe ``multimodal_vae``.
 
     Args:
-        model: ``modalities`` holds what the data do not say: settings of encoders and decoders, and weights.
-        judges: modality -> the config of its judge, see the recipe ``judge``; coherence needs one for every modality.
+        model: ``modalities`` holds settings of encoders and decoders, and weights.
+        judges: modality -> config of its judge, see the recipe ``judge``; coherence needs one for every modality.
     """
 
     data: Modalities = section()
@@ -80,16 +80,16 @@ class Config(RecipeConfig):
         check_one_of("model.objective", self.model.objective, OBJECTIVES)
 
     def judge_configs(self) -> dict[str, JudgeConfig]:
-        """Modality -> the config of its judge."""
+        """The config of the judge of each modality."""
         return {name: nested_config(f"judges.{name}", JudgeConfig, values) for name, values in self.judges.items()}
 
     def nested(self) -> dict[str, JudgeConfig]:
-        """The config of each judge, by the key that holds it."""
+        """The config of each judge, by its key."""
         return {f"judges.{name}": config for name, config in self.judge_configs().items()}
 
 
 def build(config: Config) -> MultimodalVAE:
-    """The model for the config's data."""
+    """Build the model for the data of the config."""
     processors, modalities = config.data.processors(), {}
     for name, processor in processors.items():
         own = dict((config.model.modalities or {}).get(name, {}))
@@ -123,7 +123,7 @@ def item(values: dict[str, Tensor], i: int) -> dict[str, Tensor]:
 
 
 def from_prior(model: MultimodalVAE, n: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """``n`` items made from nothing, every modality of one from the same z."""
+    """``n`` items from the prior, all modalities of one from the same z."""
     nothing = Batch.nothing(1, model.step.device)
     parts = [
         model.generate(nothing, ",".join(model.inputs), min(AT_ONCE, n - start), generator) for start in range(0, n, AT_ONCE)
@@ -153,7 +153,7 @@ def evaluate(run: Run, config: Config, split: str) -> Result:
         sets = (list(data.all(image)), list(made[image]))
         real, ours = (picture_features(settings.features, model.processors[image], values) for values in sets)
         figures[f"fid_{settings.features}"] = frechet(real, ours)
-    torch.manual_seed(config.seed)  # the bound's draws are the same whether judges were trained just now or before
+    torch.manual_seed(config.seed)  # the same draws whether or not judges were trained just now
     bounds, items = [], range(min(settings.likelihood_items, len(data)))
     for batch in data.batches("log-likelihood", 10, items, model.step.device):
         bounds.append(model.log_likelihood(batch, settings.likelihood_samples).cpu())
@@ -163,7 +163,7 @@ def evaluate(run: Run, config: Config, split: str) -> Result:
 
 
 def show(result: Result, model: MultimodalVAE, data: DataSet, made: dict[str, Tensor]) -> None:
-    """Show items from the prior, four of their sounds, and six items made from each modality alone."""
+    """Show items from the prior, four of their sounds, and six items generated from each modality alone."""
     for i in range(min(12, len(data))):
         result.show(*preview(model.processors, {}, item(made, i)), group="from the prior")
     for source in model.inputs:

@@ -1,7 +1,7 @@
-"""Pictures drawn from a text in stages and re-captioned by a captioner that was trained first (MirrorGAN).
+"""Pictures drawn from a text in stages, trained with a re-captioning loss (MirrorGAN).
 
 mmgen train redescription_gan                                             # openmoji at 32 pixels, on one CPU core
-mmgen train redescription_gan gan.redescription=0 --out runs/without      # the same without the captioner's say
+mmgen train redescription_gan gan.redescription=0 --out runs/without      # without re-captioning loss
 mmgen train redescription_gan --config mnist                              # digits, "a handwritten seven"
 accelerate launch recipes/redescription_gan/train.py --config recipes/redescription_gan/gpu.yaml
 """
@@ -34,14 +34,14 @@ from mmgen.training.result import Result
 from mmgen.training.run import Run
 
 SHOWN = 16  # prompts in the report
-DRAWS = 3  # pictures of each
-OwnGAN = section_of(MirrorGAN, "vocabulary", "length", "redescriber")  # without what the data and the captioner settle
+DRAWS = 3  # pictures per prompt
+OwnGAN = section_of(MirrorGAN, "vocabulary", "length", "redescriber")  # without arguments determined by data and captioner
 OwnCaptioner = section_of(Redescriber, "shape", "vocabulary", "length", "stop")
 
 
 @dataclass
 class Data(PicturesWithTexts):
-    """A data card of pictures and texts; ``label`` is read with a ``judge`` only."""
+    """A data card of pictures and texts; ``label`` is used only with a ``judge``."""
 
     label: str = "label"
 
@@ -66,12 +66,12 @@ class Config(PictureConfig):
 
     @property
     def processor(self) -> ImageProcessor:
-        """Pictures from -1 to 1."""
+        """The processor of pictures, with values from -1 to 1."""
         return ImageProcessor(self.gan.sizes[-1], self.gan.channels, mean=0.5, std=0.5)
 
 
 def build(config: Config, vocabulary: int) -> tuple[MirrorGAN, Redescriber]:
-    """Both networks, untrained; the text encoders of the GAN start from the captioner's embeddings, and have their size."""
+    """Build both networks; the text encoders of the GAN have the size of the captioner's embeddings."""
     own, size = asdict(config.captioner), config.gan.sizes[-1]
     redescriber = {"redescriber": own if config.gan.redescription else None}
     gan = MirrorGAN(**asdict(config.gan), vocabulary=vocabulary, length=config.data.text_length, **redescriber)
@@ -83,7 +83,7 @@ def build(config: Config, vocabulary: int) -> tuple[MirrorGAN, Redescriber]:
 
 
 def shown_pairs(config: Config, processors: dict[str, Any]) -> DataSet:
-    """The held-out pictures and texts that are shown while the GAN trains."""
+    """Held-out pictures and texts to show during training."""
     return config.data.pairs(held_out(read_card(config.data.card)), **processors, limit=SHOWN // 2)
 
 
@@ -94,15 +94,15 @@ def captioner(run: Run, config: Config) -> None:
     _, model = build(config, processors["text"].vocabulary)
     model.processors |= processors
     data = config.data.pairs("train", **processors)
-    shown_pairs(config, processors)  # its mistakes are reported before training
+    shown_pairs(config, processors)  # reports errors before training
     run.fit(model, data, config.fit_captioner)
 
 
 @stage()
 def gan(run: Run, config: Config) -> None:
-    """Train generator and discriminators on the card's training split; the captioner stays frozen."""
+    """Train generator and discriminators on the card's training split, with the captioner frozen."""
     captioner = run.load("captioner")
-    torch.manual_seed(config.seed)  # loading draws from the generator
+    torch.manual_seed(config.seed)  # loading changes the state of the generator
     model, _ = build(config, captioner.vocabulary)
     model.processors |= captioner.processors
     model.begin_with_words(captioner.decoder.transformer.embed.weight)
@@ -120,7 +120,7 @@ def gan(run: Run, config: Config) -> None:
 
 
 def tiles(model: MirrorGAN, data: DataSet, items: Sequence[int], seen: Tensor | None = None) -> list[tuple[Image.Image, str]]:
-    """For each item its true picture, two or three drawn from its text, of ``seen`` the nearest to the first; and the text."""
+    """A tile per item with its text: the true picture, two or three drawn ones, with ``seen`` the nearest of these."""
     batch = data.batch(items).to(model.step.device)
     drawn = model.generate(batch, "image", DRAWS, torch.Generator().manual_seed(0)).unflatten(0, (-1, DRAWS))
     shown = torch.cat([batch["image"][:, None], drawn], 1).cpu()  # (b, 1 + draws, c, h, w)
@@ -147,8 +147,8 @@ def redescription(captioner: Redescriber, data: DataSet, pictures: Tensor) -> fl
 def evaluate(run: Run, config: Config, split: str) -> Result:
     """Figures of one drawn picture a prompt, and of the true pictures (``real``) at the same size.
 
-    ``redescription`` is the captioner's -log p(prompt | picture), nats, which training lowers; ``nearest_rmse`` the distance
-    to the nearest training picture, of values from 0 to 1; the others are those of `PictureJudges`.
+    ``redescription`` is the captioner's -log p(prompt | picture) in nats, part of the training loss; ``nearest_rmse`` is the
+    distance to the nearest training picture, for values from 0 to 1; for the others see `PictureJudges`.
     """
     model = run.load()
     captioner, image = run.load("captioner"), model.processors["image"]
@@ -159,7 +159,7 @@ def evaluate(run: Run, config: Config, split: str) -> Result:
     for system, pictures in {"drawn": draw_all(model, data, config.seed), "real": data.all("image")}.items():
         result[system] = {"redescription": redescription(captioner, data, pictures)} | judges.of_texts(pictures)
         result[system] |= judges.fidelity(pictures) if system == "drawn" else {}
-        result[system]["nearest_rmse"] = nearest_pictures(pictures, seen)[0].mean().item() / 2  # of values from -1 to 1
+        result[system]["nearest_rmse"] = nearest_pictures(pictures, seen)[0].mean().item() / 2  # rescales values from -1 to 1
     group = "the true picture, two drawn, and the training picture nearest to the first"
     for tile, text in tiles(model, data, spread(len(data), SHOWN), seen):
         result.show(tile, {"prompt": text}, group=group)

@@ -1,4 +1,4 @@
-"""How well a frozen language model is steered: PPLM, FUDGE and GeDi toward a sentiment, and PPLM and FUDGE toward a topic.
+"""Evaluation of steering a frozen language model: PPLM, FUDGE and GeDi toward a sentiment, and PPLM and FUDGE toward a topic.
 
 mmgen train steering                                          # the classifier and the experts of the recipe attribute
 mmgen train steering attribute.from=runs/attribute experts.from=runs/attribute       # or take them from there

@@ -1,4 +1,4 @@
-"""Style transfer: a text in, the same content in another style out; trained on texts of two styles, of which none is a pair.
+"""Style transfer: rewriting sentences in another style, trained on non-parallel texts of two styles.
 
 mmgen train style_transfer                                                 # review sentences of an installed archive
 mmgen train style_transfer --config yelp                                   # the benchmark; reads $MMGEN_DATA/yelp_sentiment
@@ -39,28 +39,28 @@ from mmgen.training.report import scatter
 from mmgen.training.result import Result
 from mmgen.training.run import Run
 
-SHOWN = 40  # rewrites drawn at random that the report shows
+SHOWN = 40  # random rewrites in the report
 WORST = 10
-OwnEdit = section_of(Edit, "class_names", "words", "pairs", "triples", "gaps")  # without what the texts settle
+OwnEdit = section_of(Edit, "class_names", "words", "pairs", "triples", "gaps")  # without arguments determined by the texts
 OwnAutoencoder = section_of(StyleTransfer, "class_names", "vocabulary", "objective")
 READ_BY_STAGES = ("data.card", "data.text", "data.label")
 
 
 @dataclass
 class Evaluation:
-    """Judges of rewrites: a classifier of the style, trained as a stage on a split of its own, and a language model.
+    """Judges of rewrites: a classifier of the style, trained as a stage on a separate split, and a language model.
 
     Args:
-        split: that the classifier is trained on; the model trains on ``train``.
-        pretrained: a text encoder, see `mmgen.conditioning.text_encoder.load_text_encoder`, of which the classifier tunes the
-            last two layers; empty: one from scratch.
-        encoder: settings of its `TextEncoder`, from scratch.
-        vocab_size: most tokens of its tokenizer, from scratch.
-        fluency: the language model whose perplexity is taken, any that `load_language_model` finds; empty: none.
-        baselines: methods of `MarkerEditor` that are scored beside.
-        steered: sentences, spread over the split, that `fluency` itself rewrites, steered by `SteeredCopy`; slow; 0: none.
-        published: a card of the rewrites of other systems, scored beside; empty: none.
-        margins: of the model's classifier; the split is rewritten with each, for the curve of accuracy against content.
+        split: training split of the classifier; the model trains on ``train``.
+        pretrained: text encoder, see `mmgen.conditioning.text_encoder.load_text_encoder`, whose last two layers the
+            classifier tunes; empty: one from scratch.
+        encoder: settings of the `TextEncoder` from scratch.
+        vocab_size: most tokens of the tokenizer from scratch.
+        fluency: language model for the perplexity, see `load_language_model`; empty: none.
+        baselines: methods of `MarkerEditor` to score.
+        steered: sentences, spread over the split, rewritten by `fluency` itself, see `SteeredCopy`; slow; 0: none.
+        published: data card with rewrites of other systems to score; empty: none.
+        margins: margins of `Edit` for the curve of accuracy against content.
         items: sentences of the split; 0 takes all.
     """
 
@@ -95,7 +95,7 @@ class Config(RecipeConfig):
     fit_judge: FitConfig = section()
 
     def check(self) -> None:
-        """Check that the judge learns from a split of its own, and that its systems can be run."""
+        """Check that the judge has a separate split, and that all systems can run."""
         evaluation = self.evaluation
         if evaluation.split in ("train", "test"):
             expected, fix = "a split that is neither trained on nor scored", "choose another split"
@@ -112,13 +112,13 @@ class Config(RecipeConfig):
 
 
 def labelled(texts: Sequence[str], labels: Sequence[int], processor: Processor) -> list[dict[str, Tensor]]:
-    """Sentences as token ids with their style, empty ones left out."""
+    """Sentences as token ids with their style, without empty ones."""
     return [{"text": processor(t), "label": torch.tensor(label)} for t, label in zip(texts, labels) if t.strip()]
 
 
 @stage(made_by=(*READ_BY_STAGES, *(f"evaluation.{key}" for key in ("split", "pretrained", "encoder", "vocab_size"))))
 def judge(run: Run, config: Config) -> None:
-    """Train the classifier that judges, on a split of its own."""
+    """Train the judge on its split."""
     data, evaluation = config.data.sentences(config.evaluation.split), config.evaluation
     written = [" ".join(tokenize(text)) for text in data.texts]
     if evaluation.pretrained:
@@ -132,7 +132,7 @@ def judge(run: Run, config: Config) -> None:
 
 @stage(made_by=(*READ_BY_STAGES, "objective", "model", "autoencoder"))
 def rewriter(run: Run, config: Config) -> None:
-    """Count words, and train the rewriter: a classifier that says which words to change, or an autoencoder."""
+    """Count words, and train the classifier of `Edit`, or an autoencoder."""
     data = config.data.sentences("train")
     learnt = (data.texts, data.labels, data.names)
     if config.objective == "edit":
@@ -143,17 +143,17 @@ def rewriter(run: Run, config: Config) -> None:
 
 
 def restyled(model: Any, data: Sentences) -> list[str]:
-    """Every sentence in the style that it is not in, in order."""
+    """Every sentence rewritten in the other style, in order."""
     outputs = [""] * len(data.texts)
     for label, target in enumerate(reversed(data.names)):
-        places = [i for i, own in enumerate(data.labels) if own == label]
-        for i, text in zip(places, model.restyle([data.texts[i] for i in places], target)):
+        indices = [i for i, own in enumerate(data.labels) if own == label]
+        for i, text in zip(indices, model.restyle([data.texts[i] for i in indices], target)):
             outputs[i] = text
     return outputs
 
 
 def style_words(data: Sentences, n: int = 100) -> list[list[str]]:
-    """The commonest words of each style that mark it, see `MarkerEditor`."""
+    """The most frequent markers of each style, see `MarkerEditor`."""
     markers = MarkerEditor.learn(data.texts, data.labels, data.names, "delete", threshold=4, longest=1).markers
     counts = [Counter(w for text, own in zip(data.texts, data.labels) if own == s for w in tokenize(text)) for s in (0, 1)]
     found = [[w for w, _ in counts[s].most_common() if w in markers[s] and w.isalpha()][:n] for s in (0, 1)]
@@ -165,7 +165,7 @@ def style_words(data: Sentences, n: int = 100) -> list[list[str]]:
 
 
 def published(card: str, data: Sentences) -> dict[str, list[str]]:
-    """System -> its rewrites of the split's sentences, which must be those of the card and in its order."""
+    """Rewrites by system, for systems with as many as the split has sentences, in the same order."""
     rows = open_card(card, next(iter(read_card(card).splits)))
     found: dict[str, list[str]] = {}
     for system, output in zip(rows["system"], rows["output"]):
@@ -174,9 +174,9 @@ def published(card: str, data: Sentences) -> dict[str, list[str]]:
 
 
 def evaluate(run: Run, config: Config, split: str) -> Result:
-    """The figures of the model's rewrites of ``split``, and of baselines, people and published systems.
+    """Figures of the rewrites of ``split`` by the model, baselines, people and published systems.
 
-    ``human`` is a person's rewrite scored as a system is; its reference is itself, so it has no reference-BLEU.
+    ``human`` has no reference-BLEU, as it is the reference.
     """
     evaluation, seed = config.evaluation, config.seed
     if split == evaluation.split:
@@ -235,7 +235,7 @@ def show(result: Result, score: StyleScorer, outputs: Sequence[str], curve: dict
 
 
 def drawn_and_worst(rows: Sequence[dict[str, Any]], seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """`SHOWN` rows drawn at random, and the `WORST` by the judge's probability times the share of content kept."""
+    """`SHOWN` random rows, and the `WORST` by the judge's probability times content recall."""
     drawn = np.random.default_rng(seed).permutation(len(rows))[:SHOWN]
     worst = sorted(rows, key=lambda row: row["probability"] * (1 if row["kept"] is None else row["kept"]))[:WORST]
     return [rows[i] for i in sorted(drawn)], worst

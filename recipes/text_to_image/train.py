@@ -1,4 +1,4 @@
-"""Text to image: a discrete VAE turns pictures into codes, a causal transformer writes text and codes.
+"""Text to image: a discrete VAE encodes pictures as codes, and a causal transformer models texts and codes.
 
 mmgen train text_to_image                                                  # openmoji at 32 pixels, on two CPU cores
 mmgen train text_to_image --config mnist                                   # "a handwritten seven"
@@ -31,8 +31,8 @@ from mmgen.training.report import tensor_grid
 from mmgen.training.result import Result
 from mmgen.training.run import Run
 
-AT_ONCE, SHOWN = 100, 10  # pictures that are read together, prompts in a grid
-OwnCodes = section_of(DiscreteVAE, "shape")  # without what the data and the codes settle
+AT_ONCE, SHOWN = 100, 10  # pictures encoded together, prompts in a grid
+OwnCodes = section_of(DiscreteVAE, "shape")  # without arguments determined by data and codes
 OwnPrior = section_of(TextToImage, "discrete_vae", "vocabulary", "text_length", "end")
 
 
@@ -51,17 +51,17 @@ class Data(PicturesWithTexts):
 
     @property
     def processor(self) -> ImageProcessor:
-        """Pictures from 0 to 1."""
+        """The processor of pictures, with values from 0 to 1."""
         return ImageProcessor(self.size, self.channels)
 
 
 @dataclass
 class Baseline:
-    """A convolutional VAE of the same pictures, whose draws from its prior the Fréchet distance is compared with.
+    """A convolutional VAE of the same pictures, a baseline for the Fréchet distance.
 
     Args:
-        latent_dim: size of its latent code.
-        width: channels of its first convolution.
+        latent_dim: size of the latent code.
+        width: channels of the first convolution.
     """
 
     latent_dim: Annotated[int, AtLeast(1)] = 64
@@ -70,15 +70,15 @@ class Baseline:
 
 @dataclass
 class Evaluation(PictureEvaluation):
-    """What is made of a split's texts, and how it is judged.
+    """Settings of generation and evaluation.
 
     Args:
         items, among, features: see `PictureEvaluation`.
         guidance: classifier-free guidance scale of the guided pictures.
-        temperature: of the draws.
+        temperature: sampling temperature.
         top_k: keep the k likeliest codes; 0 all.
-        candidates: pictures of which the reranked system keeps one.
-        codes_items: training pictures by which the use of codes is counted.
+        candidates: pictures per returned one for reranking.
+        codes_items: training pictures for the use of codes.
     """
 
     items: Annotated[int, AtLeast(0)] = 1000
@@ -91,7 +91,7 @@ class Evaluation(PictureEvaluation):
 
 @dataclass
 class Config(PictureConfig):
-    """The config of the recipe ``text_to_image``; the space that reranks is the one of ``aligned`` with the next seed."""
+    """The config of the recipe ``text_to_image``; the reranker is the space of ``aligned`` with the next seed."""
 
     data: Data = section()
     discrete_vae: OwnCodes = section()
@@ -105,7 +105,7 @@ class Config(PictureConfig):
     def check(self) -> None:
         """Check the judges, and that all models can be built."""
         super().check()
-        with torch.device("meta"):  # fails now for values out of range, and takes no memory
+        with torch.device("meta"):  # raises for values out of range, without memory
             prior_of(self, self.data.vocab_size, end=0)
 
     def codes_arguments(self) -> dict[str, Any]:
@@ -114,7 +114,7 @@ class Config(PictureConfig):
 
 
 def prior_of(config: Config, vocabulary: int, end: int) -> TextToImage:
-    """The transformer, and in it the discrete VAE, untrained."""
+    """Build the transformer with its discrete VAE, untrained."""
     return TextToImage(config.codes_arguments(), vocabulary, config.data.text_length, end, **asdict(config.model))
 
 
@@ -124,7 +124,7 @@ def discrete_vae(run: Run, config: Config) -> None:
     model, data, processor = DiscreteVAE(**config.codes_arguments()), config.data, config.data.processor
     model.processors["image"] = processor
     held = held_out(read_card(data.card))
-    for split, limit in (("train", 0), (held, SHOWN)):  # texts that the prior could not read are reported before training
+    for split, limit in (("train", 0), (held, SHOWN)):  # reports errors in texts before training
         data.pairs(split, processor, data.words(), limit)
     shown = data.pairs(held, processor, limit=SHOWN)
 
@@ -164,10 +164,10 @@ def prior(run: Run, config: Config) -> None:
 
 
 def evaluate(run: Run, config: Config, split: str) -> Result:
-    """Agreement of pictures with their texts, distance to real pictures, and copies of training pictures.
+    """Agreement of pictures with their texts, distance to real pictures, and distance to training pictures.
 
-    ``unguided`` is without guidance and ``reranked`` the best of several by another space; ``real`` are the split's pictures,
-    ``codes`` these through their codes, ``baseline`` as many draws of the convolutional VAE.
+    Systems: ``unguided`` without guidance, ``reranked`` the best of several by another space, ``real`` the pictures of the
+    split, ``codes`` these reconstructed from their codes, and ``baseline`` draws of the convolutional VAE.
     """
     settings, model = config.evaluation, run.load()
     image, device, codes = model.processors["image"], model.step.device, model.discrete_vae

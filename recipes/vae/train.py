@@ -1,4 +1,4 @@
-"""A VAE of pictures, its objective by name: judged by its likelihood and, where the factors are known, by disentanglement.
+"""VAEs of pictures with eight objectives, evaluated by likelihood and, for known factors, disentanglement.
 
 mmgen train vae                                                            # MNIST, minutes on two CPU cores
 mmgen train vae --config factor_shapes model.objective=factor              # or any other of mmgen.models.vae.OBJECTIVES
@@ -39,13 +39,13 @@ class Data:
 
     Args:
         card: name or path.
-        image: the column of pictures.
-        split: what the model trains on.
+        image: column of pictures.
+        split: training split.
         size: side in pixels.
         channels: 1 or 3.
-        binary: every value above 0.5 becomes 1, every other 0: then the Bernoulli likelihood is a probability.
-        factors: label columns, the factors that made each picture; none: no disentanglement scores.
-        grid: the split whose codes are scored against the factors.
+        binary: threshold pixels at 0.5, so that the Bernoulli likelihood is a probability.
+        factors: label columns of the generative factors; none: no disentanglement scores.
+        grid: split for the disentanglement scores.
         limit: items of each split; 0 takes all.
     """
 
@@ -62,15 +62,15 @@ class Data:
 
 @dataclass
 class Model:
-    """The arguments of `VAE` that the data do not settle.
+    """Arguments of `VAE` that the data do not determine.
 
     Args:
         latent_dim: size of z.
         objective: name of the objective, see `VAE`.
-        settings: objective -> its settings, such as ``{"beta": {"beta": 4.0}}``, so that another objective is one key away;
-            ``beta_tc`` gets its ``dataset_size`` from the data.
+        settings: objective -> its settings, such as ``{"beta": {"beta": 4.0}}``, also of others; ``beta_tc`` gets its
+            ``dataset_size`` from the data.
         prior: name of the prior, see `VAE`.
-        prior_settings: its settings.
+        prior_settings: settings of the prior.
         encoder: settings of the encoder.
         decoder: settings of the decoder.
         discriminator: widths of the discriminator of the objective ``factor``.
@@ -111,7 +111,7 @@ class Config(RecipeConfig):
     fit: FitConfig = section()
 
     def check(self) -> None:
-        """The columns are there, and the objective has its settings."""
+        """Check the columns and the settings of the objectives."""
         data, card = self.data, read_card(self.data.card)
         data.image = check_column(card, "data.image", data.image, "image")
         check_one_of("data.split", data.split, card.splits)
@@ -127,18 +127,18 @@ class Config(RecipeConfig):
 
 
 def pictures(data: Data, split: str, process: Processor) -> DataSet:
-    """The pictures of a split, as the model reads them."""
+    """The pictures of a split as tensors."""
     rows = open_rows(data.card, split, [data.image], limit=data.limit)
     return DataSet(rows, {data.image: data.image}, {data.image: partial(black_and_white, process) if data.binary else process})
 
 
 def black_and_white(process: Processor, value: Any) -> Tensor:
-    """A picture whose values above 0.5 become 1, all others 0: (c, h, w)."""
+    """Process a picture and threshold it at 0.5, (c, h, w)."""
     return (process(value) > 0.5).float()
 
 
 def settings_of(config: Config, objective: str, items: int) -> dict[str, Any]:
-    """An objective's settings, the size of the training data among them where it needs that."""
+    """The settings of an objective, with the size of the training data if needed."""
     return {**({"dataset_size": items} if objective == "beta_tc" else {}), **config.model.settings.get(objective, {})}
 
 
@@ -159,13 +159,13 @@ def vae(run: Run, config: Config) -> None:
 
 
 def as_pictures(model: VAE, x: Tensor) -> list[Image.Image]:
-    """x (n, c, h, w) -> n pictures."""
+    """Convert (n, c, h, w) to n pictures."""
     return [model.processors[model.modality].decode(one) for one in x]
 
 
 @torch.no_grad()
 def reconstructions(model: VAE, batch: Batch) -> Image.Image:
-    """Three rows: the pictures, the mean of p(x | z) at the mean of their posterior, and as many made from the prior."""
+    """Draw three rows: pictures, reconstructions from the posterior means, and samples from the prior."""
     name = model.modality
     drawn = model.generate(Batch.nothing(batch.size, batch.rows.device), name, generator=torch.Generator().manual_seed(0))
     rows = (batch[name], model.decode(model.encode(batch).mean, name).mean, drawn)
@@ -173,14 +173,14 @@ def reconstructions(model: VAE, batch: Batch) -> Image.Image:
 
 
 def traversals(model: VAE, batch: Batch) -> Image.Image:
-    """A row for each latent: the first picture with that latent moved from -2 to 2."""
+    """Draw a row for each latent: the first picture with that latent moved from -2 to 2."""
     moved = model.traverse(batch.items(slice(0, 1)), steps=9)[0]  # (k, steps, c, h, w)
     return picture_grid([as_pictures(model, x) for x in moved])
 
 
 @torch.no_grad()
 def evaluate(run: Run, config: Config, split: str) -> Result:
-    """ELBO and importance-weighted bound on ``split``, in nats an item, and the disentanglement of the codes of the grid."""
+    """ELBO and importance-weighted bound on ``split``, in nats per item, and disentanglement on the grid."""
     model = run.load()
     data = pictures(config.data, split, model.processors[model.modality])
     count = min(len(data), config.evaluation.limit or len(data))
@@ -203,7 +203,7 @@ def evaluate(run: Run, config: Config, split: str) -> Result:
 
 @torch.no_grad()
 def codes_and_factors(model: VAE, data: Data) -> tuple[np.ndarray, np.ndarray]:
-    """The posterior means (n, k) of the grid, all of it, and the numbers of the factors' values (n, f)."""
+    """Posterior means (n, k) of the whole grid, and indices of the factor values (n, f)."""
     grid = pictures(replace(data, limit=0), data.grid, model.processors[model.modality])
     batches = grid.batches(f"codes of {data.grid}", 256, device=model.step.device)
     codes = [model.encode(batch).mean.cpu() for batch in batches]

@@ -1,4 +1,4 @@
-"""Edits that need no training: copy, delete, swap or retrieve by the words that mark a style."""
+"""Style transfer without training: copy, delete, swap or retrieve by the words that mark a style."""
 
 import json
 import re
@@ -14,36 +14,36 @@ from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.models.style.ngrams import check_styles
 
 Method = Literal["copy", "delete", "template", "retrieve"]
-AT_ONCE = 256  # texts whose nearest sentences are looked for together
+AT_ONCE = 256  # texts per nearest-sentence search
 _WORD = re.compile(WORD)
 
 
 class MarkerEditor:
-    """A text in another style by its markers, the n-grams that one style has far more often than the other.
+    """Style transfer by markers, the n-grams that are far more frequent in one style than in the other.
 
     An n-gram u of up to ``longest`` words marks style v where
 
     ``(count(u, v) + smoothing) / (count(u, the other) + smoothing) >= threshold``
 
-    What is left without the markers of the text's own style, of the two not the target, is its content.
+    The content of a text is what remains without the markers of its own style, the one that is not the target.
 
     - ``copy``: the text itself.
     - ``delete``: its content.
-    - ``template``: the markers of the nearest sentence of the target style in the place of its own. Nearest is the one whose
-      content has the highest cosine of TF-IDF.
+    - ``template``: its markers replaced by those of the nearest sentence of the target style, whose content has the highest
+      TF-IDF cosine.
     - ``retrieve``: that sentence.
 
     Args:
-        method: one of these.
+        method: one of the four above.
         class_names: the two styles.
-        markers: of each style, its markers, words joined by spaces.
-        sentences: of each style, those that ``template`` and ``retrieve`` look in, tokens joined by spaces.
+        markers: markers of each style, words joined by spaces.
+        sentences: sentences of each style for ``template`` and ``retrieve``, tokens joined by spaces.
 
     Raises:
         UserError: an unknown method, or not two styles.
 
-    Source: Li et al. 2018, Delete, Retrieve, Generate, arXiv 1804.06437, 3. Its two methods whose sentences a network writes
-        are left out: "delete only" there writes anew from what ``delete`` returns here.
+    Source: Li et al. 2018, Delete, Retrieve, Generate, arXiv 1804.06437, 3. Without its two methods that
+        rewrite with a network, one of them from the output of ``delete``.
 
     >>> texts, labels = ["the soup was so good", "the soup was bad", "tea is cold", "tea is great"] * 9, [1, 0, 0, 1] * 9
     >>> editor = MarkerEditor.learn(texts, labels, ["bad", "good"], "template", threshold=5)
@@ -67,7 +67,7 @@ class MarkerEditor:
         self.markers = [frozenset(of) for of in markers]
         self.sentences = [list(of) for of in sentences]
         self.longest = max((marker.count(" ") + 1 for of in self.markers for marker in of), default=0)
-        self._index: dict[int, tuple[TfidfVectorizer, Any]] = {}  # of each style once it was looked in
+        self._index: dict[int, tuple[TfidfVectorizer, Any]] = {}  # of each style, built at first use
 
     @classmethod
     def learn(
@@ -80,16 +80,16 @@ class MarkerEditor:
         threshold: float = 15.0,
         longest: int = 4,
     ) -> "MarkerEditor":
-        """An editor with the markers of these texts.
+        """Build an editor with the markers of these texts.
 
         Args:
-            texts: of both styles.
+            texts: texts of both styles.
             labels: 0 or 1 for each.
             class_names: the two styles.
-            method: what is done.
+            method: see the class.
             smoothing: above 0.
             threshold: above 1.
-            longest: words of a marker at most.
+            longest: most words of a marker.
 
         Raises:
             UserError: a number out of its range, a label that is neither 0 nor 1, or a style without texts.
@@ -115,18 +115,18 @@ class MarkerEditor:
         return editor
 
     def split(self, words: Sequence[str], style: int) -> list[tuple[str, bool]]:
-        """The words in pieces, each with whether it marks ``style``: longer markers first, of equally long ones the first."""
-        taken = [0] * len(words)  # 0: content; k: a marker's first word of k; -1: another word of it
+        """Pieces of the words, each with True if it marks ``style``; longer markers first, then earlier ones."""
+        taken = [0] * len(words)  # 0: content; k: first of the k words of a marker; -1: another of its words
         for i, j in sorted(_spans(len(words), self.longest), key=lambda span: (span[0] - span[1], span[0])):
             if not any(taken[i:j]) and " ".join(words[i:j]) in self.markers[style]:
                 taken[i:j] = [j - i] + [-1] * (j - i - 1)
         return [(" ".join(words[i : i + max(1, k)]), k > 0) for i, k in enumerate(taken) if k >= 0]
 
     def restyle(self, texts: Sequence[str], target: str) -> list[str]:
-        """The texts in the style ``target``, in their order, lower-cased and in tokens; a blank one, and a copy, as it was.
+        """Rewrite texts in the style ``target``, lower-cased and tokenised; blank ones and copies are unchanged.
 
         Raises:
-            UserError: there is no such style, or nothing to retrieve.
+            UserError: an unknown style, or nothing to retrieve.
         """
         style = self.class_names.index(check_one_of("target", target, self.class_names))
         if self.method == "copy":
@@ -147,7 +147,7 @@ class MarkerEditor:
 
     @classmethod
     def load(cls, folder: Path) -> "MarkerEditor":
-        """What `save` wrote.
+        """Load the editor that `save` wrote.
 
         Raises:
             UserError: there is no such file, or it is damaged.
@@ -163,12 +163,12 @@ class MarkerEditor:
             return found
         places = sum(marked for _, marked in pieces)
         new = [piece for piece, marked in self.split(found.split(), style) if marked]
-        put = iter([*new[: places - 1], " ".join(new[places - 1 :])] if places else [])  # the last place takes what is left
+        put = iter([*new[: places - 1], " ".join(new[places - 1 :])] if places else [])  # the last slot takes the rest
         words = [next(put, "") if marked else piece for piece, marked in pieces]
         return " ".join(word for word in words if word)
 
     def _nearest(self, pieces: Sequence[list[tuple[str, bool]]], style: int) -> list[str]:
-        """The sentence of ``style`` whose content is nearest to that of each text."""
+        """The sentence of ``style`` with the nearest content to each text."""
         if not self.sentences[style]:
             fix = "lower the threshold, or give more texts"
             raise UserError("sentences", got="none", expected=f"some with markers of {self.class_names[style]}", fix=fix)

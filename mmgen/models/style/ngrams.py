@@ -1,4 +1,4 @@
-"""What counting the words of texts tells: n-grams, language models of each style, what stands between what, what is alike."""
+"""Statistics of words: n-gram language models per style, words seen between others, and word vectors."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ DISCOUNT = 0.75
 
 
 def framed(sentences: Sequence[Sequence[int]]) -> Tensor:
-    """Sentences between two <bos> and two <eos>, (b, t), filled up with more <eos>.
+    """Sentences between two <bos> and two <eos>, padded with more <eos>, (b, t).
 
     >>> framed([[5], [6, 7]]).tolist()
     [[1, 1, 5, 2, 2, 2], [1, 1, 6, 7, 2, 2]]
@@ -26,15 +26,16 @@ def framed(sentences: Sequence[Sequence[int]]) -> Tensor:
 
 
 class NgramTable(nn.Module):
-    """Pairs of words that occurred, triples that occurred twice, and each style's trigram language model over them.
+    """Trigram language models of each style over the pairs that occur, and the triples that occur twice.
 
-    With n counting a triple in the style, n' different words before a pair, n'' different words before a word, and D = 0.75,
+    With n the count of a triple in the style, n' of different words before a pair, n'' of different words before a word, and
+    D = 0.75,
 
     ``p(w | a, b) = max(n(abw) - D, 0) / n(ab.) + D k(ab.) / n(ab.) p(w | b)``
     ``p(w | b) = max(n'(bw) - D, 0) / n'(b.) + D k(b.) / n'(b.) p(w)``
     ``p(w) = max(n''(w) - D, 0) / n''(.) + D k / n''(.) / words``
 
-    k counting the different words that follow. After what never occurred in a style, the shorter context alone decides. Each
+    k the number of different words that follow. A context unseen in a style is replaced by the shorter one. Each distribution
     sums to 1 over the words.
 
     Args:
@@ -44,7 +45,7 @@ class NgramTable(nn.Module):
         styles: number of styles.
 
     Source: interpolated Kneser-Ney, Chen and Goodman 1999, An empirical study of smoothing techniques for language
-        modeling, 2.7; there of triples seen once too.
+        modeling, 2.7; there with triples seen once too.
     """
 
     pairs: Tensor
@@ -70,26 +71,26 @@ class NgramTable(nn.Module):
 
     @classmethod
     def count(cls, sentences: Sequence[Sequence[int]], labels: Sequence[int], words: int, styles: int = 2) -> "NgramTable":
-        """The table of these sentences, of the style ``labels`` each.
+        """Build the table from sentences and their styles.
 
         Raises:
-            UserError: too large a vocabulary, or no word after the same two occurs twice.
+            UserError: too large a vocabulary, or no triple occurs twice.
         """
         sizes = np.array([len(sentence) for sentence in sentences]) + 4
         flat = np.concatenate([[BEGIN, BEGIN, *sentence, END, END] for sentence in sentences]).astype(np.int64)
         of = np.repeat(np.asarray(labels), sizes)[2:]
         keys = (flat[:-2] * words + flat[1:-1]) * words + flat[2:]
-        inside = flat[2:] != BEGIN  # not from one sentence into the next
+        inside = flat[2:] != BEGIN  # not across sentences
         triples, place = np.unique(keys[inside], return_inverse=True)
         counts = np.stack([np.bincount(place[of[inside] == s], minlength=len(triples)) for s in range(styles)])
         tails, place = np.unique(triples % words**2, return_inverse=True)
-        before = np.stack([np.bincount(place, counts[s] > 0, len(tails)) for s in range(styles)])  # words before a pair
+        before = np.stack([np.bincount(place, counts[s] > 0, len(tails)) for s in range(styles)])  # n'
         kept = counts.sum(0) >= 2
         triples, counts = triples[kept], counts[:, kept]
         if not len(triples):
             got, expected = f"{len(sentences)} sentences", "some in which the same three words follow one another"
             raise UserError("texts", got=got, expected=expected, fix="give more texts")
-        pairs = np.union1d(tails, triples // words)  # with <bos> <bos>, which follows nothing
+        pairs = np.union1d(tails, triples // words)  # includes <bos> <bos>, which no triple ends with
         follows = np.zeros((styles, len(pairs)))
         follows[:, np.searchsorted(pairs, tails)] = before
         table = cls(words, len(pairs), len(triples), styles)
@@ -109,7 +110,7 @@ class NgramTable(nn.Module):
         return table
 
     def find(self, *words: Tensor) -> Tensor:
-        """The place of each pair or triple in its table, -1 where it is not there: two or three (...) of ids -> (...)."""
+        """Index of each pair or triple in its table, -1 if absent: two or three tensors of ids (...) -> (...)."""
         table = self.pairs if len(words) == 2 else self.triples
         key = words[0]
         for word in words[1:]:
@@ -118,7 +119,7 @@ class NgramTable(nn.Module):
         return place.where(table[place] == key, -1)
 
     def log_prob(self, a: Tensor, b: Tensor, word: Tensor, style: Tensor) -> Tensor:
-        """log p(word | a, b) in ``style``, natural: ids (...) -> (...)."""
+        """log p(word | a, b) in ``style``, in nats: ids (...) -> (...)."""
         pair, context, triple = self.find(b, word), self.find(a, b), self.find(a, b, word)
         shorter = self.after_word[style, b] + self.log_words[style, word]
         shorter = self.log_pairs[style, pair].where(pair >= 0, shorter)
@@ -127,7 +128,7 @@ class NgramTable(nn.Module):
 
 
 def check_styles(labels: Sequence[int]) -> None:
-    """Fail unless there are texts of the styles 0 and 1, and of no other.
+    """Check that there are texts of the styles 0 and 1, and of no other.
 
     Raises:
         UserError: a label that is neither, or a style without a text.
@@ -139,7 +140,7 @@ def check_styles(labels: Sequence[int]) -> None:
 
 
 def style_counts(sentences: Sequence[Sequence[int]], labels: Sequence[int], words: int) -> np.ndarray:
-    """How often each word occurs in each of two styles: sentences of ids, a label 0 or 1 for each -> (2, words).
+    """Word counts in each of two styles: sentences of ids, a label 0 or 1 for each -> (2, words).
 
     Raises:
         UserError: a label that is neither, or a style without a sentence.
@@ -155,7 +156,7 @@ def style_counts(sentences: Sequence[Sequence[int]], labels: Sequence[int], word
 def words_between(
     sentences: Sequence[Sequence[int]], labels: Sequence[int], counts: np.ndarray, usable: np.ndarray, choices: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which usable words each style has between which two, twice or more: keys (g,) and words (g, choices), -1 for none."""
+    """Usable words seen twice between two others in a style: keys (g,) and words (g, choices), filled with -1."""
     words = len(usable)
     flat = np.concatenate([[BEGIN, *sentence, END] for sentence in sentences]).astype(np.int64)
     style = np.repeat(np.asarray(labels), [len(sentence) + 2 for sentence in sentences])[1:-1]
@@ -163,7 +164,7 @@ def words_between(
     keys, seen = np.unique((((style * words + left) * words + right) * words + word)[usable[word]], return_counts=True)
     keys, seen = keys[seen >= 2], seen[seen >= 2]
     gap, word = keys // words, keys % words
-    rank = seen / np.sqrt(counts[gap // words**2, word] + 10)  # rather what is typical here than what is common everywhere
+    rank = seen / np.sqrt(counts[gap // words**2, word] + 10)  # prefers typical to common words
     order = np.lexsort((-rank, gap))
     gap, word = gap[order], word[order]
     gaps, first, place = np.unique(gap, return_index=True, return_inverse=True)
@@ -174,10 +175,10 @@ def words_between(
 
 
 def word_vectors(sentences: Sequence[Sequence[int]], counts: np.ndarray, dim: int) -> np.ndarray:
-    """What stands one and two words before and after each word, (words, dim), each of length 1, or 0 for rare words.
+    """Word vectors from the two words before and after, (words, dim), of length 1, or 0 for rare words.
 
     Positive pointwise mutual information, factorised: Levy and Goldberg 2014, Neural word embedding as implicit matrix
-    factorization; here each of the four places has its own contexts, so that words that can replace one another are alike.
+    factorization; here with separate contexts for each of the four positions, so that interchangeable words are similar.
     """
     words = len(counts)
     flat = np.concatenate([[BEGIN, BEGIN, *sentence, END, END] for sentence in sentences]).astype(np.int64)
@@ -198,7 +199,7 @@ def word_vectors(sentences: Sequence[Sequence[int]], counts: np.ndarray, dim: in
 
 
 def _discounted(counts: np.ndarray, context: np.ndarray, shorter: np.ndarray, contexts: int) -> tuple[np.ndarray, np.ndarray]:
-    """p of what was counted, given p in the ``shorter`` context, and that one's weight by context, 1 where nothing follows."""
+    """p of counted n-grams given p in the ``shorter`` context, and the weight of the latter, 1 for an unseen context."""
     total = np.bincount(context, counts, contexts)
     weight = np.divide(DISCOUNT * np.bincount(context, counts > 0, contexts), total, out=np.ones(contexts), where=total > 0)
     return np.maximum(counts - DISCOUNT, 0) / np.maximum(total, 1)[context] + weight[context] * shorter, weight

@@ -1,4 +1,4 @@
-"""Texts cut into sentences of words, and changed words written as the text was: its spaces, capitals and spelling."""
+"""Texts cut into sentences, and rewrites written with the spaces, capitals and spelling of the text."""
 
 import re
 from collections.abc import Collection, Iterator, Sequence
@@ -9,15 +9,15 @@ from transformers import PreTrainedTokenizerBase
 from mmgen.data.text import tokens_of
 from mmgen.models.style.ngrams import UNKNOWN
 
-LONGEST = 40  # words; a longer sentence is changed piece by piece
+LONGEST = 40  # words; longer sentences are cut into pieces
 TITLES = ("Mr", "Mrs", "Ms", "Dr", "St", "Prof")
-Item = tuple[int, int, bool]  # a word's id, its place among the text's words or -1, whether it is new
-_CLOSE = re.compile(r"n't$|'\w|[.,!?]")  # what follows a word without a space
-_SPACED = re.compile(r"\s(?:n't\b|'\w|[.,!?])")  # unless the text is split into tokens
+Item = tuple[int, int, bool]  # id of a word, its position in the text or -1, True if it is new
+_CLOSE = re.compile(r"n't$|'\w|[.,!?]")  # follows a word without a space
+_SPACED = re.compile(r"\s(?:n't\b|'\w|[.,!?])")  # in a text split into tokens
 
 
 def kept_places(text: str, offsets: Sequence[tuple[int, int]]) -> set[int]:
-    """The places of words that no change may touch: in addresses and abbreviations, and names, which a capital tells.
+    """Positions of words that must not change: parts of addresses and abbreviations, and capitalised names.
 
     >>> text = "Mary Smith ate. Good tea at www.good.com, e.g. today."
     >>> offsets = [match.span() for match in re.finditer(r"\\w+|\\S", text)]
@@ -25,7 +25,7 @@ def kept_places(text: str, offsets: Sequence[tuple[int, int]]) -> set[int]:
     ['Mary', 'Smith', 'www', '.', 'good', '.', 'com', ',', 'e', '.', 'g', '.']
     """
     kept: set[int] = set()
-    for run in re.finditer(r"\S+", text):  # what stands between spaces
+    for run in re.finditer(r"\S+", text):  # text between spaces
         if re.search(r"\w[.@:/]+\w", run.group()):
             kept |= {i for i, (start, _) in enumerate(offsets) if run.start() <= start < run.end()}
     words = [text[start:end] for start, end in offsets]
@@ -34,18 +34,18 @@ def kept_places(text: str, offsets: Sequence[tuple[int, int]]) -> set[int]:
         if words[i] == "." and words[i - 1] in TITLES:
             kept |= {i - 1, i}
         elif named[i] and (words[i - 1] not in (".", "!", "?") or i - 1 in kept):  # not the first of a sentence
-            kept |= {i - 1, i} if named[i - 1] else {i}  # before a name, the first is of it
+            kept |= {i - 1, i} if named[i - 1] else {i}  # a capital at the start belongs to the name after it
     return kept
 
 
 def pieces_of(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase
 ) -> tuple[Any, list[set[int]], list[tuple[int, list[Item]]]]:
-    """Texts cut where sentences end, and where more than `LONGEST` words have no end.
+    """Cut texts into sentences of at most `LONGEST` words.
 
     Returns:
-        What the tokenizer says of them, with ``offset_mapping``; the places of each that no change may touch; and, in order,
-        whose each piece is and its words.
+        The tokenized texts, with ``offset_mapping``; the protected positions of each, see `kept_places`; and the pieces in
+        order, each with the index of its text.
     """
     ends: Any = {tokenizer.convert_tokens_to_ids(mark) for mark in (".", "!", "?")} - {UNKNOWN}
     read = tokens_of(tokenizer, texts, add_special_tokens=False, return_offsets_mapping=True)
@@ -54,7 +54,7 @@ def pieces_of(
 
 
 def cut(ids: Sequence[int], ends: Collection[int], kept: Collection[int] = ()) -> Iterator[list[Item]]:
-    """The words of a text, sentence by sentence, `LONGEST` at a time at most; what is ``kept`` ends no sentence."""
+    """Cut a text into sentences of at most `LONGEST` words; positions in ``kept`` end no sentence."""
     piece: list[Item] = []
     for at, word in enumerate(ids):
         piece.append((word, at, False))
@@ -65,7 +65,7 @@ def cut(ids: Sequence[int], ends: Collection[int], kept: Collection[int] = ()) -
 
 
 def spell_changed(text: str, offsets: Sequence[tuple[int, int]], items: list[Item], tokenizer: PreTrainedTokenizerBase) -> str:
-    """The text of changed items: what is left of the old one letter by letter, new words spaced and capitalised as it is."""
+    """Write changed items: unchanged words letter by letter, new ones spaced and capitalised like the text."""
     if not any(new for _, _, new in items) and len(items) == len(offsets):
         return text
     spaced, cased = bool(_SPACED.search(text)), any(map(str.isupper, text))
@@ -86,7 +86,7 @@ def spell_changed(text: str, offsets: Sequence[tuple[int, int]], items: list[Ite
             gap = text[: offsets[0][0]]
             if text[offsets[0][0]].isupper():
                 written = written[:1].upper() + written[1:]
-        elif at == 0:  # it was the first, and no longer is
+        elif at == 0:  # formerly the first word
             gap = " "
             if word not in (UNKNOWN, tokenizer.convert_tokens_to_ids("i")) and written[1:].islower():
                 written = written.lower()
@@ -101,21 +101,21 @@ def spell_anew(
     words: Sequence[int],
     tokenizer: PreTrainedTokenizerBase,
 ) -> str:
-    """``words`` written as the text is: its own words letter by letter, others spaced and capitalised as it is.
+    """Write ``words`` like the text: its own words letter by letter, others spaced and capitalised like it.
 
     Args:
-        text: of words ``ids`` that stand at ``offsets``.
-        words: what is written instead; an unknown word is the text's next unknown one, and nothing where it has no more.
+        text: text with the words ``ids`` at ``offsets``.
+        words: rewrite; each unknown word becomes the next unknown word of the text, or is omitted if there are no more.
     """
-    places: dict[int, list[int]] = {}  # where the text has each word
+    positions: dict[int, list[int]] = {}  # of each word in the text
     for place, word in enumerate(ids):
-        places.setdefault(word, []).append(place)
+        positions.setdefault(word, []).append(place)
     begins = [at == 0 or text[offsets[at - 1][0] : offsets[at - 1][1]] in (".", "!", "?") for at in range(len(ids))]
     spaced, capital, shouted = bool(_SPACED.search(text)), text.lstrip()[:1].isupper(), text.isupper() and len(text) > 1
     pieces: list[str] = []
-    before = None  # the place of what was written last
+    before = None  # position of the last written word
     for word in words:
-        left = places.get(word, [])
+        left = positions.get(word, [])
         at = (left.pop(0) if len(left) > 1 or word == UNKNOWN else left[0]) if left else None
         if at is None and word == UNKNOWN:
             continue

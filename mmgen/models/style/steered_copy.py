@@ -1,4 +1,4 @@
-"""Style transfer by steering alone: a frozen language model copies a sentence and is steered by PPLM while it does."""
+"""Style transfer by steering: a frozen language model copies a sentence, steered by PPLM."""
 
 from collections.abc import Sequence
 
@@ -9,11 +9,11 @@ from mmgen.conditioning.attributes import BagOfWords
 from mmgen.conditioning.gradient import PPLM
 from mmgen.data.text import tokens_of
 
-AT_ONCE = 20  # sentences that are steered together
+AT_ONCE = 20  # sentences steered together
 
 
 class SteeredCopy:
-    """A frozen language model that has read a sentence twice and writes it again, steered by `PPLM` toward words of a style.
+    """A frozen language model that reads a sentence twice and writes it again, steered by `PPLM` toward words of a style.
 
     >>> from mmgen.conditioning.language_model import load_language_model
     >>> model = SteeredCopy(*load_language_model("tiny", "fp32"), ["bad", "good"], [["awful"], ["lovely"]])
@@ -32,11 +32,11 @@ class SteeredCopy:
         self.methods = [PPLM(BagOfWords(model, tokenizer, some), step_size=0.05) for some in words]
 
     def restyle(self, texts: Sequence[str], target: str) -> list[str]:
-        """The texts in the style ``target``, in their order; blank ones as they were."""
+        """Rewrite texts in the style ``target``; blank ones are unchanged."""
         method = self.methods[self.class_names.index(target)]
         line = tokens_of(self.tokenizer, "\n", add_special_tokens=False).input_ids[-1]
-        restyled, told = list(texts), [i for i, text in enumerate(texts) if text.strip()]
-        order = sorted(told, key=lambda i: len(texts[i]))
+        restyled, written = list(texts), [i for i, text in enumerate(texts) if text.strip()]
+        order = sorted(written, key=lambda i: len(texts[i]))
         for start in tqdm(range(0, len(order), AT_ONCE), desc=f"steered to be {target}", dynamic_ncols=True):
             some = order[start : start + AT_ONCE]
             lines = [" ".join(texts[i].split()) for i in some]
