@@ -20,7 +20,7 @@ from mmgen.errors import UserError
 from mmgen.judging import nearest, shared_space
 from mmgen.judging.classifier import trained_judge
 from mmgen.judging.features import nearest_pictures
-from mmgen.judging.pictures import PictureJudges
+from mmgen.judging.pictures import PictureJudges, draw_all
 from mmgen.metrics.retrieval import r_precision
 from mmgen.models.base import load
 from mmgen.training.recipe import load_recipe, recipe_config
@@ -178,8 +178,7 @@ def test_reranking_takes_the_picture_that_is_nearest(run):
     model, config = load(run), recipe_config(RECIPE, "smoke", [])
     model.processors["text"] = SimpleNamespace(decode=lambda ids: "9")
     data = config.data.pairs("test", **load(run).processors, limit=3)
-    best = {"candidates": 6, "rerank": partial(model.similarity, Space())}
-    kept = MODULE.drawn(model, data, config.seed, "pictures to rerank", best)
+    kept = draw_all(model, data, config.seed, candidates=6, rerank=partial(model.similarity, Space()))
     generator = torch.Generator().manual_seed(config.seed)
     given = next(iter(data.batches("test"))).keep(["text"])
     drawn = model.generate(given, "image", 6, generator).unflatten(0, (3, 6))
