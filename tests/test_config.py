@@ -25,7 +25,7 @@ from mmgen.training.config import (
     translate,
     write_config,
 )
-from mmgen.training.recipe import kept_values, load_recipe, recipe_config
+from mmgen.training.recipe import load_recipe, recipe_config, saved_values
 from mmgen.training.scripts import recipe_names
 from mmgen.training.study import evaluate, train
 
@@ -341,7 +341,7 @@ def test_old_keys_are_read_in_a_run_folder_and_told_their_new_names_elsewhere(tm
     old = translate(to_dict(config), {new: old for old, new in renamed.items()})
     assert old != to_dict(config)
     file.write_text(yaml.safe_dump(old), encoding="utf-8")
-    assert build_config(recipe.config, kept_values(recipe.config, file)) == config
+    assert build_config(recipe.config, saved_values(recipe.config, file)) == config
     with pytest.raises(UserError) as error:
         recipe_config(recipe, str(file), [])
     told = [f"config key {old}: got an old key, expected its new name; use {new}" for old, new in renamed.items()]

@@ -96,7 +96,7 @@ class Conversation:
         """Answer: for each question a dict of ``answer`` and, with a closed set, the ``scores`` of all, log p a token."""
         reader = self.model.language_model
         if not self.answers:
-            return [{"answer": said} for said in answer(reader, self.shared, queries, self.max_tokens)]
+            return [{"answer": text} for text in answer(reader, self.shared, queries, self.max_tokens)]
         scores = score(reader, self.shared, queries, self.answers).tolist()  # (b, a)
         named = [dict(zip(self.answers, row)) for row in scores]
         return [{"answer": max(row, key=row.__getitem__), "scores": row} for row in named]

@@ -307,11 +307,11 @@ def _write(
     start = ids.shape[1]
     noise = OwnNoise([(seed * 1009 + i) * 1009 + k for i, _, k in texts])
     steered = {} if method is None else {"custom_generate": method}
-    kept = ScoresKept()
+    recorder = ScoreRecorder()
     with packed(model):  # unsteered texts too, or the two could not be compared in speed
         output = model.generate(  # type: ignore[operator]  # transformers leaves it out of this type
             ids, attention_mask=mask, do_sample=False, max_new_tokens=length, pad_token_id=tokenizer.pad_token_id,
-            logits_processor=LogitsProcessorList([*[kept] * traced, *warpers, noise]), return_dict_in_generate=True,
+            logits_processor=LogitsProcessorList([*[recorder] * traced, *warpers, noise]), return_dict_in_generate=True,
             output_logits=traced, **steered,
         )  # fmt: skip
     written = output.sequences  # (b, t)
@@ -321,12 +321,12 @@ def _write(
     ended = torch.isin(after, torch.tensor([*ends], device=after.device)).cumsum(1) > 0
     real = torch.cat([mask.bool(), ~ended], 1)  # (b, t), without the end of the text
     likely, fluent = text_log_prob(model, written, real, start, attribute)
-    said = [tokenizer.decode(row[~end], skip_special_tokens=True) for row, end in zip(after, ended)]
+    continuations = [tokenizer.decode(row[~end], skip_special_tokens=True) for row, end in zip(after, ended)]
     perplexities = [None if x.isnan() else x.neg().exp().item() for x in fluent]
-    figures = zip(texts, said, likely.tolist(), perplexities)
+    figures = zip(texts, continuations, likely.tolist(), perplexities)
     rows = [{"prompt": prompt, "text": text, "attribute": a, "perplexity": p} for (_, prompt, _), text, a, p in figures]
     if traced:
-        steps = zip(kept.scores, output.logits, after.T[..., None])  # (b, v), (b, v) and (b, 1) of each token
+        steps = zip(recorder.scores, output.logits, after.T[..., None])  # (b, v), (b, v) and (b, 1) of each token
         # unsteered probabilities among the same tokens: a cut to the likeliest raises them without steering
         pairs = [(to, of.masked_fill(to == -torch.inf, -torch.inf), token) for to, of, token in steps]
         both = [[x.float().log_softmax(-1).gather(1, token)[:, 0] for x in (to, of)] for to, of, token in pairs]
@@ -336,7 +336,7 @@ def _write(
     return rows
 
 
-class ScoresKept(LogitsProcessor):
+class ScoreRecorder(LogitsProcessor):
     """A logits processor that changes nothing and keeps the scores of each step."""
 
     def __init__(self) -> None:
@@ -351,12 +351,12 @@ class ScoresKept(LogitsProcessor):
 def words_raised(tokenizer: PreTrainedTokenizerBase, tokens: list[int], raised: Sequence[float]) -> list[tuple[str, float]]:
     """Merge tokens into words, each with the space before it and the sum of ``raised`` over its tokens."""
     words: list[tuple[str, float]] = []
-    said, carried = "", 0.0
+    decoded, carried = "", 0.0
     for n, more in enumerate(raised, 1):
         now, carried = str(tokenizer.decode(tokens[:n], skip_special_tokens=True)), carried + more
         if now.endswith("\N{REPLACEMENT CHARACTER}") and n < len(tokens):
             continue  # in the middle of a character of several tokens
-        piece, said, more, carried = now[len(said) :], now, carried, 0.0
+        piece, decoded, more, carried = now[len(decoded) :], now, carried, 0.0
         if words and not piece[:1].isspace():  # it goes on
             word, before = words.pop()
             piece, more = word + piece, before + more

@@ -132,12 +132,12 @@ def bind_cell(
     lm, names = model.language_model, part.words[:ways]
     nothing = words[0][:0]
     induction = induction.replace("{words}", " or ".join(names))
-    said: dict[str, list[str]] = {}
+    chosen: dict[str, list[str]] = {}
     for end, see in (("", lambda row: words[row]), ("_blind", lambda row: nothing)):
         some = drawn[: part.controls] if end else drawn
         supports = [[(w, see(r)) for r, w in zip(e.support, e.support_words)] * (1 + repeats) for e in some]
         scores = channel(lm, supports, [see(e.query) for e in some], names, induction, part.between)  # (e, w)
-        said[end] = [names[i] for i in scores.argmax(1).tolist()]
+        chosen[end] = [names[i] for i in scores.argmax(1).tolist()]
     for end, format in (("_direct", Format(part.format)), ("_direct_blind", Format(part.format).blind())):
         image = (lambda row: lm.embed(words[row])) if end == "_direct" else (lambda row: None)
         prompts = []
@@ -147,8 +147,8 @@ def bind_cell(
             parts = [piece for shot in written for piece in shot] + format.query(Example(image=image(e.query)))
             prompts.append(Example(image=lm.prompt([parts]).embeddings[0]))
         shared = read(lm, Format(f"{{image}}{format.lead}{{answer}}{format.stop}"))  # each prompt is one episode
-        said[end] = [names[i] for i in score(lm, shared, prompts, names).argmax(1).tolist()]
+        chosen[end] = [names[i] for i in score(lm, shared, prompts, names).argmax(1).tolist()]
         if end == "_direct":
-            said["_open"] = answer(lm, shared, prompts, max_tokens=6)
-    figures = {end: exact_match(made, [e.word for e in drawn[: len(made)]]) for end, made in said.items()}
+            chosen["_open"] = answer(lm, shared, prompts, max_tokens=6)
+    figures = {end: exact_match(made, [e.word for e in drawn[: len(made)]]) for end, made in chosen.items()}
     return {**figures, "_interval": wilson(figures[""], len(drawn))}

@@ -35,16 +35,16 @@ def judge_captioner(run: Run, config: CaptionerConfig, split: str) -> Result:
     options = {**asdict(config.decoding), "generator": torch.Generator().manual_seed(config.seed)}
     at_once = max(1, PREFIXES // config.decoding.candidates)
     batches = data.without("text").batches(f"captions of {split}", at_once, device=device)
-    said = {"captioner": [caption for batch in batches for caption in model.generate(batch, **options)]}
+    generated = {"captioner": [caption for batch in batches for caption in model.generate(batch, **options)]}
     # every blind item is the same prompt, so one caption serves all
-    said["blind"] = blind.generate(Batch.nothing(1, device), **{**options, "neighbours": 0}) * len(references)
+    generated["blind"] = blind.generate(Batch.nothing(1, device), **{**options, "neighbours": 0}) * len(references)
 
     pictures = data.rows[config.data.input] if model.modality == "image" else None
     result = Result("captioner", words={
         "encoder": config.model.encoder if model.modality == "image" else "an audio encoder",
         "task": "image-to-text" if model.modality == "image" else "automatic-speech-recognition",
     })  # fmt: skip
-    for system, captions in said.items():
+    for system, captions in generated.items():
         result[system] = caption_scores(captions, references)
     features: dict[str, list[Any]] = {}
     if not model.trained_encoder:
@@ -56,8 +56,8 @@ def judge_captioner(run: Run, config: CaptionerConfig, split: str) -> Result:
         scores, captions = nearest_captions(keys, queries, candidates, references)
         result.about[f"cider_nearest_{name}"] = scores["cider"]
         if not result["nearest"] or scores["cider"] > result["nearest"]["cider"]:  # keeps the better features
-            result["nearest"], said["nearest"] = scores, captions
-    result.outputs = {**said, "references": references, "cider": cider(said["captioner"], references)[1].tolist()}
+            result["nearest"], generated["nearest"] = scores, captions
+    result.outputs = {**generated, "references": references, "cider": cider(generated["captioner"], references)[1].tolist()}
     show_captions(result, pictures)
     return result
 
@@ -77,13 +77,13 @@ def nearest_captions(
         The mean of each score over the captions of an item, and the first caption of each nearest item.
 
     >>> captions, references = [["a cat"], ["a dog"]], [["a dog"], ["a dog"]]
-    >>> scores, said = nearest_captions(torch.eye(2), torch.tensor([[0.1, 0.9], [0.0, 2.0]]), captions, references)
-    >>> said, scores["exact_match"]
+    >>> scores, shown = nearest_captions(torch.eye(2), torch.tensor([[0.1, 0.9], [0.0, 2.0]]), captions, references)
+    >>> shown, scores["exact_match"]
     (['a dog', 'a dog'], 1.0)
     """
     found = [captions[i] for i in nearest(queries.float(), keys.float())]
-    scores = [caption_scores(list(said), references) for said in zip(*found)]
-    return {key: sum(score[key] for score in scores) / len(scores) for key in scores[0]}, [said[0] for said in found]
+    scores = [caption_scores(list(column), references) for column in zip(*found)]
+    return {key: sum(score[key] for score in scores) / len(scores) for key in scores[0]}, [some[0] for some in found]
 
 
 def show_captions(result: Result, pictures: Sequence[Any] | None, count: int = SHOWN) -> None:

@@ -142,9 +142,9 @@ def ask(model: Captioner, part: Questions, split: str, seed: int) -> tuple[Rows,
                 shots = [_example(model, part, shown, place + i, words[0] if words else None) for i in range(k)]
                 queries = [_example(model, part, rows, i, words[1] if words else None) for i in asked]
                 answers = rows[part.answers][asked[0]] if part.answers else everything
-                for way, said in answered(model, part, shots, queries, answers):
+                for way, written in answered(model, part, shots, queries, answers):
                     texts = made.setdefault(f"{way}/{name}/{k}", [""] * len(rows))
-                    for i, text in zip(asked, said):
+                    for i, text in zip(asked, written):
                         texts[i] = text
                 place += len(support)
                 bar.update()

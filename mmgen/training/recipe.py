@@ -179,7 +179,7 @@ def sectioned(cls: type, values: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key not in moved} | {"data": {**moved, "card": values["data"]}}
 
 
-def kept_values(cls: type[RecipeConfig], file: Path) -> dict[str, Any]:
+def saved_values(cls: type[RecipeConfig], file: Path) -> dict[str, Any]:
     """The values in the ``config.yaml`` of a run folder, by current keys.
 
     Raises:

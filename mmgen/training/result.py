@@ -117,18 +117,18 @@ class Result(MutableMapping[str, Figures]):
             write_json(run / "predictions" / f"{split}.json", self.outputs, indent=None)
         (run / "results").mkdir(exist_ok=True)
         systems = {self.labels.get(system, system): figures for system, figures in self.systems.items() if figures}
-        kept = {
+        saved = {
             "systems": self.table or systems,
             "about": self.about,
             "samples": cards,
             "texts": self.texts,
             "words": self.words,
         }
-        write_json(run / "results" / f"{split}.json", kept)
+        write_json(run / "results" / f"{split}.json", saved)
 
 
 @dataclass(frozen=True)
-class Kept:
+class SavedResult:
     """A saved result: figures by label of the system, figures of the evaluation, samples, texts and words."""
 
     systems: Mapping[str, Figures]
@@ -138,7 +138,7 @@ class Kept:
     words: Mapping[str, str]
 
 
-def read_result(run: Path, split: str) -> Kept | None:
+def read_result(run: Path, split: str) -> SavedResult | None:
     """The result saved in a run folder; None if an earlier version of mmgen evaluated it.
 
     Raises:
@@ -147,10 +147,10 @@ def read_result(run: Path, split: str) -> Kept | None:
     file = run / "results" / f"{split}.json"
     if not file.is_file():
         return None
-    kept = read_json(file)
+    saved = read_json(file)
     samples = [
         Sample(file.read_bytes(), card["text"], card["note"], card["group"], card["wide"])
-        for card in kept["samples"]
+        for card in saved["samples"]
         if (file := run / "samples" / card["file"]).is_file()  # samples may have been deleted to save space
     ]
-    return Kept(kept["systems"], kept["about"], samples, kept["texts"], kept["words"])
+    return SavedResult(saved["systems"], saved["about"], samples, saved["texts"], saved["words"])

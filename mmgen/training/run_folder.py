@@ -13,7 +13,7 @@ from mmgen.errors import UserError, check_one_of
 from mmgen.storage import read_json, write_json
 from mmgen.training.config import build_config, parse_overrides, read_yaml, to_dict, write_config
 from mmgen.training.lock import COPY, HOLDER, LOCK
-from mmgen.training.recipe import Recipe, checked, kept_values, load_recipe
+from mmgen.training.recipe import Recipe, checked, load_recipe, saved_values
 
 RUN_KEYS = {"dtype"}  # config keys of how a model is run, not of what it is
 
@@ -33,7 +33,7 @@ def open_run(folder: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Any]:
         fix = "give a folder that `mmgen train` made"
         raise UserError(str(folder), got="no run.json and config.yaml", expected="a run folder", fix=fix)
     recipe = load_recipe(str(read_json(file).get("recipe")))
-    values = kept_values(recipe.config, folder / "config.yaml")
+    values = saved_values(recipe.config, folder / "config.yaml")
     now = parse_overrides(list(overrides), recipe.config)
     for key in now:
         check_one_of(f"option of {recipe.name}", key, sorted({path.rpartition(".")[2] for path in _flat(values)} & RUN_KEYS))
@@ -66,7 +66,7 @@ def check_run_folder(config: Any, out: Path, resume: bool, extendable: Iterable[
         fix = "add --resume to go on with it, or choose another --out"
         raise UserError(str(out), got="a folder that exists", expected="a new one", fix=fix)
     if resume and (out / "config.yaml").is_file():
-        before, now = kept_values(type(config), out / "config.yaml"), _as_read(config)
+        before, now = saved_values(type(config), out / "config.yaml"), _as_read(config)
         for key in extendable:
             if set(before.get(key, ())) <= set(now[key]):
                 before[key] = now[key]
@@ -132,7 +132,7 @@ def _flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
 
 def check_same_model(config: Any, source: Path, keys: Sequence[str]) -> None:
     """Check that a stage of another run was made for the same data and model."""
-    changes = _changes(kept_values(type(config), source / "config.yaml"), _as_read(config))
+    changes = _changes(saved_values(type(config), source / "config.yaml"), _as_read(config))
     names = [(change, change.partition(" ")[0]) for change in changes]
     if changed := [change for change, name in names if any(name == key or name.startswith(f"{key}.") for key in keys)]:
         fix = "use the same values, or train the stage"

@@ -42,18 +42,18 @@ def write_reports(folder: Path, config: Any, prose: Path, runs: Sequence[Path] =
     words = {"task": TASK}
     runs = runs or [folder]
     for split, figures in read_json(folder / "metrics.json").items():
-        kept = [one for run in runs if (one := read_result(run, split))]
-        if len(kept) < len(runs):  # evaluated by an earlier version
+        saved = [one for run in runs if (one := read_result(run, split))]
+        if len(saved) < len(runs):  # evaluated by an earlier version
             table[split] = {"model": figures}
             continue
-        table[split] = averaged([one.systems for one in kept])
-        words |= kept[0].words
-        texts |= {f"{heading} ({split})": text for heading, text in kept[0].texts.items()}
-        if kept[0].about:
+        table[split] = averaged([one.systems for one in saved])
+        words |= saved[0].words
+        texts |= {f"{heading} ({split})": text for heading, text in saved[0].texts.items()}
+        if saved[0].about:
             texts[f"evaluation on {split}"] = "\n".join(
-                f"{key}: {_shown(figures[key])}" for key in kept[0].about if key in figures
+                f"{key}: {_shown(figures[key])}" for key in saved[0].about if key in figures
             )
-        samples += [_grouped(sample, split) for sample in kept[0].samples]
+        samples += [_grouped(sample, split) for sample in saved[0].samples]
     details = {
         "command": shlex.join(read_json(folder / "run.json")["command"]),
         **texts,

@@ -65,17 +65,17 @@ def judge_answers(result: Result, model: Captioner, part: Questions, split: str,
     true, pool = rows[part.answer][:], part.rows(part.support)[part.answer][:]
     majority = exact_match([Counter(pool).most_common(1)[0][0]] * len(true), true)
     figures = {"accuracy_majority": majority}
-    for name, said in made.items():
+    for name, answers in made.items():
         way, given, k = name.split("/")
         if way != "plain":
             chosen = "_closed" if way == "closed" and part.open else ""
-            figures[f"accuracy{INPUTS[given]}_{k}{chosen}"] = exact_match(said, true)
+            figures[f"accuracy{INPUTS[given]}_{k}{chosen}"] = exact_match(answers, true)
     for k in sorted(part.shots, reverse=True):  # the model card takes the first row
         row = {"accuracy": figures[f"accuracy_{k}"], "blind": figures[f"accuracy_blind_{k}"], "majority": majority}
         result.table[f"{part.card}, {k} shots"] = row
     result.about |= figures
     result.outputs["vqa"] = [
-        {"question": question, "reference": reference} | {name: said[i] for name, said in made.items()}
+        {"question": question, "reference": reference} | {name: answers[i] for name, answers in made.items()}
         for i, (question, reference) in enumerate(zip(values_of(rows, part.question), true))
     ]
 
@@ -85,7 +85,7 @@ def judge_knowledge(result: Result, model: Captioner, part: Questions, split: st
     rows, made = ask(model, part, split, seed)
     true, last, templates = rows[part.answer][:], max(part.shots), values_of(rows, part.template)[:]
     chosen = {given: made[f"closed/{given}/{last}"] for given in KNOWLEDGE if f"closed/{given}/{last}" in made}
-    figures = {KNOWLEDGE[given]: exact_match(said, true) for given, said in chosen.items()}
+    figures = {KNOWLEDGE[given]: exact_match(answers, true) for given, answers in chosen.items()}
     if f"plain/seen/{last}" in made:
         figures["knowledge_accuracy_plain"] = exact_match(made[f"plain/seen/{last}"], true)
     figures["knowledge_gain"] = figures["knowledge_accuracy"] - figures["knowledge_accuracy_blind"]
@@ -94,7 +94,7 @@ def judge_knowledge(result: Result, model: Captioner, part: Questions, split: st
     by_template: dict[str, dict[str, float]] = {}
     for template in dict.fromkeys(templates):
         which = [i for i, other in enumerate(templates) if other == template]
-        right = {given: exact_match([said[i] for i in which], [true[i] for i in which]) for given, said in chosen.items()}
+        right = {given: exact_match([texts[i] for i in which], [true[i] for i in which]) for given, texts in chosen.items()}
         by_template[template] = {**right, "questions": len(which)}
     result.outputs["knowledge"] = by_template
     result.texts[f"{part.card} by template"] = "\n".join(

@@ -134,11 +134,11 @@ def blind(run: Run, config: Config) -> None:
 
 def new_answerer(config: Config, questions: Questions) -> Answerer:
     """Make an answerer whose soft words are captions' tokens and whose prompt starts from random training questions."""
-    said, values = sorted(set(questions.captions.values())), asdict(config.model)
-    if not said:
+    captions, values = sorted(set(questions.captions.values())), asdict(config.model)
+    if not captions:
         fix = "give names that its open questions hold"
         raise UserError("data.names", got=config.data.names, expected=f"captions of pictures in {config.data.card}", fix=fix)
-    values["vocabulary"] = values["vocabulary"] or caption_vocabulary(values["language_model"], values["dtype"], said)
+    values["vocabulary"] = values["vocabulary"] or caption_vocabulary(values["language_model"], values["dtype"], captions)
     known = [i for i, picture in enumerate(questions.pictures) if picture in questions.captions]
     order = torch.randperm(len(known), generator=torch.Generator().manual_seed(config.seed))[: config.support]
     shots = [known[place] for place in order.tolist()]
@@ -155,7 +155,7 @@ def evaluate(run: Run, config: Config, split: str) -> Result:
     asked = [model.row(question, "?")["question"].to(device) for question in known.questions]
     batches = pictures_of(model, config.data, known).batches(f"pictures of {split}", AT_ONCE, device=device)
     read = torch.cat([model.encode(batch).mean for batch in batches])  # (p, n, d)
-    said = model.answer(read[torch.tensor(known.pictures)], asked)
+    answered = model.answer(read[torch.tensor(known.pictures)], asked)
 
     described = [i for i, picture in enumerate(known.pictures) if picture in known.captions]
     rows = [model.row("?", "?", known.captions[known.pictures[i]]) for i in described]
@@ -167,7 +167,7 @@ def evaluate(run: Run, config: Config, split: str) -> Result:
     common = Counter(zip(training.questions, training.answers)).most_common()
     likeliest = {question: answer for (question, answer), _ in reversed(common)}
     systems = {
-        "answerer": (said, true),
+        "answerer": (answered, true),
         "blind": (unseen, true),
         "text_oracle": (by_words, [true[i] for i in described]),
         "majority": ([most] * len(true), true),
@@ -176,11 +176,11 @@ def evaluate(run: Run, config: Config, split: str) -> Result:
     result = Result("answerer", labels={name: name.replace("_", " ") for name in systems})
     for system, answers in systems.items():
         result[system] = {"accuracy": exact_match(*answers)}
-    result.about["accuracy_described"] = exact_match([said[i] for i in described], [true[i] for i in described])
-    result.outputs = {"answerer": said, "blind": unseen}
+    result.about["accuracy_described"] = exact_match([answered[i] for i in described], [true[i] for i in described])
+    result.outputs = {"answerer": answered, "blind": unseen}
     for i in range(0, len(true), max(1, len(true) // SHOWN))[:SHOWN]:
         image = read_bytes(known.rows[config.data.image][i], "image")[1]
-        text = {"question": known.questions[i], "answerer": said[i], "blind": unseen[i], "reference": true[i]}
+        text = {"question": known.questions[i], "answerer": answered[i], "blind": unseen[i], "reference": true[i]}
         result.show(image, text)
     return result
 

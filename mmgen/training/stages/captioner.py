@@ -170,8 +170,8 @@ def captioner(run: Run, config: CaptionerConfig, blind: bool = False, reader: Re
 
         def samples(model: Captioner) -> Image.Image | str:
             batches = shown.without("text").batches(size=PREFIXES, device=model.step.device)
-            said = [caption for batch in batches for caption in model.generate(batch, **options)]
-            return captions_shown(shown.rows[config.data.input] if model.modality == "image" else None, said)
+            captions = [caption for batch in batches for caption in model.generate(batch, **options)]
+            return captions_shown(shown.rows[config.data.input] if model.modality == "image" else None, captions)
 
     def remember(model: Captioner) -> None:
         model.remember(data.batches(size=PREFIXES, device=model.step.device))
