@@ -17,6 +17,8 @@ from mmgen.modalities.layers.convolution import GridDecoder, GridEncoder
 from mmgen.models.base import Losses, Model, check_generate
 from mmgen.ranges import AtLeast, Share, checked
 
+AT_ONCE = 100  # pictures read together outside training
+
 
 class DiscreteVAE(Model):
     """p(x) = sum_z p(z) p(x | z), z an h' x w' grid of codes 0 to K - 1, p(z) uniform.
@@ -139,8 +141,16 @@ class DiscreteVAE(Model):
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
-        """The mean of p(x | z) at the likeliest codes of x (b, c, h, w), in [0, 1]."""
-        return self.decode(self.codes(x)).mean.clamp(0, 1)
+        """Compute the mean of p(x | z) at the likeliest codes of pictures x (n, c, h, w), in [0, 1]."""
+        device = self.step.device
+        parts = [self.decode(self.codes(part.to(device))).mean.clamp(0, 1).to(x.device) for part in x.split(AT_ONCE)]
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def usage(self, x: Tensor) -> dict[str, float]:
+        """Compute the figures of `code_use` for pictures x (n, c, h, w)."""
+        counted = torch.cat([self.codes(part.to(self.step.device)).cpu() for part in x.split(AT_ONCE)])
+        return {name: value.item() for name, value in code_use(counted, self.k).items()}
 
     def decode(self, z: Tensor, to: str = "image") -> Distribution:
         """p(x | z), z (..., h', w') codes.

@@ -8,7 +8,7 @@ accelerate launch recipes/text_to_image/train.py --config recipes/text_to_image/
 import sys
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from PIL import Image
@@ -20,7 +20,7 @@ from mmgen.data.image import ImageProcessor
 from mmgen.judging.features import nearest_pictures
 from mmgen.judging.pictures import PictureConfig, PictureEvaluation, PictureJudges, draw_all
 from mmgen.judging.shared_space import trained_space
-from mmgen.models.discrete_vae import DiscreteVAE, code_use
+from mmgen.models.discrete_vae import DiscreteVAE
 from mmgen.models.text_to_image import TextToImage
 from mmgen.models.vae import VAE
 from mmgen.ranges import AtLeast
@@ -31,7 +31,7 @@ from mmgen.training.report import tensor_grid
 from mmgen.training.result import Result
 from mmgen.training.run import Run
 
-AT_ONCE, SHOWN = 100, 10  # pictures encoded together, prompts in a grid
+SHOWN = 10  # prompts in a grid
 OwnCodes = section_of(DiscreteVAE, "shape")  # without arguments determined by data and codes
 OwnPrior = section_of(TextToImage, "discrete_vae", "vocabulary", "text_length", "end")
 
@@ -74,7 +74,7 @@ class Evaluation(PictureEvaluation):
 
     Args:
         items, among, features: see `PictureEvaluation`.
-        guidance: classifier-free guidance scale of the guided pictures.
+        guidance: classifier-free guidance scale.
         temperature: sampling temperature.
         top_k: keep the k likeliest codes; 0 all.
         candidates: pictures per returned one for reranking.
@@ -106,30 +106,30 @@ class Config(PictureConfig):
         """Check the judges, and that all models can be built."""
         super().check()
         with torch.device("meta"):  # raises for values out of range, without memory
-            prior_of(self, self.data.vocab_size, end=0)
+            self.untrained(self.data.vocab_size, end=0)
 
-    def codes_arguments(self) -> dict[str, Any]:
-        """The arguments of the discrete VAE."""
-        return {**asdict(self.discrete_vae), "shape": self.data.processor.shape}
-
-
-def prior_of(config: Config, vocabulary: int, end: int) -> TextToImage:
-    """Build the transformer with its discrete VAE, untrained."""
-    return TextToImage(config.codes_arguments(), vocabulary, config.data.text_length, end, **asdict(config.model))
+    def untrained(self, vocabulary: int, end: int) -> TextToImage:
+        """The transformer, and in it the discrete VAE, untrained."""
+        codes = {**asdict(self.discrete_vae), "shape": self.data.processor.shape}
+        return TextToImage(codes, vocabulary, self.data.text_length, end, **asdict(self.model))
 
 
 @stage(made_by=("data", "discrete_vae"))
 def discrete_vae(run: Run, config: Config) -> None:
     """Train the discrete VAE on the pictures."""
-    model, data, processor = DiscreteVAE(**config.codes_arguments()), config.data, config.data.processor
+    model, data, processor = (
+        DiscreteVAE(config.data.processor.shape, **asdict(config.discrete_vae)),
+        config.data,
+        config.data.processor,
+    )
     model.processors["image"] = processor
-    held = held_out(read_card(data.card))
+    held, words = held_out(read_card(data.card)), data.words()
     for split, limit in (("train", 0), (held, SHOWN)):  # reports errors in texts before training
-        data.pairs(split, processor, data.words(), limit)
+        data.pairs(split, processor, words, limit)
     shown = data.pairs(held, processor, limit=SHOWN)
 
     def samples(model: DiscreteVAE) -> Image.Image:
-        x = shown.all("image").to(model.step.device)
+        x = shown.all("image")
         return tensor_grid([x, model.reconstruct(x)])
 
     run.fit(model, data.pairs("train", processor), config.fit_codes, samples)
@@ -150,7 +150,7 @@ def baseline(run: Run, config: Config) -> None:
 def prior(run: Run, config: Config) -> None:
     """Train the transformer on texts and codes."""
     vae, data, text = run.load("discrete_vae"), config.data, config.data.words()
-    model = prior_of(config, text.vocabulary, text.tokenizer.eos_token_id)
+    model = config.untrained(text.vocabulary, text.tokenizer.eos_token_id)
     model.take_codes(vae)
     model.processors = {"text": text, "image": vae.processors["image"]}
     shown = data.pairs(held_out(read_card(data.card)), data.processor, text, SHOWN)
@@ -183,31 +183,29 @@ def evaluate(run: Run, config: Config, split: str) -> Result:
         reranker = trained_space(config.nested()["aligned"], image.size, seed=1)
         made["reranked"] = draw(**guided, candidates=settings.candidates, rerank=partial(model.similarity, reranker))
     shown = [*made.values()]
-    made["codes"] = torch.cat([codes.reconstruct(x.to(device)).cpu() for x in real.split(AT_ONCE)])
-    made["real"] = real
-    generator = torch.Generator().manual_seed(config.seed)
-    made["baseline"] = run.load("baseline").generate(Batch.nothing(1, device), "image", len(data), generator).cpu()
+    made |= {"codes": codes.reconstruct(real), "real": real}
+    nothing, generator = Batch.nothing(1, device), torch.Generator().manual_seed(config.seed)
+    made["baseline"] = run.load("baseline").generate(nothing, "image", len(data), generator).cpu()
     result = Result("text_to_image", {"text_to_image": f"guidance {settings.guidance:g}"}, judges.about)
     for system, pictures in made.items():
         result[system] = judges.of_texts(pictures) if system != "baseline" else {}
         result[system] |= judges.fidelity(pictures) if system != "real" else {}
     figures, seen = result["text_to_image"], train.all("image")
-    counted = [codes.codes(x.to(device)).cpu() for x in seen[: settings.codes_items].split(AT_ONCE)]
-    figures |= {name: value.item() for name, value in code_use(torch.cat(counted), codes.k).items()}
+    figures |= codes.usage(seen[: settings.codes_items])
     figures["reconstruction_rmse"] = (made["codes"] - real).square().mean().sqrt().item()
     nats = [model.log_likelihood(batch.to(device)).cpu() for batch in data.batches("log-likelihood of codes")]
     figures["log_likelihood"] = torch.cat(nats).mean().item()
-    near = {system: nearest_pictures(made[system].to(device), seen.to(device)) for system in ("text_to_image", "real")}
-    for system, (distance, _) in near.items():
-        result[system]["nearest_rmse"] = distance.mean().item()
-    shown += [seen[near["text_to_image"][1].cpu()], real]
+    distance, which = nearest_pictures(made["text_to_image"].to(device), seen.to(device))
+    figures["nearest_rmse"] = distance.mean().item()
+    result["real"]["nearest_rmse"] = nearest_pictures(real.to(device), seen.to(device))[0].mean().item()
+    shown += [seen[which.cpu()], real]
     chosen = list(range(0, len(data), -(-len(data) // SHOWN)))
     captions = model.generate(Batch({"image": real[chosen].to(device)}), "text", temperature=0.0)
-    systems = ["guided", *list(made)[1 : len(shown) - 2]]
-    result.words["rows"] = ", ".join([*systems, "the training picture nearest to the first row", "real"])
+    names = ["guided", *list(made)[1 : len(shown) - 2], "the training picture nearest to the first row", "real"]
+    result.words["rows"] = ", ".join(names)
     texts = "\n".join(f"{data.texts[i]} -> {caption}" for i, caption in zip(chosen, captions))
-    captioned = {"rows": result.words["rows"], "text -> caption that the model gives the real picture": texts}
-    result.show(tensor_grid([x[chosen] for x in shown]), captioned, wide=True, name="pictures")
+    text = {"rows": result.words["rows"], "text -> the model's caption of the real picture": texts}
+    result.show(tensor_grid([x[chosen] for x in shown]), text, wide=True, name="pictures")
     result.show(tensor_grid([x[chosen] for x in (real, made["codes"])]), {"rows": "real, through its codes"}, wide=True)
     return result
 
