@@ -19,7 +19,7 @@ from torch.distributions import Categorical, Distribution
 from mmgen.data.batch import Batch
 from mmgen.data.processors import Source, load_processors, save_processors
 from mmgen.distributions import draw
-from mmgen.errors import UserError, check_at_least, check_one_of, counted, first_line, nearest
+from mmgen.errors import UserError, check_at_least, check_one_of, counted, first_line
 from mmgen.modalities.frozen import frozen_prefixes
 from mmgen.modalities.kinds import PROCESSORS
 from mmgen.models import MODELS
@@ -274,9 +274,7 @@ def check_generate(to: str, n: int, known: Collection[str]) -> None:
     Raises:
         UserError: ``to`` is none of ``known``, or ``n`` is below 1.
     """
-    if to not in known:
-        expected = "a known name" if len(known) > 1 else next(iter(known))
-        raise UserError("to", got=to, expected=expected, fix=nearest(to, known))
+    check_one_of("to", to, known)
     check_at_least("n", n, 1)
 
 
