@@ -99,7 +99,7 @@ def test_a_distorted_picture_is_moved_turned_and_scaled(monkeypatch):
         (lambda: Classifier("x", "vector", [8], 3, {"hiden": [4]}), "encoder.hiden: got hiden.*did you mean 'hidden'"),
         (lambda: Classifier("x", "image", [3, 8, 8], 3, {"backbone": "resnet18", "dim": 8}), "encoder.dim: got dim"),
         (lambda: Classifier("x", "image", [1, 8, 8], 3, distort=1.0), "distort: got 1.0 of image, .*below 1"),
-        (lambda: Classifier("x", "vector", [8], 3, distort=0.1), "distort: got 0.1 of vector, .*0 of what is no image"),
+        (lambda: Classifier("x", "vector", [8], 3, distort=0.1), "distort: got 0.1 of vector, .*0 for kinds other than image"),
         (lambda: build().generate(batch_of("image"), to="text"), "to: got text"),
         (lambda: build().generate(batch_of("image"), n=0), "n: got 0"),
         (lambda: build().predict(batch_of("image").without("x")), r"x: got no item that has it \(the batch holds label\)"),

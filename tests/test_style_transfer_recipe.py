@@ -262,7 +262,7 @@ def test_a_pretrained_judge(tmp_path):
 
 
 def test_what_only_an_edit_has_is_refused_of_others():
-    with pytest.raises(UserError, match=r"evaluation.margins: got some of objective=controlled, expected none; set"):
+    with pytest.raises(UserError, match=r"evaluation.margins: got margins for objective=controlled, expected none; set"):
         recipe_config(RECIPE, "smoke", ["objective=controlled"])
     with pytest.raises(UserError, match="objective"):
         recipe_config(RECIPE, "smoke", ["objective=delete"])

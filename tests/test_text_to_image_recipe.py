@@ -113,7 +113,7 @@ def test_a_picture_is_completed_and_one_is_described(capsys, run, tmp_path):
             ["--to", "text", "--text", "one"],
             "image: got an item without it, expected a picture for each text; add --image FILE",
         ),
-        (["--to", "text", "--text", "one", "--image", "square.png"], "text: got one beside a picture that is described"),
+        (["--to", "text", "--text", "one", "--image", "square.png"], "text: got one with a picture to describe"),
         (["--to", "text", "--from", "square.png"], "--from: got --to text"),
         (["--text", "one", "temperature=nan"], "option temperature: got 'nan', expected float"),
         (["--text", "one", "--seed", "-1"], "--seed: got -1, expected 0 to 2147483647"),
@@ -121,8 +121,8 @@ def test_a_picture_is_completed_and_one_is_described(capsys, run, tmp_path):
         (["--text", "one", "--nearest", "digit"], "did you mean 'digits'"),
         (["--text", "one", "--nearest", "sst2"], "--nearest sst2: got columns"),
         (["--to", "text", "--image", "square.png", "--nearest", "digits"], "--nearest: got --to text"),
-        (["--to", "text", "--image", "square.png", "--guidance", "2"], "guidance: got 2.0 with a text to make"),
-        (["--to", "text", "--image", "square.png", "--rerank"], "rerank: got runs/aligned with a text to make"),
+        (["--to", "text", "--image", "square.png", "--guidance", "2"], "guidance: got 2.0 for a generated text"),
+        (["--to", "text", "--image", "square.png", "--rerank"], "rerank: got runs/aligned for a generated text"),
     ],
 )
 def test_wrong_values_of_generate(capsys, run, tmp_path, monkeypatch, words, message):

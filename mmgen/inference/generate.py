@@ -1,4 +1,4 @@
-"""Generation from raw values: what `mmgen.generate` and ``mmgen generate`` do."""
+"""Generation from raw values, for `mmgen.generate` and ``mmgen generate``."""
 
 import typing
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ AT_ONCE = 16  # items that the model reads together
 def generate(
     model: Model, given: Mapping[str, Any], to: str, n: int = 1, seed: int = 0, part: Any = None, **options: Any
 ) -> list[list[Any]]:
-    """Generate ``n`` results of modality ``to`` for every item; with nothing given, from the prior of a model that has one.
+    """Generate ``n`` results of modality ``to`` for every item; without inputs, from the prior, if the model has one.
 
     Args:
         model: a trained model with its processors.
@@ -53,7 +53,7 @@ def generate(
     counts = {name: len(values) for name, values in items.items()}
     if len(set(counts.values())) > 1:
         fix = "repeat each option as often as the others"
-        raise UserError("inputs", got=counts, expected="as many of each modality", fix=fix)
+        raise UserError("inputs", got=counts, expected="equally many of each modality", fix=fix)
     if part is not None:
         if not model.defines("upper_part"):
             raise UserError("--from", got=model.name, expected="a model that completes pictures", fix="leave it out")
@@ -103,7 +103,7 @@ def scorer(model: Model, run: str, to: str) -> Callable[[Tensor, Batch], Tensor]
         UserError: ``to`` is not a picture, or the run is of another recipe.
     """
     if to != "image":
-        raise UserError("rerank", got=f"{run} with a {to} to make", expected="a picture to make", fix="leave it out")
+        raise UserError("rerank", got=f"{run} for a generated {to}", expected="a picture to generate", fix="leave it out")
     aligned = load(run)
     if not isinstance(aligned, Aligned) or aligned.modality != "image":
         raise UserError("rerank", got=aligned.name, expected="a run of the recipe aligned", fix="train one")
@@ -111,7 +111,7 @@ def scorer(model: Model, run: str, to: str) -> Callable[[Tensor, Batch], Tensor]
 
 
 def checked_options(model: Model, options: Mapping[str, Any], to: str) -> dict[str, Any]:
-    """The options, if the model's ``generate`` takes them; ``rerank`` may name a run, whose `scorer` replaces it.
+    """Check the options of the model's ``generate``; ``rerank`` may name a run, replaced by its `scorer`.
 
     Raises:
         UserError: an option is unknown or of another type.

@@ -55,7 +55,7 @@ class Classifier(LabelModel):
         super().__init__()
         check_at_least("classes", classes, 2)
         if not 0 <= distort < 1 or (distort and kind != "image"):
-            expected = "0 or more and below 1, and 0 of what is no image"
+            expected = "0 to below 1, and 0 for kinds other than image"
             raise UserError("distort", got=f"{distort} of {kind}", expected=expected, fix="set distort=0")
         self.modality, self.classes, self.distort = modality, classes, distort
         self.class_names = check_class_names(class_names, classes)

@@ -250,7 +250,7 @@ class Factorized(Model):
         check_one_of("private", private, ["inferred", "prior"])
         if not self.private and "private" in (swap, "private" if private == "prior" else ""):
             fix = "use a model that is built without an ablation"
-            raise UserError("private factors", got="none in this model", expected="some to change", fix=fix)
+            raise UserError("private factors", got="none in this model", expected="a model with private factors", fix=fix)
         if swap != "none" and given.size < 2:
             raise UserError(f"swap={swap}", got="one item", expected="two or more", fix="give another item to swap with")
         codes = self.codes(self.read(given.without("label")))

@@ -192,7 +192,7 @@ class SentenceVAE(Model):
         """
         check_at_least("n", n, 2)
         if a.size != b.size:
-            raise UserError("interpolate", got=f"{a.size} and {b.size} items", expected="as many of each", fix="pair them")
+            raise UserError("interpolate", got=f"{a.size} and {b.size} items", expected="equally many", fix="pair them")
         for batch in (a, b):
             if not batch.having("text").all():
                 raise UserError("interpolate", got="an item without text", expected="text everywhere", fix="leave it out")

@@ -103,7 +103,10 @@ class TextToImage(Model):
         vocabulary: number v of text tokens.
         text_length: most tokens of a text, end included.
         end: token that ends a text.
-        dim, depth, heads, dropout: width, layers, attention heads and dropout rate of the transformer.
+        dim: width of the transformer.
+        depth: layers of the transformer.
+        heads: attention heads.
+        dropout: dropout rate.
         drop_text: share of texts dropped in training, 0 to below 1.
         image_first: share of the batches with pictures first.
         text_weight: w_t.
@@ -260,7 +263,7 @@ class TextToImage(Model):
         if to == "text":
             if guidance != 1.0 or rerank is not None:
                 what, got = ("guidance", guidance) if guidance != 1.0 else ("rerank", "a scorer")
-                raise UserError(what, got=f"{got} with a text to make", expected="a picture to make", fix="leave it out")
+                raise UserError(what, got=f"{got} for a generated text", expected="a picture to generate", fix="leave it out")
             return self._captions(given, n, options)
         if rerank is None:
             if candidates:
@@ -316,7 +319,7 @@ class TextToImage(Model):
         known = prompt.new_zeros(len(prompt), 0)  # codes of the upper part, (b n, m)
         if (there := given.having("image")).any():
             if not there.all():
-                got, fix = "some items with an upper part and some without", "complete them apart"
+                got, fix = "some items with an upper part and some without", "complete them separately"
                 raise UserError("image", got=got, expected="one for all items", fix=fix)
             known = self._known(given["image"]).repeat_interleave(n, 0)
         sequence = torch.cat([start, prompt, known + model.codes.start], 1)
@@ -331,7 +334,7 @@ class TextToImage(Model):
         if not given.having("image").all():
             raise UserError("image", got="an item without it", expected="a picture for each text", fix="add --image FILE")
         if given.having("text").any():
-            raise UserError("text", got="one beside a picture that is described", expected="none", fix="leave it out")
+            raise UserError("text", got="one with a picture to describe", expected="none", fix="leave it out")
         model, codes = self.transformer, self._codes(given["image"]).repeat_interleave(n, 0)  # (b n, n')
         prompt = torch.cat([codes.new_full((len(codes), 1), model.start), codes + model.codes.start], 1)
         options |= {"tokens": model.text, "stop": self.end, "pad": self.end}

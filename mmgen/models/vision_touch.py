@@ -192,7 +192,7 @@ class VisionTouch(Model):
         if to == "pairing":
             return _bernoulli(self.pairing(z))
         if action is None:
-            raise UserError("action", got="none", expected="(b, 4) numbers", fix="give the move whose outcome is asked for")
+            raise UserError("action", got="none", expected="(b, 4) numbers", fix="give the action to predict")
         return self._after(self.given_action(torch.cat([self.of_action(action), z], 1)), to)
 
     def predict(self, batch: Batch) -> Prediction:
@@ -202,9 +202,7 @@ class VisionTouch(Model):
             UserError: the batch has no action.
         """
         if not batch.having("action").all():
-            raise UserError(
-                "action", got="none", expected="one for every item", fix="give the move whose outcome is asked for"
-            )
+            raise UserError("action", got="none", expected="one for every item", fix="give the action to predict")
         features, present = self._read(batch)
         z = self._fused(features, present).mean  # (b, k)
         h, _ = self._given_action(batch, z)

@@ -223,7 +223,7 @@ def picture_grid(rows: Sequence[Sequence[Image.Image]], side: int = 48) -> Image
     """
     lengths = sorted({len(row) for row in rows})
     if len(lengths) != 1 or lengths == [0]:
-        expected = "one or more pictures a row, as many in each"
+        expected = "rows of equally many pictures, one or more"
         raise UserError("picture grid", got=f"rows of {lengths}", expected=expected, fix="generate samples first")
     scale = max(1, -(-side // max(rows[0][0].size)))
     width, height = (scale * length for length in rows[0][0].size)

@@ -108,7 +108,7 @@ class Config(RecipeConfig):
             raise UserError("evaluation.steered", got="no evaluation.fluency", expected="a language model to steer", fix=fix)
         if evaluation.margins and self.objective != "edit":
             fix = "set evaluation.margins=[]"
-            raise UserError("evaluation.margins", got=f"some of objective={self.objective}", expected="none", fix=fix)
+            raise UserError("evaluation.margins", got=f"margins for objective={self.objective}", expected="none", fix=fix)
 
 
 def labelled(texts: Sequence[str], labels: Sequence[int], processor: Processor) -> list[dict[str, Tensor]]:

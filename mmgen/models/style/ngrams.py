@@ -88,7 +88,7 @@ class NgramTable(nn.Module):
         kept = counts.sum(0) >= 2
         triples, counts = triples[kept], counts[:, kept]
         if not len(triples):
-            got, expected = f"{len(sentences)} sentences", "some in which the same three words follow one another"
+            got, expected = f"{len(sentences)} sentences", "a sequence of three words that occurs twice"
             raise UserError("texts", got=got, expected=expected, fix="give more texts")
         pairs = np.union1d(tails, triples // words)  # includes <bos> <bos>, which no triple ends with
         follows = np.zeros((styles, len(pairs)))
