@@ -117,11 +117,8 @@ class Config(PictureConfig):
 @stage(made_by=("data", "discrete_vae"))
 def discrete_vae(run: Run, config: Config) -> None:
     """Train the discrete VAE on the pictures."""
-    model, data, processor = (
-        DiscreteVAE(config.data.processor.shape, **asdict(config.discrete_vae)),
-        config.data,
-        config.data.processor,
-    )
+    data, processor = config.data, config.data.processor
+    model = DiscreteVAE(processor.shape, **asdict(config.discrete_vae))
     model.processors["image"] = processor
     held, words = held_out(read_card(data.card)), data.words()
     for split, limit in (("train", 0), (held, SHOWN)):  # reports errors in texts before training
