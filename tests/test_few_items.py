@@ -10,7 +10,7 @@ MORE = {
     "text_to_image": ["evaluation.features=efficientnet_lite0"],
     "redescription_gan": ["evaluation.features=efficientnet_lite0"],
 }
-REFUSED = {("multimodal_vae", 1): "got 1 training item, expected at least 2, to have a spread; set model.prior=standard"}
+REFUSED = {("multimodal_vae", 1): "expected at least 2, for a standard deviation; set model.prior=standard"}
 FAST = ("aligned", "multimodal_vae", "text_to_image", "vae")
 SLOW = ("attribute", "captioning", "captioning_psa", "factorized", "mag_sentiment", "redescription_gan", "steering",
         "vqa_fewshot", "vqa_supervised")  # fmt: skip

@@ -121,8 +121,8 @@ def test_a_picture_is_completed_and_one_is_described(capsys, run, tmp_path):
         (["--text", "one", "--nearest", "digit"], "did you mean 'digits'"),
         (["--text", "one", "--nearest", "sst2"], "--nearest sst2: got columns"),
         (["--to", "text", "--image", "square.png", "--nearest", "digits"], "--nearest: got --to text"),
-        (["--to", "text", "--image", "square.png", "--guidance", "2"], "guidance: got 2.0 for a generated text"),
-        (["--to", "text", "--image", "square.png", "--rerank"], "rerank: got runs/aligned for a generated text"),
+        (["--to", "text", "--image", "square.png", "--guidance", "2"], "guidance: got 2.0 with --to text"),
+        (["--to", "text", "--image", "square.png", "--rerank"], "rerank: got runs/aligned with --to text"),
     ],
 )
 def test_wrong_values_of_generate(capsys, run, tmp_path, monkeypatch, words, message):
