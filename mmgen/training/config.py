@@ -25,7 +25,7 @@ Config = TypeVar("Config", bound="DataclassInstance")
 UNIONS = (typing.Union, types.UnionType)
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
 NOTHING: Mapping[str, str] = types.MappingProxyType({})
-NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?[eE][+-]?\d+|inf|nan)")
+EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 
 @checked
@@ -248,7 +248,7 @@ def parse_overrides(arguments: list[str], cls: type | None = None) -> dict[str, 
             raise UserError("argument", got=argument, expected="key.sub=value", fix="write for example fit.steps=100")
         *parents, last = key.split(".")
         try:
-            value = _with_numbers(yaml.safe_load(text))
+            value = _with_exponents(yaml.safe_load(text))
         except yaml.YAMLError:
             value = text
         quoted = isinstance(value, str) and text[0] in ("'", '"')
@@ -264,13 +264,13 @@ def parse_overrides(arguments: list[str], cls: type | None = None) -> dict[str, 
     return values
 
 
-def _with_numbers(value: Any) -> Any:
-    """Convert numbers that YAML reads as texts, such as 1e-3 and inf, to floats, also in lists and mappings."""
+def _with_exponents(value: Any) -> Any:
+    """Convert numbers such as 1e-3, which YAML reads as texts without a point, to floats, also in lists and mappings."""
     if isinstance(value, dict):
-        return {key: _with_numbers(item) for key, item in value.items()}
+        return {key: _with_exponents(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_with_numbers(item) for item in value]
-    return float(value) if isinstance(value, str) and NUMBER.fullmatch(value) else value
+        return [_with_exponents(item) for item in value]
+    return float(value) if isinstance(value, str) and EXPONENT.fullmatch(value) else value
 
 
 def _is_text(kind: Any, keys: Sequence[str]) -> bool:
@@ -407,7 +407,7 @@ def _read(kind: Any, value: Any, default: Any) -> Any:
     """
     value = "" if value is None and kind is str else value  # `key=` gives an empty text
     if "float" in str(kind) and "str" not in str(kind).replace("dict[str", ""):
-        value = _with_numbers(value)
+        value = float(value) if value in ("inf", "-inf", "nan") else _with_exponents(value)  # ranges name these
     takes_null = kind is Any or type(None) in typing.get_args(kind) or default is None
     if value is None and not takes_null:  # jsonargparse accepts null for every type
         raise ArgumentError(None, "null")
