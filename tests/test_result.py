@@ -165,3 +165,11 @@ def test_figures_of_an_older_version_stay_in_the_report(recipe, tmp_path):
     evaluate(recipe, Config(), tmp_path / "run", "validation")
     card = read(tmp_path / "run" / "README.md")
     assert "| test | model | 4.00 |" in card and "| validation | without the picture |" in card
+
+
+def test_membership_adds_no_system_and_two_figures_of_one_name_are_refused():
+    result = Result("m")
+    assert "a" not in result and result.get("a", {}) == {} and list(result) == ["m"]
+    result["m"], result["text"] = {"a_text": 1.0}, {"a": 2.0}
+    with pytest.raises(UserError, match="figure a_text: got two of this name"):
+        result.figures()
