@@ -67,7 +67,7 @@ class Result(MutableMapping[str, Figures]):
         return dict.get(self.systems, system, default)
 
     def __setitem__(self, system: str, figures: Mapping[str, float]) -> None:
-        self.systems[system] = dict(figures)
+        self.systems[system] = {metric: _figure(metric, value) for metric, value in figures.items()}
 
     def __delitem__(self, system: str) -> None:
         del self.systems[system]
@@ -166,3 +166,13 @@ def read_result(run: Path, split: str) -> SavedResult | None:
         if (file := run / "samples" / card["file"]).is_file()  # samples may have been deleted to save space
     ]
     return SavedResult(saved["systems"], saved["about"], samples, saved["texts"], saved["words"])
+
+
+def _figure(metric: str, value: Any) -> float:
+    """A number that JSON can hold; a tensor or array of one element becomes one."""
+    if isinstance(value, bool | int | float):
+        return value
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"figure {metric}", got=value, expected="a number", fix="give its mean") from error
