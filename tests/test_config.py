@@ -349,5 +349,5 @@ def test_old_keys_are_read_in_a_run_folder_and_told_their_new_names_elsewhere(tm
 
 
 def test_the_seed_of_a_stage_is_that_of_the_run():
-    with pytest.raises(UserError, match="fit.seed: got 3, expected 0; set seed=3, which every stage uses"):
+    with pytest.raises(UserError, match=r"fit.seed: got 3, expected 0; set seed=3, which every stage uses"):
         recipe_config(load_recipe("vae"), "smoke", ["fit.seed=3"])
