@@ -5,7 +5,7 @@ import json
 import random
 import signal
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -159,3 +159,10 @@ def test_references_are_checked_before_captions_are_made(tmp_path, monkeypatch):
     rows_of_words(monkeypatch, "one", "?!")
     with pytest.raises(UserError, match=r"digits: test: row 1: column word: got \['\?!'\], expected captions of at least one"):
         judge_captioner(load_recipe("captioning").run(tmp_path), config, "test")
+
+
+def test_a_recipe_has_the_name_of_its_folder(monkeypatch):
+    module = importlib.import_module("mmgen.recipes.vae.train")
+    monkeypatch.setattr(module, "RECIPE", replace(module.RECIPE, name="vea"))
+    with pytest.raises(UserError, match="got a recipe 'vea', expected the name of its folder"):
+        load_recipe("vae")

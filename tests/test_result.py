@@ -10,7 +10,7 @@ from PIL import Image
 
 from mmgen.errors import UserError
 from mmgen.training.config import FitConfig, section
-from mmgen.training.recipe import Recipe, RecipeConfig, Stage, load_recipe, stage
+from mmgen.training.recipe import Recipe, RecipeConfig, Stage, stage
 from mmgen.training.result import Result, read_result
 from mmgen.training.run_report import write_reports
 from mmgen.training.study import evaluate, train
@@ -192,10 +192,3 @@ def test_an_author_of_a_recipe_is_told_what_is_wrong(tmp_path):
     train(recipe, RecipeConfig(), tmp_path / "run")
     with pytest.raises(UserError, match="evaluate of own: got NoneType, expected a Result"):
         evaluate(recipe, RecipeConfig(), tmp_path / "run", "test")
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "train.py").write_text(
-        "from mmgen.training.recipe import Recipe, RecipeConfig\nRECIPE = Recipe('other', RecipeConfig, [])\n",
-        encoding="utf-8",
-    )
-    with pytest.raises(UserError, match="got a recipe 'other', expected the name of its folder"):
-        load_recipe(str(tmp_path / "mine"))

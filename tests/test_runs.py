@@ -220,6 +220,8 @@ def test_seeds_give_mean_and_deviation(tmp_path):
     assert figures["accuracy"] == pytest.approx(sum(each) / 2)
     assert figures["accuracy_sd"] == pytest.approx(abs(each[0] - each[1]) / 2**0.5)
     assert figures["seeds"] == 2
+    assert 'mmgen.load("RUN/seed_0")' in (out / "README.md").read_text(encoding="utf-8")
+    assert 'mmgen.load("RUN")' in (out / "seed_0" / "README.md").read_text(encoding="utf-8")
     done = here("train", "judge", "--config", "smoke", "--out", out, "seeds=2", "--resume")
     assert done.returncode == 0  # the same command finds nothing left to do
 

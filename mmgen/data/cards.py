@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,7 @@ from mmgen.data.sources.columns import (
 from mmgen.data.sources.front_matter import check_front_matter
 from mmgen.data.sources.places import Unavailable, label_of
 from mmgen.data.sources.readers import Line, options_of, reader_of
-from mmgen.errors import UserError, UserErrors, check_at_least, check_one_of, counted, nearest
+from mmgen.errors import Mistakes, UserError, UserErrors, check_at_least, check_one_of, counted, nearest
 from mmgen.storage import cache_folder, cache_written
 
 if TYPE_CHECKING:
@@ -237,6 +237,23 @@ def check_column(card: Card, key: str, column: str, *kinds: str, one_text: bool 
         fix = "choose another column, or keep one text in each row"
         raise UserError(f"{key}={column}", got="several texts a row", expected="one", fix=fix)
     return column
+
+
+def check_columns(section: Any, path: str, errors: Mistakes, one_text: bool = False, **kinds: Sequence[str]) -> None:
+    """Check the columns of ``section.card`` that a config section names, and replace default names, see `check_column`.
+
+    Args:
+        section: config section.
+        path: its key, for the messages.
+        errors: keeps the mistakes.
+        one_text: reject a column of several texts a row.
+        kinds: key in the section -> accepted kinds of its column; none: any.
+    """
+    card = read_card(section.card)
+    for key, accepted in kinds.items():
+        with errors:
+            column = check_column(card, f"{path}.{key}", getattr(section, key), *accepted, one_text=one_text)
+            setattr(section, key, column)
 
 
 def held_out(card: Card) -> str:

@@ -118,18 +118,15 @@ def check_machine(config: Any, key: str = "") -> None:
     errors.fail()
 
 
-def check_sections(config: Any) -> None:
-    """Call ``check(path)`` of every section of a config with such a method, ``path`` its dotted key.
+def check_sections(config: Any, errors: Mistakes) -> None:
+    """Call ``check(path, errors)`` of every section of a config with such a method, ``path`` its dotted key.
 
-    Raises:
-        UserErrors: all their errors at once.
+    ``errors`` keeps the mistakes, also a raised one.
     """
-    errors = Mistakes()
     for path, section in _sections(config):
         if hasattr(section, "check"):
             with errors:
-                section.check(path)
-    errors.fail()
+                section.check(path, errors)
 
 
 def _sections(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -177,12 +174,13 @@ def check_decided(key: str, section: Any, names: Sequence[str], by: str, fix: st
         fix: advice of the message.
 
     Raises:
-        UserError: an argument has another value.
+        UserErrors: every argument with another value.
     """
-    default = type(section)()
+    default, errors = type(section)(), Mistakes()
     for name in names:
         if (value := getattr(section, name)) != getattr(default, name):
-            raise UserError(f"{key}.{name}", got=value, expected=f"what {by}", fix=fix)
+            errors.append(UserError(f"{key}.{name}", got=value, expected=f"what {by}", fix=fix))
+    errors.fail()
 
 
 @functools.cache
@@ -206,7 +204,13 @@ def section_of(cls: type, *without: str) -> type:
         for name, parameter in inspect.signature(make).parameters.items()
         if name != "self" and name not in without
     ]
-    return dataclasses.make_dataclass(f"{cls.__name__}Config", fields, namespace={"__doc__": cls.__doc__})
+    namespace = {"__doc__": cls.__doc__, "__reduce__": lambda self: (_unpickled, (cls, without, vars(self)))}
+    return dataclasses.make_dataclass(f"{cls.__name__}Config", fields, namespace=namespace)
+
+
+def _unpickled(cls: type, without: tuple[str, ...], values: dict[str, Any]) -> Any:
+    """A section of these values; pickle cannot find the class of `section_of` by its name."""
+    return section_of(cls, *without)(**values)
 
 
 def _default(value: Any) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from mmgen.data.card_files import absolute_card
-from mmgen.errors import UserError, check_one_of
+from mmgen.errors import Mistakes, UserError, check_one_of
 from mmgen.ranges import AtLeast, Seed
 from mmgen.training.config import build_config, check_sections, parse_overrides, read_yaml, translate
 from mmgen.training.result import Result
@@ -33,8 +33,8 @@ class RecipeConfig:
     seed: Seed = 0
     seeds: Annotated[int, AtLeast(1)] = 1
 
-    def check(self) -> None:
-        """Raise UserError for values inconsistent with each other or the data."""
+    def check(self, errors: Mistakes) -> None:
+        """Keep in ``errors``, or raise as the last one, each mistake in values together or with the data."""
 
     def nested(self) -> Mapping[str, "RecipeConfig"]:
         """The configs of the judges that the evaluation trains, by their keys."""
@@ -137,7 +137,7 @@ def load_recipe(name: str) -> Recipe:
     recipe = getattr(module, "RECIPE", None)
     if not isinstance(recipe, Recipe):
         raise UserError(str(file), got="no RECIPE", expected="RECIPE = Recipe(...)", fix="see recipes/vae/train.py")
-    if recipe.name != folder.resolve().name:
+    if shipped and recipe.name != folder.resolve().name:
         fix = f'write Recipe("{folder.resolve().name}", ...)'
         raise UserError(str(file), got=f"a recipe {recipe.name!r}", expected="the name of its folder", fix=fix)
     return recipe if shipped else dataclasses.replace(recipe, place=folder)
@@ -167,10 +167,13 @@ def checked(config: Any) -> Any:
     """Return the config if its values are consistent with each other and the data.
 
     Raises:
-        UserError: they are not.
+        UserErrors: all mistakes at once.
     """
-    check_sections(config)
-    config.check()
+    errors = Mistakes()
+    check_sections(config, errors)
+    with errors:
+        config.check(errors)
+    errors.fail()
     return config
 
 

@@ -21,15 +21,14 @@ from mmgen import processes
 from mmgen.cli import main
 from mmgen.conditioning.language_model import load_language_model
 from mmgen.data.cards import open_card
-from mmgen.errors import check_at_least, check_one_of
+from mmgen.errors import Mistakes, check_at_least, check_one_of
 from mmgen.inference import steer, targets
-from mmgen.judging.classifier import Judge, JudgeConfig, trained_judge
+from mmgen.judging.classifier import Judge, JudgeConfig, judge_config, trained_judge
 from mmgen.judging.perplexity import Reader
 from mmgen.metrics.diversity import distinct, share_with
 from mmgen.ranges import AtLeast, Between
 from mmgen.storage import read_json, write_json
 from mmgen.training.config import section
-from mmgen.training.nested import nested_config
 from mmgen.training.recipe import Recipe
 from mmgen.training.report import scatter
 from mmgen.training.result import Figures, Result
@@ -86,25 +85,26 @@ class Config(AttributeConfig):
 
     def nested(self) -> dict[str, JudgeConfig]:
         """The judge of the sentiment."""
-        return {"judge": nested_config("judge", JudgeConfig, self.judge)}
+        return {"judge": judge_config("judge", self.judge)}
 
-    def check(self) -> None:
+    def check(self, errors: Mistakes) -> None:
         """Check that data, judge, classes, topics and methods are there, and their settings in range."""
-        super().check()
-        self.nested()
-        check_texts("sentiment", self.sentiment, self.data.class_names, list(steer.METHODS))
-        check_texts("topic", self.topic, targets.topics(), [method for method in steer.METHODS if method != "gedi"])
+        with errors:
+            self.nested()
+        check_texts("topic", self.topic, [method for method in steer.METHODS if method != "gedi"], errors)
+        check_texts("sentiment", self.sentiment, list(steer.METHODS), errors)
+        errors.check_each("topic.attributes", self.topic.attributes, targets.topics())
+        errors.check_each("sentiment.attributes", self.sentiment.attributes, self.data.class_names)
 
 
-def check_texts(key: str, texts: Texts, known: Sequence[str], methods: Sequence[str]) -> None:
-    """Check that attributes and methods are known, and settings in range."""
-    for name in texts.attributes:
-        check_one_of(f"{key}.attributes", name, known)
+def check_texts(key: str, texts: Texts, methods: Sequence[str], errors: Mistakes) -> None:
+    """Check that there are prompts, methods are known, and settings in range."""
     for split in RECIPE.splits if texts.attributes else ():
-        check_at_least(f"prompts of {key}.prompts.{split}", len(texts.prompts.get(split, ())), 1)
+        with errors:
+            check_at_least(f"prompts of {key}.prompts.{split}", len(texts.prompts.get(split, ())), 1)
     for method, settings in texts.methods.items():
-        check_one_of(f"{key}.methods", method, methods)
-        steer.settings(settings, method)
+        with errors:
+            steer.settings(settings, check_one_of(f"{key}.methods", method, methods))
 
 
 def write(run: Run, config: Config, split: str, kind: str) -> Written:
