@@ -77,7 +77,7 @@ class FitConfig:
     keep: Annotated[int, AtLeast(1)] = 2
     tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
 
-    def check(self, path: str) -> None:
+    def check(self, path: str, errors: Mistakes) -> None:
         """Check that a recipe leaves the seed to its own key."""
         if self.seed:
             raise UserError(f"{path}.seed", got=self.seed, expected="0", fix=f"set seed={self.seed}, which every stage uses")
