@@ -385,3 +385,8 @@ def test_old_keys_are_read_in_a_run_folder_and_told_their_new_names_elsewhere(tm
         recipe_config(recipe, str(file), [])
     told = [f"config key {old}: got an old key, expected its new name; use {new}" for old, new in renamed.items()]
     assert sorted(str(error.value).splitlines()) == sorted(told)
+
+
+def test_the_seed_of_a_stage_is_that_of_the_run():
+    with pytest.raises(UserError, match=r"fit.seed: got 3, expected 0; set seed=3, which every stage uses"):
+        recipe_config(load_recipe("vae"), "smoke", ["fit.seed=3"])

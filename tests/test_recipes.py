@@ -70,7 +70,7 @@ def test_killed_at_ten_random_moments_and_resumed(name, tmp_path):
         code = killed(arguments, partial(runs_for, out, time.time(), chance.uniform(0, 0.6) * length))
         assert code in (0, -signal.SIGKILL)
         unfinished += code == -signal.SIGKILL and not (out / "model").exists()
-    assert unfinished >= 3
+    assert unfinished >= 3, f"{unfinished} of 10 kills met {name} in training: a busy machine, or smoke.yaml is too short"
     done = alone("train", name, "--config", "smoke", "--out", out, "--resume")
     assert done.returncode == 0, done.stderr[-3000:]
     assert same_weights(name, timed, out)

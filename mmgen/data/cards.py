@@ -188,7 +188,7 @@ def check_card(name_or_path: str | Path, *, data: bool = True, data_folder: str 
         except UserError as error:
             problems |= {str(e): e for e in getattr(error, "errors", [error])}
             continue
-        problems |= {str(e): e for e in _compare(card, split, dataset, source)}
+        problems |= {str(e): e for e in [*_unknown_splits(card, source, data_folder), *_compare(card, split, dataset, source)]}
     return list(problems.values())
 
 
@@ -288,6 +288,19 @@ def describe(card: Card) -> str:
 def _words(value: Any) -> str:
     values = value if isinstance(value, list) else [value]
     return " ".join("any" if v is None else str(v) for v in values)
+
+
+def _unknown_splits(card: Card, source: dict[str, Any], data_folder: str | Path | None) -> Iterator[UserError]:
+    """Yield the splits of a user's data that the card does not have, such as a misspelt one."""
+    if source.get("reader") != "inferred":
+        return
+    splits = source.get("splits", card.splits)
+    folder = Path(data_folder) if data_folder else None
+    found, _ = places.locate(source, next(iter(splits)), folder, open_card, card.folder)
+    for split in found.splits.keys() - splits.keys():
+        got = f"a split {split} of {counted(len(found.splits[split]), 'row')} in the data"
+        fix = f"rename it to one of {', '.join(splits)}, or add {split}: {len(found.splits[split])} to the card"
+        yield UserError(f"data card {card.name}: splits", got=got, expected="a split of the card", fix=fix)
 
 
 def _compare(card: Card, split: str, dataset: datasets.Dataset, source: dict[str, Any]) -> Iterator[UserError]:

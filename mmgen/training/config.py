@@ -77,6 +77,11 @@ class FitConfig:
     keep: Annotated[int, AtLeast(1)] = 2
     tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
 
+    def check(self, path: str) -> None:
+        """Check that a recipe leaves the seed to its own key."""
+        if self.seed:
+            raise UserError(f"{path}.seed", got=self.seed, expected="0", fix=f"set seed={self.seed}, which every stage uses")
+
 
 def check_machine(config: Any, key: str = "") -> None:
     """Check, before any stage, that this machine supports every `FitConfig` of a config.

@@ -64,7 +64,7 @@ class Stage:
         return dataclasses.replace(self, name=name, train=functools.partial(self.train, **options))
 
 
-def stage(**settings: Any) -> Callable[[Callable[[Run, Any], None]], Stage]:
+def stage(train: Callable[[Run, Any], None] | None = None, **settings: Any) -> Any:
     """Decorate a function ``train(run, config)`` as the `Stage` of its name.
 
     Args:
@@ -75,7 +75,9 @@ def stage(**settings: Any) -> Callable[[Callable[[Run, Any], None]], Stage]:
     >>> codes.name, codes.made_by
     ('codes', ['data'])
     """
-    return lambda train: Stage(train.__name__, train, **settings)
+    if train is None:
+        return lambda train: Stage(train.__name__, train, **settings)
+    return Stage(train.__name__, train, **settings)
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,9 @@ def load_recipe(name: str) -> Recipe:
     recipe = getattr(module, "RECIPE", None)
     if not isinstance(recipe, Recipe):
         raise UserError(str(file), got="no RECIPE", expected="RECIPE = Recipe(...)", fix="see recipes/vae/train.py")
+    if recipe.name != folder.resolve().name:
+        fix = f'write Recipe("{folder.resolve().name}", ...)'
+        raise UserError(str(file), got=f"a recipe {recipe.name!r}", expected="the name of its folder", fix=fix)
     return recipe if shipped else dataclasses.replace(recipe, place=folder)
 
 

@@ -229,18 +229,18 @@ def evaluate(run: Run, config: Config, split: str) -> Result:
         points = {m: (x, figures["b" if m == UNSTEERED else f"{m}_bc"]["success"]) for m, x in speed.items()}
         plot = scatter(points, "tokens/s of a processor core", "success of one text")
         result.show(plot, {"success": "against speed"}, wide=True, name="speed")
-    result.about = about | gains(result.figures(), list(config.sentiment.methods))
+    result.about = about | gains(result, list(config.sentiment.methods))
     return result
 
 
-def gains(figures: Mapping[str, float], methods: Sequence[str]) -> dict[str, float]:
+def gains(systems: Mapping[str, Figures], methods: Sequence[str]) -> Figures:
     """The gains over B and BR of the method with the best BCR among those that stay `FLUENT`; nothing where none does."""
-    fluent = [m for m in methods if f"success_{m}_bcr" in figures
-              and max(figures[f"perplexity_ratio_{m}_{arm}"] for arm in ("bc", "bcr")) <= FLUENT]  # fmt: skip
+    fluent = [m for m in methods if "success" in systems.get(f"{m}_bcr", {})
+              and max(systems[f"{m}_{arm}"]["perplexity_ratio"] for arm in ("bc", "bcr")) <= FLUENT]  # fmt: skip
     if not fluent:
         return {}
-    best = max(fluent, key=lambda m: figures[f"success_{m}_bcr"])
-    b, br, bc, bcr = (figures[f"success_{arm}"] for arm in ("b", "br", f"{best}_bc", f"{best}_bcr"))
+    best = max(fluent, key=lambda m: systems[f"{m}_bcr"]["success"])
+    b, br, bc, bcr = (systems[arm]["success"] for arm in ("b", "br", f"{best}_bc", f"{best}_bcr"))
     return {"gain_bc": bc - b, "gain_bcr": bcr - b, "gain_bcr_over_br": bcr - br}
 
 

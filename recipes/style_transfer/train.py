@@ -210,8 +210,7 @@ def evaluate(run: Run, config: Config, split: str) -> Result:
     result.about["judge_disjoint"] = True
     curve = {}
     for margin in evaluation.margins:
-        model.margin = margin
-        curve[f"margin {margin}"] = score(restyled(model, data))
+        curve[f"margin {margin}"] = score(restyled(run.load(margin=margin), data))
     show(result, score, outputs[config.objective], curve, seed)
     return result
 
