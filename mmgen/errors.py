@@ -66,7 +66,7 @@ class Mistakes(list[UserError]):
         return isinstance(error, UserError)
 
     def check_each(self, what: str, values: Iterable[str], names: Iterable[str]) -> None:
-        """Keep a mistake for each of ``values`` that is not one of ``names``, see `check_one_of`."""
+        """Add a mistake for each of ``values`` that is not one of ``names``, see `check_one_of`."""
         names = list(names)
         for value in values:
             with self:

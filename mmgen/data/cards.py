@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -239,15 +239,17 @@ def check_column(card: Card, key: str, column: str, *kinds: str, one_text: bool 
     return column
 
 
-def check_columns(section: Any, path: str, errors: Mistakes, one_text: bool = False, **kinds: Sequence[str]) -> None:
+def check_columns(
+    section: Any, path: str, errors: Mistakes, kinds: Mapping[str, Sequence[str]], one_text: bool = False
+) -> None:
     """Check the columns of ``section.card`` that a config section names, and replace default names, see `check_column`.
 
     Args:
         section: config section.
         path: its key, for the messages.
         errors: keeps the mistakes.
-        one_text: reject a column of several texts a row.
         kinds: key in the section -> accepted kinds of its column; none: any.
+        one_text: reject a column of several texts a row.
     """
     card = read_card(section.card)
     for key, accepted in kinds.items():

@@ -37,10 +37,11 @@ class QuestionData:
 
     def check(self, path: str, errors: Mistakes) -> None:
         """Check the columns and the groups of answers."""
-        question = {} if self.question.endswith("?") else {"question": ["text"]}
-        picture: dict[str, list[str]] = {"picture": []} if self.picture else {}
+        kinds = {"image": ["image"], "answer": ["text"]}
+        kinds |= {} if self.question.endswith("?") else {"question": ["text"]}
+        kinds |= {"picture": []} if self.picture else {}
         with errors:
-            check_columns(self, path, errors, image=["image"], answer=["text"], **question, **picture)
+            check_columns(self, path, errors, kinds)
         if not self.names or not all(self.names):
             fix = "list the words that tell pictures apart, as [[circle, square], [red, blue]]"
             raise UserError(f"{path}.names", got=self.names, expected="one or more groups of answers", fix=fix)

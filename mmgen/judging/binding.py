@@ -59,7 +59,7 @@ class Binding:
         with errors:
             Format(self.format).blind()
         with errors:
-            check_columns(self, path, errors, image=["image"], label=[])
+            check_columns(self, path, errors, {"image": ["image"], "label": []})
         if len(set(self.words)) < len(self.words) or not all(word.strip() for word in self.words):
             fix = "leave the repeated ones out"
             errors.append(UserError(f"{path}.words", got=self.words, expected="different words", fix=fix))

@@ -74,8 +74,8 @@ class JudgeConfig(RecipeConfig):
 
     def check(self, errors: Mistakes) -> None:
         """Check that the columns exist, and that a classifier can read the input."""
-        check_columns(self.data, "data", errors, one_text=True, input=COLUMNS)
-        check_columns(self.data, "data", errors, label=[])
+        check_columns(self.data, "data", errors, {"input": COLUMNS}, one_text=True)
+        check_columns(self.data, "data", errors, {"label": []})
         check_one_of("data.split", self.data.split, read_card(self.data.card).splits)
 
 

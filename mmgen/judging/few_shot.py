@@ -66,7 +66,7 @@ class Questions:
         with errors:
             Format(self.format).blind()
         keys = [key for key in ("question", "answer", "template", "answers", "caption") if is_column(getattr(self, key))]
-        check_columns(self, path, errors, image=["image"], **{key: [] for key in keys})
+        check_columns(self, path, errors, {"image": ["image"], **{key: [] for key in keys}})
 
     def rows(self, split: str) -> Rows:
         """The rows of a split, which must have all values used."""

@@ -62,7 +62,7 @@ class PictureJudges:
     """Figures of pictures generated from the texts of a data set, one for each.
 
     Args:
-        data: ``text`` and true ``image`` of each item.
+        data: true ``image`` of each item, and for R-precision its ``text``, the name given as ``each``.
         image: processor of the pictures.
         classifier: judge of the classes of ``label``; None: no accuracy.
         space: shared space for R-precision; None: no R-precision.
@@ -133,7 +133,7 @@ class PictureConfig(RecipeConfig):
             fix = "set data.label=label"
             raise UserError("judge", got="no data.label", expected="the column of its classes", fix=fix)
         if self.judge:
-            check_columns(self.data, "data", errors, label=[])
+            check_columns(self.data, "data", errors, {"label": []})
 
     def nested(self) -> dict[str, Any]:
         """The configs of the judges, by their keys."""

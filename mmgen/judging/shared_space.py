@@ -63,7 +63,7 @@ class SpaceConfig(RecipeConfig):
     def check(self, errors: Mistakes) -> None:
         """Check that the columns exist and have the kinds that the model reads."""
         with errors:
-            check_columns(self.data, "data", errors, input=[self.model.modality], text=["text"])
+            check_columns(self.data, "data", errors, {"input": [self.model.modality], "text": ["text"]})
         if self.data.size and self.model.modality != "image":
             raise UserError("data.size", got=f"{self.data.size} of sounds", expected="0", fix="leave data.size out")
 

@@ -56,9 +56,9 @@ class StyleData:
 
     def check(self, path: str, errors: Mistakes) -> None:
         """Check the columns, and that there are two styles."""
-        check_columns(self, path, errors, one_text=True, text=["text"])
+        check_columns(self, path, errors, {"text": ["text"]}, one_text=True)
         if self.references:
-            check_columns(self, path, errors, references=["text"])
+            check_columns(self, path, errors, {"references": ["text"]})
         card = read_card(self.card)
         self.label = check_column(card, f"{path}.label", self.label, "label")
         if len(names := class_names(card, self.label)) != 2:

@@ -119,9 +119,11 @@ def check_machine(config: Any, key: str = "") -> None:
 
 
 def check_sections(config: Any, errors: Mistakes) -> None:
-    """Call ``check(path, errors)`` of every section of a config with such a method, ``path`` its dotted key.
+    """Call ``check(path, errors)`` of every section of a config with such a method.
 
-    ``errors`` keeps the mistakes, also a raised one.
+    Args:
+        config: config of a recipe.
+        errors: keeps the mistakes that a section adds or raises, by dotted keys that begin with its ``path``.
     """
     for path, section in _sections(config):
         if hasattr(section, "check"):

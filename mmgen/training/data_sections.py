@@ -48,7 +48,7 @@ class PicturesWithTexts:
 
     def check(self, path: str, errors: Mistakes) -> None:
         """Check the columns of pictures and texts."""
-        check_columns(self, path, errors, image=["image"], text=["text"])
+        check_columns(self, path, errors, {"image": ["image"], "text": ["text"]})
 
     def pairs(self, split: str, image: ImageProcessor, text: Processor | None = None, limit: int = 0) -> DataSet:
         """Pictures of a split and, with a text processor, their texts, for at most ``limit`` rows."""

@@ -34,7 +34,7 @@ class RecipeConfig:
     seeds: Annotated[int, AtLeast(1)] = 1
 
     def check(self, errors: Mistakes) -> None:
-        """Keep in ``errors``, or raise as the last one, each mistake in values together or with the data."""
+        """Add to ``errors`` each inconsistency of values with each other or the data; the last one may be raised."""
 
     def nested(self) -> Mapping[str, "RecipeConfig"]:
         """The configs of the judges that the evaluation trains, by their keys."""

@@ -55,7 +55,7 @@ class Data(Modalities):
             self.label = check_column(card, f"{path}.label", self.label, "label")
             check_several_classes(card.name, self.label, class_names(card, self.label))
         if self.sequence:
-            check_columns(self, path, errors, sequence=["id", "group"])
+            check_columns(self, path, errors, {"sequence": ["id", "group"]})
         super().check(path, errors)
 
     def types(self, settings: Mapping[str, Any]) -> Sequence[str]:

@@ -55,9 +55,9 @@ class Data:
 
     def check(self, path: str, errors: Mistakes) -> None:
         """Check that the columns are there and of kinds the model reads."""
-        check_columns(self, path, errors, one_text=True, text=["text"])
+        check_columns(self, path, errors, {"text": ["text"]}, one_text=True)
         if self.text_features:
-            check_columns(self, path, errors, text_features=["vector"])
+            check_columns(self, path, errors, {"text_features": ["vector"]})
         if not self.features:
             fix = "name a column of vectors, as in {audio: audio_features}"
             errors.append(UserError(f"{path}.features", got="none", expected="a modality beside the text", fix=fix))

@@ -76,7 +76,7 @@ class Config(RecipeConfig):
         with errors:
             self.judge_configs()
         if self.judges:
-            check_columns(self.data, "data", errors, label=[])
+            check_columns(self.data, "data", errors, {"label": []})
 
     def judge_configs(self) -> dict[str, JudgeConfig]:
         """The config of the judge of each modality."""

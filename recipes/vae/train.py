@@ -116,7 +116,7 @@ class Config(RecipeConfig):
             with errors:
                 check_settings(objective, settings_of(self, objective, 1))
         data, card = self.data, read_card(self.data.card)
-        check_columns(data, "data", errors, image=["image"])
+        check_columns(data, "data", errors, {"image": ["image"]})
         errors.check_each("data.split", [data.split], card.splits)
         errors.check_each("data.grid", [data.grid] if data.factors else [], card.splits)
         for factor in data.factors:

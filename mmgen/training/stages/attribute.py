@@ -49,7 +49,7 @@ class LabelledTexts:
 
     def check(self, path: str, errors: Mistakes) -> None:
         """Check that the columns are there, and that the labels have two classes or more."""
-        check_columns(self, path, errors, one_text=True, text=["text"])
+        check_columns(self, path, errors, {"text": ["text"]}, one_text=True)
         card = read_card(self.card)
         self.label = check_column(card, f"{path}.label", self.label, "label")
         check_several_classes(card.name, self.label, self.class_names)

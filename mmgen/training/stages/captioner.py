@@ -111,7 +111,7 @@ class CaptionerConfig(RecipeConfig):
 
     def check(self, errors: Mistakes) -> None:
         """Check that the columns exist and are of the kind that the captioner reads."""
-        check_columns(self.data, "data", errors, input=[self.model.modality], text=["text"])
+        check_columns(self.data, "data", errors, {"input": [self.model.modality], "text": ["text"]})
 
 
 def caption_vocabulary(language_model: str, dtype: str, texts: Sequence[str]) -> list[int]:
