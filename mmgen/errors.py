@@ -61,8 +61,16 @@ class Mistakes(list[UserError]):
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
         if isinstance(error, UserError):
-            self.extend(error.errors if isinstance(error, UserErrors) else [error])
+            known = {str(one) for one in self}  # a card that cannot be read fails every check of it
+            self.extend(one for one in getattr(error, "errors", [error]) if str(one) not in known)
         return isinstance(error, UserError)
+
+    def check_each(self, what: str, values: Iterable[str], names: Iterable[str]) -> None:
+        """Add a mistake for each of ``values`` that is not one of ``names``, see `check_one_of`."""
+        names = list(names)
+        for value in values:
+            with self:
+                check_one_of(what, value, names)
 
     def fail(self) -> None:
         """Raise the mistakes, if there are any.

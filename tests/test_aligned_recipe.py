@@ -8,7 +8,7 @@ from mmgen.data.rows import open_rows
 from mmgen.errors import UserError
 from mmgen.judging.shared_space import Reduced, pairs
 from mmgen.models.aligned import Aligned
-from mmgen.training.recipe import load_recipe, recipe_config
+from mmgen.training.recipe import checked, load_recipe, recipe_config
 from mmgen.training.run_folder import open_run
 from mmgen.training.study import evaluate, train
 
@@ -50,11 +50,11 @@ def test_frozen_features_of_reduced_pictures_are_their_own(tmp_path, monkeypatch
 
 def test_sounds_have_no_size():
     config = recipe_config(RECIPE, "smoke", ["data.size=16"])
-    config.check()
+    checked(config)
     config.data.card, config.data.input, config.model.modality = "free_spoken_digits", "audio", "audio"
     config.data.text = "word"
     with pytest.raises(UserError, match=r"data.size: got 16 of sounds, expected 0"):
-        config.check()
+        checked(config)
 
 
 def test_a_sentence_embedder_is_trained_and_judged_beside_the_tokens(tmp_path):

@@ -8,10 +8,11 @@ from typing import Annotated
 import pytest
 import torch
 import yaml
+from commands import here
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmgen.errors import UserError, UserErrors
+from mmgen.errors import Mistakes, UserError, UserErrors
 from mmgen.modalities import precision
 from mmgen.ranges import AtLeast, Share, checked
 from mmgen.training.config import (
@@ -242,7 +243,7 @@ def test_sections_check_themselves_and_all_that_is_wrong_is_told():
     class Card:
         card: str = "openmoji"
 
-        def check(self, path: str) -> None:
+        def check(self, path: str, errors: Mistakes) -> None:
             raise UserError(f"{path}.card", got=self.card, expected="another", fix="choose one")
 
     @dataclasses.dataclass
@@ -256,9 +257,9 @@ def test_sections_check_themselves_and_all_that_is_wrong_is_told():
         fit: FitConfig = section(steps=7)
 
     assert Outer().fit.steps == 7 and Outer().judge.data == Card("mnist") and Outer().data is not Outer().data
-    with pytest.raises(UserErrors) as caught:
-        check_sections(build_config(Outer, {"data": {"card": "a"}}))
-    assert [line.split(",")[0] for line in str(caught.value).splitlines()] == [
+    errors = Mistakes()
+    check_sections(build_config(Outer, {"data": {"card": "a"}}), errors)
+    assert [str(error).split(",")[0] for error in errors] == [
         "data.card: got a",
         "judge.data.card: got mnist",
     ]
@@ -329,6 +330,44 @@ def test_columns_of_a_judge_are_named_by_their_whole_keys():
         recipe_config(load_recipe("multimodal_vae"), "smoke", ["judges.image.data.input=pixels"])
 
 
+@pytest.mark.parametrize(("name", "key"), [pair for pair in NESTED if pair[1] != "aligned"])
+def test_a_judge_is_not_trained_on_the_split_that_it_is_evaluated_on(name, key):
+    with pytest.raises(
+        UserError, match=rf"^{key}\.data\.split: got test, expected another split, .*; choose one of .*validation"
+    ):
+        recipe_config(load_recipe(name), "smoke", [f"{key}.data.split=test"])
+
+
+MISTAKES = {  # command: beginnings of its messages
+    "vae data.image=foo data.split=zz data.factors=[a,b] model.objective=nope":
+        "objective: got nope | data.image ( | data.split: got zz | data.grid: got grid | data.factors ( | data.factors (",
+    "text_to_image data.image=foo data.text=bar evaluation.features=x evaluation.items=1":
+        "data.image ( | data.text ( | evaluation.features: got x | evaluation.items: got 1",
+    "text_to_image evaluation.items=1 model.heads=7 judge.data.split=test aligned.data.text=foo data.label=base":
+        "evaluation.items: got 1 | dim: got | judge.data.split: got test | aligned.data.text (",
+    "multimodal_vae data.modalities.image.column=a judges.image.data.input=b judges.text.data.split=c judges.x.seed=0":
+        "data.modalities.image.column ( | judges: got x | judges.image.data.input ( | judges.text.data.split: got c",
+    "peg_policy policy.shapes=[x] arms=[y,z] evaluation.shape=v model.senses=[touch]":
+        "policy.shapes: got x | evaluation.shape: got v | arms: got y | arms: got z | model.senses: got ['touch']",
+    "style_transfer evaluation.split=train evaluation.baselines=[x,y]":
+        "evaluation.split: got train | evaluation.baselines: got x | evaluation.baselines: got y",
+    "steering data.label=text sentiment.methods.a.step=1 topic.attributes=[b]":
+        "data.label=text: got a column of text | topic.attributes: got b | sentiment.methods: got a",
+    "factorized --config digits data.modalities.text.column=a data.label=word model.classes=3 judge.data.input=b":
+        "data.modalities.text.column ( | data.label=word | model.classes: got 3 | judge.data.input (",
+    "vae data.card=nowhere data.size=8":
+        "data card: got nowhere",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("command", "found"), MISTAKES.items())
+def test_every_mistake_is_reported_at_once(tmp_path, command, found):
+    done = here("train", *command.split(), "--out", tmp_path / "run")
+    lines = [line.removeprefix("mmgen: ") for line in done.stderr.splitlines() if ": got " in line]
+    assert done.returncode == 2 and len(lines) == len(found.split(" | ")), done.stderr
+    assert all(any(line.startswith(start) for line in lines) for start in found.split(" | ")), done.stderr
+
+
 def test_emulated_bfloat16_of_several_stages_is_logged_once(monkeypatch, caplog):
     monkeypatch.setattr(precision, "native_bfloat16", lambda device=None: False)
     precision.warn_of_emulated_bfloat16.cache_clear()
@@ -359,3 +398,8 @@ def test_the_config_of_a_run_of_an_older_version_opens_as_that_of_today(tmp_path
     (tmp_path / "run.json").write_text(json.dumps({"recipe": file.stem}), encoding="utf-8")
     opened, config = open_run(tmp_path)
     assert opened == recipe and config == recipe_config(recipe, "smoke", [])
+
+
+def test_the_seed_of_a_stage_is_that_of_the_run():
+    with pytest.raises(UserError, match=r"fit.seed: got 3, expected 0; set seed=3, which every stage uses"):
+        recipe_config(load_recipe("vae"), "smoke", ["fit.seed=3"])

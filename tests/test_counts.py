@@ -11,6 +11,7 @@ from mmgen.cli import main
 from mmgen.data.batch import Batch
 from mmgen.data.counts import MOST, CountProcessor
 from mmgen.data.processors import load_processors, save_processors
+from mmgen.data.sources.columns import stored
 from mmgen.errors import UserError
 from mmgen.modalities.counts import CountDecoder
 from mmgen.modalities.kinds import PROCESSORS, build_decoder, build_encoder, fit_processor
@@ -131,3 +132,10 @@ def test_from_a_file_to_generated_counts(tmp_path, capsys, monkeypatch):
     assert main(["generate", run, "--to", "counts,text", "--counts", "1,2,3"]) == 0
     assert main(["generate", run, "--to", "counts", "--counts=1,2.5,3"]) == 2
     assert "counts: got 2.5 at entry 1, expected whole numbers" in capsys.readouterr().err
+
+
+def test_a_cell_of_a_csv_holds_counts():
+    spec = {"kind": "vector", "shape": [3], "unit": "counts", "range": [0, None]}
+    assert stored(spec, "0,7,0") == stored(spec, "[0, 7, 0]") == [0.0, 7.0, 0.0]
+    with pytest.raises(UserError, match="got '0,x', expected numbers joined by commas"):
+        stored(spec, "0,x")

@@ -74,6 +74,11 @@ def test_the_card_says_what_a_user_asks(tmp_path):
     assert "transformers " in text
 
 
+def test_the_card_of_a_study_loads_its_first_run(tmp_path):
+    assert 'mmgen.load("RUN")' in written(tmp_path)
+    assert 'mmgen.load("RUN/seed_3")' in written(tmp_path, dataclasses.replace(CARD, run="seed_3"))
+
+
 def test_a_card_without_a_picture(tmp_path):
     text = written(tmp_path, dataclasses.replace(CARD, picture=None))
     assert "![" not in text and f"{CARD.description}\n\n## Figures" in text

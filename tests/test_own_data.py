@@ -557,3 +557,11 @@ def test_a_folder_that_must_not_be_read_is_not_called_empty(tmp_path, monkeypatc
 def test_a_path_that_must_not_be_searched(tmp_path):
     with pytest.raises(UserError, match=r"got .*File name too long.*; check the path"):
         read_card(tmp_path / ("a" * 300))
+
+
+def test_a_split_that_the_card_lacks_is_named(tmp_path):
+    lines = ["name,split", *(f"word {i},{'trian' if i == 0 else 'train'}" for i in range(4)), "word 9,test"]
+    (tmp_path / "t.csv").write_text("\n".join(lines), encoding="utf-8")
+    text = card_text(str(tmp_path / "t.csv")).replace("trian: 1", "").replace("{, ", "{").replace(", }", "}")
+    (tmp_path / "t.md").write_text(text, encoding="utf-8")
+    assert "got a split trian of 1 row in the data" in "\n".join(map(str, check_card(tmp_path / "t.md")))

@@ -169,6 +169,13 @@ def test_what_ended_a_process_is_told_once(monkeypatch, script, told):
     assert str(error.value).startswith(told) and str(error.value).count("got") == told.count("got")
 
 
+@pytest.mark.parametrize("name", recipe_names())
+def test_the_config_of_a_recipe_reaches_other_processes(name):
+    config = recipe_config(load_recipe(name), "config", [])
+    again = pickle.loads(pickle.dumps(config))
+    assert again == config and type(again) is type(config)
+
+
 @pytest.mark.parametrize("own", [False, True], ids=["shipped", "own"])
 def test_a_process_that_was_not_forked_finds_what_a_recipe_defines(tmp_path, own):
     folder = tmp_path / "it's 100% mine, version.2"  # no name of a module

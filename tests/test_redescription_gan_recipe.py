@@ -12,12 +12,14 @@ from PIL import Image
 
 from mmgen.data import rows
 from mmgen.data.batch import Batch
+from mmgen.data.image import ImageProcessor
 from mmgen.errors import UserError
 from mmgen.inference.files import generate_files
 from mmgen.judging import pictures as judging
+from mmgen.judging.classifier import JudgeConfig, trained_judge
 from mmgen.judging.features import nearest_pictures
 from mmgen.models.base import load
-from mmgen.training.config import read_yaml
+from mmgen.training.config import FitConfig, read_yaml
 from mmgen.training.recipe import load_recipe, recipe_config
 from mmgen.training.run import Run
 from mmgen.training.run_folder import check_run_folder, open_run
@@ -213,6 +215,16 @@ def test_a_run_of_an_older_version_is_read_by_its_old_keys(run, tmp_path):
     values["aligned"] = {"data": {"card": "digits", "side": 8}}
     (out / "config.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     assert open_run(out)[1].nested()["aligned"].data.size == 8
+
+
+def test_pictures_of_ones_own_are_judged_without_a_recipe(monkeypatch):
+    judged = trained_judge(JudgeConfig(fit=FitConfig(steps=2, batch_size=8, tracker="none"), encoder={"dim": 8, "width": 4}))
+    columns, image = {"image": "image", "text": "caption"}, ImageProcessor(8, 1)
+    data = rows.DataSet(rows.open_rows("digits", "test", [*columns.values()], limit=6), columns, {"image": image})
+    monkeypatch.setattr(judging, "picture_features", lambda network, image, values: torch.stack(values).flatten(1))
+    judges = judging.PictureJudges(data, image, judged, features="pixels")
+    assert judges.of_texts(data.all("image")).keys() == {"digit_accuracy"} and judges.about["judge_disjoint"]
+    assert judges.fidelity(data.all("image"))["fid_pixels"] == pytest.approx(0, abs=1e-4)
 
 
 def test_the_nearest_picture_is_found_and_how_far_it_is():

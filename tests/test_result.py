@@ -10,7 +10,7 @@ from PIL import Image
 
 from mmgen.errors import UserError
 from mmgen.training.config import FitConfig, section
-from mmgen.training.recipe import Recipe, RecipeConfig, Stage
+from mmgen.training.recipe import Recipe, RecipeConfig, Stage, stage
 from mmgen.training.result import Result, read_result
 from mmgen.training.run_report import write_reports
 from mmgen.training.study import evaluate, train
@@ -165,3 +165,30 @@ def test_figures_of_an_older_version_stay_in_the_report(recipe, tmp_path):
     evaluate(recipe, Config(), tmp_path / "run", "validation")
     card = read(tmp_path / "run" / "README.md")
     assert "| test | model | 4.00 |" in card and "| validation | without the picture |" in card
+
+
+def test_membership_adds_no_system_and_two_figures_of_one_name_are_refused():
+    result = Result("m")
+    assert "a" not in result and result.get("a", {}) == {} and list(result) == ["m"]
+    result["m"], result["text"] = {"a_text": 1.0}, {"a": 2.0}
+    with pytest.raises(UserError, match="figure a_text: got two of this name"):
+        result.figures()
+
+
+def test_figures_are_numbers():
+    result = Result("m")
+    result["m"] = {"a": torch.tensor(2.0), "b": True, "c": 3}
+    assert result["m"] == {"a": 2.0, "b": True, "c": 3}
+    with pytest.raises(UserError, match=r"figure a: got .*, expected a number; give its mean"):
+        result["m"] = {"a": torch.zeros(2)}
+
+
+def test_an_author_of_a_recipe_is_told_what_is_wrong(tmp_path):
+    @stage
+    def part(run, config):
+        (run.stage_folder() / "model").mkdir(parents=True)
+
+    recipe = Recipe("own", RecipeConfig, [part], lambda run, config, split: None)
+    train(recipe, RecipeConfig(), tmp_path / "run")
+    with pytest.raises(UserError, match="evaluate of own: got NoneType, expected a Result"):
+        evaluate(recipe, RecipeConfig(), tmp_path / "run", "test")

@@ -255,6 +255,21 @@ def test_sounds_and_vectors_name_the_row_too(card, spec, good, bad, message):
             fit_processor("vector", column)
 
 
+def test_vectors_of_one_length_take_the_room_of_their_numbers(card):
+    numbers = np.random.default_rng(0).normal(size=(12, 2)).astype(np.float32)
+    rows = [row | {"more": vector.tolist()} for row, vector in zip(rows_of(), numbers)]
+    column = open_rows(str(card(rows, more=VECTOR)), "train", ["more"]).select([7, 2, 2])["more"]
+    processor = fit_processor("vector", column)
+    data = DataSet(column.rows, {"x": "more", "y": "more"}, {"x": processor})
+    assert isinstance(data.values["x"], torch.Tensor) and data.values["x"].nbytes == 3 * 2 * 4
+    for item, row in zip(data, (7, 2, 2)):
+        assert torch.equal(item["x"], processor(rows[row]["more"])) and torch.equal(item["y"], torch.tensor(rows[row]["more"]))
+    for odd, shape in ((None, 2), ([0.0, None], 2), ([0.0, 1.0, 2.0], None)):
+        rows[2]["more"] = odd
+        column = open_rows(str(card(rows, more=VECTOR | {"shape": [shape]})), "train", [], ["more"])["more"]
+        assert column.vectors() is None and column[2] == odd
+
+
 # labels
 
 

@@ -75,12 +75,13 @@ def test_the_keys_that_differ_are_named(tmp_path):
     (tmp_path / "model").mkdir()
     check_run_folder(config, tmp_path, resume=True)
     before = read_yaml(tmp_path / "config.yaml")
-    del before["fit"]["ema"]
+    del before["fit"]["ema"], before["fit"]["batch_size"]  # keys of later versions: the first has its default, as before
     before["fit"] |= {"steps": 40, "old": 1}
     (tmp_path / "config.yaml").write_text(json.dumps(before), encoding="utf-8")
     with pytest.raises(UserError) as error:
         check_run_folder(config, tmp_path, resume=True)
-    changes = "fit.steps (40, now 8), fit.old (1, now no such key), fit.ema (no such key, now 0.0)"
+    size = config.fit.batch_size
+    changes = f"fit.steps (40, now 8), fit.old (1, now no such key), fit.batch_size (no such key, now {size})"
     assert f"got other values of {changes}, expected" in str(error.value)
 
 
@@ -219,6 +220,8 @@ def test_seeds_give_mean_and_deviation(tmp_path):
     assert figures["accuracy"] == pytest.approx(sum(each) / 2)
     assert figures["accuracy_sd"] == pytest.approx(abs(each[0] - each[1]) / 2**0.5)
     assert figures["seeds"] == 2
+    assert 'mmgen.load("RUN/seed_0")' in (out / "README.md").read_text(encoding="utf-8")
+    assert 'mmgen.load("RUN")' in (out / "seed_0" / "README.md").read_text(encoding="utf-8")
     done = here("train", "judge", "--config", "smoke", "--out", out, "seeds=2", "--resume")
     assert done.returncode == 0  # the same command finds nothing left to do
 

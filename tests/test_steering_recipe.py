@@ -59,10 +59,10 @@ def test_perplexity_by_hand():
 
 
 def test_gains_are_of_the_best_method_that_stays_fluent():
-    figures = {"success_b": 0.5, "success_br": 0.7}
+    figures = {"b": {"success": 0.5}, "br": {"success": 0.7}}
     for method, bc, bcr, ratio in (("pplm", 0.6, 0.8, 1.1), ("fudge", 0.7, 0.9, 1.2), ("gedi", 0.9, 1.0, 1.4)):
-        figures |= {f"success_{method}_bc": bc, f"success_{method}_bcr": bcr}
-        figures |= {f"perplexity_ratio_{method}_bc": ratio, f"perplexity_ratio_{method}_bcr": 1.0}
+        figures[f"{method}_bc"] = {"success": bc, "perplexity_ratio": ratio}
+        figures[f"{method}_bcr"] = {"success": bcr, "perplexity_ratio": 1.0}
     found = steering.gains(figures, ["pplm", "fudge", "gedi"])
     assert found == pytest.approx({"gain_bc": 0.2, "gain_bcr": 0.4, "gain_bcr_over_br": 0.2})
     assert steering.gains(figures, ["gedi"]) == {}

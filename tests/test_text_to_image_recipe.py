@@ -166,8 +166,7 @@ class Space:
 def test_r_precision_is_of_each_pictures_own_text(run):
     model, texts = load(run), ["3", "5", "5", "9"]
     data = SimpleNamespace(texts=texts)
-    judges = PictureJudges(recipe_config(RECIPE, "smoke", []), data, model.processors["image"])
-    judges.space = Space()
+    judges = PictureJudges(data, model.processors["image"], space=Space())
     right = torch.tensor([0.3, 0.5, 0.5, 0.9])[:, None, None, None].expand(-1, 1, 8, 8)
     assert judges.of_texts(right) == {"r_precision": 1.0}
     assert judges.of_texts(right.flip(0)) == {"r_precision": 0.5}

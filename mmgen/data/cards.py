@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,7 @@ from mmgen.data.sources.columns import (
 from mmgen.data.sources.front_matter import check_front_matter
 from mmgen.data.sources.places import Unavailable, label_of
 from mmgen.data.sources.readers import Line, options_of, reader_of
-from mmgen.errors import UserError, UserErrors, check_at_least, check_one_of, counted, nearest
+from mmgen.errors import Mistakes, UserError, UserErrors, check_at_least, check_one_of, counted, nearest
 from mmgen.storage import cache_folder, cache_written
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ def check_card(name_or_path: str | Path, *, data: bool = True, data_folder: str 
         except UserError as error:
             problems |= {str(e): e for e in getattr(error, "errors", [error])}
             continue
-        problems |= {str(e): e for e in _compare(card, split, dataset, source)}
+        problems |= {str(e): e for e in [*_unknown_splits(card, source, data_folder), *_compare(card, split, dataset, source)]}
     return list(problems.values())
 
 
@@ -239,6 +239,25 @@ def check_column(card: Card, key: str, column: str, *kinds: str, one_text: bool 
     return column
 
 
+def check_columns(
+    section: Any, path: str, errors: Mistakes, kinds: Mapping[str, Sequence[str]], one_text: bool = False
+) -> None:
+    """Check the columns of ``section.card`` that a config section names, and replace default names, see `check_column`.
+
+    Args:
+        section: config section.
+        path: its key, for the messages.
+        errors: keeps the mistakes.
+        kinds: key in the section -> accepted kinds of its column; none: any.
+        one_text: reject a column of several texts a row.
+    """
+    card = read_card(section.card)
+    for key, accepted in kinds.items():
+        with errors:
+            column = check_column(card, f"{path}.{key}", getattr(section, key), *accepted, one_text=one_text)
+            setattr(section, key, column)
+
+
 def held_out(card: Card) -> str:
     """Split for samples during training: ``validation``, or ``train`` if the card has no such split."""
     return "validation" if "validation" in card.splits else "train"
@@ -271,6 +290,19 @@ def describe(card: Card) -> str:
 def _words(value: Any) -> str:
     values = value if isinstance(value, list) else [value]
     return " ".join("any" if v is None else str(v) for v in values)
+
+
+def _unknown_splits(card: Card, source: dict[str, Any], data_folder: str | Path | None) -> Iterator[UserError]:
+    """Yield the splits of a user's data that the card does not have, such as a misspelt one."""
+    if source.get("reader") != "inferred":
+        return
+    splits = source.get("splits", card.splits)
+    folder = Path(data_folder) if data_folder else None
+    found, _ = places.locate(source, next(iter(splits)), folder, open_card, card.folder)
+    for split in found.splits.keys() - splits.keys():
+        got = f"a split {split} of {counted(len(found.splits[split]), 'row')} in the data"
+        fix = f"rename it to one of {', '.join(splits)}, or add {split}: {len(found.splits[split])} to the card"
+        yield UserError(f"data card {card.name}: splits", got=got, expected="a split of the card", fix=fix)
 
 
 def _compare(card: Card, split: str, dataset: datasets.Dataset, source: dict[str, Any]) -> Iterator[UserError]:

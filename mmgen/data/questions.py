@@ -6,9 +6,9 @@ from typing import Annotated
 
 import numpy as np
 
-from mmgen.data.cards import check_column, read_card
+from mmgen.data.cards import check_columns
 from mmgen.data.rows import open_rows
-from mmgen.errors import UserError
+from mmgen.errors import Mistakes, UserError
 from mmgen.ranges import AtLeast
 
 
@@ -17,7 +17,7 @@ class QuestionData:
     """A data card and its columns.
 
     Args:
-        card: name or path.
+        card: the data card, by name or path.
         image: the column of pictures.
         question: the column of questions; a text that ends in "?" is asked about every picture instead.
         answer: the column of answers.
@@ -35,22 +35,13 @@ class QuestionData:
     names: list[list[str]] = field(default_factory=list)
     limit: Annotated[int, AtLeast(0)] = 0
 
-    def check(self, path: str) -> None:
-        """Check the columns and the groups of answers.
-
-        Args:
-            path: the config key of this section, for errors.
-
-        Raises:
-            UserError: one of them is wrong.
-        """
-        card = read_card(self.card)
-        self.image = check_column(card, f"{path}.image", self.image, "image")
-        self.answer = check_column(card, f"{path}.answer", self.answer, "text")
-        if not self.question.endswith("?"):
-            self.question = check_column(card, f"{path}.question", self.question, "text")
-        if self.picture:
-            self.picture = check_column(card, f"{path}.picture", self.picture)
+    def check(self, path: str, errors: Mistakes) -> None:
+        """Check the columns and the groups of answers."""
+        kinds = {"image": ["image"], "answer": ["text"]}
+        kinds |= {} if self.question.endswith("?") else {"question": ["text"]}
+        kinds |= {"picture": []} if self.picture else {}
+        with errors:
+            check_columns(self, path, errors, kinds)
         if not self.names or not all(self.names):
             fix = "list the words that tell pictures apart, as [[circle, square], [red, blue]]"
             raise UserError(f"{path}.names", got=self.names, expected="one or more groups of answers", fix=fix)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
@@ -228,6 +229,17 @@ class Column(Sequence[Any]):
         """(n,) bool, True where the value is null, or an empty text."""
         return missing_values(self._table.data.column(self.name))[np.asarray(self.rows.numbers, dtype=int)]
 
+    def vectors(self) -> Tensor | None:
+        """The values of a column of float32 vectors of one length as (n, d); None for others, or if a number is missing."""
+        column = self._table.data.column(self.name)
+        lists = pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type)
+        if not (lists and pa.types.is_float32(column.type.value_type)) or column.null_count:
+            return None
+        lengths, numbers = pc.list_value_length(column), pc.list_flatten(column)
+        if len(pc.unique(lengths)) != 1 or numbers.null_count:
+            return None
+        return torch.tensor(numbers.to_numpy()).view(len(column), lengths[0].as_py())[list(self.rows.numbers)]
+
     def read(self, index: int, process: Callable[[Any], T]) -> T:
         """One value through ``process``.
 
@@ -295,6 +307,8 @@ class DataSet(Sequence[dict[str, Tensor | None]]):
                 self.texts = self.values[name] = [text for texts in by_row for text in texts]
             elif column.holds_files:
                 self._missing[name] = column.missing
+            elif (vectors := column.vectors()) is not None:  # lists of numbers take ten times the room
+                self.values[name] = vectors
             else:  # values of `datasets` are slow to read one by one
                 self.values[name] = [None if gone else value for value, gone in zip(column[:], column.missing)]
         if each:

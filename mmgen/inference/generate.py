@@ -49,7 +49,7 @@ def generate(
     """
     check_at_least("--n", n, 1)
     to = ",".join(name.strip() for name in to.split(","))
-    items = {name: values if isinstance(values, list | tuple) else [values] for name, values in given.items()}
+    items = {name: values if _are_several(values) else [values] for name, values in given.items()}
     counts = {name: len(values) for name, values in items.items()}
     if len(set(counts.values())) > 1:
         fix = "repeat each option as often as the others"
@@ -63,7 +63,7 @@ def generate(
             raise UserError("--from", got="--image too", expected="one of the two", fix="leave --image out")
         counts["image"] = max(counts.values(), default=1)
     if not counts and not model.from_prior:
-        fix = f"add --{model.inputs[0]} VALUE"
+        fix = f"add --{model.inputs[0]} VALUE" if model.inputs else "choose another model"
         raise UserError("inputs", got="none", expected="something to start from", fix=fix)
     for name in given:
         check_one_of("input modality", name, model.inputs)
@@ -142,3 +142,8 @@ def check_types(values: Mapping[str, Any], types: Mapping[str, type], where: str
 
 def _decoded(model: Model, to: str, value: Any) -> Any:
     return value if isinstance(value, str) else model.processors[to].decode(value)
+
+
+def _are_several(values: Any) -> bool:
+    """True for a list of values; a list of numbers is one vector."""
+    return isinstance(values, list | tuple) and not (values and all(isinstance(value, int | float) for value in values))

@@ -9,10 +9,10 @@ from tqdm.auto import tqdm
 
 from mmgen.conditioning.channel import channel
 from mmgen.conditioning.few_shot import Episode, Example, Format, answer, read, score
-from mmgen.data.cards import check_column, read_card
+from mmgen.data.cards import check_columns
 from mmgen.data.episodes import FewShotEpisode, episodes
 from mmgen.data.rows import open_rows
-from mmgen.errors import UserError, counted
+from mmgen.errors import Mistakes, UserError, counted
 from mmgen.judging.few_shot import picture_words
 from mmgen.metrics.significance import wilson
 from mmgen.metrics.vqa import exact_match
@@ -54,21 +54,15 @@ class Binding:
     induction: str = "Answer with {words}.\n"
     between: str = ":"
 
-    def check(self, path: str) -> None:
-        """Check columns, format and words.
-
-        Args:
-            path: the config key of this section, for errors.
-
-        Raises:
-            UserError: one of them is wrong.
-        """
-        card = read_card(self.card)
-        Format(self.format).blind()
-        self.image = check_column(card, f"{path}.image", self.image, "image")
-        self.label = check_column(card, f"{path}.label", self.label)
+    def check(self, path: str, errors: Mistakes) -> None:
+        """Check columns, format and words."""
+        with errors:
+            Format(self.format).blind()
+        with errors:
+            check_columns(self, path, errors, {"image": ["image"], "label": []})
         if len(set(self.words)) < len(self.words) or not all(word.strip() for word in self.words):
-            raise UserError(f"{path}.words", got=self.words, expected="different words", fix="leave the repeated ones out")
+            fix = "leave the repeated ones out"
+            errors.append(UserError(f"{path}.words", got=self.words, expected="different words", fix=fix))
         if (most := max(self.ways)) > len(self.words):
             got, expected = counted(len(self.words), "word"), f"at least {most}, the most ways"
             raise UserError(f"{path}.words", got=got, expected=expected, fix="add words, or take fewer ways")

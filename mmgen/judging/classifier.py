@@ -1,6 +1,6 @@
 """Judges: classifiers of generated pictures, sounds or texts, trained on other data than the models they judge."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -9,17 +9,18 @@ from torch import Tensor
 
 from mmgen import processes
 from mmgen.data.batch import collate
-from mmgen.data.cards import check_column, read_card
+from mmgen.data.cards import check_columns, read_card
 from mmgen.data.label import UNLABELLED, LabelProcessor, class_indices
 from mmgen.data.processors import Processor
 from mmgen.data.rows import DataSet, Rows, check_several_classes, open_rows
-from mmgen.errors import UserError, check_one_of, counted
+from mmgen.errors import Mistakes, UserError, check_one_of, counted
 from mmgen.modalities.kinds import COLUMNS, KINDS, fit_processor, processor_settings
 from mmgen.models.base import load
 from mmgen.models.classifier import Classifier
 from mmgen.ranges import AtLeast, Share
 from mmgen.storage import read_json
 from mmgen.training.config import FitConfig, section
+from mmgen.training.nested import nested_config
 from mmgen.training.recipe import Recipe, RecipeConfig, stage
 from mmgen.training.result import Result
 from mmgen.training.run import Run
@@ -34,7 +35,7 @@ class JudgeData:
     """A data card and its columns.
 
     Args:
-        card: name or path.
+        card: the data card, by name or path.
         input: column to judge.
         label: column of classes to predict.
         split: training split of the judge; as models train on ``train``, any other split is disjoint.
@@ -71,12 +72,26 @@ class JudgeConfig(RecipeConfig):
     distort: Annotated[float, Share()] = 0.0
     fit: FitConfig = section()
 
-    def check(self) -> None:
+    def check(self, errors: Mistakes) -> None:
         """Check that the columns exist, and that a classifier can read the input."""
-        card = read_card(self.data.card)
-        self.data.input = check_column(card, "data.input", self.data.input, *COLUMNS, one_text=True)
-        self.data.label = check_column(card, "data.label", self.data.label)
-        check_one_of("data.split", self.data.split, card.splits)
+        check_columns(self.data, "data", errors, {"input": COLUMNS}, one_text=True)
+        check_columns(self.data, "data", errors, {"label": []})
+        check_one_of("data.split", self.data.split, read_card(self.data.card).splits)
+
+
+def judge_config(path: str, values: Mapping[str, Any]) -> JudgeConfig:
+    """The checked config of a judge that the evaluation of another recipe trains, see `nested_config`.
+
+    Raises:
+        UserError: an error of the config, or the judge is trained on the split ``test``, on which it is evaluated.
+    """
+    config = nested_config(path, JudgeConfig, values)
+    if config.data.split == "test":
+        others = [name for name in read_card(config.data.card).splits if name != "test"]
+        fix = f"choose one of {', '.join(others)}" if others else "choose a card with more splits"
+        expected = "another split, as judges are evaluated on test"
+        raise UserError(f"{path}.data.split", got="test", expected=expected, fix=fix)
+    return config
 
 
 def labelled_rows(data: JudgeData, split: str) -> Rows:

@@ -10,9 +10,9 @@ from tqdm.auto import tqdm
 
 from mmgen import processes
 from mmgen.conditioning.few_shot import Episode, Example, Format, answer, read, score
-from mmgen.data.cards import check_column, read_card
+from mmgen.data.cards import check_columns
 from mmgen.data.rows import DataSet, Rows, open_rows
-from mmgen.errors import UserError
+from mmgen.errors import Mistakes, UserError
 from mmgen.models.captioner import Captioner
 from mmgen.ranges import AtLeast, Each
 
@@ -57,25 +57,16 @@ class Questions:
     max_tokens: Annotated[int, AtLeast(1)] = 6
     prior: bool = False
 
-    def check(self, path: str) -> None:
-        """Check columns and format.
-
-        Args:
-            path: the config key of this section, for errors.
-
-        Raises:
-            UserError: one of them is wrong.
-        """
+    def check(self, path: str, errors: Mistakes) -> None:
+        """Check columns and format."""
         for placeholder in ("{image}", "{question}"):
             if placeholder not in self.format:
                 fix = "write it as in '{image}. {question} {answer}\\n'"
-                raise UserError(f"{path}.format", got=repr(self.format), expected=f"{placeholder} in it", fix=fix)
-        Format(self.format).blind()
-        card = read_card(self.card)
-        self.image = check_column(card, f"{path}.image", self.image, "image")
-        for key in ("question", "answer", "template", "answers", "caption"):
-            if is_column(column := getattr(self, key)):
-                check_column(card, f"{path}.{key}", column)
+                errors.append(UserError(f"{path}.format", got=repr(self.format), expected=f"{placeholder} in it", fix=fix))
+        with errors:
+            Format(self.format).blind()
+        keys = [key for key in ("question", "answer", "template", "answers", "caption") if is_column(getattr(self, key))]
+        check_columns(self, path, errors, {"image": ["image"], **{key: [] for key in keys}})
 
     def rows(self, split: str) -> Rows:
         """The rows of a split, which must have all values used."""

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from mmgen import processes
-from mmgen.data.cards import check_column, read_card
+from mmgen.data.cards import check_columns
 from mmgen.data.image import ImageProcessor
 from mmgen.data.rows import Column, DataSet, open_rows
-from mmgen.errors import UserError
+from mmgen.errors import Mistakes, UserError
 from mmgen.metrics.retrieval import r_precision
 from mmgen.models.aligned import Aligned, inner_tokens
 from mmgen.models.base import load
@@ -31,7 +31,7 @@ class SpaceData:
     """A data card and its columns.
 
     Args:
-        card: name or path.
+        card: the data card, by name or path.
         input: column of pictures or sounds.
         text: column of texts, one or several per item.
         size: side in pixels to which pictures are scaled first, for judging pictures of this size; 0: no scaling.
@@ -60,11 +60,10 @@ class SpaceConfig(RecipeConfig):
     fit: FitConfig = section()
     references: Annotated[int, AtLeast(1)] = 256
 
-    def check(self) -> None:
+    def check(self, errors: Mistakes) -> None:
         """Check that the columns exist and have the kinds that the model reads."""
-        card = read_card(self.data.card)
-        self.data.input = check_column(card, "data.input", self.data.input, self.model.modality)
-        self.data.text = check_column(card, "data.text", self.data.text, "text")
+        with errors:
+            check_columns(self.data, "data", errors, {"input": [self.model.modality], "text": ["text"]})
         if self.data.size and self.model.modality != "image":
             raise UserError("data.size", got=f"{self.data.size} of sounds", expected="0", fix="leave data.size out")
 

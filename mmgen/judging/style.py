@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from mmgen.data.batch import collate
-from mmgen.data.cards import check_column, class_names, read_card
+from mmgen.data.cards import check_column, check_columns, class_names, read_card
 from mmgen.data.rows import open_rows
-from mmgen.errors import UserError, counted
+from mmgen.errors import Mistakes, UserError, counted
 from mmgen.judging.perplexity import Reader
 from mmgen.metrics.style import style_lexicon, style_scores, tokenize
 from mmgen.models.classifier import Classifier
@@ -54,13 +54,13 @@ class StyleData:
     label: str = "label"
     references: str = ""
 
-    def check(self, path: str) -> None:
+    def check(self, path: str, errors: Mistakes) -> None:
         """Check the columns, and that there are two styles."""
-        card = read_card(self.card)
-        self.text = check_column(card, f"{path}.text", self.text, "text", one_text=True)
-        self.label = check_column(card, f"{path}.label", self.label, "label")
+        check_columns(self, path, errors, {"text": ["text"]}, one_text=True)
         if self.references:
-            self.references = check_column(card, f"{path}.references", self.references, "text")
+            check_columns(self, path, errors, {"references": ["text"]})
+        card = read_card(self.card)
+        self.label = check_column(card, f"{path}.label", self.label, "label")
         if len(names := class_names(card, self.label)) != 2:
             got, fix = f"{len(names)} styles ({', '.join(names[:5])})", "keep two, or choose another column"
             raise UserError(f"{path}.label={self.label}", got=got, expected="exactly two", fix=fix)

@@ -77,6 +77,11 @@ class FitConfig:
     keep: Annotated[int, AtLeast(1)] = 2
     tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
 
+    def check(self, path: str, errors: Mistakes) -> None:
+        """Check that a recipe leaves the seed to its own key."""
+        if self.seed:
+            raise UserError(f"{path}.seed", got=self.seed, expected="0", fix=f"set seed={self.seed}, which every stage uses")
+
 
 def check_machine(config: Any, key: str = "") -> None:
     """Check, before any stage, that this machine supports every `FitConfig` of a config.
@@ -113,18 +118,17 @@ def check_machine(config: Any, key: str = "") -> None:
     errors.fail()
 
 
-def check_sections(config: Any) -> None:
-    """Call ``check(path)`` of every section of a config with such a method, ``path`` its dotted key.
+def check_sections(config: Any, errors: Mistakes) -> None:
+    """Call ``check(path, errors)`` of every section of a config with such a method.
 
-    Raises:
-        UserErrors: all their errors at once.
+    Args:
+        config: config of a recipe.
+        errors: keeps the mistakes that a section adds or raises, by dotted keys that begin with its ``path``.
     """
-    errors = Mistakes()
     for path, section in _sections(config):
         if hasattr(section, "check"):
             with errors:
-                section.check(path)
-    errors.fail()
+                section.check(path, errors)
 
 
 def _sections(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -172,12 +176,13 @@ def check_decided(key: str, section: Any, names: Sequence[str], by: str, fix: st
         fix: advice of the message.
 
     Raises:
-        UserError: an argument has another value.
+        UserErrors: every argument with another value.
     """
-    default = type(section)()
+    default, errors = type(section)(), Mistakes()
     for name in names:
         if (value := getattr(section, name)) != getattr(default, name):
-            raise UserError(f"{key}.{name}", got=value, expected=f"the default; {by} it", fix=fix)
+            errors.append(UserError(f"{key}.{name}", got=value, expected=f"the default; {by} it", fix=fix))
+    errors.fail()
 
 
 @functools.cache
@@ -201,7 +206,13 @@ def section_of(cls: type, *without: str) -> type:
         for name, parameter in inspect.signature(make).parameters.items()
         if name != "self" and name not in without
     ]
-    return dataclasses.make_dataclass(f"{cls.__name__}Config", fields, namespace={"__doc__": cls.__doc__})
+    namespace = {"__doc__": cls.__doc__, "__reduce__": lambda self: (_unpickled, (cls, without, vars(self)))}
+    return dataclasses.make_dataclass(f"{cls.__name__}Config", fields, namespace=namespace)
+
+
+def _unpickled(cls: type, without: tuple[str, ...], values: dict[str, Any]) -> Any:
+    """A section of these values; pickle cannot find the class of `section_of` by its name."""
+    return section_of(cls, *without)(**values)
 
 
 def _default(value: Any) -> Any:

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from mmgen.conditioning.language_model import load_language_model
 from mmgen.conditioning.representations import representation
-from mmgen.data.cards import check_column, read_card
+from mmgen.data.cards import check_column, check_columns, read_card
 from mmgen.data.image import ImageProcessor
 from mmgen.data.processors import Processor
 from mmgen.data.rows import DataSet, Rows, open_rows, texts_of
 from mmgen.data.text import TextProcessor, train_tokenizer
-from mmgen.errors import UserError, check_one_of
+from mmgen.errors import Mistakes, UserError, check_one_of
 from mmgen.modalities.features import cached_features
 from mmgen.modalities.kinds import COLUMNS, KINDS, fit_processor, processor_settings
 from mmgen.ranges import AtLeast
@@ -27,7 +27,7 @@ class PicturesWithTexts:
     """A data card of pictures and texts, one or several each.
 
     Args:
-        card: name or path.
+        card: the data card, by name or path.
         image: column of pictures.
         text: column of texts.
         label: column of classes for the judge of pictures; empty: none.
@@ -46,11 +46,9 @@ class PicturesWithTexts:
     text_length: Annotated[int, AtLeast(2)] = 32
     limit: Annotated[int, AtLeast(0)] = 0
 
-    def check(self, path: str) -> None:
+    def check(self, path: str, errors: Mistakes) -> None:
         """Check the columns of pictures and texts."""
-        card = read_card(self.card)
-        self.image = check_column(card, f"{path}.image", self.image, "image")
-        self.text = check_column(card, f"{path}.text", self.text, "text")
+        check_columns(self, path, errors, {"image": ["image"], "text": ["text"]})
 
     def pairs(self, split: str, image: ImageProcessor, text: Processor | None = None, limit: int = 0) -> DataSet:
         """Pictures of a split and, with a text processor, their texts, for at most ``limit`` rows."""
@@ -72,7 +70,7 @@ class Modalities:
     """A data card whose items have several modalities, any of which may be missing.
 
     Args:
-        card: name or path.
+        card: the data card, by name or path.
         modalities: modality -> its ``column``, its ``kind`` (by default that of the column) and settings of its processor. A
             text with a ``language_model`` becomes a vector, its representation after the ``layers`` of that frozen model.
         label: column of classes.
@@ -86,19 +84,20 @@ class Modalities:
     label: str = "label"
     limit: Annotated[int, AtLeast(0)] = 0
 
-    def check(self, path: str) -> None:
+    def check(self, path: str, errors: Mistakes) -> None:
         """Check that there are two or more modalities, of supported kinds."""
+        for name, settings in self.modalities.items():
+            with errors:
+                self.check_modality(path, name, settings, errors)
         if len(self.modalities) < 2:
             fix = f"add one to {path}.modalities"
             raise UserError(f"{path}.modalities", got=", ".join(self.modalities) or "none", expected="two or more", fix=fix)
-        for name, settings in self.modalities.items():
-            self.check_modality(path, name, settings)
 
     def types(self, settings: Mapping[str, Any]) -> Sequence[str]:
         """The column types allowed for a modality of these settings."""
         return COLUMNS
 
-    def check_modality(self, path: str, name: str, settings: dict[str, Any]) -> None:
+    def check_modality(self, path: str, name: str, settings: dict[str, Any], errors: Mistakes) -> None:
         """Check the column and the settings of one modality."""
         card, types, key = read_card(self.card), self.types(settings), f"{path}.modalities.{name}"
         if "kind" in settings:
@@ -109,7 +108,8 @@ class Modalities:
         kind = card.columns[settings["column"]]["kind"]
         known = ["column", "kind", *processor_settings(settings.get("kind") or kind), *(READER if kind == "text" else ())]
         for setting in settings:
-            check_one_of(f"{key}.{setting}", setting, known)
+            with errors:
+                check_one_of(f"{key}.{setting}", setting, known)
 
     def kind_of(self, name: str) -> str:
         """The kind of a modality: its own, or that of its column; a text with a language model is a vector."""

@@ -37,6 +37,7 @@ class ModelCard:
         tags: further tags of the Hub.
         base_model: Hub name of a frozen model inside, if any.
         picture_text: caption of the picture.
+        run: path of the model to load relative to the card, such as ``seed_0`` in a study; empty: this folder.
         evaluated: name of the data card of the figures; None: ``data``.
     """
 
@@ -52,7 +53,8 @@ class ModelCard:
     body: str
     tags: Sequence[str] = ()
     base_model: str | None = None
-    picture_text: str = "Pictures of held-out data with the captions the model gave them"
+    picture_text: str = "Samples"
+    run: str = ""
     evaluated: str | None = None
 
 
@@ -106,7 +108,7 @@ def write_model_card(path: str | Path, card: ModelCard) -> None:
 ```python
 import mmgen
 
-model = mmgen.load("RUN")  # this folder
+model = mmgen.load("{Path("RUN", card.run)}")  # RUN is this folder
 ```
 
 ## Data

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from mmgen.data.card_files import absolute_card
-from mmgen.errors import UserError, check_one_of
+from mmgen.errors import Mistakes, UserError, check_one_of
 from mmgen.ranges import AtLeast, Seed
 from mmgen.training.config import build_config, check_sections, parse_overrides, read_yaml, translate
 from mmgen.training.result import Result
@@ -33,8 +33,8 @@ class RecipeConfig:
     seed: Seed = 0
     seeds: Annotated[int, AtLeast(1)] = 1
 
-    def check(self) -> None:
-        """Raise UserError for values inconsistent with each other or the data."""
+    def check(self, errors: Mistakes) -> None:
+        """Add to ``errors`` each inconsistency of values with each other or the data; the last one may be raised."""
 
     def nested(self) -> Mapping[str, "RecipeConfig"]:
         """The configs of the judges that the evaluation trains, by their keys."""
@@ -64,7 +64,7 @@ class Stage:
         return dataclasses.replace(self, name=name, train=functools.partial(self.train, **options))
 
 
-def stage(**settings: Any) -> Callable[[Callable[[Run, Any], None]], Stage]:
+def stage(train: Callable[[Run, Any], None] | None = None, **settings: Any) -> Any:
     """Decorate a function ``train(run, config)`` as the `Stage` of its name.
 
     Args:
@@ -75,7 +75,9 @@ def stage(**settings: Any) -> Callable[[Callable[[Run, Any], None]], Stage]:
     >>> codes.name, codes.made_by
     ('codes', ['data'])
     """
-    return lambda train: Stage(train.__name__, train, **settings)
+    if train is None:
+        return lambda train: Stage(train.__name__, train, **settings)
+    return Stage(train.__name__, train, **settings)
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,9 @@ def load_recipe(name: str) -> Recipe:
     recipe = getattr(module, "RECIPE", None)
     if not isinstance(recipe, Recipe):
         raise UserError(str(file), got="no RECIPE", expected="RECIPE = Recipe(...)", fix="see recipes/vae/train.py")
+    if shipped and recipe.name != folder.resolve().name:
+        fix = f'write Recipe("{folder.resolve().name}", ...)'
+        raise UserError(str(file), got=f"a recipe {recipe.name!r}", expected="the name of its folder", fix=fix)
     return recipe if shipped else dataclasses.replace(recipe, place=folder)
 
 
@@ -171,10 +176,13 @@ def checked(config: Any) -> Any:
     """Return the config if its values are consistent with each other and the data.
 
     Raises:
-        UserError: they are not.
+        UserErrors: all mistakes at once.
     """
-    check_sections(config)
-    config.check()
+    errors = Mistakes()
+    check_sections(config, errors)
+    with errors:
+        config.check(errors)
+    errors.fail()
     return config
 
 

@@ -28,6 +28,7 @@ LABELS = {
     "bleu4": "BLEU-4 (0-100)",
     "rouge_l": "ROUGE-L (0-1)",
     "exact_match": "exact match (0-1)",
+    "bits_per_dim": "bits per dimension",
     "elbo": "ELBO (nats)",
     "log_likelihood": "log-likelihood (nats)",
     "betavae_score": "BetaVAE score (0-1)",

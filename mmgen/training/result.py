@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import soundfile
 from PIL import Image
 
+from mmgen.errors import UserError
 from mmgen.storage import read_json, write_json
 from mmgen.training.report import Sample
 
@@ -50,15 +52,22 @@ class Result(MutableMapping[str, Figures]):
     table: dict[str, Figures] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.systems: dict[str, Figures] = {self.model: {}}
+        self.systems: dict[str, Figures] = defaultdict(dict, {self.model: {}})  # a new system starts without figures
         self.samples: list[tuple[str, Sample]] = []
         self.sounds: dict[str, tuple[Tensor, int]] = {}
 
     def __getitem__(self, system: str) -> Figures:
-        return self.systems.setdefault(system, {})
+        return self.systems[system]
+
+    def __contains__(self, system: object) -> bool:
+        return system in self.systems
+
+    def get(self, system: str, default: Any = None) -> Any:
+        """The figures of a system that there is; nothing is added."""
+        return dict.get(self.systems, system, default)
 
     def __setitem__(self, system: str, figures: Mapping[str, float]) -> None:
-        self.systems[system] = dict(figures)
+        self.systems[system] = {metric: _figure(metric, value) for metric, value in figures.items()}
 
     def __delitem__(self, system: str) -> None:
         del self.systems[system]
@@ -93,12 +102,15 @@ class Result(MutableMapping[str, Figures]):
 
     def figures(self) -> Figures:
         """All figures as the flat mapping of ``mmgen evaluate --json``."""
-        flat = {
-            metric if system == self.model else f"{metric}_{system}": value
-            for system, figures in self.systems.items()
-            for metric, value in figures.items()
-        }
-        return flat | self.about
+        flat: Figures = {}
+        for system, figures in {**self.systems, "": self.about}.items():
+            for metric, value in figures.items():
+                name = metric if system in ("", self.model) else f"{metric}_{system}"
+                if name in flat:
+                    fix = "rename the metric or the system"
+                    raise UserError(f"figure {name}", got="two of this name", expected="one", fix=fix)
+                flat[name] = value
+        return flat
 
     def save(self, run: Path, split: str) -> None:
         """Write everything to the run folder, for `read_result`."""
@@ -154,3 +166,13 @@ def read_result(run: Path, split: str) -> SavedResult | None:
         if (file := run / "samples" / card["file"]).is_file()  # samples may have been deleted to save space
     ]
     return SavedResult(saved["systems"], saved["about"], samples, saved["texts"], saved["words"])
+
+
+def _figure(metric: str, value: Any) -> float:
+    """A number that JSON can hold; a tensor or array of one element becomes one."""
+    if isinstance(value, bool | int | float):
+        return value
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"figure {metric}", got=value, expected="a number", fix="give its mean") from error

@@ -15,6 +15,7 @@ from mmgen.training.config import build_config, parse_overrides, read_yaml, to_d
 from mmgen.training.lock import COPY, HOLDER, LOCK
 from mmgen.training.recipe import Recipe, checked, load_recipe, saved_values
 
+MISSING = object()
 RUN_KEYS = {"dtype"}  # config keys of how a model is run, not of what it is
 
 
@@ -72,7 +73,7 @@ def check_run_folder(config: Any, out: Path, resume: bool, extendable: Iterable[
                 before[key] = now[key]
         if 1 < before.get("seeds", 1) < now["seeds"]:  # a single run, in the folder itself, cannot become a study
             before["seeds"] = now["seeds"]
-        if changed := _changes(before, now):
+        if changed := _changes(before, config):
             fix = "resume with the same config, or choose another --out"
             raise UserError(str(out), got=f"other values of {', '.join(changed)}", expected="its own config", fix=fix)
 
@@ -113,13 +114,17 @@ def _as_read(config: Any) -> dict[str, Any]:
     return yaml.safe_load(yaml.safe_dump(to_dict(config)))
 
 
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The dotted keys with different values, and both values, without keys of how a model is run."""
-    old, new = _flat(before), _flat(now)
+def _changes(before: Mapping[str, Any], config: Any) -> list[str]:
+    """The dotted keys with different values, and both values, without keys of how a model is run.
+
+    A key that the version of mmgen which wrote ``before`` did not have counts as its default.
+    """
+    old, new, defaults = _flat(before), _flat(_as_read(config)), _flat(_as_read(type(config)()))
     return [
         f"{key} ({old.get(key, 'no such key')}, now {new.get(key, 'no such key')})"
         for key in {**old, **new}
-        if (key not in old or key not in new or old[key] != new[key]) and key.rpartition(".")[2] not in RUN_KEYS
+        if key.rpartition(".")[2] not in RUN_KEYS
+        and (key not in new or (defaults.get(key, MISSING) if key not in old else old[key]) != new[key])
     ]
 
 
@@ -132,7 +137,7 @@ def _flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
 
 def check_same_model(config: Any, source: Path, keys: Sequence[str]) -> None:
     """Check that a stage of another run was made for the same data and model."""
-    changes = _changes(saved_values(type(config), source / "config.yaml"), _as_read(config))
+    changes = _changes(saved_values(type(config), source / "config.yaml"), config)
     names = [(change, change.partition(" ")[0]) for change in changes]
     if changed := [change for change, name in names if any(name == key or name.startswith(f"{key}.") for key in keys)]:
         fix = "use the same values, or train the stage"

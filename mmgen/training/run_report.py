@@ -77,6 +77,7 @@ def write_reports(folder: Path, config: Any, prose: Path, runs: Sequence[Path] =
         command=details["command"],
         picture=_picture(folder, samples),
         picture_text=front.get("picture", ModelCard.picture_text),
+        run=runs[0].relative_to(folder).as_posix() if runs != [folder] else "",
         body=body,
         tags=front.get("tags", ()),
         base_model=base if base and "/" in base else None,

@@ -18,6 +18,7 @@ from mmgen.training.config import check_machine, to_dict
 from mmgen.training.lock import COPY, check_free, locked
 from mmgen.training.memory import keep_freed_memory
 from mmgen.training.recipe import Recipe, checked
+from mmgen.training.result import Result
 from mmgen.training.run_folder import (
     add_metrics,
     check_run_folder,
@@ -152,6 +153,9 @@ def _evaluate(recipe: Recipe, runs: Sequence[tuple[Path, Any]], out: Path, split
     for folder, seeded in runs:
         torch.manual_seed(seeded.seed)
         result = recipe.evaluate(recipe.run(folder, seeded.seed), seeded, split)
+        if not isinstance(result, Result):
+            got, fix = type(result).__name__, "return a Result at its end"
+            raise UserError(f"evaluate of {recipe.name}", got=got, expected="a Result", fix=fix)
         figures.append(result.figures())
         result.save(folder, split)
         add_metrics(folder, split, figures[-1])

@@ -18,18 +18,17 @@ from torch import Tensor
 
 from mmgen.cli import main
 from mmgen.data.batch import Batch
-from mmgen.data.cards import check_column, class_names, read_card
+from mmgen.data.cards import check_column, check_columns, class_names, read_card
 from mmgen.data.label import LabelProcessor
 from mmgen.data.processors import Processor
 from mmgen.data.rows import DataSet, Rows, check_several_classes, open_rows
-from mmgen.errors import UserError, check_one_of
-from mmgen.judging.classifier import Judge, JudgeConfig, trained_judge
+from mmgen.errors import Mistakes, UserError
+from mmgen.judging.classifier import Judge, JudgeConfig, judge_config, trained_judge
 from mmgen.metrics.robustness import missing_loss_ratio
 from mmgen.modalities.kinds import COLUMNS
 from mmgen.models.factorized import Factorized
 from mmgen.training.config import FitConfig, check_decided, section, section_of
 from mmgen.training.data_sections import Modalities
-from mmgen.training.nested import nested_config
 from mmgen.training.recipe import Recipe, RecipeConfig, stage
 from mmgen.training.result import Result
 from mmgen.training.run import Run
@@ -49,14 +48,15 @@ class Data(Modalities):
 
     sequence: str = ""
 
-    def check(self, path: str) -> None:
+    def check(self, path: str, errors: Mistakes) -> None:
         """Check the columns of modalities, labels and sequences."""
         card = read_card(self.card)
-        self.label = check_column(card, f"{path}.label", self.label, "label")
-        check_several_classes(card.name, self.label, class_names(card, self.label))
+        with errors:
+            self.label = check_column(card, f"{path}.label", self.label, "label")
+            check_several_classes(card.name, self.label, class_names(card, self.label))
         if self.sequence:
-            self.sequence = check_column(card, f"{path}.sequence", self.sequence, "id", "group")
-        super().check(path)
+            check_columns(self, path, errors, {"sequence": ["id", "group"]})
+        super().check(path, errors)
 
     def types(self, settings: Mapping[str, Any]) -> Sequence[str]:
         """The supported column types: in a sequence only vectors, and texts encoded as vectors."""
@@ -96,21 +96,22 @@ class Config(RecipeConfig):
     fit: FitConfig = section()
     judge: dict[str, Any] = field(default_factory=dict)
 
-    def check(self) -> None:
+    def check(self, errors: Mistakes) -> None:
         """Check that settings name modalities of the data, and that the judge reads one of them."""
         card = read_card(self.data.card)
-        for name in self.model.modalities or ():
-            check_one_of("model.modalities", name, self.data.modalities)
-        check_decided("model", self.model, GIVEN, "the data card and the stages set")
+        errors.check_each("model.modalities", self.model.modalities or (), self.data.modalities)
+        with errors:
+            check_decided("model", self.model, GIVEN, "the data card and the stages set")
         for judge in self.nested().values():
             column = judge.data.input
-            if card.columns[column]["kind"] != "image" or column not in self.data.columns_of():
+            kind = card.columns.get(column, {}).get("kind")
+            if kind != "image" or column not in [own.get("column") for own in self.data.modalities.values()]:
                 fix = "set judge.data.input to a column of pictures"
                 raise UserError("judge.data.input", got=column, expected="a picture among the modalities", fix=fix)
 
     def nested(self) -> dict[str, JudgeConfig]:
         """The config of the judge, by its key."""
-        return {"judge": nested_config("judge", JudgeConfig, self.judge)} if self.judge else {}
+        return {"judge": judge_config("judge", self.judge)} if self.judge else {}
 
 
 def build(config: Config, without: str) -> Factorized:

@@ -18,10 +18,10 @@ from sklearn.preprocessing import StandardScaler
 
 from mmgen import processes
 from mmgen.cli import main
-from mmgen.data.cards import check_column, class_names, read_card
+from mmgen.data.cards import check_column, check_columns, class_names, read_card
 from mmgen.data.label import LabelProcessor
 from mmgen.data.rows import DataSet, check_several_classes, open_rows
-from mmgen.errors import UserError, check_one_of
+from mmgen.errors import Mistakes, UserError
 from mmgen.modalities.kinds import fit_processor
 from mmgen.models.mag import AdaptedTransformer
 from mmgen.ranges import AtLeast
@@ -38,7 +38,7 @@ class Data:
     """A data card and its columns.
 
     Args:
-        card: name or path.
+        card: the data card, by name or path.
         text: the column of texts.
         features: modality -> the column of its features.
         label: the column of labels.
@@ -53,19 +53,20 @@ class Data:
     text_features: str = ""
     limit: Annotated[int, AtLeast(0)] = 0
 
-    def check(self, path: str) -> None:
+    def check(self, path: str, errors: Mistakes) -> None:
         """Check that the columns are there and of kinds the model reads."""
-        card = read_card(self.card)
-        self.text = check_column(card, f"{path}.text", self.text, "text", one_text=True)
-        self.label = check_column(card, f"{path}.label", self.label, "label")
-        check_several_classes(card.name, self.label, class_names(card, self.label))
+        check_columns(self, path, errors, {"text": ["text"]}, one_text=True)
+        if self.text_features:
+            check_columns(self, path, errors, {"text_features": ["vector"]})
         if not self.features:
             fix = "name a column of vectors, as in {audio: audio_features}"
-            raise UserError(f"{path}.features", got="none", expected="a modality beside the text", fix=fix)
+            errors.append(UserError(f"{path}.features", got="none", expected="a modality beside the text", fix=fix))
+        card = read_card(self.card)
         for name, column in self.features.items():
-            check_column(card, f"{path}.features.{name}", column, "vector")
-        if self.text_features:
-            self.text_features = check_column(card, f"{path}.text_features", self.text_features, "vector")
+            with errors:
+                check_column(card, f"{path}.features.{name}", column, "vector")
+        self.label = check_column(card, f"{path}.label", self.label, "label")
+        check_several_classes(card.name, self.label, class_names(card, self.label))
 
 
 @dataclass
@@ -76,10 +77,9 @@ class Config(RecipeConfig):
     model: section_of(AdaptedTransformer) = section()
     fit: FitConfig = section()
 
-    def check(self) -> None:
+    def check(self, errors: Mistakes) -> None:
         """Check that model arguments set by the data keep their defaults, and that noise is of a modality."""
-        for name in self.model.noise or {}:
-            check_one_of("model.noise", name, self.data.features)
+        errors.check_each("model.noise", self.model.noise or {}, self.data.features)
         check_decided("model", self.model, ["features", "classes", "class_names"], "the data card sets")
 
 

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from mmgen.cli import main
 from mmgen.data.batch import Batch
-from mmgen.data.cards import check_column, read_card
+from mmgen.data.cards import check_columns
 from mmgen.data.rows import DataSet, open_rows
-from mmgen.errors import check_one_of
-from mmgen.judging.classifier import JudgeConfig, trained_judge
+from mmgen.errors import Mistakes
+from mmgen.judging.classifier import JudgeConfig, judge_config, trained_judge
 from mmgen.judging.coherence import coherence_of, pairwise_coherence
 from mmgen.judging.features import frechet, picture_features
 from mmgen.models.multimodal_vae import OBJECTIVES, MultimodalVAE
@@ -26,7 +26,6 @@ from mmgen.ranges import AtLeast
 from mmgen.training.config import FitConfig, section, section_of
 from mmgen.training.data_sections import Modalities
 from mmgen.training.model_card import contact_sheet
-from mmgen.training.nested import nested_config
 from mmgen.training.previews import preview
 from mmgen.training.prior import prior_fit
 from mmgen.training.recipe import Recipe, RecipeConfig, stage
@@ -69,19 +68,24 @@ class Config(RecipeConfig):
     judges: dict[str, dict[str, Any]] = field(default_factory=dict)
     evaluation: Evaluation = section()
 
-    def check(self) -> None:
+    def check(self, errors: Mistakes) -> None:
         """Check that settings and judges name modalities of the data."""
-        for key, names in (("model.modalities", self.model.modalities), ("judges", self.judges)):
-            for name in names or ():
-                check_one_of(key, name, self.data.modalities)
+        errors.check_each("model.modalities", self.model.modalities or (), self.data.modalities)
+        errors.check_each("judges", self.judges, self.data.modalities)
+        errors.check_each("model.objective", [self.model.objective], OBJECTIVES)
+        with errors:
+            self.judge_configs()
         if self.judges:
-            self.data.label = check_column(read_card(self.data.card), "data.label", self.data.label)
-        self.judge_configs()
-        check_one_of("model.objective", self.model.objective, OBJECTIVES)
+            check_columns(self.data, "data", errors, {"label": []})
 
     def judge_configs(self) -> dict[str, JudgeConfig]:
         """The config of the judge of each modality."""
-        return {name: nested_config(f"judges.{name}", JudgeConfig, values) for name, values in self.judges.items()}
+        configs, errors = {}, Mistakes()
+        for name, values in self.judges.items():
+            with errors:
+                configs[name] = judge_config(f"judges.{name}", values)
+        errors.fail()
+        return configs
 
     def nested(self) -> dict[str, JudgeConfig]:
         """The config of each judge, by its key."""

@@ -21,7 +21,7 @@ from mmgen.cli import main
 from mmgen.data.simulate.peg_insertion import DISTURBANCES
 from mmgen.data.simulate.scene import SHAPES
 from mmgen.data.touch import Transitions
-from mmgen.errors import UserError, check_one_of
+from mmgen.errors import Mistakes, UserError
 from mmgen.judging.arms import ARMS, code_moments, environment, sees, view
 from mmgen.models.vision_touch import TOUCH, VISION, VisionTouch
 from mmgen.ranges import Above, AtLeast, Between, Each
@@ -72,12 +72,11 @@ class Policy:
     clearance: Annotated[float, Between(0, 0.01)] = 0.003
     told_error: Annotated[float, Between(0, 0.1)] = 0.003
 
-    def check(self, path: str) -> None:
+    def check(self, path: str, errors: Mistakes) -> None:
         """Check that the shapes are known, and that each gets as many environments."""
         if not self.shapes:
             raise UserError(f"{path}.shapes", got="an empty list", expected="one or more", fix="leave it out")
-        for shape in self.shapes:
-            check_one_of(f"{path}.shapes", shape, SHAPES)
+        errors.check_each(f"{path}.shapes", self.shapes, SHAPES)
         if self.environments % len(self.shapes):
             got, fix = f"{self.environments} for {len(self.shapes)} shapes", "as many of each shape"
             raise UserError(f"{path}.environments", got=got, expected=f"a multiple of {len(self.shapes)}", fix=fix)
@@ -97,11 +96,10 @@ class Evaluation:
     shape: str = "triangle"
     disturbances: list[str] = field(default_factory=lambda: list(DISTURBANCES))
 
-    def check(self, path: str) -> None:
+    def check(self, path: str, errors: Mistakes) -> None:
         """Check that shape and disturbances are known."""
-        check_one_of(f"{path}.shape", self.shape, SHAPES)
-        for disturbance in self.disturbances:
-            check_one_of(f"{path}.disturbances", disturbance, DISTURBANCES)
+        errors.check_each(f"{path}.shape", [self.shape], SHAPES)
+        errors.check_each(f"{path}.disturbances", self.disturbances, DISTURBANCES)
 
 
 @dataclass
@@ -116,15 +114,15 @@ class Config(VisionTouchConfig):
     arms: list[str] = field(default_factory=lambda: ["full", "vision", "touch"])
     evaluation: Evaluation = section()
 
-    def check(self) -> None:
+    def check(self, errors: Mistakes) -> None:
         """Check that the arms are known, and that no seed needs episodes beyond the last."""
-        super().check()
         if not self.arms:
-            raise UserError("arms", got="an empty list", expected="one or more", fix="leave it out")
-        for arm in self.arms:
-            check_one_of("arms", arm, ARMS)
+            errors.append(UserError("arms", got="an empty list", expected="one or more", fix="leave it out"))
+        errors.check_each("arms", self.arms, ARMS)
         if (last := self.seed + self.seeds - 1) > LAST_SEED:
-            raise UserError("seed", got=last, expected=f"at most {LAST_SEED} for the last one", fix="use 0 for example")
+            expected = f"at most {LAST_SEED} for the last one"
+            errors.append(UserError("seed", got=last, expected=expected, fix="use 0 for example"))
+        super().check(errors)
 
 
 def environments(

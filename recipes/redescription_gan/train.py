@@ -20,9 +20,9 @@ from mmgen.data.batch import Batch
 from mmgen.data.cards import held_out, read_card
 from mmgen.data.image import ImageProcessor
 from mmgen.data.rows import DataSet, spread
-from mmgen.errors import UserError
+from mmgen.errors import Mistakes, UserError
 from mmgen.judging.features import nearest_pictures
-from mmgen.judging.pictures import PictureConfig, PictureEvaluation, PictureJudges, draw_all
+from mmgen.judging.pictures import PictureConfig, PictureEvaluation, draw_all
 from mmgen.models.mirror_gan import MirrorGAN
 from mmgen.models.redescriber import Redescriber
 from mmgen.training.config import FitConfig, section, section_of
@@ -59,10 +59,11 @@ class Config(PictureConfig):
     fit: FitConfig = section()
     evaluation: PictureEvaluation = section()
 
-    def check(self) -> None:
+    def check(self, errors: Mistakes) -> None:
         """Check the judges, and that both networks can be built."""
-        super().check()
-        build(self, self.data.vocab_size)
+        with errors:
+            build(self, self.data.vocab_size)
+        super().check(errors)
 
     @property
     def processor(self) -> ImageProcessor:
@@ -148,13 +149,13 @@ def evaluate(run: Run, config: Config, split: str) -> Result:
     """Figures of one drawn picture a prompt, and of the true pictures (``real``) at the same size.
 
     ``redescription`` is the captioner's -log p(prompt | picture) in nats, part of the training loss; ``nearest_rmse`` is the
-    distance to the nearest training picture, for values from 0 to 1; for the others see `PictureJudges`.
+    distance to the nearest training picture, for values from 0 to 1; the others are those of `PictureConfig.judges`.
     """
     model = run.load()
     captioner, image = run.load("captioner"), model.processors["image"]
     data = config.data.pairs(split, **model.processors, limit=config.evaluation.items)
     seen = config.data.pairs("train", image).all("image")
-    judges = PictureJudges(config, data, image)
+    judges = config.judges(data, image)
     result = Result("drawn", {"real": "true pictures"}, judges.about)
     for system, pictures in {"drawn": draw_all(model, data, config.seed), "real": data.all("image")}.items():
         result[system] = {"redescription": redescription(captioner, data, pictures)} | judges.of_texts(pictures)

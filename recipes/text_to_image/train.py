@@ -17,8 +17,9 @@ from mmgen.cli import main
 from mmgen.data.batch import Batch
 from mmgen.data.cards import held_out, read_card
 from mmgen.data.image import ImageProcessor
+from mmgen.errors import Mistakes
 from mmgen.judging.features import nearest_pictures
-from mmgen.judging.pictures import PictureConfig, PictureEvaluation, PictureJudges, draw_all
+from mmgen.judging.pictures import PictureConfig, PictureEvaluation, draw_all
 from mmgen.judging.shared_space import trained_space
 from mmgen.models.discrete_vae import DiscreteVAE
 from mmgen.models.text_to_image import TextToImage
@@ -101,11 +102,11 @@ class Config(PictureConfig):
     fit: FitConfig = section()
     evaluation: Evaluation = section()
 
-    def check(self) -> None:
+    def check(self, errors: Mistakes) -> None:
         """Check the judges, and that all models can be built."""
-        super().check()
-        with torch.device("meta"):  # raises for values out of range, without memory
+        with errors, torch.device("meta"):  # raises for values out of range, without memory
             self.untrained(self.data.vocab_size, end=0)
+        super().check(errors)
 
     def untrained(self, vocabulary: int, end: int) -> TextToImage:
         """The transformer, and in it the discrete VAE, untrained."""
@@ -168,10 +169,9 @@ def evaluate(run: Run, config: Config, split: str) -> Result:
     settings, model = config.evaluation, run.load()
     image, device, codes = model.processors["image"], model.step.device, model.discrete_vae
     data, train = config.data.pairs(split, **model.processors, limit=settings.items), config.data.pairs("train", image)
-    judges = PictureJudges(config, data, image, "digit_accuracy")
+    judges, draw = config.judges(data, image, "digit_accuracy"), partial(draw_all, model, data, config.seed)
     sampling = {"temperature": settings.temperature, "top_k": settings.top_k}
     guided, real = {**sampling, "guidance": settings.guidance}, data.all("image")
-    draw = partial(draw_all, model, data, config.seed)
     made = {"text_to_image": draw(**guided)}
     if settings.guidance != 1:
         made["unguided"] = draw(**sampling)

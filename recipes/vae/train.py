@@ -17,11 +17,11 @@ from torch import Tensor
 
 from mmgen.cli import main
 from mmgen.data.batch import Batch
-from mmgen.data.cards import check_column, held_out, read_card
+from mmgen.data.cards import check_column, check_columns, held_out, read_card
 from mmgen.data.image import ImageProcessor
 from mmgen.data.processors import Processor
 from mmgen.data.rows import DataSet, open_rows
-from mmgen.errors import UserError, check_one_of
+from mmgen.errors import Mistakes, UserError
 from mmgen.metrics.disentanglement import disentanglement_scores
 from mmgen.models.vae import OBJECTIVES, VAE, check_settings
 from mmgen.ranges import AtLeast, Each
@@ -38,7 +38,7 @@ class Data:
     """A data card of pictures.
 
     Args:
-        card: name or path.
+        card: the data card, by name or path.
         image: column of pictures.
         split: training split.
         size: side in pixels.
@@ -110,21 +110,22 @@ class Config(RecipeConfig):
     evaluation: Evaluation = section()
     fit: FitConfig = section()
 
-    def check(self) -> None:
+    def check(self, errors: Mistakes) -> None:
         """Check the columns and the settings of the objectives."""
+        errors.check_each("model.objective", [self.model.objective], OBJECTIVES)
+        for objective in self.model.settings:
+            with errors:
+                check_settings(objective, settings_of(self, objective, 1), f"model.settings.{objective}")
         data, card = self.data, read_card(self.data.card)
-        data.image = check_column(card, "data.image", data.image, "image")
-        check_one_of("data.split", data.split, card.splits)
+        check_columns(data, "data", errors, {"image": ["image"]})
+        errors.check_each("data.split", [data.split], card.splits)
+        errors.check_each("data.grid", [data.grid] if data.factors else [], card.splits)
         for factor in data.factors:
-            check_column(card, "data.factors", factor, "label")
-        if data.factors:
-            check_one_of("data.grid", data.grid, card.splits)
+            with errors:
+                check_column(card, "data.factors", factor, "label")
         if len(data.factors) == 1:
             fix = "name the other factors too"
             raise UserError("data.factors", got=data.factors, expected="two or more, or none", fix=fix)
-        check_one_of("model.objective", self.model.objective, OBJECTIVES)
-        for objective in {self.model.objective, *self.model.settings}:
-            check_settings(objective, settings_of(self, objective, 1), f"model.settings.{objective}")
 
 
 def pictures(data: Data, split: str, process: Processor) -> DataSet:

@@ -20,7 +20,7 @@ from mmgen.data.batch import Batch, collate
 from mmgen.data.processors import read_bytes
 from mmgen.data.questions import QuestionData, Questions
 from mmgen.data.rows import DataSet
-from mmgen.errors import UserError
+from mmgen.errors import Mistakes, UserError
 from mmgen.metrics.vqa import exact_match
 from mmgen.models.answerer import Answerer
 from mmgen.models.captioner import Captioner
@@ -59,7 +59,7 @@ class Config(RecipeConfig):
     format: str = "Picture:{image}. {question} Answer: {answer}\n"
     support: Annotated[int, AtLeast(1)] = 8
 
-    def check(self) -> None:
+    def check(self, errors: Mistakes) -> None:
         """Check the format of questions."""
         Format(self.format)
 

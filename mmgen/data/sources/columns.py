@@ -123,6 +123,8 @@ def stored(spec: dict[str, Any], value: Any, what: str = "") -> Any:
         return "" if value is None else value
     if kind == "text":
         return _stored_text(spec, value, what or kind)
+    if kind == "vector" and isinstance(value, str):  # a cell of a CSV
+        return _cell_numbers(value, what or kind)
     if kind != "label" or value is None or value == "":
         return None if kind == "label" else value
     names = [] if isinstance(spec["classes"], int) else spec["classes"]
@@ -137,6 +139,14 @@ def stored(spec: dict[str, Any], value: Any, what: str = "") -> Any:
     expected = f"a class: {', '.join(names[:20])}, or its number" if names else "a whole number"
     fix = nearest(str(value), names) if names else "write the number of its class, or name the card's classes"
     raise UserError(what or kind, got=value, expected=expected, fix=fix)
+
+
+def _cell_numbers(text: str, what: str) -> list[float]:
+    try:
+        return [float(number) for number in text.strip().strip("[]()").split(",")]
+    except ValueError as error:
+        fix = "write it as in 0.5,-1,2, in quotes"
+        raise UserError(what, got=repr(text), expected="numbers joined by commas", fix=fix) from error
 
 
 def _stored_text(spec: dict[str, Any], value: Any, what: str) -> Any:

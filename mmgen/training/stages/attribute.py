@@ -11,11 +11,12 @@ from mmgen import processes
 from mmgen.conditioning.language_model import check_room, load_language_model
 from mmgen.conditioning.prefix import positions
 from mmgen.conditioning.representations import mean_state
-from mmgen.data.cards import check_column, class_names, read_card
+from mmgen.data.cards import check_column, check_columns, class_names, read_card
 from mmgen.data.label import LabelProcessor
 from mmgen.data.rows import DataSet, Rows, check_several_classes, open_rows
 from mmgen.data.text import TextProcessor, tokens_of
 from mmgen.data.vector import VectorProcessor
+from mmgen.errors import Mistakes
 from mmgen.modalities.features import cached_features
 from mmgen.models.class_language_model import ClassLanguageModel
 from mmgen.models.classifier import Classifier
@@ -33,7 +34,7 @@ class LabelledTexts:
     """A data card of labelled texts.
 
     Args:
-        card: name or path.
+        card: the data card, by name or path.
         text: the column of texts.
         label: the column of labels.
         limit: rows of each split; 0 takes all.
@@ -46,17 +47,18 @@ class LabelledTexts:
     limit: Annotated[int, AtLeast(0)] = 0
     text_length: Annotated[int, AtLeast(1)] = 64
 
-    def check(self, path: str) -> None:
+    def check(self, path: str, errors: Mistakes) -> None:
         """Check that the columns are there, and that the labels have two classes or more."""
+        check_columns(self, path, errors, {"text": ["text"]}, one_text=True)
         card = read_card(self.card)
-        self.text = check_column(card, f"{path}.text", self.text, "text", one_text=True)
         self.label = check_column(card, f"{path}.label", self.label, "label")
         check_several_classes(card.name, self.label, self.class_names)
 
     @property
     def class_names(self) -> list[str]:
         """The names of the classes."""
-        return class_names(read_card(self.card), self.label)
+        card = read_card(self.card)
+        return class_names(card, check_column(card, "data.label", self.label, "label"))
 
     def rows(self, split: str) -> Rows:
         """The rows of a split that have a text and a label.

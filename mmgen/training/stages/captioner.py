@@ -9,11 +9,11 @@ from PIL import Image
 from torch import Tensor
 
 from mmgen.conditioning.language_model import load_language_model
-from mmgen.data.cards import check_column, read_card
+from mmgen.data.cards import check_columns, read_card
 from mmgen.data.processors import read_bytes
 from mmgen.data.rows import DataSet, Rows, open_rows, texts_of
 from mmgen.data.text import tokens_of
-from mmgen.errors import UserError
+from mmgen.errors import Mistakes, UserError
 from mmgen.metrics.captioning import tokenize
 from mmgen.models.captioner import Captioner
 from mmgen.ranges import AtLeast
@@ -32,7 +32,7 @@ class CaptionData:
     """A data card of pictures or sounds with captions.
 
     Args:
-        card: name or path.
+        card: the data card, by name or path.
         input: the column of pictures or sounds.
         text: the column of captions, one or several an item.
         limit: items of each split; 0 takes all.
@@ -109,11 +109,9 @@ class CaptionerConfig(RecipeConfig):
     fit: FitConfig = section()
     decoding: Decoding = section()
 
-    def check(self) -> None:
+    def check(self, errors: Mistakes) -> None:
         """Check that the columns exist and are of the kind that the captioner reads."""
-        card, data = read_card(self.data.card), self.data
-        data.input = check_column(card, "data.input", data.input, self.model.modality)
-        data.text = check_column(card, "data.text", data.text, "text")
+        check_columns(self.data, "data", errors, {"input": [self.model.modality], "text": ["text"]})
 
 
 def caption_vocabulary(language_model: str, dtype: str, texts: Sequence[str]) -> list[int]:

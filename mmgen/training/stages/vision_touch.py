@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from mmgen.data.cards import check_column, open_card, read_card
 from mmgen.data.touch import Transitions, fit_processors
-from mmgen.errors import UserError
+from mmgen.errors import Mistakes, UserError
 from mmgen.models.vision_touch import TOUCH, VISION, VisionTouch
 from mmgen.ranges import AtLeast
 from mmgen.training.config import FitConfig, check_decided, section, section_of
@@ -20,7 +20,7 @@ class Episodes:
     """A data card whose column ``episode`` holds paths of HDF5 files.
 
     Args:
-        card: name or path.
+        card: the data card, by name or path.
         size: side of the pictures in pixels.
         episodes: number of episodes of each split; 0 takes all.
         in_memory: keep the training pictures in memory, half a gigabyte of 15,000 at 64 pixels.
@@ -31,7 +31,7 @@ class Episodes:
     episodes: Annotated[int, AtLeast(0)] = 0
     in_memory: bool = True
 
-    def check(self, path: str) -> None:
+    def check(self, path: str, errors: Mistakes) -> None:
         """Check that the card has episodes."""
         check_column(read_card(self.card), "episode", "episode", "id")
 
@@ -58,11 +58,13 @@ class VisionTouchConfig(RecipeConfig):
     model: section_of(VisionTouch) = section()  # type: ignore[valid-type]
     fit: FitConfig = section()
 
-    def check(self) -> None:
+    def check(self, errors: Mistakes) -> None:
         """Check that model arguments set by stages and data keep their defaults, and that the model can be made."""
-        check_decided("model", self.model, ["senses"], "the stages set")
-        check_decided("model", self.model, ["size"], "the data set", fix="set data.size")
-        VisionTouch(**{**asdict(self.model), "size": self.data.size})  # before anything is simulated
+        with errors:
+            check_decided("model", self.model, ["senses"], "the stages set")
+        with errors:
+            check_decided("model", self.model, ["size"], "the data set", fix="set data.size")
+        VisionTouch(**{**asdict(self.model), "senses": CODES["full"], "size": self.data.size})  # before anything is simulated
 
 
 @stage()
