@@ -69,14 +69,14 @@ class StyleTransfer(Model):
         class_names: the two styles.
         vocabulary: number of words v.
         objective: one of the four above.
-        dim: width d.
+        dim: width d of the transformers.
         depth: layers of encoder and decoder.
         heads: attention heads.
         dropout: dropout rate.
         noise: share of the words dropped by the encoder in training.
         markers: a word at least this many times as frequent in one style as in the other marks it, and is hidden when a text
             of that style is encoded.
-        weight: w.
+        weight: weight w of the terms of the objective other than the reconstruction.
         words: largest vocabulary of `learn`.
 
     Raises:
