@@ -46,7 +46,7 @@ class UserErrors(UserError):
 
 
 class Mistakes(list[UserError]):
-    """Mistakes to be reported together: ``with mistakes:`` keeps a UserError raised inside, and goes on behind it.
+    """Mistakes to be reported together: ``with mistakes:`` collects errors and continues.
 
     >>> mistakes = Mistakes()
     >>> with mistakes:

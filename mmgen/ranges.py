@@ -34,7 +34,7 @@ class Range:
             UserError: it is not.
         """
         if not (isinstance(value, Real) and math.isfinite(value) and self.holds(float(value))):
-            infinite = value in (math.inf, -math.inf)
+            infinite = isinstance(value, float) and not math.isfinite(value)
             expected = str(self).replace("a number", "a finite number") if infinite else str(self)
             raise UserError(name, got=value, expected=expected, fix=self.fix.format(**vars(self)))
 

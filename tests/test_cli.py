@@ -78,6 +78,10 @@ def test_help_names_every_command():
             "config key fit.stps: got an unknown key, expected a known one; did you mean 'steps'?",
         ),
         (["train", "judge", "stray"], "argument: got stray, expected a known option or key=value"),
+        (["train", "judge", "two", "strays"], "argument: got two strays, expected"),
+        (["train", "gone/recipe"], "gone/recipe: got no train.py, expected a recipe's folder"),
+        (["train", "vae", "model.settings.beta.beta=-1"], "model.settings.beta.beta: got -1"),
+        (["train", "vae", "fit.clip=inf"], "fit.clip: got inf, expected a finite number >= 0"),
         (["train", "judge", "--sed", "3"], "argument: got --sed"),
         (["list", "size=64"], "argument: got size=64, expected a known option; see `mmgen list --help`"),
         (["train", "judge", "--processes", "0"], "--processes: got 0"),
@@ -124,6 +128,15 @@ def test_help_tells_value_range_and_meaning(capsys):
     told = capsys.readouterr().out
     assert "\n  fit_codes.warmup=50: a whole number >= 0\n      steps over which the learning rate rises linearly" in told
     assert "\n  model.dim=256: a whole number" in told and "\n      width of the transformer." in told
+
+
+def test_help_of_a_recipe_names_the_options_and_the_values_of_the_config_before_it(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["train", "steering", "--config", "smoke", "--help"])
+    told = capsys.readouterr().out
+    assert all(name in told for name in ("--out", "--resume", "--config", "--processes", "STAGE.from=RUN"))
+    assert "values in smoke.yaml" in told and "\n  fit.steps=6: " in told and ".:" not in told
+    assert "config of steering: got smok" in fails(capsys, "train", "steering", "--config", "smok", "--help")
 
 
 def test_a_run_folder_below_a_file(capsys, tmp_path):

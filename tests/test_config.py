@@ -1,6 +1,8 @@
 """Configs: layers, types, and every mistake reported at once."""
 
 import dataclasses
+import json
+from pathlib import Path
 from typing import Annotated
 
 import pytest
@@ -27,6 +29,7 @@ from mmgen.training.config import (
     write_config,
 )
 from mmgen.training.recipe import load_recipe, recipe_config, saved_values
+from mmgen.training.run_folder import open_run
 from mmgen.training.scripts import recipe_names
 from mmgen.training.study import evaluate, train
 
@@ -390,3 +393,13 @@ def test_old_keys_are_read_in_a_run_folder_and_told_their_new_names_elsewhere(tm
 def test_the_seed_of_a_stage_is_that_of_the_run():
     with pytest.raises(UserError, match=r"fit.seed: got 3, expected 0; set seed=3, which every stage uses"):
         recipe_config(load_recipe("vae"), "smoke", ["fit.seed=3"])
+
+
+@pytest.mark.parametrize("file", sorted((Path(__file__).parent / "old_configs").glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_config_of_a_run_of_an_older_version_opens_as_that_of_today(tmp_path, file):
+    recipe = load_recipe(file.stem)
+    written = file.read_text(encoding="utf-8").replace("smoke.csv", str(recipe.folder / "smoke.csv"))
+    (tmp_path / "config.yaml").write_text(written, encoding="utf-8")
+    (tmp_path / "run.json").write_text(json.dumps({"recipe": file.stem}), encoding="utf-8")
+    opened, config = open_run(tmp_path)
+    assert opened == recipe and config == recipe_config(recipe, "smoke", [])

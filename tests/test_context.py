@@ -106,7 +106,8 @@ def test_padding_takes_no_place(tmp_path):
     model, _ = load_language_model(save(LEARNED_OR_ROTARY["gpt2"](259), tmp_path), "fp32")
     mask = torch.arange(60)[None] >= 20
     places = (mask.long().cumsum(1) - 1).clamp(min=0)
-    model(input_ids=torch.full((1, 60), 7), attention_mask=mask.long(), position_ids=places)
+    padded = model(input_ids=torch.full((1, 60), 7), attention_mask=mask.long(), position_ids=places).logits[:, 20:]
+    torch.testing.assert_close(padded, model(input_ids=torch.full((1, 40), 7)).logits)
 
 
 @pytest.mark.parametrize("kind", [Captioner, PseudoSelfAttentionCaptioner])

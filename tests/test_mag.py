@@ -309,7 +309,7 @@ def test_an_installed_package(tmp_path, monkeypatch):
         ("data.text_features=word", "data.text_features=word"),
         ("data.limit=-1", "data.limit: got -1"),
         ("model.noise={sound: 1.0}", "model.noise: got sound"),
-        ("model.classes=3", "model.classes: got 3, expected what the data card decides"),
+        ("model.classes=3", "model.classes: got 3, expected the default; the data card sets it"),
     ],
 )
 def test_configs_that_cannot_be_used(change, message):

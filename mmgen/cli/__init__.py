@@ -2,6 +2,7 @@
 
 import io
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if unknown:
             fix = f"see `mmgen {options.command} --help`"
             expected = "a known option or key=value" if hasattr(options, "values") else "a known option"
-            raise UserError("argument", got=unknown[0], expected=expected, fix=fix)
+            raise UserError("argument", got=shlex.join(unknown), expected=expected, fix=fix)
         if hasattr(options, "seed"):
             check_seed("--seed", options.seed)
         for file in (getattr(options, "json", None), getattr(options, "html", None)):

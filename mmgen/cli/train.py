@@ -17,24 +17,22 @@ EPILOG = (
 
 
 class RecipeHelp(argparse.Action):
-    """``--help``: the keys of the recipe before it, or without one the options of the command."""
+    """``--help``: the options, and the keys of a recipe before it, with the values of a --config before it."""
 
     def __call__(self, parser: argparse.ArgumentParser, options: argparse.Namespace, *_: object) -> NoReturn:
         """Print the help and exit."""
         from mmgen.training.help import recipe_keys
 
-        if options.recipe is None:
-            parser.print_help()
-        else:
-            parser.print_usage()
-            print(recipe_keys(options.recipe))
+        parser.print_help()
+        if options.recipe is not None:
+            print(f"\n{recipe_keys(options.recipe, options.config)}")
         parser.exit()
 
 
 def add_train(commands: Commands) -> None:
     """Declare the command."""
     command = commands.add_parser("train", help="train a recipe into a run folder", epilog=EPILOG, add_help=False)
-    text = "show this help; after a recipe, the keys of its config"
+    text = "show this help; after a recipe, also the keys of its config, after --config NAME with the values there"
     command.add_argument("-h", "--help", nargs=0, action=RecipeHelp, help=text)
     command.add_argument("recipe", help="a recipe's name, or a folder with a train.py of your own")
     command.add_argument("--config", default="config", help="a named config of the recipe, or a YAML file (default: config)")

@@ -211,7 +211,7 @@ class PrefixLanguageModel(nn.Module):
         return texts
 
     def continued(self, prompt: Prompt, **options: Any) -> Tensor:
-        """The new tokens (b, t) of each item."""
+        """Generate tokens (b, t) that follow each prompt, without the prompt itself."""
         # transformers computes the position of every token from the mask
         return self.model.generate(  # type: ignore[operator]  # transformers leaves it out of this type
             inputs_embeds=prompt.embeddings.to(self.model.dtype), attention_mask=prompt.mask.long(),

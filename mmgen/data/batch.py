@@ -38,7 +38,9 @@ class Batch:
     def __post_init__(self) -> None:
         sizes = {name: len(value) for name, value in self.values.items()}
         sizes |= {} if self.rows is None else {"rows": len(self.rows)}
-        if len(set(sizes.values())) != 1:
+        if not sizes:
+            raise UserError("batch", got="no modality", expected="one", fix="for n items without any use Batch.nothing(n)")
+        if len(set(sizes.values())) > 1:
             raise UserError("batch", got=sizes, expected="one batch size for all modalities", fix="stack the same items")
         if self.rows is None:
             first = next(iter(self.values.values()))

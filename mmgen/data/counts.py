@@ -48,7 +48,7 @@ class CountProcessor:
 
     @classmethod
     def fit(cls, rows: Iterable[Any]) -> "CountProcessor":
-        """With the length that all ``rows`` have."""
+        """Make a processor of the length that all ``rows`` have."""
         return cls(stacked(cls.read(row) for row in rows).shape[1])
 
     @property

@@ -302,9 +302,9 @@ class DataSet(Sequence[dict[str, Tensor | None]]):
             if not isinstance(column, Column):
                 continue
             if name == each:
-                told = [[] if gone else texts for texts, gone in zip(column.texts(), column.missing)]
-                self.row_of = [row for row, texts in enumerate(told) for _ in texts]
-                self.texts = self.values[name] = [text for texts in told for text in texts]
+                by_row = [[] if gone else texts for texts, gone in zip(column.texts(), column.missing)]
+                self.row_of = [row for row, texts in enumerate(by_row) for _ in texts]
+                self.texts = self.values[name] = [text for texts in by_row for text in texts]
             elif column.holds_files:
                 self._missing[name] = column.missing
             elif (vectors := column.vectors()) is not None:  # lists of numbers take ten times the room

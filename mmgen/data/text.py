@@ -70,7 +70,7 @@ class TextProcessor:
 
     @classmethod
     def fit(cls, texts: Iterable[str], vocab_size: int = 259, max_length: int | None = 32) -> "TextProcessor":
-        """With a tokenizer trained on ``texts`` but for blank ones, see `train_tokenizer`; by default of bytes."""
+        """Make a processor with a tokenizer trained on the non-blank ``texts``, by default of bytes; see `train_tokenizer`."""
         return train_tokenizer((text for text in texts if text.strip()), vocab_size, max_length=max_length)
 
     @property

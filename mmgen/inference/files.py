@@ -51,7 +51,7 @@ def generate_files(
 
 
 def _as_text(model: Model, to: str, result: Any, stem: str, out: Path | None) -> Any:
-    """A text as it is, the path of a written file, or numbers as text; of several modalities a dict of these."""
+    """The printable form of a result: a text, or the path of its written file; of several modalities a dict of these."""
     if isinstance(result, dict):
         return {name: _as_text(model, name, value, f"{stem}_{name}", out) for name, value in result.items()}
     if isinstance(result, str):
@@ -69,7 +69,7 @@ def _suffix(kind: str) -> str:
 
 
 def _make_folder(out: Path | None, kind: str) -> None:
-    """Make the folder before anything is generated that would have no place."""
+    """Create the folder of results before generating."""
     if out is None:
         raise UserError("--out", got="none", expected=f"a folder for the {kind} files", fix="add --out DIR")
     try:

@@ -103,7 +103,7 @@ def scorer(model: Model, run: str, to: str) -> Callable[[Tensor, Batch], Tensor]
         UserError: ``to`` is not a picture, or the run is of another recipe.
     """
     if to != "image":
-        raise UserError("rerank", got=f"{run} for a generated {to}", expected="a picture to generate", fix="leave it out")
+        raise UserError("rerank", got=f"{run} with --to {to}", expected="an image as --to", fix="leave it out")
     aligned = load(run)
     if not isinstance(aligned, Aligned) or aligned.modality != "image":
         raise UserError("rerank", got=aligned.name, expected="a run of the recipe aligned", fix="train one")

@@ -327,7 +327,7 @@ def _write(
     rows = [{"prompt": prompt, "text": text, "attribute": a, "perplexity": p} for (_, prompt, _), text, a, p in figures]
     if traced:
         steps = zip(recorder.scores, output.logits, after.T[..., None])  # (b, v), (b, v) and (b, 1) of each token
-        # unsteered probabilities among the same tokens: a cut to the likeliest raises them without steering
+        # unsteered probabilities, renormalised over the same top-k tokens, which alone would raise them
         pairs = [(to, of.masked_fill(to == -torch.inf, -torch.inf), token) for to, of, token in steps]
         both = [[x.float().log_softmax(-1).gather(1, token)[:, 0] for x in (to, of)] for to, of, token in pairs]
         raised = torch.stack([to - of for to, of in both], 1)  # (b, t)
@@ -357,7 +357,7 @@ def words_raised(tokenizer: PreTrainedTokenizerBase, tokens: list[int], raised: 
         if now.endswith("\N{REPLACEMENT CHARACTER}") and n < len(tokens):
             continue  # in the middle of a character of several tokens
         piece, decoded, more, carried = now[len(decoded) :], now, carried, 0.0
-        if words and not piece[:1].isspace():  # it goes on
+        if words and not piece[:1].isspace():  # continues the previous word
             word, before = words.pop()
             piece, more = word + piece, before + more
         words.append((piece, more))

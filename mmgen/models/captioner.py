@@ -45,7 +45,7 @@ class Captioner(Model):
         dtype: of the language model: ``auto``, ``bf16``, ``fp16`` or ``fp32``; not part of the saved weights.
         language_model_weights: ``frozen``; two controls train them too, in the phase ``train``: ``trained`` starts from the
             pretrained weights, at a tenth of the learning rate, ``scratch`` from random ones. Both need ``fp32``.
-        modality: ``image`` or ``audio``.
+        modality: what is captioned, ``image`` or ``audio``.
         encoder: a timm name, for images; the audio encoder is always trained.
         weights: source of the image encoder's weights, see `mmgen.modalities.image.ImageEncoder`.
         trained_encoder: train the image encoder instead of freezing it.
@@ -58,7 +58,10 @@ class Captioner(Model):
         vocabulary: token ids that soft words mix; None: all.
         before, between, after: text around the two halves of the soft words at the start of training, in the chat format
             of the language model.
-        width, dropout, hard, members: of `SoftWords`.
+        width: width of the hidden layer that makes soft words of features.
+        dropout: dropout rate of the features and of that layer.
+        hard: use the embedding of the likeliest word, with the gradient of the mixture.
+        members: number of networks in an ensemble, see `SoftWords`.
         words_weight: weight of the objective ``words`` in the phase ``train``.
 
     Raises:

@@ -33,9 +33,9 @@ class DiscreteVAE(Model):
 
     Args:
         shape: (c, h, w) of a picture, h and w multiples of 2^halvings, values in [0, 1].
-        codes: K, 2 or more.
+        codes: number K of code vectors.
         dim: size d of a code vector.
-        quantizer: "gumbel" or "vq".
+        quantizer: "gumbel" (relaxed draws) or "vq" (the nearest code vector).
         width: channels of encoder and decoder at the grid.
         halvings: number of times the sides of a picture are halved.
         depth: residual layers of encoder and decoder.
@@ -43,7 +43,7 @@ class DiscreteVAE(Model):
         scale: scale of the likelihood; None learns one.
         temperature: temperature of relaxed draws, first and last.
         temperature_steps: optimiser steps over which it falls.
-        kl: final w.
+        kl: final weight w of the KL term.
         kl_steps: optimiser steps over which w rises from 0; 0: w is constant.
         commitment: weight of the commitment term.
         decay: decay of the moving averages.

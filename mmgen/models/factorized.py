@@ -80,7 +80,7 @@ class Factorized(Model):
         dropout: dropout rate of z_y and of the features it is computed from.
         fusion: input of z_y: "concatenation" of the features, or also a "memory" of aligned sequences.
         memory: size of the memory.
-        mmd_weight: lambda.
+        mmd_weight: lambda, weight of the MMD between codes and prior.
         bandwidth: bandwidth of the kernel, see `mmgen.latents.divergences.mmd`; None takes the median rule.
         surrogate_weight: weight of the terms of the surrogates.
         independence_weight: eta, weight of the independence of private codes and label.

@@ -59,8 +59,8 @@ class MultimodalVAE(Model):
         objective: "mvae", "mmvae", "mopoe" or "mvtcae".
         beta: weight of the KL terms, 0 or above.
         random_subsets: for "mvae", at most the number of subsets of 2 to M - 1 modalities.
-        samples: K, for "mmvae".
-        alpha: for "mvtcae", from 0 to 1.
+        samples: draws K of each expert, for "mmvae".
+        alpha: weight of the conditional bounds in "mvtcae", from 0 to 1.
         rescale: default w_i is the largest dimension over that of modality i (for a text, its length) instead of 1.
         prior: "standard", "mixture", "aggregate" or "flow", see `mmgen.latents.spaces.make_prior`. "mvae" trains with
             the standard prior, so it allows only that and "aggregate", which `fit_prior` fits after training. A learned prior

@@ -109,8 +109,8 @@ class TextToImage(Model):
         dropout: dropout rate.
         drop_text: share of texts dropped in training, 0 to below 1.
         image_first: share of the batches with pictures first.
-        text_weight: w_t.
-        image_weight: w_i.
+        text_weight: weight w_t of the text's tokens in the loss.
+        image_weight: weight w_i of the picture's codes.
 
     Raises:
         UserError: a setting out of range; in use, no item with both, an empty or too long text, a picture of
@@ -263,7 +263,7 @@ class TextToImage(Model):
         if to == "text":
             if guidance != 1.0 or rerank is not None:
                 what, got = ("guidance", guidance) if guidance != 1.0 else ("rerank", "a scorer")
-                raise UserError(what, got=f"{got} for a generated text", expected="a picture to generate", fix="leave it out")
+                raise UserError(what, got=f"{got} with --to text", expected="an image as --to", fix="leave it out")
             return self._captions(given, n, options)
         if rerank is None:
             if candidates:

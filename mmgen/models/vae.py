@@ -330,8 +330,12 @@ class VAE(Model):
         return x, observed
 
 
-def check_settings(objective: str, settings: dict[str, Any]) -> dict[str, Any]:
+def check_settings(objective: str, settings: dict[str, Any], key: str = "settings") -> dict[str, Any]:
     """Return ``settings`` if they are those of ``objective``.
+
+    Args:
+        objective, settings: see `VAE`.
+        key: key of the settings, for the messages.
 
     Raises:
         UserError: an unknown or missing setting, an unknown objective, or a number of the wrong type or out of range.
@@ -342,15 +346,15 @@ def check_settings(objective: str, settings: dict[str, Any]) -> dict[str, Any]:
         if parameter.default is parameter.empty and name not in settings:
             raise UserError(f"settings of {objective}", got=settings, expected=f"a {name}", fix=f"add {name}=VALUE")
     for name, value in settings.items():
-        what, kind = f"settings.{name}", known[check_one_of(f"setting of {objective}", name, known)].annotation
+        what, kind = f"{key}.{name}", known[check_one_of(f"setting of {objective}", name, known)].annotation
         if kind in (int, float):
             if not isinstance(value, int if kind is int else int | float) or isinstance(value, bool):
                 raise UserError(what, got=repr(value), expected=f"a number ({kind.__name__})", fix=f"write {what}=2")
-            check_at_least(what, value, 1 if kind is int else 0)  # integers count steps or items
-            if value == math.inf:
+            if isinstance(value, float) and not math.isfinite(value):
                 raise UserError(what, got=value, expected="a finite number", fix=f"write {what}=2")
+            check_at_least(what, value, 1 if kind is int else 0)  # integers count steps or items
         elif kind is bool and not isinstance(value, bool):
             raise UserError(what, got=repr(value), expected="true or false", fix=f"write {what}=true")
     if "sampling" in settings:
-        check_one_of("settings.sampling", settings["sampling"], ["stratified", "weighted"])
+        check_one_of(f"{key}.sampling", settings["sampling"], ["stratified", "weighted"])
     return settings

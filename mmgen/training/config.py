@@ -166,13 +166,13 @@ class _OfItsType:
 
 
 def check_decided(key: str, section: Any, names: Sequence[str], by: str, fix: str = "leave it out") -> None:
-    """Check that a section keeps the defaults of model arguments that something else decides.
+    """Check that a section keeps the defaults of model arguments that something else sets.
 
     Args:
         key: key of the section.
         section: section made by `section_of`.
         names: names of the arguments.
-        by: subject and verb of what decides them, for the message.
+        by: subject and verb of what sets them, for the message.
         fix: advice of the message.
 
     Raises:
@@ -181,7 +181,7 @@ def check_decided(key: str, section: Any, names: Sequence[str], by: str, fix: st
     default, errors = type(section)(), Mistakes()
     for name in names:
         if (value := getattr(section, name)) != getattr(default, name):
-            errors.append(UserError(f"{key}.{name}", got=value, expected=f"what {by}", fix=fix))
+            errors.append(UserError(f"{key}.{name}", got=value, expected=f"the default; {by} it", fix=fix))
     errors.fail()
 
 
@@ -418,7 +418,7 @@ def _read(kind: Any, value: Any, default: Any) -> Any:
     """
     value = "" if value is None and kind is str else value  # `key=` gives an empty text
     if "float" in str(kind) and "str" not in str(kind).replace("dict[str", ""):
-        value = _with_exponents(value)
+        value = float(value) if value in ("inf", "-inf", "nan") else _with_exponents(value)  # ranges name these
     takes_null = kind is Any or type(None) in typing.get_args(kind) or default is None
     if value is None and not takes_null:  # jsonargparse accepts null for every type
         raise ArgumentError(None, "null")

@@ -10,22 +10,23 @@ from collections.abc import Iterator
 from typing import Any
 
 from mmgen.training.config import build_config, described, read_yaml
-from mmgen.training.recipe import load_recipe
-from mmgen.training.scripts import recipe_folder
+from mmgen.training.recipe import config_file, load_recipe
 
 
-def recipe_keys(name: str) -> str:
-    """Describe the config keys of a recipe, with their values in its ``config.yaml``.
+def recipe_keys(name: str, config: str = "config") -> str:
+    """Describe the config keys of a recipe, with their values in one of its configs.
 
     Args:
         name: name of a recipe, or a folder with one.
+        config: name of a config of the recipe, or a path to one.
 
     Raises:
-        UserError: there is no such recipe.
+        UserError: there is no such recipe or config.
     """
-    values = read_yaml(recipe_folder(name) / "config.yaml")
-    keys = describe_keys(build_config(load_recipe(name).config, values))
-    return f"The keys of {name}, given as key=value, with their values in config.yaml:\n\n{keys}"
+    recipe = load_recipe(name)
+    file = config_file(recipe, config)
+    keys = describe_keys(build_config(recipe.config, read_yaml(file), renamed=recipe.config.renamed))
+    return f"The keys of {name}, given as key=value, with their values in {file.name}:\n\n{keys}"
 
 
 def describe_keys(config: Any) -> str:
@@ -49,7 +50,7 @@ def _key_lines(config: Any, path: str, seen: dict[type, str]) -> Iterator[str]:
     for field in dataclasses.fields(cls):
         value, name = getattr(config, field.name), f"{path}{field.name}"
         if dataclasses.is_dataclass(value):
-            sections.append((value, name, meanings.get(field.name)))
+            sections.append((value, name, meanings.get(field.name, "").rstrip(".")))
         elif first == path:
             yield f"  {name}={_as_typed(value)}: {described(hints[field.name])}"
             yield from textwrap.wrap(meanings.get(field.name, ""), 100, initial_indent="      ", subsequent_indent="      ")
@@ -57,7 +58,7 @@ def _key_lines(config: Any, path: str, seen: dict[type, str]) -> Iterator[str]:
             yield f"  {name}={_as_typed(value)}"
     for value, name, meaning in sections:
         same = f"its keys mean the same as those of {seen[type(value)][:-1]}" if type(value) in seen else None
-        yield "\n" + ": ".join(filter(None, [name, meaning, same]))
+        yield "\n" + ": ".join(filter(None, [name, "; ".join(filter(None, [meaning, same]))]))
         yield from _key_lines(value, f"{name}.", seen)
 
 

@@ -32,7 +32,7 @@ def prior_fit(
         return None
     components, items = len(model.prior.weight), range(min(ITEMS, len(data)))
     if len(items) < max(components, 2):
-        expected = f"at least {components}, its components" if components > 1 else "at least 2, to have a spread"
+        expected = f"at least {components}, its components" if components > 1 else "at least 2, for a standard deviation"
         fix = f"set model.prior_settings.components={len(items)} or less" if len(items) > 1 else "set model.prior=standard"
         raise UserError("prior aggregate", got=counted(len(items), "training item"), expected=expected, fix=fix)
 

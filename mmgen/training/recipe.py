@@ -143,6 +143,18 @@ def load_recipe(name: str) -> Recipe:
     return recipe if shipped else dataclasses.replace(recipe, place=folder)
 
 
+def config_file(recipe: Recipe, config: str) -> Path:
+    """The YAML file of a config: a path to one, or its name among those of the recipe.
+
+    Raises:
+        UserError: the recipe has no config of this name.
+    """
+    if Path(config).suffix in (".yaml", ".yml"):
+        return Path(config)
+    names = [file.stem for file in recipe.folder.glob("*.yaml")]
+    return recipe.folder / f"{check_one_of(f'config of {recipe.name}', config, names)}.yaml"
+
+
 def recipe_config(recipe: Recipe, config: str, overrides: list[str]) -> Any:
     """The resolved config: defaults of the dataclass, then a named config or YAML file, then ``key=value`` arguments.
 
@@ -154,10 +166,7 @@ def recipe_config(recipe: Recipe, config: str, overrides: list[str]) -> Any:
     Raises:
         UserError: no such config; all unknown keys and wrong values at once.
     """
-    file = Path(config)
-    if file.suffix not in (".yaml", ".yml"):
-        names = [f.stem for f in recipe.folder.glob("*.yaml")]
-        file = recipe.folder / f"{check_one_of(f'config of {recipe.name}', config, names)}.yaml"
+    file = config_file(recipe, config)
     layers = (sectioned(recipe.config, values) for values in (read_yaml(file), parse_overrides(overrides, recipe.config)))
     layers = (_absolute_cards(values, file.parent) for values in layers)
     return checked(build_config(recipe.config, *layers, renamed=recipe.config.renamed))
@@ -178,7 +187,7 @@ def checked(config: Any) -> Any:
 
 
 def sectioned(cls: type, values: dict[str, Any]) -> dict[str, Any]:
-    """Turn ``data: CARD`` of older runs into the section ``data``, with those of its keys that stand beside it."""
+    """Turn ``data: CARD`` of older runs into a section, and move old top-level keys into it."""
     section = typing.get_type_hints(cls).get("data")
     if not isinstance(values.get("data"), str) or not dataclasses.is_dataclass(section):
         return values

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from urllib.parse import unquote
 
-from mmgen.errors import check_one_of
+from mmgen.errors import UserError, check_one_of
 
 __path__: list[str] = []  # makes this module a package, so that it can have submodules
 
@@ -36,10 +36,12 @@ def recipe_folder(name: str) -> Path:
     """The folder of a recipe, by its name or by a path to a folder of one's own.
 
     Raises:
-        UserError: there is none; the message names the nearest.
+        UserError: there is none; the message names the nearest, or the path.
     """
     if (Path(name) / "train.py").is_file():
         return Path(name)
+    if Path(name).name != name:  # a path
+        raise UserError(name, got="no train.py", expected="a recipe's folder", fix="correct the path, or restore the folder")
     return recipes_folder() / check_one_of("recipe", name, recipe_names())
 
 

@@ -64,7 +64,7 @@ def train(
         check_machine(one, key)
     main = rank() == 0
     if main and not wait:
-        check_free(out)  # first, as the advice of `check_run_folder` does not help while another command trains there
+        check_free(out)  # first, as its message is more useful while another command trains there
         check_run_folder(config, out, resume, recipe.extendable)
     runs = seed_runs(config, out)
     with contextlib.ExitStack() as held:
@@ -164,7 +164,7 @@ def _evaluate(recipe: Recipe, runs: Sequence[tuple[Path, Any]], out: Path, split
         return figures[0]
     found: dict[str, Any] = {}
     for key in figures[0]:
-        if not all(key in f for f in figures):  # undefined for some seeds, such as a ratio to no loss
+        if not all(key in f for f in figures):  # undefined for some seeds, such as a ratio with zero denominator
             continue
         values = [f[key] for f in figures]
         if isinstance(values[0], bool):

@@ -26,8 +26,8 @@ class Config(CaptionerConfig):
     """The config of ``captioning``, and how its soft words reach the language model.
 
     Args:
-        scale: learning rate of U and the places over that of the soft words.
-        imitated: training captions that U starts from, see `PseudoSelfAttentionCaptioner.imitate`; 0: small random values.
+        scale: learning-rate factor of U and the position embeddings, relative to the soft words.
+        imitated: training captions used to initialise U, see `PseudoSelfAttentionCaptioner.imitate`; 0: small random values.
     """
 
     scale: Annotated[float, Above(0)] = 1.0
@@ -36,7 +36,7 @@ class Config(CaptionerConfig):
 
 def attending(config: Config, model: Captioner) -> PseudoSelfAttentionCaptioner:
     """Make a captioner with the soft words of ``model`` to which the language model attends."""
-    torch.manual_seed(config.seed)  # loading ``model`` has drawn
+    torch.manual_seed(config.seed)  # loading ``model`` consumed random numbers
     values = {**asdict(config.model), "vocabulary": model.vocabulary.tolist()}
     attending = PseudoSelfAttentionCaptioner(values, config.scale)
     attending.load_state_dict(model.own_state(), strict=False)

@@ -101,7 +101,7 @@ class Config(RecipeConfig):
         card = read_card(self.data.card)
         errors.check_each("model.modalities", self.model.modalities or (), self.data.modalities)
         with errors:
-            check_decided("model", self.model, GIVEN, "the data card and the stages decide")
+            check_decided("model", self.model, GIVEN, "the data card and the stages set")
         for judge in self.nested().values():
             column = judge.data.input
             kind = card.columns.get(column, {}).get("kind")
@@ -213,9 +213,9 @@ def evaluate(run: Run, config: Config, split: str) -> Result:
         result[ablation.name]["accuracy"] = accuracy(run.load(ablation.name), data)
     inferred, zeros = [], []
     for name in model.inputs:
-        fill = partial(zero_filled, name=name, text=model.modalities[name].kind == "text")
+        zero_fill = partial(zero_filled, name=name, text=model.modalities[name].kind == "text")
         inferred.append(accuracy(model, data, lambda batch, name=name: batch.without(name)))
-        zeros.append(accuracy(model, data, fill))
+        zeros.append(accuracy(model, data, zero_fill))
         result[f"no_{name}_inferred"]["accuracy"], result[f"no_{name}_zeros"]["accuracy"] = inferred[-1], zeros[-1]
     ratio = missing_loss_ratio(figures["accuracy"], zeros, inferred)
     if math.isfinite(ratio):  # JSON has no infinity or NaN

@@ -78,9 +78,9 @@ class Config(RecipeConfig):
     fit: FitConfig = section()
 
     def check(self, errors: Mistakes) -> None:
-        """Check that the model leaves to the data what they decide, and that noise is of a modality."""
+        """Check that model arguments set by the data keep their defaults, and that noise is of a modality."""
         errors.check_each("model.noise", self.model.noise or {}, self.data.features)
-        check_decided("model", self.model, ["features", "classes", "class_names"], "the data card decides")
+        check_decided("model", self.model, ["features", "classes", "class_names"], "the data card sets")
 
 
 def items(model: AdaptedTransformer, data: Data, split: str, limit: int = 0) -> DataSet:
@@ -131,7 +131,7 @@ def regression(data: Data, split: str) -> float:
 
 @torch.no_grad()
 def evaluate(run: Run, config: Config, split: str) -> Result:
-    """Accuracy and F1 of the model and of the transformer alone; that of the model without each modality, and of baselines."""
+    """Accuracy and F1 of the model and of the transformer alone; accuracy with each modality removed, and baselines."""
     model, text = run.load("mag"), run.load("text")
     data = items(model, config.data, split)
     labels = {"mag": "with the gate", "text": "transformer alone", "majority": "most frequent label", "only_text": "text only"}

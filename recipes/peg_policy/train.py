@@ -32,7 +32,7 @@ from mmgen.training.result import Result
 from mmgen.training.run import Run
 from mmgen.training.stages.vision_touch import CODES, STAGES, VisionTouchConfig
 
-TRIED = 5_000_000  # the first episode that is evaluated, the same for all seeds: training does not get there
+TRIED = 5_000_000  # the first episode that is evaluated, the same for all seeds; beyond all training episodes
 LAST_SEED = 400  # episodes are numbered from ten million times the seed on, and generators take 32 bits
 
 
@@ -89,7 +89,7 @@ class Evaluation:
     Args:
         episodes: episodes of each arm and disturbance.
         shape: shape of peg and hole.
-        disturbances: disturbances that are tried beside none.
+        disturbances: disturbances tried in addition to none.
     """
 
     episodes: Annotated[int, AtLeast(1)] = 100
@@ -128,7 +128,7 @@ class Config(VisionTouchConfig):
 def environments(
     run: Run, config: Config, arm: str, shapes: Sequence[str], disturbance: str | None = None, without: Sequence[str] = ()
 ) -> Any:
-    """As many environments as the config says, of the shapes in turn, their observations coded for the arm.
+    """Vectorised environments, cycling through ``shapes``, with observations coded for the arm.
 
     Args:
         without: senses that are missing.
@@ -173,7 +173,7 @@ def policies(run: Run) -> Path:
 
 @stage()
 def policy(run: Run, config: Config) -> None:
-    """Train each arm's policy; finished ones are kept, and one that was stopped goes on."""
+    """Train each arm's policy; finished ones are kept, interrupted ones resume."""
     from mmgen.judging.policy import fit_policy, save_training
 
     folder, running = policies(run), processes.join().num_processes
@@ -221,7 +221,7 @@ def evaluate(run: Run, config: Config, split: str) -> Result:
             found = successes(ppo, seen, config.evaluation.episodes, TRIED, what, name.endswith("sampled"))
             result[f"{arm}_{name}" if name else arm] = {"success": sum(found) / len(found)}
             if not name and sees(arm):
-                result.show(film(ppo, seen, TRIED), {"seen by": arm}, group="one episode", name=arm)
+                result.show(film(ppo, seen, TRIED), {"camera view of": arm}, group="one episode", name=arm)
             seen.close()
     result.labels = {system: system.replace("_", " ") for system in result}
     grown = [

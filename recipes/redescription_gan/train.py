@@ -121,7 +121,7 @@ def gan(run: Run, config: Config) -> None:
 
 
 def tiles(model: MirrorGAN, data: DataSet, items: Sequence[int], seen: Tensor | None = None) -> list[tuple[Image.Image, str]]:
-    """A tile per item with its text: the true picture, two or three drawn ones, with ``seen`` the nearest of these."""
+    """A tile per item with its text: the true picture, then drawn ones; if given, the last is the nearest of ``seen``."""
     batch = data.batch(items).to(model.step.device)
     drawn = model.generate(batch, "image", DRAWS, torch.Generator().manual_seed(0)).unflatten(0, (-1, DRAWS))
     shown = torch.cat([batch["image"][:, None], drawn], 1).cpu()  # (b, 1 + draws, c, h, w)

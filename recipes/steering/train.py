@@ -174,7 +174,7 @@ def as_reviews(text: str) -> str:
 
 
 def sentiment_figures(judge: Judge, by_name: Mapping[str, Rows], names: Sequence[str]) -> Figures:
-    """``success``, the share of texts in which the judge reads the sentiment, and that of each sentiment."""
+    """``success``, the share of texts in which the judge reads the intended sentiment, overall and per class."""
     known, found = judge.class_names, {}  # names, or numbers where the judge's card has no names
     for name, rows in by_name.items():
         label = check_one_of(f"class {name} of the judge", name if name in known else str(names.index(name)), known)
@@ -234,7 +234,7 @@ def evaluate(run: Run, config: Config, split: str) -> Result:
 
 
 def gains(systems: Mapping[str, Figures], methods: Sequence[str]) -> Figures:
-    """The gains over B and BR of the method with the best BCR among those that stay `FLUENT`; nothing where none does."""
+    """The gains over B and BR of the method with the best BCR among those that stay `FLUENT`; empty if none."""
     fluent = [m for m in methods if "success" in systems.get(f"{m}_bcr", {})
               and max(systems[f"{m}_{arm}"]["perplexity_ratio"] for arm in ("bc", "bcr")) <= FLUENT]  # fmt: skip
     if not fluent:

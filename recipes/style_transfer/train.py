@@ -119,7 +119,7 @@ def labelled(texts: Sequence[str], labels: Sequence[int], processor: Processor) 
 
 @stage(made_by=(*READ_BY_STAGES, *(f"evaluation.{key}" for key in ("split", "pretrained", "encoder", "vocab_size"))))
 def judge(run: Run, config: Config) -> None:
-    """Train the judge on its split."""
+    """Train the judge on ``evaluation.split``."""
     data, evaluation = config.data.sentences(config.evaluation.split), config.evaluation
     written = [" ".join(tokenize(text)) for text in data.texts]
     if evaluation.pretrained:

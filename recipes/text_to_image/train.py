@@ -43,7 +43,7 @@ class Data(PicturesWithTexts):
 
     Args:
         size: side in pixels.
-        channels: 1 or 3.
+        channels: 1 for grey pictures, 3 for colour.
     """
 
     text_length: Annotated[int, AtLeast(2)] = 24
@@ -74,7 +74,6 @@ class Evaluation(PictureEvaluation):
     """Settings of generation and evaluation.
 
     Args:
-        items, among, features: see `PictureEvaluation`.
         guidance: classifier-free guidance scale.
         temperature: sampling temperature.
         top_k: keep the k likeliest codes; 0 all.

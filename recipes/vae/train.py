@@ -23,7 +23,7 @@ from mmgen.data.processors import Processor
 from mmgen.data.rows import DataSet, open_rows
 from mmgen.errors import Mistakes, UserError
 from mmgen.metrics.disentanglement import disentanglement_scores
-from mmgen.models.vae import VAE, check_settings
+from mmgen.models.vae import OBJECTIVES, VAE, check_settings
 from mmgen.ranges import AtLeast, Each
 from mmgen.training.config import FitConfig, section
 from mmgen.training.prior import prior_fit
@@ -42,7 +42,7 @@ class Data:
         image: column of pictures.
         split: training split.
         size: side in pixels.
-        channels: 1 or 3.
+        channels: 1 for grey pictures, 3 for colour.
         binary: threshold pixels at 0.5, so that the Bernoulli likelihood is a probability.
         factors: label columns of the generative factors; none: no disentanglement scores.
         grid: split for the disentanglement scores.
@@ -66,10 +66,10 @@ class Model:
 
     Args:
         latent_dim: size of z.
-        objective: name of the objective, see `VAE`.
+        objective: training loss: vae, beta, annealed, beta_tc, factor, dip_i, dip_ii or wae_mmd.
         settings: objective -> its settings, such as ``{"beta": {"beta": 4.0}}``, also of others; ``beta_tc`` gets its
             ``dataset_size`` from the data.
-        prior: name of the prior, see `VAE`.
+        prior: standard, mixture, aggregate (fitted after training) or flow.
         prior_settings: settings of the prior.
         encoder: settings of the encoder.
         decoder: settings of the decoder.
@@ -112,9 +112,11 @@ class Config(RecipeConfig):
 
     def check(self, errors: Mistakes) -> None:
         """Check the columns and the settings of the objectives."""
-        for objective in dict.fromkeys([self.model.objective, *self.model.settings]):
+        own = self.model.objective
+        errors.check_each("model.objective", [own], OBJECTIVES)
+        for objective in dict.fromkeys([*self.model.settings, *([own] if own in OBJECTIVES else [])]):
             with errors:
-                check_settings(objective, settings_of(self, objective, 1))
+                check_settings(objective, settings_of(self, objective, 1), f"model.settings.{objective}")
         data, card = self.data, read_card(self.data.card)
         check_columns(data, "data", errors, {"image": ["image"]})
         errors.check_each("data.split", [data.split], card.splits)

@@ -1,4 +1,4 @@
-"""Vision and touch in one code by self-supervision, and how it fares when the camera is covered or the hand is pushed.
+"""Vision and touch in one code by self-supervision, and its robustness to occlusion and pushes.
 
 mmgen train vision_touch                               # peg insertion, simulated the first time; pip install 'mmgen[robotics]'
 accelerate launch recipes/vision_touch/train.py --config recipes/vision_touch/gpu.yaml
@@ -93,7 +93,7 @@ def evaluate(run: Run, config: VisionTouchConfig, split: str) -> Result:
 
     ``occlusion`` and ``noise`` change the split's senses; ``no_NAME`` takes a sense, or all of vision or touch, away without
     training anew; ``push`` and ``moving_hole`` are splits of the card, tried with ``test`` only. ``occlusion_kept`` is the
-    part of the contact accuracy above chance that is left under occlusion, ``_persistence`` of that above persistence.
+    fraction of the contact accuracy above chance retained under occlusion, ``_persistence`` of that above persistence.
     """
     models = {name: run.load(name) for name in CODES}
     files, model = config.data.files(split), models["full"]
@@ -124,7 +124,7 @@ def evaluate(run: Run, config: VisionTouchConfig, split: str) -> Result:
 
 
 def kept(accuracy: float, covered: float, low: float) -> float:
-    """The part of an accuracy above ``low`` that is left; 0 where it is not above."""
+    """Retained fraction of the accuracy above a baseline ``low``; 0 if ``accuracy`` is not above it."""
     return (covered - low) / (accuracy - low) if accuracy > low else 0.0
 
 

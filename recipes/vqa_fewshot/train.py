@@ -25,7 +25,7 @@ from mmgen.training.stages.captioner import CaptionerConfig, captioner, words
 INPUTS = {"seen": "", "blind": "_blind", "oracle": "_text_oracle"}  # what stands for a picture -> part of the figure's name
 KNOWLEDGE = {"seen": "knowledge_accuracy", "blind": "knowledge_accuracy_blind", "oracle": "knowledge_text_oracle"}
 SYSTEMS = {"seen": "accuracy", "blind": "blind", "oracle": "text oracle"}
-BOUND = {"accuracy": "", "interval": "_interval", "blind": "_blind", "word last": "_direct", "said": "_open"}
+BOUND = {"accuracy": "", "interval": "_interval", "blind": "_blind", "word after picture": "_direct", "generated": "_open"}
 
 
 @dataclass

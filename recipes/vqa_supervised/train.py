@@ -128,7 +128,7 @@ def blind(run: Run, config: Config) -> None:
     """Train the same without pictures: one prompt, learned for all."""
     questions = Questions(config.data, "train")
     model = new_answerer(config, questions)
-    model.encoder.requires_grad_(False)  # what nothing reads has no gradient
+    model.encoder.requires_grad_(False)  # unused, so without a gradient
     run.fit(model, Answers(model, questions, None), config.fit_blind)
 
 
@@ -142,8 +142,8 @@ def new_answerer(config: Config, questions: Questions) -> Answerer:
     known = [i for i, picture in enumerate(questions.pictures) if picture in questions.captions]
     order = torch.randperm(len(known), generator=torch.Generator().manual_seed(config.seed))[: config.support]
     shots = [known[place] for place in order.tolist()]
-    told = [[questions.captions[questions.pictures[i]], questions.questions[i], questions.answers[i]] for i in shots]
-    return Answerer(values, config.format, told)
+    examples = [[questions.captions[questions.pictures[i]], questions.questions[i], questions.answers[i]] for i in shots]
+    return Answerer(values, config.format, examples)
 
 
 @torch.no_grad()

@@ -75,9 +75,9 @@ class AttributeConfig(RecipeConfig):
 
     Args:
         language_model: the language model to steer, see `mmgen.conditioning.language_model.load_language_model`.
-        dtype: of its weights: auto, bf16, fp16 or fp32.
+        dtype: arithmetic of the language model: auto, bf16, fp16 or fp32.
         encoder: settings of the classifier: ``hidden``, sizes of its layers, and ``dim``, that of the last.
-        rank: of the experts, see `mmgen.models.class_language_model.ClassLanguageModel`.
+        rank: width of the experts' small networks.
         discriminative: weight of the experts' discriminative loss.
         fit: training of the classifier.
         fit_experts: training of the experts.

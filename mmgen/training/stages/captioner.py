@@ -44,7 +44,7 @@ class CaptionData:
     limit: Annotated[int, AtLeast(0)] = 0
 
     def items(self, model: Captioner, split: str) -> DataSet:
-        """Inputs, or their features by a frozen encoder, each with one of its captions: all captions of a row, then the next.
+        """Make one item per caption, in the order of the rows, with the input or, for a frozen encoder, its features.
 
         Args:
             model: its processors and its frozen encoder read the data.
@@ -60,7 +60,7 @@ class CaptionData:
         return DataSet(rows, {**given, "text": self.text}, model.processors, each="text").without("pooled")
 
     def references(self, rows: Rows) -> list[list[str]]:
-        """The captions of each row, all of which can be scored.
+        """Reference captions of each row, checked for words.
 
         Raises:
             UserError: a row has none, or one without a word.
@@ -115,7 +115,7 @@ class CaptionerConfig(RecipeConfig):
 
 
 def caption_vocabulary(language_model: str, dtype: str, texts: Sequence[str]) -> list[int]:
-    """The tokens of training captions, ascending: all that soft words can be made of.
+    """Sorted token ids in training captions; soft words are mixtures of these.
 
     Args:
         language_model, dtype: of the captioner.
@@ -135,7 +135,7 @@ def words(run: Run, config: CaptionerConfig, blind: bool = False) -> None:
         texts = texts_of(data.card, data.text, limit=data.limit)
         values["vocabulary"] = caption_vocabulary(config.model.language_model, config.model.dtype, texts)
     model = Captioner(**values)
-    if blind:  # what nothing reads has no gradient
+    if blind:  # the encoder is unused and would get no gradient
         model.encoder.requires_grad_(False)
     items = data.items(model, "train")
     if not model.trained_encoder:
@@ -178,7 +178,7 @@ def captioner(run: Run, config: CaptionerConfig, blind: bool = False, reader: Re
 
 
 def captions_shown(pictures: Sequence[Any] | None, captions: Sequence[str]) -> Image.Image | str:
-    """A sheet of the first raw pictures with these captions; without pictures, as of sounds, a text of a line each."""
+    """A sheet of the first raw pictures with these captions; without pictures, as of sounds, one caption per line."""
     if pictures is None:
         return "\n".join(captions) + "\n"
     cards = [Sample(read_bytes(pictures[i], "image")[1], {"captioner": caption}) for i, caption in enumerate(captions)]

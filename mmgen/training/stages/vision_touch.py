@@ -22,7 +22,7 @@ class Episodes:
     Args:
         card: name or path.
         size: side of the pictures in pixels.
-        episodes: of each split; 0 takes all.
+        episodes: number of episodes of each split; 0 takes all.
         in_memory: keep the training pictures in memory, half a gigabyte of 15,000 at 64 pixels.
     """
 
@@ -59,11 +59,11 @@ class VisionTouchConfig(RecipeConfig):
     fit: FitConfig = section()
 
     def check(self, errors: Mistakes) -> None:
-        """Check that the model leaves to stages and data what they decide, and can be made."""
+        """Check that model arguments set by stages and data keep their defaults, and that the model can be made."""
         with errors:
-            check_decided("model", self.model, ["senses"], "the stages decide")
+            check_decided("model", self.model, ["senses"], "the stages set")
         with errors:
-            check_decided("model", self.model, ["size"], "the data decide", fix="set data.size")
+            check_decided("model", self.model, ["size"], "the data set", fix="set data.size")
         VisionTouch(**{**asdict(self.model), "senses": CODES["full"], "size": self.data.size})  # before anything is simulated
 
 
