@@ -17,7 +17,7 @@ class QuestionData:
     """A data card and its columns.
 
     Args:
-        card: name or path.
+        card: the data card, by name or path.
         image: the column of pictures.
         question: the column of questions; a text that ends in "?" is asked about every picture instead.
         answer: the column of answers.

@@ -35,7 +35,7 @@ class JudgeData:
     """A data card and its columns.
 
     Args:
-        card: name or path.
+        card: the data card, by name or path.
         input: column to judge.
         label: column of classes to predict.
         split: training split of the judge; as models train on ``train``, any other split is disjoint.

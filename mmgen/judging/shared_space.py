@@ -31,7 +31,7 @@ class SpaceData:
     """A data card and its columns.
 
     Args:
-        card: name or path.
+        card: the data card, by name or path.
         input: column of pictures or sounds.
         text: column of texts, one or several per item.
         size: side in pixels to which pictures are scaled first, for judging pictures of this size; 0: no scaling.

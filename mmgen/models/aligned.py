@@ -43,7 +43,7 @@ class Aligned(Model):
 
     Args:
         language_model: folder, Hub name, installed package, or ``tiny``; only its embedding table is used; it is not saved.
-        dtype: of that table: ``auto``, ``bf16``, ``fp16`` or ``fp32``; not part of the saved weights.
+        dtype: arithmetic of that table: ``auto``, ``bf16``, ``fp16`` or ``fp32``; not part of the saved weights.
         modality: kind of x, ``image`` or ``audio``.
         encoder: a timm name, for images; the audio encoder is always trained.
         weights: source of the image encoder's weights, see `mmgen.modalities.image.ImageEncoder`.

@@ -42,7 +42,7 @@ class Captioner(Model):
 
     Args:
         language_model: folder, Hub name, installed package, or ``tiny``; frozen, it is not saved with the model.
-        dtype: of the language model: ``auto``, ``bf16``, ``fp16`` or ``fp32``; not part of the saved weights.
+        dtype: arithmetic of the language model: ``auto``, ``bf16``, ``fp16`` or ``fp32``; not part of the saved weights.
         language_model_weights: ``frozen``; two controls train them too, in the phase ``train``: ``trained`` starts from the
             pretrained weights, at a tenth of the learning rate, ``scratch`` from random ones. Both need ``fp32``.
         modality: what is captioned, ``image`` or ``audio``.

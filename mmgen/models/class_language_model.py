@@ -30,7 +30,7 @@ class ClassLanguageModel(LabelModel):
     Args:
         classes: names of the classes.
         language_model: folder, Hub name, installed package, or ``tiny``; frozen, it is not saved with the model.
-        dtype: of the language model: ``auto``, ``bf16``, ``fp16`` or ``fp32``; not part of the saved weights.
+        dtype: arithmetic of the language model: ``auto``, ``bf16``, ``fp16`` or ``fp32``; not part of the saved weights.
         rank: width of the small networks.
         discriminative: weight of ``-log p(c | x)``.
         max_tokens: longest text in tokens; longer ones are cut.

@@ -27,7 +27,7 @@ class PicturesWithTexts:
     """A data card of pictures and texts, one or several each.
 
     Args:
-        card: name or path.
+        card: the data card, by name or path.
         image: column of pictures.
         text: column of texts.
         label: column of classes for the judge of pictures; empty: none.
@@ -70,7 +70,7 @@ class Modalities:
     """A data card whose items have several modalities, any of which may be missing.
 
     Args:
-        card: name or path.
+        card: the data card, by name or path.
         modalities: modality -> its ``column``, its ``kind`` (by default that of the column) and settings of its processor. A
             text with a ``language_model`` becomes a vector, its representation after the ``layers`` of that frozen model.
         label: column of classes.

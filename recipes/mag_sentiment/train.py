@@ -38,7 +38,7 @@ class Data:
     """A data card and its columns.
 
     Args:
-        card: name or path.
+        card: the data card, by name or path.
         text: the column of texts.
         features: modality -> the column of its features.
         label: the column of labels.

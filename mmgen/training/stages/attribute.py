@@ -34,7 +34,7 @@ class LabelledTexts:
     """A data card of labelled texts.
 
     Args:
-        card: name or path.
+        card: the data card, by name or path.
         text: the column of texts.
         label: the column of labels.
         limit: rows of each split; 0 takes all.

@@ -32,7 +32,7 @@ class CaptionData:
     """A data card of pictures or sounds with captions.
 
     Args:
-        card: name or path.
+        card: the data card, by name or path.
         input: the column of pictures or sounds.
         text: the column of captions, one or several an item.
         limit: items of each split; 0 takes all.

@@ -20,7 +20,7 @@ class Episodes:
     """A data card whose column ``episode`` holds paths of HDF5 files.
 
     Args:
-        card: name or path.
+        card: the data card, by name or path.
         size: side of the pictures in pixels.
         episodes: number of episodes of each split; 0 takes all.
         in_memory: keep the training pictures in memory, half a gigabyte of 15,000 at 64 pixels.
