@@ -340,7 +340,7 @@ def test_a_judge_is_not_trained_on_the_split_that_it_is_evaluated_on(name, key):
 
 MISTAKES = {  # command: beginnings of its messages
     "vae data.image=foo data.split=zz data.factors=[a,b] model.objective=nope":
-        "model.objective: got nope | data.image ( | data.split: got zz | data.grid: got grid | data.factors ( | data.factors (",
+        "model.objective: got nope | data.image ( | data.split: got zz | data.grid:  | data.factors ( | data.factors (",
     "text_to_image data.image=foo data.text=bar evaluation.features=x evaluation.items=1":
         "data.image ( | data.text ( | evaluation.features: got x | evaluation.items: got 1",
     "text_to_image evaluation.items=1 model.heads=7 judge.data.split=test aligned.data.text=foo data.label=base":
