@@ -340,7 +340,7 @@ def test_a_judge_is_not_trained_on_the_split_that_it_is_evaluated_on(name, key):
 
 MISTAKES = {  # command: beginnings of its messages
     "vae data.image=foo data.split=zz data.factors=[a,b] model.objective=nope":
-        "model.objective: got nope | data.image ( | data.split: got zz | data.grid: got | data.factors ( | data.factors (",
+        "model.objective: got nope | data.image ( | data.split: got zz | data.grid:  | data.factors ( | data.factors (",
     "text_to_image data.image=foo data.text=bar evaluation.features=x evaluation.items=1":
         "data.image ( | data.text ( | evaluation.features: got x | evaluation.items: got 1",
     "text_to_image evaluation.items=1 model.heads=7 judge.data.split=test aligned.data.text=foo data.label=base":
@@ -390,6 +390,11 @@ def test_old_keys_are_read_in_a_run_folder_and_told_their_new_names_elsewhere(tm
     assert sorted(str(error.value).splitlines()) == sorted(told)
 
 
+def test_the_seed_of_a_stage_is_that_of_the_run():
+    with pytest.raises(UserError, match=r"fit.seed: got 3, expected 0; set seed=3, which every stage uses"):
+        recipe_config(load_recipe("vae"), "smoke", ["fit.seed=3"])
+
+
 @pytest.mark.parametrize("file", sorted((Path(__file__).parent / "old_configs").glob("*.yaml")), ids=lambda file: file.stem)
 def test_the_config_of_a_run_of_an_older_version_opens_as_that_of_today(tmp_path, file):
     recipe = load_recipe(file.stem)
@@ -398,8 +403,3 @@ def test_the_config_of_a_run_of_an_older_version_opens_as_that_of_today(tmp_path
     (tmp_path / "run.json").write_text(json.dumps({"recipe": file.stem}), encoding="utf-8")
     opened, config = open_run(tmp_path)
     assert opened == recipe and config == recipe_config(recipe, "smoke", [])
-
-
-def test_the_seed_of_a_stage_is_that_of_the_run():
-    with pytest.raises(UserError, match=r"fit.seed: got 3, expected 0; set seed=3, which every stage uses"):
-        recipe_config(load_recipe("vae"), "smoke", ["fit.seed=3"])

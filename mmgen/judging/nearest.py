@@ -36,6 +36,27 @@ def picture_column(card: str) -> tuple[Card, str]:
     return read, column
 
 
+def nearest_in(x: Tensor, data: DataSet) -> tuple[Tensor, Tensor, Tensor]:
+    """The nearest pictures of a data set, which is read in pieces.
+
+    Args:
+        x: pictures (n, c, h, w).
+        data: pictures of the same units, by the name ``image``.
+
+    Returns:
+        Root mean square differences (n,), indices of items (n,), and their pictures (n, c, h, w).
+    """
+    distance, place = x.new_full((len(x),), torch.inf), torch.zeros(len(x), dtype=torch.long, device=x.device)
+    nearest, start = torch.zeros_like(x), 0
+    for batch in data.batches("training pictures", AT_ONCE, device=x.device):
+        seen = batch["image"]  # (m, c, h, w)
+        found, which = nearest_pictures(x, seen)
+        better = found < distance
+        distance[better], place[better], nearest[better] = found[better], start + which[better], seen[which[better]]
+        start += batch.size
+    return distance, place, nearest
+
+
 def write_nearest(made: Sequence[Sequence[str]], processor: ImageProcessor, card: str, out: Path) -> list[dict[str, Any]]:
     """Write ``nearest.png``, with the nearest training pictures below each row of pictures, and ``nearest.csv``.
 
@@ -59,14 +80,7 @@ def write_nearest(made: Sequence[Sequence[str]], processor: ImageProcessor, card
     drawn = torch.stack([torch.stack([preview(file) for file in files]) for files in made])  # (b, n, c, h, w)
     rows, flat = open_rows(card, "train", [column]), drawn.flatten(0, 1)  # (b n, c, h, w)
     pictures = DataSet(rows, {"image": column}, {"image": preview}, cache=0)
-    distance, place = torch.full((len(flat),), torch.inf), torch.zeros(len(flat), dtype=torch.long)
-    nearest, start = torch.zeros_like(flat), 0
-    for batch in pictures.batches("training pictures", AT_ONCE):
-        seen = batch["image"]  # (m, c, h, w)
-        found, which = nearest_pictures(flat, seen)
-        better = found < distance
-        distance[better], place[better], nearest[better] = found[better], start + which[better], seen[which[better]]
-        start += batch.size
+    distance, place, nearest = nearest_in(flat, pictures)
     texts = next((rows[name] for name, spec in read.columns.items() if spec["kind"] == "text"), None)
     lines = [
         {"file": file, "distance": d, "training_row": row, "text": _text(texts, row), "variety": v}

@@ -21,7 +21,7 @@ from mmgen.data.cards import held_out, read_card
 from mmgen.data.image import ImageProcessor
 from mmgen.data.rows import DataSet, spread
 from mmgen.errors import Mistakes, UserError
-from mmgen.judging.features import nearest_pictures
+from mmgen.judging.nearest import nearest_in
 from mmgen.judging.pictures import PictureConfig, PictureEvaluation, draw_all
 from mmgen.models.mirror_gan import MirrorGAN
 from mmgen.models.redescriber import Redescriber
@@ -120,13 +120,13 @@ def gan(run: Run, config: Config) -> None:
     run.fit(model, data, config.fit, samples)
 
 
-def tiles(model: MirrorGAN, data: DataSet, items: Sequence[int], seen: Tensor | None = None) -> list[tuple[Image.Image, str]]:
+def tiles(model: MirrorGAN, data: DataSet, items: Sequence[int], seen: DataSet | None = None) -> list[tuple[Image.Image, str]]:
     """A tile per item with its text: the true picture, then drawn ones; if given, the last is the nearest of ``seen``."""
     batch = data.batch(items).to(model.step.device)
     drawn = model.generate(batch, "image", DRAWS, torch.Generator().manual_seed(0)).unflatten(0, (-1, DRAWS))
     shown = torch.cat([batch["image"][:, None], drawn], 1).cpu()  # (b, 1 + draws, c, h, w)
     if seen is not None:
-        shown[:, -1] = seen[nearest_pictures(shown[:, 1], seen)[1]]
+        shown[:, -1] = nearest_in(shown[:, 1], seen)[2]
     found = []
     for pictures, item in zip(shown, items):
         decoded = [model.processors["image"].decode(x) for x in pictures]
@@ -154,13 +154,13 @@ def evaluate(run: Run, config: Config, split: str) -> Result:
     model = run.load()
     captioner, image = run.load("captioner"), model.processors["image"]
     data = config.data.pairs(split, **model.processors, limit=config.evaluation.items)
-    seen = config.data.pairs("train", image).all("image")
+    seen = config.data.pairs("train", image)
     judges = config.judges(data, image)
     result = Result("drawn", {"real": "true pictures"}, judges.about)
     for system, pictures in {"drawn": draw_all(model, data, config.seed), "real": data.all("image")}.items():
         result[system] = {"redescription": redescription(captioner, data, pictures)} | judges.of_texts(pictures)
         result[system] |= judges.fidelity(pictures) if system == "drawn" else {}
-        result[system]["nearest_rmse"] = nearest_pictures(pictures, seen)[0].mean().item() / 2  # rescales values from -1 to 1
+        result[system]["nearest_rmse"] = nearest_in(pictures, seen)[0].mean().item() / 2  # rescales values from -1 to 1
     group = "the true picture, two drawn, and the training picture nearest to the first"
     for tile, text in tiles(model, data, spread(len(data), SHOWN), seen):
         result.show(tile, {"prompt": text}, group=group)

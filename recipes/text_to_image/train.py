@@ -18,7 +18,7 @@ from mmgen.data.batch import Batch
 from mmgen.data.cards import held_out, read_card
 from mmgen.data.image import ImageProcessor
 from mmgen.errors import Mistakes
-from mmgen.judging.features import nearest_pictures
+from mmgen.judging.nearest import nearest_in
 from mmgen.judging.pictures import PictureConfig, PictureEvaluation, draw_all
 from mmgen.judging.shared_space import trained_space
 from mmgen.models.discrete_vae import DiscreteVAE
@@ -186,15 +186,15 @@ def evaluate(run: Run, config: Config, split: str) -> Result:
     for system, pictures in made.items():
         result[system] = judges.of_texts(pictures) if system != "baseline" else {}
         result[system] |= judges.fidelity(pictures) if system != "real" else {}
-    figures, seen = result["text_to_image"], train.all("image")
-    figures |= codes.usage(seen[: settings.codes_items])
+    figures = result["text_to_image"]
+    figures |= codes.usage(train.all("image", settings.codes_items))
     figures["reconstruction_rmse"] = (made["codes"] - real).square().mean().sqrt().item()
     nats = [model.log_likelihood(batch.to(device)).cpu() for batch in data.batches("log-likelihood of codes")]
     figures["log_likelihood"] = torch.cat(nats).mean().item()
-    distance, which = nearest_pictures(made["text_to_image"].to(device), seen.to(device))
+    distance, _, nearest = nearest_in(made["text_to_image"].to(device), train)
     figures["nearest_rmse"] = distance.mean().item()
-    result["real"]["nearest_rmse"] = nearest_pictures(real.to(device), seen.to(device))[0].mean().item()
-    shown += [seen[which.cpu()], real]
+    result["real"]["nearest_rmse"] = nearest_in(real.to(device), train)[0].mean().item()
+    shown += [nearest.cpu(), real]
     chosen = list(range(0, len(data), -(-len(data) // SHOWN)))
     captions = model.generate(Batch({"image": real[chosen].to(device)}), "text", temperature=0.0)
     names = ["guided", *list(made)[1 : len(shown) - 2], "the training picture nearest to the first row", "real"]

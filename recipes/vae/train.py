@@ -38,7 +38,7 @@ class Data:
     """A data card of pictures.
 
     Args:
-        card: the data card, by name or path.
+        card: name or path.
         image: column of pictures.
         split: training split.
         size: side in pixels.
@@ -112,8 +112,9 @@ class Config(RecipeConfig):
 
     def check(self, errors: Mistakes) -> None:
         """Check the columns and the settings of the objectives."""
-        errors.check_each("model.objective", [self.model.objective], OBJECTIVES)
-        for objective in self.model.settings:
+        own = self.model.objective
+        errors.check_each("model.objective", [own], OBJECTIVES)
+        for objective in dict.fromkeys([*self.model.settings, *([own] if own in OBJECTIVES else [])]):
             with errors:
                 check_settings(objective, settings_of(self, objective, 1), f"model.settings.{objective}")
         data, card = self.data, read_card(self.data.card)
