@@ -190,7 +190,10 @@ def never(run, config, split):
     pytest.fail("it was evaluated")
 
 
-@pytest.mark.parametrize("name", ["metrics.json", "report.html", "predictions", "predictions/test.json", "samples/a.png", "."])
+@pytest.mark.parametrize(
+    "name",
+    ["metrics.json", "report.html", "predictions", "predictions/test.json", "samples/a.png", "results/test.json", "."],
+)
 def test_a_run_that_cannot_be_written_is_not_evaluated(tmp_path, monkeypatch, name):
     (tmp_path / "model").mkdir()
     file = tmp_path / name
@@ -199,6 +202,20 @@ def test_a_run_that_cannot_be_written_is_not_evaluated(tmp_path, monkeypatch, na
     monkeypatch.setattr(os, "access", lambda path, mode: path != file)  # permissions do not bind who runs tests as root
     with pytest.raises(UserError, match=rf"{file}: got no permission to write, expected .* copy the run"):
         evaluate(recipe_with(trained, never), recipe_config(load_recipe("judge"), "smoke", []), tmp_path, "test")
+
+
+def test_figures_outlive_samples_that_cannot_be_saved(tmp_path, monkeypatch):
+    def judged(run, config, split):
+        return Result("judge", about={"n": 3})
+
+    def full(self, run, split):
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "model").mkdir()
+    monkeypatch.setattr(Result, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        evaluate(recipe_with(trained, judged), recipe_config(load_recipe("judge"), "smoke", []), tmp_path, "test")
+    assert json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))["test"]["n"] == 3
 
 
 @pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(30, "Read-only file system")])

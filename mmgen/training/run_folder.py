@@ -103,7 +103,8 @@ def _nothing_trained(out: Path) -> bool:
 
 def check_writable(run: Path) -> None:
     """Check, before hours of evaluation, that its output files can be written."""
-    for file in (run, *run.iterdir(), *run.glob("samples/*"), *run.glob("predictions/*")):
+    written = (file for folder in ("samples", "predictions", "results") for file in run.glob(f"{folder}/*"))
+    for file in (run, *run.iterdir(), *written):
         if file.name not in ("model", "stages", "checkpoints", "tensorboard") and not os.access(file, os.W_OK):
             fix = f"change its permissions, or {COPY}"
             raise UserError(str(file), got="no permission to write", expected="a run folder that can be written", fix=fix)

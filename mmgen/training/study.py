@@ -157,8 +157,8 @@ def _evaluate(recipe: Recipe, runs: Sequence[tuple[Path, Any]], out: Path, split
             got, fix = type(result).__name__, "return a Result at its end"
             raise UserError(f"evaluate of {recipe.name}", got=got, expected="a Result", fix=fix)
         figures.append(result.figures())
+        add_metrics(folder, split, figures[-1])  # first, so that a full disk loses pictures rather than figures
         result.save(folder, split)
-        add_metrics(folder, split, figures[-1])
         write_reports(folder, seeded, recipe.folder / "card.md")
     if len(runs) == 1:
         return figures[0]
