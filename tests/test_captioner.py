@@ -194,33 +194,47 @@ def test_the_members_share_the_candidates_of_every_item():
         torch.testing.assert_close(draws[:, 2 * i], alone.encode(given).mean)
 
 
-def test_neighbours_are_the_captions_of_the_pictures_most_alike(tmp_path):
+def test_neighbours_are_stored_captions_by_their_posterior(tmp_path):
+    """log p(i | x) = 100 cos(f_i, f(x)) + 0.05 log p_words(text_i | x), normalised."""
     model = build().eval()
-    seen = batch_of(model, "cat", "a dog", "owl", "cow")
-    model.remember([seen.items(slice(0, 3)), seen.items(slice(3, 4))])
-    words = model.encode(seen.without("text")).mean.flatten(1)  # (b, n * d)
-    alike = torch.nn.functional.cosine_similarity(words[:, None], words[None], dim=-1)  # (b, b)
     texts = ["cat", "a dog", "owl", "cow"]
-    for row, near in zip(alike, model.neighbours(seen.without("text"), 9)):
-        torch.testing.assert_close(row[[texts.index(text) for text in near]], row.sort(descending=True).values)
-    agreed = model.generate(seen.without("text"), neighbours=4, max_tokens=2)
+    seen = batch_of(model, *texts)
+    model.remember([seen.items(slice(0, 3)), seen.items(slice(3, 4))])
+    given = seen.without("text")
+    with torch.no_grad():
+        features = torch.nn.functional.normalize(model.features(given)[:, : -(2 * model.grid) ** 2 * model.colours**3], dim=1)
+        logits = model.words.logits(model.features(given), model.table)  # (b, n, v)
+        targets = model.targets(seen["text"], seen.masks["text"])  # (p, n)
+    logs = logits.log_softmax(-1).clamp(min=-8)
+    named = torch.stack(
+        [sum(logs[:, i, (model.vocabulary == t[i]).nonzero()[0, 0]] for i in range(len(t))) for t in targets], 1
+    )
+    expected = (100 * features @ features.T + 0.05 * named).softmax(1)  # (b, p)
+    for row, near in zip(expected, model.neighbours(given, 9)):
+        torch.testing.assert_close(torch.tensor([near[text] for text in texts]), row, rtol=1e-4, atol=1e-5)
+        assert list(near.values()) == sorted(near.values(), reverse=True)
+    assert [len(near) for near in model.neighbours(given, 2)] == [2] * 4
+    agreed = model.generate(given, neighbours=4, max_tokens=2)
     assert len(agreed) == 4
+    assert model.generate(given, candidates=0, neighbours=1) == texts  # a picture is most like itself
     read = []
     maps, model.encoder.maps = model.encoder.maps, lambda *values: (read.append(1), maps(*values))[1]
-    model.generate(seen.without("text"), candidates=2, neighbours=2, max_tokens=2)
+    model.generate(given, candidates=2, neighbours=2, max_tokens=2)
     assert len(read) == 1  # a picture is read once, for the candidates and the neighbours
     model.encoder.maps = maps
     model.save_pretrained(tmp_path)
     again = mmgen.load(tmp_path)
-    assert again.neighbours(seen.without("text"), 2) == model.neighbours(seen.without("text"), 2)
+    assert again.neighbours(given, 2) == model.neighbours(given, 2)
 
 
 def test_neighbours_have_their_say():
-    """Three neighbours who agree outvote one caption that is like none of them."""
-    model = build().eval()
-    seen = batch_of(model, *["red owl"] * 3)
+    """Neighbours who agree outvote candidates of the same weight that do not."""
+    model = build(dropout=0.9).eval()
+    seen = batch_of(model, *["a red owl sits"] * 3)
     model.remember([seen])
-    assert model.generate(seen.without("text"), neighbours=3, max_tokens=2) == ["red owl"] * 3
+    assert model.generate(seen.without("text"), candidates=8, neighbours=3, max_tokens=2) == ["a red owl sits"] * 3
+    with pytest.raises(UserError, match="candidates: got 0, expected a number >= 1"):
+        model.generate(seen.without("text"), candidates=0)
     with pytest.raises(UserError, match="neighbours: got 2, expected 0: this captioner remembers nothing"):
         build().generate(seen.without("text"), neighbours=2)
 

@@ -15,6 +15,8 @@ from sacrebleu import BLEU
 
 from mmgen.errors import UserError
 
+# words that need another after them; "up", "down", "on" and "off" also end whole phrases, such as "thumbs up"
+BEFORE_OTHERS = frozenset("a an the and or but nor of in at to from for with without by as into onto than between among".split())
 
 def tokenize(text: str) -> list[str]:
     """The words of a caption: lower case, punctuation removed, split at white space.
@@ -140,6 +142,40 @@ def exact_match(predictions: Sequence[str], references: Sequence[Sequence[str]])
     """
     predictions, references = _words(predictions, references)
     return float(np.mean([prediction in truth for prediction, truth in zip(predictions, references)]))
+
+
+def repeated_words(text: str) -> set[str]:
+    """The words that stand twice in a row.
+
+    >>> repeated_words("kiss man man: dark skin tone")
+    {'man'}
+    """
+    words = tokenize(text)
+    return {word for word, following in zip(words, words[1:]) if word == following}
+
+
+def incomplete_share(predictions: Sequence[str], people: Sequence[str] = ()) -> float:
+    """The share of captions that are no whole phrase.
+
+    These have no word, end in an article, a conjunction, a preposition, a colon or a comma, or have a word twice in a row.
+
+    Args:
+        predictions: captions in English.
+        people: captions by people; words that these have twice in a row, as in "family man man boy", may be repeated.
+
+    Returns:
+        The share, from 0 to 1.
+
+    >>> incomplete_share(["face with:", "man in", "UP button button", "woman cook: dark skin tone"])
+    0.75
+    """
+    allowed = {word for text in people for word in repeated_words(text)}
+
+    def incomplete(text: str) -> bool:
+        words = tokenize(text)
+        return not words or words[-1] in BEFORE_OTHERS or text.rstrip()[-1] in ":,;" or bool(repeated_words(text) - allowed)
+
+    return float(np.mean([incomplete(text) for text in predictions]))
 
 
 def caption_scores(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:

@@ -14,6 +14,7 @@ from mmgen.conditioning.language_model import check_room, context_length
 from mmgen.conditioning.prefix import PrefixLanguageModel, Prompt, SoftWords
 from mmgen.data.audio import AudioProcessor
 from mmgen.data.batch import Batch
+from mmgen.data.drawing_styles import restyled
 from mmgen.data.image import ImageProcessor
 from mmgen.data.text import TextProcessor
 from mmgen.distributions import Delta
@@ -25,7 +26,9 @@ from mmgen.models.base import Losses, Model, check_generate, decayed
 from mmgen.ranges import AtLeast, Share, checked
 from mmgen.storage import check_digest, digest, fingerprint
 
-MEMORY = ("memory_words", "memory_texts")
+MEMORY = ("memory_features", "memory_texts")
+LIKENESS, NAMED = 100.0, 0.05  # weights of the cosine of frozen features and of log p of a caption's words, see `neighbours`
+LEAST = -8.0  # log p of a word, so that one wrong word does not outweigh all others
 PROMPT_SCALE = 6.0  # learning rate of the embeddings around the soft words, relative to the soft words
 RATES = {"trained": 0.1, "scratch": 1.0}  # of a trained language model, relative to the soft words
 
@@ -132,8 +135,8 @@ class Captioner(Model):
         self.processors["text"] = TextProcessor(lm.tokenizer, room=None if limit is None else limit - prompt)
         # identifies the language model of the prefix; a trained one is saved itself
         own: Any = lm.model.digests["model"] if language_model_weights == "frozen" else ""  # type: ignore[index]
-        for name in MEMORY:  # filled by `remember`
-            self.register_buffer(name, torch.zeros((0, words), dtype=torch.long))
+        self.register_buffer("memory_features", torch.zeros((0, features - self._histogram)))  # filled by `remember`
+        self.register_buffer("memory_texts", torch.zeros((0, 1), dtype=torch.long))
         self.register_buffer("language_model_digest", digest(own))
 
     def features(self, batch: Batch) -> Tensor:
@@ -162,12 +165,13 @@ class Captioner(Model):
             parts.append(colour_histogram(values * std + mean, self.colours, 2 * self.grid))  # (b, p, colours^3)
         return {"features": torch.cat([part.flatten(1) for part in parts], 1), **more}  # (b, c)
 
-    def all_features(self, values: Sequence[Any], data: Sequence[str]) -> dict[str, Tensor]:
+    def all_features(self, values: Sequence[Any], data: Sequence[str], view: int = 0) -> dict[str, Tensor]:
         """`read` of all pictures with the frozen encoder, cached on disk; moves the model to the device.
 
         Args:
             values: n raw pictures.
             data: names that identify these pictures in the cache.
+            view: 0 for the pictures as they are; any other number seeds variations of style, see `restyled`.
 
         Returns:
             Name -> (n, ...) float16, memory-mapped.
@@ -180,10 +184,19 @@ class Captioner(Model):
             "grid": self.grid,
             "colours": self.colours,
             "data": list(data),
+            **({"view": view} if view else {}),
         }
+        generator = torch.Generator().manual_seed(view)
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (self.encoder.mean, self.encoder.std))
+
+        def read(pictures: Tensor) -> dict[str, Tensor]:
+            if view:
+                pictures = (restyled(pictures * std + mean, generator) - mean) / std
+            return self.read(pictures.to(device))
+
         with processes.join().main_process_first():
             self.to(device)
-            return cached_features(lambda v: self.read(v.to(device)), values, process, key)
+            return cached_features(read, values, process, key)
 
     def encode(self, batch: Batch) -> Delta:
         """The soft words, a point (b, n, d)."""
@@ -236,35 +249,56 @@ class Captioner(Model):
         return torch.where(inside, ids.gather(1, place.clamp(0, ids.shape[1] - 1)), self._end)
 
     @torch.no_grad()
+    def likeness(self, given: Batch) -> Tensor:
+        """Unit vectors (b, c') by whose cosine pictures are compared: the features without the colour histogram.
+
+        They are not standardised: pictures in another style differ from those of training in features that hardly vary there.
+        """
+        features = self.features(given)
+        return F.normalize(features[:, : features.shape[1] - self._histogram], dim=1)
+
+    @torch.no_grad()
     def remember(self, batches: Iterable[Batch]) -> None:
-        """Store the captions of ``batches`` with the likeliest soft words of their pictures, for retrieval by `generate`.
+        """Store the captions of ``batches`` with the frozen features of their pictures, for retrieval by `generate`.
 
         Args:
             batches: one or more, of pictures (or ``features``) and token ids ``text`` (b, t); they replace stored ones.
         """
-        words, texts = [], []
+        features, texts = [], []
         for batch in batches:
-            words.append(self.likeliest(batch))
+            features.append(self.likeness(batch))
             texts.append(torch.where(batch.masks["text"], batch["text"], self._end))  # (b, t)
         longest = max(text.shape[1] for text in texts)
-        self.memory_words = torch.cat(words)  # (p, n)
+        self.memory_features = torch.cat(features)  # (p, c')
         self.memory_texts = torch.cat([F.pad(text, (0, longest - text.shape[1]), value=self._end) for text in texts])  # (p, t)
 
-    def neighbours(self, given: Batch, m: int) -> list[list[str]]:
-        """The stored captions of the ``m`` pictures with the nearest soft words by cosine, nearest first.
+    @torch.no_grad()
+    def neighbours(self, given: Batch, m: int) -> list[dict[str, float]]:
+        """The ``m`` stored captions that fit each item best, with their posterior, likeliest first.
+
+        ``p(i | x) ~ exp(100 cos(f_i, f(x)) + 0.05 log p_words(text_i | x))``, of the frozen features f of the stored picture i
+        and of x, and the probability of the caption's `targets` under the soft words. The frozen features also know what
+        drawings of another style show; the soft words know which of their differences matter.
 
         Args:
             given: b pictures, sounds or ``features``.
-            m: captions per item, 1 or more; fewer if fewer are stored.
+            m: stored captions per item, 1 or more; fewer if fewer are stored.
 
         Returns:
-            b lists of captions.
+            b times caption -> probability; one caption of several pictures has the sum of theirs.
         """
-        keys = F.normalize(self.language_model.embed(self.memory_words).flatten(1).float(), dim=1)  # (p, n * d)
-        queries = F.normalize(self.encode(given).mean.flatten(1), dim=1)  # (b, n * d)
-        nearest = (queries @ keys.T).topk(min(m, len(keys))).indices  # (b, m)
-        decode = self.language_model.tokenizer.batch_decode
-        return [decode(ids, skip_special_tokens=True) for ids in self.memory_texts[nearest]]
+        score = LIKENESS * self.likeness(given) @ self.memory_features.T  # (b, p)
+        logs = self.words.logits(self.features(given), self.table).log_softmax(-1).clamp(min=LEAST)  # (b, n, v)
+        place = self._places(self.memory_texts, self._until_end(self.memory_texts))  # (p, n)
+        for i in range(self.words.n):
+            score += NAMED * logs[:, i, place[:, i]]
+        best = score.topk(min(m, score.shape[1]))
+        found: list[dict[str, float]] = []
+        for ids, probabilities in zip(self.memory_texts[best.indices], best.values.softmax(1).tolist()):
+            found.append({})
+            for text, p in zip(self.language_model.texts(ids), probabilities):
+                found[-1][text] = found[-1].get(text, 0.0) + p
+        return found
 
     def log_likelihood(self, batch: Batch, samples: int = 1) -> Tensor:
         """log p(text | x), exact, (b,)."""
@@ -289,7 +323,7 @@ class Captioner(Model):
         With ``candidates`` above 1, that many prefixes are drawn per item, from the members of the soft words in turn and with
         the dropout of training. Each gives one caption, and the ``n`` that agree best with all are returned, see
         `mmgen.conditioning.consensus`: the prefixes differ where the model is uncertain. With ``neighbours``, that many
-        captions of similar training pictures vote too, which helps with unseen objects.
+        captions of training pictures vote too, by their posterior, which helps with unseen objects and other styles.
 
         Args:
             given: pictures, sounds or ``features``.
@@ -301,8 +335,8 @@ class Captioner(Model):
             top_p: sample from the smallest set of tokens with this probability.
             length_penalty: exponent of the length that divides the score of a beam.
             max_tokens: longest caption.
-            candidates: captions generated per item, of which ``n`` are chosen by consensus.
-            neighbours: stored captions per item, see `remember`, that join the consensus.
+            candidates: captions generated per item, of which ``n`` are chosen by consensus; 0 takes stored ones only.
+            neighbours: stored captions per item, see `neighbours`, that join the consensus with the weight of all candidates.
 
         Raises:
             UserError: another ``to``, a number out of its range, or neighbours of a model that stores none.
@@ -311,13 +345,13 @@ class Captioner(Model):
             al. 2015, Exploring Nearest Neighbor Approaches for Image Captioning.
         """
         check_generate(to, n, ["text"])
-        for what, value in (("beams", beams), ("max_tokens", max_tokens), ("candidates", candidates)):
+        for what, value in (("beams", beams), ("max_tokens", max_tokens), ("candidates", candidates + neighbours)):
             check_at_least(what, value, 1)
-        check_at_least("temperature", temperature, 0)
-        check_at_least("neighbours", neighbours, 0)
+        for what, value in (("temperature", temperature), ("candidates", candidates), ("neighbours", neighbours)):
+            check_at_least(what, value, 0)
         if not 0 < top_p <= 1:
             raise UserError("top_p", got=top_p, expected="above 0 and at most 1", fix="use 0.9 for example")
-        if neighbours and not len(self.memory_words):
+        if neighbours and not len(self.memory_texts):
             fix = "call remember() with training data, or set it to 0"
             raise UserError("neighbours", got=neighbours, expected="0: this captioner remembers nothing", fix=fix)
         alone = candidates == 1 and not neighbours
@@ -333,12 +367,15 @@ class Captioner(Model):
             torch.manual_seed(seed)  # transformers samples from the global generator
             if alone:
                 return self._captions(self.encode(given).mean, **options)
-            draws = self.drawn_words(given, candidates) if candidates > 1 else self.encode(given).mean  # (b * m, n, d)
-            different, which = draws.unique(dim=0, return_inverse=True)  # hard words often coincide
-            captions = self._captions(different, **options)
-            items = which.unflatten(0, (-1, candidates)).tolist()
-            others = self.neighbours(given, neighbours) if neighbours else [[]] * given.size
-            best = [consensus([*(captions[i] for i in item), *other], n) for item, other in zip(items, others)]
+            votes = self.neighbours(given, neighbours) if neighbours else [{} for _ in range(given.size)]
+            if candidates:
+                draws = self.drawn_words(given, candidates) if candidates > 1 else self.encode(given).mean  # (b * m, n, d)
+                different, which = draws.unique(dim=0, return_inverse=True)  # hard words often coincide
+                captions = self._captions(different, **options)
+                for vote, item in zip(votes, which.unflatten(0, (-1, candidates)).tolist()):
+                    for i in item:
+                        vote[captions[i]] = vote.get(captions[i], 0.0) + 1 / candidates
+            best = [consensus(vote, n) for vote in votes]
             return [text for texts in best for text in texts + texts[-1:] * (n - len(texts))]
 
     def drawn_words(self, given: Batch, m: int) -> Tensor:
@@ -371,9 +408,12 @@ class Captioner(Model):
         if saved is not None and len(saved) != len(own):
             fix = "load it with the language_model_weights that it was built with"
         check_digest(f"language model of {source}", saved, own, "weights", fix, self.language_model.model)
+        if "memory_words" in state:  # an older captioner remembered pictures by their soft words
+            state = {key: value for key, value in state.items() if key not in ("memory_words", "memory_texts")}
+            state |= {name: getattr(self, name) for name in MEMORY}
         for name in MEMORY:
             if name in state:  # number of stored captions varies
-                setattr(self, name, torch.zeros_like(state[name], device=self.memory_words.device))
+                setattr(self, name, torch.zeros_like(state[name], device=self.memory_texts.device))
         super().load_own_state(state, source)
 
     @property
@@ -387,9 +427,21 @@ class Captioner(Model):
 
     def _named(self, logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         """-log p of the `targets` of texts, summed over soft words: logits (b, n, v); ids, mask (b, t) -> (b,)."""
-        place = torch.searchsorted(self.vocabulary, self.targets(ids, mask))  # (b, n)
-        place = place.clamp(max=len(self.vocabulary) - 1)
+        place = self._places(ids, mask)  # (b, n)
         return F.cross_entropy(logits.flatten(0, 1), place.flatten(), reduction="none").view_as(place).sum(1)
+
+    def _places(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Places in the vocabulary of the `targets` of texts: ids, mask (b, t) -> (b, n)."""
+        return torch.searchsorted(self.vocabulary, self.targets(ids, mask)).clamp(max=len(self.vocabulary) - 1)
+
+    def _until_end(self, ids: Tensor) -> Tensor:
+        """Mask of the tokens up to the first end of text: ids (b, t) -> (b, t)."""
+        return (ids == self._end).long().cumsum(1) - (ids == self._end).long() == 0
+
+    @property
+    def _histogram(self) -> int:
+        """Number of features that are a colour histogram, the last."""
+        return (2 * self.grid) ** 2 * self.colours**3 if self.modality == "image" else 0
 
     def text_log_prob(self, words: Tensor, batch: Batch) -> Tensor:
         """Exact log p(text | words) for soft words (b, n, d), (b,)."""

@@ -8,14 +8,14 @@ accelerate launch recipes/captioning/train.py --config recipes/captioning/gpu.ya
 import sys
 
 from mmgen.cli import main
-from mmgen.judging.captions import judge_captioner
+from mmgen.judging.captions import CaptioningConfig, judge_captioner
 from mmgen.training.recipe import Recipe
-from mmgen.training.stages.captioner import CaptionerConfig, captioner_stages
+from mmgen.training.stages.captioner import captioner_stages
 
 RECIPE = Recipe(
-    "captioning", CaptionerConfig, captioner_stages(), judge_captioner, main="captioner",
+    "captioning", CaptioningConfig, captioner_stages(), judge_captioner, main="captioner",
     splits=("test", "test_compositional", "validation", "validation_compositional"),
-    above={"cider": ("cider_blind", "cider_nearest")},
+    above={"cider": ("cider_blind", "cider_nearest", "cider_retrieved")},
 )  # fmt: skip
 
 if __name__ == "__main__":

@@ -13,16 +13,16 @@ import torch
 
 from mmgen import processes
 from mmgen.cli import main
-from mmgen.judging.captions import judge_captioner
+from mmgen.judging.captions import CaptioningConfig, judge_captioner
 from mmgen.models.captioner import Captioner
 from mmgen.models.psa_captioner import PseudoSelfAttentionCaptioner
 from mmgen.ranges import Above, AtLeast
 from mmgen.training.recipe import Recipe
-from mmgen.training.stages.captioner import CaptionerConfig, captioner_stages
+from mmgen.training.stages.captioner import captioner_stages
 
 
 @dataclass
-class Config(CaptionerConfig):
+class Config(CaptioningConfig):
     """The config of ``captioning``, and how its soft words reach the language model.
 
     Args:
@@ -51,7 +51,7 @@ def attending(config: Config, model: Captioner) -> PseudoSelfAttentionCaptioner:
 RECIPE = Recipe(
     "captioning_psa", Config, captioner_stages(reader=attending), judge_captioner, main="captioner",
     splits=("test", "test_compositional", "validation", "validation_compositional"),
-    above={"cider": ("cider_blind", "cider_nearest")},
+    above={"cider": ("cider_blind", "cider_nearest", "cider_retrieved")},
 )  # fmt: skip
 
 if __name__ == "__main__":

@@ -86,6 +86,22 @@ class Archive:
             with tarfile.open(self.path) as archive:
                 return archive.extractfile(name).read()  # type: ignore[union-attr]  # a regular file
 
+    def each(self, ending: str) -> Iterator[tuple[str, bytes]]:
+        """Yield the name and content of each file whose name has this ending, in one pass: fast for many small files.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        with _readable(self.path):
+            if self._zipped:
+                with zipfile.ZipFile(self.path) as archive:
+                    yield from ((name, archive.read(name)) for name in archive.namelist() if name.endswith(ending))
+                return
+            with tarfile.open(self.path) as archive:
+                for member in archive:
+                    if member.isfile() and member.name.endswith(ending):
+                        yield member.name, archive.extractfile(member).read()  # type: ignore[union-attr]  # a regular file
+
 
 @contextlib.contextmanager
 def _readable(path: Path) -> Iterator[None]:

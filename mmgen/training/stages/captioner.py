@@ -36,27 +36,36 @@ class CaptionData:
         input: the column of pictures or sounds.
         text: the column of captions, one or several an item.
         limit: items of each split; 0 takes all.
+        views: of each training picture: itself, and the others with colours, line width and scale varied, see
+            `mmgen.data.drawing_styles.restyled`, so that the captioner learns more than one style of drawing.
     """
 
     card: str = "openmoji"
     input: str = "image"
     text: str = "caption"
     limit: Annotated[int, AtLeast(0)] = 0
+    views: Annotated[int, AtLeast(1)] = 1
 
-    def items(self, model: Captioner, split: str) -> DataSet:
+    def items(self, model: Captioner, split: str, views: int = 1) -> DataSet:
         """Make one item per caption, in the order of the rows, with the input or, for a frozen encoder, its features.
 
         Args:
             model: its processors and its frozen encoder read the data.
             split: of the card.
+            views: of each picture; those after the first come after all rows.
 
         Raises:
             UserError: a value is missing or cannot be read; the message names the card, the split, the row and the column.
         """
-        rows = open_rows(self.card, split, [self.input, self.text], limit=self.limit)
+        return self.items_of(open_rows(self.card, split, [self.input, self.text], limit=self.limit), model, views)
+
+    def items_of(self, rows: Rows, model: Captioner, views: int = 1) -> DataSet:
+        """Make the items of some rows, see `items`."""
         given: Mapping[str, str | Tensor] = {model.modality: self.input}
         if not model.trained_encoder:
-            given = model.all_features(rows[self.input], [rows.fingerprint, self.input])
+            seen = [model.all_features(rows[self.input], [rows.fingerprint, self.input], view) for view in range(views)]
+            given = seen[0] if views == 1 else {name: torch.cat([each[name] for each in seen]) for name in seen[0]}
+            rows = rows.select([*range(len(rows))] * views)
         return DataSet(rows, {**given, "text": self.text}, model.processors, each="text").without("pooled")
 
     def references(self, rows: Rows) -> list[list[str]]:
@@ -82,7 +91,7 @@ class Decoding:
         length_penalty: exponent of the length that a beam's score is divided by.
         max_tokens: longest caption.
         candidates: captions written for each item, of which one is chosen.
-        neighbours: captions of training items that take part in the choice.
+        neighbours: captions of training items that take part in the choice, see `Captioner.neighbours`.
     """
 
     beams: Annotated[int, AtLeast(1)] = 1
@@ -110,8 +119,11 @@ class CaptionerConfig(RecipeConfig):
     decoding: Decoding = section()
 
     def check(self, errors: Mistakes) -> None:
-        """Check that the columns exist and are of the kind that the captioner reads."""
+        """Check that the columns exist and are of the kind that the captioner reads, and that an encoder can take views."""
         check_columns(self.data, "data", errors, {"input": [self.model.modality], "text": ["text"]})
+        if self.data.views > 1 and (self.model.trained_encoder or self.model.modality != "image"):
+            expected, fix = "1: only pictures of a frozen encoder have several", "set data.views=1"
+            errors.append(UserError("data.views", got=self.data.views, expected=expected, fix=fix))
 
 
 def caption_vocabulary(language_model: str, dtype: str, texts: Sequence[str]) -> list[int]:
@@ -137,7 +149,7 @@ def words(run: Run, config: CaptionerConfig, blind: bool = False) -> None:
     model = Captioner(**values)
     if blind:  # the encoder is unused and would get no gradient
         model.encoder.requires_grad_(False)
-    items = data.items(model, "train")
+    items = data.items(model, "train", data.views)
     if not model.trained_encoder:
         model.words.standardise(torch.as_tensor(items.values["features"]))
     run.fit(model, items.keep("text") if blind else items, config.fit_words, phases=("words",))
@@ -156,7 +168,7 @@ def captioner(run: Run, config: CaptionerConfig, blind: bool = False, reader: Re
         reader: ``reader(config, model)`` makes the model to train from the one whose soft words are trained.
     """
     model = reader(config, run.load("blind_words" if blind else "words", dtype=config.model.dtype))
-    data = config.data.items(model, "train")
+    data = config.data.items(model, "train", config.data.views)
     if blind:
         model.encoder.requires_grad_(False)
         run.fit(model, data.keep("text"), config.fit)  # without input no item has neighbours
@@ -172,7 +184,7 @@ def captioner(run: Run, config: CaptionerConfig, blind: bool = False, reader: Re
             return captions_shown(shown.rows[config.data.input] if model.modality == "image" else None, captions)
 
     def remember(model: Captioner) -> None:
-        model.remember(data.batches(size=PREFIXES, device=model.step.device))
+        model.remember(config.data.items(model, "train").batches(size=PREFIXES, device=model.step.device))
 
     run.fit(model, data, config.fit, samples=samples, finish=remember)
 
