@@ -202,7 +202,9 @@ def test_neighbours_are_stored_captions_by_their_posterior(tmp_path):
     model.remember([seen.items(slice(0, 3)), seen.items(slice(3, 4))])
     given = seen.without("text")
     with torch.no_grad():
-        features = torch.nn.functional.normalize(model.features(given)[:, : -(2 * model.grid) ** 2 * model.colours**3], dim=1)
+        features = torch.nn.functional.normalize(
+            model.features(given)[:, : -((2 * model.grid) ** 2) * model.colours**3], dim=1
+        )
         logits = model.words.logits(model.features(given), model.table)  # (b, n, v)
         targets = model.targets(seen["text"], seen.masks["text"])  # (p, n)
     logs = logits.log_softmax(-1).clamp(min=-8)

@@ -33,8 +33,9 @@ from mmgen.storage import cache_folder
 NAMES = [
     "bag_food", "bag_health", "bag_legal", "bag_military", "bag_politics", "bag_religion", "bag_science", "bag_space",
     "bag_sports", "bag_technology", "cifar10", "cmu_mosi", "digits", "digits_image_text_audio", "easy_vqa", "factor_shapes",
-    "flickr8k", "free_spoken_digits", "mnist", "noto_emoji", "openmoji", "openmoji_facts", "openmoji_shapes", "openmoji_spoken",
-    "peg_insertion", "peg_recordings", "rated_reviews", "sst2", "twemoji", "yelp_published_outputs", "yelp_sentiment",
+    "flickr8k", "free_spoken_digits", "mnist", "noto_emoji", "openmoji", "openmoji_facts", "openmoji_shapes",
+    "openmoji_spoken", "peg_insertion", "peg_recordings", "rated_reviews", "sst2", "twemoji",
+    "yelp_published_outputs", "yelp_sentiment",
 ]  # fmt: skip
 
 

@@ -6,7 +6,12 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
-COLOURS = {"adjust_brightness": (0.8, 1.2), "adjust_contrast": (0.7, 1.3), "adjust_saturation": (0.6, 1.4), "adjust_hue": (-0.04, 0.04)}  # fmt: skip
+COLOURS = {
+    "adjust_brightness": (0.8, 1.2),
+    "adjust_contrast": (0.7, 1.3),
+    "adjust_saturation": (0.6, 1.4),
+    "adjust_hue": (-0.04, 0.04),
+}
 SCALE, DEGREES, SHIFT = (0.8, 1.2), 8.0, 0.04  # side, rotation either way, and shift either way as a share of the side
 LINES = (-1, 0, 1, 2)  # pixels that dark lines lose on each side; -1: they gain one
 BLURRED = 0.5  # share of pictures that lose half their resolution

@@ -91,7 +91,8 @@ def judge_captioner(run: Run, config: CaptioningConfig, split: str) -> Result:
     })  # fmt: skip
     for system, made in generated.items():
         result[system] = caption_scores(made, references)
-    keys, captions = frozen_and_own(model, training.keep("features", model.modality)), training.rows[config.data.text].texts()
+    captions = training.rows[config.data.text].texts()
+    keys = frozen_and_own(model, training.keep("features", model.modality))
     found = nearest_captions(keys, frozen_and_own(model, data), captions, references)
     result.about |= {f"cider_nearest_{name}": scores["cider"] for name, (scores, _) in found.items()}
     result["nearest"], generated["nearest"] = next(iter(found.values()))
@@ -171,7 +172,7 @@ def nearest_captions(
         references: references of the m queries.
 
     Returns:
-        Name of the features -> the mean of each score over the captions of an item, and the first caption of each nearest item.
+        Features -> the mean of each score over the captions of an item, and the first caption of each nearest item.
 
     >>> captions, references = [["a cat"], ["a dog"]], [["a dog"], ["a dog"]]
     >>> keys, queries = {"own": torch.eye(2)}, {"own": torch.tensor([[0.1, 0.9], [0.0, 2.0]])}

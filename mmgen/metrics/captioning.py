@@ -6,6 +6,7 @@ here differ slightly from scores computed with it, but are comparable with one a
 
 import unicodedata
 from collections.abc import Sequence
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,7 +17,11 @@ from sacrebleu import BLEU
 from mmgen.errors import UserError
 
 # words that need another after them; "up", "down", "on" and "off" also end whole phrases, such as "thumbs up"
-BEFORE_OTHERS = frozenset("a an the and or but nor of in at to from for with without by as into onto than between among".split())
+BEFORE_OTHERS = {
+    "a", "an", "the", "and", "or", "but", "nor", "of", "in", "at", "to", "from", "for", "with", "without", "by", "as", "into",
+    "onto", "than", "between", "among",
+}  # fmt: skip
+
 
 def tokenize(text: str) -> list[str]:
     """The words of a caption: lower case, punctuation removed, split at white space.
@@ -151,7 +156,7 @@ def repeated_words(text: str) -> set[str]:
     {'man'}
     """
     words = tokenize(text)
-    return {word for word, following in zip(words, words[1:]) if word == following}
+    return {word for word, following in pairwise(words) if word == following}
 
 
 def incomplete_share(predictions: Sequence[str], people: Sequence[str] = ()) -> float:

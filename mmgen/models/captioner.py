@@ -347,8 +347,8 @@ class Captioner(Model):
         check_generate(to, n, ["text"])
         for what, value in (("beams", beams), ("max_tokens", max_tokens), ("candidates", candidates + neighbours)):
             check_at_least(what, value, 1)
-        for what, value in (("temperature", temperature), ("candidates", candidates), ("neighbours", neighbours)):
-            check_at_least(what, value, 0)
+        for what, least in (("temperature", temperature), ("candidates", candidates), ("neighbours", neighbours)):
+            check_at_least(what, least, 0)
         if not 0 < top_p <= 1:
             raise UserError("top_p", got=top_p, expected="above 0 and at most 1", fix="use 0.9 for example")
         if neighbours and not len(self.memory_texts):

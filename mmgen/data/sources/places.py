@@ -169,7 +169,7 @@ def _find(name: str, data_folder: Path | None, beside: Path | None = None) -> Pa
 
 
 def _sdist(name: str, data_folder: Path | None) -> Path:
-    """Find an archive in the data folder or where pip or npm downloaded it; mmgen itself queries no index and builds nothing."""
+    """Find an archive in the data folder or where pip or npm put it; mmgen itself queries no index and builds nothing."""
     try:
         return _find(name, data_folder)
     except Unavailable as error:
