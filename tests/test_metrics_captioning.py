@@ -12,7 +12,7 @@ import sacrebleu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmgen.metrics.captioning import bleu4, caption_scores, cider, exact_match, rouge_l, tokenize
+from mmgen.metrics.captioning import bleu4, caption_scores, cider, exact_match, incomplete_share, rouge_l, tokenize
 
 WORDS = ["red", "blue", "cat", "dog", "sits", "on", "a", "mat"]
 captions = st.lists(st.sampled_from(WORDS), min_size=1, max_size=8).map(" ".join)
@@ -166,3 +166,15 @@ def test_no_java_is_needed():
     code = "from mmgen.metrics.captioning import cider; print(cider(['a b c d', 'e f'], [['a b c d'], ['g h']])[0])"
     done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PATH": ""}, capture_output=True, text=True)
     assert done.stdout.strip() == "5.0", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("caption", "share"),
+    [("face with:", 1), ("man in", 1), ("UP button button", 1), ("", 1), ("a cat,", 1), ("thumbs up", 0), ("flag: Chad", 0)],
+)
+def test_a_caption_that_ends_in_the_air_or_repeats_a_word_is_incomplete(caption, share):
+    assert incomplete_share([caption]) == share
+
+
+def test_a_word_may_be_repeated_that_people_repeat():
+    assert incomplete_share(["kiss man man", "kiss cat cat"], ["family man man boy"]) == 0.5

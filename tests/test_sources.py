@@ -6,6 +6,7 @@ import os
 import re
 import tarfile
 import zipfile
+from pathlib import Path
 from collections import Counter
 
 import datasets
@@ -268,6 +269,30 @@ def test_yelp_published_outputs(tmp_path):
     write_tables(tmp_path / "yelp_published_outputs", {"outputs": [row]})
     found = open_card("yelp_published_outputs", "outputs", data_folder=tmp_path)[0]
     assert found == {"system": "DualRL", "text": "bad .", "output": "good .", "label": 0, "target_label": 1}
+
+
+def test_the_emoji_of_another_hand(tmp_path, monkeypatch):
+    """Pictures of an archive with the names and the splits of openmoji, whose file names differ in variation selectors."""
+    row = {"caption": "keycap 1", "code_points": "0031-FE0F-20E3", "base": "31", "skin_tone": "", "gender": ""}
+    monkeypatch.setattr(openmoji, "drawings", lambda split: [(Path("0031-FE0F-20E3.svg"), row)] if split == "train" else [])
+    file = tmp_path / "cache" / "sdists" / "emoji-datasource-twitter-16.0.0.tgz"
+    file.parent.mkdir(parents=True)
+    content = io.BytesIO()
+    Image.new("RGBA", (64, 64)).save(content, "PNG")
+    with tarfile.open(file, "w:gz") as archive:
+        for name in ("img/twitter/64/0031-20e3.png", "img/twitter/64/0032-20e3.png", "img/twitter/sheets/16.png"):
+            info = tarfile.TarInfo(f"package/{name}")
+            info.size = len(content.getvalue())
+            archive.addfile(info, io.BytesIO(content.getvalue()))
+    rows = open_card("twemoji", "train")
+    assert [row["caption"] for row in rows] == ["keycap 1"] and rows[0]["image"].size == (64, 64)
+    with pytest.raises(UserError, match=r"twitter-16\.0\.0\.tgz: got no picture of the split test, expected img/SET/64"):
+        open_card("twemoji", "test")
+
+
+def test_an_archive_of_npm_is_named_by_its_command(tmp_path):
+    with pytest.raises(UserError, match=r"npm pack emoji-datasource-google@16\.0\.0 --pack-destination \S*sdists"):
+        open_card("noto_emoji", "train")
 
 
 def write_reviews(file, product, film, inner=rated_reviews.INNER):

@@ -36,8 +36,8 @@ class CaptionData:
         input: the column of pictures or sounds.
         text: the column of captions, one or several an item.
         limit: items of each split; 0 takes all.
-        views: of each training picture: itself, and the others with colours, line width and scale varied, see
-            `mmgen.data.drawing_styles.restyled`, so that the captioner learns more than one style of drawing.
+        views: of each picture from which the soft words are learned: itself, and the others with colours, line width and scale
+            varied, see `mmgen.data.drawing_styles.restyled`, so that they learn more than one style of drawing.
     """
 
     card: str = "openmoji"
@@ -168,7 +168,7 @@ def captioner(run: Run, config: CaptionerConfig, blind: bool = False, reader: Re
         reader: ``reader(config, model)`` makes the model to train from the one whose soft words are trained.
     """
     model = reader(config, run.load("blind_words" if blind else "words", dtype=config.model.dtype))
-    data = config.data.items(model, "train", config.data.views)
+    data = config.data.items(model, "train")
     if blind:
         model.encoder.requires_grad_(False)
         run.fit(model, data.keep("text"), config.fit)  # without input no item has neighbours
@@ -184,7 +184,7 @@ def captioner(run: Run, config: CaptionerConfig, blind: bool = False, reader: Re
             return captions_shown(shown.rows[config.data.input] if model.modality == "image" else None, captions)
 
     def remember(model: Captioner) -> None:
-        model.remember(config.data.items(model, "train").batches(size=PREFIXES, device=model.step.device))
+        model.remember(data.batches(size=PREFIXES, device=model.step.device))
 
     run.fit(model, data, config.fit, samples=samples, finish=remember)
 
