@@ -195,7 +195,7 @@ def test_the_members_share_the_candidates_of_every_item():
 
 
 def test_neighbours_are_stored_captions_by_their_posterior(tmp_path):
-    """log p(i | x) = 100 cos(f_i, f(x)) + 0.05 log p_words(text_i | x), normalised."""
+    """log p(i | x) = 150 cos(f_i, f(x)) + 0.05 log p_words(text_i | x), normalised."""
     model = build().eval()
     texts = ["cat", "a dog", "owl", "cow"]
     seen = batch_of(model, *texts)
@@ -211,7 +211,7 @@ def test_neighbours_are_stored_captions_by_their_posterior(tmp_path):
     named = torch.stack(
         [sum(logs[:, i, (model.vocabulary == t[i]).nonzero()[0, 0]] for i in range(len(t))) for t in targets], 1
     )
-    expected = (100 * features @ features.T + 0.05 * named).softmax(1)  # (b, p)
+    expected = (150 * features @ features.T + 0.05 * named).softmax(1)  # (b, p)
     for row, near in zip(expected, model.neighbours(given, 9)):
         torch.testing.assert_close(torch.tensor([near[text] for text in texts]), row, rtol=1e-4, atol=1e-5)
         assert list(near.values()) == sorted(near.values(), reverse=True)

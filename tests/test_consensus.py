@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmgen.conditioning.consensus import consensus, ngrams, similarity
+from mmgen.conditioning.consensus import agreement, consensus, ngrams, similarity
 
 texts = st.dictionaries(st.text("ab :,", max_size=12), st.floats(0.1, 5), min_size=1, max_size=6)
 
@@ -26,6 +26,11 @@ def test_the_majority_wins():
 def test_texts_that_agree_outweigh_a_likelier_one():
     """Two flags of weight 0.3 share one of two words: the best of them has 0.3 * 2/4 + 0.3 * 1/8, the cat 0.34 * 2/4."""
     assert consensus({"a cat": 0.34, "flag: Chad": 0.33, "flag: Cuba": 0.33}, 3) == ["flag: Chad", "flag: Cuba", "a cat"]
+
+
+def test_agreement_is_the_mean_similarity_of_two_draws():
+    """Of "a b" twice and "a c" once: 5 of 9 pairs are equal (2/4 each), 4 of 9 share one of two words (1/8)."""
+    assert agreement({"a b": 2, "a c": 1}) == pytest.approx((5 * 2 / 4 + 4 / 8) / 9)
 
 
 @given(texts, st.integers(1, 4))

@@ -20,7 +20,7 @@ def consensus(candidates: Mapping[str, float], n: int = 1) -> list[str]:
 
     Source: Kumar and Byrne 2004, Minimum Bayes-risk decoding.
 
-    >>> consensus({"flag: Chad": 0.2, "flag: Cuba": 0.3, "a cat": 0.4})
+    >>> consensus({"flag: Chad": 0.2, "flag: Cuba": 0.3, "a cat": 0.3})
     ['flag: Cuba']
     """
     counts = {text: ngrams(text) for text in candidates}
@@ -28,6 +28,17 @@ def consensus(candidates: Mapping[str, float], n: int = 1) -> list[str]:
         text: sum(weight * similarity(counts[text], counts[other]) for other, weight in candidates.items()) for text in counts
     }
     return sorted(agreement, key=agreement.__getitem__, reverse=True)[:n]
+
+
+def agreement(candidates: Mapping[str, float]) -> float:
+    """The mean similarity of two candidates drawn by their weights, from 0 to 1 (at most m / 4 if all have m < 4 words).
+
+    >>> agreement({"a red cat sits": 3}), agreement({"yes": 1, "no": 1})
+    (1.0, 0.125)
+    """
+    counts = {text: ngrams(text) for text in candidates}
+    both = sum(v * w * similarity(counts[a], counts[b]) for a, v in candidates.items() for b, w in candidates.items())
+    return both / sum(candidates.values()) ** 2
 
 
 def similarity(a: list[Counter], b: list[Counter]) -> float:

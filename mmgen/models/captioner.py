@@ -1,5 +1,6 @@
 """Captioner: the features of an encoder become a prefix that a frozen language model continues (Frozen, ClipCap)."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmgen import processes
-from mmgen.conditioning.consensus import consensus
+from mmgen.conditioning.consensus import agreement, consensus
 from mmgen.conditioning.language_model import check_room, context_length
 from mmgen.conditioning.prefix import PrefixLanguageModel, Prompt, SoftWords
 from mmgen.data.audio import AudioProcessor
@@ -27,7 +28,8 @@ from mmgen.ranges import AtLeast, Share, checked
 from mmgen.storage import check_digest, digest, fingerprint
 
 MEMORY = ("memory_features", "memory_texts")
-LIKENESS, NAMED = 100.0, 0.05  # weights of the cosine of frozen features and of log p of a caption's words, see `neighbours`
+LIKENESS, NAMED = 150.0, 0.05  # weights of the cosine of frozen features and of log p of a caption's words, see `neighbours`
+TRUST = 2.0  # weight of candidates that all agree, relative to the remembered captions
 LEAST = -8.0  # log p of a word, so that one wrong word does not outweigh all others
 PROMPT_SCALE = 6.0  # learning rate of the embeddings around the soft words, relative to the soft words
 RATES = {"trained": 0.1, "scratch": 1.0}  # of a trained language model, relative to the soft words
@@ -276,7 +278,7 @@ class Captioner(Model):
     def neighbours(self, given: Batch, m: int) -> list[dict[str, float]]:
         """The ``m`` stored captions that fit each item best, with their posterior, likeliest first.
 
-        ``p(i | x) ~ exp(100 cos(f_i, f(x)) + 0.05 log p_words(text_i | x))``, of the frozen features f of the stored picture i
+        ``p(i | x) ~ exp(150 cos(f_i, f(x)) + 0.05 log p_words(text_i | x))``, of the frozen features f of the stored picture i
         and of x, and the probability of the caption's `targets` under the soft words. The frozen features also know what
         drawings of another style show; the soft words know which of their differences matter.
 
@@ -323,7 +325,8 @@ class Captioner(Model):
         With ``candidates`` above 1, that many prefixes are drawn per item, from the members of the soft words in turn and with
         the dropout of training. Each gives one caption, and the ``n`` that agree best with all are returned, see
         `mmgen.conditioning.consensus`: the prefixes differ where the model is uncertain. With ``neighbours``, that many
-        captions of training pictures vote too, by their posterior, which helps with unseen objects and other styles.
+        captions of training pictures vote too, by their posterior, which helps with unseen objects and other styles. Against
+        them the candidates have twice the weight of their mean similarity, so that they count where they agree.
 
         Args:
             given: pictures, sounds or ``features``.
@@ -336,7 +339,7 @@ class Captioner(Model):
             length_penalty: exponent of the length that divides the score of a beam.
             max_tokens: longest caption.
             candidates: captions generated per item, of which ``n`` are chosen by consensus; 0 takes stored ones only.
-            neighbours: stored captions per item, see `neighbours`, that join the consensus with the weight of all candidates.
+            neighbours: stored captions per item, see `neighbours`, that join the consensus.
 
         Raises:
             UserError: another ``to``, a number out of its range, or neighbours of a model that stores none.
@@ -373,8 +376,10 @@ class Captioner(Model):
                 different, which = draws.unique(dim=0, return_inverse=True)  # hard words often coincide
                 captions = self._captions(different, **options)
                 for vote, item in zip(votes, which.unflatten(0, (-1, candidates)).tolist()):
-                    for i in item:
-                        vote[captions[i]] = vote.get(captions[i], 0.0) + 1 / candidates
+                    own = Counter(captions[i] for i in item)
+                    weight = TRUST * agreement(own) / candidates if vote else 1.0
+                    for text, times in own.items():
+                        vote[text] = vote.get(text, 0.0) + weight * times
             best = [consensus(vote, n) for vote in votes]
             return [text for texts in best for text in texts + texts[-1:] * (n - len(texts))]
 
