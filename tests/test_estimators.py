@@ -4,7 +4,10 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -46,7 +49,7 @@ NEEDED = {
     "multimodal_vae": ["image"],
 }
 # terms of a batch as a whole, which several batches estimate differently: contrasts with its other items
-OF_A_BATCH = {("aligned", "train"), ("mirror_gan", "discriminator")}
+OF_A_BATCH = {"aligned": "", "mirror_gan": "discriminator/"}  # the start of their names
 
 
 def rows_of(batch: Batch) -> list[dict[str, Tensor]]:
@@ -84,7 +87,7 @@ def gradients(name: str, rows: list, folder: Path, config: FitConfig) -> dict[st
     def step(optimizer, *_, **__):
         phase = next(phases)
         for p in groups[phase]:
-            found[f"{phase}/{named[p]}"] = torch.zeros_like(p) if p.grad is None else p.grad.clone()
+            found[f"{phase}/{named[p]}"] = (torch.zeros_like(p) if p.grad is None else p.grad.clone()).contiguous()
 
     with pytest.MonkeyPatch.context() as patch:
         constant_noise(patch)
@@ -107,9 +110,15 @@ def log(folder: Path) -> list[dict[str, float]]:
 
 
 def logged(folder: Path) -> dict[str, float]:
-    """The losses of the first step, without its speed and the use of codes, which is no mean over items."""
-    apart = ("items_per_s", "codes_used", "code_perplexity", "discriminator/real", "discriminator/fake")
-    return {name: value for name, value in log(folder)[0].items() if name not in apart}
+    """What was logged of the losses of the first step, means over items all."""
+    other = ("items_per_s", "codes_used", "code_perplexity")
+    return {name: value for name, value in log(folder)[0].items() if name not in other}
+
+
+def exact(name: str, observed: str, found: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries that do not depend on how items are put together."""
+    of_a_batch = OF_A_BATCH.get(name, "-") if observed == "1 + 4" else "-"  # nothing is compared across batches in 0 + 4
+    return {key: value for key, value in found.items() if not key.startswith(of_a_batch)}
 
 
 SOME = {"1 + 4": {0, 4, 5, 6, 7}, "0 + 4": {4, 5, 6, 7}}
@@ -121,12 +130,10 @@ def test_two_batches_of_four_have_the_gradient_of_one_of_eight(tmp_path, name, o
     rows = some_observed(name, SOME[observed])
     whole = gradients(name, rows, tmp_path / "8", settings())
     parts = gradients(name, rows, tmp_path / "2x4", settings(batch_size=4, accumulation=2))
-    split = [key for key in whole if observed != "1 + 4" or (name, key.partition("/")[0]) not in OF_A_BATCH]
-    assert split or name == "aligned"
-    torch.testing.assert_close({k: parts[k] for k in split}, {k: whole[k] for k in split}, rtol=1e-6, atol=1e-9)
     assert any(g.any() for g in whole.values())
-    if observed != "1 + 4" or all((name, phase) not in OF_A_BATCH for phase in TINY[name].model().phases):
-        assert logged(tmp_path / "2x4") == pytest.approx(logged(tmp_path / "8"), rel=1e-5, abs=1e-7)
+    torch.testing.assert_close(exact(name, observed, parts), exact(name, observed, whole), rtol=1e-6, atol=1e-9)
+    losses = [exact(name, observed, logged(tmp_path / folder)) for folder in ("2x4", "8")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5, abs=1e-7)
 
 
 RUN = """
@@ -159,13 +166,12 @@ def test_two_processes_of_four_have_the_gradient_of_one_of_eight(tmp_path):
         for name in TINY:
             whole = gradients(name, some_observed(name, SOME[observed]), tmp_path / "8", settings())
             parts = load_file(tmp_path / observed / name / "gradients.safetensors")
-            split = [key for key in whole if observed != "1 + 4" or (name, key.partition("/")[0]) not in OF_A_BATCH]
             torch.testing.assert_close(
-                {k: parts[k] for k in split}, {k: whole[k] for k in split}, rtol=1e-6, atol=1e-9,
+                exact(name, observed, parts), exact(name, observed, whole), rtol=1e-6, atol=1e-9,
                 msg=lambda text, at=f"{name}, {observed}": f"{at}: {text}",
             )  # fmt: skip
-            if split:
-                assert logged(tmp_path / observed / name) == pytest.approx(logged(tmp_path / "8"), rel=1e-5, abs=1e-7)
+            losses = [exact(name, observed, logged(folder)) for folder in (tmp_path / observed / name, tmp_path / "8")]
+            assert losses[0] == pytest.approx(losses[1], rel=1e-5, abs=1e-7), f"{name}, {observed}"
 
 
 def digits(share: float = 1.0) -> list[dict[str, Tensor]]:
@@ -192,9 +198,9 @@ few_labels(Path(sys.argv[1]), batch_size=8)
 
 
 def few_labels(folder: Path, batch_size: int) -> list[Model]:
-    """Train a classifier, a factorized model and a VAE on digits of which 5 % have a label, or a picture."""
+    """Train a classifier on digits of which 5 % have a label, and other models on digits of which 5 % have a picture."""
     torch.manual_seed(0)
-    rows, config = digits(0.05), settings(steps=120, batch_size=batch_size, log_every=40, learning_rate=1e-2)
+    rows, config = digits(0.05), settings(steps=30, batch_size=batch_size, log_every=10, learning_rate=1e-2)
     encoder = {"dim": 16, "width": 8}
     both = {
         "image": {"kind": "image", "shape": [1, 8, 8], "encoder": encoder, "decoder": {"width": 8}},
@@ -204,7 +210,12 @@ def few_labels(folder: Path, batch_size: int) -> list[Model]:
               for row in rows]  # fmt: skip
     factor = {"objective": "factor", "discriminator": [8], "encoder": encoder, "decoder": {"width": 8}}
     return [
-        fit(Classifier("image", "image", [1, 8, 8], 10, encoder), rows, config, folder / "classifier"),
+        fit(
+            Classifier("image", "image", [1, 8, 8], 10, encoder),
+            rows,
+            replace(config, steps=120, log_every=40),
+            folder / "classifier",
+        ),
         fit(Factorized(both, 10, hidden=16), halves, config, folder / "factorized"),
         fit(VAE("image", "image", [1, 8, 8], 2, **factor), halves, config, folder / "factor"),
         fit(DiscreteVAE([1, 8, 8], codes=6, dim=4, width=8, halvings=1), halves, config, folder / "discrete"),
@@ -217,9 +228,8 @@ def test_five_per_cent_of_labels_in_batches_of_sixteen_train_to_the_end(tmp_path
     predicted = classifier.predict(collate(every)).probs.argmax(1)
     share = (predicted == torch.stack([row["label"] for row in every])).float().mean().item()
     assert share > 0.5, share
-    for stage in ("classifier", "factorized", "factor", "discrete"):
-        lines = log(tmp_path / stage)
-        assert [line["step"] for line in lines] == [40, 80, 120]
+    for stage in ("factorized", "factor", "discrete"):
+        assert [line["step"] for line in log(tmp_path / stage)] == [10, 20, 30]
     first, *_, last = log(tmp_path / "classifier")
     assert last["loss"] == last["cross_entropy"] < first["loss"]
     # of an untrained classifier: not less for the batches in which nobody has a label
@@ -231,7 +241,7 @@ def test_five_per_cent_of_labels_in_batches_of_sixteen_train_to_the_end(tmp_path
 def test_five_per_cent_of_labels_train_to_the_end_on_two_processes(tmp_path):
     launch(FIVE, tmp_path)
     for stage in ("classifier", "factorized", "factor", "discrete"):
-        assert [line["step"] for line in log(tmp_path / stage)] == [40, 80, 120]
+        assert len(log(tmp_path / stage)) == 3 and (tmp_path / stage / "model").is_dir()
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
