@@ -344,7 +344,7 @@ if sys.argv[4] == "sharded":
 config = settings(batch_size=batch_size, log_every=1, steps=steps, schedule="constant", ema=0.5)
 model = fit(make(), rows(), config, folder, resume=True)
 (folder / "sharded").write_text(str(isinstance(model.linear.weight, DTensor)))
-if sys.argv[4] == "sharded":  # a mesh keeps gloo's thread alive after its group is destroyed, and the thread may abort the exit
+if sys.argv[4] == "sharded":  # a mesh keeps gloo's thread alive after its group is destroyed, and the thread may abort exit
     torch.distributed.barrier()
     os._exit(0)
 """

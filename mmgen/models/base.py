@@ -150,12 +150,12 @@ class Model(nn.Module, ModelHubMixin):
     def forward(self, batch: Batch, phase: str = "train") -> dict[str, Tensor]:
         """`losses` as the ``forward`` that data-parallel wrappers call, a plain dict, in which they find the tensors.
 
-        The gradient must reach the same parameters in every process, also where only this one lacks a modality.
+        The gradient must reach the same parameters in every process, also where the items of only one lack a modality.
         """
         losses = self.losses(batch, phase)
         if world_size() > 1:
-            needed = [*self.usable(batch, phase).values(), *(batch.having(name) for name in self.inputs)]
-            if not torch.stack([rows.any() for rows in needed]).all():
+            needed = [*self.usable(batch, phase).values(), batch.having(*self.inputs)]
+            if not torch.stack([rows.all() for rows in needed]).all():
                 first = next(iter(losses))
                 losses[first] = losses[first] + self.zero_losses(first)[first]
         return dict(losses)
