@@ -66,7 +66,7 @@ class Aligned(Model):
 
     Source: Radford et al. 2021, CLIP, section 2.3. There everything but the pair itself is a negative. Here a picture or text
         that occurs several times in a batch has several positives: ``-log p(one of them | x)``. The negatives are those of
-        one process.
+        one batch: accumulated batches and processes do not share theirs.
 
     >>> model = Aligned("tiny", "fp32", "audio", width=8, dim=4).eval()
     >>> found = model.encode(Batch({"audio": torch.zeros(2, *model.processors["audio"].shape)}))

@@ -166,9 +166,9 @@ class _Trainer:
         prepared = self.accelerator.prepare(model, *optimizers)
         self.model, self.optimizers = prepared[0], dict(zip(phases, prepared[1:]))
         self.unwrapped = self.accelerator.unwrap_model(self.model)
-        self.saved = self.unwrapped.own_state().keys()
         self.names = {p: name for name, p in self.unwrapped.named_parameters()}  # sharding has replaced the parameters
-        self.average = {name: value.detach().clone() for name, value in self._averageable().items()} if config.ema else {}
+        self.averaged = self._averaged_tensors() if config.ema else {}
+        self.average = {name: value.clone() for name, value in self.averaged.items()}
         if config.compile:
             self.model = torch.compile(self.model)
         self.step, self.items, self.seconds = 0, 0, 0.0
@@ -251,9 +251,7 @@ class _Trainer:
             # clear all gradients, as a phase may also write to parameters of another phase
             self.model.zero_grad(set_to_none=True)
         if self.average:
-            now = self._averageable()
-            with torch.no_grad():
-                torch._foreach_lerp_(list(self.average.values()), [now[name] for name in self.average], 1 - self.config.ema)
+            torch._foreach_lerp_(list(self.average.values()), list(self.averaged.values()), 1 - self.config.ema)
         self.step += 1
         self.items += sum(batch.size for batch in batches) * self.accelerator.num_processes
         self.seconds += time.perf_counter() - began
@@ -338,19 +336,19 @@ class _Trainer:
     @contextmanager
     def _averaged(self) -> Iterator[None]:
         """Replace the weights temporarily by their moving average, if there is one."""
-        now = self._averageable() if self.average else {}
-        kept = {name: value.detach().clone() for name, value in now.items()}
+        kept = {name: value.clone() for name, value in self.averaged.items()}
         with torch.no_grad():
             for name, value in self.average.items():
-                now[name].copy_(value)
+                self.averaged[name].copy_(value)
             yield
             for name, value in kept.items():
-                now[name].copy_(value)
+                self.averaged[name].copy_(value)
 
-    def _averageable(self) -> dict[str, Tensor]:
-        """What the moving average covers: trained parameters, and real buffers that are saved; others stay as they are."""
-        trained = {name: p for p, name in self.names.items() if p.requires_grad}
-        return trained | {n: b for n, b in self.unwrapped.named_buffers() if n in self.saved and b.is_floating_point()}
+    def _averaged_tensors(self) -> dict[str, Tensor]:
+        """What the moving average covers: trained parameters, and real buffers that are saved."""
+        trained = {name: p.detach() for p, name in self.names.items() if p.requires_grad}
+        saved = self.unwrapped.own_state().keys()
+        return trained | {n: b for n, b in self.unwrapped.named_buffers() if n in saved and b.is_floating_point()}
 
     def save(self) -> None:
         tensors = {"model.safetensors": self.unwrapped.own_state()}
@@ -363,7 +361,7 @@ class _Trainer:
             "step": self.step,
             "model": self.plain.name,
             "processes": self.accelerator.num_processes,
-            "window": self._window(),
+            "logged": self._window(),
             "items": self.items,
             "seconds": self.seconds,
             "scaler": scaler,
@@ -393,14 +391,14 @@ class _Trainer:
             file = f"optimizer_{phase}.safetensors"
             ckpt.load_optimizer_tensors(optimizer.optimizer, self.names, ckpt.read_tensors(folder, file), str(folder / file))
         if self.average:
-            now = self._averageable()
-            for name, value in ckpt.read_tensors(folder, "ema.safetensors").items():
-                self.average[name] = like(value, now[name])
+            self.averaged = self._averaged_tensors()  # loading may have replaced buffers
+            saved = ckpt.read_tensors(folder, "ema.safetensors")
+            self.average = {name: like(saved[name], value) for name, value in self.averaged.items()}
         if self.accelerator.scaler and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         if self.main:  # it is that of all processes
             device = self.accelerator.device
-            self.window = {name: (torch.tensor(total, device=device), n) for name, (total, n) in state["window"].items()}
+            self.window = {name: (torch.tensor(total, device=device), n) for name, (total, n) in state["logged"].items()}
         self.step, self.items, self.seconds = state["step"], state["items"], state["seconds"]
         ckpt.restore_random_state(folder, self.rank)
         if self.main:
@@ -408,9 +406,8 @@ class _Trainer:
 
     def _finish(self) -> Model:
         with torch.no_grad():
-            now = self._averageable() if self.average else {}
             for name, value in self.average.items():
-                now[name].copy_(value)
+                self.averaged[name].copy_(value)
         if self.finish:
             self.finish(self.unwrapped.eval())
         state = self.unwrapped.own_state()
