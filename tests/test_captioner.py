@@ -194,6 +194,18 @@ def test_the_members_share_the_candidates_of_every_item():
         torch.testing.assert_close(draws[:, 2 * i], alone.encode(given).mean)
 
 
+def test_the_candidates_of_a_picture_alone_are_those_among_others():
+    model = build(dropout=0.5, members=2, hard=False).eval()
+    given = batch_of(model, "cat", "a dog", "owl", "cow").without("text")
+    options = {"candidates": 3, "max_tokens": 3}
+
+    def captions(batch: Batch) -> list[str]:
+        return model.generate(batch, generator=torch.Generator().manual_seed(1), n=2, **options)
+
+    together = captions(given)
+    assert together == [text for i in range(4) for text in captions(given.items(slice(i, i + 1)))]
+
+
 def test_neighbours_are_stored_captions_by_their_posterior(tmp_path):
     """log p(i | x) = 150 cos(f_i, f(x)) + 0.05 log p_words(text_i | x), normalised."""
     model = build().eval()

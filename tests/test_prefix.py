@@ -144,3 +144,28 @@ def test_a_feature_that_was_constant_in_training_does_not_drown_the_others():
     table = READER.embedding_table.detach()
     near, far = (words.logits(torch.tensor([[value, 0.5]]), table) for value in (0.1, 1e4))
     torch.testing.assert_close(near, far)
+
+
+@pytest.mark.parametrize(("m", "members"), [(3, 2), (5, 3), (2, 3)])
+def test_what_is_drawn_for_an_item_does_not_depend_on_the_others(m, members):
+    words, table = SoftWords(5, n=2, embedding=16, width=8, dropout=0.5, members=members).eval(), torch.randn(9, 16)
+    features = torch.randn(6, 5)
+    torch.manual_seed(7)
+    together = words.drawn(features, table, m)  # (m, b, n, d)
+    assert together.shape == (m, 6, 2, 16) and len(together.unique(dim=0)) == m
+    for i in range(6):
+        torch.manual_seed(7)
+        torch.testing.assert_close(words.drawn(features[i : i + 1], table, m)[:, 0], together[:, i])
+
+
+def test_a_network_that_is_drawn_is_one_of_training():
+    """With both dropped units known: those of the first layer scale the features, those of the second the hidden layer."""
+    words, table = SoftWords(5, n=2, embedding=16, width=8, dropout=0.5).eval(), torch.randn(9, 16)
+    features = torch.randn(4, 5)
+    torch.manual_seed(7)
+    drawn = words.drawn(features, table, 1)[0]
+    torch.manual_seed(7)
+    first, second = (torch.nn.functional.dropout(torch.ones(1, 1, size), 0.5)[0] for size in (5, 8))
+    _, linear, norm, gelu, _, last = words.members[0]
+    h = torch.nn.functional.normalize(last(second * gelu(norm(linear(first * features)))).unflatten(1, (2, 16)), dim=-1)
+    torch.testing.assert_close(drawn, words.mix(20 * h @ torch.nn.functional.normalize(table, dim=-1).T, table))

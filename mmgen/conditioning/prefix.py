@@ -44,7 +44,7 @@ class SoftWords(nn.Module):
         dropout: dropout rate of the features and of the hidden layer.
         hard: use the embedding of the likeliest word, with the gradient of the mixture (straight-through).
         members: number of networks f in an ensemble. In training, each gets its own share of a batch; in eval mode, h_i is the
-            mean of the members' unit vectors.
+            mean of the members' unit vectors; see also `drawn`.
 
     Source: Tsimpoukelli et al. 2021, section 3, with f linear and ``prefix_i = h_i``; Lakshminarayanan et al. 2017, arXiv
         1612.01474, for the ensemble.
@@ -93,8 +93,7 @@ class SoftWords(nn.Module):
 
     def logits(self, features: Tensor, table: Tensor) -> Tensor:
         """Compute the logits of p_i(w), (b, n, v), from features (b, c) and word embeddings (v, d)."""
-        # clamped: a feature that was constant in training, such as an unused colour, must not outweigh all others later
-        standard = ((features - self.mean) / self.std).clamp(-10, 10)  # (b, c)
+        standard = self._standard(features)  # (b, c)
         if self.training:
             shares = standard.tensor_split(len(self.members))
             h = self._h(torch.cat([member(share) for member, share in zip(self.members, shares)]))  # (b, n, d)
@@ -102,9 +101,32 @@ class SoftWords(nn.Module):
             h = torch.stack([self._h(member(standard)) for member in self.members]).mean(0)  # (b, n, d)
         return self.temperature * h @ F.normalize(table, dim=-1).T
 
+    def drawn(self, features: Tensor, table: Tensor, m: int) -> Tensor:
+        """Soft words by ``m`` networks, the members in turn with units dropped at random.
+
+        A network drops the same units for all items, so what it says of an item does not depend on the others.
+
+        Args:
+            features: (b, c).
+            table: word embeddings (v, d).
+            m: number of networks.
+
+        Returns:
+            (m, b, n, d).
+
+        Source: dropout as a draw from a posterior over networks, Gal and Ghahramani 2016, arXiv 1506.02142.
+        """
+        shares = self._standard(features).expand(m, -1, -1).tensor_split(len(self.members))  # each (k, b, c)
+        h = torch.cat([self._h(_thinned(member, share)) for member, share in zip(self.members, shares)])  # (m, b, n, d)
+        return self.mix(self.temperature * h @ F.normalize(table, dim=-1).T, table)
+
+    def _standard(self, features: Tensor) -> Tensor:
+        # clamped: a feature that was constant in training, such as an unused colour, must not outweigh all others later
+        return ((features - self.mean) / self.std).clamp(-10, 10)  # (b, c)
+
     def _h(self, outputs: Tensor) -> Tensor:
-        """Reshape (b, n * d) to unit vectors (b, n, d)."""
-        return F.normalize(outputs.unflatten(1, (self.n, -1)), dim=-1)
+        """Reshape (..., n * d) to unit vectors (..., n, d)."""
+        return F.normalize(outputs.unflatten(-1, (self.n, -1)), dim=-1)
 
     def mix(self, logits: Tensor, table: Tensor) -> Tensor:
         """Compute soft words (b, n, d) from the logits of p_i(w), (b, n, v), and word embeddings (v, d)."""
@@ -114,6 +136,13 @@ class SoftWords(nn.Module):
     def forward(self, features: Tensor, table: Tensor) -> Tensor:
         """Compute soft words (b, n, d) from features (b, c) and word embeddings (v, d)."""
         return self.mix(self.logits(features, table), table)
+
+
+def _thinned(member: nn.Module, x: Tensor) -> Tensor:
+    """Outputs of ``k`` networks for b items, (k, b, c) -> (k, b, d): each drops its own units, the same for all items."""
+    for layer in member.children():
+        x = x * F.dropout(torch.ones_like(x[:, :1]), layer.p) if isinstance(layer, nn.Dropout) else layer(x)
+    return x
 
 
 class PrefixLanguageModel(nn.Module):

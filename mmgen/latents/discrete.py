@@ -248,6 +248,13 @@ class VectorQuantizer(nn.Module):
             usage=(counts > 0).to(counts.dtype).mean(),
         )
 
+    def skip(self) -> None:
+        """Take part in a training step of several processes without vectors of this one."""
+        if self.training and _distributed():
+            nothing = self.codebook[:0]
+            self._revive(nothing)
+            self._update(nothing, torch.zeros(0, dtype=torch.long, device=nothing.device), torch.zeros_like(self.counts))
+
     def embed(self, ids: Tensor) -> Tensor:
         """The codes of ids (...): (..., d)."""
         return self.codebook[ids]
@@ -269,6 +276,8 @@ class VectorQuantizer(nn.Module):
             both = torch.cat([sums, counts[:, None]], 1)  # (K, d + 1): a single message for both
             dist.all_reduce(both)
             sums, counts = both[:, :-1], both[:, -1]
+            if not counts.any():  # no process has vectors
+                return counts
         self.counts.lerp_(counts, 1 - self.decay)
         self.sums.lerp_(sums, 1 - self.decay)
         total = self.counts.sum()
@@ -282,11 +291,18 @@ class VectorQuantizer(nn.Module):
         dead = (self.counts < self.revive * self.counts.mean()) | first  # (K,), identical on all processes
         if not dead.any():
             return
-        repeats = -(-len(self.codebook) // len(flat))
-        chosen = torch.randperm(len(flat), device=flat.device).repeat(repeats)[: len(self.codebook)]  # distinct if possible
-        vectors = flat[chosen]  # (K, d)
+        vectors = torch.empty_like(self.codebook)  # (K, d)
+        if len(flat):
+            repeats = -(-len(vectors) // len(flat))
+            vectors = flat[
+                torch.randperm(len(flat), device=flat.device).repeat(repeats)[: len(vectors)]
+            ]  # distinct if possible
         if _distributed():
-            dist.broadcast(vectors, src=0)
+            source = torch.tensor(dist.get_rank() if len(flat) else dist.get_world_size(), device=flat.device)
+            dist.all_reduce(source, dist.ReduceOp.MIN)  # the first process that has vectors
+            if source == dist.get_world_size():
+                return
+            dist.broadcast(vectors, src=int(source))
         counts = torch.where(first, 1.0, self.counts.mean())  # the average count, so that a revived code has time to be used
         self.codebook.copy_(torch.where(dead[:, None], vectors, self.codebook))
         self.counts.copy_(torch.where(dead, counts, self.counts))

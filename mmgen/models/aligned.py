@@ -22,7 +22,7 @@ from mmgen.modalities.features import cached_features, mean_and_std
 from mmgen.modalities.frozen import freeze
 from mmgen.modalities.image import ImageEncoder, colour_histogram
 from mmgen.modalities.sequence import TransformerLayers
-from mmgen.models.base import Losses, Model
+from mmgen.models.base import REST, Losses, Model
 from mmgen.ranges import AtLeast, Between, Share, checked
 from mmgen.storage import check_digest, digest, fingerprint
 
@@ -66,7 +66,7 @@ class Aligned(Model):
 
     Source: Radford et al. 2021, CLIP, section 2.3. There everything but the pair itself is a negative. Here a picture or text
         that occurs several times in a batch has several positives: ``-log p(one of them | x)``. The negatives are those of
-        one process.
+        one batch: accumulated batches and processes do not share theirs.
 
     >>> model = Aligned("tiny", "fp32", "audio", width=8, dim=4).eval()
     >>> found = model.encode(Batch({"audio": torch.zeros(2, *model.processors["audio"].shape)}))
@@ -188,12 +188,16 @@ class Aligned(Model):
         for buffer, value in zip((self.feature_mean, self.feature_std), mean_and_std(features)):
             buffer.copy_(value)
 
+    def usable(self, batch: Batch, phase: str = "train") -> dict[str, Tensor]:
+        """The items with both; the losses are contrastive, and those of a batch as a whole."""
+        return {REST: self._there(batch) & batch.having(*self.towers[1:])}
+
     def losses(self, batch: Batch, phase: str = "train") -> Losses:
         """Mean of ``-log p(a text of x | x)`` and ``-log p(an x of text | text)`` over the items with both.
 
         With a sentence embedder the batch also holds ``sentence`` (b, e), the output of `embed`.
         """
-        there = self._there(batch) & batch.having(*self.towers[1:])  # (b,)
+        there = self.usable(batch)[REST]  # (b,)
         if not there.any():
             return self.zero_losses(*(f"to_{name}" for name in self.towers))
         batch = batch.items(there)

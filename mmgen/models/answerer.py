@@ -14,7 +14,7 @@ from mmgen.conditioning.language_model import CACHE, check_room
 from mmgen.conditioning.prefix import positions, token_log_prob
 from mmgen.data.batch import Batch
 from mmgen.errors import UserError, check_at_least
-from mmgen.models.base import Losses, check_generate
+from mmgen.models.base import REST, Losses, check_generate
 from mmgen.models.captioner import Captioner
 
 
@@ -85,14 +85,18 @@ class Answerer(Captioner):
         """Target soft words of the pictures with these captions: ids, mask (b, t) -> (b, n, d)."""
         return self.language_model.embed(self.targets(ids, mask))
 
+    def usable(self, batch: Batch, phase: str = "train") -> dict[str, Tensor]:
+        """The items with the inputs of the phase; for ``words`` also with a caption."""
+        needed = {"words": ["caption"], "prompt": ["caption", "question", "text"]}.get(phase, ["question", "text"])
+        return {REST: batch.having(*needed), "words": batch.having("caption", *needed)}
+
     def losses(self, batch: Batch, phase: str = "train") -> Losses:
         """``answer`` and ``words``: summed over tokens, averaged over the items with the inputs of the phase.
 
         ``answer = -log p(a | x, q)``; in the phase ``prompt`` it stands alone, with the caption in place of x. ``words`` is
         that of `Captioner`, averaged over the items with a caption; in the phase ``words`` it stands alone.
         """
-        needed = {"words": ["caption"], "prompt": ["caption", "question", "text"]}.get(phase, ["question", "text"])
-        there = batch.having(*needed)
+        there = self.usable(batch, phase)[REST]
         if not there.any():
             return self.zero_losses("words" if phase == "words" else "answer")
         if phase != "words":  # whose mean is over captions

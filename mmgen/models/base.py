@@ -4,7 +4,7 @@ import importlib
 import inspect
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -23,6 +23,9 @@ from mmgen.errors import UserError, check_at_least, check_one_of, counted, first
 from mmgen.modalities.frozen import frozen_prefixes
 from mmgen.modalities.kinds import PROCESSORS
 from mmgen.models import MODELS
+from mmgen.processes import world_size
+
+REST = "rest"  # in `Model.usable`: all terms of the losses without an entry of their own
 
 
 class Losses(dict[str, Tensor]):
@@ -36,6 +39,17 @@ class Losses(dict[str, Tensor]):
     def total(self) -> Tensor:
         """The sum of all terms, which training minimises."""
         return torch.stack(list(self.values())).sum()
+
+    def divided(self, divisors: Mapping[str, float]) -> Tensor:
+        """The sum of all terms, each divided by the entry of ``divisors`` of its name, or of `REST`.
+
+        >>> Losses(label=torch.tensor(2.0), kl=torch.tensor(0.5)).divided({"label": 4.0, REST: 1.0}).item()
+        1.0
+        """
+        own = [divisors.get(name, divisors[REST]) for name in self]
+        if len(set(own)) == 1:
+            return self.total / own[0]
+        return torch.stack([term / divisor for term, divisor in zip(self.values(), own)]).sum()
 
 
 class Model(nn.Module, ModelHubMixin):
@@ -74,6 +88,19 @@ class Model(nn.Module, ModelHubMixin):
     def losses(self, batch: Batch, phase: str = "train") -> Losses:
         """Named terms whose sum ``phase`` minimises: summed over event dimensions, averaged over the batch."""
         raise self._undefined("losses")
+
+    def usable(self, batch: Batch, phase: str = "train") -> dict[str, Tensor]:
+        """Masks of the items (or positions) that the terms of `losses` are means over.
+
+        The training loop weights the terms of accumulated batches and of several processes by these numbers, so that their
+        gradient is that of one batch of all items. This is exact for means over items; a term of a batch as a whole, such as
+        a contrastive one or a divergence between samples, is a weighted mean of that of each batch.
+
+        Returns:
+            Bool masks by name of the term; that of `REST` belongs to all other terms. The names depend on the model and the
+            phase only; a term that the losses lack where nobody has it needs an entry.
+        """
+        return {REST: batch.rows}
 
     def zero_losses(self, *terms: str) -> Losses:
         """Zero terms with a zero gradient for every trained parameter: the loss of a batch without usable items."""
@@ -121,8 +148,17 @@ class Model(nn.Module, ModelHubMixin):
         return [name for name in inspect.signature(type(self).generate).parameters if name not in common]
 
     def forward(self, batch: Batch, phase: str = "train") -> dict[str, Tensor]:
-        """`losses` as the ``forward`` that data-parallel wrappers call, a plain dict, in which they find the tensors."""
-        return dict(self.losses(batch, phase))
+        """`losses` as the ``forward`` that data-parallel wrappers call, a plain dict, in which they find the tensors.
+
+        The gradient must reach the same parameters in every process, also where the items of only one lack a modality.
+        """
+        losses = self.losses(batch, phase)
+        if world_size() > 1:
+            needed = [*self.usable(batch, phase).values(), batch.having(*self.inputs)]
+            if not torch.stack([rows.all() for rows in needed]).all():
+                first = next(iter(losses))
+                losses[first] = losses[first] + self.zero_losses(first)[first]
+        return dict(losses)
 
     def phase_parameters(self, phase: str) -> list[dict[str, Any]]:
         """The parameters that ``phase`` trains, as optimiser groups.

@@ -23,7 +23,7 @@ from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.modalities.audio import AudioEncoder
 from mmgen.modalities.features import cached_features
 from mmgen.modalities.image import ImageEncoder, colour_histogram
-from mmgen.models.base import Losses, Model, check_generate, decayed
+from mmgen.models.base import REST, Losses, Model, check_generate, decayed
 from mmgen.ranges import AtLeast, Share, checked
 from mmgen.storage import check_digest, digest, fingerprint
 
@@ -219,13 +219,17 @@ class Captioner(Model):
         """The modality that it describes."""
         return (self.modality,)
 
+    def usable(self, batch: Batch, phase: str = "train") -> dict[str, Tensor]:
+        """The items with a text."""
+        return {REST: batch.having("text")}
+
     def losses(self, batch: Batch, phase: str = "train") -> Losses:
         """``caption`` and ``words``, or only ``words`` in that phase: summed over tokens, averaged over items.
 
         ``caption = -log p(text | x)``; ``words = -sum_i log p_i(target_i | x)`` over the n soft words and their `targets`.
         Items without a text are ignored.
         """
-        there = batch.having("text")
+        there = self.usable(batch)[REST]
         if not there.any():
             return self.zero_losses(*(["words"] if phase == "words" else ["caption", "words"]))
         batch = batch.items(there)
@@ -384,13 +388,8 @@ class Captioner(Model):
             return [text for texts in best for text in texts + texts[-1:] * (n - len(texts))]
 
     def drawn_words(self, given: Batch, m: int) -> Tensor:
-        """``m`` prefixes per item, drawn by dropout, in order: (b * m, n, d)."""
-        features, training = self.features(given).repeat(m, 1), self.words.training  # (m * b, c)
-        try:
-            draws = self.words.train()(features, self.table)  # (m * b, n, d), shared among the members
-        finally:
-            self.words.train(training)
-        return draws.unflatten(0, (m, -1)).transpose(0, 1).flatten(0, 1)
+        """``m`` prefixes per item, drawn by dropout, in order: (b * m, n, d); the same for an item alone as among others."""
+        return self.words.drawn(self.features(given), self.table, m).transpose(0, 1).flatten(0, 1)
 
     def phase_parameters(self, phase: str) -> list[dict[str, Any]]:
         """The prompt around the soft words has a higher learning rate, and learns only in the phase ``train``."""

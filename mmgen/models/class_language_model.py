@@ -13,7 +13,7 @@ from mmgen.data.batch import Batch, placed
 from mmgen.data.label import LabelProcessor
 from mmgen.data.text import TextProcessor
 from mmgen.errors import check_at_least
-from mmgen.models.base import LabelModel, Losses, check_labels
+from mmgen.models.base import REST, LabelModel, Losses, check_labels
 from mmgen.ranges import AtLeast, checked
 
 
@@ -79,9 +79,13 @@ class ClassLanguageModel(LabelModel):
         """The input of `generate`."""
         return ("text",)
 
+    def usable(self, batch: Batch, phase: str = "train") -> dict[str, Tensor]:
+        """The items with both."""
+        return {REST: batch.having("text", "label")}
+
     def losses(self, batch: Batch, phase: str = "train") -> Losses:
         """``-log p(x | c)`` summed over tokens, and ``-log p(c | x)``, averaged over the items with both."""
-        rows = batch.having("text", "label")
+        rows = self.usable(batch)[REST]
         if not rows.any():
             return self.zero_losses("generative", "discriminative")
         batch = batch.items(rows)

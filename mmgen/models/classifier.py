@@ -13,7 +13,7 @@ from torch.distributions import Categorical
 from mmgen.data.batch import Batch, placed
 from mmgen.errors import UserError, check_at_least
 from mmgen.modalities.kinds import KINDS, build_encoder
-from mmgen.models.base import LabelModel, Losses, check_class_names, check_labels
+from mmgen.models.base import REST, LabelModel, Losses, check_class_names, check_labels
 
 
 class Classifier(LabelModel):
@@ -68,9 +68,13 @@ class Classifier(LabelModel):
         """The modality that it classifies."""
         return (self.modality,)
 
+    def usable(self, batch: Batch, phase: str = "train") -> dict[str, Tensor]:
+        """The items with both."""
+        return {REST: batch.having(self.modality, "label")}
+
     def losses(self, batch: Batch, phase: str = "train") -> Losses:
         """The cross-entropy, -log p(label | x), averaged over the items with both."""
-        observed = batch.having(self.modality, "label")
+        observed = self.usable(batch)[REST]
         if not observed.any():
             return self.zero_losses("cross_entropy")
         return Losses(cross_entropy=-self._log_likelihood(batch.items(observed)).mean())

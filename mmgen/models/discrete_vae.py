@@ -14,7 +14,7 @@ from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.latents.discrete import VectorQuantizer, annealed, gumbel_softmax, kl_to_uniform
 from mmgen.modalities.kinds import check_values
 from mmgen.modalities.layers.convolution import GridDecoder, GridEncoder
-from mmgen.models.base import Losses, Model, check_generate
+from mmgen.models.base import REST, Losses, Model, check_generate
 from mmgen.ranges import AtLeast, Share, checked
 
 AT_ONCE = 100  # pictures read together outside training
@@ -102,9 +102,15 @@ class DiscreteVAE(Model):
         """The modality that it encodes and decodes."""
         return ("image",)
 
+    def usable(self, batch: Batch, phase: str = "train") -> dict[str, Tensor]:
+        """The items that have a picture."""
+        return {REST: batch.having("image")}
+
     def losses(self, batch: Batch, phase: str = "train") -> Losses:
         """The reconstruction, and the weighted KL or the commitment, over the items that have a picture."""
-        if not batch.having("image").any():
+        if not self.usable(batch)[REST].any():
+            if self.quantizer is not None:
+                self.quantizer.skip()
             return self.zero_losses("reconstruction", "kl" if self.quantizer is None else "commitment")
         x, _ = self._observed(batch)  # (b', c, h, w)
         features = self.encoder(x).movedim(1, -1)  # (b', h', w', K) logits, or (b', h', w', d)

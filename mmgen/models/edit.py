@@ -23,7 +23,7 @@ from mmgen.data.batch import Batch, placed
 from mmgen.data.label import LabelProcessor
 from mmgen.data.text import tokens_of, train_word_tokenizer
 from mmgen.errors import UserError, check_one_of, check_texts
-from mmgen.models.base import Losses, Model
+from mmgen.models.base import REST, Losses, Model
 from mmgen.models.style.ngrams import BEGIN, END, UNKNOWN, NgramTable, framed, style_counts, word_vectors, words_between
 from mmgen.models.style.spelling import Item, pieces_of, spell_changed
 from mmgen.ranges import AtLeast, checked
@@ -158,9 +158,13 @@ class Edit(Model):
         """The modality that it reads."""
         return ("text",)
 
+    def usable(self, batch: Batch, phase: str = "train") -> dict[str, Tensor]:
+        """The items with both."""
+        return {REST: batch.having("text", "label")}
+
     def losses(self, batch: Batch, phase: str = "train") -> Losses:
         """The cross-entropy -log p(style | text), averaged over the items with both, and the weight penalty."""
-        rows = batch.having("text", "label")
+        rows = self.usable(batch)[REST]
         if not rows.any():
             return self.zero_losses("cross_entropy", "penalty")
         weights = (self.word_weights, self.pair_weights, self.triple_weights)

@@ -24,7 +24,7 @@ from mmgen.modalities.layers.memory_fusion import MemoryFusion
 from mmgen.modalities.modality import Modality, check_modality, encoder_of, spread
 from mmgen.modalities.sequence import SequenceDecoder
 from mmgen.modalities.vector import VectorDecoder, multilayer_perceptron
-from mmgen.models.base import Losses, Model, check_class_names, check_generate
+from mmgen.models.base import REST, Losses, Model, check_class_names, check_generate
 from mmgen.ranges import AtLeast, Share, checked
 
 PARTS = ("", "generative", "factorization")
@@ -175,6 +175,18 @@ class Factorized(Model):
         """The modalities that it encodes."""
         return tuple(self.modalities)
 
+    def usable(self, batch: Batch, phase: str = "train") -> dict[str, Tensor]:
+        """The items or positions with any modality; those with a label; and the patterns from which surrogates infer."""
+        present, _ = self._presence(batch)
+        nobody = torch.zeros_like(next(iter(present.values()), batch.rows))  # (...)
+        everyone = torch.stack([present.get(name, nobody) for name in self.modalities])  # (m, ...)
+        real, labelled = everyone.any(0), self._labelled(batch, nobody) if present else nobody
+        found = {REST: real, "label": real & labelled, "independence": real & labelled}
+        if self.label_surrogate is not None:
+            _, valid = self._left_out(everyone)  # (s, ...)
+            found |= {"surrogate_codes": valid, "surrogate_label": valid & labelled}
+        return found
+
     def losses(self, batch: Batch, phase: str = "train") -> Losses:
         """The terms of the label, of each reconstruction, of the prior, and of the surrogates."""
         if not batch.having_any(*self.modalities).any():
@@ -185,8 +197,7 @@ class Factorized(Model):
         if labels is not None:
             losses["label"] = -masked_mean(self.decode(factors, "label").log_prob(labels[0]), labels[1])
         for name in self.decoders:
-            if name in seen.values:
-                losses[f"reconstruction_{name}"] = self._reconstruction(factors, name, seen, seen.present[name])
+            losses[f"reconstruction_{name}"] = self._reconstruction(factors, name, seen, seen.present[name])
         if self.mmd_weight:
             rows = {**seen.present, "label": seen.real}
             flat = [z[rows[name]] for name, z in codes.items() if name == "label" or name in seen.values]  # (n, k) each
@@ -290,32 +301,13 @@ class Factorized(Model):
         """Encode each modality once per kind of factor; missing values and their features are zero."""
         for name in batch.values:
             check_one_of("modality", name, ["label", *self.modalities])
-        values, masks, present = {}, {}, {}
-        for name in self.modalities:
-            if name not in batch:
-                continue
-            x, there = batch[name], batch.present[name]  # (b, ...), (b,)
-            if name in self.sequences:
-                if name in batch.masks:
-                    mask = batch.masks[name] & there[:, None]
-                elif self.modalities[name].kind == "text":
-                    mask = until_stop(x, self.modalities[name].decoder.get("stop")) & there[:, None]
-                else:  # no padding
-                    mask = there[:, None].expand(x.shape[:2])
-                there = mask if self.per_position else there
-            if not there.any():
-                continue
-            if name in self.sequences:
-                masks[name] = mask  # (b, t)
+        (present, masks), values = self._presence(batch), {}
+        for name, there in present.items():
+            x = batch[name]
             values[name] = x = torch.where(there.reshape(*there.shape, *[1] * (x.ndim - there.ndim)), x, 0)
-            present[name] = there
             kind, shape = self.modalities[name].kind, self.modalities[name].shape
             likelihood: Any = self.decoders[name].likelihood if name in self.decoders else None
             check_values(name, x, kind, shape, likelihood)
-        aligned = present if self.fusion is None else masks
-        lengths = {name: tuple(where.shape) for name, where in aligned.items()}
-        if len(set(lengths.values())) > 1:
-            raise UserError("sequences", got=lengths, expected="one length for all", fix="align them")
         nothing = torch.ones(batch.size, dtype=torch.bool)
         for there in present.values():
             nothing = nothing.to(there.device) & ~there.reshape(batch.size, -1).any(1)  # (b,)
@@ -338,6 +330,54 @@ class Factorized(Model):
         label = [self.dropout(self._known(steps, name, there)) for name, there in present.items()]  # (..., d) each
         private = [self._known(own, name, present[name]) for name in self.private]
         return Seen(values, masks, present, label, private, memory)
+
+    def _presence(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Presence masks, (b,) or per position (b, t), of the modalities at hand, and masks (b, t) of their sequences."""
+        present, masks = {}, {}
+        for name in self.modalities:
+            if name not in batch:
+                continue
+            x, there = batch[name], batch.present[name]  # (b, ...), (b,)
+            if name in self.sequences:
+                if name in batch.masks:
+                    mask = batch.masks[name] & there[:, None]
+                elif self.modalities[name].kind == "text":
+                    mask = until_stop(x, self.modalities[name].decoder.get("stop")) & there[:, None]
+                else:  # no padding
+                    mask = there[:, None].expand(x.shape[:2])
+                there = mask if self.per_position else there
+            if not there.any():
+                continue
+            if name in self.sequences:
+                masks[name] = mask  # (b, t)
+            present[name] = there
+        aligned = present if self.fusion is None else masks
+        lengths = {name: tuple(where.shape) for name, where in aligned.items()}
+        if len(set(lengths.values())) > 1:
+            raise UserError("sequences", got=lengths, expected="one length for all", fix="align them")
+        return present, masks
+
+    def _labelled(self, batch: Batch, real: Tensor) -> Tensor:
+        """Mask (...) of the items or positions with a label, of the shape of ``real``."""
+        there = batch.having("label")  # (b,)
+        if not there.any():
+            return torch.zeros_like(real)
+        if batch["label"].shape != real.shape:
+            got, expected = tuple(batch["label"].shape), f"{tuple(real.shape)}, as the modalities have"
+            raise UserError("label", got=got, expected=expected, fix="give each item, or each position, one label")
+        if self.per_position:
+            return there[:, None] & batch.masks.get("label", torch.ones_like(real))  # (b, t)
+        return there
+
+    def _left_out(self, everyone: Tensor) -> tuple[Tensor, Tensor]:
+        """The modalities left by each pattern that leaves out some, (m, s, ...), and the mask (s, ...) of its places.
+
+        A place counts where a modality is left and one was left out; ``everyone`` (m, ...) is the presence mask.
+        """
+        m = len(everyone)
+        patterns = subsets(m, everyone.device)[:-1].T.reshape(m, -1, *[1] * (everyone.ndim - 1))  # all proper subsets
+        kept = patterns & everyone[:, None]
+        return kept, kept.any(0) & (kept != everyone[:, None]).any(0)
 
     def _noisy(self, name: str, x: Tensor) -> Tensor:
         modality = self.modalities[name]
@@ -383,6 +423,8 @@ class Factorized(Model):
 
     def _reconstruction(self, factors: dict[str, Tensor], name: str, seen: Seen, rows: Tensor) -> Tensor:
         """-w_m log p(x_m | f_y, f_m), summed over ``rows`` (...), divided by the number of places with any modality."""
+        if name not in seen.values:
+            return factors["label"].new_zeros(())
         mask = (seen.masks[name],) if name in seen.masks and not self.per_position else ()
         log_prob = self.decode(factors, name).log_prob(seen.values[name], *mask)  # (...)
         return -self.modalities[name].weight * masked_mean(log_prob, rows, seen.real)
@@ -402,11 +444,7 @@ class Factorized(Model):
     ) -> dict[str, Tensor]:
         """Losses of the surrogates: error of the inferred codes, and -log p of the label and modalities decoded from them."""
         m, everyone = len(self.modalities), seen.all  # (m, ...)
-        patterns = subsets(m, everyone.device)[:-1].T.reshape(
-            m, -1, *[1] * (everyone.ndim - 1)
-        )  # (m, s, ...): all proper subsets
-        kept = patterns & everyone[:, None]
-        valid = kept.any(0) & (kept != everyone[:, None]).any(0)  # (s, ...) something is present, something was left out
+        kept, valid = self._left_out(everyone)  # (m, s, ...), (s, ...)
         inferred = {"label": self.label_surrogate(known(seen.label, kept))}  # (s, ..., k)
         error = (inferred["label"] - codes["label"].detach()).square().sum(-1)  # (s, ...)
         for i, name in enumerate(self.private):
@@ -418,7 +456,7 @@ class Factorized(Model):
             log_prob = self.decode({"label": self.label_factor(inferred["label"])}, "label").log_prob(labels[0])
             terms["label"] = -masked_mean(log_prob, valid & labels[1])
         for i, name in enumerate(self.modalities):
-            if name in self.decoders and name in seen.values:
+            if name in self.decoders:
                 row = 2**m - 2 - 2**i  # the pattern that lacks this modality alone: `subsets` counts in binary, from 1
                 factors = self._factors({**codes, **{k: z[row] for k, z in inferred.items()}})
                 terms[f"reconstruction_{name}"] = self._reconstruction(factors, name, seen, everyone[i] & kept[:, row].any(0))
@@ -426,16 +464,10 @@ class Factorized(Model):
 
     def _labels(self, batch: Batch, seen: Seen) -> tuple[Tensor, Tensor] | None:
         """The labels, 0 where missing, and their presence mask, both (...); None if all are missing."""
-        there = batch.having("label")
-        if not there.any():
+        if not batch.having("label").any():
             return None
-        labels = batch["label"]
-        if labels.shape != seen.real.shape:
-            got, expected = tuple(labels.shape), f"{tuple(seen.real.shape)}, as the modalities have"
-            raise UserError("label", got=got, expected=expected, fix="give each item, or each position, one label")
-        if self.per_position:
-            there = there[:, None] & batch.masks.get("label", torch.ones_like(labels, dtype=torch.bool))  # (b, t)
-        labels = torch.where(there, labels, 0)
+        there = self._labelled(batch, seen.real)
+        labels = torch.where(there, batch["label"], 0)
         if self.classes is not None and labels.is_floating_point():
             fix = "convert it with .long(), or set classes=None for numbers"
             raise UserError("label", got=str(labels.dtype), expected="torch.int64", fix=fix)

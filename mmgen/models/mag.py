@@ -16,7 +16,7 @@ from mmgen.distributions import Delta
 from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.modalities.frozen import freeze
 from mmgen.modalities.kinds import check_name, check_values
-from mmgen.models.base import LabelModel, Losses, check_class_names, check_labels, decayed
+from mmgen.models.base import REST, LabelModel, Losses, check_class_names, check_labels, decayed
 from mmgen.ranges import Above, AtLeast, Share, checked
 from mmgen.storage import check_digest, digest, fingerprint
 
@@ -122,16 +122,20 @@ class AdaptedTransformer(LabelModel):
             {**g, "scale": self.encoder_rate} for g in decayed([p for p in self.encoder.parameters() if p in read])
         ]
 
+    def usable(self, batch: Batch, phase: str = "train") -> dict[str, Tensor]:
+        """The items with a label and any modality."""
+        return {REST: batch.having("label") & batch.having_any(*self.inputs)}
+
     def losses(self, batch: Batch, phase: str = "train") -> Losses:
         """The cross-entropy, -log p(label | text, x), averaged over the usable items."""
-        rows = batch.having("label") & batch.having_any(*self.inputs)
+        rows = self.usable(batch)[REST]
         if not rows.any():
             return self.zero_losses("cross_entropy")
         return Losses(cross_entropy=-self._log_likelihood(batch.items(rows)).mean())
 
     def log_likelihood(self, batch: Batch, samples: int = 1) -> Tensor:
         """Exact log p(label | text, x), (b,); 0 for unusable items."""
-        rows = batch.having("label") & batch.having_any(*self.inputs)
+        rows = self.usable(batch)[REST]
         if not rows.any():
             raise batch.lacks(f"label and one of {', '.join(self.inputs)}", "both")
         return placed(self._log_likelihood(batch.items(rows)), rows)

@@ -16,7 +16,7 @@ from mmgen.latents.spaces import GaussianHead, StandardPrior, rsample
 from mmgen.modalities.frozen import freeze
 from mmgen.modalities.layers.convolution import Residual, channels, halvings
 from mmgen.modalities.text import TextEncoder
-from mmgen.models.base import Losses, Model, check_generate
+from mmgen.models.base import REST, Losses, Model, check_generate
 from mmgen.models.redescriber import Redescriber, observed, read_texts, shifted
 from mmgen.ranges import AtLeast, Share, checked
 
@@ -145,13 +145,17 @@ class MirrorGAN(Model):
                 raise UserError("embeddings", got=got, expected=expected, fix="set text.dim to their size")
             encoder.embed.weight.copy_(embeddings)
 
+    def usable(self, batch: Batch, phase: str = "train") -> dict[str, Tensor]:
+        """The items with both; the wrong pairs of a discriminator are those of its batch."""
+        return {REST: batch.having("image", "text")}
+
     def losses(self, batch: Batch, phase: str = "train") -> Losses:
         """The terms of one phase over the items with both; in "train", of both phases, named by them.
 
         The terms of a phase give no gradient to the other phase's parameters.
         """
         check_one_of("phase", phase, ("train", *self.phases))
-        if not batch.having("image", "text").any():
+        if not self.usable(batch)[REST].any():
             return self.zero_losses("unconditional", "conditional")
         x, ids, mask, _ = observed(batch, self.shape, self.vocabulary, self.length)
         terms = {"discriminator": self.discriminator_terms, "generator": self.generator_terms}

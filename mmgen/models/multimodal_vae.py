@@ -27,7 +27,7 @@ from mmgen.latents.fusion import (
 from mmgen.latents.importance import importance_bound
 from mmgen.latents.spaces import GaussianHead, fit_prior, make_prior, rsample
 from mmgen.modalities.kinds import KINDS, build_decoder, build_encoder, check_name, check_values
-from mmgen.models.base import Losses, Model, check_generate
+from mmgen.models.base import REST, Losses, Model, check_generate
 from mmgen.ranges import AtLeast, Between, checked
 
 KEYS = ("kind", "shape", "encoder", "decoder", "weight")
@@ -130,12 +130,16 @@ class MultimodalVAE(Model):
         """The modalities that it encodes and decodes."""
         return tuple(self.modalities)
 
+    def usable(self, batch: Batch, phase: str = "train") -> dict[str, Tensor]:
+        """The items with any modality, whichever it is: a term is a mean over them, 0 for items that lack its modality."""
+        return {REST: batch.having_any(*self.modalities)}
+
     def losses(self, batch: Batch, phase: str = "train") -> Losses:
         """The terms of the objective: a reconstruction for each modality, 0 where no item has it, and the KL.
 
         MMVAE has one term, its negative bound.
         """
-        if not batch.having_any(*self.modalities).any():
+        if not self.usable(batch)[REST].any():
             mmvae = self.objective == "mmvae"
             return self.zero_losses(*(["bound"] if mmvae else [*(f"reconstruction_{name}" for name in self.modalities), "kl"]))
         batch = self._checked(batch)

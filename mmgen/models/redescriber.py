@@ -13,7 +13,7 @@ from mmgen.errors import UserError, check_one_of
 from mmgen.modalities.kinds import OWN, check_values
 from mmgen.modalities.layers.convolution import ConvEncoder
 from mmgen.modalities.text import TextDecoder
-from mmgen.models.base import Losses, Model, check_generate
+from mmgen.models.base import REST, Losses, Model, check_generate
 from mmgen.ranges import AtLeast, Share, checked
 
 
@@ -82,10 +82,14 @@ class Redescriber(Model):
         """p(text | picture) of pictures (b, c, h, w), batch shape (b,)."""
         return self.decoder(self.encoder(images))
 
+    def usable(self, batch: Batch, phase: str = "train") -> dict[str, Tensor]:
+        """The items with both."""
+        return {REST: batch.having("image", "text")}
+
     def losses(self, batch: Batch, phase: str = "train") -> Losses:
         """``-log p(text | x)``, summed over tokens, averaged over the items with both."""
         check_one_of("phase", phase, self.phases)
-        if not batch.having("image", "text").any():
+        if not self.usable(batch)[REST].any():
             return self.zero_losses("caption")
         x, ids, mask, _ = observed(batch, self.shape, self.vocabulary, self.length)
         x = self.disturbed(x) if self.training else x

@@ -15,7 +15,7 @@ from mmgen.latents.spaces import GaussianHead, StandardPrior, rsample
 from mmgen.modalities.kinds import check_values
 from mmgen.modalities.layers.autoregressive import check_sampling
 from mmgen.modalities.text import TextDecoder, TextEncoder
-from mmgen.models.base import Losses, Model, check_generate
+from mmgen.models.base import REST, Losses, Model, check_generate
 from mmgen.ranges import AtLeast, Between, checked
 
 
@@ -98,9 +98,13 @@ class SentenceVAE(Model):
         """w(step)."""
         return (self.step / self.anneal_steps).clamp(max=1) if self.anneal_steps else 1.0
 
+    def usable(self, batch: Batch, phase: str = "train") -> dict[str, Tensor]:
+        """The items with text; free bits are those of a batch."""
+        return {REST: batch.having("text")}
+
     def losses(self, batch: Batch, phase: str = "train") -> Losses:
         """The reconstruction, and the weighted KL with free bits, over the items with text."""
-        if not batch.having("text").any():
+        if not self.usable(batch)[REST].any():
             return self.zero_losses("reconstruction", "kl")
         ids, mask, _ = self._observed(batch)  # (b', t) each
         q = self.posterior(ids, mask)

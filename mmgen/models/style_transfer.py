@@ -21,7 +21,7 @@ from mmgen.latents.discrete import reinforce, straight_through
 from mmgen.modalities.layers.autoregressive import CausalTransformer, sample
 from mmgen.modalities.layers.transformer import Cache
 from mmgen.modalities.text import TextEncoder
-from mmgen.models.base import Losses, Model
+from mmgen.models.base import REST, Losses, Model
 from mmgen.models.edit import AT_ONCE, PLAIN, RARE
 from mmgen.models.style.ngrams import style_counts
 from mmgen.models.style.spelling import LONGEST, pieces_of, spell_anew
@@ -167,13 +167,17 @@ class StyleTransfer(Model):
         """The modality that it reads."""
         return ("text",)
 
+    def usable(self, batch: Batch, phase: str = "train") -> dict[str, Tensor]:
+        """The items with both."""
+        return {REST: batch.having("text", "label")}
+
     def losses(self, batch: Batch, phase: str = "train") -> Losses:
         """The terms of one phase over the items with text and label; in "train", of both phases, named by them.
 
         The terms of a phase give no gradient to the other phase's parameters.
         """
         check_one_of("phase", phase, ("train", *self.phases))
-        if not batch.having("text", "label").any():
+        if not self.usable(batch)[REST].any():
             return self.zero_losses("reconstruction")
         ids, mask, style = self.observed(batch, LONGEST)
         terms = {"critic": self.critic_terms, "generator": self.generator_terms}

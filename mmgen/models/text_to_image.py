@@ -17,7 +17,7 @@ from mmgen.modalities.frozen import freeze
 from mmgen.modalities.kinds import check_values
 from mmgen.modalities.layers.autoregressive import CausalTransformer, sample
 from mmgen.modalities.layers.transformer import Cache
-from mmgen.models.base import Losses, Model, check_generate
+from mmgen.models.base import REST, Losses, Model, check_generate
 from mmgen.models.discrete_vae import DiscreteVAE
 from mmgen.ranges import AtLeast, Share, checked
 from mmgen.storage import check_digest, digest, fingerprint
@@ -186,9 +186,13 @@ class TextToImage(Model):
         self.discrete_vae.load_state_dict(vae.state_dict())
         self.codes_taken.copy_(digest(fingerprint(self.discrete_vae)))
 
+    def usable(self, batch: Batch, phase: str = "train") -> dict[str, Tensor]:
+        """The items with both."""
+        return {REST: batch.having(*PARTS)}
+
     def losses(self, batch: Batch, phase: str = "train") -> Losses:
         """The weighted terms ``text`` and ``image``, over the items with both."""
-        there = batch.having(*PARTS)
+        there = self.usable(batch)[REST]
         if not there.any():
             return self.zero_losses(*PARTS)
         text, codes = self._text(batch.items(there)), self._codes(batch["image"][there])  # (b', t), (b', n)

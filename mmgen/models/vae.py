@@ -19,7 +19,7 @@ from mmgen.latents.importance import importance_bound
 from mmgen.latents.spaces import GaussianHead, fit_prior, make_prior, rsample
 from mmgen.modalities.kinds import KINDS, build_decoder, build_encoder, check_values
 from mmgen.modalities.vector import multilayer_perceptron
-from mmgen.models.base import Losses, Model, check_generate
+from mmgen.models.base import REST, Losses, Model, check_generate
 from mmgen.ranges import AtLeast, checked
 
 
@@ -120,6 +120,7 @@ OBJECTIVES: dict[str, Callable[..., Losses]] = {
     "dip_ii": dip_ii,
     "wae_mmd": wae_mmd,
 }
+LEAST = {"beta_tc": 2, "dip_i": 2, "dip_ii": 2, "wae_mmd": 2}  # items that a term of a batch as a whole is defined for
 
 
 class VAE(Model):
@@ -188,10 +189,16 @@ class VAE(Model):
         """The modality that it encodes and decodes."""
         return (self.modality,)
 
+    def usable(self, batch: Batch, phase: str = "train") -> dict[str, Tensor]:
+        """The items that have x; none where others lack it and these are too few for the terms of the batch as a whole."""
+        rows = batch.having(self.modality)
+        least = 4 if phase == "discriminator" else LEAST.get(self.objective, 1)
+        return {REST: rows & (rows.sum() >= min(least, batch.size))}
+
     def losses(self, batch: Batch, phase: str = "train") -> Losses:
         """The objective's terms over the items that have x; in the phase "discriminator", its cross-entropy."""
         check_one_of("phase", phase, self.phases)
-        if not batch.having(self.modality).any():
+        if not self.usable(batch, phase)[REST].any():
             return self.zero_losses("cross_entropy" if phase == "discriminator" else "reconstruction")
         x, _ = self._observed(batch)  # (b', *shape)
         if phase == "discriminator":

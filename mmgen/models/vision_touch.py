@@ -16,7 +16,7 @@ from mmgen.modalities.flow import Flow, FlowDecoder
 from mmgen.modalities.image import ImageDecoder, PyramidEncoder
 from mmgen.modalities.kinds import check_values
 from mmgen.modalities.touch import SLOPE, ForceEncoder, StateEncoder
-from mmgen.models.base import Losses, Model
+from mmgen.models.base import REST, Losses, Model
 from mmgen.ranges import AtLeast, Share, checked
 
 VISION, TOUCH = ("image", "depth"), ("force", "proprioception")
@@ -148,6 +148,21 @@ class VisionTouch(Model):
     def inputs(self) -> tuple[str, ...]:
         """The senses and the action."""
         return (*self.senses, "action")
+
+    def usable(self, batch: Batch, phase: str = "train") -> dict[str, Tensor]:
+        """The items with the inputs of each term, before senses are dropped; for the pairing, of the true pairs."""
+        flow = batch.having("action", "flow", "image")
+        views = [s for s in self.senses if s in VISION]
+        felt = batch.having_any(*(s for s in self.senses if s in TOUCH))
+        return {
+            REST: batch.rows,
+            "contact": batch.having("action", "contact"),
+            "displacement": batch.having("action", "displacement"),
+            "flow": flow,
+            "mask": flow,
+            "relief": batch.having("depth"),
+            "pairing": felt & batch.having_any(*views) if views else felt,
+        }
 
     def losses(self, batch: Batch, phase: str = "train") -> Losses:
         """The weighted terms listed in the class, for the heads of this model."""

@@ -102,7 +102,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         UserError: they are missing or incomplete.
     """
     state = read_json(checkpoint / "state.json", *_damaged(checkpoint))
-    missing = [key for key in ("step", "model", "processes", "window", "counted", "items", "seconds") if key not in state]
+    missing = [key for key in ("step", "model", "processes", "logged", "items", "seconds") if key not in state]
     if missing:
         fix = f"remove {checkpoint.name} to resume from the checkpoint before it"
         raise UserError(str(checkpoint / "state.json"), got=f"no {missing[0]}", expected="a whole checkpoint", fix=fix)

@@ -43,7 +43,7 @@ class FitConfig:
         warmup: steps over which the learning rate rises linearly to its peak.
         schedule: learning rate after the warm-up; ``cosine`` and ``linear`` fall to zero at ``steps``.
         clip: largest gradient norm; 0 disables clipping.
-        ema: decay of the exponential moving average of the weights, which is saved and used; 0 for none.
+        ema: decay of the exponential moving average of weights and real buffers, which is saved and used; 0 for none.
         precision: arithmetic of the forward pass; weights and optimiser state are fp32.
         compile: torch.compile the model.
         seed: seed of data order, dropout and sampling; a recipe sets it to its own ``seed``.

@@ -11,17 +11,18 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
-from accelerate.utils import set_seed
+from accelerate.utils import gather_object, set_seed
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm.auto import tqdm
 
 from mmgen.data.batch import Batch, collate
 from mmgen.errors import UserError
-from mmgen.models.base import Losses, Model, like, whole
+from mmgen.models.base import REST, Losses, Model, like, whole
 from mmgen.processes import check_processes, join
 from mmgen.training import checkpoint as ckpt
 from mmgen.training.config import FitConfig
@@ -74,6 +75,15 @@ class Order(Sampler[list[int]]):
             generator = torch.Generator().manual_seed(hash((self.config.seed, epoch)) % 2**63)
             self._epoch, self._permutation = epoch, torch.randperm(self.size, generator=generator)
         return int(self._permutation[place])
+
+
+def own_seed(seed: int, rank: int) -> int:
+    """Seed of the generators of a process: ``seed`` itself for the first one, a hash of both for others.
+
+    >>> own_seed(1, 0), own_seed(0, 1) == own_seed(1, 0)
+    (1, False)
+    """
+    return seed if rank == 0 else int(numpy.random.SeedSequence([seed, rank]).generate_state(1)[0])
 
 
 def learning_rate(config: FitConfig, step: int) -> float:
@@ -148,7 +158,7 @@ class _Trainer:
         )
         check_processes("processes", config.processes, self.accelerator.num_processes)
         self.rank, self.main = self.accelerator.process_index, self.accelerator.is_main_process
-        set_seed(config.seed + self.rank)
+        set_seed(own_seed(config.seed, self.rank))
         rate, betas, decay = config.learning_rate, config.betas, config.weight_decay
         fused = self.accelerator.device.type == "cpu"  # nine times as fast on a CPU; on a GPU torch chooses
         optimizers = [torch.optim.AdamW(groups[phase], rate, betas, weight_decay=decay, fused=fused) for phase in phases]
@@ -157,12 +167,12 @@ class _Trainer:
         self.model, self.optimizers = prepared[0], dict(zip(phases, prepared[1:]))
         self.unwrapped = self.accelerator.unwrap_model(self.model)
         self.names = {p: name for name, p in self.unwrapped.named_parameters()}  # sharding has replaced the parameters
-        self.trained = {name: p for p, name in self.names.items() if p.requires_grad}
-        self.average = {n: p.detach().clone() for n, p in self.trained.items()} if config.ema else {}
+        self.averaged = self._averaged_tensors() if config.ema else {}
+        self.average = {name: value.clone() for name, value in self.averaged.items()}
         if config.compile:
             self.model = torch.compile(self.model)
-        self.step, self.counted, self.items, self.seconds = 0, 0, 0, 0.0
-        self.window: dict[str, Tensor] = {}
+        self.step, self.items, self.seconds = 0, 0, 0.0
+        self.window: dict[str, tuple[Tensor | float, int]] = {}  # sum and weight since the last line of the log
         self.finish: Callable[[Model], None] | None = None
         self.signal: int | None = None
         self.stopped: int | None = None
@@ -209,7 +219,9 @@ class _Trainer:
 
     def _step(self, loader: Iterator, order: Order) -> None:
         began = time.perf_counter()
-        batches = [_batch(next(loader)).to(self.accelerator.device) for _ in range(self.config.accumulation)]
+        batches = [_batch(next(loader)) for _ in range(self.config.accumulation)]
+        counts = self._counts(batches)  # before the batches are moved, so that no device has to be waited for
+        batches = [batch.to(self.accelerator.device) for batch in batches]
         rate = learning_rate(self.config, self.step)
         self.unwrapped.step.fill_(self.step)
         for phase, optimizer in self.optimizers.items():
@@ -222,28 +234,59 @@ class _Trainer:
                     total = losses.total
                     if not math.isfinite(value := total.item()):
                         raise _not_finite(losses, value, self.step, order.batch(self.step * len(batches) + number))
-                    self.accelerator.backward(total / len(batches))
+                    own, whole_step = counts[phase][number], counts[phase][-1]
+                    loss = losses.divided(self._divisors(own, whole_step))
+                    self.accelerator.backward(loss)
                 prefix = "" if len(self.optimizers) == 1 else f"{phase}/"
-                for name, term in [*losses.items(), ("loss", total), *self.unwrapped.monitored.items()]:
-                    self._count(prefix + name, term.detach() / len(batches))
+                for name, term in [*losses.items(), *self.unwrapped.monitored.items()]:
+                    if items := own.get(name, own[REST]):
+                        self._count(prefix + name, term * items, items)
+                self._count(f"{prefix}loss", loss * (whole_step[REST] / self.accelerator.num_processes), own[REST])
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             if self.config.clip:
                 norm = self.accelerator.clip_grad_norm_(parameters, self.config.clip)
                 if norm is not None:
-                    self._count("gradient_norm" if len(self.optimizers) == 1 else f"{phase}/gradient_norm", norm)
+                    self._count("gradient_norm" if len(self.optimizers) == 1 else f"{phase}/gradient_norm", norm, 1)
             optimizer.step()
             # clear all gradients, as a phase may also write to parameters of another phase
             self.model.zero_grad(set_to_none=True)
         if self.average:
-            torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.trained.values()], 1 - self.config.ema)
+            torch._foreach_lerp_(list(self.average.values()), list(self.averaged.values()), 1 - self.config.ema)
         self.step += 1
-        self.counted += 1
         self.items += sum(batch.size for batch in batches) * self.accelerator.num_processes
         self.seconds += time.perf_counter() - began
 
-    def _count(self, name: str, value: Tensor) -> None:
-        value = whole(value).float()
-        self.window[name] = self.window[name] + value if name in self.window else value
+    def _counts(self, batches: Sequence[Batch]) -> dict[str, list[dict[str, int]]]:
+        """Numbers of usable items by phase and term: of each batch, and last of all batches of all processes."""
+        counts = {}
+        for phase in self.optimizers:
+            own = [{name: int(rows.sum()) for name, rows in self.unwrapped.usable(b, phase).items()} for b in batches]
+            counts[phase] = [*own, {name: sum(some[name] for some in own) for name in own[0]}]
+        if self.accelerator.num_processes > 1:
+            totals = torch.tensor([n for some in counts.values() for n in some[-1].values()], device=self.accelerator.device)
+            torch.distributed.all_reduce(totals)
+            found = iter(totals.tolist())
+            for some in counts.values():
+                some[-1] = {name: next(found) for name in some[-1]}
+        return counts
+
+    def _divisors(self, own: Mapping[str, int], whole_step: Mapping[str, int]) -> dict[str, float]:
+        """Divisors of the terms of a batch, so that the mean over processes of their sums is the mean over all items."""
+        processes = self.accelerator.num_processes
+        return {name: whole_step[name] / (n * processes) if n else math.inf for name, n in own.items()}
+
+    def _count(self, name: str, value: Tensor, weight: int) -> None:
+        value = whole(value.detach()).float()
+        total, before = self.window.get(name, (0.0, 0))
+        self.window[name] = (total + value, before + weight)
+
+    def _window(self) -> dict[str, tuple[float, int]]:
+        """Sums and weights of the logged figures over all processes, which may have counted different figures."""
+        own = {name: (float(total), weight) for name, (total, weight) in self.window.items()}
+        everyone = gather_object([own])
+        names = dict.fromkeys(name for some in everyone for name in some)
+        parts = {name: [some[name] for some in everyone if name in some] for name in names}
+        return {name: (sum(total for total, _ in some), sum(n for _, n in some)) for name, some in parts.items()}
 
     def _after_step(self, bar: tqdm) -> None:
         bar.update(1)
@@ -260,10 +303,10 @@ class _Trainer:
             raise Interrupted(self.step, stop)
 
     def _log(self, bar: tqdm) -> None:
-        means = {name: self.accelerator.reduce(value, "mean").item() / self.counted for name, value in self.window.items()}
+        means = {name: total / weight for name, (total, weight) in self._window().items() if weight}
         rate = learning_rate(self.config, self.step - 1)
         figures = {"step": self.step, **means, "learning_rate": rate, "items_per_s": self.items / self.seconds}
-        self.window, self.counted, self.items, self.seconds = {}, 0, 0, 0.0
+        self.window, self.items, self.seconds = {}, 0, 0.0
         if self.main:
             with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(figures) + "\n")
@@ -293,13 +336,19 @@ class _Trainer:
     @contextmanager
     def _averaged(self) -> Iterator[None]:
         """Replace the weights temporarily by their moving average, if there is one."""
-        kept = {name: p.detach().clone() for name, p in self.trained.items()} if self.average else {}
+        kept = {name: value.clone() for name, value in self.averaged.items()}
         with torch.no_grad():
             for name, value in self.average.items():
-                self.trained[name].copy_(value)
+                self.averaged[name].copy_(value)
             yield
             for name, value in kept.items():
-                self.trained[name].copy_(value)
+                self.averaged[name].copy_(value)
+
+    def _averaged_tensors(self) -> dict[str, Tensor]:
+        """What the moving average covers: trained parameters, and real buffers that are saved."""
+        trained = {name: p.detach() for p, name in self.names.items() if p.requires_grad}
+        saved = self.unwrapped.own_state().keys()
+        return trained | {n: b for n, b in self.unwrapped.named_buffers() if n in saved and b.is_floating_point()}
 
     def save(self) -> None:
         tensors = {"model.safetensors": self.unwrapped.own_state()}
@@ -308,13 +357,11 @@ class _Trainer:
         if self.average:
             tensors["ema.safetensors"] = {name: whole(v) for name, v in self.average.items()}
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else {}
-        window = {name: self.accelerator.reduce(value, "mean").item() for name, value in self.window.items()}
         state = {
             "step": self.step,
             "model": self.plain.name,
             "processes": self.accelerator.num_processes,
-            "window": window,
-            "counted": self.counted,
+            "logged": self._window(),
             "items": self.items,
             "seconds": self.seconds,
             "scaler": scaler,
@@ -344,14 +391,15 @@ class _Trainer:
             file = f"optimizer_{phase}.safetensors"
             ckpt.load_optimizer_tensors(optimizer.optimizer, self.names, ckpt.read_tensors(folder, file), str(folder / file))
         if self.average:
-            for name, value in ckpt.read_tensors(folder, "ema.safetensors").items():
-                self.average[name] = like(value, self.trained[name])
+            self.averaged = self._averaged_tensors()  # loading may have replaced buffers
+            saved = ckpt.read_tensors(folder, "ema.safetensors")
+            self.average = {name: like(saved[name], value) for name, value in self.averaged.items()}
         if self.accelerator.scaler and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        device = self.accelerator.device
-        self.window = {name: torch.tensor(value, device=device) for name, value in state["window"].items()}
-        self.step, self.counted = state["step"], state["counted"]
-        self.items, self.seconds = state["items"], state["seconds"]
+        if self.main:  # it is that of all processes
+            device = self.accelerator.device
+            self.window = {name: (torch.tensor(total, device=device), n) for name, (total, n) in state["logged"].items()}
+        self.step, self.items, self.seconds = state["step"], state["items"], state["seconds"]
         ckpt.restore_random_state(folder, self.rank)
         if self.main:
             _cut_log(self.folder / "metrics.jsonl", self.step)
@@ -359,7 +407,7 @@ class _Trainer:
     def _finish(self) -> Model:
         with torch.no_grad():
             for name, value in self.average.items():
-                self.trained[name].copy_(value)
+                self.averaged[name].copy_(value)
         if self.finish:
             self.finish(self.unwrapped.eval())
         state = self.unwrapped.own_state()
