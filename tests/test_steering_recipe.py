@@ -70,9 +70,9 @@ def scored(**methods: tuple[float, float, float]) -> dict[str, dict[str, float]]
 
 def test_the_best_method_is_the_best_fluent_one():
     figures = scored(pplm=(0.6, 0.8, 1.1), fudge=(0.7, 0.9, 1.2), gedi=(0.9, 1.0, 1.4))
-    assert steering.best_method(figures, ["pplm", "fudge", "gedi"]) == "fudge"
-    assert steering.best_method(figures, ["gedi"]) is None
-    assert steering.gains(figures, "pplm") == pytest.approx({"gain_bc": 0.1, "gain_bcr": 0.3, "gain_bcr_over_br": 0.1})
+    found = steering.gains(figures, figures, ["pplm", "fudge", "gedi"])
+    assert found == pytest.approx({"gain_bc": 0.2, "gain_bcr": 0.4, "gain_bcr_over_br": 0.2})
+    assert steering.gains(figures, figures, ["gedi"]) == {}
 
 
 def test_gains_are_of_the_method_that_validation_chose(tmp_path, monkeypatch):

@@ -234,30 +234,22 @@ def evaluate(run: Run, config: Config, split: str) -> Result:
         points = {m: (x, figures["b" if m == UNSTEERED else f"{m}_bc"]["success"]) for m, x in speed.items()}
         plot = scatter(points, "tokens/s of a processor core", "success of one text")
         result.show(plot, {"success": "against speed"}, wide=True, name="speed")
-        best, methods = None, [method for method in config.sentiment.methods if f"{method}_bcr" in figures]
-        if methods:
+        if config.sentiment.candidates > 1:
             validation = arms(write(run, config, "validation", "sentiment"), config.threshold)
-            best = best_method(arm_figures("sentiment", validation, config, judge, reader), methods)
-        about |= gains(result, best) if best else {}
+            chosen_by = arm_figures("sentiment", validation, config, judge, reader)
+            about |= gains(result, chosen_by, list(config.sentiment.methods))
     result.about = about
     return result
 
 
-def best_method(validation: Mapping[str, Figures], methods: Sequence[str]) -> str | None:
-    """The method with the best BCR on validation among those that stay `FLUENT` there; None if none does.
-
-    Args:
-        validation: arm -> its figures.
-        methods: those with the arms BC and BCR.
-    """
+def gains(systems: Mapping[str, Figures], validation: Mapping[str, Figures], methods: Sequence[str]) -> Figures:
+    """The gains over B and BR of the method with the best BCR on validation among those `FLUENT` there; empty if none is."""
     fluent = [method for method in methods
               if max(validation[f"{method}_{arm}"]["perplexity_ratio"] for arm in ("bc", "bcr")) <= FLUENT]  # fmt: skip
-    return max(fluent, key=lambda method: validation[f"{method}_bcr"]["success"], default=None)
-
-
-def gains(systems: Mapping[str, Figures], method: str) -> Figures:
-    """The gains of a method over B and BR."""
-    b, br, bc, bcr = (systems[arm]["success"] for arm in ("b", "br", f"{method}_bc", f"{method}_bcr"))
+    if not fluent:
+        return {}
+    best = max(fluent, key=lambda method: validation[f"{method}_bcr"]["success"])
+    b, br, bc, bcr = (systems[arm]["success"] for arm in ("b", "br", f"{best}_bc", f"{best}_bcr"))
     return {"gain_bc": bc - b, "gain_bcr": bcr - b, "gain_bcr_over_br": bcr - br}
 
 
