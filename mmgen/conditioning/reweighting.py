@@ -185,7 +185,8 @@ class GeDi:
             `mmgen.conditioning.steering.sample`, or a logit is NaN.
 
     Source: Krause et al. 2021, GeDi, arXiv 2009.06367, equations 5 to 7, with strength omega = 30, rho = 0.2, tau = 0.8 and
-        alpha learned. There a second language model reads the class as its first token, and so the first token has a factor.
+        alpha learned with the experts, which are a second language model that reads the class as its first token, and so the
+        first token of a text has a factor there.
 
     >>> from mmgen.conditioning.attributes import BagOfWords
     >>> from mmgen.conditioning.language_model import load_language_model
@@ -199,7 +200,7 @@ class GeDi:
     attribute: Attribute
     experts: Callable[[Tensor], Tensor]
     target: int
-    strength: float = 30.0
+    strength: float = 10.0
     alpha: float = 20.0
     rho: float = 0.2
     tau: float = 0.8
