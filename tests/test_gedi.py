@@ -1,4 +1,4 @@
-"""Language models of classes, and GeDi: Bayes' rule by hand, learning, and its place in `generate`."""
+"""Language models of classes, DExperts and GeDi: Bayes' rule by hand, learning, and their place in `generate`."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from test_language_model import DECODERS
 from test_reweighting import BAG, TOKENIZER, models, scores_of  # noqa: F401
 
 from mmgen.conditioning.attributes import Discriminator
-from mmgen.conditioning.reweighting import GeDi
+from mmgen.conditioning.reweighting import DExperts, GeDi
 from mmgen.data.batch import Batch
 from mmgen.errors import UserError
 from mmgen.models.class_language_model import ClassLanguageModel
@@ -76,49 +76,95 @@ def test_it_learns_what_its_classes_say():
     assert fingerprint(model.language_model) == before
 
 
+def linear_experts(classes: int):
+    maps = torch.randn(classes, 32, len(TOKENIZER), generator=torch.Generator().manual_seed(0))
+    return lambda hidden: torch.einsum("bd,cdv->bcv", hidden, maps)
+
+
 @pytest.mark.parametrize("kind", ["llama", *DECODERS])
 @torch.no_grad()
-def test_tokens_are_weighed_by_bayes_rule(models, kind):  # noqa: F811
-    model, ids = models[kind], TOKENIZER(["hello "], return_tensors="pt").input_ids
+def test_dexperts_weigh_the_next_token(models, kind):  # noqa: F811
+    model, ids, experts = models[kind], TOKENIZER(["hello "], return_tensors="pt").input_ids, linear_experts(3)
     output = model(ids, output_hidden_states=True)
-    maps = torch.randn(3, 32, len(TOKENIZER), generator=torch.Generator().manual_seed(0))
-    experts = lambda hidden: torch.einsum("bd,cdv->bcv", hidden, maps)  # noqa: E731
     log_p, tokens = output.logits[0, -1].log_softmax(-1).topk(6)
     each = experts(output.hidden_states[-1][:, -1])[0].log_softmax(-1)[:, tokens].exp()  # (classes, k), p_c(w | x)
     expected = log_p + 0.7 * (each[1] / each.sum(0)).log()
-    (found,), _ = scores_of(model, ["hello "], GeDi(BAG, experts, 1, strength=0.7, top=6))
+    (found,), _ = scores_of(model, ["hello "], DExperts(BAG, experts, 1, strength=0.7, top=6))
     torch.testing.assert_close(found[0, tokens].log_softmax(0), expected.log_softmax(0), atol=1e-4, rtol=1e-4)
     assert found[0].isfinite().sum() == 6
 
 
+def published(model, experts, ids, settings: GeDi):
+    """Log-probabilities (v,) after a text (1, t) by equations 5 to 7 of Krause et al. 2021, every candidate read anew."""
+    words = torch.arange(len(TOKENIZER))[:, None]
+    texts = torch.cat([ids.expand(len(words), -1), words], 1)  # (v, t + 1)
+    hidden = model(texts, output_hidden_states=True).hidden_states[-1][:, :-1]  # (v, t, d)
+    log_p = experts(hidden.flatten(0, 1)).log_softmax(-1)  # (v t, classes, v)
+    factors = log_p.gather(2, texts[:, 1:].reshape(-1, 1, 1).expand(-1, log_p.shape[1], 1)).view(*hidden.shape[:2], -1)
+    posterior = (settings.alpha * factors.mean(1)).softmax(1)[:, settings.target]  # (v,)
+    p = (model(ids).logits[0, -1].softmax(-1) * posterior**settings.strength).double()
+    p, kept, share = p / p.sum(), posterior > settings.tau, 0.0
+    for w in posterior.argsort(descending=True):
+        if share < settings.rho:
+            kept[w] = True
+        share += p[w].item()
+    return (p * kept / (p * kept).sum()).log().float()
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        *((kind, {"rho": 1.0}) for kind in ["llama", *DECODERS]),
+        ("llama", {"rho": 0.3, "tau": 0.5}),
+        ("llama", {"rho": 0.9, "tau": 1.0}),
+    ],
+)
+@torch.no_grad()
+def test_gedi_weighs_the_whole_text(models, kind, more):  # noqa: F811
+    settings = GeDi(BAG, linear_experts(3), 1, strength=1.5, alpha=2.5, **more)
+    found, written = scores_of(models[kind], ["hello you"], settings, length=3)
+    ids = TOKENIZER(["hello you"], return_tensors="pt").input_ids
+    others = torch.arange(len(TOKENIZER)) != models[kind].generation_config.eos_token_id  # `scores_of` lets no text end
+    for i, ours in enumerate(found):
+        theirs = published(models[kind], settings.experts, torch.cat([ids, written[:, :i]], 1), settings)
+        ours, theirs = ours[0][others], theirs[others]
+        torch.testing.assert_close(ours.softmax(-1), theirs.softmax(-1), atol=2e-5, rtol=1e-3)
+        assert torch.equal(ours.isfinite(), theirs.isfinite())
+        assert more.get("tau") != 1.0 or 0 < ours.isfinite().sum() < len(ours)
+
+
 @pytest.mark.parametrize("kind", ["llama", *DECODERS])
-def test_a_batch_is_its_texts_alone(models, kind):  # noqa: F811
-    maps = torch.randn(2, 32, len(TOKENIZER), generator=torch.Generator().manual_seed(0))
-    gedi = GeDi(BAG, lambda hidden: torch.einsum("bd,cdv->bcv", hidden, maps), 0, strength=0.5)
-    prompts = ["hello there", "a cat", "oh", "x"]
-    together = scores_of(models[kind], prompts, gedi, length=6)[1]
-    assert torch.equal(together, torch.cat([scores_of(models[kind], [prompt], gedi, length=6)[1] for prompt in prompts]))
+@pytest.mark.parametrize("method", [DExperts, GeDi])
+def test_a_batch_is_its_texts_alone(models, kind, method):  # noqa: F811
+    settings, prompts = method(BAG, linear_experts(2), 0, strength=0.5), ["hello there", "a cat", "oh", "x"]
+    together = scores_of(models[kind], prompts, settings, length=6)[1]
+    assert torch.equal(together, torch.cat([scores_of(models[kind], [prompt], settings, length=6)[1] for prompt in prompts]))
 
 
 def test_experts_that_agree_and_strength_0_change_nothing(models):  # noqa: F811
     vocabulary, maps = len(TOKENIZER), torch.randn(1, 32, 259)
     same, differ = (lambda h: torch.einsum("bd,cdv->bcv", h, maps.expand(2, -1, -1))), lambda h: torch.randn(len(h), 2, 259)
     plain, text = scores_of(models["llama"], ["hello there", "a"], None, length=3)
-    for gedi in (GeDi(BAG, same, 0, 5.0, vocabulary), GeDi(BAG, differ, 0, 0.0, vocabulary)):
-        found, steered = scores_of(models["llama"], ["hello there", "a"], gedi, length=3)
-        assert torch.equal(text, steered)
-        for ours, theirs in zip(found, plain):
-            torch.testing.assert_close(ours.softmax(-1), theirs.softmax(-1), atol=1e-5, rtol=1e-4)
+    for experts, strength in ((same, 5.0), (differ, 0.0)):
+        for method in (DExperts(BAG, experts, 0, strength, vocabulary), GeDi(BAG, experts, 0, strength, rho=1.0)):
+            found, steered = scores_of(models["llama"], ["hello there", "a"], method, length=3)
+            assert torch.equal(text, steered)
+            for ours, theirs in zip(found, plain):
+                torch.testing.assert_close(ours.softmax(-1), theirs.softmax(-1), atol=1e-5, rtol=1e-4)
 
 
 def test_mistakes():
     head = Discriminator(torch.nn.Linear(32, 2), 1)
     experts = lambda hidden: torch.zeros(len(hidden), 2, 259)  # noqa: E731
-    for field, value in (("strength", -1), ("top", 0), ("target", -1)):
+    for method, field, value in (
+        (DExperts, "strength", -1), (DExperts, "top", 0), (DExperts, "target", -1), (GeDi, "strength", -1),
+        (GeDi, "alpha", -0.5), (GeDi, "rho", 1.5), (GeDi, "tau", -0.1), (GeDi, "target", -1),
+    ):  # fmt: skip
         with pytest.raises(UserError, match=f"{field}: got {value}"):
-            GeDi(head, experts, **{"target": 0, field: value})
-    with pytest.raises(UserError, match=r"experts: got shape \(1, 2, 259\), expected \(1, more than 2, 259\)"):
-        scores_of(random_model().language_model, ["hello"], GeDi(head, experts, 2))
+            method(head, experts, **{"target": 0, field: value})
+    for method in (DExperts, GeDi):
+        with pytest.raises(UserError, match=r"experts: got shape \(1, 2, 259\), expected \(1, more than 2, 259\)"):
+            scores_of(random_model().language_model, ["hello"], method(head, experts, 2))
     with pytest.raises(UserError, match="classes: got 1"):
         ClassLanguageModel(["one"], "tiny", "fp32")
     with pytest.raises(UserError, match="rank: got 0"):

@@ -88,6 +88,8 @@ def test_a_captioner_of_another_run_serves_another_weight(run, tmp_path):
 class Looks:
     """In place of an aligned model: pictures and texts are near where they show and say the same digit's picture."""
 
+    towers = ("image", "text")
+
     def __init__(self, data):
         self.data, self.process = data, data.processors["image"]
 

@@ -278,14 +278,15 @@ def expert_runs(tmp_path_factory):
     return folder
 
 
-def test_command_by_experts(expert_runs, capsys):
-    arguments = ["steer", "tiny", "--prompt", "hello", "--head", str(expert_runs), "--length", "4", "--method", "gedi"]
+@pytest.mark.parametrize("method", ["dexperts", "gedi"])
+def test_command_by_experts(method, expert_runs, capsys):
+    arguments = ["steer", "tiny", "--prompt", "hello", "--head", str(expert_runs), "--length", "4", "--method", method]
     assert main([*arguments, "--attribute", "positive", "strength=3.0"]) == 0
     assert capsys.readouterr().out.count("steered (log p(attribute) ") == 2
     both = ["--attribute", "positive", "--bag", "space"]
     for more, got in ((["--bag", "space"], "--bag space"), (both, "--bag space, --attribute positive")):
         assert main([*arguments, *more]) == 2
-        assert f"--method gedi: got {got}, expected one --attribute and nothing else" in capsys.readouterr().err
+        assert f"--method {method}: got {got}, expected one --attribute and nothing else" in capsys.readouterr().err
 
 
 def test_experts_that_cannot_be(expert_runs):

@@ -4,6 +4,7 @@ import importlib
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -58,14 +59,43 @@ def test_perplexity_by_hand():
     assert reader.log_probs(["b"], ["a"])[0][0] == pytest.approx(log_p[1, ids[0, 2]].item(), rel=1e-4)
 
 
-def test_gains_are_of_the_best_method_that_stays_fluent():
+def scored(**methods: tuple[float, float, float]) -> dict[str, dict[str, float]]:
+    """Figures of BC and BCR by method: success of either, and the perplexity ratio of BC."""
     figures = {"b": {"success": 0.5}, "br": {"success": 0.7}}
-    for method, bc, bcr, ratio in (("pplm", 0.6, 0.8, 1.1), ("fudge", 0.7, 0.9, 1.2), ("gedi", 0.9, 1.0, 1.4)):
+    for method, (bc, bcr, ratio) in methods.items():
         figures[f"{method}_bc"] = {"success": bc, "perplexity_ratio": ratio}
         figures[f"{method}_bcr"] = {"success": bcr, "perplexity_ratio": 1.0}
-    found = steering.gains(figures, ["pplm", "fudge", "gedi"])
+    return figures
+
+
+def test_the_best_method_is_the_best_fluent_one():
+    figures = scored(pplm=(0.6, 0.8, 1.1), fudge=(0.7, 0.9, 1.2), gedi=(0.9, 1.0, 1.4))
+    found = steering.gains(figures, figures, ["pplm", "fudge", "gedi"])
     assert found == pytest.approx({"gain_bc": 0.2, "gain_bcr": 0.4, "gain_bcr_over_br": 0.2})
-    assert steering.gains(figures, ["gedi"]) == {}
+    assert steering.gains(figures, figures, ["gedi"]) == {}
+
+
+def test_gains_are_of_the_method_that_validation_chose(tmp_path, monkeypatch):
+    """On test the other one is better, and its gains are not reported."""
+    scores = {"test": {"pplm": 0.9, "fudge": 0.6}, "validation": {"pplm": 0.6, "fudge": 0.9}}
+    methods = ("unsteered", "pplm", "fudge")
+
+    def figures(kind, chosen, *more):
+        (row,) = chosen["b"]["7"]
+        return scored(**{method: (success, success, 1.0) for method, success in scores[row["prompt"]].items()})
+
+    def written(run, config, split, kind):
+        return {method: {"7": [[{"prompt": split, "text": "", "attribute": 0.0}] * 2]} for method in methods}
+
+    monkeypatch.setattr(steering, "write", written)
+    monkeypatch.setattr(steering, "arm_figures", figures)
+    monkeypatch.setattr(steering, "trained_judge", lambda config: SimpleNamespace(accuracy=1.0))
+    monkeypatch.setattr(steering, "Reader", lambda language_model: None)
+    monkeypatch.setattr(steering, "speeds", lambda *arguments: dict.fromkeys(methods, 1.0))
+    config, run = recipe_config(RECIPE, "smoke", ["topic.attributes=[]"]), RECIPE.run(tmp_path / "run")
+    config.sentiment.methods = {"pplm": {}, "fudge": {}}
+    assert steering.evaluate(run, config, "test").about["gain_bc"] == pytest.approx(0.1)
+    assert steering.evaluate(run, config, "validation").about["gain_bc"] == pytest.approx(0.4)
 
 
 def test_texts_that_are_there_are_not_written_again(tmp_path, monkeypatch):

@@ -21,6 +21,7 @@ from mmgen.judging import nearest, shared_space
 from mmgen.judging.classifier import trained_judge
 from mmgen.judging.features import nearest_pictures
 from mmgen.judging.pictures import PictureJudges, draw_all
+from mmgen.latents.spaces import AggregatePrior
 from mmgen.metrics.retrieval import r_precision
 from mmgen.models.base import load
 from mmgen.training.recipe import load_recipe, recipe_config
@@ -149,7 +150,7 @@ def test_another_model_completes_nothing(capsys, run, tmp_path):
 class Space:
     """A space in which a picture lies at its brightness, a whole number of ``steps``, and a text at the number in it."""
 
-    modality, name = "image", "aligned"
+    modality, name, towers = "image", "aligned", ("image", "text")
 
     def __init__(self, steps=10):
         self.processors, self.step, self.steps = {"image": ImageProcessor(8, 1)}, torch.zeros(()), steps
@@ -171,6 +172,20 @@ def test_r_precision_is_of_each_pictures_own_text(run):
     assert judges.of_texts(right) == {"r_precision": 1.0}
     assert judges.of_texts(right.flip(0)) == {"r_precision": 0.5}
     assert r_precision(torch.eye(3), torch.arange(3)) == 1
+
+
+def test_r_precision_reads_texts_by_the_sentence_embedder_of_a_space(run):
+    space, seen = Space(), []
+    space.towers = ("image", "text", "sentence")
+    read = space.points
+    space.points = lambda values, tower: seen.append(tower) or read(values, "image" if tower == "image" else "text")
+    pictures = [load(run).processors["image"].decode(torch.full((1, 8, 8), x)) for x in (0.3, 0.5)]
+    assert shared_space.precision(space, pictures, ["3", "5"], 100) == 1.0 and seen == ["image", "sentence"]
+
+
+def test_the_baseline_draws_from_the_aggregate_of_its_posteriors(run):
+    prior = load(run / "stages" / "baseline").prior
+    assert isinstance(prior, AggregatePrior) and prior.mean.any()
 
 
 def test_reranking_takes_the_picture_that_is_nearest(run):
@@ -196,15 +211,16 @@ def test_figures_of_a_copy():
     assert which.tolist() == [3, 1] and distance.tolist() == pytest.approx([0.01, 0.01], rel=1e-3)
 
 
-def test_judge_and_reranker_see_pictures_of_the_size_that_is_made(run, tmp_path, monkeypatch):
+def test_judge_and_reranker_differ_and_see_pictures_of_the_size_that_is_made(run, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(Space, "points", lambda self, values, modality: torch.ones(len(values), 1))
     monkeypatch.setattr(shared_space, "cached_run", lambda recipe, config, kind: asked.append(config) or tmp_path)
     monkeypatch.setattr(shared_space, "load", lambda folder: Space())
-    config = recipe_config(RECIPE, "smoke", [])
-    figures = MODULE.evaluate(RECIPE.run(run), replace(config, aligned={"data": {"card": "digits"}}), "test").figures()
+    config, judge = recipe_config(RECIPE, "smoke", []), {"data": {"card": "digits"}, "model": {"sentences": "tiny"}}
+    figures = MODULE.evaluate(RECIPE.run(run), replace(config, aligned=judge), "test").figures()
     assert {"r_precision", "r_precision_reranked", "r_precision_real"} <= figures.keys()
     assert [c.data.size for c in asked] == [config.data.size] * 2 and asked[0].seed != asked[1].seed
+    assert [c.model.sentences for c in asked] == ["tiny", ""]
     for size in ("size", "side"):  # as an older version called it
         config = replace(config, aligned={"data": {"card": "digits", size: 64}})
         shared_space.trained_space(config.nested()["aligned"], config.data.size)

@@ -11,12 +11,13 @@ from mmgen.cli.options import Commands, shared
 EPILOG = (
     "Options can follow, for example step_size=0.05 window=5. pplm, with its defaults: iterations=3 step_size=0.02 gamma=1.5 "
     "kl_scale=0.01 fusion=0.9 window=0 decay=false running_norm=true; a class or a picture needs larger steps, for example "
-    "step_size=0.1 gamma=1.0 window=5. fudge: strength=1.0 top=20. gedi: strength=2.0 top=20. Sampling: temperature=1.0 "
-    "top_k=10 top_p=1.0 threshold=0.0, the least mean of dist-1, -2 and -3 of the candidate that is kept."
+    "step_size=0.1 gamma=1.0 window=5. fudge: strength=1.0 top=20. dexperts: strength=2.0 top=20. gedi: "
+    "strength=10.0 alpha=20.0 rho=0.2 tau=0.8. Sampling: temperature=1.0 top_k=10 top_p=1.0 threshold=0.0, the least mean "
+    "of dist-1, -2 and -3 of the candidate that is kept."
 )
 METHODS = (
-    "pplm, by gradients in its own past; fudge, by looking ahead from its likeliest tokens; or gedi, by a language model of "
-    "each class, toward one --attribute (default: pplm)"
+    "pplm, by gradients in its own past; fudge, by looking ahead from its likeliest tokens; or dexperts and gedi, by a "
+    "language model of each class, toward one --attribute (default: pplm)"
 )
 SETTINGS = ("head", "aligned", "whole", "method", "n", "candidates", "length", "seed", "dtype")
 

@@ -1,6 +1,6 @@
 """Steering without gradients: the likeliest next tokens are reweighted by an attribute of the text continued by each.
 
-`Fudge` scores each continued text; `GeDi` scores all tokens at once by class-conditional language models.
+`Fudge` scores each continued text; `DExperts` and `GeDi` score all tokens at once by class-conditional language models.
 """
 
 from collections.abc import Callable
@@ -109,19 +109,18 @@ class _Weighed(Steered):
 
 
 @dataclass(frozen=True)
-class GeDi:
-    """Steering by class-conditional language models (GeDi): ``model.generate(..., custom_generate=GeDi(...))``.
+class DExperts:
+    """Steering by the contrast of experts at the next token: ``model.generate(..., custom_generate=DExperts(...))``.
 
-    ``log p'(w | x) = log p(w | x) + strength log p(c | w; x)``, normalised over the ``top`` likeliest w; others get
-    probability 0. By Bayes' rule, with equal class probabilities before w, ``p(c | w; x) = p_c(w | x) / sum_c' p_c'(w | x)``:
-    with two classes, one language model is the expert and the other the anti-expert.
+    ``log p'(w | x) = log p(w | x) + strength log(p_c(w | x) / sum_c' p_c'(w | x))``, normalised over the ``top`` likeliest w;
+    others get probability 0. With two classes, one language model is the expert and the other the anti-expert.
 
     Args:
         attribute: attribute for ranking texts.
         experts: last hidden states of the steered language model (b, d) -> logits of the next token for every class,
             (b, classes, v); such as `mmgen.models.class_language_model.ClassLanguageModel.logits`.
         target: the class c.
-        strength: weight of the class log-probability; 0 only truncates to the ``top`` tokens.
+        strength: weight of the contrast; 0 only truncates to the ``top`` tokens.
         top: number of likeliest tokens to reweight.
         streamer: receives the prompt and each token as it is drawn.
 
@@ -129,16 +128,15 @@ class GeDi:
         UserError: strength, top or target is negative, or the attribute is not one; in use, the experts do not have the class,
             as `mmgen.conditioning.steering.sample`, or a logit is NaN.
 
-    Source: Krause et al. 2021, GeDi, arXiv 2009.06367, section 3, whose p(c | x, w) accumulates evidence over the text so far.
-        Without it, as here, the contrast is the same at every token, as in Liu et al. 2021, DExperts, arXiv 2105.03023, and
-        becomes ``strength (log p_c - log p_c')`` where the other class is much likelier.
+    Source: Liu et al. 2021, DExperts, arXiv 2105.03023, there ``strength (log p_c - log p_c')``, which this becomes where the
+        other class is much likelier, and a nucleus in place of the ``top`` tokens. `GeDi` also weighs the text so far.
 
     >>> from mmgen.conditioning.attributes import BagOfWords
     >>> from mmgen.conditioning.language_model import load_language_model
     >>> model, tokenizer = load_language_model("tiny", "fp32")
     >>> ids, bag = tokenizer(["hello"], return_tensors="pt").input_ids, BagOfWords(model, tokenizer, ["moon"])
-    >>> experts = lambda hidden: torch.zeros(len(hidden), 2, 259)
-    >>> model.generate(ids, custom_generate=GeDi(bag, experts, 1), max_new_tokens=2, min_new_tokens=2, pad_token_id=0).shape
+    >>> dexperts = DExperts(bag, lambda hidden: torch.zeros(len(hidden), 2, 259), target=1)
+    >>> model.generate(ids, custom_generate=dexperts, max_new_tokens=2, min_new_tokens=2, pad_token_id=0).shape
     torch.Size([1, 7])
     """
 
@@ -160,18 +158,123 @@ class GeDi:
         return sample(_Contrasted, self, model, input_ids, logits_processor, **kwargs)
 
 
-class _Contrasted(Steered):
-    def __init__(self, settings: GeDi, model: PreTrainedModel, **kwargs: Any) -> None:
+@dataclass(frozen=True)
+class GeDi:
+    """Steering by a generative discriminator (GeDi): ``model.generate(..., custom_generate=GeDi(...))``.
+
+    ``log p'(w | x) = log p(w | x) + strength log p(c | x w)`` over all tokens w, where Bayes' rule with equal class
+    probabilities gives the posterior of the class of the whole text x_1 ... x_t = x w,
+    ``p(c | x_1:t) = softmax_c (alpha / t sum_i log p_c(x_i | x_<i))``; the first token, before which there is nothing to read,
+    has no factor. Kept are the tokens of highest posterior that together have a share ``rho`` of p', and those whose
+    posterior exceeds ``tau``.
+
+    Args:
+        attribute: attribute for ranking texts.
+        experts: last hidden states of the steered language model (b, d) -> logits of the next token for every class,
+            (b, classes, v); such as `mmgen.models.class_language_model.ClassLanguageModel.logits`.
+        target: the class c.
+        strength: weight of the log-posterior; 0 only filters.
+        alpha: scale of the mean log-likelihood per token. Experts trained to classify by the sum over a text are calibrated
+            where alpha is the length of those texts.
+        rho: share of the probability that the filter keeps; 1 keeps all tokens.
+        tau: posterior from which a token is always kept.
+        streamer: receives the prompt and each token as it is drawn.
+
+    Raises:
+        UserError: a setting is out of its range, or the attribute is not one; in use, the experts do not have the class, as
+            `mmgen.conditioning.steering.sample`, or a logit is NaN.
+
+    Source: Krause et al. 2021, GeDi, arXiv 2009.06367, equations 5 to 7, with strength omega = 30, rho = 0.2, tau = 0.8 and
+        alpha learned with the experts, which are a second language model that reads the class as its first token, and so the
+        first token of a text has a factor there.
+
+    >>> from mmgen.conditioning.attributes import BagOfWords
+    >>> from mmgen.conditioning.language_model import load_language_model
+    >>> model, tokenizer = load_language_model("tiny", "fp32")
+    >>> ids, bag = tokenizer(["hello"], return_tensors="pt").input_ids, BagOfWords(model, tokenizer, ["moon"])
+    >>> gedi = GeDi(bag, lambda hidden: torch.zeros(len(hidden), 2, 259), target=1)
+    >>> model.generate(ids, custom_generate=gedi, max_new_tokens=2, min_new_tokens=2, pad_token_id=0).shape
+    torch.Size([1, 7])
+    """
+
+    attribute: Attribute
+    experts: Callable[[Tensor], Tensor]
+    target: int
+    strength: float = 10.0
+    alpha: float = 20.0
+    rho: float = 0.2
+    tau: float = 0.8
+    streamer: BaseStreamer | None = None
+
+    def __post_init__(self) -> None:
+        check_method(self)
+        for name in ("target", "strength", "alpha"):
+            check_at_least(name, getattr(self, name), 0)
+        for name in ("rho", "tau"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(name, got=getattr(self, name), expected="0 to 1", fix=f"use {getattr(GeDi, name)} for example")
+
+    def __call__(self, model: PreTrainedModel, input_ids: Tensor, logits_processor: LogitsProcessorList, **kwargs: Any) -> Any:
+        """Sample steered texts; called by `generate` instead of its own sampling."""
+        return sample(_Discriminated, self, model, input_ids, logits_processor, **kwargs)
+
+
+class _ByExperts(Steered):
+    def __init__(self, settings: Any, model: PreTrainedModel, **kwargs: Any) -> None:
         super().__init__(model, settings.attribute, **kwargs)
         self.settings = settings
 
-    @torch.no_grad()
-    def steer(self, input_ids: Tensor, own: Tensor, mask: Tensor) -> Tensor:
-        experts = self.settings.experts(self.last)  # (b, classes, v)
+    def class_log_probs(self, hidden: Tensor, own: Tensor) -> Tensor:
+        """Log-probabilities (b, classes, v) of the token after hidden states (b, d), for every class."""
+        experts = self.settings.experts(hidden)  # (b, classes, v)
         if self.settings.target >= experts.shape[1] or experts.shape[::2] != own.shape:
             got, expected = f"shape {tuple(experts.shape)}", f"({len(own)}, more than {self.settings.target}, {own.shape[1]})"
             raise UserError("experts", got=got, expected=expected, fix="train them on this language model, on this class")
-        posterior = experts.float().log_softmax(-1).log_softmax(1)[:, self.settings.target]  # (b, v), log p(c | w; x)
+        return experts.float().log_softmax(-1)
+
+
+class _Contrasted(_ByExperts):
+    @torch.no_grad()
+    def steer(self, input_ids: Tensor, own: Tensor, mask: Tensor) -> Tensor:
+        contrast = self.class_log_probs(self.last, own).log_softmax(1)[:, self.settings.target]  # (b, v)
         log_p, tokens = own.topk(min(self.settings.top, own.shape[1]))  # (b, k)
-        weighed = log_p + self.settings.strength * posterior.gather(1, tokens)  # (b, k)
+        weighed = log_p + self.settings.strength * contrast.gather(1, tokens)  # (b, k)
         return torch.full_like(own, -torch.inf).scatter(1, tokens, weighed).log_softmax(-1)
+
+
+class _Discriminated(_ByExperts):
+    def __init__(self, settings: GeDi, model: PreTrainedModel, **kwargs: Any) -> None:
+        super().__init__(settings, model, **kwargs)
+        self.unread: list[Tensor] = []  # hidden states (b, n, d) since the last token was drawn
+        self.ahead: Any = None  # log p_c of the token after the last state read, (b, classes, v)
+        self.so_far: Any = 0.0  # sum of log p_c of the tokens of each text, (b, classes)
+        self.factors: Any = 0  # their number, (b, 1)
+
+    def listen(self, module: torch.nn.Module, inputs: Any, kwargs: dict[str, Any], output: Any) -> None:
+        before = self.last
+        super().listen(module, inputs, kwargs, output)
+        if self.last is not before:
+            self.unread.append(output[0])
+
+    @torch.no_grad()
+    def steer(self, input_ids: Tensor, own: Tensor, mask: Tensor) -> Tensor:
+        states, self.unread = torch.cat(self.unread, 1), []  # (b, n, d)
+        n = states.shape[1]
+        for i in range(-n, 0):  # the last n tokens, each scored by the state before it
+            if self.ahead is not None and -i <= input_ids.shape[1]:
+                real = mask[:, i - 1, None]  # (b, 1), not padding before the text
+                token = input_ids[:, i, None, None].expand(-1, self.ahead.shape[1], 1)
+                self.so_far = self.so_far + real * self.ahead.gather(2, token)[..., 0]
+                self.factors = self.factors + real
+            self.ahead = self.class_log_probs(states[:, i], own)
+        each = torch.as_tensor(self.so_far, device=own.device)[..., None] + self.ahead  # (b, classes, v), of the text and w
+        t = torch.as_tensor(self.factors, device=own.device) + 1
+        posterior = (self.settings.alpha / t[..., None] * each).log_softmax(1)[:, self.settings.target]  # (b, v)
+        weighed = (own + self.settings.strength * posterior).log_softmax(-1)
+        if self.settings.rho < 1:
+            ascending, order = posterior.sort(-1)
+            below = weighed.gather(1, order).exp().cumsum(1) < 1 - self.settings.rho
+            below &= ascending < torch.tensor(self.settings.tau).log().item()
+            below[:, -1] = False
+            weighed = weighed.masked_fill(torch.zeros_like(below).scatter(1, order, below), -torch.inf).log_softmax(-1)
+        return weighed

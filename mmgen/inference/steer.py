@@ -24,7 +24,7 @@ from mmgen.conditioning.attributes import Attribute, BagOfWords, Discriminator, 
 from mmgen.conditioning.gradient import PPLM
 from mmgen.conditioning.language_model import check_room, check_text, context_length, load_language_model
 from mmgen.conditioning.ranking import OwnNoise, text_log_prob
-from mmgen.conditioning.reweighting import Fudge, GeDi
+from mmgen.conditioning.reweighting import DExperts, Fudge, GeDi
 from mmgen.data.text import tokens_of
 from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.inference import targets
@@ -34,7 +34,8 @@ from mmgen.modalities.layers.packed import packed
 from mmgen.training.report import WrittenText, write_texts
 
 ARMS = ("unsteered", "steered")
-METHODS: dict[str, type] = {"pplm": PPLM, "fudge": Fudge, "gedi": GeDi}
+METHODS: dict[str, type] = {"pplm": PPLM, "fudge": Fudge, "dexperts": DExperts, "gedi": GeDi}
+BY_EXPERTS = ("dexperts", "gedi")  # methods that take `mmgen.inference.targets.experts`
 GIVEN = ("attribute", "streamer", "experts", "target")  # fields of a method that are not settings
 SAMPLING = ("temperature", "top_k", "top_p", "threshold")  # options of `steer`; the others are of the method
 AT_ONCE = 64  # texts that are written together
@@ -93,9 +94,9 @@ def steer_toward(
     for file in files:
         if not Path(file).is_file():
             raise UserError(file, got="no such file", expected="a picture or a sound", fix="check the path")
-    if method == "gedi" and (len(wanted) > 1 or not attributes):
+    if method in BY_EXPERTS and (len(wanted) > 1 or not attributes):
         fix = "take --method pplm or fudge"
-        raise UserError("--method gedi", got=", ".join(wanted), expected="one --attribute and nothing else", fix=fix)
+        raise UserError(f"--method {method}", got=", ".join(wanted), expected="one --attribute and nothing else", fix=fix)
     own, sampling = settings(options or {}, method)
     model, tokenizer = load_language_model(language_model, dtype)
     model.to(processes.device())  # type: ignore[arg-type]  # transformers wraps it
@@ -109,7 +110,7 @@ def steer_toward(
 
     ranked = together(whole)
     attribute = together(False) if whole and method != "fudge" else ranked
-    if method == "gedi":
+    if method in BY_EXPERTS:
         own |= targets.experts(attributes[0], head, model)
     steered_by = METHODS[method](attribute, **own)
     return Steered(steer(model, tokenizer, prompts, steered_by, ranked=ranked, **sampling, **writing), found)
@@ -135,7 +136,7 @@ def settings(options: Mapping[str, Any], method: str) -> tuple[dict[str, Any], d
     types = typing.get_type_hints(kind) | typing.get_type_hints(steer) | typing.get_type_hints(write)
     check_types(options, types, f"{kind.__name__}, steer and write")
     of_method = {k: v for k, v in options.items() if k in own}
-    given = {"experts": len, "target": 0} if method == "gedi" else {}
+    given = {"experts": len, "target": 0} if method in BY_EXPERTS else {}
     kind(Discriminator(torch.nn.Identity(), 0), **of_method, **given)  # checks ranges before anything is loaded
     return of_method, {k: v for k, v in options.items() if k in SAMPLING}
 
@@ -144,7 +145,7 @@ def steer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
-    method: PPLM | Fudge | GeDi,
+    method: PPLM | Fudge | DExperts | GeDi,
     threshold: float = 0.0,
     ranked: Attribute | None = None,
     **writing: Any,
@@ -226,7 +227,7 @@ def write(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     attribute: Attribute,
-    method: PPLM | Fudge | GeDi | None = None,
+    method: PPLM | Fudge | DExperts | GeDi | None = None,
     n: int = 1,
     candidates: int = 1,
     length: int = 50,
@@ -293,7 +294,7 @@ def _write(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[tuple[int, str, int]],
-    method: PPLM | Fudge | GeDi | None,
+    method: PPLM | Fudge | DExperts | GeDi | None,
     attribute: Attribute,
     length: int,
     seed: int,

@@ -89,7 +89,7 @@ def attribute(name: str, run: str, model: PreTrainedModel) -> Discriminator:
 
 
 def experts(name: str, run: str, model: PreTrainedModel) -> dict[str, Any]:
-    """Arguments of `GeDi` that steer toward a class: ``experts``, those of ``run``, and ``target``, the index of the class.
+    """``experts`` of ``run`` and ``target``, the index of a class: arguments of `DExperts` and `GeDi`.
 
     Args:
         name: the class, such as ``positive``.

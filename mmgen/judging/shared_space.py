@@ -148,7 +148,10 @@ def trained_space(config: SpaceConfig, size: int = 0, seed: int = 0) -> Aligned:
 
 
 def precision(space: Aligned, pictures: Sequence[Any], texts: Sequence[str], among: int) -> float:
-    """R-precision of raw pictures, one for each of ``texts``, in a space: see `mmgen.metrics.retrieval.r_precision`."""
+    """R-precision of raw pictures, one for each of ``texts``, in a space: see `mmgen.metrics.retrieval.r_precision`.
+
+    A space with a sentence embedder reads the texts by it.
+    """
     different = list(dict.fromkeys(texts))
-    scores = (space.points(pictures, "image") @ space.points(different, "text").T).cpu()  # (n, m)
+    scores = (space.points(pictures, "image") @ space.points(different, space.towers[-1]).T).cpu()  # (n, m)
     return r_precision(scores, torch.tensor([different.index(text) for text in texts]), among=among)

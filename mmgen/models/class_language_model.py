@@ -24,8 +24,8 @@ class ClassLanguageModel(LabelModel):
     embeddings; only A_c and B_c are trained. By Bayes' rule with a uniform prior, ``p(c | x)`` is the softmax over c of
     ``log p(x | c)``; its cross-entropy is added to the loss, so that the classes also learn to differ.
 
-    The contrast of the classes can steer the shared language model, see `mmgen.conditioning.reweighting.GeDi`; all classes
-    together cost two products with E per token.
+    The contrast of the classes can steer the shared language model, see `mmgen.conditioning.reweighting.GeDi` and
+    `DExperts` there; all classes together cost two products with E per token.
 
     Args:
         classes: names of the classes.

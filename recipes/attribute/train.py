@@ -1,6 +1,6 @@
 """An attribute of texts for `mmgen steer`: a classifier of the hidden states of a frozen language model.
 
-Beside it the experts, a language model of each class, for `mmgen steer --method gedi`.
+Beside it the experts, a language model of each class, for `mmgen steer --method dexperts` or ``gedi``.
 
 mmgen train attribute                                                      # sentiment of SST-2, minutes on two CPU cores
 mmgen train attribute data.card=my.md data.text=text data.label=kind       # any card with texts and labels

@@ -1,4 +1,4 @@
-"""Evaluation of steering a frozen language model: PPLM, FUDGE and GeDi toward a sentiment, and PPLM and FUDGE toward a topic.
+"""Evaluation of steering a frozen language model by PPLM, FUDGE, DExperts and GeDi, toward sentiments and topics.
 
 mmgen train steering                                          # the classifier and the experts of the recipe attribute
 mmgen train steering attribute.from=runs/attribute experts.from=runs/attribute       # or take them from there
@@ -91,7 +91,7 @@ class Config(AttributeConfig):
         """Check that data, judge, classes, topics and methods are there, and their settings in range."""
         with errors:
             self.nested()
-        check_texts("topic", self.topic, [method for method in steer.METHODS if method != "gedi"], errors)
+        check_texts("topic", self.topic, [method for method in steer.METHODS if method not in steer.BY_EXPERTS], errors)
         check_texts("sentiment", self.sentiment, list(steer.METHODS), errors)
         errors.check_each("topic.attributes", self.topic.attributes, targets.topics())
         errors.check_each("sentiment.attributes", self.sentiment.attributes, self.data.class_names)
@@ -125,7 +125,7 @@ def write(run: Run, config: Config, split: str, kind: str) -> Written:
                 model = loaded[0].to(processes.device())
                 # a class by the classifier of the run, or a topic by its bag
                 toward = targets.bag(name, *loaded) if kind == "topic" else targets.attribute(name, str(run.folder), model)
-                more = targets.experts(name, str(run.stage_folder("experts")), model) if method == "gedi" else {}
+                more = targets.experts(name, str(run.stage_folder("experts")), model) if method in steer.BY_EXPERTS else {}
                 steered = None if method == UNSTEERED else steer.METHODS[method](toward, **settings, **more)
             for at in range(0, len(prompts), together):
                 some = prompts[at : at + together]
@@ -192,8 +192,23 @@ def topic_figures(by_name: Mapping[str, Rows]) -> Figures:
     return found
 
 
+def arm_figures(kind: str, chosen: Mapping[str, Mapping[str, Rows]], config: Config, judge: Judge, reader: Reader
+) -> dict[str, Figures]:  # fmt: skip
+    """Success or topic words, perplexity and dist-3 of every arm of `arms`, toward the attributes of one kind."""
+    found, end = {}, "" if kind == "sentiment" else "topic_"
+    for arm, by_name in chosen.items():
+        success = sentiment_figures(judge, by_name, config.data.class_names) if kind == "sentiment" else topic_figures(by_name)
+        rows = [row for some in by_name.values() for row in some]
+        perplexity = reader.perplexity([row["text"] for row in rows], [row["prompt"] for row in rows])
+        dist3 = fmean(distinct([row["text"] for row in some], 3) for some in by_name.values())
+        found[arm] = {**success, f"{end}perplexity": perplexity, f"{end}dist3": dist3}
+    for figures in found.values():
+        figures[f"{end}perplexity_ratio"] = figures[f"{end}perplexity"] / found["b"][f"{end}perplexity"]
+    return found
+
+
 def evaluate(run: Run, config: Config, split: str) -> Result:
-    """Success or topic words, perplexity and dist-3 of every arm, and the gains of the best fluent method over B and BR."""
+    """Success or topic words, perplexity and dist-3 of every arm, and the gains of the method that is best on validation."""
     judging = config.nested()["judge"]
     judge, reader = trained_judge(judging), Reader(config.fluency)
     about = {"judge_accuracy": judge.accuracy, "judge_disjoint": judging.data.card != config.data.card}
@@ -205,19 +220,9 @@ def evaluate(run: Run, config: Config, split: str) -> Result:
     for kind in ("sentiment", "topic"):
         if not getattr(config, kind).attributes:
             continue
-        made, end = write(run, config, split, kind), "" if kind == "sentiment" else "topic_"
-        chosen = arms(made, config.threshold)
-        for arm, by_name in chosen.items():
-            if kind == "sentiment":
-                figures[arm] |= sentiment_figures(judge, by_name, config.data.class_names)
-            else:
-                figures[arm] |= topic_figures(by_name)
-            rows = [row for some in by_name.values() for row in some]
-            prompts, texts = [row["prompt"] for row in rows], [row["text"] for row in rows]
-            figures[arm][f"{end}perplexity"] = reader.perplexity(texts, prompts)
-            figures[arm][f"{end}dist3"] = fmean(distinct([row["text"] for row in some], 3) for some in by_name.values())
-        for arm in chosen:
-            figures[arm][f"{end}perplexity_ratio"] = figures[arm][f"{end}perplexity"] / figures["b"][f"{end}perplexity"]
+        made = write(run, config, split, kind)
+        for arm, found in arm_figures(kind, arms(made, config.threshold), config, judge, reader).items():
+            figures[arm] |= found
         for method, by_name in made.items():
             for name, texts in by_name.items():
                 first = [rivals[0] for rivals in texts[:: getattr(config, kind).samples]]  # of each prompt
@@ -229,17 +234,21 @@ def evaluate(run: Run, config: Config, split: str) -> Result:
         points = {m: (x, figures["b" if m == UNSTEERED else f"{m}_bc"]["success"]) for m, x in speed.items()}
         plot = scatter(points, "tokens/s of a processor core", "success of one text")
         result.show(plot, {"success": "against speed"}, wide=True, name="speed")
-    result.about = about | gains(result, list(config.sentiment.methods))
+        if config.sentiment.candidates > 1:
+            validation = arms(write(run, config, "validation", "sentiment"), config.threshold)
+            chosen_by = arm_figures("sentiment", validation, config, judge, reader)
+            about |= gains(result, chosen_by, list(config.sentiment.methods))
+    result.about = about
     return result
 
 
-def gains(systems: Mapping[str, Figures], methods: Sequence[str]) -> Figures:
-    """The gains over B and BR of the method with the best BCR among those that stay `FLUENT`; empty if none."""
-    fluent = [m for m in methods if "success" in systems.get(f"{m}_bcr", {})
-              and max(systems[f"{m}_{arm}"]["perplexity_ratio"] for arm in ("bc", "bcr")) <= FLUENT]  # fmt: skip
+def gains(systems: Mapping[str, Figures], validation: Mapping[str, Figures], methods: Sequence[str]) -> Figures:
+    """The gains over B and BR of the method with the best BCR on validation among those `FLUENT` there; empty if none is."""
+    fluent = [method for method in methods
+              if max(validation[f"{method}_{arm}"]["perplexity_ratio"] for arm in ("bc", "bcr")) <= FLUENT]  # fmt: skip
     if not fluent:
         return {}
-    best = max(fluent, key=lambda m: systems[f"{m}_bcr"]["success"])
+    best = max(fluent, key=lambda method: validation[f"{method}_bcr"]["success"])
     b, br, bc, bcr = (systems[arm]["success"] for arm in ("b", "br", f"{best}_bc", f"{best}_bcr"))
     return {"gain_bc": bc - b, "gain_bcr": bcr - b, "gain_bcr_over_br": bcr - br}
 

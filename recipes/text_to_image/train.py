@@ -6,7 +6,7 @@ accelerate launch recipes/text_to_image/train.py --config recipes/text_to_image/
 """
 
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Annotated, Literal
 
@@ -27,6 +27,7 @@ from mmgen.models.vae import VAE
 from mmgen.ranges import AtLeast
 from mmgen.training.config import FitConfig, section, section_of
 from mmgen.training.data_sections import PicturesWithTexts
+from mmgen.training.prior import prior_fit
 from mmgen.training.recipe import Recipe, stage
 from mmgen.training.report import tensor_grid
 from mmgen.training.result import Result
@@ -58,15 +59,17 @@ class Data(PicturesWithTexts):
 
 @dataclass
 class Baseline:
-    """A convolutional VAE of the same pictures, a baseline for the Fréchet distance.
+    """A convolutional VAE of the same pictures with the prior "aggregate", a baseline for the Fréchet distance.
 
     Args:
         latent_dim: size of the latent code.
         width: channels of the first convolution.
+        components: Gaussians of the prior; at most one per training picture is used.
     """
 
     latent_dim: Annotated[int, AtLeast(1)] = 64
     width: Annotated[int, AtLeast(1)] = 32
+    components: Annotated[int, AtLeast(1)] = 200
 
 
 @dataclass
@@ -91,7 +94,7 @@ class Evaluation(PictureEvaluation):
 
 @dataclass
 class Config(PictureConfig):
-    """The config of the recipe ``text_to_image``; the reranker is the space of ``aligned`` with the next seed."""
+    """The config of the recipe ``text_to_image``; the reranker reads texts by tokens alone and has the next seed."""
 
     data: Data = section()
     discrete_vae: OwnCodes = section()
@@ -138,9 +141,18 @@ def baseline(run: Run, config: Config) -> None:
     processor, width = config.data.processor, config.baseline.width
     encoder, decoder = {"dim": 256, "width": width}, {"likelihood": config.discrete_vae.likelihood, "width": width}
     decoder |= {} if config.discrete_vae.scale is None else {"scale": config.discrete_vae.scale}
-    model = VAE(shape=processor.shape, latent_dim=config.baseline.latent_dim, encoder=encoder, decoder=decoder)
+    pictures = config.data.pairs("train", processor)
+    components = min(config.baseline.components, len(pictures))
+    model = VAE(
+        shape=processor.shape,
+        latent_dim=config.baseline.latent_dim,
+        encoder=encoder,
+        decoder=decoder,
+        prior="aggregate" if len(pictures) > 1 else "standard",
+        prior_settings={"components": components} if len(pictures) > 1 else None,
+    )
     model.processors["image"] = processor
-    run.fit(model, config.data.pairs("train", processor), config.fit_baseline)
+    run.fit(model, pictures, config.fit_baseline, finish=prior_fit(model, pictures, config.seed))
 
 
 @stage()
@@ -163,7 +175,8 @@ def prior(run: Run, config: Config) -> None:
 def evaluate(run: Run, config: Config, split: str) -> Result:
     """Agreement of pictures with their texts, distance to real pictures, and distance to training pictures.
 
-    Systems: ``unguided`` without guidance, ``reranked`` the best of several by another space, ``real`` the pictures of the
+    Systems: ``unguided`` without guidance, ``reranked`` the best of several by a space that reads texts in
+    another way than the judge, ``real`` the pictures of the
     split, ``codes`` these reconstructed from their codes, and ``baseline`` draws of the convolutional VAE.
     """
     settings, model = config.evaluation, run.load()
@@ -176,7 +189,8 @@ def evaluate(run: Run, config: Config, split: str) -> Result:
     if settings.guidance != 1:
         made["unguided"] = draw(**sampling)
     if config.aligned:
-        reranker = trained_space(config.nested()["aligned"], image.size, seed=1)
+        judge = config.nested()["aligned"]
+        reranker = trained_space(replace(judge, model=replace(judge.model, sentences="")), image.size, seed=1)
         made["reranked"] = draw(**guided, candidates=settings.candidates, rerank=partial(model.similarity, reranker))
     shown = [*made.values()]
     made |= {"codes": codes.reconstruct(real), "real": real}
