@@ -345,7 +345,7 @@ class _Trainer:
                 self.averaged[name].copy_(value)
 
     def _averaged_tensors(self) -> dict[str, Tensor]:
-        """What the moving average covers: trained parameters, and real buffers that are saved."""
+        """Tensors of the moving average: trained parameters, and real buffers that are saved."""
         trained = {name: p.detach() for p, name in self.names.items() if p.requires_grad}
         saved = self.unwrapped.own_state().keys()
         return trained | {n: b for n, b in self.unwrapped.named_buffers() if n in saved and b.is_floating_point()}
