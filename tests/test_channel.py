@@ -41,6 +41,20 @@ def test_nothing_before_the_query():
     torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-3)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_shots_apart_are_averaged_over_prompts_of_one_shot(batch_size):
+    shots = [("dax", " a cat"), ("blicket", " dog"), ("dax", " an old house")]
+    supports = [[(answer, words(shown)) for answer, shown in some] for some in (shots, shots[:1])]
+    pictures = [" a small cat", " hut"]
+    scores = channel(READER, supports, [*map(words, pictures)], ANSWERS, "Say.\n", apart=True, batch_size=batch_size)
+    for some, picture, row in zip((shots, shots[:1]), pictures, scores):
+        for answer, score in zip(ANSWERS, row):
+            own = [f"{answer}:{shown}\n" for of, shown in some if of == answer] or [""]  # a word without shots: none before it
+            alone = torch.stack([by_hand(f"Say.\n{line}{answer}:", picture) for line in own])
+            torch.testing.assert_close(score, alone.exp().mean().log(), rtol=1e-4, atol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
