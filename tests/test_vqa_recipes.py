@@ -134,8 +134,8 @@ def test_the_cells_of_fast_binding(monkeypatch):
     words, seen = [torch.tensor([40 + i // 3]) for i in range(6)], []
     drawn = episodes(["a"] * 3 + ["b"] * 3, ways=2, inner_shots=2, n=40, seed=0, words=["dax", "wug"])
 
-    def channel(lm, supports, queries, answers, induction, between):
-        seen.append((len(queries), {len(shots) for shots in supports}, induction))
+    def channel(lm, supports, queries, answers, induction, between, apart, repeats):
+        seen.append((len(queries), {len(shots) for shots in supports}, induction, apart, repeats))
         named = [{w: [p.tolist() for a, p in shots if a == w] for w in answers} for shots in supports]
         return torch.tensor([[float(q.tolist() in of[w] and len(q) > 0) for w in answers] for q, of in zip(queries, named)])
 
@@ -144,13 +144,15 @@ def test_the_cells_of_fast_binding(monkeypatch):
     labels, features = list("aaabbb"), torch.tensor([[1.0, 0], [2, 1], [3, -1], [0, 1], [1, 2], [-1, 3]])
     pictures = binding.Pictures(labels, words, features)
     figures = binding.bind_cell(model, part, drawn, pictures, 2, "Say {words}.", 1)
-    assert seen == [(40, {8}, "Say dax or wug."), (10, {8}, "Say dax or wug.")]
+    asked = "Say dax or wug."
+    assert seen == [(40, {4}, asked, True, 1), (10, {4}, asked, False, 1), (10, {4}, asked, True, 1)]
     assert figures[""] == figures["_prototype"] == figures["_jaccard"] == 1
     # two classes are in every episode: others could behave in any way
     assert figures["_interval"] == figures["_prototype_interval"] == figures["_jaccard_interval"] == 1
     assert figures["_blind"] == sum(e.word == "dax" for e in drawn[:10]) / 10
     right = {"", "_prototype", "_jaccard"}
-    assert figures.keys() == {*right, *(f"{end}_interval" for end in right), "_blind", "_direct", "_direct_blind", "_open"}
+    assert figures.keys() == {*right, *(f"{end}_interval" for end in right), "_together", "_blind", "_direct", "_direct_blind",
+        "_open"}  # fmt: skip
 
 
 def test_the_baselines_of_an_episode_by_hand():

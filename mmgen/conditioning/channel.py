@@ -27,6 +27,7 @@ def channel(
     between: str = ":",
     stop: str = "\n",
     apart: bool = False,
+    repeats: int = 0,
     batch_size: int = 64,
 ) -> Tensor:
     """Log-likelihood of a picture's words after each answer, ``log p(words, stop | induction, support, answer)``.
@@ -35,8 +36,9 @@ def channel(
     language model is much better at continuing a familiar line than at producing a new name, so the answer comes first and the
     model predicts the words of the picture.
 
-    With ``apart`` each shot s of an answer is read alone, ``log 1/k sum_s p(words, stop | induction, s, answer)`` over the
-    answer's k shots: a small language model confuses the lines of a prompt that has many.
+    With ``apart`` each shot s of an answer is read alone, and each word is predicted by the mean of the answer's k shots,
+    ``sum_t log 1/k sum_s p(word_t | induction, s, answer, word_<t)``: a small language model confuses the lines of a prompt
+    that has many.
 
     Args:
         reader: the frozen language model.
@@ -47,6 +49,7 @@ def channel(
         between: text between an answer and the words of its picture.
         stop: text that ends a shot.
         apart: read each shot of an answer in a prompt of its own instead of all shots in one; see above.
+        repeats: extra repetitions of the shots of a prompt.
         batch_size: number of lines to predict in a forward pass.
 
     Returns:
@@ -56,9 +59,8 @@ def channel(
         UserError: there are no queries, or another number of supports; there are no answers, an empty one or two equal ones;
             a support is too long.
 
-    Source: Min et al. 2022, Noisy Channel Language Model Prompting for Few-Shot Text Classification, arXiv 2108.04106: one
-        prompt is its concatenation; its ensemble, which multiplies the likelihoods of all shots, is ``apart`` with a mean
-        over the shots of the answer instead.
+    Source: Min et al. 2022, Noisy Channel Language Model Prompting for Few-Shot Text Classification, arXiv 2108.04106, on
+        prompts of all shots and, there with products instead of means, on ensembles of prompts of one shot.
 
     >>> reader = PrefixLanguageModel("tiny", "fp32")
     >>> cat, dog = reader.tokens(" a cat"), reader.tokens(" a dog")
@@ -70,6 +72,7 @@ def channel(
         raise UserError("supports", got=got, expected=expected, fix="give each query its support")
     answers = check_answers(answers)
     check_at_least("batch_size", batch_size, 1)
+    check_at_least("repeats", repeats, 0)
     end, start = reader.tokens(stop), reader.tokens(induction)
 
     def line(answer: str, words: Tensor) -> Tensor:
@@ -77,7 +80,8 @@ def channel(
 
     def contexts(shots: Sequence[Shot], answer: str) -> list[Tensor]:
         lines = [line(a, words) for a, words in shots if not apart or a.strip() == answer]
-        return [torch.cat([start, one]) for one in lines] if apart and lines else [torch.cat([start, *lines])]
+        prompts = [[one] for one in lines] if apart and lines else [lines]
+        return [torch.cat([start, *prompt * (1 + repeats)]) for prompt in prompts]
 
     known: dict[tuple[int, ...], int] = {}  # distinct contexts
     wanted: dict[Line, int] = {}  # distinct lines to predict
@@ -87,18 +91,18 @@ def channel(
             head, tail = len(reader.tokens(answer + between)), tuple(line(answer, words).tolist())
             own = [known.setdefault(tuple(context.tolist()), len(known)) for context in contexts(shots, answer)]
             places.append([wanted.setdefault((context, head, tail), len(wanted)) for context in own])
-    each = _log_likelihoods(reader, [end.new_tensor(context) for context in known], list(wanted), batch_size)  # (n,)
-    scores = torch.stack([each[of].logsumexp(0) - log(len(of)) for of in places])
+    each = _log_likelihoods(reader, [end.new_tensor(context) for context in known], list(wanted), batch_size)  # (n, t)
+    scores = torch.stack([(each[of].logsumexp(0) - log(len(of))).sum() for of in places])
     return scores.unflatten(0, (len(queries), len(answers)))
 
 
 def _log_likelihoods(
     reader: PrefixLanguageModel, contexts: Sequence[Tensor], lines: Sequence[Line], batch_size: int
 ) -> Tensor:
-    """Log-likelihood (n,) of n lines; each context is read once for the lines of a batch."""
+    """Log-likelihood (n, t) of each token of n lines, 0 where none is to be predicted; a batch reads each context once."""
     check_room(reader.model, max(len(contexts[c]) + len(ids) for c, _, ids in lines), "prompt", "show fewer shots")
     device = contexts[0].device
-    scores = torch.zeros(len(lines), device=device)
+    scores = torch.zeros(len(lines), max(len(ids) for *_, ids in lines) - 1, device=device)
     order = sorted(range(len(lines)), key=lambda i: (len(contexts[lines[i][0]]), lines[i]))
     for start in range(0, len(order), batch_size):
         place = order[start : start + batch_size]
@@ -120,5 +124,5 @@ def _log_likelihoods(
         logits = reader.model(inputs_embeds=reader.embed(ids[:, :-1]), use_cache=True, **{CACHE: cache},
                               **positions(mask, prompt.mask.shape[1])).logits  # (b, t - 1, v)  # fmt: skip
         log_p = -F.cross_entropy(logits[counted].float(), ids[:, 1:][counted], reduction="none")
-        scores[place] = torch.zeros(counted.shape, device=device).masked_scatter(counted, log_p).sum(1)
+        scores[place, : counted.shape[1]] = torch.zeros(counted.shape, device=device).masked_scatter(counted, log_p)
     return scores

@@ -144,13 +144,15 @@ def bind_cell(
         after the picture; ``_open``: of the word written after the picture.
     """
     lm, names, words = model.language_model, part.words[:ways], pictures.words
-    nothing = words[0][:0]
     induction = induction.replace("{words}", " or ".join(names))
     chosen: dict[str, list[str]] = {}
-    for end, see in (("", lambda row: words[row]), ("_blind", lambda row: nothing)):
+    ways_to_read = {"": (True, True), "_together": (True, False), "_blind": (False, True)}  # pictures shown, shots apart
+    for end, (seen, apart) in ways_to_read.items():
         some = drawn[: part.controls] if end else drawn
-        supports = [[(w, see(r)) for r, w in zip(e.support, e.support_words)] * (1 + repeats) for e in some]
-        scores = channel(lm, supports, [see(e.query) for e in some], names, induction, part.between)  # (e, w)
+        shown = words if seen else [words[0][:0]] * len(words)
+        supports = [[(w, shown[r]) for r, w in zip(e.support, e.support_words)] for e in some]
+        queries = [shown[e.query] for e in some]
+        scores = channel(lm, supports, queries, names, induction, part.between, apart=apart, repeats=repeats)  # (e, w)
         chosen[end] = [names[i] for i in scores.argmax(1).tolist()]
     for end, format in (("_direct", Format(part.format)), ("_direct_blind", Format(part.format).blind())):
         image = (lambda row: lm.embed(words[row])) if end == "_direct" else (lambda row: None)

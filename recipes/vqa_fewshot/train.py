@@ -26,8 +26,8 @@ INPUTS = {"seen": "", "blind": "_blind", "oracle": "_text_oracle"}  # what stand
 KNOWLEDGE = {"seen": "knowledge_accuracy", "blind": "knowledge_accuracy_blind", "oracle": "knowledge_text_oracle"}
 SYSTEMS = {"seen": "accuracy", "blind": "blind", "oracle": "text oracle"}
 BOUND = {
-    "accuracy": "", "interval": "_interval", "prototype": "_prototype", "jaccard": "_jaccard", "blind": "_blind",
-    "word after picture": "_direct", "generated": "_open",
+    "accuracy": "", "interval": "_interval", "prototype": "_prototype", "jaccard": "_jaccard",
+    "one prompt": "_together", "blind": "_blind", "word after picture": "_direct", "generated": "_open",
 }  # fmt: skip
 
 
