@@ -33,6 +33,7 @@ class Binding:
         card: a data card.
         image: column of pictures.
         label: column of classes; rows without a label are ignored.
+        tokens: number of `Captioner.keywords` in place of a picture; 0: its `Captioner.names`.
         words: invented words; episodes of w ways use the first w.
         ways: numbers of classes per episode.
         inner_shots: numbers of examples per class, without the induction sentence; the last also with it.
@@ -47,6 +48,7 @@ class Binding:
     card: str = "openmoji"
     image: str = "image"
     label: str = "base"
+    tokens: Annotated[int, AtLeast(0)] = 16
     words: list[str] = field(default_factory=lambda: ["dax", "blicket", "wug", "toma", "zav"])
     ways: Annotated[list[int], Each(AtLeast(2))] = field(default_factory=lambda: [2, 5])
     inner_shots: Annotated[list[int], Each(AtLeast(1))] = field(default_factory=lambda: [1, 3, 5])
@@ -99,7 +101,7 @@ def bind(model: Captioner, part: Binding, split: str, seed: int) -> dict[str, di
         The figures of `bind_cell` by cell, such as ``two_way_5_shots_induction`` or ``two_way_1_shots_1_repeats``.
     """
     rows = open_rows(part.card, split, [part.image], [part.label]).having(part.label)
-    words, features = picture_words(model, rows, part.image), picture_features(model, rows, part.image)
+    words, features = picture_words(model, rows, part.image, part.tokens), picture_features(model, rows, part.image)
     pictures, last = Pictures(list(rows[part.label]), words, features), part.inner_shots[-1]
     cells = [
         *((ways, k, "", 0) for ways in part.ways for k in part.inner_shots),

@@ -85,10 +85,10 @@ def values_of(rows: Rows, name: str) -> Sequence[Any]:
     return rows[name] if is_column(name) else [name] * len(rows)
 
 
-def picture_words(model: Captioner, rows: Rows, column: str) -> list[Tensor]:
-    """The tokens (n_i,) that name each picture, see `Captioner.names`."""
+def picture_words(model: Captioner, rows: Rows, column: str, n: int = 0) -> list[Tensor]:
+    """The tokens (n_i,) that name each picture: its `Captioner.names`, or n `Captioner.keywords`."""
     pictures = _pictures(model, rows, column).batches(size=AT_ONCE, device=processes.device())
-    return [words for batch in pictures for words in model.names(batch)]
+    return [words for batch in pictures for words in (model.keywords(batch, n) if n else model.names(batch))]
 
 
 @torch.no_grad()
