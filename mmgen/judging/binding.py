@@ -48,7 +48,7 @@ class Binding:
     card: str = "openmoji"
     image: str = "image"
     label: str = "base"
-    tokens: Annotated[int, AtLeast(0)] = 0
+    tokens: Annotated[int, AtLeast(0)] = 16
     words: list[str] = field(default_factory=lambda: ["dax", "blicket", "wug", "toma", "zav"])
     ways: Annotated[list[int], Each(AtLeast(2))] = field(default_factory=lambda: [2, 5])
     inner_shots: Annotated[list[int], Each(AtLeast(1))] = field(default_factory=lambda: [1, 3, 5])
