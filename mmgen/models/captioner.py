@@ -214,6 +214,19 @@ class Captioner(Model):
         """Tokens (n_i,) that name each item in a prompt: the likeliest, without repetitions and end of text."""
         return [row.new_tensor([i for i in dict.fromkeys(row.tolist()) if i != self._end]) for row in self.likeliest(batch)]
 
+    @torch.no_grad()
+    def keywords(self, batch: Batch, n: int) -> Tensor:
+        """The n tokens w likeliest to be in any soft word i of each item, ``1 - prod_i (1 - p_i(w))``, (b, n).
+
+        More tokens than `names` has tell similar pictures apart. They are in the order of their ids, the same for all items,
+        so that a language model can copy from one item's list to another's.
+        """
+        p = self.words.logits(self.features(batch), self.table).float().softmax(-1)  # (b, n', v)
+        absent = torch.log1p(-p.clamp(max=1 - 1e-6)).sum(1)  # (b, v)
+        absent = absent.masked_fill(self.vocabulary == self._end, 0.0)
+        likeliest = absent.topk(min(n, absent.shape[1] - 1), largest=False).indices  # (b, n)
+        return self.vocabulary[likeliest.sort().values]
+
     @property
     def inputs(self) -> tuple[str, ...]:
         """The modality that it describes."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from mmgen.cli import main
-from mmgen.judging.binding import WAYS, Binding, bind
+from mmgen.judging.binding import BASELINES, WAYS, Binding, bind
 from mmgen.judging.few_shot import Questions, ask, values_of
 from mmgen.metrics.vqa import exact_match
 from mmgen.models.captioner import Captioner
@@ -25,7 +25,10 @@ from mmgen.training.stages.captioner import CaptionerConfig, captioner, words
 INPUTS = {"seen": "", "blind": "_blind", "oracle": "_text_oracle"}  # what stands for a picture -> part of the figure's name
 KNOWLEDGE = {"seen": "knowledge_accuracy", "blind": "knowledge_accuracy_blind", "oracle": "knowledge_text_oracle"}
 SYSTEMS = {"seen": "accuracy", "blind": "blind", "oracle": "text oracle"}
-BOUND = {"accuracy": "", "interval": "_interval", "blind": "_blind", "word after picture": "_direct", "generated": "_open"}
+BOUND = {
+    "accuracy": "", "interval": "_interval", "prototype": "_prototype", "jaccard": "_jaccard",
+    "one prompt": "_together", "blind": "_blind", "word after picture": "_direct", "generated": "_open",
+}  # fmt: skip
 
 
 @dataclass
@@ -55,7 +58,8 @@ def evaluate(run: Run, config: Config, split: str) -> Result:
         result.table[name.replace("_", " ")] = {label: figures[end] for label, end in BOUND.items()}
     for ways in config.binding.ways:
         name = f"{WAYS.get(ways, ways)}_way"
-        result.about[f"{name}_accuracy"] = result.about[f"{name}_{config.binding.inner_shots[-1]}_shots"]
+        for end in ("", *BASELINES):
+            result.about[f"{name}_accuracy{end}"] = result.about[f"{name}_{config.binding.inner_shots[-1]}_shots{end}"]
     return result
 
 
@@ -102,9 +106,11 @@ def judge_knowledge(result: Result, model: Captioner, part: Questions, split: st
     )
 
 
+ABOVE = {f"{ways}_way_accuracy": [f"{ways}_way_accuracy{end}" for end in BASELINES] for ways in WAYS.values()}
 RECIPE = Recipe(
-    "vqa_fewshot", Config, [words, captioner], evaluate, above={"knowledge_accuracy": ["knowledge_accuracy_blind"]}
-)
+    "vqa_fewshot", Config, [words, captioner], evaluate,
+    above={"knowledge_accuracy": ["knowledge_accuracy_blind"], **ABOVE},
+)  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(main(["train", "vqa_fewshot", *sys.argv[1:]]))
