@@ -31,9 +31,19 @@ from mmgen.data.label import LabelProcessor
 from mmgen.data.text import tokens_of, train_word_tokenizer
 from mmgen.errors import UserError, check_one_of, check_texts
 from mmgen.models.base import Losses, Model
-from mmgen.models.style.ngrams import BEGIN, END, UNKNOWN, NgramTable, framed, style_counts, word_vectors, words_between
+from mmgen.models.style.ngrams import (
+    BEGIN,
+    END,
+    UNKNOWN,
+    NgramTable,
+    framed,
+    joined_vectors,
+    style_counts,
+    word_vectors,
+    words_between,
+)
 from mmgen.models.style.sentence_reader import SentenceReader
-from mmgen.models.style.spelling import Item, pieces_of, spell_changed
+from mmgen.models.style.spelling import Item, pieces_of, spell_changed, spell_piece
 from mmgen.ranges import AtLeast, checked
 
 CREDIT = 4.0  # nats per word, about its mean -log p in either language model
@@ -126,7 +136,7 @@ class Edit(Model):
         self.pair_weights = nn.Parameter(torch.zeros(pairs))
         self.triple_weights = nn.Parameter(torch.zeros(triples))
         self.register_buffer("frequency", torch.zeros(2, words))  # of each word by style
-        self.register_buffer("vectors", torch.zeros(words, DIM))  # distributional word vectors, of length 1 or 0
+        self.register_buffer("vectors", torch.zeros(words, DIM))  # word vectors, of length 1 or 0
         # similar words in each style, filled with -1
         self.register_buffer("near", torch.full((2, words, choices), -1, dtype=torch.int32))
         self.register_buffer("gaps", torch.arange(gaps))  # (style * words + left) * words + right, sorted
@@ -160,7 +170,10 @@ class Edit(Model):
         model.frequency.copy_(torch.from_numpy(counts / counts.sum(1, keepdims=True)))
         model.gaps.copy_(torch.from_numpy(gaps))
         model.between.copy_(torch.from_numpy(between))
-        model.vectors.copy_(torch.from_numpy(word_vectors(sentences, counts.sum(0), DIM)))
+        vectors = torch.from_numpy(word_vectors(sentences, counts.sum(0), DIM))
+        if model.language_model is not None:
+            vectors = joined_vectors(vectors, model.language_model.word_vectors(written), torch.from_numpy(counts.sum(0)))
+        model.vectors.copy_(vectors)
         salient = model.word_salience().exp()
         for style, ratio in enumerate((1 / salient, salient)):
             marks = torch.nonzero((ratio >= 2) & torch.from_numpy((counts[style] >= COMMON) & usable)).squeeze(1)

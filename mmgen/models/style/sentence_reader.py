@@ -44,8 +44,15 @@ class SentenceReader(nn.Module):
         for some in _batches([len(tree.tokens) for tree in trees]):
             each = self._token_log_probs([trees[i] for i in some])  # (b, nodes)
             for i, log_p in zip(some, each):
-                found[i] = torch.stack([log_p[path].sum() for path in trees[i].paths])
+                found[i] = torch.tensor([log_p[path].sum().item() for path in trees[i].paths])
         return found
+
+    @torch.no_grad()
+    def word_vectors(self, words: Sequence[str]) -> Tensor:
+        """The mean input embedding of the tokens of each word, as written after a space, (words, d) float32."""
+        table = self.model.get_input_embeddings().get_parameter("weight").float().cpu()
+        ids = tokens_of(self.tokenizer, [f" {word}" for word in words], add_special_tokens=False)["input_ids"]
+        return torch.stack([table[some].mean(0) for some in ids])
 
     def _token_log_probs(self, trees: Sequence["Tree"]) -> Tensor:
         """log p(token | ancestors) of each node, (b, nodes); 0 for the root and for padding."""
