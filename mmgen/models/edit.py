@@ -10,11 +10,12 @@ trigram language models of the styles, plus a fixed credit per word, so that sho
 no change improves, and unchanged parts of others, are returned letter by letter.
 
 Trigrams see no grammar. With a frozen language model q, a beam search keeps the best ``candidates`` whole sentences y of x
-for each sentence x, and the best of them and x itself is returned by
+for each sentence x, and the best of them is returned, or x itself if none fulfils both conditions, by
 
-``score'(y) = - max(0, margin - s(y)) - reading words(y) rise(y) - cost(changes)``, ``rise(y) <= tolerance``
+``score'(y) = - max(0, margin - s(y)) - reading words(y) rise(y) - cost(changes)``, ``s(y) > 0``, ``rise(y) <= tolerance``
 
-rise(y) = -log q(y) / words(y) + log q(x) / words(x), how many nats per word y is less likely than x.
+rise(y) is how many nats per word y is less likely than x; words that y lacks count as likely as those of x on average:
+``words(y) rise(y) = log q(x) - log q(y) + max(0, 1 - words(y) / words(x)) (-log q(x))``.
 """
 
 import re
@@ -118,8 +119,8 @@ class Edit(Model):
         l2: Annotated[float, AtLeast(0)] = 2e-5,
         language_model: str = "",
         candidates: Annotated[int, AtLeast(1)] = 6,
-        reading: Annotated[float, AtLeast(0)] = 0.3,
-        tolerance: float = 0.5,
+        reading: Annotated[float, AtLeast(0)] = 0.5,
+        tolerance: Annotated[float, AtLeast(0)] = 0.4,
         dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto",
     ) -> None:
         super().__init__()
@@ -261,7 +262,7 @@ class Edit(Model):
         found: list[list[Candidate]] = [[] for _ in pieces]
         seen = [{words_of(piece)} for piece in pieces]
         for i in owner.tolist():
-            found[i] = [Candidate(pieces[i], scores[i].item(), plain[i].item())]
+            found[i] = [Candidate(pieces[i], scores[i].item(), plain[i].item(), (2 * style - 1) * odds[i].item())]
         floor = scores.clone()  # score of an edit that is worth keeping
         for _ in range(self.rounds):
             if not states:
@@ -278,17 +279,18 @@ class Edit(Model):
             moves, bound = moves.take(gain), bound[gain]
             first = _highest(moves.row, bound, self.rivals)
             moves, bound = moves.take(first), bound[first]
-            spent = paid[moves.row] + moves.cost
+            spent, turned = paid[moves.row] + moves.cost, (2 * style - 1) * (odds[moves.row] + moves.gain)
             fluency = lost[moves.row] + self.fluency_of(moves.after, style) - self.fluency_of(moves.before, style)
             reached = self._score(odds[moves.row] + moves.gain, fluency, spent, style)
             first = _highest(owner[moves.row], reached, self.candidates)
-            moves, reached, spent, bound = moves.take(first), reached[first], spent[first], bound[first]
+            moves, reached, spent = moves.take(first), reached[first], spent[first]
+            plain, turned = bound[first].tolist(), turned[first].tolist()
             owners, places, edits = owner[moves.row].tolist(), [], []
             for n, (i, row) in enumerate(zip(owners, moves.row.tolist())):
                 state = edited(states[row], int(moves.start[n]) - 2, int(moves.length[n]), int(moves.word[n]))
                 if words_of(state) not in seen[i]:
                     seen[i].add(words_of(state))
-                    found[i].append(Candidate(state, reached[n].item(), bound[n].item()))
+                    found[i].append(Candidate(state, reached[n].item(), plain[n], turned[n]))
                     if sum(o == i for o in [owners[p] for p in places[-self.beam :]]) < self.beam:
                         places.append(n)
                         edits.append(state)
@@ -296,7 +298,11 @@ class Edit(Model):
                 found[i] = [found[i][0], *sorted(found[i][1:], key=lambda edit: -edit.score)[: self.candidates]]
                 if len(found[i]) > self.candidates:
                     floor[i] = max(floor[i].item(), found[i][-1].score)
-            states, owner, paid = edits, torch.tensor([owners[n] for n in places], dtype=torch.long, device=ids.device), spent[places]
+            states, owner, paid = (
+                edits,
+                torch.tensor([owners[n] for n in places], dtype=torch.long, device=ids.device),
+                spent[places],
+            )
         return found
 
     def _weighed(
@@ -312,12 +318,12 @@ class Edit(Model):
         for edits, log_q in zip(found, self.language_model.log_probs(spelt)):
             scored = edits
             if len(edits) > 1:
-                words = [len(edit.items) for edit in edits]
-                rise = [log_q[0].item() / words[0] - log_p.item() / n for log_p, n in zip(log_q, words)]
+                words = torch.tensor([len(edit.items) for edit in edits])
+                rise = log_q[0] - log_q - (1 - words / words[0]).clamp(min=0) * log_q[0]
                 scored = [
-                    edit._replace(score=edit.plain - self.reading * n * r)
-                    for edit, n, r in zip(edits, words, rise)
-                    if r <= self.tolerance
+                    edit._replace(score=edit.plain - self.reading * more)
+                    for edit, more, n in zip(edits, rise.tolist(), words.tolist())
+                    if edit is edits[0] or (edit.odds > 0 and more <= self.tolerance * n)
                 ]
             weighed.append(scored)
         return weighed
@@ -330,7 +336,8 @@ class Edit(Model):
         wanted = word & (against > AGAINST)
         wanted |= word & ~wanted.any(1, keepdim=True) & torch.zeros_like(word).scatter(1, two, True)
         lengths = (ids > END).sum(1)
-        gap = (ids != BEGIN) & (ids.roll(1, 1) != END) & ~(locked & locked.roll(1, 1))  # before each word and at the end
+        # before each word but the first, and at the end
+        gap = (ids != BEGIN) & (ids.roll(1, 1) > END) & ~(locked & locked.roll(1, 1))
         both = F.pad((wanted[:, :-1] | wanted[:, 1:]) & word[:, :-1] & word[:, 1:], (0, 1))
         found = []
         for length, place in enumerate((gap, wanted, both)):
@@ -411,11 +418,12 @@ class Edit(Model):
 
 
 class Candidate(NamedTuple):
-    """An edit of a sentence: its score, and its score without any loss of fluency."""
+    """An edit of a sentence: its score, its score without any loss of fluency, and its log-odds of the target style."""
 
     items: list[Item]
     score: float
     plain: float
+    odds: float
 
 
 class Moves(NamedTuple):

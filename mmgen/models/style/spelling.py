@@ -101,7 +101,9 @@ def spell_piece(
     first, last = piece[0][1], piece[-1][1]
     start, end = offsets[first][0], offsets[last][1]
     own = [(a - start, b - start) for a, b in offsets[first : last + 1]]
-    return spell_changed(text[start:end], own, [(word, at if at < 0 else at - first, new) for word, at, new in items], tokenizer)
+    return spell_changed(
+        text[start:end], own, [(word, at if at < 0 else at - first, new) for word, at, new in items], tokenizer
+    )
 
 
 def spell_anew(
