@@ -77,7 +77,7 @@ class Edit(Model):
         rivals: changes per round, best by the other terms, whose fluency is computed.
         l2: weight decay of the classifier, as a term l2 / 2 |w|^2 of the loss.
         language_model: frozen language model q that weighs whole sentences, see
-            `mmgen.conditioning.language_model.load_language_model`; it is not saved with the model; empty: none, which is faster.
+            `mmgen.conditioning.language_model.load_language_model`; it is not saved with the model; empty: none, faster.
         candidates: whole sentences that it weighs for each sentence.
         reading: weight of a rise of -log q, per nat.
         tolerance: largest rise of -log q per word.
@@ -262,7 +262,7 @@ class Edit(Model):
         found: list[list[Candidate]] = [[] for _ in pieces]
         seen = [{words_of(piece)} for piece in pieces]
         for i in owner.tolist():
-            found[i] = [Candidate(pieces[i], scores[i].item(), plain[i].item(), (2 * style - 1) * odds[i].item())]
+            found[i] = [Candidate(pieces[i], scores[i].item(), plain[i].item())]
         floor = scores.clone()  # score of an edit that is worth keeping
         for _ in range(self.rounds):
             if not states:
@@ -279,7 +279,7 @@ class Edit(Model):
             moves, bound = moves.take(gain), bound[gain]
             first = _highest(moves.row, bound, self.rivals)
             moves, bound = moves.take(first), bound[first]
-            spent, turned = paid[moves.row] + moves.cost, (2 * style - 1) * (odds[moves.row] + moves.gain)
+            spent, turned = paid[moves.row] + moves.cost, (2 * style - 1) * (odds[moves.row] + moves.gain) > 0
             fluency = lost[moves.row] + self.fluency_of(moves.after, style) - self.fluency_of(moves.before, style)
             reached = self._score(odds[moves.row] + moves.gain, fluency, spent, style)
             first = _highest(owner[moves.row], reached, self.candidates)
@@ -290,7 +290,8 @@ class Edit(Model):
                 state = edited(states[row], int(moves.start[n]) - 2, int(moves.length[n]), int(moves.word[n]))
                 if words_of(state) not in seen[i]:
                     seen[i].add(words_of(state))
-                    found[i].append(Candidate(state, reached[n].item(), plain[n], turned[n]))
+                    if turned[n] or self.language_model is None:
+                        found[i].append(Candidate(state, reached[n].item(), plain[n]))
                     if sum(o == i for o in [owners[p] for p in places[-self.beam :]]) < self.beam:
                         places.append(n)
                         edits.append(state)
@@ -323,7 +324,7 @@ class Edit(Model):
                 scored = [
                     edit._replace(score=edit.plain - self.reading * more)
                     for edit, more, n in zip(edits, rise.tolist(), words.tolist())
-                    if edit is edits[0] or (edit.odds > 0 and more <= self.tolerance * n)
+                    if more <= self.tolerance * n
                 ]
             weighed.append(scored)
         return weighed
@@ -353,8 +354,7 @@ class Edit(Model):
             else:
                 options = options[:, :INSERTIONS]
                 cost = torch.full(options.shape, self.insertion, device=ids.device)
-            for other in (*old.unbind(1), left[:, 1], right[:, 0]):
-                options = options.masked_fill(options == other[:, None], -1)
+            options = options.masked_fill((options[:, :, None] == ids[row][:, None, :]).any(2), -1)  # no word twice
             at, choice = torch.nonzero(options >= 0, as_tuple=True)  # (m,)
             put, cost = options[at, choice], cost[at, choice]
             after = torch.cat([left[at], put[:, None], right[at]], 1)
@@ -418,12 +418,11 @@ class Edit(Model):
 
 
 class Candidate(NamedTuple):
-    """An edit of a sentence: its score, its score without any loss of fluency, and its log-odds of the target style."""
+    """An edit of a sentence: its score, and its score without any loss of fluency."""
 
     items: list[Item]
     score: float
     plain: float
-    odds: float
 
 
 class Moves(NamedTuple):
