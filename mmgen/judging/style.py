@@ -171,7 +171,7 @@ class StyleScorer:
         each = {name: transfer_accuracy(found, self.targets) for name, found in probs.items()}
         strict = probs[min(each, key=each.__getitem__)]
         log_p = sentence_log_probs(self.fluency, outputs)
-        scores = style_scores(outputs, data.texts, references, strict, self.targets, log_p, self._of_data, self.style_words)
+        scores = style_scores(outputs, data.texts, references, strict, self.targets, log_p, self.style_words, self._of_data)
         found = {"accuracy_strict": scores.pop("accuracy"), **each}
         dropped = [] if data.references else ["ref_bleu", "style_content", "geometric_mean"]
         return found | {name: value for name, value in scores.items() if name not in dropped}

@@ -282,8 +282,8 @@ def style_scores(
     predictions: Sequence[int] | np.ndarray,
     targets: Sequence[int] | np.ndarray | int,
     log_probs: Sequence[float],
-    source_log_probs: Sequence[float],
     style_words: Collection[str] = (),
+    source_log_probs: Sequence[float] | None = None,
 ) -> dict[str, float]:
     """All scores of a set of rewritten texts.
 
@@ -294,8 +294,8 @@ def style_scores(
         predictions: labels or probabilities of the outputs from a classifier trained on other data, as in `transfer_accuracy`.
         targets: the target style of each text, or one for all.
         log_probs: log-probability of each output under a language model trained on other data, as in `perplexity`.
-        source_log_probs: that of each input, as in `broken_share`.
         style_words: words that `content_recall` ignores, from `style_lexicon`.
+        source_log_probs: that of each input, as in `broken_share`; None: no ``broken_share``.
 
     Returns:
         ``accuracy`` (0 to 1), ``self_bleu`` and ``ref_bleu`` (0 to 100), ``perplexity``, ``broken_share`` and
@@ -307,20 +307,22 @@ def style_scores(
         UserError: as the functions of the single scores.
 
     >>> sources, references = ["the soup was really good"], [["the soup was really bad"]]
-    >>> scores = style_scores(["the soup was really cold"], sources, references, [0], 0, [-12.0], [-11.0], {"good"})
+    >>> scores = style_scores(["the soup was really cold"], sources, references, [0], 0, [-12.0], {"good"}, [-11.0])
     >>> {name: round(value, 2) for name, value in scores.items()}  # doctest: +NORMALIZE_WHITESPACE
     {'accuracy': 1.0, 'self_bleu': 66.87, 'ref_bleu': 66.87, 'perplexity': 7.39, 'broken_share': 0.0,
      'style_content': 81.78, 'geometric_mean': 76.47, 'content_recall': 1.0}
     """
     kept, matched = self_bleu(outputs, sources), reference_bleu(outputs, references)
     _check(predictions=(predictions, outputs))
-    accuracy = transfer_accuracy(predictions, targets)
+    accuracy, broken = transfer_accuracy(predictions, targets), {}
+    if source_log_probs is not None:
+        broken["broken_share"] = broken_share(log_probs, outputs, source_log_probs, sources)
     return {
         "accuracy": accuracy,
         "self_bleu": kept,
         "ref_bleu": matched,
         "perplexity": perplexity(log_probs, outputs),
-        "broken_share": broken_share(log_probs, outputs, source_log_probs, sources),
+        **broken,
         "style_content": geometric_mean([100 * accuracy, matched]),
         "geometric_mean": geometric_mean([100 * accuracy, kept, matched]),
         "content_recall": content_recall(outputs, sources, style_words),
