@@ -39,9 +39,9 @@ def run(tmp_path_factory):
 def typed(monkeypatch, capsys):
     """Runs `mmgen restyle` on bytes: (exit code, what it prints, its error)."""
 
-    def restyled(run, target, lines: bytes):
+    def restyled(run, target, lines: bytes, *options):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines), encoding="utf-8"))
-        code = main(["restyle", str(run), "--to", target])
+        code = main(["restyle", str(run), "--to", target, *options])
         read = capsys.readouterr()
         return code, read.out, read.err
 
@@ -57,6 +57,13 @@ def test_lines_keep_their_order_their_endings_and_what_is_no_text(run, typed):
     assert code == 0 and len(made) == len(given)
     assert made[0] != given[0] and made[0].startswith("The tea was ") and made[3].endswith("\r")
     assert [made[i] for i in (1, 2, 4, 5, 6)] == [given[i] for i in (1, 2, 4, 5, 6)]
+
+
+def test_lines_are_restyled_without_the_language_model(run, typed):
+    code, out, _ = typed(run, "positive", b"The tea was awful!\n", "--language-model", "")
+    assert code == 0 and out == load(run, language_model="").restyle(["The tea was awful!"], "positive")[0] + "\n"
+    code, _, error = typed(run, "positive", b"a\n", "--language-model", "missing")
+    assert code == 2 and "language model missing" in error
 
 
 def test_a_line_of_ten_thousand_words(run, typed):

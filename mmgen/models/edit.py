@@ -119,8 +119,8 @@ class Edit(Model):
         l2: Annotated[float, AtLeast(0)] = 2e-5,
         language_model: str = "",
         candidates: Annotated[int, AtLeast(1)] = 6,
-        reading: Annotated[float, AtLeast(0)] = 0.5,
-        tolerance: Annotated[float, AtLeast(0)] = 0.4,
+        reading: Annotated[float, AtLeast(0)] = 0.3,
+        tolerance: Annotated[float, AtLeast(0)] = 0.6,
         dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto",
     ) -> None:
         super().__init__()
