@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from mmgen.conditioning.language_model import load_language_model
+from mmgen.conditioning.language_model import context_length, load_language_model
 from mmgen.data.text import tokens_of
 
 TOKENS = 1024  # tokens of a forward pass, padding included
@@ -36,10 +36,14 @@ class SentenceReader(nn.Module):
 
     @torch.no_grad()
     def log_probs(self, groups: Sequence[Sequence[str]]) -> list[Tensor]:
-        """log p of each alternative of each sentence, in nats, a tensor (alternatives,) per sentence; 0 for an empty text."""
-        texts = [text for group in groups for text in group]
+        """log p of each alternative of each sentence, in nats, a tensor (alternatives,) per sentence; 0 for an empty text.
+
+        Of a text longer than the context, the beginning counts.
+        """
+        texts, limit = [text for group in groups for text in group], context_length(self.model)
+        room = None if limit is None else limit - 1
         ids = iter(tokens_of(self.tokenizer, texts, add_special_tokens=False)["input_ids"] if texts else [])
-        trees = [Tree([next(ids) for _ in group]) for group in groups]
+        trees = [Tree([next(ids)[:room] for _ in group]) for group in groups]
         found: list[Tensor] = [torch.zeros(len(group)) for group in groups]
         for some in _batches([len(tree.tokens) for tree in trees]):
             each = self._token_log_probs([trees[i] for i in some])  # (b, nodes)
