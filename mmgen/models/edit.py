@@ -284,14 +284,16 @@ class Edit(Model):
             reached = self._score(odds[moves.row] + moves.gain, fluency, spent, style)
             first = _highest(owner[moves.row], reached, self.candidates)
             moves, reached, spent = moves.take(first), reached[first], spent[first]
-            plain, turned = bound[first].tolist(), turned[first].tolist()
-            owners, places, edits = owner[moves.row].tolist(), [], []
+            unspoilt, turns = bound[first].tolist(), turned[first].tolist()
+            owners: list[int] = owner[moves.row].tolist()
+            places: list[int] = []
+            edits: list[list[Item]] = []
             for n, (i, row) in enumerate(zip(owners, moves.row.tolist())):
                 state = edited(states[row], int(moves.start[n]) - 2, int(moves.length[n]), int(moves.word[n]))
                 if words_of(state) not in seen[i]:
                     seen[i].add(words_of(state))
-                    if turned[n] or self.language_model is None:
-                        found[i].append(Candidate(state, reached[n].item(), plain[n]))
+                    if turns[n] or self.language_model is None:
+                        found[i].append(Candidate(state, reached[n].item(), unspoilt[n]))
                     if sum(o == i for o in [owners[p] for p in places[-self.beam :]]) < self.beam:
                         places.append(n)
                         edits.append(state)
@@ -310,6 +312,7 @@ class Edit(Model):
         self, found: list[list["Candidate"]], texts: Sequence[tuple[str, list[tuple[int, int]]]]
     ) -> list[list["Candidate"]]:
         """The edits of each piece, the piece itself first, scored by the language model instead of the trigrams."""
+        assert self.language_model is not None  # for mypy
         tokenizer = self.processors["text"].tokenizer
         spelt = [
             [spell_piece(text, offsets, edit.items, edits[0].items, tokenizer) for edit in edits] if len(edits) > 1 else []
