@@ -23,6 +23,7 @@ from mmgen.models.base import load
 from mmgen.models.edit import Edit, edited
 from mmgen.models.style.edit_baselines import MarkerEditor
 from mmgen.models.style.ngrams import DISCOUNT, NgramTable, framed, word_vectors, words_between
+from mmgen.models.style.sentence_reader import SentenceReader
 from mmgen.models.style.spelling import LONGEST, cut, spell_changed
 
 GOOD, BAD = ("good", "great", "lovely", "fresh"), ("bad", "awful", "stale", "cold")
@@ -312,6 +313,63 @@ def test_a_line_of_ten_thousand_words(model):
     restyled = model.restyle(["the tea was bad .", line, "the bread was bad ."], "good")
     assert len(restyled[1].split()) == len(line.split()) and not {"bad", "hate"} & {*" ".join(restyled).split()}
     assert ["tea" in restyled[0], "waiter" in restyled[1], "bread" in restyled[2]] == [True] * 3
+
+
+# whole sentences weighed by a language model
+
+
+def test_alternatives_together_are_as_likely_as_alone():
+    reader = SentenceReader("tiny", "fp32")
+    groups = [["the tea was good", "the tea was bad", "", "the soup"], ["a"], ["the tea was good"] * 2]
+    for group, together in zip(groups, reader.log_probs(groups)):
+        for text, log_p in zip(group, together.tolist()):
+            ids = reader.tokenizer(text, add_special_tokens=False).input_ids
+            begin = reader.tokenizer.bos_token_id
+            ids = torch.tensor([[reader.tokenizer.eos_token_id if begin is None else begin, *ids]], dtype=torch.long)
+            alone = reader.model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None]).sum()
+            assert log_p == pytest.approx(alone.item(), abs=1e-3)
+
+
+class Prefers:
+    """A language model that finds texts with a word of ``bad`` much less likely than others."""
+
+    def __init__(self, *bad):
+        self.bad = bad
+
+    def log_probs(self, groups):
+        return [torch.tensor([-4.0 * len(t.split()) - 9 * sum(w in t for w in self.bad) for t in g]) for g in groups]
+
+
+@pytest.fixture
+def weighing(model):
+    model.candidates, model.beam = 12, 3
+    yield model
+    model.candidates, model.beam, model.language_model = 1, 1, None
+
+
+def test_the_language_model_chooses_among_whole_sentences(weighing):
+    weighing.language_model = Prefers()
+    [first] = weighing.restyle(["The soup was bad."], "good")
+    word = first.split()[-1].rstrip(".")
+    weighing.language_model = Prefers(word)
+    [second] = weighing.restyle(["The soup was bad."], "good")
+    assert first != second and word not in second and odds(weighing, [second.lower()]) > 0
+
+
+def test_what_becomes_broken_in_every_way_stays(weighing):
+    weighing.language_model = Prefers(*GOOD, "love")
+    assert weighing.restyle(["The soup was bad.", "The soup was bad. i hate tea"], "good") == [
+        "The soup was bad.",
+        "The soup was bad. i hate tea",
+    ]
+
+
+def test_a_model_is_loaded_with_or_without_a_language_model(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    assert load(tmp_path, language_model="tiny", dtype="fp32").language_model is not None
+    assert load(tmp_path).language_model is None
+    weighed = load(tmp_path, language_model="tiny", dtype="fp32", tolerance=100.0).restyle(["the soup was bad ."], "good")
+    assert odds(model, weighed) > 0
 
 
 def test_a_saved_model_edits_alike(model, tmp_path):

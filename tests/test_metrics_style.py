@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from mmgen.data.cards import open_card
 from mmgen.metrics.style import (
+    broken_share,
     content_recall,
     content_words,
     geometric_mean,
@@ -62,6 +63,7 @@ def test_what_is_tokenised_stays(text):
 def test_accuracy_by_labels_or_probabilities():
     assert transfer_accuracy([0, 1, 1, 1], [1, 1, 1, 1]) == 0.75 == transfer_accuracy(np.array([0, 1, 1, 1]), 1)
     assert transfer_accuracy([[0.6, 0.4], [0.1, 0.9]], [0, 0]) == 0.5
+    assert transfer_accuracy([[0.5, 0.5]] * 2, [0, 1]) == 0  # no prediction, as of an empty text
 
 
 @pytest.mark.parametrize(
@@ -152,6 +154,16 @@ def test_perplexity_is_a_token_with_the_end():
             perplexity([value], ["a"])
 
 
+def test_a_text_is_broken_if_it_is_less_likely_per_token_by_more_than_one_nat():
+    texts, sources = ["good tea", "tea", "", "good"], ["good soup", "the soup was good", "tea", "tea ."]
+    before = [-6.0, -5.0, -1.0, -3.0]  # per token, the end counted: 2, 1, 0.5, 1
+    assert broken_share([-9.1, -3.9, -0.1, -4.1], texts, before, sources) == 0.75  # 3.03, 1.95, empty, 2.05
+    assert broken_share([-8.9, -3.9, -0.1, -3.9], texts, before, sources) == 0.25
+    assert broken_share(before, sources, before, sources) == 0
+    with pytest.raises(ValueError, match="source_log_probs: got 1 for 2 texts"):
+        broken_share([-1.0, -1.0], ["a", "b"], [-1.0], ["a", "b"])
+
+
 def test_geometric_mean():
     assert geometric_mean([5.0, 0.0]) == 0.0 and geometric_mean([1.0, 100.0]) == pytest.approx(10.0)
     for values in ([], [-1.0, 2.0], [float("nan")]):
@@ -162,12 +174,14 @@ def test_geometric_mean():
 def test_all_figures_together():
     sources, outputs = ["the soup at ann's was really good", "it was bad"], ["the soup at ann's was really bad", "it was good"]
     references = [["ann's soup was really bad"], ["it was good", "all good"]]
-    scores = style_scores(outputs, sources, references, [0, 0], [0, 1], [-9.0, -4.0], {"good", "bad"})
+    scores = style_scores(outputs, sources, references, [0, 0], [0, 1], [-9.0, -9.0], {"good", "bad"}, [-9.0, -4.0])
     assert scores == {
         "accuracy": 0.5,
         "self_bleu": self_bleu(outputs, sources),
         "ref_bleu": reference_bleu(outputs, references),
-        "perplexity": perplexity([-9.0, -4.0], outputs),
+        "perplexity": perplexity([-9.0, -9.0], outputs),
+        "broken_share": 0.5,
+        "style_content": pytest.approx((50 * scores["ref_bleu"]) ** (1 / 2)),
         "geometric_mean": pytest.approx((50 * scores["self_bleu"] * scores["ref_bleu"]) ** (1 / 3)),
         "content_recall": 1.0,
     }

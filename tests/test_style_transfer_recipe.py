@@ -15,9 +15,10 @@ from mmgen.conditioning.language_model import load_language_model
 from mmgen.errors import UserError
 from mmgen.inference.restyle import restyle
 from mmgen.judging.perplexity import Reader
-from mmgen.judging.style import Sentences, StyleData, StyleScorer, style_probs
+from mmgen.judging.style import Sentences, StyleData, StyleScorer, sentence_log_probs, style_probs
 from mmgen.metrics.style import tokenize
 from mmgen.models.base import load
+from mmgen.models.style.edit_baselines import MarkerEditor
 from mmgen.models.style.steered_copy import SteeredCopy
 from mmgen.training.recipe import load_recipe, recipe_config
 from mmgen.training.run import Run
@@ -38,9 +39,9 @@ def run(tmp_path_factory):
 def typed(monkeypatch, capsys):
     """Runs `mmgen restyle` on bytes: (exit code, what it prints, its error)."""
 
-    def restyled(run, target, lines: bytes):
+    def restyled(run, target, lines: bytes, *options):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines), encoding="utf-8"))
-        code = main(["restyle", str(run), "--to", target])
+        code = main(["restyle", str(run), "--to", target, *options])
         read = capsys.readouterr()
         return code, read.out, read.err
 
@@ -56,6 +57,13 @@ def test_lines_keep_their_order_their_endings_and_what_is_no_text(run, typed):
     assert code == 0 and len(made) == len(given)
     assert made[0] != given[0] and made[0].startswith("The tea was ") and made[3].endswith("\r")
     assert [made[i] for i in (1, 2, 4, 5, 6)] == [given[i] for i in (1, 2, 4, 5, 6)]
+
+
+def test_lines_are_restyled_without_the_language_model(run, typed):
+    code, out, _ = typed(run, "positive", b"The tea was awful!\n", "--language-model", "")
+    assert code == 0 and out == load(run, language_model="").restyle(["The tea was awful!"], "positive")[0] + "\n"
+    code, _, error = typed(run, "positive", b"a\n", "--language-model", "missing")
+    assert code == 2 and "language model missing" in error
 
 
 def test_a_line_of_ten_thousand_words(run, typed):
@@ -216,23 +224,50 @@ def test_the_worst_are_those_that_fail_or_lose_most():
     assert MODULE.drawn_and_worst(rows, seed=0)[0] == drawn
 
 
+def scorer(run, data):
+    config, loaded = recipe_config(RECIPE, "smoke", []), RECIPE.run(run)
+    judges = {"accuracy": loaded.load("judge"), "accuracy_order": loaded.load("order_judge")}
+    return StyleScorer(judges, config.data.sentences("validation"), data, loaded.load("fluency_judge"))
+
+
 def test_scores_without_references_leave_out_what_needs_them(run):
-    config = recipe_config(RECIPE, "smoke", [])
-    data, judge, held = config.data.sentences("test"), RECIPE.run(run).load("judge"), config.data.sentences("validation")
-    score = StyleScorer(judge, held, data, "tiny")
-    assert score(data.texts).keys() == {"accuracy", "self_bleu", "perplexity", "content_recall"}
-    assert "perplexity" not in StyleScorer(judge, held, data)(data.texts)
-    assert score(data.texts)["self_bleu"] == pytest.approx(100)
-    rewritten = score.of(replace(data, references=[[text] for text in data.texts]))
-    assert rewritten(data.texts)["ref_bleu"] == pytest.approx(100) and math.isfinite(rewritten(data.texts)["geometric_mean"])
+    data = recipe_config(RECIPE, "smoke", []).data.sentences("test")
+    score = scorer(run, data)
+    found = score(data.texts)
+    accuracies = {"accuracy", "accuracy_order", "accuracy_strict"}
+    assert found.keys() == {*accuracies, "self_bleu", "perplexity", "broken_share", "content_recall"}
+    assert found["self_bleu"] == pytest.approx(100) and found["broken_share"] == 0
+    assert found["accuracy_strict"] == min(found["accuracy"], found["accuracy_order"])
+    rewritten = score.of(replace(data, references=[[text] for text in data.texts]))(data.texts)
+    assert rewritten["ref_bleu"] == pytest.approx(100) and math.isfinite(rewritten["geometric_mean"])
+    assert rewritten["style_content"] == pytest.approx(100 * math.sqrt(found["accuracy_strict"]))
     assert all(tokenize(word) == [word] for word in score.style_words)
+
+
+def test_an_empty_rewrite_is_wrong_and_broken(run):
+    data = Sentences(["the tea was awful .", "the tea was lovely ."], [0, 1], ["negative", "positive"])
+    found = scorer(run, data)(["", ""])
+    assert found["accuracy"] == found["accuracy_order"] == found["accuracy_strict"] == 0 and found["broken_share"] == 1
+
+
+def test_the_fluency_judge_says_the_same_every_time_and_of_every_batch(run):
+    judge, texts = RECIPE.run(run).load("fluency_judge"), ["the tea was awful .", "soup", "the tea was awful ."]
+    found = sentence_log_probs(judge, texts)
+    assert found == sentence_log_probs(judge, texts) and all(log_p < 0 for log_p in found)
+
+
+def test_a_baseline_is_tuned_on_sentences_held_out_of_train(run):
+    config = recipe_config(RECIPE, "smoke", [])
+    data, score = config.data.sentences("train"), scorer(run, config.data.sentences("test"))
+    editor = MODULE.tuned("delete", data, score)
+    learnt = {t: MarkerEditor.learn(data.texts, data.labels, data.names, "delete", threshold=t) for t in MODULE.THRESHOLDS}
+    assert editor.markers in [other.markers for other in learnt.values()]
 
 
 # other rewriters and judges
 
 AUTOENCODER = [
     "evaluation.margins=[]",
-    "evaluation.fluency=",
     "autoencoder.dim=16",
     "autoencoder.depth=1",
     "autoencoder.heads=2",
@@ -241,7 +276,7 @@ AUTOENCODER = [
 
 def test_an_autoencoder_by_the_same_commands(tmp_path, run, typed):
     config = recipe_config(RECIPE, "smoke", ["objective=reinforced", *AUTOENCODER])
-    train(RECIPE, config, tmp_path / "run", stages_from={"judge": run})
+    train(RECIPE, config, tmp_path / "run", stages_from={name: run for name in ("judge", "order_judge", "fluency_judge")})
     assert load(tmp_path / "run").objective == "reinforced"
     figures = evaluate(RECIPE, config, tmp_path / "run", "test")
     assert {"accuracy", "self_bleu", "content_recall", "sentences_per_s"} <= figures.keys()
@@ -252,9 +287,8 @@ def test_an_autoencoder_by_the_same_commands(tmp_path, run, typed):
 
 
 def test_a_pretrained_judge(tmp_path):
-    config = recipe_config(RECIPE, "smoke", ["evaluation.pretrained=tiny", "fit_judge.steps=2"])
-    MODULE.judge(RECIPE.run(tmp_path / "run"), config)
-    judge = load(RECIPE.run(tmp_path / "run").stage_folder("judge"))
+    MODULE.order_judge(RECIPE.run(tmp_path / "run"), recipe_config(RECIPE, "smoke", []))
+    judge = load(RECIPE.run(tmp_path / "run").stage_folder("order_judge"))
     assert judge.name == "mag" and judge.class_names == ["negative", "positive"]
     together = style_probs(judge, ["the tea was awful .", "", "tea"])
     assert together[1].tolist() == [0.5, 0.5] and np.allclose(together.sum(1), 1, atol=1e-5)
@@ -269,13 +303,13 @@ def test_what_only_an_edit_has_is_refused_of_others():
 
 
 def test_a_judge_of_another_split_is_no_judge_of_this_run(tmp_path, run):
-    config = recipe_config(RECIPE, "smoke", ["evaluation.vocab_size=290", "evaluation.fluency="])
+    config = recipe_config(RECIPE, "smoke", ["evaluation.vocab_size=290"])
     with pytest.raises(UserError, match=r"other values of evaluation.vocab_size \(300, now 290\)"):
         train(RECIPE, config, tmp_path / "run", stages_from={"judge": run})
 
 
 def test_a_language_model_is_steered_to_write_the_sentence_again(tmp_path, run):
-    config = recipe_config(RECIPE, "smoke", ["evaluation.steered=2", "evaluation.margins=[]"])
+    config = recipe_config(RECIPE, "smoke", ["evaluation.steered=2", "evaluation.steering=tiny", "evaluation.margins=[]"])
     figures = MODULE.evaluate(RECIPE.run(run), config, "test").figures()
     assert {"accuracy_steered", "self_bleu_steered", "perplexity_steered"} <= figures.keys()
     data = config.data.sentences("train")
@@ -289,6 +323,9 @@ def test_a_language_model_is_steered_to_write_the_sentence_again(tmp_path, run):
     assert (part.texts, part.labels, part.references) == (["a", "c", "e"], [0, 0, 0], [["A"], ["C"], ["E"]])
 
 
-def test_steering_needs_a_language_model():
-    with pytest.raises(UserError, match=r"evaluation.steered: got no evaluation.fluency, expected a language model to steer"):
-        recipe_config(RECIPE, "smoke", ["evaluation.steered=2", "evaluation.fluency="])
+def test_a_language_model_does_not_judge_what_it_weighed():
+    message = (
+        "evaluation.fluency: got tiny, expected another language model than model.language_model; set evaluation.fluency="
+    )
+    with pytest.raises(UserError, match=message):
+        recipe_config(RECIPE, "smoke", ["evaluation.fluency=tiny"])

@@ -14,11 +14,13 @@ from mmgen.data.cards import check_column, check_columns, class_names, read_card
 from mmgen.data.rows import open_rows
 from mmgen.errors import Mistakes, UserError, counted
 from mmgen.judging.perplexity import Reader
-from mmgen.metrics.style import style_lexicon, style_scores, tokenize
+from mmgen.metrics.style import style_lexicon, style_scores, tokenize, transfer_accuracy
 from mmgen.models.classifier import Classifier
 from mmgen.models.mag import AdaptedTransformer
+from mmgen.models.sentence_vae import SentenceVAE
 
-AT_ONCE = 64  # sentences classified together
+AT_ONCE = 64  # sentences judged together
+SAMPLES = 1  # draws of the bound on log p of a `SentenceVAE`
 shared_reader = functools.cache(Reader)  # shared by the seeds of a study, with mostly equal texts
 
 
@@ -104,20 +106,49 @@ def style_probs(judge: Classifier | AdaptedTransformer, texts: Sequence[str]) ->
     return found
 
 
+def sentence_log_probs(judge: Reader | SentenceVAE, texts: Sequence[str]) -> list[float]:
+    """log p of each text and its end, in nats, as `mmgen.metrics.style.perplexity` reads it.
+
+    Args:
+        judge: a language model, or a `SentenceVAE`, whose importance-weighted bound is drawn with the same seed every time.
+        texts: any; they are tokenised first.
+    """
+    written = [" ".join(tokenize(text)) for text in texts]
+    if isinstance(judge, Reader):
+        return [min(mean * count, 0.0) for mean, count in judge.log_probs(written, end=True)]
+    found, ids = [0.0] * len(texts), [judge.processors["text"](text or " ") for text in written]
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        order = sorted(range(len(texts)), key=lambda i: len(ids[i]))
+        for start in range(0, len(order), AT_ONCE):
+            some = order[start : start + AT_ONCE]
+            batch = collate([{"text": ids[i]} for i in some], ["text"]).to(judge.step.device)
+            for i, log_p in zip(some, judge.log_likelihood(batch, SAMPLES).tolist()):
+                found[i] = min(log_p, 0.0)
+    return found
+
+
 class StyleScorer:
     """Scores of rewrites of the same sentences by the same judges for all systems.
 
     Args:
-        judge: classifier of the style.
-        held: training sentences of the judge, which determine the words of each style.
+        judges: figure -> classifier of the style that gives it, such as ``accuracy``; the other figures of a system are by
+            the judge that finds it less accurate.
+        held: training sentences of the judges, which determine the words of each style.
         data: original sentences.
-        fluency: language model for the perplexity; empty: none.
+        fluency: language model for ``perplexity`` and ``broken_share``, see `sentence_log_probs`.
     """
 
-    def __init__(self, judge: Classifier | AdaptedTransformer, held: Sentences, data: Sentences, fluency: str = "") -> None:
-        self.judge, self.data = judge, data
-        self.reader = shared_reader(fluency) if fluency else None
+    def __init__(
+        self,
+        judges: dict[str, Classifier | AdaptedTransformer],
+        held: Sentences,
+        data: Sentences,
+        fluency: Reader | SentenceVAE,
+    ) -> None:
+        self.judges, self.data, self.fluency = judges, data, fluency
         self.style_words = style_lexicon(held.texts, held.labels)
+        self._of_data = sentence_log_probs(fluency, data.texts)
 
     @property
     def targets(self) -> np.ndarray:
@@ -127,16 +158,20 @@ class StyleScorer:
     def of(self, data: Sentences) -> "StyleScorer":
         """The same judges for other sentences."""
         other = copy.copy(self)
-        other.data = data
+        other.data, other._of_data = data, sentence_log_probs(self.fluency, data.texts)
         return other
 
     def __call__(self, outputs: Sequence[str]) -> dict[str, float]:
-        """The figures of `style_scores`, without those that need missing human rewrites or a language model."""
-        data, log_p = self.data, [0.0] * len(outputs)
-        if self.reader:
-            written = [" ".join(tokenize(text)) for text in outputs]
-            log_p = [min(mean * count, 0.0) for mean, count in self.reader.log_probs(written, end=True)]
-        references, probs = data.references or [[text] for text in data.texts], style_probs(self.judge, outputs)
-        scores = style_scores(outputs, data.texts, references, probs, self.targets, log_p, self.style_words)
-        dropped = ([] if data.references else ["ref_bleu", "geometric_mean"]) + ([] if self.reader else ["perplexity"])
-        return {name: value for name, value in scores.items() if name not in dropped}
+        """The figures of `style_scores`, the accuracy by each judge, and ``accuracy_strict``, the lowest of them.
+
+        The figures that need missing human rewrites are left out.
+        """
+        data, references = self.data, self.data.references or [[text] for text in self.data.texts]
+        probs = {name: style_probs(judge, outputs) for name, judge in self.judges.items()}
+        each = {name: transfer_accuracy(found, self.targets) for name, found in probs.items()}
+        strict = probs[min(each, key=each.__getitem__)]
+        log_p = sentence_log_probs(self.fluency, outputs)
+        scores = style_scores(outputs, data.texts, references, strict, self.targets, log_p, self.style_words, self._of_data)
+        found = {"accuracy_strict": scores.pop("accuracy"), **each}
+        dropped = [] if data.references else ["ref_bleu", "style_content", "geometric_mean"]
+        return found | {name: value for name, value in scores.items() if name not in dropped}

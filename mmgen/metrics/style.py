@@ -57,7 +57,8 @@ def transfer_accuracy(predictions: Sequence[int] | np.ndarray, targets: Sequence
     """The share of rewritten texts that a classifier assigns to the target style.
 
     Args:
-        predictions: the classifier's label of each text (n,), or its probabilities of the labels (n, classes).
+        predictions: the classifier's label of each text (n,), or its probabilities of the labels (n, classes); equal
+            highest probabilities, as for an empty text, are no prediction and count as wrong.
         targets: the target label of each text (n,), or one for all.
 
     Returns:
@@ -70,7 +71,8 @@ def transfer_accuracy(predictions: Sequence[int] | np.ndarray, targets: Sequence
     0.5
     """
     labels = np.asarray(predictions)
-    labels = labels.argmax(1) if labels.ndim == 2 and labels.shape[1] else labels
+    if labels.ndim == 2 and labels.shape[1]:
+        labels = np.where((labels == labels.max(1, keepdims=True)).sum(1) == 1, labels.argmax(1), -1)
     wanted = np.broadcast_to(targets, labels.shape) if np.ndim(targets) == 0 else np.asarray(targets)
     if not labels.size or labels.ndim != 1 or wanted.shape != labels.shape:
         got, fix = f"shapes {np.shape(predictions)} and {np.shape(targets)}", "give one of each a text"
@@ -225,6 +227,40 @@ def perplexity(log_probs: Sequence[float], texts: Sequence[str]) -> float:
     return math.exp(-math.fsum(log_probs) / sum(len(tokenize(text)) + 1 for text in texts))
 
 
+def broken_share(
+    log_probs: Sequence[float],
+    texts: Sequence[str],
+    source_log_probs: Sequence[float],
+    sources: Sequence[str],
+    rise: float = 1.0,
+) -> float:
+    """The share of outputs that a language model finds less likely than their inputs by more than ``rise`` nats per token.
+
+    ``-log p(output) / (tokens(output) + 1) > -log p(input) / (tokens(input) + 1) + rise`` over the tokens of `tokenize`, the
+    end counted as one more. An empty output is broken.
+
+    Args:
+        log_probs, texts: the outputs, as in `perplexity`.
+        source_log_probs, sources: their inputs.
+        rise: nats per token.
+
+    Returns:
+        0 to 1.
+
+    Raises:
+        UserError: there is no text, or the lengths differ.
+
+    >>> broken_share([-9.0, -4.0], ["tea good was", "good tea"], [-4.0, -4.0], ["the tea was good"] * 2)
+    0.5
+    """
+    _check(log_probs=(log_probs, texts), source_log_probs=(source_log_probs, sources), sources=(sources, texts))
+    broken = 0
+    for log_p, text, source_log_p, source in zip(log_probs, texts, source_log_probs, sources):
+        words, before = tokenize(text), source_log_p / (len(tokenize(source)) + 1)
+        broken += not words or before - log_p / (len(words) + 1) > rise
+    return broken / len(texts)
+
+
 def geometric_mean(values: Sequence[float]) -> float:
     """Geometric mean ``(x_1 ... x_n)^(1/n)``; 0 if any value is 0.
 
@@ -247,6 +283,7 @@ def style_scores(
     targets: Sequence[int] | np.ndarray | int,
     log_probs: Sequence[float],
     style_words: Collection[str] = (),
+    source_log_probs: Sequence[float] | None = None,
 ) -> dict[str, float]:
     """All scores of a set of rewritten texts.
 
@@ -258,29 +295,35 @@ def style_scores(
         targets: the target style of each text, or one for all.
         log_probs: log-probability of each output under a language model trained on other data, as in `perplexity`.
         style_words: words that `content_recall` ignores, from `style_lexicon`.
+        source_log_probs: that of each input, as in `broken_share`; None: no ``broken_share``.
 
     Returns:
-        ``accuracy`` (0 to 1), ``self_bleu`` and ``ref_bleu`` (0 to 100), ``perplexity``, ``content_recall`` (0 to 1), and the
-        ``geometric_mean`` of 100 accuracy, self_bleu and ref_bleu (0 to 100). The mean excludes perplexity, which has no best
-        value and is lowest for the blandest sentences: use it as an upper bound instead.
+        ``accuracy`` (0 to 1), ``self_bleu`` and ``ref_bleu`` (0 to 100), ``perplexity``, ``broken_share`` and
+        ``content_recall`` (0 to 1), ``style_content``, the geometric mean of 100 accuracy and ref_bleu, and the
+        ``geometric_mean`` of 100 accuracy, self_bleu and ref_bleu, which counts content twice (0 to 100). The means exclude
+        perplexity, which has no best value and is lowest for the blandest sentences: use it as an upper bound instead.
 
     Raises:
         UserError: as the functions of the single scores.
 
     >>> sources, references = ["the soup was really good"], [["the soup was really bad"]]
-    >>> scores = style_scores(["the soup was really cold"], sources, references, [0], 0, [-12.0], {"good"})
+    >>> scores = style_scores(["the soup was really cold"], sources, references, [0], 0, [-12.0], {"good"}, [-11.0])
     >>> {name: round(value, 2) for name, value in scores.items()}  # doctest: +NORMALIZE_WHITESPACE
-    {'accuracy': 1.0, 'self_bleu': 66.87, 'ref_bleu': 66.87, 'perplexity': 7.39, 'geometric_mean': 76.47,
-     'content_recall': 1.0}
+    {'accuracy': 1.0, 'self_bleu': 66.87, 'ref_bleu': 66.87, 'perplexity': 7.39, 'broken_share': 0.0,
+     'style_content': 81.78, 'geometric_mean': 76.47, 'content_recall': 1.0}
     """
     kept, matched = self_bleu(outputs, sources), reference_bleu(outputs, references)
     _check(predictions=(predictions, outputs))
-    accuracy = transfer_accuracy(predictions, targets)
+    accuracy, broken = transfer_accuracy(predictions, targets), {}
+    if source_log_probs is not None:
+        broken["broken_share"] = broken_share(log_probs, outputs, source_log_probs, sources)
     return {
         "accuracy": accuracy,
         "self_bleu": kept,
         "ref_bleu": matched,
         "perplexity": perplexity(log_probs, outputs),
+        **broken,
+        "style_content": geometric_mean([100 * accuracy, matched]),
         "geometric_mean": geometric_mean([100 * accuracy, kept, matched]),
         "content_recall": content_recall(outputs, sources, style_words),
     }

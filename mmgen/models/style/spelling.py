@@ -94,6 +94,18 @@ def spell_changed(text: str, offsets: Sequence[tuple[int, int]], items: list[Ite
     return "".join(pieces) + text[offsets[-1][1] :]
 
 
+def spell_piece(
+    text: str, offsets: Sequence[tuple[int, int]], items: list[Item], piece: list[Item], tokenizer: PreTrainedTokenizerBase
+) -> str:
+    """Write an edit ``items`` of a ``piece`` of a text by itself, see `spell_changed`."""
+    first, last = piece[0][1], piece[-1][1]
+    start, end = offsets[first][0], offsets[last][1]
+    own = [(a - start, b - start) for a, b in offsets[first : last + 1]]
+    return spell_changed(
+        text[start:end], own, [(word, at if at < 0 else at - first, new) for word, at, new in items], tokenizer
+    )
+
+
 def spell_anew(
     text: str,
     offsets: Sequence[tuple[int, int]],
