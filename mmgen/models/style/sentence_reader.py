@@ -70,8 +70,8 @@ class SentenceReader(nn.Module):
             n = len(tree.tokens)
             ids[b, 1:n] = torch.tensor(tree.tokens[1:], dtype=torch.long)
             parent[b, :n] = torch.tensor(tree.parents)
-            for child in range(1, n):  # parents come before their children
-                sees[b, child] |= sees[b, tree.parents[child]]
+            for i in range(1, n):  # parents come before their children
+                sees[b, i] |= sees[b, tree.parents[i]]
             depth[b, :n] = sees[b, :n].sum(1) - 1
         hidden = self.model.get_decoder()(
             input_ids=ids.to(device),
