@@ -33,6 +33,11 @@ def test_agreement_is_the_mean_similarity_of_two_draws():
     assert agreement({"a b": 2, "a c": 1}) == pytest.approx((5 * 2 / 4 + 4 / 8) / 9)
 
 
+def test_a_candidate_may_vote_without_being_chosen():
+    candidates = {"a red cat": 1, "a red": 3, "the moon": 1}
+    assert consensus(candidates) == ["a red"] and consensus(candidates, among=["a red cat", "the moon"]) == ["a red cat"]
+
+
 @given(texts, st.integers(1, 4))
 def test_each_is_a_candidate(candidates, n):
     best = consensus(candidates, n)

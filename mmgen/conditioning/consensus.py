@@ -3,12 +3,12 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 WORD = re.compile(r"\w[\w'-]*")
 
 
-def consensus(candidates: Mapping[str, float], n: int = 1) -> list[str]:
+def consensus(candidates: Mapping[str, float], n: int = 1, among: Collection[str] = ()) -> list[str]:
     """Minimum Bayes risk texts, which agree best with all candidates: ``argmax_h sum_c p(c) similarity(h, c)``.
 
     The candidates are samples of a model, or texts with their posterior. While the single likeliest text may be wrong
@@ -17,17 +17,21 @@ def consensus(candidates: Mapping[str, float], n: int = 1) -> list[str]:
     Args:
         candidates: text -> weight, at least one text.
         n: number of texts to return, best first; all where there are fewer.
+        among: the candidates that may be returned, where others only have a vote; none: all.
 
     Source: Kumar and Byrne 2004, Minimum Bayes-risk decoding.
 
     >>> consensus({"flag: Chad": 0.2, "flag: Cuba": 0.3, "a cat": 0.3})
     ['flag: Cuba']
+    >>> consensus({"flag: Chad": 0.2, "flag: Cuba": 0.3, "a cat": 0.3}, among=["flag: Chad", "a cat"])
+    ['flag: Chad']
     """
     counts = {text: ngrams(text) for text in candidates}
-    agreement = {
-        text: sum(weight * similarity(counts[text], counts[other]) for other, weight in candidates.items()) for text in counts
+    agreed = {
+        text: sum(weight * similarity(counts[text], counts[other]) for other, weight in candidates.items())
+        for text in among or counts
     }
-    return sorted(agreement, key=agreement.__getitem__, reverse=True)[:n]
+    return sorted(agreed, key=agreed.__getitem__, reverse=True)[:n]
 
 
 def agreement(candidates: Mapping[str, float]) -> float:

@@ -343,7 +343,8 @@ class Captioner(Model):
         the dropout of training. Each gives one caption, and the ``n`` that agree best with all are returned, see
         `mmgen.conditioning.consensus`: the prefixes differ where the model is uncertain. With ``neighbours``, that many
         captions of training pictures vote too, by their posterior, which helps with unseen objects and other styles. Against
-        them the candidates have twice the weight of their mean similarity, so that they count where they agree.
+        them the candidates have twice the weight of their mean similarity, so that they count where they agree. A caption that
+        only one of several draws gave has a vote, but is not returned if there is another.
 
         Args:
             given: pictures, sounds or ``features``.
@@ -388,16 +389,19 @@ class Captioner(Model):
             if alone:
                 return self._captions(self.encode(given).mean, **options)
             votes = self.neighbours(given, neighbours) if neighbours else [{} for _ in range(given.size)]
+            whole = [set(vote) for vote in votes]
             if candidates:
                 draws = self.drawn_words(given, candidates) if candidates > 1 else self.encode(given).mean  # (b * m, n, d)
                 different, which = draws.unique(dim=0, return_inverse=True)  # hard words often coincide
                 captions = self._captions(different, **options)
-                for vote, item in zip(votes, which.unflatten(0, (-1, candidates)).tolist()):
+                for vote, trusted, item in zip(votes, whole, which.unflatten(0, (-1, candidates)).tolist()):
                     own = Counter(captions[i] for i in item)
                     weight = TRUST * agreement(own) / candidates if vote else 1.0
                     for text, times in own.items():
                         vote[text] = vote.get(text, 0.0) + weight * times
-            best = [consensus(vote, n) for vote in votes]
+                    # a single draw may be a mixture of words that is no phrase
+                    trusted.update(text for text, times in own.items() if times > 1 or candidates == 1)
+            best = [consensus(vote, n, trusted) for vote, trusted in zip(votes, whole)]
             return [text for texts in best for text in texts + texts[-1:] * (n - len(texts))]
 
     def drawn_words(self, given: Batch, m: int) -> Tensor:
