@@ -23,7 +23,7 @@ def consensus(candidates: Mapping[str, float], n: int = 1, among: Collection[str
 
     >>> consensus({"flag: Chad": 0.2, "flag: Cuba": 0.3, "a cat": 0.3})
     ['flag: Cuba']
-    >>> consensus({"flag: Chad": 0.2, "flag: Cuba": 0.3, "a cat": 0.3}, among=["flag: Chad", "a cat"])
+    >>> consensus({"flag: Chad": 0.2, "flag: Cuba": 0.3, "a cat": 0.2}, among=["flag: Chad", "a cat"])
     ['flag: Chad']
     """
     counts = {text: ngrams(text) for text in candidates}
