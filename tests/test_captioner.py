@@ -379,3 +379,17 @@ def test_many_items_are_read_a_few_at_a_time(tmp_path, monkeypatch):
     captions = generate(model, {"image": files}, "text", n=2, **options)
     assert sizes == [16, 2]
     assert captions == generate(model, {"image": files[:3]}, "text", n=2, **options) * 6
+
+
+def test_a_candidate_that_is_no_phrase_of_stored_captions_is_not_returned(monkeypatch):
+    """All draws agree on a caption in which "red" stands last, as in no stored one."""
+    model = build().eval()
+    seen = batch_of(model, "a red owl", "a dog", "a red cat")
+    model.remember([seen])
+    written = "a red"
+    monkeypatch.setattr(model, "_captions", lambda words, **options: [written] * len(words))
+    given = seen.without("text")
+    assert model.generate(given, candidates=3) == ["a red"] * 3
+    assert set(model.generate(given, candidates=3, neighbours=3)) <= {"a red owl", "a red cat", "a dog"}
+    written = "a red cat"
+    assert model.generate(given, candidates=3, neighbours=3) == ["a red cat"] * 3

@@ -4,8 +4,10 @@ import math
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping
+from itertools import pairwise
 
 WORD = re.compile(r"\w[\w'-]*")
+PIECE = re.compile(r"\w[\w'\u2019-]*|[^\w\s]")
 
 
 def consensus(candidates: Mapping[str, float], n: int = 1, among: Collection[str] = ()) -> list[str]:
@@ -58,6 +60,16 @@ def similarity(a: list[Counter], b: list[Counter]) -> float:
         if first and second:
             total += (first & second).total() / math.sqrt(first.total() * second.total())
     return total / len(a)
+
+
+def word_pairs(text: str) -> set[tuple[str, str]]:
+    """Neighbouring words and punctuation marks of ``text``, with "" before the first and after the last, ignoring case.
+
+    >>> sorted(word_pairs("Flag: Chad"))
+    [('', 'flag'), (':', 'chad'), ('chad', ''), ('flag', ':')]
+    """
+    words = ["", *PIECE.findall(text.lower()), ""]
+    return set(pairwise(words))
 
 
 def ngrams(text: str) -> list[Counter]:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmgen import processes
-from mmgen.conditioning.consensus import agreement, consensus
+from mmgen.conditioning.consensus import agreement, consensus, word_pairs
 from mmgen.conditioning.language_model import check_room, context_length
 from mmgen.conditioning.prefix import PrefixLanguageModel, Prompt, SoftWords
 from mmgen.data.audio import AudioProcessor
@@ -139,6 +139,7 @@ class Captioner(Model):
         own: Any = lm.model.digests["model"] if language_model_weights == "frozen" else ""  # type: ignore[index]
         self.register_buffer("memory_features", torch.zeros((0, features - self._histogram)))  # filled by `remember`
         self.register_buffer("memory_texts", torch.zeros((0, 1), dtype=torch.long))
+        self._known: set[tuple[str, str]] | None = None  # word pairs of the stored captions, found when they are needed
         self.register_buffer("language_model_digest", digest(own))
 
     def features(self, batch: Batch) -> Tensor:
@@ -288,7 +289,7 @@ class Captioner(Model):
             features.append(self.likeness(batch))
             texts.append(torch.where(batch.masks["text"], batch["text"], self._end))  # (b, t)
         longest = max(text.shape[1] for text in texts)
-        self.memory_features = torch.cat(features)  # (p, c')
+        self.memory_features, self._known = torch.cat(features), None  # (p, c')
         self.memory_texts = torch.cat([F.pad(text, (0, longest - text.shape[1]), value=self._end) for text in texts])  # (p, t)
 
     @torch.no_grad()
@@ -343,8 +344,8 @@ class Captioner(Model):
         the dropout of training. Each gives one caption, and the ``n`` that agree best with all are returned, see
         `mmgen.conditioning.consensus`: the prefixes differ where the model is uncertain. With ``neighbours``, that many
         captions of training pictures vote too, by their posterior, which helps with unseen objects and other styles. Against
-        them the candidates have twice the weight of their mean similarity, so that they count where they agree. A caption that
-        only one of several draws gave has a vote, but is not returned if there is another.
+        them the candidates have twice the weight of their mean similarity, so that they count where they agree. A
+        candidate with two words side by side as in no stored caption has a vote, but is not returned.
 
         Args:
             given: pictures, sounds or ``features``.
@@ -399,8 +400,8 @@ class Captioner(Model):
                     weight = TRUST * agreement(own) / candidates if vote else 1.0
                     for text, times in own.items():
                         vote[text] = vote.get(text, 0.0) + weight * times
-                    # a single draw may be a mixture of words that is no phrase
-                    trusted.update(text for text, times in own.items() if times > 1 or candidates == 1)
+                    # a draw may be a mixture of words that is no phrase
+                    trusted.update(text for text in own if not neighbours or word_pairs(text) <= self._pairs)
             best = [consensus(vote, n, trusted) for vote, trusted in zip(votes, whole)]
             return [text for texts in best for text in texts + texts[-1:] * (n - len(texts))]
 
@@ -432,10 +433,18 @@ class Captioner(Model):
         if "memory_words" in state:  # an older captioner remembered pictures by their soft words
             state = {key: value for key, value in state.items() if key not in ("memory_words", "memory_texts")}
             state |= {name: getattr(self, name) for name in MEMORY}
+        self._known = None
         for name in MEMORY:
             if name in state:  # number of stored captions varies
                 setattr(self, name, torch.zeros_like(state[name], device=self.memory_texts.device))
         super().load_own_state(state, source)
+
+    @property
+    def _pairs(self) -> set[tuple[str, str]]:
+        """The `word_pairs` of all stored captions."""
+        if self._known is None:
+            self._known = set().union(*map(word_pairs, self.language_model.texts(self.memory_texts)))
+        return self._known
 
     @property
     def _end(self) -> int:
