@@ -16,6 +16,7 @@ from mmgen.errors import UserError
 from mmgen.inference.restyle import restyle
 from mmgen.judging.perplexity import Reader
 from mmgen.judging.style import Sentences, StyleData, StyleScorer, sentence_log_probs, style_probs
+from mmgen.judging.style_systems import THRESHOLDS, restyled, style_words, tuned
 from mmgen.metrics.style import tokenize
 from mmgen.models.base import load
 from mmgen.models.style.edit_baselines import MarkerEditor
@@ -210,7 +211,7 @@ def test_every_sentence_gets_the_style_it_is_not_in(run):
             return [f"{text} {target}" for text in texts]
 
     data = Sentences(["a", "b", "c"], [0, 1, 0], ["bad", "good"])
-    assert MODULE.restyled(Echo(), data) == ["a good", "b bad", "c good"]
+    assert restyled(Echo(), data) == ["a good", "b bad", "c good"]
 
 
 def test_the_worst_are_those_that_fail_or_lose_most():
@@ -259,8 +260,8 @@ def test_the_fluency_judge_says_the_same_every_time_and_of_every_batch(run):
 def test_a_baseline_is_tuned_on_sentences_held_out_of_train(run):
     config = recipe_config(RECIPE, "smoke", [])
     data, score = config.data.sentences("train"), scorer(run, config.data.sentences("test"))
-    editor = MODULE.tuned("delete", data, score)
-    learnt = {t: MarkerEditor.learn(data.texts, data.labels, data.names, "delete", threshold=t) for t in MODULE.THRESHOLDS}
+    editor = tuned("delete", data, score)
+    learnt = {t: MarkerEditor.learn(data.texts, data.labels, data.names, "delete", threshold=t) for t in THRESHOLDS}
     assert editor.markers in [other.markers for other in learnt.values()]
 
 
@@ -313,7 +314,7 @@ def test_a_language_model_is_steered_to_write_the_sentence_again(tmp_path, run):
     figures = MODULE.evaluate(RECIPE.run(run), config, "test").figures()
     assert {"accuracy_steered", "self_bleu_steered", "perplexity_steered"} <= figures.keys()
     data = config.data.sentences("train")
-    words = MODULE.style_words(data)
+    words = style_words(data)
     assert "awful" in words[0] and not set(words[0]) & set(words[1])
     writer = SteeredCopy(*load_language_model("tiny", "fp32"), data.names, words)
     texts = ["the tea was awful .", "", "soup"]

@@ -107,7 +107,7 @@ def style_probs(judge: Classifier | AdaptedTransformer, texts: Sequence[str]) ->
 
 
 def sentence_log_probs(judge: Reader | SentenceVAE, texts: Sequence[str]) -> list[float]:
-    """log p of each text and its end, in nats, as `mmgen.metrics.style.perplexity` reads it.
+    """log p of each text and its end, in nats, 0 for an empty one, as `mmgen.metrics.style.perplexity` reads it.
 
     Args:
         judge: a language model, or a `SentenceVAE`, whose importance-weighted bound is drawn with the same seed every time.
@@ -116,10 +116,10 @@ def sentence_log_probs(judge: Reader | SentenceVAE, texts: Sequence[str]) -> lis
     written = [" ".join(tokenize(text)) for text in texts]
     if isinstance(judge, Reader):
         return [min(mean * count, 0.0) for mean, count in judge.log_probs(written, end=True)]
-    found, ids = [0.0] * len(texts), [judge.processors["text"](text or " ") for text in written]
+    found, ids = [0.0] * len(texts), {i: judge.processors["text"](text) for i, text in enumerate(written) if text}
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        order = sorted(range(len(texts)), key=lambda i: len(ids[i]))
+        order = sorted(ids, key=lambda i: len(ids[i]))
         for start in range(0, len(order), AT_ONCE):
             some = order[start : start + AT_ONCE]
             batch = collate([{"text": ids[i]} for i in some], ["text"]).to(judge.step.device)

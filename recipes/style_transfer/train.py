@@ -9,7 +9,6 @@ mmgen restyle runs/style_transfer --to positive < reviews.txt
 import math
 import sys
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, get_args
@@ -21,17 +20,18 @@ from tqdm.auto import tqdm
 
 from mmgen.cli import main
 from mmgen.conditioning.language_model import load_language_model
-from mmgen.data.cards import open_card, read_card
+from mmgen.data.cards import read_card
 from mmgen.data.processors import Processor
 from mmgen.data.text import train_tokenizer
 from mmgen.errors import Mistakes, UserError, check_one_of
-from mmgen.judging.style import Sentences, StyleData, StyleScorer, shared_reader, strided, style_probs
+from mmgen.judging.style import Sentences, StyleData, StyleScorer, shared_reader, style_probs
+from mmgen.judging.style_systems import published, restyled, style_words, tuned
 from mmgen.metrics.style import TOKENISATION, content_recall, tokenize, transfer_accuracy
 from mmgen.models.classifier import Classifier
 from mmgen.models.edit import Edit
 from mmgen.models.mag import AdaptedTransformer
 from mmgen.models.sentence_vae import SentenceVAE
-from mmgen.models.style.edit_baselines import MarkerEditor, Method
+from mmgen.models.style.edit_baselines import Method
 from mmgen.models.style.steered_copy import SteeredCopy
 from mmgen.models.style_transfer import Objective, StyleTransfer
 from mmgen.ranges import AtLeast
@@ -46,8 +46,6 @@ WORST = 10
 OwnEdit = section_of(Edit, "class_names", "words", "pairs", "triples", "gaps")  # without arguments determined by the texts
 OwnAutoencoder = section_of(StyleTransfer, "class_names", "vocabulary", "objective")
 WRITER_VOCABULARY, WRITER_LENGTH, WRITER_LATENTS = 512, 4096, 4  # of the language model that judges
-THRESHOLDS = (2.0, 3.0, 5.0, 8.0, 15.0, 30.0)  # of the baselines' markers, the best on sentences held out of ``train``
-HELD = 500
 READ_BY_STAGES = ("data.card", "data.text", "data.label")
 
 
@@ -173,57 +171,6 @@ def rewriter(run: Run, config: Config) -> None:
     else:
         model = StyleTransfer.learn(*learnt, objective=config.objective, **asdict(config.autoencoder))
     run.fit(model, labelled(data.texts, data.labels, model.processors["text"]), config.fit)
-
-
-def restyled(model: Any, data: Sentences) -> list[str]:
-    """Every sentence rewritten in the other style, in order."""
-    outputs = [""] * len(data.texts)
-    for label, target in enumerate(reversed(data.names)):
-        indices = [i for i, own in enumerate(data.labels) if own == label]
-        for i, text in zip(indices, model.restyle([data.texts[i] for i in indices], target)):
-            outputs[i] = text
-    return outputs
-
-
-def tuned(method: Method, data: Sentences, score: StyleScorer) -> MarkerEditor:
-    """A baseline learnt from ``data`` with the threshold of `THRESHOLDS` that is best on `HELD` sentences held out of it.
-
-    The best has the highest product of strict accuracy and self-BLEU.
-    """
-    if method == "copy":
-        return MarkerEditor(method, data.names)
-    held = set(strided(len(data.texts), min(HELD, len(data.texts) // 10)))
-    part, rest = data.part(len(held)), [i for i in range(len(data.texts)) if i not in held]
-    texts, labels = [data.texts[i] for i in rest], [data.labels[i] for i in rest]
-    judged, best = score.of(part), (-1.0, THRESHOLDS[0])
-    for threshold in THRESHOLDS:
-        try:
-            found = judged(restyled(MarkerEditor.learn(texts, labels, data.names, method, threshold=threshold), part))
-        except UserError:  # no marker reaches the threshold
-            continue
-        best = max(best, (found["accuracy_strict"] * found["self_bleu"], threshold))
-    return MarkerEditor.learn(data.texts, data.labels, data.names, method, threshold=best[1])
-
-
-def style_words(data: Sentences, n: int = 100) -> list[list[str]]:
-    """The most frequent markers of each style, see `MarkerEditor`."""
-    markers = MarkerEditor.learn(data.texts, data.labels, data.names, "delete", threshold=4, longest=1).markers
-    counts = [Counter(w for text, own in zip(data.texts, data.labels) if own == s for w in tokenize(text)) for s in (0, 1)]
-    found = [[w for w, _ in counts[s].most_common() if w in markers[s] and w.isalpha()][:n] for s in (0, 1)]
-    for name, words in zip(data.names, found):
-        if not words:
-            fix = "set evaluation.steered=0"
-            raise UserError("evaluation.steered", got=f"no word of the style {name}", expected="some", fix=fix)
-    return found
-
-
-def published(card: str, data: Sentences) -> dict[str, list[str]]:
-    """Rewrites by system, for systems with as many as the split has sentences, in the same order."""
-    rows = open_card(card, next(iter(read_card(card).splits)))
-    found: dict[str, list[str]] = {}
-    for system, output in zip(rows["system"], rows["output"]):
-        found.setdefault(system, []).append(output)
-    return {system: outputs for system, outputs in found.items() if len(outputs) == len(data.texts)}
 
 
 def evaluate(run: Run, config: Config, split: str) -> Result:
