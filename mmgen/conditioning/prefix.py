@@ -102,7 +102,7 @@ class SoftWords(nn.Module):
         return self.temperature * h @ F.normalize(table, dim=-1).T
 
     def drawn(self, features: Tensor, table: Tensor, m: int) -> Tensor:
-        """Soft words by ``m`` networks, the members in turn with units dropped at random.
+        """Soft words by ``m`` networks, the members in equal shares with units dropped at random.
 
         A network drops the same units for all items, so what it says of an item does not depend on the others.
 

@@ -134,7 +134,7 @@ def judge_shifted(
     if config.decoding.neighbours:
         generated["retrieved"] = captions_of(model, shifted, config, card, candidates=0)
     found = nearest_captions(keys, frozen_and_own(model, shifted), captions, references)
-    _, generated["nearest"] = next(iter(found.values()))
+    _, generated["nearest"] = max(found.values(), key=lambda scored: scored[0]["exact_match"])
     for system, made in generated.items():
         result[system] |= {"exact_match_shifted": exact_match(made, references), "cider_shifted": cider(made, references)[0]}
     result.outputs["shifted"] = {**generated, "references": references}

@@ -6,7 +6,6 @@ here differ slightly from scores computed with it, but are comparable with one a
 
 import unicodedata
 from collections.abc import Sequence
-from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -149,14 +148,14 @@ def exact_match(predictions: Sequence[str], references: Sequence[Sequence[str]])
     return float(np.mean([prediction in truth for prediction, truth in zip(predictions, references)]))
 
 
-def repeated_words(text: str) -> set[str]:
-    """The words that stand twice in a row.
+def repetitions(text: str) -> set[tuple[str, str]]:
+    """The words that stand twice in a row, each with the word before it, "" at the beginning.
 
-    >>> repeated_words("kiss man man: dark skin tone")
-    {'man'}
+    >>> repetitions("kiss man man: dark skin tone")
+    {('kiss', 'man')}
     """
-    words = tokenize(text)
-    return {word for word, following in pairwise(words) if word == following}
+    words = ["", *tokenize(text)]
+    return {(before, word) for before, word, following in zip(words, words[1:], words[2:]) if word == following}
 
 
 def incomplete_share(predictions: Sequence[str], people: Sequence[str] = ()) -> float:
@@ -166,7 +165,8 @@ def incomplete_share(predictions: Sequence[str], people: Sequence[str] = ()) -> 
 
     Args:
         predictions: captions in English.
-        people: captions by people; words that these have twice in a row, as in "family man man boy", may be repeated.
+        people: captions by people; a word that these have twice in a row after another, as in "family man man boy", may be
+            repeated there.
 
     Returns:
         The share, from 0 to 1.
@@ -174,11 +174,11 @@ def incomplete_share(predictions: Sequence[str], people: Sequence[str] = ()) -> 
     >>> incomplete_share(["face with:", "man in", "UP button button", "woman cook: dark skin tone"])
     0.75
     """
-    allowed = {word for text in people for word in repeated_words(text)}
+    allowed = {repetition for text in people for repetition in repetitions(text)}
 
     def incomplete(text: str) -> bool:
         words = tokenize(text)
-        return not words or words[-1] in BEFORE_OTHERS or text.rstrip()[-1] in ":,;" or bool(repeated_words(text) - allowed)
+        return not words or words[-1] in BEFORE_OTHERS or text.rstrip()[-1] in ":,;" or bool(repetitions(text) - allowed)
 
     return float(np.mean([incomplete(text) for text in predictions]))
 

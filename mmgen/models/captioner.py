@@ -340,8 +340,8 @@ class Captioner(Model):
     ) -> list[str]:
         """``n`` captions per item, in order: the best of a beam search, or samples if ``temperature`` > 0.
 
-        With ``candidates`` above 1, that many prefixes are drawn per item, from the members of the soft words in turn and with
-        the dropout of training. Each gives one caption, and the ``n`` that agree best with all are returned, see
+        With ``candidates`` above 1, that many prefixes are drawn per item, from the members of the soft words in equal shares
+        and with the dropout of training. Each gives one caption, and the ``n`` that agree best with all are returned, see
         `mmgen.conditioning.consensus`: the prefixes differ where the model is uncertain. With ``neighbours``, that many
         captions of training pictures vote too, by their posterior, which helps with unseen objects and other styles. Against
         them the candidates have twice the weight of their mean similarity, so that they count where they agree. A
@@ -374,7 +374,7 @@ class Captioner(Model):
         if not 0 < top_p <= 1:
             raise UserError("top_p", got=top_p, expected="above 0 and at most 1", fix="use 0.9 for example")
         if neighbours and not len(self.memory_texts):
-            fix = "call remember() with training data, or set it to 0"
+            fix = "set it to 0; or train again, or call remember() with training data, if it is of an older version"
             raise UserError("neighbours", got=neighbours, expected="0: this captioner remembers nothing", fix=fix)
         alone = candidates == 1 and not neighbours
         returned = n if alone else 1

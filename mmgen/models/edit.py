@@ -10,7 +10,7 @@ trigram language models of the styles, plus a fixed credit per word, so that sho
 no change improves, and unchanged parts of others, are returned letter by letter.
 
 Trigrams see no grammar. With a frozen language model q, a beam search keeps the best ``candidates`` whole sentences y of x
-for each sentence x, and the best of them is returned, or x itself if none fulfils both conditions, by
+for each sentence x; the best of x and of those that fulfil both conditions is returned, by
 
 ``score'(y) = - max(0, margin - s(y)) - reading words(y) rise(y) - cost(changes)``, ``s(y) > 0``, ``rise(y) <= tolerance``
 
