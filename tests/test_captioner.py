@@ -387,7 +387,7 @@ def test_a_candidate_that_is_no_phrase_of_stored_captions_is_not_returned(monkey
     seen = batch_of(model, "a red owl", "a dog", "a red cat")
     model.remember([seen])
     written = "a red"
-    monkeypatch.setattr(model, "_captions", lambda words, **options: [written] * len(words))
+    monkeypatch.setattr(model.language_model, "generate", lambda prompt, **options: [written] * len(prompt.mask))
     given = seen.without("text")
     assert model.generate(given, candidates=3) == ["a red"] * 3
     assert set(model.generate(given, candidates=3, neighbours=3)) <= {"a red owl", "a red cat", "a dog"}
