@@ -110,8 +110,13 @@ def read_json(file: Path, expected: str = "a JSON object", fix: str = "remove it
 
 def write_json(file: Path, values: Any, indent: int | None = 2) -> None:
     """Write a JSON file whole or not at all."""
+    write_whole(file, json.dumps(values, indent=indent) + "\n")
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a text file whole or not at all: a kill leaves the file as it was."""
     partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(values, indent=indent) + "\n", encoding="utf-8")
+    partial.write_text(text, encoding="utf-8")
     partial.replace(file)
 
 

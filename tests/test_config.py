@@ -423,3 +423,14 @@ def test_the_config_of_a_run_of_an_older_version_opens_as_that_of_today(tmp_path
         *sections, name = key.split(".")
         setattr(functools.reduce(getattr, sections, expected), name, value)
     assert opened == recipe and config == expected
+
+
+def test_a_config_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    """A kill in the middle of writing leaves the config of before, so that the run can be resumed."""
+    file = tmp_path / "config.yaml"
+    write_config(FitConfig(steps=3), file)
+    before = file.read_text(encoding="utf-8")
+    monkeypatch.setattr(Path, "replace", lambda self, target: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        write_config(FitConfig(steps=4), file)
+    assert file.read_text(encoding="utf-8") == before and "steps: 3" in before

@@ -17,6 +17,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from mmgen import processes
 from mmgen.errors import Mistakes, UserError, nearest
 from mmgen.ranges import AtLeast, Each, Seed, Share, check_ranges, checked, ranges_of
+from mmgen.storage import write_whole
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -362,7 +363,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def write_config(config: Any, file: Path) -> None:
     """Write the resolved config as YAML, keys in the order of the dataclass."""
-    file.write_text(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    write_whole(file, yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))
 
 
 def _merge(under: dict[str, Any], over: dict[str, Any]) -> None:
