@@ -153,6 +153,16 @@ def test_a_captioner_is_judged_beside_remembered_captions_and_on_another_hand(tm
     assert figures["incomplete_share_reference"] == 0 and figures["caption_perplexity_reference"] > 1
 
 
+def test_a_shifted_card_without_its_data_is_reported_before_anything_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setenv("MMGEN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("MMGEN_DATA", raising=False)
+    monkeypatch.setattr(Run, "load", lambda self, stage, **settings: pytest.fail("a model was loaded"))
+    config = captioning_config()
+    config.evaluation.shifted = {"test": "twemoji"}
+    with pytest.raises(UserError, match=r"npm pack emoji-datasource-twitter@16\.0\.0"):
+        judge_captioner(load_recipe("captioning").run(tmp_path), config, "test")
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

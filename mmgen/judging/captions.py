@@ -10,7 +10,7 @@ from torch import Tensor
 from mmgen.data.batch import Batch
 from mmgen.data.cards import check_columns
 from mmgen.data.processors import read_bytes
-from mmgen.data.rows import DataSet, open_rows, spread
+from mmgen.data.rows import DataSet, Rows, open_rows, spread
 from mmgen.errors import Mistakes, UserError
 from mmgen.judging.perplexity import Reader
 from mmgen.metrics.captioning import caption_scores, cider, exact_match, incomplete_share
@@ -71,6 +71,7 @@ def judge_captioner(run: Run, config: CaptioningConfig, split: str) -> Result:
         The systems ``captioner``; ``blind``, trained without the input; ``nearest``, the caption of the nearest training
         item; and ``retrieved``, the consensus of the same remembered captions without any of the captioner's own.
     """
+    shifted = shifted_rows(config, split)  # a card without its data is reported before captions are made
     model, blind = (run.load(stage, dtype=config.model.dtype) for stage in ("", "blind"))
     training, data = (config.data.items(model, name) for name in ("train", split))
     device, references = model.step.device, config.data.references(data.rows)
@@ -104,9 +105,17 @@ def judge_captioner(run: Run, config: CaptioningConfig, split: str) -> Result:
             result[system] |= {"caption_perplexity": reader.perplexity(made)}
     result.outputs = {**generated, "references": references, "cider": cider(generated["captioner"], references)[1].tolist()}
     show_captions(result, pictures)
-    if split in config.evaluation.shifted:
-        judge_shifted(result, model, keys, captions, config, split)
+    if shifted:
+        judge_shifted(result, model, keys, captions, config, shifted)
     return result
+
+
+def shifted_rows(config: CaptioningConfig, split: str) -> Rows | None:
+    """The pictures by another hand that belong to a split, None if the config names none."""
+    if split not in config.evaluation.shifted:
+        return None
+    rows = open_rows(config.evaluation.shifted[split], "train", [config.data.input, config.data.text])
+    return rows.select(spread(len(rows), config.evaluation.shifted_items or len(rows)))
 
 
 def captions_of(model: Captioner, data: DataSet, config: CaptioningConfig, name: str, **changes: Any) -> list[str]:
@@ -123,13 +132,10 @@ def judge_shifted(
     keys: Mapping[str, Tensor],
     captions: Sequence[Sequence[str]],
     config: CaptioningConfig,
-    split: str,
+    rows: Rows,
 ) -> None:
     """Add exact match and CIDEr on things seen in training that another hand has drawn, of all systems with a picture."""
-    card, data, count = config.evaluation.shifted[split], config.data, config.evaluation.shifted_items
-    rows = open_rows(card, "train", [data.input, data.text])
-    shifted = data.items_of(rows.select(spread(len(rows), count or len(rows))), model)
-    references = data.references(shifted.rows)
+    shifted, references, card = config.data.items_of(rows, model), config.data.references(rows), rows.card
     generated = {"captioner": captions_of(model, shifted, config, card)}
     if config.decoding.neighbours:
         generated["retrieved"] = captions_of(model, shifted, config, card, candidates=0)
@@ -140,7 +146,7 @@ def judge_shifted(
     result.outputs["shifted"] = {**generated, "references": references}
     for i in spread(len(references), SHOWN):
         text = {system: made[i] for system, made in generated.items()} | {"reference": "\n".join(references[i])}
-        result.show(read_bytes(shifted.rows[data.input][i], "image")[1], text, group=f"by another hand ({card})")
+        result.show(read_bytes(rows[config.data.input][i], "image")[1], text, group=f"by another hand ({card})")
 
 
 def frozen_and_own(model: Captioner, data: DataSet) -> dict[str, Tensor]:

@@ -2,19 +2,20 @@
 
 import copy
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from mmgen.data.batch import collate
+from mmgen.data.batch import Batch, collate
 from mmgen.data.cards import check_column, check_columns, class_names, read_card
 from mmgen.data.rows import open_rows
 from mmgen.errors import Mistakes, UserError, counted
 from mmgen.judging.perplexity import Reader
 from mmgen.metrics.style import style_lexicon, style_scores, tokenize, transfer_accuracy
+from mmgen.models.base import Model
 from mmgen.models.classifier import Classifier
 from mmgen.models.mag import AdaptedTransformer
 from mmgen.models.sentence_vae import SentenceVAE
@@ -97,13 +98,18 @@ def strided(n: int, limit: int) -> list[int]:
 def style_probs(judge: Classifier | AdaptedTransformer, texts: Sequence[str]) -> np.ndarray:
     """p(style | text) by a classifier, (n, 2); 0.5 for an empty text."""
     found = np.full((len(texts), 2), 0.5)
+    for some, batch in _batches(judge, texts):
+        found[some] = judge.predict(batch).probs.cpu().numpy()
+    return found
+
+
+def _batches(judge: Model, texts: Sequence[str]) -> Iterator[tuple[list[int], Batch]]:
+    """The tokenised texts that are not empty, of similar lengths together, with their indices."""
     ids = {i: judge.processors["text"](" ".join(words)) for i, text in enumerate(texts) if (words := tokenize(text))}
     order = sorted(ids, key=lambda i: len(ids[i]))
     for start in range(0, len(order), AT_ONCE):
         some = order[start : start + AT_ONCE]
-        batch = collate([{"text": ids[i]} for i in some], ["text"]).to(judge.step.device)
-        found[some] = judge.predict(batch).probs.cpu().numpy()
-    return found
+        yield some, collate([{"text": ids[i]} for i in some], ["text"]).to(judge.step.device)
 
 
 def sentence_log_probs(judge: Reader | SentenceVAE, texts: Sequence[str]) -> list[float]:
@@ -113,16 +119,13 @@ def sentence_log_probs(judge: Reader | SentenceVAE, texts: Sequence[str]) -> lis
         judge: a language model, or a `SentenceVAE`, whose importance-weighted bound is drawn with the same seed every time.
         texts: any; they are tokenised first.
     """
-    written = [" ".join(tokenize(text)) for text in texts]
     if isinstance(judge, Reader):
+        written = [" ".join(tokenize(text)) for text in texts]
         return [min(mean * count, 0.0) for mean, count in judge.log_probs(written, end=True)]
-    found, ids = [0.0] * len(texts), {i: judge.processors["text"](text) for i, text in enumerate(written) if text}
+    found = [0.0] * len(texts)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        order = sorted(ids, key=lambda i: len(ids[i]))
-        for start in range(0, len(order), AT_ONCE):
-            some = order[start : start + AT_ONCE]
-            batch = collate([{"text": ids[i]} for i in some], ["text"]).to(judge.step.device)
+        for some, batch in _batches(judge, texts):
             for i, log_p in zip(some, judge.log_likelihood(batch, SAMPLES).tolist()):
                 found[i] = min(log_p, 0.0)
     return found

@@ -294,9 +294,9 @@ class Captioner(Model):
 
     @torch.no_grad()
     def neighbours(self, given: Batch, m: int) -> list[dict[str, float]]:
-        """The ``m`` stored captions that fit each item best, with their posterior, likeliest first.
+        """The ``m`` stored captions that fit each item best, with their weights, which sum to 1, the largest first.
 
-        ``p(i | x) ~ exp(150 cos(f_i, f(x)) + 0.05 log p_words(text_i | x))``, of the frozen features f of the stored picture i
+        ``w_i ~ exp(150 cos(f_i, f(x)) + 0.05 log p_words(text_i | x))``, of the frozen features f of the stored picture i
         and of x, and the probability of the caption's `targets` under the soft words. The frozen features also know what
         drawings of another style show; the soft words know which of their differences matter.
 
@@ -305,7 +305,10 @@ class Captioner(Model):
             m: stored captions per item, 1 or more; fewer if fewer are stored.
 
         Returns:
-            b times caption -> probability; one caption of several pictures has the sum of theirs.
+            b times caption -> weight; one caption of several pictures has the sum of theirs.
+
+        Source: Khandelwal et al. 2020, Generalization through Memorization, arXiv 1911.00172, for weights by likeness; there
+            of next tokens, and mixed with the language model at a fixed rate.
         """
         score = LIKENESS * self.likeness(given) @ self.memory_features.T  # (b, p)
         logs = self.words.logits(self.features(given), self.table).log_softmax(-1).clamp(min=LEAST)  # (b, n, v)
@@ -343,7 +346,7 @@ class Captioner(Model):
         With ``candidates`` above 1, that many prefixes are drawn per item, from the members of the soft words in equal shares
         and with the dropout of training. Each gives one caption, and the ``n`` that agree best with all are returned, see
         `mmgen.conditioning.consensus`: the prefixes differ where the model is uncertain. With ``neighbours``, that many
-        captions of training pictures vote too, by their posterior, which helps with unseen objects and other styles. Against
+        captions of training pictures vote too, by their weights, which helps with unseen objects and other styles. Against
         them the candidates have twice the weight of their mean similarity, so that they count where they agree. A
         candidate with two words side by side as in no stored caption has a vote, but is not returned.
 
