@@ -242,7 +242,7 @@ class Edit(Model):
                 part = pieces[at : at + AT_ONCE]
                 found = self._search([p for _, p in part], [kept[i] for i, _ in part], style)
                 if self.language_model is not None:
-                    found = self._weighed(found, [(some[i], read["offset_mapping"][i]) for i, _ in part])
+                    found = self._weighed(self.language_model, found, [(some[i], read["offset_mapping"][i]) for i, _ in part])
                 for (i, piece), edits in zip(part, found):
                     items[i] += max(edits, key=lambda edit: edit.score).items if edits else piece
             changed = zip(some, read["offset_mapping"], items)
@@ -313,17 +313,16 @@ class Edit(Model):
         return found
 
     def _weighed(
-        self, found: list[list["Candidate"]], texts: Sequence[tuple[str, list[tuple[int, int]]]]
+        self, reader: SentenceReader, found: list[list["Candidate"]], texts: Sequence[tuple[str, list[tuple[int, int]]]]
     ) -> list[list["Candidate"]]:
         """The edits of each piece, the piece itself first, scored by the language model instead of the trigrams."""
-        assert self.language_model is not None  # for mypy
         tokenizer = self.processors["text"].tokenizer
         spelt = [
             [spell_piece(text, offsets, edit.items, edits[0].items, tokenizer) for edit in edits] if len(edits) > 1 else []
             for edits, (text, offsets) in zip(found, texts)
         ]
         weighed = []
-        for edits, log_q in zip(found, self.language_model.log_probs(spelt)):
+        for edits, log_q in zip(found, reader.log_probs(spelt)):
             scored = edits
             if len(edits) > 1:
                 words = torch.tensor([len(edit.items) for edit in edits])

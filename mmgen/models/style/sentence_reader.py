@@ -85,10 +85,11 @@ class SentenceReader(nn.Module):
         hidden, word, head = hidden.flatten(0, 1)[places.to(device)], ids[row, node], self.model.get_output_embeddings()
         log_p = torch.zeros(len(row))
         for start in range(0, len(places), ROWS):
-            logits = head(hidden[start : start + ROWS]).float()  # (rows, v)
+            logits = head(hidden[start : start + ROWS])  # (rows, v)
+            total = torch.cat([some.float().logsumexp(1) for some in logits.split(8)])  # eight rows stay in a cache
             here = ((of >= start) & (of < start + ROWS)).nonzero().squeeze(1)
-            chosen = logits[(of[here] - start).to(device), word[here].to(device)]
-            log_p[here] = (chosen - logits.logsumexp(1)[(of[here] - start).to(device)]).cpu()
+            one = (of[here] - start).to(device)
+            log_p[here] = (logits[one, word[here].to(device)].float() - total[one]).cpu()
         each = torch.zeros(len(trees), longest)
         each[row, node] = log_p
         return each
