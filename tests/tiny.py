@@ -18,6 +18,7 @@ from mmgen.models.factorized import Factorized
 from mmgen.models.mag import AdaptedTransformer
 from mmgen.models.mirror_gan import MirrorGAN
 from mmgen.models.multimodal_vae import MultimodalVAE
+from mmgen.models.pixel_cnn import PixelCNN
 from mmgen.models.psa_captioner import PseudoSelfAttentionCaptioner
 from mmgen.models.redescriber import Redescriber
 from mmgen.models.sentence_vae import SentenceVAE
@@ -222,6 +223,12 @@ def tiny_models() -> dict[str, Tiny]:
                 {"text": torch.arange(4) < torch.arange(n)[:, None] % 4 + 1},
             ),
             optional="text",
+            to="image",
+        ),
+        "pixel_cnn": Tiny(
+            model=lambda: PixelCNN((1, 4, 4), levels=4, width=6, depth=2, classes=3, condition_dropout=0.0),
+            batch=lambda n: Batch({"image": torch.rand(n, 1, 4, 4), "label": torch.arange(n) % 3}),
+            optional="label",  # a picture is read as whole numbers, which pass no gradient on
             to="image",
         ),
         "vae": Tiny(

@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # for type checkers: `mmgen` offers every class of the table
     from mmgen.models.mag import AdaptedTransformer as AdaptedTransformer
     from mmgen.models.mirror_gan import MirrorGAN as MirrorGAN
     from mmgen.models.multimodal_vae import MultimodalVAE as MultimodalVAE
+    from mmgen.models.pixel_cnn import PixelCNN as PixelCNN
     from mmgen.models.psa_captioner import PseudoSelfAttentionCaptioner as PseudoSelfAttentionCaptioner
     from mmgen.models.redescriber import Redescriber as Redescriber
     from mmgen.models.sentence_vae import SentenceVAE as SentenceVAE
@@ -39,6 +40,7 @@ MODELS = {
     "mag": "mmgen.models.mag:AdaptedTransformer",
     "vision_touch": "mmgen.models.vision_touch:VisionTouch",
     "discrete_vae": "mmgen.models.discrete_vae:DiscreteVAE",
+    "pixel_cnn": "mmgen.models.pixel_cnn:PixelCNN",
     "text_to_image": "mmgen.models.text_to_image:TextToImage",
     "redescriber": "mmgen.models.redescriber:Redescriber",
     "mirror_gan": "mmgen.models.mirror_gan:MirrorGAN",
