@@ -11,6 +11,8 @@ if TYPE_CHECKING:  # for type checkers: `mmgen` offers every class of the table
     from mmgen.models.discrete_vae import DiscreteVAE as DiscreteVAE
     from mmgen.models.edit import Edit as Edit
     from mmgen.models.factorized import Factorized as Factorized
+    from mmgen.models.flow import Flow as Flow
+    from mmgen.models.glow import Glow as Glow
     from mmgen.models.mag import AdaptedTransformer as AdaptedTransformer
     from mmgen.models.mirror_gan import MirrorGAN as MirrorGAN
     from mmgen.models.multimodal_vae import MultimodalVAE as MultimodalVAE
@@ -39,6 +41,8 @@ MODELS = {
     "style_transfer": "mmgen.models.style_transfer:StyleTransfer",
     "mag": "mmgen.models.mag:AdaptedTransformer",
     "vision_touch": "mmgen.models.vision_touch:VisionTouch",
+    "glow": "mmgen.models.glow:Glow",
+    "flow": "mmgen.models.flow:Flow",
     "discrete_vae": "mmgen.models.discrete_vae:DiscreteVAE",
     "pixel_cnn": "mmgen.models.pixel_cnn:PixelCNN",
     "text_to_image": "mmgen.models.text_to_image:TextToImage",
