@@ -11,6 +11,7 @@ if TYPE_CHECKING:  # for type checkers: `mmgen` offers every class of the table
     from mmgen.models.discrete_vae import DiscreteVAE as DiscreteVAE
     from mmgen.models.edit import Edit as Edit
     from mmgen.models.factorized import Factorized as Factorized
+    from mmgen.models.gan import GAN as GAN
     from mmgen.models.mag import AdaptedTransformer as AdaptedTransformer
     from mmgen.models.mirror_gan import MirrorGAN as MirrorGAN
     from mmgen.models.multimodal_vae import MultimodalVAE as MultimodalVAE
@@ -42,4 +43,5 @@ MODELS = {
     "text_to_image": "mmgen.models.text_to_image:TextToImage",
     "redescriber": "mmgen.models.redescriber:Redescriber",
     "mirror_gan": "mmgen.models.mirror_gan:MirrorGAN",
+    "gan": "mmgen.models.gan:GAN",
 }
