@@ -15,6 +15,7 @@ from mmgen.models.classifier import Classifier
 from mmgen.models.discrete_vae import DiscreteVAE
 from mmgen.models.edit import Edit
 from mmgen.models.factorized import Factorized
+from mmgen.models.gan import GAN
 from mmgen.models.mag import AdaptedTransformer
 from mmgen.models.mirror_gan import MirrorGAN
 from mmgen.models.multimodal_vae import MultimodalVAE
@@ -158,6 +159,12 @@ def tiny_models() -> dict[str, Tiny]:
             optional="image",
             to="image",
         ),
+        "gan": Tiny(
+            model=tiny_gan,
+            batch=lambda n: Batch({"image": torch.rand(n, 1, 8, 8), "label": torch.arange(n) % 3}),
+            optional="image",
+            to="image",
+        ),
         "aligned": Tiny(
             model=tiny_aligned,
             batch=pictures_with_captions,
@@ -280,6 +287,13 @@ def tiny_mirror_gan() -> MirrorGAN:
     text, widths = {"dim": 8, "depth": 1, "heads": 2}, {"width": 4, "critic_width": 4, "noise": 3, "condition": 4}
     model = MirrorGAN([4, 8], 1, 9, 5, text, augmentation=0.0, redescriber=TINY_REDESCRIBER, **widths)
     torch.nn.init.zeros_(model.generator.mapping.weight[:, :3])
+    return model
+
+
+def tiny_gan() -> GAN:
+    """One whose pictures do not depend on z, as `tiny_multimodal_vae`, and that hides no label."""
+    model = GAN([1, 8, 8], classes=3, condition_dropout=0.0, noise=3, width=4, depth=1)
+    torch.nn.init.zeros_(model.generator.expand.weight[:, :3])
     return model
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # for type checkers: `mmgen` offers every class of the table
     from mmgen.models.factorized import Factorized as Factorized
     from mmgen.models.flow import Flow as Flow
     from mmgen.models.glow import Glow as Glow
+    from mmgen.models.gan import GAN as GAN
     from mmgen.models.mag import AdaptedTransformer as AdaptedTransformer
     from mmgen.models.mirror_gan import MirrorGAN as MirrorGAN
     from mmgen.models.multimodal_vae import MultimodalVAE as MultimodalVAE
@@ -48,4 +49,5 @@ MODELS = {
     "text_to_image": "mmgen.models.text_to_image:TextToImage",
     "redescriber": "mmgen.models.redescriber:Redescriber",
     "mirror_gan": "mmgen.models.mirror_gan:MirrorGAN",
+    "gan": "mmgen.models.gan:GAN",
 }
