@@ -11,6 +11,7 @@ if TYPE_CHECKING:  # for type checkers: `mmgen` offers every class of the table
     from mmgen.models.discrete_vae import DiscreteVAE as DiscreteVAE
     from mmgen.models.edit import Edit as Edit
     from mmgen.models.factorized import Factorized as Factorized
+    from mmgen.models.flow_matching import FlowMatching as FlowMatching
     from mmgen.models.mag import AdaptedTransformer as AdaptedTransformer
     from mmgen.models.mirror_gan import MirrorGAN as MirrorGAN
     from mmgen.models.multimodal_vae import MultimodalVAE as MultimodalVAE
@@ -40,6 +41,7 @@ MODELS = {
     "vision_touch": "mmgen.models.vision_touch:VisionTouch",
     "discrete_vae": "mmgen.models.discrete_vae:DiscreteVAE",
     "text_to_image": "mmgen.models.text_to_image:TextToImage",
+    "flow_matching": "mmgen.models.flow_matching:FlowMatching",
     "redescriber": "mmgen.models.redescriber:Redescriber",
     "mirror_gan": "mmgen.models.mirror_gan:MirrorGAN",
 }
