@@ -33,7 +33,9 @@ def best_response(objective: str, p: torch.Tensor, q: torch.Tensor) -> tuple[tor
     """The logits (n,) of the best tabular discriminator of p and q, and its mean loss over all pairs."""
     logits = torch.zeros(len(p), dtype=torch.double, requires_grad=True)
     pairs = p[:, None] * q  # (n, n)
-    optimizer = torch.optim.LBFGS([logits], max_iter=500, tolerance_grad=1e-12, tolerance_change=0, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(
+        [logits], max_iter=500, tolerance_grad=1e-12, tolerance_change=0, line_search_fn="strong_wolfe"
+    )
 
     def loss() -> torch.Tensor:
         return (pairs * GAMES[objective].discriminator(logits[:, None], logits[None])).sum()
@@ -234,7 +236,10 @@ def test_it_learns_four_pictures_by_their_labels(objective):
         (lambda: build(condition_dropout=1.0), "condition_dropout: got 1.0"),
         (lambda: build().losses(Batch({"image": torch.zeros(1, 1, 8, 8)})), r"image: got shape \(1, 8, 8\)"),
         (lambda: build().losses(Batch({"image": torch.full((1, 1, 4, 4), math.nan)})), "image of item 0: got nan"),
-        (lambda: build().losses(Batch({"image": torch.full((1, 1, 4, 4), -0.5)})), "image of item 0: got -0.5, expected 0 to 1"),
+        (
+            lambda: build().losses(Batch({"image": torch.full((1, 1, 4, 4), -0.5)})),
+            "image of item 0: got -0.5, expected 0 to 1",
+        ),
         (lambda: build().losses(BATCH, "critic"), "phase: got critic"),
         (lambda: build(classes=2).losses(BATCH), "label: got 2, expected 0 to 1"),
         (lambda: build(classes=2).generate(BATCH), "label: got 2, expected 0 to 1"),
@@ -242,7 +247,10 @@ def test_it_learns_four_pictures_by_their_labels(objective):
         (lambda: build().generate(Batch.nothing(1), "image", 0), "n: got 0"),
         (lambda: generate(build(), {}, "image", guidance=2.0), "option of gan: got guidance"),
         (lambda: generate(build(), {"label": "3"}, "image"), "input modality: got label"),
-        (lambda: build().encode(BATCH), "gan.encode: got a call, expected one of losses, generate; gan does not define encode"),
+        (
+            lambda: build().encode(BATCH),
+            "gan.encode: got a call, expected one of losses, generate; gan does not define encode",
+        ),
         (lambda: build().log_likelihood(BATCH), "gan does not define log_likelihood"),
     ],
 )

@@ -15,6 +15,7 @@ from mmgen.models.classifier import Classifier
 from mmgen.models.discrete_vae import DiscreteVAE
 from mmgen.models.edit import Edit
 from mmgen.models.factorized import Factorized
+from mmgen.models.flow_matching import FlowMatching
 from mmgen.models.gan import GAN
 from mmgen.models.mag import AdaptedTransformer
 from mmgen.models.mirror_gan import MirrorGAN
@@ -219,6 +220,12 @@ def tiny_models() -> dict[str, Tiny]:
         ),
         "discrete_vae": Tiny(
             model=tiny_discrete_vae,
+            batch=lambda n: Batch({"image": torch.rand(n, 1, 8, 8), "label": torch.arange(n) % 3}),
+            optional="image",
+            to="image",
+        ),
+        "flow_matching": Tiny(
+            model=lambda: FlowMatching(shape=[1, 8, 8], classes=3, settings={"dim": 8, "depth": 1, "heads": 2}),
             batch=lambda n: Batch({"image": torch.rand(n, 1, 8, 8), "label": torch.arange(n) % 3}),
             optional="image",
             to="image",

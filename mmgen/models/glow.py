@@ -199,7 +199,9 @@ class Glow(Model):
         for name, shape in self.latent_shapes.items():
             got = tuple(z[name].shape[1:]) if name in z else "no such entry"
             if got != shape:
-                raise UserError(f"z[{name!r}]", got=got, expected=f"(b, {', '.join(map(str, shape))})", fix="use encode(batch)")
+                raise UserError(
+                    f"z[{name!r}]", got=got, expected=f"(b, {', '.join(map(str, shape))})", fix="use encode(batch)"
+                )
         parts = list(z.values())
         return Delta(self._picture(lambda number, h: parts[number]), event_dims=3)
 
