@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from mmgen.distributions import Likelihood, draw, until_stop
+from mmgen.distributions import DiscretizedLogistic, DiscretizedLogisticMixture, Likelihood, draw, until_stop
 from mmgen.errors import UserError
 from mmgen.modalities.text import TextDecoder
 
@@ -102,3 +102,25 @@ def test_draw_is_reproducible_and_never_takes_the_impossible(seed, n):
     drawn = [draw(probabilities, n, torch.Generator().manual_seed(seed)) for _ in range(2)]
     assert torch.equal(*drawn) and drawn[0].shape == (2, n)
     assert (drawn[0][0] == 1).all() and (drawn[0][1] != 1).all()
+
+
+@pytest.mark.parametrize(("mean", "scale"), [(0.3, 0.1), (-2.0, 1e-3), (3.0, 1e-3), (0.5, 50.0), (0.51, 1e-6)])
+def test_discretized_logistic_sums_to_one_and_is_the_mixture_of_one_component(mean: float, scale: float) -> None:
+    levels = 7
+    x, m = torch.linspace(0, 1, levels, dtype=torch.float64), torch.tensor(mean, dtype=torch.float64)
+    log_p = DiscretizedLogistic(m, scale, levels).log_prob(x)
+    assert log_p.isfinite().all() and (log_p <= 0).all()
+    torch.testing.assert_close(log_p.exp().sum(), torch.ones((), dtype=torch.float64))
+    if scale > 1e-3:  # the mixture limits its scales
+        means, log_scales = (2 * m - 1).reshape(1, 1), torch.tensor([[2 * scale]], dtype=torch.float64).log()
+        mixture = DiscretizedLogisticMixture(m.new_zeros(1), means, log_scales, m.new_zeros(1, 0), levels)
+        torch.testing.assert_close(log_p, mixture.log_prob(torch.arange(levels)[:, None]))
+
+
+def test_discretized_logistic_draws_follow_it() -> None:
+    torch.manual_seed(0)
+    p = DiscretizedLogistic(torch.tensor(0.4), 0.2, levels=5)
+    drawn = p.sample((20_000,))
+    shares = torch.stack([(drawn == value).float().mean() for value in torch.linspace(0, 1, 5)])
+    torch.testing.assert_close(shares, p.log_prob(torch.linspace(0, 1, 5)).exp(), atol=0.012, rtol=0)
+    assert Likelihood("discretized_logistic", 1, levels=5)(torch.zeros(3)).log_prob(torch.zeros(3)) <= 0

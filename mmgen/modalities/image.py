@@ -256,6 +256,7 @@ class ImageDecoder(nn.Module):
         likelihood: name of a family, see `mmgen.distributions.Likelihood`.
         scale: scale of the likelihood; None: learned.
         width: channels before the last convolution.
+        levels: levels of the likelihood "discretized_logistic".
 
     >>> ImageDecoder(4, (1, 28, 28))(torch.zeros(2, 4)).event_shape
     torch.Size([1, 28, 28])
@@ -268,10 +269,11 @@ class ImageDecoder(nn.Module):
         likelihood: str = "bernoulli",
         scale: float | None = None,
         width: int = 32,
+        levels: int = 256,
     ) -> None:
         super().__init__()
         self.deconvolution = Deconvolution(latent_dim, shape, width)
-        self.likelihood = Likelihood(likelihood, event_dims=3, scale=scale)
+        self.likelihood = Likelihood(likelihood, event_dims=3, scale=scale, levels=levels)
 
     def forward(self, z: Tensor) -> Independent:
         """z (..., latent_dim) -> p(picture | z)."""
