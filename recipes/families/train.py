@@ -256,7 +256,7 @@ def evaluate(run: Run, config: Config, split: str) -> Result:
     result["independent"] = {"bits_per_dim": independent_bits(seen, data.all("image")[:counted], config.data.levels)}
     if label := config.data.label:
         folders = {str(run.stage_folder(name)): name for name in FAMILIES if models[name].defines("encode")}
-        found = probe([*map(Path, folders)], split, [label], ["image"], features=settings.features, limit=settings.probe_items)
+        found = probe([*map(Path, folders)], split, [label], inputs=["image"], features=settings.features, limit=settings.probe_items)
         for representation, figures in found.items():
             name = folders.get(representation, representation.split()[0])
             result[name]["probe"], result[name]["probe_nearest"] = figures[f"{label}_linear"], figures[f"{label}_nearest"]
