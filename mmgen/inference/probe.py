@@ -135,7 +135,7 @@ def opened(folder: Path, inputs: Sequence[str]) -> Encoder:
     if not model.defines("encode"):
         got, fix = f"the model {model.name}", "leave it out: it has no representation"
         raise UserError(str(folder), got=got, expected="a model that defines encode", fix=fix)
-    names = [check_one_of(f"--input of {folder}", name, model.inputs) for name in inputs] or list(model.inputs)
+    names = [check_one_of(f"--input of {folder}", name, model.encoded) for name in inputs] or list(model.encoded)
     card = read_card(data.card)
     return Encoder(folder, model, data, {name: column_of(data, card, name, folder) for name in names})
 

@@ -142,6 +142,11 @@ class Model(nn.Module, ModelHubMixin):
         """The modalities that `generate` can start from."""
         return tuple(self.processors)
 
+    @property
+    def encoded(self) -> tuple[str, ...]:
+        """The modalities that `encode` can read."""
+        return self.inputs
+
     def generation_options(self) -> list[str]:
         """Names of the options of this model's `generate` beyond the common ones."""
         common = inspect.signature(Model.generate).parameters

@@ -99,6 +99,11 @@ class FlowMatching(Model):
         """The condition."""
         return ("label",) if self.classes else ()
 
+    @property
+    def encoded(self) -> tuple[str, ...]:
+        """The modality of x."""
+        return (self.modality,)
+
     def usable(self, batch: Batch, phase: str = "train") -> dict[str, Tensor]:
         """The items that have x."""
         return {REST: batch.having(self.modality)}

@@ -131,6 +131,11 @@ class Glow(Model):
         """The modality that `generate` starts from."""
         return ("label",) if self.classes else ()
 
+    @property
+    def encoded(self) -> tuple[str, ...]:
+        """The modality of x."""
+        return ("image",)
+
     def usable(self, batch: Batch, phase: str = "train") -> dict[str, Tensor]:
         """The items that have a picture; before the actnorms' start, none where others lack it and there is only one."""
         rows = batch.having("image")
