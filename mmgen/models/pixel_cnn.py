@@ -261,7 +261,7 @@ class PixelCNN(Model):
         if copies == 2:  # the second half is without labels
             labels = torch.cat([labels, torch.full_like(labels, self.classes)])
         condition, maps = self._condition(labels), dict[nn.Module, Tensor]()
-        seen = self._signal(x.masked_fill(~known[:, None], 0)).repeat(copies, 1, 1, 1)  # (b', c + 1, h, w), filled in
+        seen = self._signal(x).repeat(copies, 1, 1, 1)  # (b', c + 1, h, w), filled in
         complete = known.all(0).tolist()  # (h, w)
         for row in range(h):
             place = Place((h, w), row, None, maps)
@@ -286,11 +286,19 @@ class PixelCNN(Model):
                 seen[:, :c, row, column] = self._scaled(x[:, :, row, column]).repeat(copies, 1)
         return x
 
+    def features(self, x: Tensor, labels: Tensor) -> Tensor:
+        """The network's features of all pixels: levels x (b, c, h, w), labels (b,) -> (b, width, h, w).
+
+        Args:
+            x: whole numbers, see `quantise`.
+            labels: numbers of classes; the number of classes itself for no label.
+        """
+        return self.network(self._signal(x), self._condition(labels))
+
     def _log_probs(self, x: Tensor, labels: Tensor) -> Tensor:
         """log p of each pixel given the earlier ones: levels (b, c, h, w), labels (b,) -> (b, h, w)."""
-        features = self.network(self._signal(x), self._condition(labels))  # (b, width, h, w)
-        flat = features.movedim(1, -1).flatten(0, 2)  # (b h w, width)
-        return self.head.log_prob(flat, x.movedim(1, -1).flatten(0, 2)).unflatten(0, (len(x), *self.shape[1:]))
+        features = self.features(x, labels).movedim(1, -1).flatten(0, 2)  # (b h w, width)
+        return self.head.log_prob(features, x.movedim(1, -1).flatten(0, 2)).unflatten(0, (len(x), *self.shape[1:]))
 
     def _signal(self, x: Tensor) -> Tensor:
         """The network's input: levels (b, c, h, w) -> (b, c + 1, h, w), in [-1, 1] and a channel of ones."""
