@@ -33,9 +33,8 @@ def best_response(objective: str, p: torch.Tensor, q: torch.Tensor) -> tuple[tor
     """The logits (n,) of the best tabular discriminator of p and q, and its mean loss over all pairs."""
     logits = torch.zeros(len(p), dtype=torch.double, requires_grad=True)
     pairs = p[:, None] * q  # (n, n)
-    optimizer = torch.optim.LBFGS(
-        [logits], max_iter=500, tolerance_grad=1e-12, tolerance_change=0, line_search_fn="strong_wolfe"
-    )
+    tight = {"max_iter": 500, "tolerance_grad": 1e-12, "tolerance_change": 0.0, "line_search_fn": "strong_wolfe"}
+    optimizer = torch.optim.LBFGS([logits], **tight)
 
     def loss() -> torch.Tensor:
         return (pairs * GAMES[objective].discriminator(logits[:, None], logits[None])).sum()
@@ -205,14 +204,14 @@ def four_pictures() -> torch.Tensor:
 @pytest.mark.parametrize("objective", ["relativistic", "non_saturating"])
 def test_it_learns_four_pictures_by_their_labels(objective):
     x, labels = four_pictures(), torch.arange(4)
-    model = build(objective=objective, classes=4, width=16, r1=0.1, r2=0.1).train()
+    model = build(objective=objective, classes=4, noise=4, width=16, r1=0.1, r2=0.1).train()
     optimizers = {
-        phase: torch.optim.Adam([p for group in model.phase_parameters(phase) for p in group["params"]], 2e-3, (0.0, 0.9))
+        phase: torch.optim.Adam([p for group in model.phase_parameters(phase) for p in group["params"]], 5e-3, (0.0, 0.9))
         for phase in model.phases
     }
     average = {name: value.clone() for name, value in model.state_dict().items()}
-    batch = Batch({"image": x.repeat(8, 1, 1, 1), "label": labels.repeat(8)})
-    for _ in range(250):
+    batch = Batch({"image": x.repeat(4, 1, 1, 1), "label": labels.repeat(4)})
+    for _ in range(150):
         for phase, optimizer in optimizers.items():
             optimizer.zero_grad()
             model.losses(batch, phase).total.backward()
@@ -236,10 +235,7 @@ def test_it_learns_four_pictures_by_their_labels(objective):
         (lambda: build(condition_dropout=1.0), "condition_dropout: got 1.0"),
         (lambda: build().losses(Batch({"image": torch.zeros(1, 1, 8, 8)})), r"image: got shape \(1, 8, 8\)"),
         (lambda: build().losses(Batch({"image": torch.full((1, 1, 4, 4), math.nan)})), "image of item 0: got nan"),
-        (
-            lambda: build().losses(Batch({"image": torch.full((1, 1, 4, 4), -0.5)})),
-            "image of item 0: got -0.5, expected 0 to 1",
-        ),
+        (lambda: build().losses(Batch({"image": torch.full((1, 1, 4, 4), -0.5)})), "image of item 0: got -0.5, expected 0 to"),
         (lambda: build().losses(BATCH, "critic"), "phase: got critic"),
         (lambda: build(classes=2).losses(BATCH), "label: got 2, expected 0 to 1"),
         (lambda: build(classes=2).generate(BATCH), "label: got 2, expected 0 to 1"),
@@ -247,10 +243,7 @@ def test_it_learns_four_pictures_by_their_labels(objective):
         (lambda: build().generate(Batch.nothing(1), "image", 0), "n: got 0"),
         (lambda: generate(build(), {}, "image", guidance=2.0), "option of gan: got guidance"),
         (lambda: generate(build(), {"label": "3"}, "image"), "input modality: got label"),
-        (
-            lambda: build().encode(BATCH),
-            "gan.encode: got a call, expected one of losses, generate; gan does not define encode",
-        ),
+        (lambda: build().encode(BATCH), "expected one of losses, generate; gan does not define encode"),
         (lambda: build().log_likelihood(BATCH), "gan does not define log_likelihood"),
     ],
 )

@@ -7,8 +7,8 @@ from mmgen.cli.console import print_table, write_json
 from mmgen.cli.options import Commands, shared
 
 EPILOG = (
-    "LABEL_linear and LABEL_nearest are accuracies of logistic regression and of the nearest training item, FACTOR_r2 the share "
-    "of variance that ridge regression explains. Penalties are chosen on the split validation."
+    "LABEL_linear and LABEL_nearest are accuracies of logistic regression and of the nearest training item, FACTOR_r2 the "
+    "share of variance that ridge regression explains. Penalties are chosen on the split validation."
 )
 
 

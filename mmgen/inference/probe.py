@@ -16,6 +16,7 @@ from mmgen.data.rows import DataSet, Rows, open_rows, spread
 from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.judging.features import picture_features
 from mmgen.judging.probe import Items, code_of, linear_accuracy, nearest_accuracy, r_squared
+from mmgen.modalities.image import PACKAGES
 from mmgen.modalities.kinds import KINDS
 from mmgen.models.base import Model, load
 from mmgen.training.data_sections import Modalities
@@ -84,6 +85,8 @@ def probe(
         UserError: a model without `encode` or of another data card, an unknown name, or nothing to read.
     """
     check_at_least("--limit", limit, 0)
+    if features:
+        check_one_of("--features", features, PACKAGES)
     encoders = [opened(folder, inputs) for folder in folders]
     card = read_card(encoders[0].data.card)
     for one in encoders:
@@ -125,10 +128,10 @@ def opened(folder: Path, inputs: Sequence[str]) -> Encoder:
     """Load the model of a run and find the columns that it encodes.
 
     Raises:
-        UserError: not a run, a recipe without a data card, a model without `encode`, an unknown input, or one without a column.
+        UserError: not a run, a recipe without a data card, a model without `encode`, or an input without a column.
     """
     recipe, config = open_run(folder.parents[1] if folder.parent.name == "stages" else folder)
-    data = getattr(config, "data", None)
+    data: Any = getattr(config, "data", None)
     if not hasattr(data, "card"):
         raise UserError(str(folder), got=f"a run of {recipe.name}", expected="a run on a data card", fix="leave it out")
     model = load(folder)

@@ -113,7 +113,7 @@ def r_squared(learn: Items, choose: Items, judge: Items) -> float:
         At most 1; 0 where the mean of ``judge`` would do as well, and below where it would do better.
 
     Raises:
-        UserError: a code is not finite, the sizes of codes differ, or all items of ``choose`` or ``judge`` have the same value.
+        UserError: a code is not finite, the sizes of codes differ, or ``choose`` or ``judge`` has a single value.
     """
     check_items(learn=learn, choose=choose, judge=judge)
     scale = StandardScaler().fit(learn.codes)
