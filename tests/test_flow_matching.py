@@ -13,11 +13,14 @@ from torch.distributions import MultivariateNormal, Normal
 from mmgen.data.batch import Batch
 from mmgen.errors import UserError
 from mmgen.latents.probability_flow import PATHS, solve, solve_with, transport, transport_with_volume
+from mmgen.latents.spaces import FlowMatchingPrior, StandardPrior, fit_prior, rsample
 from mmgen.modalities.layers.modulated import ModulatedBlock, PatchTransformer
 from mmgen.modalities.layers.transformer import Block
 from mmgen.models import flow_matching
 from mmgen.models.base import load
 from mmgen.models.flow_matching import FlowMatching
+from mmgen.models.vae import VAE
+from mmgen.training.prior import prior_fit
 
 MEAN = torch.tensor([0.5, -0.3, 0.2], dtype=torch.double)
 FULL = torch.tensor([[0.5, 0.2, -0.1], [0.2, 0.3, 0.1], [-0.1, 0.1, 0.8]], dtype=torch.double)
@@ -191,11 +194,11 @@ def pictures(n: int = 4, **settings) -> tuple[FlowMatching, Batch]:
 
 
 def test_a_tighter_tolerance_moves_the_bits_little():
-    model, batch = pictures()
-    bits = []
+    (model, batch), bits = pictures(), []
     for tolerance in (1e-5, 1e-6):
         torch.manual_seed(0)
-        bits.append(-model.double().log_likelihood(batch, tolerance=tolerance) / (64 * math.log(2)))
+        found = model.double().log_likelihood(Batch({**batch.values, "image": batch["image"].double()}), tolerance=tolerance)
+        bits.append(-found / (64 * math.log(2)))
     assert (bits[0] - bits[1]).abs().max() < 0.01
 
 
@@ -402,6 +405,35 @@ def test_what_cannot_be_sampled():
     for verb in (model.encode, model.log_likelihood):
         with pytest.raises(UserError, match="velocity: got nan from the network"):
             verb(batch)
+
+
+def test_the_prior_of_a_vae_finds_the_clusters_and_comes_back():
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.tensor([[-2.0, 0.0], [2.0, 1.0]])[torch.arange(1000) % 4 // 3]  # a quarter in the second
+    z = centres + 0.4 * torch.randn(1000, 2, generator=generator)
+    model = VAE("x", "vector", [3], 2, prior="flow_matching", prior_settings={"hidden": 48, "steps": 500})
+    assert type(model.eval().prior()) is type(StandardPrior(2)())  # not fitted yet
+    assert not any(p.requires_grad for p in model.prior.parameters())
+    with torch.no_grad():
+        fit_prior(model.prior, [z[:500], z[500:]])
+    p = model.prior()
+    entropy = 1 + math.log(2 * math.pi * 0.16) - 0.25 * math.log(0.25) - 0.75 * math.log(0.75)
+    assert -p.log_prob(z).mean().item() == pytest.approx(entropy, abs=0.2)
+    line = torch.linspace(-5, 5, 41)
+    assert p.log_prob(torch.cartesian_prod(line, line)).exp().sum().item() * 0.25**2 == pytest.approx(1, abs=5e-3)
+    drawn = rsample(p, (1000,), torch.Generator().manual_seed(1))
+    assert (drawn[:, 0] > 0).float().mean().item() == pytest.approx(0.25, abs=0.06)
+    batch = Batch({"x": torch.randn(4, 3)})
+    assert model.losses(batch).total.isfinite() and model.log_likelihood(batch, 3).isfinite().all()
+    assert type(model.train().prior()) is type(StandardPrior(2)())
+    again = FlowMatchingPrior(2, 48).eval()
+    again.load_state_dict(model.prior.state_dict())
+    torch.testing.assert_close(again().log_prob(z), p.log_prob(z))
+    with pytest.raises(UserError, match="prior flow_matching: got 1 training item, expected at least 2"):
+        prior_fit(model, [{"x": torch.zeros(3)}], 0)
+    with pytest.raises(UserError, match=re.escape("draws: got shape (1, 2), expected (n, 2) with n at least 2")):
+        model.prior.fit(z[:1])
 
 
 def test_patches_need_no_square():

@@ -108,11 +108,11 @@ class PatchTransformer(nn.Module):
 
 
 def time_features(t: Tensor) -> Tensor:
-    """Cosines and sines of a time from 0 to 1, (b,) -> (b, 2 `FREQUENCIES`), at most 32 radians as t runs from 0 to 1.
+    """Cosines and sines of a time from 0 to 1, (...) -> (..., 2 `FREQUENCIES`), at most 32 radians as t runs from 0 to 1.
 
     The thousand radians of DiT, whose time runs to 1000, would give an adaptive solver of the ODE eight times the work.
     """
-    angles = t[:, None] * torch.logspace(-1, 1.5, FREQUENCIES, dtype=t.dtype, device=t.device)  # (b, f)
+    angles = t[..., None] * torch.logspace(-1, 1.5, FREQUENCIES, dtype=t.dtype, device=t.device)  # (..., f)
     return torch.cat([angles.cos(), angles.sin()], -1)
 
 
