@@ -15,8 +15,10 @@ from mmgen.models.classifier import Classifier
 from mmgen.models.discrete_vae import DiscreteVAE
 from mmgen.models.edit import Edit
 from mmgen.models.factorized import Factorized
+from mmgen.models.flow import Flow
 from mmgen.models.flow_matching import FlowMatching
 from mmgen.models.gan import GAN
+from mmgen.models.glow import Glow
 from mmgen.models.mag import AdaptedTransformer
 from mmgen.models.mirror_gan import MirrorGAN
 from mmgen.models.multimodal_vae import MultimodalVAE
@@ -245,6 +247,18 @@ def tiny_models() -> dict[str, Tiny]:
             optional="label",  # a picture is read as whole numbers, which pass no gradient on
             to="image",
         ),
+        "glow": Tiny(
+            model=tiny_glow,
+            batch=lambda n: Batch({"image": torch.rand(n, 1, 8, 8), "label": torch.arange(n) % 3}),
+            optional="label",  # a picture is rounded to its levels, so that its values get no gradient
+            to="image",
+        ),
+        "flow": Tiny(
+            model=lambda: Flow(shape=[4], transforms=2, hidden=8, bins=3, classes=3, condition_dropout=0.0),
+            batch=lambda n: Batch({"vector": torch.randn(n, 4), "label": torch.arange(n) % 3}),
+            optional="vector",
+            to="vector",
+        ),
         "vae": Tiny(
             model=tiny_vae,
             batch=lambda n: Batch({"image": torch.rand(n, 1, 8, 8), "label": torch.arange(n) % 3}),
@@ -276,6 +290,13 @@ def tiny_discrete_vae() -> DiscreteVAE:
     """One whose p(x | z) does not depend on z, as `tiny_multimodal_vae`, and whose codes do not move in training."""
     model = DiscreteVAE(**TINY_CODES, quantizer="gumbel", kl_steps=0)
     torch.nn.init.zeros_(model.codebook.weight)
+    return model
+
+
+def tiny_glow() -> Glow:
+    """One whose first batch, which sets its actnorms, is over, and whose levels are too many for their noise to matter."""
+    model = Glow([1, 8, 8], levels=2**30, scales=2, depth=1, width=8, classes=3, condition_dropout=0.0)
+    model.losses(Batch({"image": torch.rand(8, 1, 8, 8)}))
     return model
 
 

@@ -346,6 +346,12 @@ def check_labels(labels: Tensor, classes: int) -> Tensor:
     return labels
 
 
+def labels_of(batch: Batch, classes: int) -> Tensor:
+    """The labels of all items, ``classes`` for those without one or if it is 0: (b,) int64."""
+    none, there = torch.full((batch.size,), classes, device=batch.rows.device), batch.having("label")
+    return none.masked_scatter(there, check_labels(batch["label"][there], classes)) if classes and there.any() else none
+
+
 def model_class(name: str) -> type[Model]:
     """The class that `MODELS` lists under ``name``.
 

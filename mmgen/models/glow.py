@@ -14,8 +14,8 @@ from mmgen.distributions import Delta, Joint
 from mmgen.errors import UserError, check_at_least, check_one_of, counted
 from mmgen.latents.spaces import bounded_scale, rsample
 from mmgen.modalities.image import levels_of
-from mmgen.modalities.layers.invertible import Step, over_processes, zeroed
-from mmgen.models.base import REST, Losses, Model, check_generate, check_labels
+from mmgen.modalities.layers.invertible import Step, arranged, over_processes, zeroed
+from mmgen.models.base import REST, Losses, Model, check_generate, labels_of
 from mmgen.ranges import AtLeast, Share, checked
 
 SETTINGS = ("levels", "scales", "depth")  # saved with the weights
@@ -153,7 +153,7 @@ class Glow(Model):
             self._start(y)  # with the other processes, which may have pictures
         if not observed.any():
             return self.zero_losses("nll")
-        label = self._labels(batch)[observed]
+        label = labels_of(batch, self.classes)[observed]
         if self.training and self.classes:
             label = label.masked_fill(torch.rand(len(label), device=y.device) < self.condition_dropout, self.classes)
         return Losses(nll=self._volume() - self.log_density(y, label).mean())
@@ -168,7 +168,7 @@ class Glow(Model):
         Returns:
             (b,) in nats.
         """
-        label = self._no_label(len(y)) if label is None else label
+        label = torch.full((len(y),), self.classes, device=y.device) if label is None else label
         latents, log_det = self._latents(y)
         parts = [prior(label, h).log_prob(z) for prior, (z, h) in zip(self.priors, latents)]
         return log_det + torch.stack(parts).sum(0)
@@ -182,7 +182,7 @@ class Glow(Model):
         """
         check_at_least("samples", samples, 1)
         observed = batch.observed("image")
-        i, label = self._integers(batch, observed), self._labels(batch)[observed]
+        i, label = self._integers(batch, observed), labels_of(batch, self.classes)[observed]
         total = i.new_full((len(i),), -math.inf)
         for _ in range(samples):
             total = torch.logaddexp(total, self.log_density((i + torch.rand_like(i)) / self.levels, label))
@@ -228,7 +228,7 @@ class Glow(Model):
         """
         check_generate(to, n, ["image"])
         check_at_least("temperature", temperature, 0)
-        label = self._labels(given).repeat_interleave(n)  # (b n,)
+        label = labels_of(given, self.classes).repeat_interleave(n)  # (b n,)
         return self._picture(lambda number, h: rsample(self.priors[number](label, h, temperature), (), generator))
 
     def load_own_state(self, state: dict[str, Tensor], source: str = "weights") -> None:
@@ -249,7 +249,7 @@ class Glow(Model):
         latents: list[tuple[Tensor, Tensor | None]] = []
         h, log_det = y, y.new_zeros(len(y))
         for steps, prior in zip(self.flow, self.priors):
-            h = F.pixel_unshuffle(h, 2)  # (b, 4c, h / 2, w / 2)
+            h = arranged(F.pixel_unshuffle(h, 2))  # (b, 4c, h / 2, w / 2)
             for step in steps:
                 h, change = step(h)
                 log_det = log_det + change
@@ -265,7 +265,7 @@ class Glow(Model):
         h: Tensor | None = None
         for number in reversed(range(len(self.flow))):
             z = latent(number, h)
-            h = z if h is None else torch.cat([h, z], 1)
+            h = arranged(z if h is None else torch.cat([h, z], 1))
             for step in reversed(self.flow[number]):
                 h = step.inverse(h)
             h = F.pixel_shuffle(h, 2)
@@ -306,16 +306,6 @@ class Glow(Model):
         if not rows.any():
             return self.flow[0][0].mix.mean.new_zeros(0, *self.shape)
         return levels_of("image", batch["image"][rows], self.shape, self.levels)
-
-    def _labels(self, batch: Batch) -> Tensor:
-        """The labels, ``classes`` where there is none, (b,)."""
-        none, there = self._no_label(batch.size), batch.having("label")
-        if not self.classes or not there.any():
-            return none
-        return none.masked_scatter(there, check_labels(batch["label"][there], self.classes))
-
-    def _no_label(self, rows: int) -> Tensor:
-        return torch.full((rows,), self.classes, device=self.step.device)
 
 
 def check_size(shape: Sequence[int], scales: int) -> tuple[int, int, int]:

@@ -45,7 +45,7 @@ class ActNormConvolution(nn.Module):
         self.register_buffer("sign", diagonal.sign())
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("std", torch.ones(channels))
-        self._kept: tuple[list[tuple[int, int]], tuple[Tensor, Tensor]] | None = None  # versions of the tensors, the inverse
+        self._kept: tuple[tuple[int, ...], Tensor, Tensor] | None = None  # state of the weights, and the inverse
 
     @torch.no_grad()
     def start(self, x: Tensor) -> None:
@@ -66,34 +66,31 @@ class ActNormConvolution(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x (b, c, h, w) -> y of the same shape, and log|det dy/dx|, a scalar."""
         with torch.autocast(x.device.type, enabled=False):  # half precision is too coarse to be inverted
-            kernel, bias = self._kernel()
-            y = F.conv2d(x, kernel[:, :, None, None], bias)
+            y = F.conv2d(x, *self._kernel())
             log_det = (self.log_diagonal + self.log_scale - self.std.log()).sum()
         return y, x.shape[2] * x.shape[3] * log_det
 
     def inverse(self, y: Tensor) -> Tensor:
         """y (b, c, h, w) -> x; where no gradient is wanted, the inverse of W is kept until a weight changes."""
         with torch.autocast(y.device.type, enabled=False):
-            kernel, bias = self._inverse_kernel()
-            return F.conv2d(y, kernel[:, :, None, None], bias)
+            if torch.is_grad_enabled():
+                return F.conv2d(y, *self._inverse_kernel())
+            tensors = (self.lu, self.log_diagonal, self.log_scale, self.bias, self.mean, self.std)
+            state = (self.lu.data_ptr(), *(0 if t.is_inference() else t._version for t in tensors))
+            if self._kept is None or self._kept[0] != state:
+                self._kept = state, *self._inverse_kernel()
+            return F.conv2d(y, *self._kept[1:])
 
     def _kernel(self) -> tuple[Tensor, Tensor]:
-        """A (c, c) and a (c,) of y = A x + a."""
+        """A (c, c, 1, 1) and a (c,) of y = A x + a."""
         kernel = self.weight() * (self.log_scale.exp() / self.std)
-        return kernel, self.bias - kernel @ self.mean
+        return kernel[:, :, None, None], self.bias - kernel @ self.mean
 
     def _inverse_kernel(self) -> tuple[Tensor, Tensor]:
-        """A (c, c) and a (c,) of x = A y + a."""
-        tensors = [*self.parameters(), *self.buffers()]
-        versions = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]  # change with every value
-        if torch.is_grad_enabled() or self._kept is None or self._kept[0] != versions:
-            kernel, bias = self._kernel()
-            inverse = torch.linalg.inv(kernel)
-            found = inverse, -inverse @ bias
-            if torch.is_grad_enabled():
-                return found
-            self._kept = versions, found
-        return self._kept[1]
+        """A (c, c, 1, 1) and a (c,) of x = A y + a."""
+        kernel, bias = self._kernel()
+        inverse = torch.linalg.inv(kernel[:, :, 0, 0]).contiguous()
+        return inverse[:, :, None, None], -inverse @ bias
 
 
 class AffineCoupling(nn.Module):
@@ -117,29 +114,26 @@ class AffineCoupling(nn.Module):
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
-        self.network = nn.Sequential(
-            nn.Conv2d(channels // 2, width, 3, padding=1),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(width, width, 1),
-            nn.ReLU(inplace=True),
-            zeroed(nn.Conv2d(width, channels, 3, padding=1)),
-        )
+        self.first = nn.Conv2d(channels // 2, width, 3, padding=1)
+        self.middle = nn.Conv2d(width, width, 1)
+        self.last = zeroed(nn.Conv2d(width, channels, 3, padding=1))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x (b, c, h, w) -> y of the same shape, and log|det dy/dx|, (b,)."""
-        first, second = x.chunk(2, 1)  # (b, c / 2, h, w) each
-        log_scale, shift = self._log_scale_and_shift(first)
-        return torch.cat([first, second * log_scale.exp() + shift], 1), log_scale.flatten(1).sum(1)
+        x1, x2 = x.chunk(2, 1)  # (b, c / 2, h, w) each
+        log_scale, shift = self._log_scale_and_shift(x1)
+        return torch.cat([x1, x2 * log_scale.exp() + shift], 1), log_scale.flatten(1).sum(1)
 
     def inverse(self, y: Tensor) -> Tensor:
         """y (b, c, h, w) -> x."""
-        first, second = y.chunk(2, 1)
-        log_scale, shift = self._log_scale_and_shift(first)
-        return torch.cat([first, (second - shift) * (-log_scale).exp()], 1)
+        y1, y2 = y.chunk(2, 1)
+        log_scale, shift = self._log_scale_and_shift(y1)
+        return torch.cat([y1, (y2 - shift) / log_scale.exp()], 1)
 
-    def _log_scale_and_shift(self, first: Tensor) -> tuple[Tensor, Tensor]:
-        log_scale, shift = self.network(first).to(first.dtype).chunk(2, 1)
-        return LOG_SCALE_BOUND * torch.tanh(log_scale / LOG_SCALE_BOUND), shift
+    def _log_scale_and_shift(self, half: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = self.middle(self.first(half).relu_()).relu_()  # (b, width, h, w)
+        log_scale, shift = self.last(hidden).to(half.dtype).chunk(2, 1)
+        return LOG_SCALE_BOUND * torch.tanh(log_scale), shift
 
 
 class Step(nn.Module):
@@ -189,3 +183,8 @@ def over_processes(values: Tensor) -> Tensor:
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(values)
     return values
+
+
+def arranged(x: Tensor) -> Tensor:
+    """x (b, c, h, w) with channels last in memory, which convolutions are faster with, except on a single picture."""
+    return x.contiguous(memory_format=torch.channels_last if len(x) > 1 else torch.contiguous_format)
