@@ -10,7 +10,8 @@ import json
 import math
 import sys
 import time
-from dataclasses import asdict, dataclass
+import zlib
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -23,9 +24,10 @@ from mmgen.cli import main
 from mmgen.data.batch import Batch
 from mmgen.data.cards import check_columns
 from mmgen.data.image import ImageProcessor
-from mmgen.data.rows import DataSet, open_rows
+from mmgen.data.rows import DataSet, open_rows, texts_of
 from mmgen.errors import Mistakes, UserError
 from mmgen.judging.features import frechet, picture_features
+from mmgen.judging.perplexity import shared_reader
 from mmgen.metrics.two_sample import classifier_test
 from mmgen.modalities.image import PACKAGES
 from mmgen.models.base import Model
@@ -57,6 +59,7 @@ class Data:
         card: name or path.
         image: column of pictures.
         label: column of classes for the probes; empty: no probes.
+        text: column of texts for language models.
         size: side in pixels.
         channels: 1 for grey pictures, 3 for colour.
         levels: number of levels of a value, to which pictures are rounded.
@@ -66,6 +69,7 @@ class Data:
     card: str = "digits"
     image: str = "image"
     label: str = "label"
+    text: str = "caption"
     size: Annotated[int, AtLeast(4)] = 8
     channels: Literal[1, 3] = 1
     levels: Annotated[int, AtLeast(2)] = 256
@@ -91,6 +95,8 @@ class Evaluation:
         samples: draws for each item of the bounds of the VAE, Glow and flow matching.
         probe_items: most pictures of each split for the probes; 0 takes all.
         features: packaged network for the Fréchet distance and the two-sample test; empty: raw pixels.
+        language_models: causal language models whose likelihood of the split's texts is computed, see
+            `mmgen.conditioning.language_model.load_language_model`.
     """
 
     items: Annotated[int, AtLeast(0)] = 0
@@ -98,6 +104,7 @@ class Evaluation:
     samples: Annotated[int, AtLeast(1)] = 8
     probe_items: Annotated[int, AtLeast(0)] = 5000
     features: str = "efficientnet_lite0"
+    language_models: list[str] = field(default_factory=list)
 
     def check(self, path: str, errors: Mistakes) -> None:
         """Check that there are enough items, and that the network is known."""
@@ -122,6 +129,11 @@ class Config(RecipeConfig):
     fit_gan: FitConfig = section()
     fit_flow_matching: FitConfig = section()
     evaluation: Evaluation = section()
+
+    def check(self, errors: Mistakes) -> None:
+        """Check the column of texts if it is read."""
+        if self.evaluation.language_models:
+            check_columns(self.data, "data", errors, {"text": ["text"]})
 
 
 def pictures(data: Data, split: str, processor: ImageProcessor) -> DataSet:
@@ -256,10 +268,18 @@ def evaluate(run: Run, config: Config, split: str) -> Result:
     result["independent"] = {"bits_per_dim": independent_bits(seen, data.all("image")[:counted], config.data.levels)}
     if label := config.data.label:
         folders = {str(run.stage_folder(name)): name for name in FAMILIES if models[name].defines("encode")}
-        found = probe([*map(Path, folders)], split, [label], inputs=["image"], features=settings.features, limit=settings.probe_items)
+        found = probe(
+            [*map(Path, folders)], split, [label], inputs=["image"], features=settings.features, limit=settings.probe_items
+        )
         for representation, figures in found.items():
             name = folders.get(representation, representation.split()[0])
             result[name]["probe"], result[name]["probe_nearest"] = figures[f"{label}_linear"], figures[f"{label}_nearest"]
+    if settings.language_models:
+        texts = texts_of(config.data.card, config.data.text, split)
+        written = "\n".join(texts).encode()
+        result["zlib"] = {"bits_per_byte": 8 * len(zlib.compress(written, 9)) / len(written)}
+        for name in settings.language_models:
+            result[name] = {"bits_per_byte": shared_reader(name).bits_per_byte(texts)}
     titles = ["the split's pictures", *(LABELS[name] for name in models)]
     result.show(picture_grid(rows), {"rows": "; ".join(titles)}, wide=True, name="samples")
     return result
