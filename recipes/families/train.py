@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-from mmgen.inference.probe import probe
 from PIL import Image
 from torch import Tensor
 
@@ -26,6 +25,7 @@ from mmgen.data.cards import check_columns
 from mmgen.data.image import ImageProcessor
 from mmgen.data.rows import DataSet, open_rows, texts_of
 from mmgen.errors import Mistakes, UserError
+from mmgen.inference.probe import probe
 from mmgen.judging.features import frechet, picture_features
 from mmgen.judging.perplexity import shared_reader
 from mmgen.metrics.two_sample import classifier_test
