@@ -315,3 +315,11 @@ def test_guidance_needs_a_model_of_labels():
 def test_wrong_settings(setting, message):
     with pytest.raises(UserError, match=message):
         PixelCNN(**setting)
+
+
+def test_a_wrong_option_is_named_with_its_types():
+    from mmgen.inference.generate import checked_options  # here, as it is slow to import
+
+    with pytest.raises(UserError, match=r"option keep: got 3, expected str \| torch.Tensor"):
+        checked_options(build(), {"keep": 3}, "image")
+    assert checked_options(build(), {"keep": "upper", "guidance": 2}, "image") == {"keep": "upper", "guidance": 2}
