@@ -179,7 +179,7 @@ def test_the_bound_on_levels_rises_to_their_probability():
     model.kind, model.shape, model.levels = "image", (1, 1, 1), 4  # bins of 0.5 from -1 to 1
     edges = Normal(mean, scale).cdf(torch.linspace(-1, 1, 5).double())
     expected = edges.diff().log()
-    x = (torch.arange(4) / 3).double().reshape(4, 1, 1, 1) + 0.1 * (torch.rand(4, 1, 1, 1).double() - 0.5)  # rounded
+    x = torch.tensor([0.0, 0.3, 0.7, 1.0]).double()[:, None, None, None]  # rounded to thirds
     torch.manual_seed(0)
     bounds = [model.log_likelihood(Batch({"x": x.repeat(400, 1, 1, 1)}), k).reshape(400, 4).mean(0) for k in (1, 8)]
     assert (bounds[0] < bounds[1]).all() and (bounds[1] < expected + 0.02).all()
@@ -242,7 +242,8 @@ def test_schedulers_of_diffusers_give_the_same_pictures(sampler):
         theirs = kinds[sampler]()  # its own grid of times
         found = solve_with(theirs, velocity, z, 7)
         times = torch.cat([1 - theirs.timesteps.unique().flip(0) / 1000, torch.ones(1)])
-        torch.testing.assert_close(solve(velocity, z, times, sampler), found, atol=1e-6, rtol=1e-6)
+        rounding = {"euler": 1e-6, "heun": 1e-5}[sampler]  # the second divides by sigma, in float32
+        torch.testing.assert_close(solve(velocity, z, times, sampler), found, atol=rounding, rtol=0)
     assert (found - z).abs().max() > 0.1
     given, same = batch.keep(["label"]), kinds[sampler](num_train_timesteps=6)  # six equal steps, as ours
     made = [model.generate(given, "image", 1, torch.Generator().manual_seed(0), 2.0, s, 6) for s in (sampler, same)]
@@ -284,16 +285,16 @@ def test_it_learns_a_density_of_each_class(path):
         label = torch.arange(n) % 2
         return Batch({"x": (2.0 * label - 1 + 0.4 * torch.randn(n))[:, None], "label": label})
 
-    for step in range(400):
-        optimizer.param_groups[0]["lr"] = 4e-3 * (1 - step / 400)
+    for step in range(200):
+        optimizer.param_groups[0]["lr"] = 4e-3 * (1 - step / 200)
         optimizer.zero_grad()
-        model.losses(batch(256)).total.backward()
+        model.losses(batch(128)).total.backward()
         optimizer.step()
-    test, entropy = batch(400), math.log(0.4 * math.sqrt(2 * math.pi * math.e))
+    test, entropy = batch(100), math.log(0.4 * math.sqrt(2 * math.pi * math.e))
     model.eval()
-    assert -model.log_likelihood(test, tolerance=1e-3).mean().item() == pytest.approx(entropy, abs=0.12)
+    assert -model.log_likelihood(test, tolerance=1e-3).mean().item() == pytest.approx(entropy, abs=0.15)
     free = -model.log_likelihood(test.keep(["x"]), tolerance=1e-3).mean().item()
-    assert free == pytest.approx(entropy + math.log(2), abs=0.15)  # the classes hardly overlap
+    assert free == pytest.approx(entropy + math.log(2), abs=0.2)  # the classes hardly overlap
     x = model.generate(test.keep(["label"]), "x", steps=20)[:, 0]
     assert ((x > 0).long() == test["label"]).float().mean() > 0.95
 

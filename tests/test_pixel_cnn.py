@@ -7,7 +7,6 @@ import pytest
 import torch
 from PIL import Image
 
-import mmgen
 from mmgen.data.batch import Batch
 from mmgen.data.image import ImageProcessor
 from mmgen.errors import UserError
@@ -179,11 +178,14 @@ def test_upper_rows_alone_are_completed_as_those_of_a_whole_picture():
     assert torch.equal(*drawn) and torch.equal(drawn[0][:, :, :2], pictures[:, :, :2])
 
 
-def test_completion_from_a_file():
+def test_the_upper_part_of_a_file_is_completed():
     model = build(shape=(1, 4, 4), levels=256).float()
     model.processors["image"] = ImageProcessor(4, 1)
-    ((whole,),) = mmgen.generate(model, {}, "image", part=Image.new("L", (4, 3), 77))
-    assert [whole.convert("L").getpixel((x, y)) for x in range(4) for y in range(3)] == [77] * 12
+    part = model.upper_part(Image.new("L", (4, 3), 51))
+    assert torch.equal(part, torch.full((1, 3, 4), 0.2))
+    assert torch.equal(model.generate(Batch({"image": part[None]}))[0, :, :3], part)
+    with pytest.raises(UserError, match="--from: got 4 x 4 pixels, expected 4 wide and a multiple of 1 below 4 high"):
+        model.upper_part(Image.new("L", (4, 4)))
 
 
 def test_independent_pixels_reach_their_entropy_and_labels_are_followed():
@@ -313,3 +315,11 @@ def test_guidance_needs_a_model_of_labels():
 def test_wrong_settings(setting, message):
     with pytest.raises(UserError, match=message):
         PixelCNN(**setting)
+
+
+def test_a_wrong_option_is_named_with_its_types():
+    from mmgen.inference.generate import checked_options  # here, as it is slow to import
+
+    with pytest.raises(UserError, match=r"option keep: got 3, expected str \| torch.Tensor"):
+        checked_options(build(), {"keep": 3}, "image")
+    assert checked_options(build(), {"keep": "upper", "guidance": 2}, "image") == {"keep": "upper", "guidance": 2}

@@ -1,8 +1,8 @@
-"""Glow: a normalizing flow on pictures, in several scales with conditional priors, whose likelihood is a bound by dequantisation."""
+"""Glow: a normalizing flow on pictures, of several scales with conditional priors."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -78,8 +78,8 @@ class Glow(Model):
         UserError: a setting out of range, or a size not divisible; in use, no item with a picture, values that are no picture,
             a label out of range, or a first batch of a single picture.
 
-    Source: Kingma and Dhariwal 2018, Glow, arXiv 1807.03039. Differences: see `mmgen.modalities.layers.invertible`; labels enter
-        the priors of all scales (there the last) and there is no loss of classification.
+    Source: Kingma and Dhariwal 2018, Glow, arXiv 1807.03039. Differences: see `mmgen.modalities.layers.invertible`; labels
+        enter the priors of all scales (there of the last), and there is no loss of classification.
 
     >>> model = Glow((1, 8, 8), scales=2, depth=1, width=8)
     >>> batch = Batch({"image": torch.rand(3, 1, 8, 8)})
@@ -94,6 +94,7 @@ class Glow(Model):
 
     name = "glow"
     from_prior = True
+    flow: Any  # a ModuleList of each scale's steps
     started: Tensor
     settings: Tensor
 
@@ -169,9 +170,38 @@ class Glow(Model):
             (b,) in nats.
         """
         label = torch.full((len(y),), self.classes, device=y.device) if label is None else label
-        latents, log_det = self._latents(y)
+        latents, log_det = self.latents(y)
         parts = [prior(label, h).log_prob(z) for prior, (z, h) in zip(self.priors, latents)]
         return log_det + torch.stack(parts).sum(0)
+
+    def latents(self, y: Tensor) -> tuple[list[tuple[Tensor, Tensor | None]], Tensor]:
+        """Continuous pictures y (b, c, h, w) -> (z_l, h_l) of each scale, h_L None, and log|det dz/dy|, (b,)."""
+        latents: list[tuple[Tensor, Tensor | None]] = []
+        h, log_det = y, y.new_zeros(len(y))
+        for steps, prior in zip(self.flow, self.priors):
+            h = arranged(F.pixel_unshuffle(h, 2))  # (b, 4c, h / 2, w / 2)
+            for step in steps:
+                h, change = step(h)
+                log_det = log_det + change
+            if prior.convolution is None:
+                latents.append((h, None))
+            else:
+                h, z = h.chunk(2, 1)
+                latents.append((z, h))
+        return latents, log_det
+
+    def pixels(self, latent: Callable[[int, Tensor | None], Tensor]) -> Tensor:
+        """y (b, c, h, w), the inverse of `latents`; ``latent`` gives z_l from l - 1 and h_l."""
+        last = len(self.flow) - 1
+        h = latent(last, None)
+        for number in range(last, -1, -1):
+            if number < last:
+                h = torch.cat([h, latent(number, h)], 1)
+            h = arranged(h)
+            for step in reversed(self.flow[number]):
+                h = step.inverse(h)
+            h = F.pixel_shuffle(h, 2)
+        return h
 
     @torch.no_grad()
     def log_likelihood(self, batch: Batch, samples: int = 1) -> Tensor:
@@ -189,9 +219,9 @@ class Glow(Model):
         return placed(total - math.log(samples) - self._volume(), observed)
 
     def encode(self, batch: Batch) -> Joint:
-        """The latents z1, ..., zL of y = (i + 1/2) / levels, each a `Delta` of event (c, h, w); undefined where x is missing."""
+        """z1, ..., zL of y = (i + 1/2) / levels, each a `Delta` of event (c, h, w); undefined where x is missing."""
         observed = batch.observed("image")
-        latents, _ = self._latents((placed(self._integers(batch, observed), observed) + 0.5) / self.levels)
+        latents, _ = self.latents((placed(self._integers(batch, observed), observed) + 0.5) / self.levels)
         return Joint({name: Delta(z, event_dims=3) for name, (z, _) in zip(self.latent_shapes, latents)})
 
     def decode(self, z: Mapping[str, Tensor], to: str = "image") -> Distribution:
@@ -207,8 +237,8 @@ class Glow(Model):
                 raise UserError(
                     f"z[{name!r}]", got=got, expected=f"(b, {', '.join(map(str, shape))})", fix="use encode(batch)"
                 )
-        parts = list(z.values())
-        return Delta(self._picture(lambda number, h: parts[number]), event_dims=3)
+        parts = [z[name] for name in self.latent_shapes]
+        return Delta(self._picture(self.pixels(lambda number, h: parts[number])), event_dims=3)
 
     @torch.no_grad()
     def generate(
@@ -229,7 +259,8 @@ class Glow(Model):
         check_generate(to, n, ["image"])
         check_at_least("temperature", temperature, 0)
         label = labels_of(given, self.classes).repeat_interleave(n)  # (b n,)
-        return self._picture(lambda number, h: rsample(self.priors[number](label, h, temperature), (), generator))
+        y = self.pixels(lambda number, h: rsample(self.priors[number](label, h, temperature), (), generator))
+        return self._picture(y)
 
     def load_own_state(self, state: dict[str, Tensor], source: str = "weights") -> None:
         """Load weights.
@@ -244,32 +275,9 @@ class Glow(Model):
         super().load_own_state(state, source)
         self._waiting = True  # reads it anew
 
-    def _latents(self, y: Tensor) -> tuple[list[tuple[Tensor, Tensor | None]], Tensor]:
-        """y (b, c, h, w) -> (z_l, h_l) of each scale, and log|det dz/dy|, (b,)."""
-        latents: list[tuple[Tensor, Tensor | None]] = []
-        h, log_det = y, y.new_zeros(len(y))
-        for steps, prior in zip(self.flow, self.priors):
-            h = arranged(F.pixel_unshuffle(h, 2))  # (b, 4c, h / 2, w / 2)
-            for step in steps:
-                h, change = step(h)
-                log_det = log_det + change
-            if prior.convolution is None:
-                latents.append((h, None))
-            else:
-                h, z = h.chunk(2, 1)
-                latents.append((z, h))
-        return latents, log_det
-
-    def _picture(self, latent: Callable[[int, Tensor | None], Tensor]) -> Tensor:
-        """The picture of latents, (b, c, h, w) on the levels; ``latent`` gives z_l from its number and h_l."""
-        h: Tensor | None = None
-        for number in reversed(range(len(self.flow))):
-            z = latent(number, h)
-            h = arranged(z if h is None else torch.cat([h, z], 1))
-            for step in reversed(self.flow[number]):
-                h = step.inverse(h)
-            h = F.pixel_shuffle(h, 2)
-        return (h * self.levels).floor().clamp(0, self.levels - 1) / (self.levels - 1)
+    def _picture(self, y: Tensor) -> Tensor:
+        """The pictures, on their levels, of y."""
+        return (y * self.levels).floor().clamp(0, self.levels - 1) / (self.levels - 1)
 
     @torch.no_grad()
     def _start(self, y: Tensor) -> None:

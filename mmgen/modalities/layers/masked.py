@@ -128,7 +128,7 @@ class PixelNetwork(nn.Module):
         raise NotImplementedError
 
 
-class PixelCNN(PixelNetwork):
+class MaskedPixelCNN(PixelNetwork):
     """Masked convolutions in residual blocks; stacked raster windows never see some earlier pixels above and to the right.
 
     ``x <- x + W relu(M * relu(x) + V h)``, M masked.
@@ -188,7 +188,7 @@ class GatedPixelCNN(PixelNetwork):
         return x
 
 
-class PlusPlus(PixelNetwork):
+class PixelCNNPlusPlus(PixelNetwork):
     """Two streams of gated residual blocks: one sees the rows above, the other the corner above left and the first stream.
 
     ``x <- x + a sigmoid(b)``, ``(a, b) = W * f(W' * f(x) + N f(u)) + V h``, ``f(x) = elu(x, -x)``, u the first stream.
@@ -222,7 +222,7 @@ class PlusPlus(PixelNetwork):
 
 
 class GatedResidual(nn.Module):
-    """A residual block of `PlusPlus`."""
+    """A residual block of `PixelCNNPlusPlus`."""
 
     def __init__(self, width: int, kernel: int, window: Window, condition: int) -> None:
         super().__init__()
@@ -266,4 +266,8 @@ def both_signs(x: Tensor) -> Tensor:
     return F.elu(torch.cat([x, -x], 1))
 
 
-NETWORKS: dict[str, Callable[..., PixelNetwork]] = {"pixelcnn": PixelCNN, "gated": GatedPixelCNN, "plus_plus": PlusPlus}
+NETWORKS: dict[str, Callable[..., PixelNetwork]] = {
+    "pixelcnn": MaskedPixelCNN,
+    "gated": GatedPixelCNN,
+    "plus_plus": PixelCNNPlusPlus,
+}
