@@ -360,10 +360,19 @@ def levels_of(name: str, x: Tensor, shape: Sequence[int], levels: int) -> Tensor
     >>> levels_of("image", torch.tensor([[[[0.0, 0.34, 1.0]]]]), (1, 1, 3), levels=4).tolist()
     [[[[0.0, 1.0, 3.0]]]]
     """
+    return (check_pixels(name, x, shape) * (levels - 1)).round()
+
+
+def check_pixels(name: str, x: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return pictures x (b, c, h, w), all of the shape (c, h, w) and with values from 0 to 1.
+
+    Raises:
+        UserError: another shape, or a value that is not finite or outside [0, 1]; the message names the item.
+    """
     check_values(name, x, "image", shape)
     wrong = (x < 0) | (x > 1)
     if wrong.any():
         item, value = wrong.nonzero()[0, 0].item(), x[wrong][0].item()
         fix = "leave mean and std of the image processor at 0 and 1"
         raise UserError(f"{name} of item {item}", got=value, expected="0 to 1", fix=fix)
-    return (x * (levels - 1)).round()
+    return x

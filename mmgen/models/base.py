@@ -352,6 +352,11 @@ def labels_of(batch: Batch, classes: int) -> Tensor:
     return none.masked_scatter(there, check_labels(batch["label"][there], classes)) if classes and there.any() else none
 
 
+def dropped(labels: Tensor, classes: int, share: float) -> Tensor:
+    """Labels (b,) of which a random ``share`` becomes ``classes``, no label, for classifier-free guidance."""
+    return labels.masked_fill(torch.rand(len(labels), device=labels.device) < share, classes)
+
+
 def model_class(name: str) -> type[Model]:
     """The class that `MODELS` lists under ``name``.
 

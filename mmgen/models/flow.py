@@ -15,7 +15,7 @@ from mmgen.distributions import Delta
 from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.latents.spaces import rsample
 from mmgen.modalities.kinds import check_values
-from mmgen.models.base import REST, Losses, Model, check_generate, check_labels, labels_of
+from mmgen.models.base import REST, Losses, Model, check_generate, check_labels, dropped, labels_of
 from mmgen.ranges import AtLeast, Share, checked
 
 
@@ -84,7 +84,7 @@ class Flow(Model):
             return self.zero_losses("nll")
         x, label, _ = self._observed(batch)
         if self.training and self.classes:
-            label = label.masked_fill(torch.rand(len(label), device=x.device) < self.condition_dropout, self.classes)
+            label = dropped(label, self.classes, self.condition_dropout)
         with torch.autocast(x.device.type, enabled=False):  # half precision is too coarse for densities
             return Losses(nll=-self.density(label).log_prob(x).mean())
 

@@ -13,10 +13,11 @@ from mmgen.distributions import Delta
 from mmgen.errors import UserError, check_at_least, check_one_of
 from mmgen.latents.probability_flow import PATHS, SOLVERS, Velocity, solve, solve_with, transport, transport_with_volume
 from mmgen.latents.spaces import StandardPrior, rsample
+from mmgen.modalities.image import check_pixels
 from mmgen.modalities.kinds import KINDS, check_values
 from mmgen.modalities.layers.modulated import PatchTransformer
 from mmgen.modalities.layers.unet import UNet
-from mmgen.models.base import REST, Losses, Model, check_generate, check_labels
+from mmgen.models.base import REST, Losses, Model, check_generate, dropped, labels_of
 from mmgen.ranges import AtLeast, Share, checked
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {"transformer": PatchTransformer, "unet": UNet}
@@ -118,8 +119,7 @@ class FlowMatching(Model):
         alpha, sigma = (value.reshape(-1, *[1] * len(self.shape)) for value in self.path.coefficients(t))
         label = self._labels(batch, observed)
         if label is not None and self.training:
-            left_out = torch.rand(len(label), device=label.device) < self.condition_dropout
-            label = label.masked_fill(left_out, self.classes)
+            label = dropped(label, self.classes, self.condition_dropout)
         error = self._predict(alpha * data + sigma * noise, t, label) - self.path.target(noise, data)
         return Losses({self.path.predicts: error.square().flatten(1).sum(1).mean()})
 
@@ -254,12 +254,7 @@ class FlowMatching(Model):
 
     def _labels(self, batch: Batch, rows: Tensor) -> Tensor | None:
         """The class of each item of ``rows``, the number of classes for none; None for a model without classes."""
-        if not self.classes:
-            return None
-        label, known = torch.full((batch.size,), self.classes, device=rows.device), batch.having("label")
-        if known.any():
-            label[known] = check_labels(batch["label"][known], self.classes)
-        return label[rows]
+        return labels_of(batch, self.classes)[rows] if self.classes else None
 
     def _scaled(self, x: Tensor, offset: Tensor | float) -> Tensor:
         """Pictures in [0, 1] to [-1, 1], each level a bin, at ``offset`` from 0 to 1 in it; vectors as they are."""
@@ -278,12 +273,10 @@ class FlowMatching(Model):
         """x of the items that have it, (b', *shape), and their mask (b,)."""
         observed = batch.observed(self.modality)
         x = batch[self.modality][observed]
-        check_values(self.modality, x, self.kind, self.shape)
-        wrong = (x < 0) | (x > 1)
-        if self.kind == "image" and wrong.any():
-            item, value = wrong.nonzero()[0, 0].item(), x[wrong][0].item()
-            fix = "use the model's own processor"
-            raise UserError(f"{self.modality} of item {item}", got=value, expected="0 to 1", fix=fix)
+        if self.kind == "image":
+            check_pixels(self.modality, x, self.shape)
+        else:
+            check_values(self.modality, x, self.kind, self.shape)
         return x, observed
 
 

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from mmgen.data.batch import Batch
 from mmgen.errors import UserError, check_one_of, check_sizes
 from mmgen.latents.spaces import StandardPrior, rsample
-from mmgen.modalities.kinds import check_values
+from mmgen.modalities.image import check_pixels
 from mmgen.modalities.layers.convolution import channels, halvings
-from mmgen.models.base import REST, Losses, Model, check_generate, check_labels
+from mmgen.models.base import REST, Losses, Model, check_generate, dropped, labels_of
 from mmgen.models.mirror_gan import squared_gradient
 from mmgen.ranges import AtLeast, Share, checked
 
@@ -199,14 +199,7 @@ class GAN(Model):
             UserError: another ``to``, ``n`` below 1, or a label out of range.
         """
         check_generate(to, n, ["image"])
-        return self.draw(self._labels(given).repeat_interleave(n), generator).clamp(0, 1)
-
-    def _labels(self, batch: Batch) -> Tensor:
-        """The label of each item (b,), `classes` where it has none."""
-        none, there = torch.full_like(batch.rows, self.classes, dtype=torch.long), batch.having("label")
-        if not self.classes or not there.any():
-            return none
-        return none.masked_scatter(there, check_labels(batch["label"][there], self.classes))
+        return self.draw(labels_of(given, self.classes).repeat_interleave(n), generator).clamp(0, 1)
 
     def _observed(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The pictures (b', c, h, w) and labels (b',) of the items that have a picture; in training, some labels are hidden.
@@ -215,14 +208,9 @@ class GAN(Model):
             UserError: a picture has another shape, is not finite, or has a value that is not from 0 to 1.
         """
         batch = batch.items(batch.observed("image"))
-        x, labels = batch["image"], self._labels(batch)
-        check_values("image", x, "image", self.shape)
-        if (wrong := (x < 0) | (x > 1)).any():
-            item, value = wrong.nonzero()[0, 0].item(), x[wrong][0].item()
-            raise UserError(f"image of item {item}", got=value, expected="0 to 1", fix="use ImageProcessor(mean=0, std=1)")
+        x, labels = check_pixels("image", batch["image"], self.shape), labels_of(batch, self.classes)
         if self.training and self.classes:
-            hidden = torch.rand(len(labels), device=labels.device) < self.condition_dropout
-            labels = labels.masked_fill(hidden, self.classes)
+            labels = dropped(labels, self.classes, self.condition_dropout)
         return x, labels
 
 

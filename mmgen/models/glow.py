@@ -15,7 +15,7 @@ from mmgen.errors import UserError, check_at_least, check_one_of, counted
 from mmgen.latents.spaces import bounded_scale, rsample
 from mmgen.modalities.image import levels_of
 from mmgen.modalities.layers.invertible import Step, arranged, over_processes, zeroed
-from mmgen.models.base import REST, Losses, Model, check_generate, labels_of
+from mmgen.models.base import REST, Losses, Model, check_generate, dropped, labels_of
 from mmgen.ranges import AtLeast, Share, checked
 
 SETTINGS = ("levels", "scales", "depth")  # saved with the weights
@@ -156,7 +156,7 @@ class Glow(Model):
             return self.zero_losses("nll")
         label = labels_of(batch, self.classes)[observed]
         if self.training and self.classes:
-            label = label.masked_fill(torch.rand(len(label), device=y.device) < self.condition_dropout, self.classes)
+            label = dropped(label, self.classes, self.condition_dropout)
         return Losses(nll=self._volume() - self.log_density(y, label).mean())
 
     def log_density(self, y: Tensor, label: Tensor | None = None) -> Tensor:

@@ -11,11 +11,11 @@ from mmgen.data.batch import Batch, placed
 from mmgen.data.image import upper_part
 from mmgen.data.processors import Source
 from mmgen.errors import UserError, check_one_of
-from mmgen.modalities.kinds import check_values
+from mmgen.modalities.image import levels_of
 from mmgen.modalities.layers.autoregressive import check_guidance, check_sampling, choose
 from mmgen.modalities.layers.levels import CategoricalHead, MixtureHead
 from mmgen.modalities.layers.masked import NETWORKS, Place
-from mmgen.models.base import REST, Losses, Model, check_generate, check_labels
+from mmgen.models.base import REST, Losses, Model, check_generate, dropped, labels_of
 from mmgen.ranges import AtLeast, Between, Share, checked
 
 
@@ -102,10 +102,9 @@ class PixelCNN(Model):
         if not there.any():
             return self.zero_losses("nll")
         batch = batch.items(there)
-        labels = self._labels(batch)  # (b',)
+        labels = labels_of(batch, self.classes)  # (b',)
         if self.training and self.classes:
-            dropped = torch.rand(len(labels), device=labels.device) < self.condition_dropout
-            labels = labels.masked_fill(dropped, self.classes)
+            labels = dropped(labels, self.classes, self.condition_dropout)
         return Losses(nll=-self._log_probs(self.quantise(batch["image"]), labels).sum((1, 2)).mean())
 
     @torch.no_grad()
@@ -122,7 +121,7 @@ class PixelCNN(Model):
         """log p of each pixel given the earlier ones, (b, h, w) in nats; their sum is `log_likelihood`."""
         there = batch.observed("image")
         batch = batch.items(there)
-        return placed(self._log_probs(self.quantise(batch["image"]), self._labels(batch)), there)
+        return placed(self._log_probs(self.quantise(batch["image"]), labels_of(batch, self.classes)), there)
 
     @torch.no_grad()
     def generate(
@@ -168,7 +167,7 @@ class PixelCNN(Model):
             raise UserError("guidance", got=f"{guidance:g} without a label", expected=expected, fix=fix)
         pictures, known = self._known(given, keep)  # (b, c, h, w), (b, h, w)
         pictures, known = pictures.repeat_interleave(n, 0), known.repeat_interleave(n, 0)
-        labels = self._labels(given).repeat_interleave(n, 0)  # (b n,)
+        labels = labels_of(given, self.classes).repeat_interleave(n, 0)  # (b n,)
         levels = self._sample(self.quantise(pictures), known, labels, temperature, guidance, generator)
         return torch.where(known[:, None], pictures, levels.to(pictures.dtype) / (self.levels - 1))
 
@@ -249,26 +248,13 @@ class PixelCNN(Model):
     def _condition(self, labels: Tensor) -> Tensor | None:
         return self.label(labels) if self.classes else None
 
-    def _labels(self, batch: Batch) -> Tensor:
-        """The labels, (b,); the number of classes for none."""
-        none = torch.full((batch.size,), self.classes, device=self.step.device)
-        there = batch.having("label")
-        if not (self.classes and there.any()):
-            return none
-        return none.masked_scatter(there, check_labels(batch["label"][there], self.classes))
-
     def quantise(self, x: Tensor) -> Tensor:
         """The whole numbers round((L - 1) x), 0 to L - 1, of pictures x (b, c, h, w) in [0, 1], int64.
 
         Raises:
             UserError: another size, or values that are not finite or outside [0, 1].
         """
-        check_values("image", x, "image", self.shape)
-        wrong = (x < 0) | (x > 1)
-        if wrong.any():
-            item, value = wrong.nonzero()[0, 0].item(), x[wrong][0].item()
-            raise UserError(f"image of item {item}", got=value, expected="0 to 1", fix="use the model's own processor")
-        return (x * (self.levels - 1)).round().long()
+        return levels_of("image", x, self.shape, self.levels).long()
 
     def _known(self, given: Batch, keep: str | Tensor) -> tuple[Tensor, Tensor]:
         """The given pictures (b, c, h, w), 0 where there is none, and their known pixels (b, h, w)."""
