@@ -104,6 +104,19 @@ class MaskedConv2d(nn.Conv2d):
         return F.linear(seen.flatten(1), weight.flatten(1), self.bias)[:, :, None, None]
 
 
+class Pointwise(nn.Conv2d):
+    """A convolution of 1 x 1; at a single pixel a matrix product, which is several times faster there."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x (b, d, h, w) to (b, d', h, w)."""
+        if x.shape[2:] != (1, 1):
+            return super().forward(x)
+        return F.linear(x.flatten(1), self.weight.flatten(1), self.bias)[:, :, None, None]
+
+
 class PixelNetwork(nn.Module):
     """Features (b, width, h, w) of a picture (b, c, h, w), those of a pixel from earlier pixels and a condition (b, e) alone.
 
@@ -141,7 +154,7 @@ class MaskedPixelCNN(PixelNetwork):
         self.first = MaskedConv2d(channels, width, 7, "A", "raster")
         self.masked = nn.ModuleList(MaskedConv2d(width, width, kernel, "B", "raster") for _ in range(depth))
         self.shift = conditioned(condition, width, depth)
-        self.mix = nn.ModuleList(nn.Conv2d(width, width, 1) for _ in range(depth))
+        self.mix = nn.ModuleList(Pointwise(width, width) for _ in range(depth))
 
     def pixels(self, x: Tensor, above: list[Tensor], condition: Tensor | None, place: Place | None = None) -> Tensor:
         """Compute the features; see `PixelNetwork.pixels`."""
@@ -169,7 +182,7 @@ class GatedPixelCNN(PixelNetwork):
         self.vertical, self.horizontal = stack("above"), stack("left")
         self.shift, self.horizontal_shift = (conditioned(condition, 2 * width, depth) for _ in range(2))
         self.link = nn.ModuleList(nn.Conv2d(2 * width, 2 * width, 1) for _ in range(depth))
-        self.mix = nn.ModuleList(nn.Conv2d(width, width, 1) for _ in range(depth))
+        self.mix = nn.ModuleList(Pointwise(width, width) for _ in range(depth))
 
     def rows(self, x: Tensor, condition: Tensor | None, place: Place | None = None) -> list[Tensor]:
         """The vertical stack's contribution L u + V'' h to each layer of the horizontal one, (b, 2 width, h, w) each."""
