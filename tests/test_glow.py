@@ -100,7 +100,7 @@ def test_densities_integrate_to_one():
     assert log_p.exp().sum().item() * volume == pytest.approx(1, abs=1e-3)
 
     step, top, split = shaken(Step(2, 4)), shaken(ConditionalPrior((1, 1, 1), 1)), shaken(ConditionalPrior((1, 1, 1), 1, 1), 0.5)
-    plane, volume = grid(2, 401, 16.0)
+    plane, volume = grid(2, 501, 30.0)
     y, log_det = step(plane[:, :, None, None])
     h, z = y.chunk(2, 1)  # a conditional prior as of a scale that is not the last
     log_p = top(none(h)).log_prob(h) + split(none(h), h).log_prob(z) + log_det
