@@ -52,20 +52,20 @@ def test_the_density_is_the_change_of_variables():
 def test_it_learns_gaussians_by_their_label():
     torch.manual_seed(0)
     means, root = torch.tensor([[1.5, 0.0], [-1.5, 0.0]]), torch.tensor([[0.5, 0.0], [0.4, 0.3]])
-    label = torch.arange(600) % 2
-    x = means[label] + torch.randn(600, 2) @ root.T
+    label = torch.arange(300) % 2
+    x = means[label] + torch.randn(300, 2) @ root.T
     model, data = Flow(**SMALL, classes=2).train(), Batch({"vector": x, "label": label})
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-    for _ in range(120):
+    for _ in range(80):
         model.losses(data).total.backward()
         optimizer.step()
         optimizer.zero_grad()
     model.eval()
     best = MultivariateNormal(means[label], root @ root.T).log_prob(x).mean().item()
-    assert model.log_likelihood(data).mean().item() == pytest.approx(best, abs=0.1)
+    assert model.log_likelihood(data).mean().item() == pytest.approx(best, abs=0.15)
     given = Batch({"label": torch.tensor([0, 1, 0])}, present={"label": torch.tensor([True, True, False])})
     made = model.generate(given, "vector", 400, torch.Generator().manual_seed(0)).reshape(3, 400, 2)
-    torch.testing.assert_close(made[:2].mean(1), means, atol=0.15, rtol=0)
+    torch.testing.assert_close(made[:2].mean(1), means, atol=0.2, rtol=0)
     assert (made[2, :, 0] > 0).float().mean().item() == pytest.approx(0.5, abs=0.12)  # of both
     assert made[2, :, 0].std() > 1.2
 
