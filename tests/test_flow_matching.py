@@ -414,7 +414,7 @@ def test_the_prior_of_a_vae_finds_the_clusters_and_comes_back():
     generator = torch.Generator().manual_seed(0)
     centres = torch.tensor([[-2.0, 0.0], [2.0, 1.0]])[torch.arange(1000) % 4 // 3]  # a quarter in the second
     z = centres + 0.4 * torch.randn(1000, 2, generator=generator)
-    model = VAE("x", "vector", [3], 2, prior="flow_matching", prior_settings={"hidden": 48, "steps": 500})
+    model = VAE("x", "vector", [3], 2, prior="flow_matching", prior_settings={"hidden": 64, "steps": 1200})
     assert type(model.eval().prior()) is type(StandardPrior(2)())  # not fitted yet
     assert not any(p.requires_grad for p in model.prior.parameters())
     with torch.no_grad():
@@ -429,7 +429,7 @@ def test_the_prior_of_a_vae_finds_the_clusters_and_comes_back():
     batch = Batch({"x": torch.randn(4, 3)})
     assert model.losses(batch).total.isfinite() and model.log_likelihood(batch, 3).isfinite().all()
     assert type(model.train().prior()) is type(StandardPrior(2)())
-    again = FlowMatchingPrior(2, 48).eval()
+    again = FlowMatchingPrior(2, 64).eval()
     again.load_state_dict(model.prior.state_dict())
     torch.testing.assert_close(again().log_prob(z), p.log_prob(z))
     with pytest.raises(UserError, match="prior flow_matching: got 1 training item, expected at least 2"):
