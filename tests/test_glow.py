@@ -99,15 +99,19 @@ def test_densities_integrate_to_one():
     log_p = shaken(ConditionalPrior((1, 1, 1), 1))(none(y)).log_prob(y) + log_det
     assert log_p.exp().sum().item() * volume == pytest.approx(1, abs=1e-3)
 
-    step, top, split = shaken(Step(2, 4)), shaken(ConditionalPrior((1, 1, 1), 1)), shaken(ConditionalPrior((1, 1, 1), 1, 1), 0.5)
-    plane, volume = grid(2, 401, 16.0)
+    step, top, split = (
+        shaken(Step(2, 4)),
+        shaken(ConditionalPrior((1, 1, 1), 1)),
+        shaken(ConditionalPrior((1, 1, 1), 1, 1), 0.5),
+    )
+    plane, volume = grid(2, 401, 30.0)
     y, log_det = step(plane[:, :, None, None])
     h, z = y.chunk(2, 1)  # a conditional prior as of a scale that is not the last
     log_p = top(none(h)).log_prob(h) + split(none(h), h).log_prob(z) + log_det
     assert log_p.exp().sum().item() * volume == pytest.approx(1, abs=1e-3)
 
-    model = shaken(Glow(**DOTS, classes=1)).eval()
-    space, volume = grid(4, 23, 6.0)
+    model = shaken(Glow(**DOTS, classes=1), by=0.1).eval()
+    space, volume = grid(4, 19, 6.0)
     log_p = model.log_density(space.reshape(-1, 1, 2, 2), torch.zeros(len(space), dtype=torch.long))
     assert log_p.exp().sum().item() * volume == pytest.approx(1, abs=1e-3)
 
@@ -151,7 +155,7 @@ def exact(model: Glow) -> Tensor:
 
 
 def test_the_bound_is_below_the_probability_of_the_levels_and_rises_to_it():
-    model, many = shaken(Glow(**DOTS), 0.4).eval(), Batch({"image": every_picture().repeat(60, 1, 1, 1)})
+    model, many = shaken(Glow(**DOTS), by=0.15).eval(), Batch({"image": every_picture().repeat(60, 1, 1, 1)})
     true = exact(model)
     bounds = [model.log_likelihood(many, samples).reshape(60, 16).mean(0) for samples in (1, 8, 64)]
     gaps = [(true - bound).mean().item() for bound in bounds]
@@ -174,21 +178,21 @@ def trained(model: Glow, batch: Batch, steps: int) -> Glow:
 def test_it_learns_a_discrete_law_and_its_condition():
     """Four dots are equal; with the label 0 they are rarely on, with 1 mostly."""
     torch.manual_seed(0)
-    label = torch.arange(200) % 2
-    on = torch.rand(200) < torch.where(label == 0, 0.1, 0.8)
-    batch = Batch({"image": on.float()[:, None, None, None].expand(200, 1, 2, 2), "label": label})
-    model = trained(Glow(**{**DOTS, "depth": 4, "width": 16}, classes=2), batch, 250)
+    label = torch.arange(100) % 2
+    on = torch.rand(100) < torch.where(label == 0, 0.1, 0.8)
+    batch = Batch({"image": on.float()[:, None, None, None].expand(100, 1, 2, 2), "label": label})
+    model = trained(Glow(**{**DOTS, "depth": 3, "width": 16}, classes=2), batch, 150)
     nats = -model.log_likelihood(batch, 32).mean().item()
     shares = [on[label == k].float().mean().item() for k in (0, 1)]
     entropy = sum(-p * math.log(p) - (1 - p) * math.log(1 - p) for p in shares) / 2
-    assert entropy - 0.01 < nats < entropy + 0.35, (nats, entropy)  # 4 dots independent of each other: about 1.7
+    assert entropy - 0.01 < nats < entropy + 0.6, (nats, entropy)  # four independent dots: four times the entropy
     made = model.generate(Batch({"label": torch.tensor([0, 1])}), "image", 500, torch.Generator().manual_seed(0))
     made = made.reshape(2, 500, 4)
-    assert (made.amax(2) == made.amin(2)).float().mean() > 0.9
+    assert (made.amax(2) == made.amin(2)).float().mean() > 0.7  # of independent dots: 0.53
     for k in (0, 1):
-        assert made[k].mean().item() == pytest.approx(shares[k], abs=0.1)
+        assert made[k].mean().item() == pytest.approx(shares[k], abs=0.12)
     free = model.generate(Batch.nothing(1), "image", 500, torch.Generator().manual_seed(0)).mean().item()
-    assert free == pytest.approx(on.float().mean().item(), abs=0.1)  # of dropped labels
+    assert free == pytest.approx(on.float().mean().item(), abs=0.15)  # of dropped labels
 
 
 def test_at_temperature_zero_it_decodes_the_mode():
@@ -222,19 +226,21 @@ def test_a_changed_weight_changes_what_is_decoded():
     """The inverse of W is kept between calls without gradient."""
     model = shaken(Glow(**TINY)).eval()
     z = model.encode(Batch({"image": torch.rand(1, 1, 4, 4).double()})).mean
-    with torch.no_grad():
-        first = model.pixels(lambda number, h: z[f"z{number + 1}"])
-    state = {name: value.clone() for name, value in model.own_state().items()}
-    for change in (lambda: model.flow[0][0].mix.bias.data.add_(1), lambda: model.float(), lambda: model.double()):
+
+    def decoded(gradient: bool = False) -> Tensor:
+        with torch.set_grad_enabled(gradient):
+            dtype = model.flow[0][0].mix.bias.dtype
+            return model.pixels(lambda number, h: z[f"z{number + 1}"].to(dtype)).detach()
+
+    first, state = decoded(), {name: value.clone() for name, value in model.own_state().items()}
+    optimizer = torch.optim.AdamW(model.parameters(), 0.1, fused=True)
+    model.log_density(torch.rand(2, 1, 4, 4).double()).sum().backward()
+    for change in (lambda: (model.train(), optimizer.step(), model.eval()), model.float, model.double):
         change()
-        dtype = model.flow[0][0].mix.bias.dtype
-        with torch.no_grad():
-            kept = model.pixels(lambda number, h: z[f"z{number + 1}"].to(dtype))  # noqa: B023
-        torch.testing.assert_close(kept, model.pixels(lambda number, h: z[f"z{number + 1}"].to(dtype)).detach())  # noqa: B023
-        assert not torch.allclose(kept.double(), first, atol=1e-3)
+        torch.testing.assert_close(decoded(), decoded(gradient=True))
+        assert not torch.allclose(decoded().double(), first, atol=1e-3)
     model.load_own_state(state)
-    with torch.no_grad():
-        torch.testing.assert_close(model.pixels(lambda number, h: z[f"z{number + 1}"]), first)
+    torch.testing.assert_close(decoded(), first)
 
 
 def statistics(model: Glow) -> dict[str, Tensor]:
@@ -253,9 +259,8 @@ def test_actnorm_starts_once_from_the_first_batch_of_training():
     h = nn.functional.pixel_unshuffle(batch["image"], 2)
     for step in model.flow[0]:
         mixed = step.mix(h)[0].transpose(0, 1).flatten(1)
-        rotated = step.mix.weight() @ mixed  # W is a rotation: every channel of W^-1 y has variance 1
-        torch.testing.assert_close((step.mix.weight().T @ mixed).var(1, correction=0), torch.ones(4), atol=1e-3, rtol=0)
-        assert rotated.isfinite().all()
+        normalised = step.mix.weight().T @ mixed  # W is a rotation
+        torch.testing.assert_close(normalised.var(1, correction=0), torch.ones(4), atol=1e-3, rtol=0)
         h = step(h)[0]
     before = statistics(model)
     model.losses(pictures(5))
@@ -288,9 +293,10 @@ TWO = """
 import sys, torch
 sys.path.insert(0, {tests!r})
 from safetensors.torch import save_file
+from mmgen.processes import join
 from test_glow import *
 
-torch.distributed.init_process_group("gloo")
+join()
 rank = torch.distributed.get_rank()
 for name, sizes in (("both", (3, 4)), ("one", (0, 7))):
     rows = range(sum(sizes[:rank]), sum(sizes[: rank + 1]))
@@ -298,7 +304,6 @@ for name, sizes in (("both", (3, 4)), ("one", (0, 7))):
     losses = model.losses(Batch({{"image": seven()[list(rows)]}}) if rows else Batch.nothing(2))
     assert rows or losses["nll"] == 0
     save_file(statistics(model), f"{{sys.argv[1]}}/{{name}}_{{rank}}.safetensors")
-torch.distributed.destroy_process_group()
 """
 
 
@@ -373,7 +378,10 @@ NAN[1, 0, 2, 2] = math.nan
         (lambda: Glow(**TINY).train().losses(pictures(1)), "first batch: got 1 picture, expected 2 or more, .*batch_size"),
         (lambda: Glow(**TINY).encode(Batch({"text": torch.zeros(2)})), "image: got no item that has it"),
         (lambda: Glow(**TINY).log_likelihood(pictures(), samples=0), "samples: got 0"),
-        (lambda: Glow(**TINY).decode({"z1": torch.zeros(1, 2, 2, 2)}), r"z\['z2'\]: got no such entry, expected \(b, 8, 1, 1\)"),
+        (
+            lambda: Glow(**TINY).decode({"z1": torch.zeros(1, 2, 2, 2)}),
+            r"z\['z2'\]: got no such entry, expected \(b, 8, 1, 1\)",
+        ),
         (lambda: Glow(**TINY).decode({"z1": torch.zeros(1, 3, 2, 2)}), r"z\['z1'\]: got \(3, 2, 2\), expected \(b, 2, 2, 2\)"),
         (lambda: Glow(**TINY).generate(Batch.nothing(1), "text"), "to: got text"),
         (lambda: Glow(**TINY).generate(Batch.nothing(1), "image", temperature=-1.0), "temperature: got -1.0"),

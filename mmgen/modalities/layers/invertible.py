@@ -1,5 +1,7 @@
 """Invertible layers of flows on pictures: actnorm folded into a 1x1 convolution, affine coupling, and a step of both."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
@@ -45,7 +47,7 @@ class ActNormConvolution(nn.Module):
         self.register_buffer("sign", diagonal.sign())
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("std", torch.ones(channels))
-        self._kept: tuple[tuple[int, ...], Tensor, Tensor] | None = None  # state of the weights, and the inverse
+        self._kept: tuple[Tensor, Tensor] | None = None  # the inverse
 
     @torch.no_grad()
     def start(self, x: Tensor) -> None:
@@ -71,15 +73,26 @@ class ActNormConvolution(nn.Module):
         return y, x.shape[2] * x.shape[3] * log_det
 
     def inverse(self, y: Tensor) -> Tensor:
-        """y (b, c, h, w) -> x; where no gradient is wanted, the inverse of W is kept until a weight changes."""
+        """y (b, c, h, w) -> x; in eval mode without gradient, the inverse of W is kept, see `train`."""
         with torch.autocast(y.device.type, enabled=False):
-            if torch.is_grad_enabled():
+            if self.training or torch.is_grad_enabled():
                 return F.conv2d(y, *self._inverse_kernel())
-            tensors = (self.lu, self.log_diagonal, self.log_scale, self.bias, self.mean, self.std)
-            state = (self.lu.data_ptr(), *(0 if t.is_inference() else t._version for t in tensors))
-            if self._kept is None or self._kept[0] != state:
-                self._kept = state, *self._inverse_kernel()
-            return F.conv2d(y, *self._kept[1:])
+            if self._kept is None:
+                self._kept = self._inverse_kernel()
+            return F.conv2d(y, *self._kept)
+
+    def train(self, mode: bool = True) -> "ActNormConvolution":
+        """Set the mode and forget the inverse of W, as loading weights and moving the module do."""
+        self._kept = None
+        return super().train(mode)
+
+    def _apply(self, *args: Any, **options: Any) -> "ActNormConvolution":
+        self._kept = None
+        return super()._apply(*args, **options)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self._kept = None
+        super()._load_from_state_dict(*args)
 
     def _kernel(self) -> tuple[Tensor, Tensor]:
         """A (c, c, 1, 1) and a (c,) of y = A x + a."""
