@@ -27,7 +27,7 @@ from mmgen.data.rows import DataSet, open_rows, texts_of
 from mmgen.errors import Mistakes, UserError
 from mmgen.inference.probe import probe
 from mmgen.judging.features import frechet, picture_features
-from mmgen.judging.perplexity import shared_reader
+from  import shared_reader
 from mmgen.metrics.two_sample import classifier_test
 from mmgen.modalities.image import PACKAGES
 from mmgen.models.base import Model
