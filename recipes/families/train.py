@@ -27,7 +27,7 @@ from mmgen.data.rows import DataSet, open_rows, texts_of
 from mmgen.errors import Mistakes, UserError
 from mmgen.inference.probe import probe
 from mmgen.judging.features import frechet, picture_features
-from  import shared_reader
+from mmgen.judging.perplexity import Reader
 from mmgen.metrics.two_sample import classifier_test
 from mmgen.modalities.image import PACKAGES
 from mmgen.models.base import Model
@@ -279,7 +279,7 @@ def evaluate(run: Run, config: Config, split: str) -> Result:
         written = "\n".join(texts).encode()
         result["zlib"] = {"bits_per_byte": 8 * len(zlib.compress(written, 9)) / len(written)}
         for name in settings.language_models:
-            result[name] = {"bits_per_byte": shared_reader(name).bits_per_byte(texts)}
+            result[name] = {"bits_per_byte": Reader(name).bits_per_byte(texts)}
     titles = ["the split's pictures", *(LABELS[name] for name in models)]
     result.show(picture_grid(rows), {"rows": "; ".join(titles)}, wide=True, name="samples")
     return result
