@@ -31,7 +31,7 @@ class LinearPath:
         return t, 1 - t
 
     def target(self, noise: Tensor, data: Tensor) -> Tensor:
-        """What the network is to predict from x_t."""
+        """The quantity that the network predicts from x_t."""
         return data - noise
 
     def velocity(self, x: Tensor, t: Tensor, predicted: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ class VariancePreservingPath:
         return log_alpha.exp(), (-torch.expm1(2 * log_alpha)).sqrt()
 
     def target(self, noise: Tensor, data: Tensor) -> Tensor:
-        """What the network is to predict from x_t."""
+        """The quantity that the network predicts from x_t."""
         return noise
 
     def velocity(self, x: Tensor, t: Tensor, predicted: Tensor) -> Tensor:

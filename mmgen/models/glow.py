@@ -293,7 +293,8 @@ class Glow(Model):
         if count == 0:
             return
         for steps in self.flow:
-            y = F.pixel_unshuffle(y, 2)
+            b, c, h, w = y.shape
+            y = F.pixel_unshuffle(y, 2) if b else y.new_zeros(0, 4 * c, h // 2, w // 2)  # torch leaves 0 items as they are
             for step in steps:
                 y = step.start(y)
             y = y.chunk(2, 1)[0]  # of the last scale unused
