@@ -297,7 +297,7 @@ def test_it_learns_a_density_of_each_class(path):
         free = -model.log_likelihood(test.keep(["x"]), tolerance=1e-3).mean().item()
         assert free == pytest.approx(entropy + math.log(2), abs=0.2)  # the classes hardly overlap
     x = model.generate(test.keep(["label"]), "x", steps=20)[:, 0]
-    assert ((x > 0).long() == test["label"]).float().mean() > 0.95
+    assert ((x > 0).long() == test["label"]).float().mean() > 0.9
 
 
 def test_labels_are_dropped_in_training_alone(monkeypatch):

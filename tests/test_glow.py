@@ -33,6 +33,11 @@ def shaken(module: nn.Module, by: float = 0.3) -> nn.Module:
     return module
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
 def pictures(n: int = 6, shape=(1, 4, 4)) -> Batch:
     return Batch({"image": torch.rand(n, *shape)})
 
@@ -160,7 +165,8 @@ def test_the_bound_is_below_the_probability_of_the_levels_and_rises_to_it():
     bounds = [model.log_likelihood(many, samples).reshape(60, 16).mean(0) for samples in (1, 8, 64)]
     gaps = [(true - bound).mean().item() for bound in bounds]
     assert gaps[0] > 2 * gaps[1] > 4 * gaps[2] > 0 and gaps[2] < 0.02, gaps
-    assert (bounds[0] < true).all()
+    each = model.log_likelihood(Batch({"image": every_picture().repeat(400, 1, 1, 1)})).reshape(400, 16)
+    assert (each.mean(0) < true + 3 * each.std(0) / 20).all()  # 20: the root of 400
     losses = torch.stack([model.losses(many)["nll"] for _ in range(20)])  # the loss is the same bound
     assert losses.mean().item() == pytest.approx(-bounds[0].mean().item(), abs=0.05)
 
@@ -181,16 +187,16 @@ def test_it_learns_a_discrete_law_and_its_condition():
     label = torch.arange(100) % 2
     on = torch.rand(100) < torch.where(label == 0, 0.1, 0.8)
     batch = Batch({"image": on.float()[:, None, None, None].expand(100, 1, 2, 2), "label": label})
-    model = trained(Glow(**{**DOTS, "depth": 3, "width": 16}, classes=2), batch, 120)
+    model = trained(Glow(**{**DOTS, "depth": 3, "width": 16}, classes=2), batch, 250)
     nats = -model.log_likelihood(batch, 32).mean().item()
     shares = [on[label == k].float().mean().item() for k in (0, 1)]
     entropy = sum(-p * math.log(p) - (1 - p) * math.log(1 - p) for p in shares) / 2
-    assert entropy - 0.01 < nats < entropy + 0.6, (nats, entropy)  # four independent dots: four times the entropy
+    assert entropy - 0.01 < nats < entropy + 0.5, (nats, entropy)  # four independent dots: four times the entropy
     made = model.generate(Batch({"label": torch.tensor([0, 1])}), "image", 500, torch.Generator().manual_seed(0))
     made = made.reshape(2, 500, 4)
-    assert (made.amax(2) == made.amin(2)).float().mean() > 0.7  # of independent dots: 0.53
+    assert (made.amax(2) == made.amin(2)).float().mean() > 0.75  # of independent dots: 0.53
     for k in (0, 1):
-        assert made[k].mean().item() == pytest.approx(shares[k], abs=0.12)
+        assert made[k].mean().item() == pytest.approx(shares[k], abs=0.2)
     free = model.generate(Batch.nothing(1), "image", 500, torch.Generator().manual_seed(0)).mean().item()
     assert free == pytest.approx(on.float().mean().item(), abs=0.15)  # of dropped labels
 
