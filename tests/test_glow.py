@@ -34,7 +34,7 @@ def shaken(module: nn.Module, by: float = 0.3) -> nn.Module:
 
 
 @pytest.fixture(autouse=True)
-def seeded():
+def same_draws():
     torch.manual_seed(0)
 
 
