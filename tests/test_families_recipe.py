@@ -5,11 +5,14 @@ import math
 
 import pytest
 import torch
+from mmgen.recipes.families.train import Data, draw, pictures
 
 from mmgen.data.image import ImageProcessor
+from mmgen.judging.likelihood import bits_per_dim
+from mmgen.metrics.likelihood import independent_bits
 from mmgen.models.pixel_cnn import PixelCNN
-from mmgen.recipes.families.train import Data, bits_per_dim, draw, independent_bits, pictures, training_minutes
 from mmgen.training.config import FitConfig
+from mmgen.training.run_folder import training_minutes
 
 
 def test_independent_pixels_have_their_frequencies():

@@ -6,8 +6,6 @@ mmgen train families --config mnist                                        # 28 
 accelerate launch recipes/families/train.py --config recipes/families/gpu.yaml
 """
 
-import json
-import math
 import sys
 import time
 import zlib
@@ -27,7 +25,9 @@ from mmgen.data.rows import DataSet, open_rows, texts_of
 from mmgen.errors import Mistakes, UserError
 from mmgen.inference.probe import probe
 from mmgen.judging.features import frechet, picture_features
+from mmgen.judging.likelihood import bits_per_dim
 from mmgen.judging.perplexity import Reader
+from mmgen.metrics.likelihood import independent_bits
 from mmgen.metrics.two_sample import classifier_test
 from mmgen.modalities.image import PACKAGES
 from mmgen.models.base import Model
@@ -42,6 +42,7 @@ from mmgen.training.recipe import Recipe, RecipeConfig, stage
 from mmgen.training.report import picture_grid
 from mmgen.training.result import Result
 from mmgen.training.run import Run
+from mmgen.training.run_folder import training_minutes
 
 FAMILIES = ("vae", "pixel_cnn", "glow", "gan", "flow_matching")
 LABELS = {"vae": "VAE", "pixel_cnn": "PixelCNN", "glow": "Glow", "gan": "GAN", "flow_matching": "flow matching",
@@ -194,39 +195,6 @@ def draw(model: Model, n: int, seed: int) -> Tensor:
 def shown(model: Model, x: Tensor) -> list[Image.Image]:
     """Convert (n, c, h, w) to n pictures."""
     return [model.processors["image"].decode(one) for one in x]
-
-
-def training_minutes(folder: Path, fit: FitConfig) -> float:
-    """Minutes that a stage trained, from the speeds in its ``metrics.jsonl``."""
-    seconds, before = 0.0, 0
-    for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        logged = json.loads(line)
-        seconds += (logged["step"] - before) * fit.batch_size * fit.accumulation / logged["items_per_s"]
-        before = logged["step"]
-    return seconds / 60
-
-
-@torch.no_grad()
-def bits_per_dim(model: Model, data: DataSet, items: int, samples: int) -> float:
-    """-log2 p(picture) / (c h w), the mean over the first ``items``: exact, or an upper bound."""
-    total, dims = 0.0, math.prod(model.processors["image"].shape)
-    for batch in data.batches(f"likelihood: {LABELS[model.name]}", 50, range(items), model.step.device):
-        total -= model.log_likelihood(batch, samples).double().sum().item()
-    return total / (items * dims * math.log(2))
-
-
-def independent_bits(seen: Tensor, x: Tensor, levels: int) -> float:
-    """Bits per dimension of pixels that are independent, each with its frequencies in training plus one of every level.
-
-    Args:
-        seen: (n, c, h, w), the pictures of training.
-        x: (m, c, h, w).
-        levels: number L of levels.
-    """
-    seen, x = ((part.flatten(1) * (levels - 1)).round().long().T for part in (seen, x))  # (d, n), (d, m)
-    counts = torch.ones(len(seen), levels).scatter_add_(1, seen, torch.ones(seen.shape))  # (d, L)
-    log_p = (counts / counts.sum(1, keepdim=True)).log2().gather(1, x)  # (d, m)
-    return -log_p.mean().item()
 
 
 def features_of(settings: Evaluation, processor: ImageProcessor, x: Tensor) -> Tensor:
