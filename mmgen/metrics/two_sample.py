@@ -113,7 +113,7 @@ def mmd_test(x: Tensor, y: Tensor, bandwidth: float | None = None, permutations:
     pooled, n = torch.from_numpy(np.concatenate([a, b])), len(a)  # (N, d)
     distance = torch.cdist(pooled, pooled, compute_mode="donot_use_mm_for_euclid_dist")  # (N, N)
     if bandwidth is None:
-        bandwidth = distance[tuple(torch.triu_indices(*distance.shape, offset=1))].median().item() or 1.0
+        bandwidth = distance[tuple(torch.triu_indices(len(pooled), len(pooled), offset=1))].median().item() or 1.0
     kernel = (-(distance / bandwidth).square() / 2).exp().fill_diagonal_(0)
     first = torch.arange(len(pooled)) < n  # True for the items of x
     generator = torch.Generator().manual_seed(seed)
