@@ -32,7 +32,7 @@ $(VENV)/installed: setup.cfg pyproject.toml
 	touch $@
 
 $(VENV)/installed-test: $(VENV)/installed
-	$(BIN)/pip install --quiet --editable '.[offline,robotics,test]'
+	$(BIN)/pip install --quiet --editable '.[diffusion,offline,robotics,test]'
 	touch $@
 
 clean:

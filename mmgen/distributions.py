@@ -1,14 +1,15 @@
-"""Distributions that torch lacks: points, joint ones by name, token sequences; and likelihoods chosen by name."""
+"""Distributions that torch lacks: points, joint ones by name, token sequences, levels; and likelihoods chosen by name."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, ContinuousBernoulli, Distribution, Independent, Laplace, Normal, constraints
 
-from mmgen.errors import UserError, check_one_of
+from mmgen.errors import UserError, check_at_least, check_one_of
 
 
 class Delta(Distribution):
@@ -154,6 +155,133 @@ class AutoregressiveCategorical(Distribution):
         return self.context.expand(*draws, *self.context.shape).reshape(-1, *self.context.shape[1:])
 
 
+class DiscretizedLogisticMixture(Distribution):
+    """A distribution over vectors of levels 0 to L - 1, such as the channels of a pixel, each given those before it.
+
+    With y = 2 x / (L - 1) - 1 in [-1, 1] and h = 1 / (L - 1), half the width of a level,
+
+    ``P(x) = sum_k pi_k prod_j [sigmoid((y_j + h - mu_kj) / s_kj) - sigmoid((y_j - h - mu_kj) / s_kj)]``,
+    ``mu_kj = m_kj + sum_{i<j} tanh(a_kji) y_i``,
+
+    where the lowest level takes all probability below it and the highest all above.
+
+    Args:
+        logits: (..., K) of the weights pi.
+        means: (..., K, c) m.
+        log_scales: (..., K, c) log s, limited to -7 to 7.
+        coefficients: (..., K, c (c - 1) / 2) a, row by row below the diagonal.
+        levels: number L of levels, 2 or more.
+
+    Source: Salimans et al. 2017, PixelCNN++, arXiv 1701.05517, section 2.
+
+    >>> zeros = torch.zeros(1, 2, 1)
+    >>> p = DiscretizedLogisticMixture(torch.zeros(1, 2), zeros, zeros, torch.zeros(1, 2, 0), levels=2)
+    >>> p.log_prob(torch.tensor([[0]])).exp().tolist(), p.conditional(torch.zeros(1, 0, dtype=torch.long)).exp().tolist()
+    ([0.5], [[0.5, 0.5]])
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 (the name and type that torch prescribes)
+    has_rsample = False
+
+    def __init__(self, logits: Tensor, means: Tensor, log_scales: Tensor, coefficients: Tensor, levels: int) -> None:
+        self.log_weights, self.means, self.levels = logits.log_softmax(-1), means, levels
+        self.inverse_scales = (-log_scales.clamp(-7, 7)).exp()
+        self.coefficients = coefficients.tanh()
+        super().__init__(logits.shape[:-1], means.shape[-1:], validate_args=False)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log P of levels: (..., c) int64 -> (...) in nats."""
+        return self._joint(value).logsumexp(-1)
+
+    def conditional(self, earlier: Tensor) -> Tensor:
+        """log P(x_j | x_1, ..., x_{j-1}) for all levels of x_j: (..., j - 1) int64 -> (..., L)."""
+        joint = self._joint(earlier)  # (..., K)
+        every = torch.arange(self.levels, device=earlier.device)
+        found = self._log_bins(earlier.shape[-1], every, earlier[..., None, :])  # (..., K, L)
+        return (joint.log_softmax(-1)[..., None] + found).logsumexp(-2)
+
+    def _joint(self, value: Tensor) -> Tensor:
+        """log [pi_k P_k(x_1, ..., x_j)]: (..., j) -> (..., K)."""
+        joint = self.log_weights
+        for j in range(value.shape[-1]):
+            joint = joint + self._log_bins(j, value[..., j, None], value[..., None, :j])[..., 0]
+        return joint
+
+    def _log_bins(self, j: int, level: Tensor, earlier: Tensor) -> Tensor:
+        """log P_k(x_j = level | earlier): level (..., n) and earlier (..., 1, j) levels -> (..., K, n)."""
+        first = j * (j - 1) // 2
+        shift = (self.coefficients[..., first : first + j] * self._scaled(earlier)).sum(-1)  # (..., K)
+        distance = self._scaled(level)[..., None, :] - (self.means[..., j] + shift)[..., None]  # (..., K, n)
+        return log_logistic_bins(distance, level[..., None, :], self.inverse_scales[..., j, None], self.levels, 2.0)
+
+    def _scaled(self, level: Tensor) -> Tensor:
+        """y in [-1, 1]."""
+        return 2 * level.to(self.means.dtype) / (self.levels - 1) - 1
+
+
+class DiscretizedLogistic(Distribution):
+    """A distribution over numbers i / (L - 1), i = 0 to L - 1, such as the values of a picture.
+
+    ``P(x) = sigmoid((x + h - m) / s) - sigmoid((x - h - m) / s)``, ``h = 1 / (2 L - 2)``,
+
+    where the lowest number takes all probability below it and the highest all above. Other numbers are rounded.
+
+    Args:
+        mean: (...) m, of the logistic distribution.
+        scale: s > 0, that broadcasts with it.
+        levels: number L.
+
+    Source: Salimans et al. 2017, PixelCNN++, arXiv 1701.05517, section 2.1, with one component.
+
+    >>> p = DiscretizedLogistic(torch.tensor([0.3]), torch.tensor(0.1), levels=5)
+    >>> round(p.log_prob(torch.linspace(0, 1, 5)).exp().sum().item(), 5)
+    1.0
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 (the name and type that torch prescribes)
+
+    def __init__(self, mean: Tensor, scale: Tensor | float, levels: int = 256) -> None:
+        self.location, self.scale, self.levels = mean, torch.as_tensor(scale, device=mean.device), levels
+        super().__init__(torch.broadcast_shapes(mean.shape, self.scale.shape), validate_args=False)
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean of the logistic distribution, limited to [0, 1]: that of the numbers, but for their steps."""
+        return self.location.clamp(0, 1)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw numbers: (*sample_shape, ...)."""
+        u = torch.rand(*sample_shape, *self.batch_shape, dtype=self.location.dtype, device=self.location.device)
+        drawn = self.location + self.scale * torch.logit(u, eps=1e-7)
+        return (drawn * (self.levels - 1)).round().clamp(0, self.levels - 1) / (self.levels - 1)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log P of numbers (...), in nats."""
+        level = (value * (self.levels - 1)).round()
+        distance = level / (self.levels - 1) - self.location
+        return log_logistic_bins(distance, level, 1 / self.scale, self.levels, 1.0)
+
+
+def log_logistic_bins(distance: Tensor, level: Tensor, inverse_scale: Tensor, levels: int, width: float) -> Tensor:
+    """log P of levels of equal width, from a logistic distribution; no case needs an approximation, and none is above 0.
+
+    Args:
+        distance: of the middle of each level from the mean.
+        level: its number, 0 to L - 1; the first and the last are open.
+        inverse_scale: 1 / s.
+        levels: number L.
+        width: distance of the last level from the first.
+
+    Source: a level's probability is ``sigmoid(b) sigmoid(-a) (1 - exp(a - b))`` of its borders a < b.
+    """
+    half = width / (2 * (levels - 1))
+    below_upper = nn.functional.logsigmoid((distance + half) * inverse_scale)  # log P(y < upper border)
+    above_lower = nn.functional.logsigmoid((half - distance) * inverse_scale)  # log P(y > lower border)
+    log_width = (-torch.expm1(-2 * half * inverse_scale)).log()
+    inner = below_upper + above_lower + log_width
+    return torch.where(level == 0, below_upper, torch.where(level == levels - 1, above_lower, inner))
+
+
 @dataclass(frozen=True)
 class Family:
     """A family of distributions over single numbers, each given by one parameter.
@@ -165,6 +293,7 @@ class Family:
         values: the support in words, for messages.
         fix: what to do about other values, for messages.
         scaled: whether the distribution takes a scale.
+        stepped: whether it takes a number of levels.
 
     >>> Family("normal", Normal, constraints.real, "any number", scaled=True).support.check(torch.tensor([0.5, -1.0])).tolist()
     [True, True]
@@ -176,6 +305,7 @@ class Family:
     values: str
     fix: str = 'scale it, or set the likelihood "normal"'
     scaled: bool = False
+    stepped: bool = False
 
 
 def _bernoulli(logits: Tensor) -> Bernoulli:
@@ -194,6 +324,7 @@ FAMILIES = {
         Family("continuous_bernoulli", _continuous_bernoulli, constraints.unit_interval, "0 to 1"),
         Family("normal", Normal, constraints.real, "any number", scaled=True),
         Family("laplace", Laplace, constraints.real, "any number", scaled=True),
+        Family("discretized_logistic", DiscretizedLogistic, constraints.unit_interval, "0 to 1", scaled=True, stepped=True),
     )
 }
 
@@ -203,9 +334,11 @@ class Likelihood(nn.Module):
 
     Args:
         family: a `Family`, or the name of one in `FAMILIES`: "bernoulli" (x in {0, 1}; for x between, log_prob is minus the
-            cross-entropy and no density), "continuous_bernoulli" (a density on [0, 1]), "normal" or "laplace" (any real x).
+            cross-entropy and no density), "continuous_bernoulli" (a density on [0, 1]), "discretized_logistic" (a probability
+            of the nearest of ``levels`` numbers from 0 to 1), "normal" or "laplace" (any real x).
         event_dims: number of last dimensions that form one event.
-        scale: of normal and laplace; None learns one for all dimensions, from 1.
+        scale: of normal, laplace and discretized_logistic; None learns one for all dimensions, from 1.
+        levels: of discretized_logistic.
 
     Raises:
         UserError: an unknown family, or a scale that is not above 0.
@@ -214,12 +347,14 @@ class Likelihood(nn.Module):
     torch.Size([1, 4, 4])
     """
 
-    def __init__(self, family: str | Family, event_dims: int, scale: float | None = None) -> None:
+    def __init__(self, family: str | Family, event_dims: int, scale: float | None = None, levels: int = 256) -> None:
         super().__init__()
         known = family if isinstance(family, Family) else FAMILIES[check_one_of("likelihood", family, FAMILIES)]
         if scale is not None and not scale > 0:
             raise UserError("scale", got=scale, expected="a number > 0", fix="set scale=1.0, or None to learn it")
+        check_at_least("levels", levels, 2)
         self.family, self.event_dims, self.scale = known, event_dims, scale
+        self.distribution = partial(known.distribution, levels=levels) if known.stepped else known.distribution
         if scale is None and known.scaled:
             self.log_scale = nn.Parameter(torch.zeros(()))
 
@@ -227,9 +362,9 @@ class Likelihood(nn.Module):
         """parameter (..., *event): the logit of the Bernoullis, the mean of normal and laplace -> p(x | z)."""
         parameter = parameter.to(torch.promote_types(parameter.dtype, torch.float32))
         if not self.family.scaled:
-            return Independent(self.family.distribution(parameter), self.event_dims)
+            return Independent(self.distribution(parameter), self.event_dims)
         scale = self.log_scale.exp().to(parameter) if self.scale is None else self.scale
-        return Independent(self.family.distribution(parameter, scale), self.event_dims)
+        return Independent(self.distribution(parameter, scale), self.event_dims)
 
     def check(self, name: str, x: Tensor) -> None:
         """Fail unless every value of x (b, ...) has probability.

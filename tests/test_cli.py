@@ -65,7 +65,7 @@ def test_a_reader_that_had_enough():
 def test_help_names_every_command():
     done = subprocess.run([sys.executable, "-m", "mmgen.cli", "--help"], capture_output=True, text=True)
     assert done.returncode == 0
-    assert all(f"    {name}" in done.stdout for name in ("list", "train", "evaluate", "generate", "data"))
+    assert all(f"    {name}" in done.stdout for name in ("list", "train", "evaluate", "generate", "probe", "data"))
 
 
 @pytest.mark.parametrize(

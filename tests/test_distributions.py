@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from mmgen.distributions import Likelihood, draw, until_stop
+from mmgen.distributions import DiscretizedLogistic, DiscretizedLogisticMixture, Likelihood, draw, until_stop
 from mmgen.errors import UserError
 from mmgen.modalities.text import TextDecoder
 
@@ -102,3 +102,83 @@ def test_draw_is_reproducible_and_never_takes_the_impossible(seed, n):
     drawn = [draw(probabilities, n, torch.Generator().manual_seed(seed)) for _ in range(2)]
     assert torch.equal(*drawn) and drawn[0].shape == (2, n)
     assert (drawn[0][0] == 1).all() and (drawn[0][1] != 1).all()
+
+
+@pytest.mark.parametrize(("mean", "scale"), [(0.3, 0.1), (-2.0, 1e-3), (3.0, 1e-3), (0.5, 50.0), (0.51, 1e-6)])
+def test_discretized_logistic_sums_to_one_and_is_the_mixture_of_one_component(mean: float, scale: float) -> None:
+    levels = 7
+    x, m = torch.linspace(0, 1, levels, dtype=torch.float64), torch.tensor(mean, dtype=torch.float64)
+    log_p = DiscretizedLogistic(m, scale, levels).log_prob(x)
+    assert log_p.isfinite().all() and (log_p <= 0).all()
+    torch.testing.assert_close(log_p.exp().sum(), torch.ones((), dtype=torch.float64))
+    if scale > 1e-3:  # the mixture limits its scales
+        means, log_scales = (2 * m - 1).reshape(1, 1), torch.tensor([[2 * scale]], dtype=torch.float64).log()
+        one = DiscretizedLogisticMixture(m.new_zeros(1), means, log_scales, m.new_zeros(1, 0), levels)
+        torch.testing.assert_close(log_p, one.log_prob(torch.arange(levels)[:, None]))
+
+
+def test_discretized_logistic_draws_follow_it() -> None:
+    torch.manual_seed(0)
+    p = DiscretizedLogistic(torch.tensor(0.4), 0.2, levels=5)
+    drawn = p.sample((20_000,))
+    shares = torch.stack([(drawn == value).float().mean() for value in torch.linspace(0, 1, 5)])
+    torch.testing.assert_close(shares, p.log_prob(torch.linspace(0, 1, 5)).exp(), atol=0.012, rtol=0)
+    assert Likelihood("discretized_logistic", 1, levels=5)(torch.zeros(3)).log_prob(torch.zeros(3)) <= 0
+
+
+def mixture(levels, channels=1, scale=1.0, dtype=torch.float64, rows=5):
+    """Random parameters of three components, times ``scale``."""
+    generator = torch.Generator().manual_seed(levels + channels)
+    shapes = [(3,), (3, channels), (3, channels), (3, channels * (channels - 1) // 2)]
+    parameters = [(scale * torch.randn(rows, *shape, generator=generator)).to(dtype).requires_grad_() for shape in shapes]
+    return DiscretizedLogisticMixture(*parameters, levels), parameters
+
+
+@pytest.mark.parametrize("scale", [1.0, 10.0, 1e4])
+@pytest.mark.parametrize("levels", [2, 3, 256])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_levels_of_a_logistic_mixture_sum_to_one(levels, scale, dtype):
+    p, parameters = mixture(levels, 1, scale, dtype)
+    log_p = p.log_prob(torch.arange(levels)[:, None, None].expand(levels, 5, 1))  # (L, 5)
+    torch.testing.assert_close(log_p.exp().sum(0), torch.ones(5, dtype=dtype))
+    assert log_p.isfinite().all() and (log_p <= 0).all()
+    log_p.sum().backward()
+    assert all(x.grad.isfinite().all() for x in parameters)
+
+
+@settings(deadline=None, max_examples=50)
+@given(mean=st.floats(-1e6, 1e6), log_scale=st.floats(-1e3, 1e3), levels=st.sampled_from([2, 16, 256, 65536]))
+def test_a_logistic_of_any_parameters_sums_to_one(mean, log_scale, levels):
+    one = torch.ones(1, 1, 1, dtype=torch.float64)
+    p = DiscretizedLogisticMixture(one[0], mean * one, log_scale * one, one[..., :0], levels)
+    log_p = p.conditional(torch.zeros(1, 0, dtype=torch.long))
+    assert log_p.exp().sum().item() == pytest.approx(1, abs=1e-9) and (log_p <= 0).all()
+
+
+@pytest.mark.parametrize("mean", [-2.0, 2.0, 0.1])
+def test_the_narrowest_logistics_sum_to_one_and_leave_nothing_to_other_levels(mean):
+    one = torch.ones(1, 1, 1, dtype=torch.float64)
+    p = DiscretizedLogisticMixture(one[0], mean * one, -7 * one, one[..., :0], 256).conditional(torch.zeros(1, 0).long()).exp()
+    assert p.sum().item() == pytest.approx(1, abs=1e-12)
+    assert p.argmax().item() == {-2.0: 0, 2.0: 255, 0.1: 140}[mean] and p.max() > 0.7
+
+
+def test_a_logistic_mixture_is_its_formula():
+    p, (logits, means, log_scales, coefficients) = mixture(8, 3)
+    x = torch.randint(8, (5, 3), generator=torch.Generator().manual_seed(0)).clamp(1, 6)  # no outermost levels
+    r, g, b = (2 * x.double() / 7 - 1)[:, None].unbind(2)  # (5, 1)
+    of_red, of_red_too, of_green = coefficients.tanh().unbind(2)  # (5, 3)
+    mu = torch.stack([means[..., 0] + 0 * r, means[..., 1] + of_red * r, means[..., 2] + of_red_too * r + of_green * g], 2)
+    y, s = torch.stack([r, g, b], 2), log_scales.exp()
+    bins = ((y + 1 / 7 - mu) / s).sigmoid() - ((y - 1 / 7 - mu) / s).sigmoid()  # (5, 3, 3)
+    torch.testing.assert_close(p.log_prob(x), (logits.softmax(1) * bins.prod(2)).sum(1).log())
+
+
+@pytest.mark.parametrize("scale", [1.0, 10.0])
+def test_all_vectors_of_a_logistic_mixture_sum_to_one_and_are_products_of_conditionals(scale):
+    p, _ = mixture(4, 3, scale)
+    every = torch.tensor(list(itertools.product(range(4), repeat=3)))[:, None].expand(64, 5, 3)
+    log_p = p.log_prob(every)  # (64, 5)
+    torch.testing.assert_close(log_p.exp().sum(0), torch.ones(5, dtype=torch.float64))
+    each = [p.conditional(every[..., :j]).gather(-1, every[..., j : j + 1])[..., 0] for j in range(3)]
+    torch.testing.assert_close(sum(each), log_p)

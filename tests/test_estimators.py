@@ -36,6 +36,8 @@ NEEDED = {
     "answerer": ["text", "caption"],
     "mag": ["label"],
     "factorized": ["touch", "label"],
+    "pixel_cnn": ["image"],
+    "glow": ["image"],
 }
 # terms of a batch as a whole, which several batches estimate differently: contrasts with its other items
 OF_A_BATCH = {"aligned": "", "mirror_gan": "discriminator/"}  # the start of their names

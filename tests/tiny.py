@@ -15,9 +15,14 @@ from mmgen.models.classifier import Classifier
 from mmgen.models.discrete_vae import DiscreteVAE
 from mmgen.models.edit import Edit
 from mmgen.models.factorized import Factorized
+from mmgen.models.flow import Flow
+from mmgen.models.flow_matching import FlowMatching
+from mmgen.models.gan import GAN
+from mmgen.models.glow import Glow
 from mmgen.models.mag import AdaptedTransformer
 from mmgen.models.mirror_gan import MirrorGAN
 from mmgen.models.multimodal_vae import MultimodalVAE
+from mmgen.models.pixel_cnn import PixelCNN
 from mmgen.models.psa_captioner import PseudoSelfAttentionCaptioner
 from mmgen.models.redescriber import Redescriber
 from mmgen.models.sentence_vae import SentenceVAE
@@ -157,6 +162,12 @@ def tiny_models() -> dict[str, Tiny]:
             optional="image",
             to="image",
         ),
+        "gan": Tiny(
+            model=tiny_gan,
+            batch=lambda n: Batch({"image": torch.rand(n, 1, 8, 8), "label": torch.arange(n) % 3}),
+            optional="image",
+            to="image",
+        ),
         "aligned": Tiny(
             model=tiny_aligned,
             batch=pictures_with_captions,
@@ -215,6 +226,12 @@ def tiny_models() -> dict[str, Tiny]:
             optional="image",
             to="image",
         ),
+        "flow_matching": Tiny(
+            model=lambda: FlowMatching(shape=[1, 8, 8], classes=3, settings={"dim": 8, "depth": 1, "heads": 2}),
+            batch=lambda n: Batch({"image": torch.rand(n, 1, 8, 8), "label": torch.arange(n) % 3}),
+            optional="image",
+            to="image",
+        ),
         "text_to_image": Tiny(
             model=tiny_text_to_image,
             batch=lambda n: Batch(
@@ -223,6 +240,24 @@ def tiny_models() -> dict[str, Tiny]:
             ),
             optional="text",
             to="image",
+        ),
+        "pixel_cnn": Tiny(
+            model=lambda: PixelCNN((1, 4, 4), levels=4, width=6, depth=2, classes=3, condition_dropout=0.0),
+            batch=lambda n: Batch({"image": torch.rand(n, 1, 4, 4), "label": torch.arange(n) % 3}),
+            optional="label",  # a picture is read as whole numbers, which pass no gradient on
+            to="image",
+        ),
+        "glow": Tiny(
+            model=tiny_glow,
+            batch=lambda n: Batch({"image": torch.rand(n, 1, 8, 8), "label": torch.arange(n) % 3}),
+            optional="label",  # a picture is rounded to its levels, so that its values get no gradient
+            to="image",
+        ),
+        "flow": Tiny(
+            model=lambda: Flow(shape=[4], transforms=2, hidden=8, bins=3, classes=3, condition_dropout=0.0),
+            batch=lambda n: Batch({"vector": torch.randn(n, 4), "label": torch.arange(n) % 3}),
+            optional="vector",
+            to="vector",
         ),
         "vae": Tiny(
             model=tiny_vae,
@@ -258,6 +293,13 @@ def tiny_discrete_vae() -> DiscreteVAE:
     return model
 
 
+def tiny_glow() -> Glow:
+    """One whose first batch, which sets its actnorms, is over, and whose levels are too many for their noise to matter."""
+    model = Glow([1, 8, 8], levels=2**30, scales=2, depth=1, width=8, classes=3, condition_dropout=0.0)
+    model.losses(Batch({"image": torch.rand(8, 1, 8, 8)}))
+    return model
+
+
 def tiny_text_to_image() -> TextToImage:
     """One with the codes of an untrained VAE."""
     model = TextToImage(TINY_CODES, vocabulary=9, text_length=4, end=2, dim=8, depth=1, heads=2)
@@ -273,6 +315,13 @@ def tiny_mirror_gan() -> MirrorGAN:
     text, widths = {"dim": 8, "depth": 1, "heads": 2}, {"width": 4, "critic_width": 4, "noise": 3, "condition": 4}
     model = MirrorGAN([4, 8], 1, 9, 5, text, augmentation=0.0, redescriber=TINY_REDESCRIBER, **widths)
     torch.nn.init.zeros_(model.generator.mapping.weight[:, :3])
+    return model
+
+
+def tiny_gan() -> GAN:
+    """One whose pictures do not depend on z, as `tiny_multimodal_vae`, and that hides no label."""
+    model = GAN([1, 8, 8], classes=3, condition_dropout=0.0, noise=3, width=4, depth=1)
+    torch.nn.init.zeros_(model.generator.expand.weight[:, :3])
     return model
 
 

@@ -9,12 +9,13 @@ from mmgen.cli.data import add_data
 from mmgen.cli.evaluate import add_evaluate
 from mmgen.cli.generate import add_generate
 from mmgen.cli.listing import add_list
+from mmgen.cli.probe import add_probe
 from mmgen.cli.restyle import add_restyle
 from mmgen.cli.steer import add_steer
 from mmgen.cli.train import add_train
 from mmgen.errors import UserError
 
-COMMANDS = (add_list, add_train, add_evaluate, add_generate, add_ask, add_steer, add_restyle, add_data)
+COMMANDS = (add_list, add_train, add_evaluate, add_generate, add_ask, add_steer, add_restyle, add_probe, add_data)
 
 
 class Parser(argparse.ArgumentParser):

@@ -180,6 +180,28 @@ class ImageProcessor:
         return torch.tensor(value, dtype=torch.float32).reshape(-1, 1, 1)
 
 
+def upper_part(source: Source, processor: ImageProcessor, shape: tuple[int, ...], cell: int = 1) -> Tensor:
+    """The upper rows of a picture, read as those of a whole one, for a model that completes it: (c, h0, w).
+
+    Args:
+        source: the upper part, as a file or an open picture.
+        processor: of the model.
+        shape: (c, h, w) of a whole picture.
+        cell: number of rows that the model completes together.
+
+    Raises:
+        UserError: its width is not w, or its height no multiple of ``cell`` below h; or as `read_image`.
+    """
+    (_, height, width), picture = shape, read_image(source)
+    if picture.width != width or picture.height >= height or picture.height % cell:
+        got = f"{picture.width} x {picture.height} pixels"
+        expected = f"{width} wide and a multiple of {cell} below {height} high"
+        raise UserError("--from", got=got, expected=expected, fix="cut it to this size")
+    whole = Image.new(picture.mode, (width, height))
+    whole.paste(picture)
+    return processor(whole)[:, : picture.height]
+
+
 @dataclass(frozen=True)
 class DepthProcessor:
     """Depth map (1, size, size) in metres, resampled to the nearest pixel; 0 where it is unknown, not finite or negative.

@@ -137,7 +137,8 @@ def check_types(values: Mapping[str, Any], types: Mapping[str, type], where: str
         accepted = (int, float) if types[name] is float else types[name]
         if not isinstance(value, accepted) or isinstance(value, bool) != (types[name] is bool):
             fix = f"see the documentation of {where}"
-            raise UserError(f"option {name}", got=repr(value), expected=types[name].__name__, fix=fix)
+            expected = getattr(types[name], "__name__", str(types[name]))  # a union has no name
+            raise UserError(f"option {name}", got=repr(value), expected=expected, fix=fix)
 
 
 def _decoded(model: Model, to: str, value: Any) -> Any:

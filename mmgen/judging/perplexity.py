@@ -54,6 +54,11 @@ class Reader:
         found = self.log_probs([text for text, _ in different], [prompt for _, prompt in different])
         return math.exp(statistics.fmean(-mean for mean, count in found if count))
 
+    def bits_per_byte(self, texts: Sequence[str]) -> float:
+        """-log2 p(texts) over their bytes in UTF-8: comparable between tokenizers, and with the ratio of a compressor."""
+        nats = -sum(mean * count for mean, count in self.log_probs(texts))
+        return nats / (math.log(2) * sum(len(text.encode()) for text in texts))
+
     def _read(self, keys: Sequence[tuple[str, str, bool]]) -> None:
         bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         rows: list[tuple[int, list[int]]] = []  # tokens of the prompt, and all tokens

@@ -15,6 +15,7 @@ from torch.distributions import Independent
 from mmgen.distributions import Likelihood
 from mmgen.errors import UserError, check_sizes, counted, nearest
 from mmgen.modalities.frozen import freeze
+from mmgen.modalities.kinds import check_values
 from mmgen.modalities.layers.convolution import Deconvolution
 from mmgen.modalities.vector import multilayer_perceptron
 
@@ -255,6 +256,7 @@ class ImageDecoder(nn.Module):
         likelihood: name of a family, see `mmgen.distributions.Likelihood`.
         scale: scale of the likelihood; None: learned.
         width: channels before the last convolution.
+        levels: levels of the likelihood "discretized_logistic".
 
     >>> ImageDecoder(4, (1, 28, 28))(torch.zeros(2, 4)).event_shape
     torch.Size([1, 28, 28])
@@ -267,10 +269,11 @@ class ImageDecoder(nn.Module):
         likelihood: str = "bernoulli",
         scale: float | None = None,
         width: int = 32,
+        levels: int = 256,
     ) -> None:
         super().__init__()
         self.deconvolution = Deconvolution(latent_dim, shape, width)
-        self.likelihood = Likelihood(likelihood, event_dims=3, scale=scale)
+        self.likelihood = Likelihood(likelihood, event_dims=3, scale=scale, levels=levels)
 
     def forward(self, z: Tensor) -> Independent:
         """z (..., latent_dim) -> p(picture | z)."""
@@ -337,3 +340,39 @@ def colour_histogram(images: Tensor, bins: int, grid: int) -> Tensor:
     ones = images.new_ones(()).expand(cells.shape)
     counts = images.new_zeros(*cells.shape[:2], bins**3).scatter_add_(2, cells, ones)  # (b, p, bins^3)
     return (counts / (h * w)).sqrt()
+
+
+def levels_of(name: str, x: Tensor, shape: Sequence[int], levels: int) -> Tensor:
+    """Levels of pictures as whole numbers 0 to ``levels`` - 1, round(x (levels - 1)).
+
+    Args:
+        name: of the modality, for messages.
+        x: (b, c, h, w) in [0, 1].
+        shape: (c, h, w).
+        levels: number of levels, 2 or more.
+
+    Returns:
+        Floating point numbers like x.
+
+    Raises:
+        UserError: another shape, or a value that is not finite or outside [0, 1]; the message names the item.
+
+    >>> levels_of("image", torch.tensor([[[[0.0, 0.34, 1.0]]]]), (1, 1, 3), levels=4).tolist()
+    [[[[0.0, 1.0, 3.0]]]]
+    """
+    return (check_pixels(name, x, shape) * (levels - 1)).round()
+
+
+def check_pixels(name: str, x: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return pictures x (b, c, h, w), all of the shape (c, h, w) and with values from 0 to 1.
+
+    Raises:
+        UserError: another shape, or a value that is not finite or outside [0, 1]; the message names the item.
+    """
+    check_values(name, x, "image", shape)
+    wrong = (x < 0) | (x > 1)
+    if wrong.any():
+        item, value = wrong.nonzero()[0, 0].item(), x[wrong][0].item()
+        fix = "leave mean and std of the image processor at 0 and 1"
+        raise UserError(f"{name} of item {item}", got=value, expected="0 to 1", fix=fix)
+    return x

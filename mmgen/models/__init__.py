@@ -11,9 +11,14 @@ if TYPE_CHECKING:  # for type checkers: `mmgen` offers every class of the table
     from mmgen.models.discrete_vae import DiscreteVAE as DiscreteVAE
     from mmgen.models.edit import Edit as Edit
     from mmgen.models.factorized import Factorized as Factorized
+    from mmgen.models.flow import Flow as Flow
+    from mmgen.models.flow_matching import FlowMatching as FlowMatching
+    from mmgen.models.gan import GAN as GAN
+    from mmgen.models.glow import Glow as Glow
     from mmgen.models.mag import AdaptedTransformer as AdaptedTransformer
     from mmgen.models.mirror_gan import MirrorGAN as MirrorGAN
     from mmgen.models.multimodal_vae import MultimodalVAE as MultimodalVAE
+    from mmgen.models.pixel_cnn import PixelCNN as PixelCNN
     from mmgen.models.psa_captioner import PseudoSelfAttentionCaptioner as PseudoSelfAttentionCaptioner
     from mmgen.models.redescriber import Redescriber as Redescriber
     from mmgen.models.sentence_vae import SentenceVAE as SentenceVAE
@@ -38,8 +43,13 @@ MODELS = {
     "style_transfer": "mmgen.models.style_transfer:StyleTransfer",
     "mag": "mmgen.models.mag:AdaptedTransformer",
     "vision_touch": "mmgen.models.vision_touch:VisionTouch",
+    "glow": "mmgen.models.glow:Glow",
+    "flow": "mmgen.models.flow:Flow",
     "discrete_vae": "mmgen.models.discrete_vae:DiscreteVAE",
+    "pixel_cnn": "mmgen.models.pixel_cnn:PixelCNN",
     "text_to_image": "mmgen.models.text_to_image:TextToImage",
+    "flow_matching": "mmgen.models.flow_matching:FlowMatching",
     "redescriber": "mmgen.models.redescriber:Redescriber",
     "mirror_gan": "mmgen.models.mirror_gan:MirrorGAN",
+    "gan": "mmgen.models.gan:GAN",
 }

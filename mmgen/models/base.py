@@ -142,6 +142,11 @@ class Model(nn.Module, ModelHubMixin):
         """The modalities that `generate` can start from."""
         return tuple(self.processors)
 
+    @property
+    def encoded(self) -> tuple[str, ...]:
+        """The modalities that `encode` can read."""
+        return self.inputs
+
     def generation_options(self) -> list[str]:
         """Names of the options of this model's `generate` beyond the common ones."""
         common = inspect.signature(Model.generate).parameters
@@ -339,6 +344,17 @@ def check_labels(labels: Tensor, classes: int) -> Tensor:
         expected, fix = f"0 to {classes - 1}", "check the number of classes"
         raise UserError("label", got=wrong[0].item(), expected=expected, fix=fix)
     return labels
+
+
+def labels_of(batch: Batch, classes: int) -> Tensor:
+    """The labels of all items, ``classes`` for those without one or if it is 0: (b,) int64."""
+    none, there = torch.full((batch.size,), classes, device=batch.rows.device), batch.having("label")
+    return none.masked_scatter(there, check_labels(batch["label"][there], classes)) if classes and there.any() else none
+
+
+def dropped(labels: Tensor, classes: int, share: float) -> Tensor:
+    """Labels (b,) of which a random ``share`` becomes ``classes``, no label, for classifier-free guidance."""
+    return labels.masked_fill(torch.rand(len(labels), device=labels.device) < share, classes)
 
 
 def model_class(name: str) -> type[Model]:

@@ -239,7 +239,7 @@ class MirrorGAN(Model):
 def squared_gradient(values: Tensor, x: Tensor) -> Tensor:
     """|d values_i / d x_i|^2 of each item, differentiable: values (b,), x (b, ...) -> (b,)."""
     gradient = torch.autograd.grad(values.sum(), x, create_graph=True)[0]  # (b, ...)
-    return gradient.float().square().flatten(1).sum(1)
+    return gradient.to(torch.promote_types(gradient.dtype, torch.float32)).square().flatten(1).sum(1)
 
 
 class Generator(nn.Module):

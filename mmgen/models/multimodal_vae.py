@@ -62,9 +62,9 @@ class MultimodalVAE(Model):
         samples: draws K of each expert, for "mmvae".
         alpha: weight of the conditional bounds in "mvtcae", from 0 to 1.
         rescale: default w_i is the largest dimension over that of modality i (for a text, its length) instead of 1.
-        prior: "standard", "mixture", "aggregate" or "flow", see `mmgen.latents.spaces.make_prior`. "mvae" trains with
-            the standard prior, so it allows only that and "aggregate", which `fit_prior` fits after training. A learned prior
-            makes unconditional modalities agree: draws from N(0, 1) may fall between the clusters of the posteriors.
+        prior: "standard", "mixture", "flow", "aggregate" or "flow_matching", see `mmgen.latents.spaces.PRIORS`. "mvae" trains
+            with the standard prior, so it allows only that and the last two, which `fit_prior` fits after training. A learned
+            prior makes unconditional modalities agree: draws from N(0, 1) may fall between the clusters of the posteriors.
         prior_settings: options of the prior.
 
     Raises:
@@ -120,8 +120,8 @@ class MultimodalVAE(Model):
             self.encoders[name] = encoder = build_encoder(kind, shape, values.get("encoder") or {})
             self.heads[name] = GaussianHead(encoder.dim, latent_dim)
             self.decoders[name] = build_decoder(kind, latent_dim, shape, values.get("decoder") or {})
-        if objective == "mvae" and prior not in ("standard", "aggregate"):
-            expected = "standard, one of the factors of mvae's product, or aggregate"
+        if objective == "mvae" and prior not in ("standard", "aggregate", "flow_matching"):
+            expected = "standard, one of the factors of mvae's product, aggregate or flow_matching"
             raise UserError("prior", got=prior, expected=expected, fix="choose another objective")
         self.prior = make_prior(prior, latent_dim, **(prior_settings or {}))
 
@@ -206,7 +206,7 @@ class MultimodalVAE(Model):
 
     @torch.no_grad()
     def fit_prior(self, batches: Iterable[Batch], generator: torch.Generator | None = None) -> None:
-        """Fit the prior "aggregate" to one draw per item from the product of its posteriors.
+        """Fit the prior "aggregate" or "flow_matching" to one draw per item from the product of its posteriors.
 
         Args:
             batches: batches of training items.

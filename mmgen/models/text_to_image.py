@@ -5,12 +5,11 @@ from functools import partial
 from typing import Annotated, Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmgen.data.batch import Batch, placed
-from mmgen.data.image import read_image
+from mmgen.data.image import upper_part
 from mmgen.data.processors import Source
 from mmgen.errors import UserError, check_at_least
 from mmgen.modalities.frozen import freeze
@@ -305,15 +304,8 @@ class TextToImage(Model):
         Raises:
             UserError: its width is not that of the model, or its height not a smaller multiple of a cell.
         """
-        (_, height, width), picture = self.discrete_vae.shape, read_image(source)
-        cell = height // self.discrete_vae.grid[0]
-        if picture.width != width or picture.height >= height or picture.height % cell:
-            got = f"{picture.width} x {picture.height} pixels"
-            expected = f"{width} wide and a multiple of {cell} below {height} high"
-            raise UserError("--from", got=got, expected=expected, fix="cut it to this size")
-        whole = Image.new(picture.mode, (width, height))
-        whole.paste(picture)
-        return self.processors["image"](whole)[:, : picture.height]
+        cell = self.discrete_vae.shape[1] // self.discrete_vae.grid[0]
+        return upper_part(source, self.processors["image"], self.discrete_vae.shape, cell)
 
     def _pictures(self, given: Batch, n: int, guidance: float, options: dict[str, Any]) -> Tensor:
         if guidance != 1.0 and not given.having("text").any():

@@ -136,7 +136,8 @@ class VAE(Model):
         latent_dim: size k of z.
         objective: key of `OBJECTIVES`.
         settings: keyword arguments of the objective's function, such as ``{"beta": 4.0}``.
-        prior: "standard", "mixture", "aggregate" (see `fit_prior`) or "flow", see `mmgen.latents.spaces.make_prior`.
+        prior: "standard", "mixture", "flow", or "aggregate" or "flow_matching", which `fit_prior` fits after training, see
+            `mmgen.latents.spaces.PRIORS`.
         prior_settings: options of the prior.
         encoder: settings of the kind's encoder, such as ``{"dim": 256}``.
         decoder: settings of the kind's decoder, such as ``{"likelihood": "bernoulli"}``.
@@ -314,7 +315,7 @@ class VAE(Model):
 
     @torch.no_grad()
     def fit_prior(self, batches: Iterable[Batch], generator: torch.Generator | None = None) -> None:
-        """Fit the prior "aggregate" to a draw from q(z | x) of each item of ``batches``.
+        """Fit the prior "aggregate" or "flow_matching" to a draw from q(z | x) of each item of ``batches``.
 
         Raises:
             UserError: the model has another prior, or the items are fewer than its components.

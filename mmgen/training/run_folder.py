@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import yaml
 
 from mmgen.errors import UserError, check_one_of
 from mmgen.storage import read_json, write_json
-from mmgen.training.config import build_config, parse_overrides, read_yaml, to_dict, write_config
+from mmgen.training.config import FitConfig, build_config, parse_overrides, read_yaml, to_dict, write_config
 from mmgen.training.lock import COPY, HOLDER, LOCK
 from mmgen.training.recipe import Recipe, checked, load_recipe, saved_values
 
@@ -159,3 +160,13 @@ def add_metrics(run: Path, split: str, figures: Mapping[str, float]) -> None:
     """Add the figures of a split to ``metrics.json``."""
     file = run / "metrics.json"
     write_json(file, {**(read_json(file) if file.is_file() else {}), split: figures})
+
+
+def training_minutes(folder: Path, fit: FitConfig) -> float:
+    """Minutes that a stage trained, from the speeds in its ``metrics.jsonl``."""
+    seconds, before = 0.0, 0
+    for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        logged = json.loads(line)
+        seconds += (logged["step"] - before) * fit.batch_size * fit.accumulation / logged["items_per_s"]
+        before = logged["step"]
+    return seconds / 60

@@ -69,7 +69,7 @@ class Model:
         objective: training loss: vae, beta, annealed, beta_tc, factor, dip_i, dip_ii or wae_mmd.
         settings: objective -> its settings, such as ``{"beta": {"beta": 4.0}}``, also of others; ``beta_tc`` gets its
             ``dataset_size`` from the data.
-        prior: standard, mixture, aggregate (fitted after training) or flow.
+        prior: standard, mixture, flow, or aggregate or flow_matching (fitted after training).
         prior_settings: settings of the prior.
         encoder: settings of the encoder.
         decoder: settings of the decoder.

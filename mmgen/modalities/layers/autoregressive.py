@@ -172,9 +172,8 @@ def sample(
     check_at_least("length", length, 1)
     if prompt.shape[1] == 0:
         raise UserError("prompt", got="no tokens", expected="at least one", fix="begin with the BOS token or a prefix")
+    check_guidance(guidance)
     if guidance != 1.0:
-        if not abs(guidance) <= LARGEST:
-            raise UserError("guidance", got=guidance, expected=f"at most {LARGEST:g}", fix="use 3 for example")
         if unconditional is None or unconditional.shape != prompt.shape:
             got = "none" if unconditional is None else f"shape {tuple(unconditional.shape)}"
             expected = f"an unconditional prompt of shape {tuple(prompt.shape)}"
@@ -249,3 +248,9 @@ def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -
         check_at_least("top_k", top_k, 1)
     if top_p is not None and not 0 < top_p <= 1:
         raise UserError("top_p", got=top_p, expected="a number above 0 and at most 1", fix="set top_p=0.9")
+
+
+def check_guidance(guidance: float) -> None:
+    """Check that a classifier-free guidance scale is in range."""
+    if not abs(guidance) <= LARGEST:
+        raise UserError("guidance", got=guidance, expected=f"at most {LARGEST:g}", fix="use 3 for example")

@@ -70,8 +70,22 @@ class Block(nn.Module):
         Returns:
             (b, t, d).
         """
+        mixed = self.attention(self.attention_norm(x), attend, causal, angles, cache, layer)  # (b, t, d)
+        x = x + F.dropout(mixed, self.dropout, self.training)
+        return x + F.dropout(self.mlp(self.mlp_norm(x)), self.dropout, self.training)
+
+    def attention(
+        self,
+        x: Tensor,
+        attend: Tensor | None = None,
+        causal: bool = False,
+        angles: tuple[Tensor, Tensor] | None = None,
+        cache: Cache | None = None,
+        layer: int = 0,
+    ) -> Tensor:
+        """Mix normalised positions x (b, t, d) by self-attention, with the arguments of `forward`."""
         b, t, d = x.shape
-        qkv = self.qkv(self.attention_norm(x)).reshape(b, t, 3, self.heads, d // self.heads)  # (b, t, 3, h, d/h)
+        qkv = self.qkv(x).reshape(b, t, 3, self.heads, d // self.heads)  # (b, t, 3, h, d/h)
         queries, keys, values = qkv.permute(2, 0, 3, 1, 4)  # (b, h, t, d/h) each
         if angles is not None:
             queries, keys = rotate(queries, *angles), rotate(keys, *angles)
@@ -80,9 +94,7 @@ class Block(nn.Module):
         dropout = self.dropout if self.training else 0.0
         past_only = causal and attend is None and t > 1  # a single query attends to all earlier keys
         mixed = F.scaled_dot_product_attention(queries, keys, values, attend, dropout, past_only)
-        mixed = self.project(mixed.transpose(1, 2).reshape(b, t, d))  # (b, t, d)
-        x = x + F.dropout(mixed, self.dropout, self.training)
-        return x + F.dropout(self.mlp(self.mlp_norm(x)), self.dropout, self.training)
+        return self.project(mixed.transpose(1, 2).reshape(b, t, d))
 
 
 def causal_mask(mask: Tensor | None, past: int, new: int, device: torch.device) -> Tensor | None:
