@@ -8,10 +8,12 @@ import torch
 from mmgen.recipes.families.train import Data, draw, pictures
 
 from mmgen.data.image import ImageProcessor
+from mmgen.errors import UserError
 from mmgen.judging.likelihood import bits_per_dim
 from mmgen.metrics.likelihood import independent_bits
 from mmgen.models.pixel_cnn import PixelCNN
 from mmgen.training.config import FitConfig
+from mmgen.training.recipe import load_recipe, recipe_config
 from mmgen.training.run_folder import training_minutes
 
 
@@ -39,3 +41,11 @@ def test_bits_per_dim_of_a_uniform_model_are_those_of_its_levels():
     assert bits_per_dim(model, data, 6, samples=1) == pytest.approx(2.0)
     made = draw(model, 3, seed=0)
     assert made.shape == (3, 1, 8, 8) and torch.equal(made, draw(model, 3, seed=0))
+
+
+def test_a_size_that_glow_cannot_halve_and_an_unknown_game_are_found_before_training():
+    recipe = load_recipe("families")
+    with pytest.raises(UserError, match="size for 2 scales: got 10 x 10, expected multiples of 4"):
+        recipe_config(recipe, "config", ["data.size=10"])
+    with pytest.raises(UserError, match=r"gan\.objective: got wgan"):
+        recipe_config(recipe, "config", ["gan.objective=wgan"])

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -120,7 +120,7 @@ class GAN(Model):
     def __init__(
         self,
         shape: Sequence[int] = (3, 32, 32),
-        objective: str = "relativistic",
+        objective: Literal["minimax", "non_saturating", "relativistic"] = "relativistic",
         classes: Annotated[int, AtLeast(0)] = 0,
         condition_dropout: Annotated[float, Share()] = 0.1,
         noise: Annotated[int, AtLeast(1)] = 64,

@@ -2,7 +2,6 @@
 
 mmgen train families                                                       # digits of 8 x 8 pixels, minutes on two CPU cores
 mmgen evaluate runs/families --split test                                  # the table: likelihood, quality, speed, features
-mmgen train families --config mnist                                        # 28 x 28 pixels, two CPU hours
 accelerate launch recipes/families/train.py --config recipes/families/gpu.yaml
 """
 
@@ -33,7 +32,7 @@ from mmgen.modalities.image import PACKAGES
 from mmgen.models.base import Model
 from mmgen.models.flow_matching import FlowMatching
 from mmgen.models.gan import GAN
-from mmgen.models.glow import Glow
+from mmgen.models.glow import Glow, check_size
 from mmgen.models.pixel_cnn import PixelCNN
 from mmgen.models.vae import VAE
 from mmgen.ranges import AtLeast
@@ -132,7 +131,9 @@ class Config(RecipeConfig):
     evaluation: Evaluation = section()
 
     def check(self, errors: Mistakes) -> None:
-        """Check the column of texts if it is read."""
+        """Check the size for Glow, and the column of texts if it is read."""
+        with errors:
+            check_size(self.data.shape, self.glow.scales)
         if self.evaluation.language_models:
             check_columns(self.data, "data", errors, {"text": ["text"]})
 
