@@ -9,8 +9,9 @@ from tqdm.auto import tqdm
 
 from mmgen import processes
 from mmgen.data.image import ImageProcessor
+from mmgen.errors import Mistakes, UserError
 from mmgen.metrics.frechet import frechet_distance
-from mmgen.modalities.image import ImageEncoder
+from mmgen.modalities.image import PACKAGES, ImageEncoder
 
 AT_ONCE = 50  # pictures encoded together
 
@@ -36,6 +37,23 @@ def picture_features(backbone: str, processor: ImageProcessor, values: Sequence[
         pictures = torch.stack([transform(processor.decode(value)) for value in values[start : start + AT_ONCE]])
         parts.append(encoder(pictures.to(device)).cpu())
     return torch.cat(parts)
+
+
+def check_comparison(path: str, items: int, features: str, errors: Mistakes) -> None:
+    """Check settings of a comparison of pictures: at least two items or 0 for all, and a known network or none.
+
+    Args:
+        path: key of the section with the keys ``items`` and ``features``, for the messages.
+        items: number of items.
+        features: a key of `mmgen.modalities.image.PACKAGES`, or empty.
+        errors: receives every mistake but the number of items, which is raised.
+
+    Raises:
+        UserError: one item.
+    """
+    errors.check_each(f"{path}.features", [features] if features else [], PACKAGES)
+    if items == 1:
+        raise UserError(f"{path}.items", got=1, expected="two or more, or 0 for all", fix=f"set {path}.items=200")
 
 
 def frechet(real: Tensor, made: Tensor) -> float:

@@ -11,9 +11,8 @@ from mmgen.data.image import ImageProcessor
 from mmgen.data.rows import DataSet
 from mmgen.errors import Mistakes, UserError
 from mmgen.judging.classifier import Judge, agreement, judge_config, trained_judge
-from mmgen.judging.features import frechet, picture_features
+from mmgen.judging.features import check_comparison, frechet, picture_features
 from mmgen.judging.shared_space import precision, space_config, trained_space
-from mmgen.modalities.image import PACKAGES
 from mmgen.models.aligned import Aligned
 from mmgen.models.base import Model
 from mmgen.ranges import AtLeast
@@ -38,9 +37,7 @@ class PictureEvaluation:
 
     def check(self, path: str, errors: Mistakes) -> None:
         """Check that there are enough items, and that the network is known."""
-        errors.check_each(f"{path}.features", [self.features] if self.features else [], PACKAGES)
-        if self.items == 1:
-            raise UserError(f"{path}.items", got=1, expected="two or more, or 0 for all", fix=f"set {path}.items=200")
+        check_comparison(path, self.items, self.features, errors)
 
 
 @torch.no_grad()

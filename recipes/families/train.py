@@ -21,14 +21,13 @@ from mmgen.data.batch import Batch
 from mmgen.data.cards import check_columns
 from mmgen.data.image import ImageProcessor
 from mmgen.data.rows import DataSet, open_rows, texts_of
-from mmgen.errors import Mistakes, UserError
+from mmgen.errors import Mistakes
 from mmgen.inference.probe import probe
-from mmgen.judging.features import frechet, picture_features
+from mmgen.judging.features import check_comparison, frechet, picture_features
 from mmgen.judging.likelihood import bits_per_dim
 from mmgen.judging.perplexity import Reader
 from mmgen.metrics.likelihood import independent_bits
 from mmgen.metrics.two_sample import classifier_test
-from mmgen.modalities.image import PACKAGES
 from mmgen.models.base import Model
 from mmgen.models.flow_matching import FlowMatching
 from mmgen.models.gan import GAN
@@ -108,9 +107,7 @@ class Evaluation:
 
     def check(self, path: str, errors: Mistakes) -> None:
         """Check that there are enough items, and that the network is known."""
-        errors.check_each(f"{path}.features", [self.features] if self.features else [], PACKAGES)
-        if self.items == 1:
-            raise UserError(f"{path}.items", got=1, expected="two or more, or 0 for all", fix=f"set {path}.items=200")
+        check_comparison(path, self.items, self.features, errors)
 
 
 @dataclass
@@ -149,7 +146,7 @@ def train(run: Run, config: Config, model: Model) -> None:
     model.processors["image"] = processor
     run.fit(
         model, pictures(config.data, "train", processor), getattr(config, f"fit_{model.name}"),
-        samples=lambda model: picture_grid([shown(model, draw(model, 10, config.seed))]),
+        samples=lambda model: picture_grid([shown(model, draw(model, SHOWN, config.seed))]),
     )  # fmt: skip
 
 
@@ -209,7 +206,8 @@ def evaluate(run: Run, config: Config, split: str) -> Result:
     processor = models["vae"].processors["image"]
     data, training = pictures(config.data, split, processor), pictures(config.data, "train", processor)
     items, counted = settings.items or len(data), min(len(data), settings.likelihood_items)
-    real = data.all("image")[:items]
+    judged = data.all("image")  # (n, c, h, w)
+    real = judged[:items]
     truth = features_of(settings, processor, real)
     kind = settings.features or "pixels"
     result = Result("families", LABELS)
@@ -234,7 +232,7 @@ def evaluate(run: Run, config: Config, split: str) -> Result:
     order = torch.randperm(len(training), generator=torch.Generator().manual_seed(config.seed))[: len(real)]
     seen = training.all("image")
     result["real"] = compared(seen[order])
-    result["independent"] = {"bits_per_dim": independent_bits(seen, data.all("image")[:counted], config.data.levels)}
+    result["independent"] = {"bits_per_dim": independent_bits(seen, judged[:counted], config.data.levels)}
     if label := config.data.label:
         folders = {str(run.stage_folder(name)): name for name in FAMILIES if models[name].defines("encode")}
         found = probe(
